@@ -1,0 +1,1 @@
+"""Rows and columns: the store, importers, simulator, splits, scenarios, preprocessing. No torch below ``loader``."""

@@ -1,0 +1,70 @@
+"""The errors a command can end with, and the exit code of each.
+
+Every message a user sees is one line: what is wrong, where (file, key, row), why, what to do.
+"""
+
+from typing import ClassVar
+
+MAX_SHOWN = 200
+
+
+def shown(value: object) -> str:
+    """A user's text made safe for a terminal or a log: ASCII, at most 200 characters."""
+    text = value if isinstance(value, str) else repr(value)
+    escaped = ascii(text)[1:-1]
+    return escaped if len(escaped) <= MAX_SHOWN else escaped[: MAX_SHOWN - 3] + "..."
+
+
+def nearest(name: str, candidates: list[str]) -> str:
+    """`"; did you mean 'x'?"` for the closest candidate, or nothing."""
+    from difflib import get_close_matches
+
+    match = get_close_matches(name, candidates, n=1, cutoff=0.6)
+    return f"; did you mean {match[0]!r}?" if match else ""
+
+
+class ModisError(Exception):
+    """Base of everything this package raises on purpose."""
+
+    exit_code: ClassVar[int] = 70
+
+
+class UserError(ModisError, ValueError):
+    """Something the user can mend; nothing was started and nothing was written."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """A mistake in a YAML file or an override; holds every mistake found, one line each."""
+
+    def __init__(self, problems: list[str], *, source: str) -> None:
+        self.problems = problems
+        self.source = source
+        head = f"{shown(source)}: "
+        if len(problems) == 1:
+            super().__init__(head + problems[0])
+        else:
+            super().__init__(head + f"{len(problems)} mistakes: " + " | ".join(problems))
+
+
+class DataError(UserError):
+    """A mistake in a data file, a store or a checkpoint."""
+
+
+class RunFailed(ModisError):
+    """A training stopped and can be resumed or mended; names step, term and checkpoint."""
+
+    exit_code = 3
+
+
+class SweepIncomplete(ModisError):
+    """A sweep ended with failed trials; the others are finished and kept."""
+
+    exit_code = 4
+
+
+class Interrupted(ModisError):
+    """Stopped by a signal with its state saved; the same command continues."""
+
+    exit_code = 75
