@@ -1,0 +1,156 @@
+"""The local record of a training: an append-only file of JSON lines, each with its checksum.
+
+The process that trains writes it; the driver reads it and mirrors it elsewhere. It is the source of truth for curves:
+whatever happens to a tracking server, the lines stay. This module must not know MLflow or Ray.
+
+A line is ``{"crc": "<CRC-32 of the record's canonical text, hex>", "record": {...}}``; canonical text is JSON with
+sorted keys and no spaces. JSON has no NaN or infinity, so they are written as the texts "nan", "inf" and "-inf"; the
+values of metrics are floats again when read.
+"""
+
+import errno
+import json
+import math
+import os
+import time
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+Record = dict[str, Any]
+EventKind = Literal["start", "end", "figure", "checkpoint"]
+
+
+class JournalWriter:
+    """Appends records to a journal. One writer per file; the folder must be there.
+
+    Every record is one ``os.write`` to a file opened with O_APPEND, so a killed process leaves at most one torn last
+    line, and the next writer begins on a new one. Raises ``OSError`` where the disk refuses.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._torn = _ends_in_the_middle_of_a_line(path)
+        self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+
+    def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None:
+        """Numbers of one epoch (``step``) of one trial."""
+        numbers = {name: float(value) for name, value in values.items()}
+        self._append({"kind": "metrics", "trial": trial, "time_ms": _now_ms(), "step": int(step), "values": numbers})
+
+    def event(self, trial: str, *, kind: EventKind, values: Mapping[str, Any]) -> None:
+        """Something that happened once; ``values`` are plain JSON values. An ``end`` is on disk when this returns."""
+        self._append({"kind": kind, "trial": trial, "time_ms": _now_ms(), "values": dict(values)})
+        if kind == "end":
+            os.fsync(self._file)
+
+    def close(self) -> None:
+        """Bring everything to disk; a second call does nothing."""
+        if self._file >= 0:
+            os.fsync(self._file)
+            os.close(self._file)
+            self._file = -1
+
+    def _append(self, record: Record) -> None:
+        line = b"\n" * self._torn + _line(record)
+        self._torn = True
+        if os.write(self._file, line) != len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._torn = False
+
+
+class JournalReader:
+    """Reads a growing journal piece by piece; a file that is not there yet is empty."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._offset = 0
+        self._seen: set[tuple[str, int]] = set()
+        self.skipped = 0  # lines that were torn or corrupt
+
+    def new(self) -> list[Record]:
+        """Valid records since the last call, whole lines only.
+
+        A resumed training writes the epochs after its checkpoint again, with the same numbers: of metrics with the
+        same trial and step the first are kept.
+        """
+        *lines, _unfinished = self._tail().split(b"\n")
+        self._offset += sum(len(line) + 1 for line in lines)
+        records = [_record(line) for line in lines if line]
+        self.skipped += records.count(None)
+        return [record for record in records if record is not None and self._is_first(record)]
+
+    def _tail(self) -> bytes:
+        try:
+            with self._path.open("rb") as file:
+                file.seek(self._offset)
+                return file.read()
+        except FileNotFoundError:
+            return b""
+
+    def _is_first(self, record: Record) -> bool:
+        if record["kind"] != "metrics":
+            return True
+        key = (record["trial"], record["step"])
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+
+def read(path: Path) -> list[Record]:
+    """Every valid record of a journal, in the order written; see ``JournalReader`` for what is left out."""
+    return JournalReader(path).new()
+
+
+def _now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def _ends_in_the_middle_of_a_line(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
+    except FileNotFoundError:
+        return False
+
+
+def _line(record: Record) -> bytes:
+    text = _canonical(_strict(record))
+    return f'{{"crc": "{zlib.crc32(text.encode()):08x}", "record": {text}}}\n'.encode()
+
+
+def _canonical(record: Any) -> str:
+    return json.dumps(record, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def _strict(value: Any) -> Any:
+    """The same value with numbers that JSON cannot hold as text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _strict(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(held) for held in value]
+    return value
+
+
+def _record(line: bytes) -> Record | None:
+    """The record of a line, or None where the line is not what was written."""
+    try:
+        outer = json.loads(line, parse_constant=_refuse)
+        record, crc = outer["record"], outer["crc"]
+        if crc != f"{zlib.crc32(_canonical(record).encode()):08x}":
+            return None
+        if record["kind"] == "metrics":
+            record["values"] = {name: float(value) for name, value in record["values"].items()}
+        return dict(record)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(constant)
