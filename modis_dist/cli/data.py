@@ -1,0 +1,189 @@
+"""The `modis-dist data` commands: import, check, describe, simulate. They parse arguments and print, no more."""
+
+import json
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modis_dist.errors import shown
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from modis_dist.data.coverage import Coverage
+
+app = typer.Typer(help="Import, check, describe and simulate data.", no_args_is_help=True)
+simulate_app = typer.Typer(help="Simulate a data set.", no_args_is_help=True)
+app.add_typer(simulate_app, name="simulate")
+
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
+OutPath = Annotated[Path, typer.Option("--out", metavar="STORE", help="Folder to make; must not exist.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of <modality>.parquet|csv|tsv[.gz]|h5ad, or .h5mu.")
+    ],
+    out: OutPath,
+) -> None:
+    """Make a store from tables, AnnData or MuData."""
+    from modis_dist.data.importers import import_source
+
+    with _progress() as progress:
+        import_source(source, out, progress=progress)
+    _print_made(out)
+
+
+@app.command()
+def check(store: StorePath, as_json: Json = False) -> None:
+    """Read everything in a store and verify it: hashes, page checksums, columns, values, ids."""
+    from modis_dist.data.coverage import verify
+
+    with _progress() as progress:
+        sound = verify(store, progress=progress)
+    held = {
+        name: {"rows": table.rows, "features": len(table.features), "shards": len(table.shards)}
+        for name, table in sound.tables.items()
+    }
+    if as_json:
+        _print_json({"store": str(store), "ok": True, "fingerprint": sound.fingerprint, "modalities": held})
+        return
+    for name, table in held.items():
+        typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shards: sound")
+    typer.echo(f"{store}: sound, fingerprint {sound.fingerprint[:16]}")
+
+
+@app.command()
+def describe(store: StorePath, as_json: Json = False) -> None:
+    """Show what a store holds: class and modality counts, labels, pairing, values, splits."""
+    from modis_dist.data.coverage import measure
+    from modis_dist.data.store import Store
+
+    with _progress() as progress:
+        coverage = measure(Store.open(store), progress=progress)
+    if as_json:
+        _print_json(coverage.as_tree())
+        return
+    _print_coverage(coverage)
+
+
+@simulate_app.callback()
+def _simulate() -> None:
+    """Simulate a data set."""
+
+
+@simulate_app.command()
+def intersim(
+    out: OutPath,
+    samples: Annotated[int, typer.Option(help="Samples, each with a row in all three modalities.")] = 500,
+    classes: Annotated[int, typer.Option(help="Balanced classes.")] = 5,
+    delta: Annotated[float, typer.Option(help="Mean shift of a differential feature.")] = 2.0,
+    seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 1234,
+    params: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the original tables as Parquet.")] = None,
+) -> None:
+    """Simulate methylation, expression and protein with the InterSIM algorithm."""
+    from modis_dist.config.parse import build
+    from modis_dist.config.run import Run
+    from modis_dist.data.intersim import simulate
+
+    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "params": params}
+    settings = build(Run, {"data": {"simulate": given}}, source="simulate intersim").data.simulate
+    assert settings is not None
+    simulate(settings, out)
+    _print_made(out)
+
+
+# --- printing -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A function that shows how far each modality is: bars on stderr, nothing where that is no terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    bars: dict[str, TaskID] = {}
+    with Progress(*columns, console=console, disable=not console.is_terminal) as shown_bars:
+
+        def advance(modality: str, done: int, total: int) -> None:
+            if modality not in bars:
+                bars[modality] = shown_bars.add_task(modality)
+            shown_bars.update(bars[modality], completed=done, total=total)
+
+        yield advance
+
+
+def _print_json(tree: object) -> None:
+    typer.echo(json.dumps(tree, indent=2, allow_nan=False))
+
+
+def _print_made(out: Path) -> None:
+    """What was made, what was odd about it and what to do next."""
+    from modis_dist.data.store import Store
+
+    store = Store.open(out)
+    for name in store.modalities:
+        typer.echo(f"{name}: {store.rows(name):,} rows, {len(store.features(name)):,} features")
+    for line in store.notices:
+        typer.echo(f"notice: {line}")
+    typer.echo(f"store: {out}")
+    typer.echo(f"next:  modis-dist data describe {shlex.quote(str(out))}")
+
+
+def _print_coverage(coverage: "Coverage") -> None:
+    from rich.console import Console
+
+    console = Console()
+    console.print(_class_table(coverage))
+    console.print(_modality_table(coverage))
+    for count, samples in coverage.by_modality_count.items():
+        console.print(f"{samples:,} samples have rows in {count} of {len(coverage.modalities)} modalities")
+    for line in coverage.notices:
+        console.print(f"notice: {line}", markup=False)
+
+
+def _class_table(coverage: "Coverage") -> "Table":
+    """Rows of each class in each modality; a class without a row stands out."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("class", *coverage.modalities, title="Rows by class and modality")
+    for label in coverage.classes:
+        counts = [held.by_class[label] for held in coverage.modalities.values()]
+        table.add_row(Text(shown(label)), *(f"{count:,}" if count else "[bold red]none[/]" for count in counts))
+    table.add_section()
+    table.add_row("unlabelled", *(f"{held.unlabelled:,}" for held in coverage.modalities.values()))
+    table.add_row("labelled", *(f"{held.labelled_share:.1%}" for held in coverage.modalities.values()))
+    return _right_aligned(table)
+
+
+def _modality_table(coverage: "Coverage") -> "Table":
+    from rich.table import Table
+
+    table = Table("", *coverage.modalities, title="Modalities")
+    held = list(coverage.modalities.values())
+    table.add_row("rows", *(f"{m.rows:,}" for m in held))
+    table.add_row("features", *(f"{m.features:,}" for m in held))
+    table.add_row("groups", *(f"{m.groups:,}" for m in held))
+    for name in ("minimum", "mean", "maximum"):
+        values = [getattr(m, name) for m in held]
+        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
+    table.add_row("missing values", *(f"{m.missing_share:.2%}" for m in held))
+    table.add_row("constant features", *(f"{m.constant_features:,}" for m in held))
+    for part in ("train", "test", "none"):
+        table.add_row(f"split: {part}", *(f"{m.by_split[part]:,}" for m in held))
+    return _right_aligned(table)
+
+
+def _right_aligned(table: "Table") -> "Table":
+    for column in table.columns[1:]:
+        column.justify = "right"
+    return table
