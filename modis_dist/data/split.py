@@ -56,8 +56,9 @@ def _rows(group: Rows, test: Mask, validation: Mask) -> Partition:
 class _Cohort:
     """The groups of all modalities, numbered, and the cells that they have to be balanced in.
 
-    A cell is a count that every side of a split must get its share of: rows of a class in a modality, groups of a
-    class, groups. ``member`` and ``cell`` are parallel: a group stands once for each unit that it brings to a cell.
+    A cell is a count that every side of a split must get its share of: rows of a class in a modality, rows of a
+    modality, groups of a class, groups. ``member`` and ``cell`` are parallel: a group stands once for each unit that
+    it brings to a cell.
     """
 
     names: Strings  # [groups], sorted
@@ -79,7 +80,9 @@ class _Cohort:
         first = len(modalities) * width
         groups_of_class = np.unique(np.stack([group, first + label]), axis=1)
         groups = np.stack([np.arange(len(names)), np.full(len(names), first + width)])
-        member, cell = np.concatenate([rows, groups_of_class, groups], axis=1).astype(np.int64)
+        rows_of_modality = np.stack([group, first + width + 1 + modality])
+        cells = [rows, rows_of_modality, groups_of_class, groups]
+        member, cell = np.concatenate(cells, axis=1).astype(np.int64)
         per_modality = np.split(group.astype(np.int64), np.cumsum(sizes)[:-1])
         class_of_cell = {first + code: code + UNLABELLED for code in range(width)}
         return cls(names, dict(zip(modalities, per_modality, strict=True)), member, cell, class_of_cell)

@@ -1,0 +1,41 @@
+"""Random cohorts: patients with samples of several classes in several modalities, rows in any order."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from modis_dist.data.index import Index
+
+Row = tuple[str, str, int]  # sample, group, label
+
+
+def index_of(rows: Sequence[Row], split: Sequence[str] | None = None) -> Index:
+    """An index with these rows, in this order."""
+    samples, groups, labels = ([row[part] for row in rows] for part in range(3))
+    stored = np.array(split if split is not None else [""] * len(rows), dtype=object)
+    return Index(
+        np.array(samples, dtype=object), np.array(groups, dtype=object), np.array(labels, dtype=np.int64), stored
+    )
+
+
+def random_cohort(
+    seed: int, *, groups: int, classes: int, modalities: int, samples_per_group: int, unlabelled: float
+) -> dict[str, Index]:
+    """Every group has a main class, 1..samples_per_group samples, and each sample rows in some modalities."""
+    rng = np.random.default_rng(seed)
+    rows: dict[str, list[Row]] = {f"m{number}": [] for number in range(modalities)}
+    for group, main in enumerate(rng.integers(classes, size=groups)):
+        for sample in range(rng.integers(1, samples_per_group + 1)):
+            label = int(main if rng.random() < 0.8 else rng.integers(classes))
+            there = rng.random(modalities) < 0.7
+            there[rng.integers(modalities)] = True
+            for number in np.flatnonzero(there):
+                seen = -1 if rng.random() < unlabelled else label
+                rows[f"m{number}"].append((f"s{group}-{sample}", f"g{group}", seen))
+    return {name: index_of([held[i] for i in rng.permutation(len(held))]) for name, held in rows.items()}
+
+
+def reordered(indexes: Mapping[str, Index], seed: int) -> dict[str, Index]:
+    """The same rows in another order, and the modalities too."""
+    rng = np.random.default_rng(seed)
+    return {name: indexes[name].take(rng.permutation(len(indexes[name]))) for name in reversed(list(indexes))}
