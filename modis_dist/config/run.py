@@ -7,6 +7,7 @@ prints them. Rules that span several keys stand in the ``model_validator`` of th
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic.config import JsonDict
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
@@ -15,7 +16,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 def item(default: Any, description: str, *, unit: str | None = None, **limits: Any) -> Any:
     """A documented key; ``default=...`` makes it required."""
-    extra = {"unit": unit} if unit else None
+    extra: JsonDict | None = {"unit": unit} if unit else None
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 

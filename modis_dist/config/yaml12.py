@@ -97,7 +97,7 @@ def parse(text: str, *, source: str) -> Any:
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{where}not valid YAML: {shown(problem)}"], source=source) from None
     finally:
-        loader.dispose()  # type: ignore[no-untyped-call]
+        loader.dispose()
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -1,0 +1,103 @@
+"""Adversarial losses on the modality logits, and the gradient penalty.
+
+Every loss takes ``logits`` [r, m, b, c]: of replicate r, row b of modality m, the critic (logit) of modality c, and
+returns one value per replicate. Rows are paired within the batch by position unless said otherwise.
+Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss and the penalty.
+"""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def published_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """A.2 as published: softplus(-sum_i (d_i - sum_{j != i} d_j)) over rows and logits.
+
+    The sums collapse to (2 - M) sum_i d_i: nothing in it tells modalities apart. Kept to reproduce the paper.
+    """
+    total = logits.sum(1, keepdim=True)
+    inner = (logits - (total - logits)).sum(1)
+    return F.softplus(-inner).mean((1, 2))
+
+
+def published_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """A.2 as published: softplus(-sum_i sum_{j != i} (d_j - d_i)).
+
+    The double sum cancels identically: the value is ln 2 and the gradient zero, so it aligns nothing.
+    """
+    modalities = logits.shape[1]
+    total = logits.sum(1, keepdim=True)
+    inner = ((total - logits) - (modalities - 1) * logits).sum(1)
+    return F.softplus(-inner).mean((1, 2))
+
+
+def pairwise_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """R3GAN's pairing loss for M critics: mean over i != j of softplus(-(d_i[i] - d_j[i]))."""
+    return _mean_of_others(F.softplus(-_lead(logits)))
+
+
+def pairwise_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """The encoders' side of the pairing loss: mean over i != j of softplus(-(d_j[i] - d_i[i]))."""
+    return _mean_of_others(F.softplus(_lead(logits)))
+
+
+def cross_entropy_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """The classical adversary: cross-entropy of naming the modality of a row."""
+    return -logits.log_softmax(-1).diagonal(dim1=1, dim2=3).mean((1, 2))
+
+
+def cross_entropy_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+    """The encoders scored against the other names: cross-entropy with equal shares of the other modalities."""
+    return _mean_of_others(-logits.log_softmax(-1))
+
+
+def class_conditional_discriminator(
+    logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]
+) -> Float[Tensor, " r"]:
+    """The pairing loss between all rows of the same class; rows with label -1 take no part."""
+    return _mean_of_same_class(logits, label, sign=-1)
+
+
+def class_conditional_encoder(logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]) -> Float[Tensor, " r"]:
+    """The encoders' side of the class-conditional pairing loss."""
+    return _mean_of_same_class(logits, label, sign=1)
+
+
+def _lead(logits: Tensor) -> Tensor:
+    """lead[r, j, b, i] = d_i[b, i] - d_j[b, i]: by how much critic i prefers its own modality's row."""
+    own = logits.diagonal(dim1=1, dim2=3)  # [r, b, i]
+    return own.unsqueeze(1) - logits
+
+
+def _mean_of_others(values: Tensor) -> Tensor:
+    """Mean of values[r, j, b, i] over rows and the pairs i != j."""
+    modalities, rows = values.shape[1], values.shape[2]
+    others = ~torch.eye(modalities, dtype=torch.bool, device=values.device).unsqueeze(1)
+    return (values * others).sum((1, 2, 3)) / (modalities * (modalities - 1) * rows)
+
+
+def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
+    """Mean over i != j and all pairs of rows (b of i, c of j) of one class; 0 where there is no such pair."""
+    modalities = logits.shape[1]
+    own = logits.diagonal(dim1=1, dim2=3)  # [r, b, i]
+    lead = own[:, None, :, None, :] - logits[:, :, None, :, :]  # [r, j, b, c, i]
+    other = label[:, :, None, :, None]  # of row c of modality j
+    mine = label.transpose(1, 2)[:, None, :, None, :]  # of row b of modality i
+    apart = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
+    same = (other == mine) & (mine >= 0) & apart
+    values = torch.where(same, F.softplus(sign * lead), 0.0)
+    return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
+
+
+def logit_gradient(
+    logits: Float[Tensor, "r n m"], z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"] | None
+) -> Float[Tensor, "r n l"]:
+    """Gradient with respect to z of the sum of each row's logits, or of their sum with random signs.
+
+    With signs of +-1 the expected squared norm is the sum over logits of their own squared norms, where in the
+    plain sum opposite critics cancel. Rows must be independent of each other. Differentiable once more.
+    """
+    total = logits.sum() if signs is None else (logits * signs).sum()
+    (gradient,) = torch.autograd.grad(total, z, create_graph=True)
+    return gradient

@@ -1,0 +1,51 @@
+"""Clustering loss on class probabilities and hidden activations (paper, A.2: L_C1 + L_C2 + L_C3).
+
+Legend: g any number of leading axes (replicates, modalities), n rows, k classes, w hidden width. All three terms
+couple the rows of the global batch. Source of the terms: Kampffmeyer et al. 2019; Tang et al. 2023.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+RELATIVE_BANDWIDTH = 0.15  # of the median squared distance, as published
+SMALLEST = 1e-9
+
+
+def clustering(
+    probability: Float[Tensor, "*g n k"], h: Float[Tensor, "*g n w"], prior: Float[Tensor, "*#g k"]
+) -> Float[Tensor, "*g"]:
+    """L_C1 + L_C2 + L_C3; ``prior`` holds the class shares that L_C3 pulls towards (1/K each in the paper)."""
+    similarity = kernel(h)
+    corners = torch.eye(probability.shape[-1], dtype=probability.dtype, device=probability.device)
+    to_corner = (probability.unsqueeze(-2) - corners).square().sum(-1).neg().exp()
+    return (
+        overlap(probability, similarity) + overlap(to_corner, similarity) + negative_entropy(probability, prior)
+    )
+
+
+def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:
+    """exp(-|h_i - h_j|^2 / (2 s2)), s2 = 0.15 of the median of all squared distances, not differentiated."""
+    inner = h @ h.transpose(-1, -2)
+    norm = inner.diagonal(dim1=-2, dim2=-1)
+    squared = (norm.unsqueeze(-1) + norm.unsqueeze(-2) - 2 * inner).clamp_min(0)
+    median = squared.detach().flatten(-2).median(-1).values
+    bandwidth = (RELATIVE_BANDWIDTH * median).clamp_min(SMALLEST)
+    return torch.exp(-squared / (2 * bandwidth[..., None, None]))
+
+
+def overlap(assignment: Float[Tensor, "*g n k"], similarity: Float[Tensor, "*g n n"]) -> Float[Tensor, "*g"]:
+    """Mean over class pairs i < j of a_i' S a_j / sqrt(a_i' S a_i * a_j' S a_j): the Cauchy-Schwarz overlap."""
+    classes = assignment.shape[-1]
+    gram = assignment.transpose(-1, -2) @ similarity @ assignment
+    size = gram.diagonal(dim1=-2, dim2=-1)
+    ratio = gram * torch.rsqrt((size.unsqueeze(-1) * size.unsqueeze(-2)).clamp_min(SMALLEST**2))
+    upper = torch.ones(classes, classes, dtype=torch.bool, device=ratio.device).triu(1)
+    return (ratio * upper).sum((-2, -1)) / (classes * (classes - 1) / 2)
+
+
+def negative_entropy(probability: Float[Tensor, "*g n k"], prior: Float[Tensor, "*#g k"]) -> Float[Tensor, "*g"]:
+    """sum_k abar_k log(abar_k / (K prior_k)), abar the mean over rows; with a uniform prior the published L_C3."""
+    mean = probability.mean(-2)
+    classes = probability.shape[-1]
+    return (mean * (mean.clamp_min(SMALLEST).log() - (classes * prior).clamp_min(SMALLEST).log())).sum(-1)

@@ -1,0 +1,110 @@
+"""Layers that hold R independent replicates on a leading axis.
+
+Legend: r replicates, b rows, i and o input and output features. A replicate sees only its own slice, so that the
+gradients of a sum over replicates are the gradients of each of them alone.
+"""
+
+from math import sqrt
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class StackedLinear(nn.Module):
+    """R affine maps at once: weight [r, o, i], bias [r, o]."""
+
+    def __init__(self, replicates: int, inputs: int, outputs: int, *, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(replicates, outputs, inputs, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(replicates, outputs, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
+        """The map of each replicate applied to its own rows."""
+        if len(self.weight) == 1:  # one plain product: faster than a batch of one
+            return F.linear(x[0], self.weight[0], self.bias[0]).unsqueeze(0)
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+
+    @torch.no_grad()
+    def initialise(self, replicate: int, generator: torch.Generator) -> None:
+        """Uniform in +-1/sqrt(i), the default of ``torch.nn.Linear``, for one replicate."""
+        bound = 1 / sqrt(self.weight.shape[2])
+        for parameter in (self.weight, self.bias):
+            drawn = torch.rand(parameter.shape[1:], generator=generator, dtype=torch.float32)
+            parameter[replicate] = (2 * drawn - 1) * bound
+
+
+class StackedBatchNorm(nn.Module):
+    """R batch normalisations over rows; running statistics [r, i] as in ``torch.nn.BatchNorm1d``."""
+
+    weight: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+
+    def __init__(
+        self, replicates: int, features: int, *, eps: float, momentum: float = 0.1, dtype: torch.dtype = torch.float32
+    ) -> None:
+        super().__init__()
+        self.eps = eps
+        self.momentum = momentum
+        self.weight = nn.Parameter(torch.ones(replicates, features, dtype=dtype))
+        self.bias = nn.Parameter(torch.zeros(replicates, features, dtype=dtype))
+        self.register_buffer("running_mean", torch.zeros(replicates, features, dtype=dtype))
+        self.register_buffer("running_var", torch.ones(replicates, features, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
+        """Normalised by the batch in training, by the running statistics otherwise."""
+        if not self.training:
+            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
+            return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+        replicates, rows, features = x.shape
+        flat = x.transpose(0, 1).reshape(rows, replicates * features)
+        normal = F.batch_norm(
+            flat,
+            self.running_mean.view(-1),
+            self.running_var.view(-1),
+            self.weight.reshape(-1),
+            self.bias.reshape(-1),
+            training=True,
+            momentum=self.momentum,
+            eps=self.eps,
+        )
+        return normal.view(rows, replicates, features).transpose(0, 1)
+
+
+class Hidden(nn.Module):
+    """``Linear -> BatchNorm -> LeakyReLU``, or without the normalisation where ``eps`` is None."""
+
+    def __init__(
+        self,
+        replicates: int,
+        inputs: int,
+        outputs: int,
+        *,
+        eps: float | None,
+        slope: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.linear = StackedLinear(replicates, inputs, outputs, dtype=dtype)
+        self.norm = StackedBatchNorm(replicates, outputs, eps=eps, dtype=dtype) if eps is not None else nn.Identity()
+        self.slope = slope
+
+    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
+        """The activations."""
+        return F.leaky_relu(self.norm(self.linear(x)), self.slope)
+
+
+def initialise(module: nn.Module, seeds: list[int]) -> None:
+    """Draw the initial weights; replicate r from a generator of its own, seeded with ``seeds[r]``."""
+    layers = [layer for layer in module.modules() if isinstance(layer, StackedLinear)]
+    for replicate, seed in enumerate(seeds):
+        generator = torch.Generator().manual_seed(seed)
+        for layer in layers:
+            layer.initialise(replicate, generator)
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Trainable numbers of one replicate (the paper's table S2 counts these)."""
+    return sum(parameter[0].numel() for parameter in module.parameters())

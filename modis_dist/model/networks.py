@@ -1,0 +1,135 @@
+"""The VAE of one modality, the discriminator, and the system of both (paper, figure S1 and table S2).
+
+Legend: r replicates, m modalities, b rows, p features, l latent dimensions, k classes, w last hidden width.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from modis_dist.model.layers import Hidden, StackedLinear
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Every size of a system; two systems of one shape can be stacked."""
+
+    features: dict[str, int]  # modality -> features after preprocessing
+    hidden: dict[str, tuple[int, ...]]  # modality -> encoder widths h_1 .. h_n
+    latent: int
+    classes: int
+    discriminator: tuple[int, ...] = (1024, 512, 256)
+    eps: float = 0.8
+    slope: float = 0.2
+
+
+def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
+    """Hidden widths int(p * ratio), as published; at least 1."""
+    return tuple(max(1, int(features * ratio)) for ratio in ratios)
+
+
+class Vae(nn.Module):
+    """Encoder to (mu, logvar) and decoder of one modality."""
+
+    def __init__(
+        self,
+        replicates: int,
+        features: int,
+        hidden: Sequence[int],
+        latent: int,
+        *,
+        eps: float,
+        slope: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        down = [features, *hidden]
+        up = [latent, *reversed(hidden)]
+        self.encoder = nn.Sequential(
+            *(Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype) for i, o in pairwise(down[:-1])),
+            StackedLinear(replicates, down[-2], down[-1], dtype=dtype),
+        )
+        self.mu = StackedLinear(replicates, down[-1], latent, dtype=dtype)
+        self.logvar = StackedLinear(replicates, down[-1], latent, dtype=dtype)
+        self.decoder = nn.Sequential(
+            *(Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype) for i, o in pairwise(up)),
+            StackedLinear(replicates, up[-1], features, dtype=dtype),
+        )
+
+    def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
+        """Mean and log variance of q(z|x)."""
+        h = self.encoder(x)
+        return self.mu(h), self.logvar(h)
+
+    def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
+        """Mean of p(x|z)."""
+        x_hat: Tensor = self.decoder(z)
+        return x_hat
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What the discriminator says of latents."""
+
+    h: Float[Tensor, "r n w"]
+    modality: Float[Tensor, "r n m"]  # logits
+    label: Float[Tensor, "r n k"]  # logits
+
+
+class Discriminator(nn.Module):
+    """Shared trunk on z, a modality head and a class head."""
+
+    def __init__(
+        self,
+        replicates: int,
+        latent: int,
+        hidden: Sequence[int],
+        *,
+        modalities: int,
+        classes: int,
+        slope: float,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            *(Hidden(replicates, i, o, eps=None, slope=slope, dtype=dtype) for i, o in pairwise([latent, *hidden]))
+        )
+        self.modality = StackedLinear(replicates, hidden[-1], modalities, dtype=dtype)
+        self.label = StackedLinear(replicates, hidden[-1], classes, dtype=dtype)
+
+    def forward(self, z: Float[Tensor, "r n l"]) -> Judgement:
+        """Last hidden activations, modality logits and class logits."""
+        h = self.trunk(z)
+        return Judgement(h, self.modality(h), self.label(h))
+
+
+class Modis(nn.Module):
+    """One VAE per modality and the discriminator, for R replicates."""
+
+    def __init__(self, shape: Shape, *, replicates: int = 1, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.shape = shape
+        self.modalities = tuple(shape.features)
+        self.vaes = nn.ModuleList(
+            Vae(replicates, p, shape.hidden[m], shape.latent, eps=shape.eps, slope=shape.slope, dtype=dtype)
+            for m, p in shape.features.items()
+        )
+        self.discriminator = Discriminator(
+            replicates,
+            shape.latent,
+            shape.discriminator,
+            modalities=len(shape.features),
+            classes=shape.classes,
+            slope=shape.slope,
+            dtype=dtype,
+        )
+
+    def vae(self, modality: str) -> Vae:
+        """The VAE of a modality by name."""
+        vae = self.vaes[self.modalities.index(modality)]
+        assert isinstance(vae, Vae)
+        return vae

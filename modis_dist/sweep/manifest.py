@@ -1,0 +1,182 @@
+"""From a study to its list of trials, and the file that holds the list.
+
+A trial's name is the hash of what it learns from and how: the same study on the same data always has the same trials,
+so a sweep that was killed continues with what is not done yet, and nothing is run twice.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from modis_dist.config.parse import Tree, build, digest, to_tree, with_settings
+from modis_dist.config.run import Run
+from modis_dist.config.study import Study
+from modis_dist.errors import ConfigError, DataError
+from modis_dist.files import write_json
+
+VERSION = 1
+MOST_TRIALS = 100_000
+ONLY_CONDITION = "all"
+NOT_LEARNT = ("device", "threads", "log_every", "checkpoint_every")  # of trainer: they change no result
+FIXED = ("data.store", "data.simulate", "data.split", "seed", "name", "sweep")  # the rows must stay comparable
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training of a sweep."""
+
+    id: str
+    condition: str
+    configuration: int  # position in the grid
+    params: dict[str, Any]  # what the grid set
+    fold: int | None
+    replicate: int
+    run: Run
+
+    @property
+    def name(self) -> str:
+        """A short name for people."""
+        parts = [*(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.params.items())]
+        parts += [f"fold {self.fold}"] if self.fold is not None else []
+        parts += [f"seed {self.run.seed}"]
+        return f"{self.condition}: " + ", ".join(parts)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The trials of a sweep and the packs they are trained in."""
+
+    study: str
+    fingerprint: str  # of the data
+    trials: tuple[Trial, ...]
+    packs: tuple[tuple[str, ...], ...]  # trial ids
+
+    def trial(self, name: str) -> Trial:
+        """A trial by its id."""
+        return next(trial for trial in self.trials if trial.id == name)
+
+
+def trial_id(run: Run, fingerprint: str) -> str:
+    """Hash of everything that decides a training's result, short enough for a folder name."""
+    tree = to_tree(run)
+    tree.pop("name")
+    for key in ("store", "simulate"):
+        tree["data"].pop(key)
+    for key in NOT_LEARNT:
+        tree["trainer"].pop(key)
+    return digest([fingerprint, tree])[:16]
+
+
+def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
+    """Conditions x grid x folds x replicates, in this order; equal trials are listed once.
+
+    Raises ``ConfigError`` for keys or values that no run accepts, before anything is started.
+    """
+    sweep = study.sweep
+    conditions = sweep.conditions or {ONLY_CONDITION: {}}
+    combinations = [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
+    total = len(conditions) * len(combinations) * sweep.folds * sweep.replicates
+    _check(study, total, source)
+    base = to_tree(study.base())
+    trials: dict[str, Trial] = {}
+    for condition, settings in conditions.items():
+        under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
+        for number, params in enumerate(combinations):
+            tree = with_settings(under, params, source=f"{source}: sweep.grid")
+            where = f"{source}: sweep, condition {condition}, grid point {number}"
+            for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
+                run = build(Run, _placed(tree, study, fold, replicate), source=where)
+                name = trial_id(run, fingerprint)
+                held = fold if sweep.folds > 1 else None
+                trials.setdefault(name, Trial(name, condition, number, params, held, replicate, run))
+    return tuple(trials.values())
+
+
+def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
+    """The trial that trains a chosen configuration on all training rows, for a number of epochs found before."""
+    settings = {
+        "data.split.folds": None,
+        "data.split.fold": None,
+        "data.split.validation_fraction": 0.0,
+        "trainer.early_stopping": None,
+        "optim.epochs": epochs,
+    }
+    run = build(Run, with_settings(to_tree(trial.run), settings, source="refit"), source="refit")
+    return Trial(
+        trial_id(run, fingerprint), trial.condition, trial.configuration, trial.params, None, trial.replicate, run
+    )
+
+
+def save(path: Path, manifest: Manifest) -> None:
+    """Write the list, before the first trial starts."""
+    trials = [
+        asdict(trial) | {"run": to_tree(trial.run)} for trial in manifest.trials
+    ]
+    content = {
+        "version": VERSION,
+        "study": manifest.study,
+        "fingerprint": manifest.fingerprint,
+        "packs": manifest.packs,
+        "trials": trials,
+    }
+    write_json(path, content)
+
+
+def load(path: Path) -> Manifest:
+    """Read the list. Raises ``DataError`` where it is damaged."""
+    try:
+        content = json.loads(path.read_text())
+        if content["version"] != VERSION:
+            raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
+        trials = tuple(_trial(values, source=str(path)) for values in content["trials"])
+        packs = tuple(tuple(pack) for pack in content["packs"])
+        return Manifest(content["study"], content["fingerprint"], trials, packs)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(f"{path}: is not the manifest of a sweep ({type(error).__name__})") from None
+
+
+def _trial(values: Mapping[str, Any], *, source: str) -> Trial:
+    return Trial(**{**values, "run": build(Run, values["run"], source=source)})
+
+
+def _placed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
+    """A run's tree with its fold and seed."""
+    settings: dict[str, Any] = {"seed": study.seed + replicate}
+    if study.sweep.folds > 1:
+        settings |= {"data.split.folds": study.sweep.folds, "data.split.fold": fold}
+    return with_settings(tree, settings, source="sweep")
+
+
+def _check(study: Study, total: int, source: str) -> None:
+    problems = []
+    if total > MOST_TRIALS:
+        problems.append(f"sweep: {total} trials; at most {MOST_TRIALS} are allowed")
+    for place, keys in (("grid", [study.sweep.grid]), ("conditions", list(study.sweep.conditions.values()))):
+        problems += [
+            f"sweep.{place}: {key}: cannot be swept; it would make the trials incomparable"
+            for settings in keys
+            for key in settings
+            if _is_fixed(key)
+        ]
+    overlap = {k for settings in study.sweep.conditions.values() for k in settings} & set(study.sweep.grid)
+    problems += [f"sweep: {key} is set by both the grid and a condition" for key in sorted(overlap)]
+    if study.sweep.folds == 1 and study.data.split.validation_fraction == 0:
+        problems.append("data.split.validation_fraction: 0 leaves no rows to choose by; or set sweep.folds")
+    if study.data.split.folds is not None:
+        problems.append("data.split.folds: set sweep.folds in a study")
+    if problems:
+        raise ConfigError(problems, source=source)
+
+
+def _is_fixed(key: str) -> bool:
+    return any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED)
+
+
+def sequence_digest(names: Sequence[str]) -> str:
+    """Name of a pack: the hash of the trials in it, in order."""
+    return digest(list(names))[:16]

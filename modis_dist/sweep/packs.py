@@ -1,0 +1,78 @@
+"""Which trials are trained together as one stack.
+
+Trials that differ only in seed, fold, scenario and loss weights, and whose epochs have the same number of steps, are
+replicates of one stack. A stack is as large as allowed, but small enough that every core or GPU gets one.
+"""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from itertools import pairwise
+
+from modis_dist.config.parse import digest, to_tree
+from modis_dist.config.run import Objective
+from modis_dist.config.study import Packing
+from modis_dist.data import scenario
+from modis_dist.data.split import partition
+from modis_dist.sweep.manifest import Trial
+from modis_dist.train.loader import steps_per_epoch
+from modis_dist.train.prepare import Cohort
+
+SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may differ within a stack
+assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
+
+
+def arrange(
+    trials: Sequence[Trial], cohort: Cohort, *, packing: Packing, slots: int
+) -> tuple[tuple[Trial, ...], ...]:
+    """The trials grouped into packs, at least ``slots`` of them where there are enough trials."""
+    if not packing.enabled:
+        return tuple((trial,) for trial in trials)
+    alike: dict[str, list[Trial]] = defaultdict(list)
+    for trial in trials:
+        alike[stack_key(trial, cohort)].append(trial)
+    packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), packing.max_trials)]
+    return tuple(tuple(pack) for pack in _at_least(slots, packs))
+
+
+def stack_key(trial: Trial, cohort: Cohort) -> str:
+    """Equal for trials that can be replicates of one stack."""
+    tree = to_tree(trial.run)
+    tree.pop("seed")
+    tree.pop("scenario")
+    tree.pop("name")
+    tree["data"]["split"].pop("fold")
+    tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
+    return digest([tree, training_steps(trial, cohort)])
+
+
+def training_steps(trial: Trial, cohort: Cohort) -> int:
+    """Steps in one epoch of a trial."""
+    run = trial.run
+    training = {modality: part.train for modality, part in partition(cohort.index, run.data.split).items()}
+    chosen = scenario.apply(run.scenario, cohort.index, training, classes=cohort.classes, seed=run.seed)
+    rows = {modality: len(part.rows) for modality, part in chosen.items()}
+    return steps_per_epoch(rows, batch_size=run.optim.batch_size, epoch_ends=run.optim.epoch_ends)
+
+
+def _by_rows(group: list[Trial]) -> list[Trial]:
+    """Trials that share rows (a fold, a seed) next to each other: a pack then holds fewer copies of the data."""
+    return sorted(group, key=lambda trial: (trial.fold or 0, trial.replicate, trial.condition, trial.configuration))
+
+
+def _even_chunks(group: list[Trial], most: int) -> list[list[Trial]]:
+    """As few chunks of at most ``most`` as possible, of sizes that differ by one at most."""
+    count = -(-len(group) // most)
+    size, larger = divmod(len(group), count)
+    ends = [number * size + min(number, larger) for number in range(count + 1)]
+    return [group[start:end] for start, end in pairwise(ends)]
+
+
+def _at_least(slots: int, packs: list[list[Trial]]) -> list[list[Trial]]:
+    """Halve the largest pack until every slot has one."""
+    while packs and len(packs) < slots:
+        largest = max(packs, key=len)
+        if len(largest) == 1:
+            break
+        position, half = packs.index(largest), (len(largest) + 1) // 2
+        packs[position : position + 1] = [largest[:half], largest[half:]]
+    return packs

@@ -1,0 +1,136 @@
+"""Checkpoints: folders ``step-00001200/`` of safetensors and JSON with a manifest of SHA-256 sums.
+
+A folder appears by one rename after everything in it is on the disk. The newest valid one wins, by step number, never
+by time. Nothing is deleted before its successor has been read back. No pickle is read or written.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from modis_dist.errors import DataError, shown
+from modis_dist.files import new_folder, sha256, write_json
+
+VERSION = 1
+NAME = re.compile(r"^step-(\d{8,})$")
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint in memory."""
+
+    step: int
+    tensors: Mapping[str, Tensors]  # "model" -> name -> tensor, held in model.safetensors
+    state: Mapping[str, Any]
+
+
+def save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint below ``folder``, read it back, then remove its predecessors.
+
+    Raises ``OSError`` where the disk is full or fails; the predecessors are then still there.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    target = folder / f"step-{checkpoint.step:08d}"
+    if target.exists():
+        if problem(target) is None:
+            return target
+        _set_aside(target)
+    with new_folder(target) as temporary:
+        for part, tensors in checkpoint.tensors.items():
+            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary / f"{part}.safetensors")
+        write_json(temporary / "state.json", dict(checkpoint.state))
+        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        write_json(temporary / "manifest.json", {"version": VERSION, "step": checkpoint.step, "sha256": sums})
+    wrong = problem(target)
+    if wrong is not None:
+        raise OSError(f"{target}: {wrong} right after it was written; the disk is failing")
+    for older in _numbered(folder):
+        if older != target:
+            shutil.rmtree(older)
+    return target
+
+
+def newest(folder: Path) -> Path | None:
+    """The valid checkpoint with the highest step; invalid ones are renamed to ``*.bad``.
+
+    None where there was never one. Raises ``DataError`` where there are only invalid ones, so that a training never
+    starts anew by accident.
+    """
+    for leftover in folder.glob(".step-*.tmp"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    found = sorted(_numbered(folder), key=_step, reverse=True)
+    problems = []
+    for candidate in found:
+        wrong = problem(candidate)
+        if wrong is None:
+            return candidate
+        problems.append(f"{candidate.name}: {wrong}")
+        _set_aside(candidate)
+    if problems:
+        raise DataError(
+            f"{folder}: no valid checkpoint ({'; '.join(problems)}); the damaged ones are kept as *.bad; "
+            "use another output folder to start anew"
+        )
+    return None
+
+
+def load(path: Path) -> Checkpoint:
+    """Read a checkpoint. Raises ``DataError`` where it is damaged or of another format."""
+    wrong = problem(path)
+    if wrong is not None:
+        raise DataError(f"{path}: {wrong}")
+    state = json.loads((path / "state.json").read_text())
+    try:
+        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+    except SafetensorError as error:
+        raise DataError(f"{path}: not readable: {shown(str(error))}") from None
+    return Checkpoint(_step(path), tensors, state)
+
+
+def problem(path: Path) -> str | None:
+    """What is wrong with a checkpoint folder, or None."""
+    try:
+        manifest = json.loads((path / "manifest.json").read_text())
+        if manifest["version"] != VERSION:
+            return f"format version {shown(manifest['version'])}; this program reads version {VERSION}"
+        if manifest["step"] != _step(path):
+            return f"the manifest is of step {shown(manifest['step'])}"
+        for name, expected in manifest["sha256"].items():
+            if sha256(path / Path(name).name) != expected:
+                return f"{shown(name)} does not match its checksum"
+        if "state.json" not in manifest["sha256"]:
+            return "the manifest does not name state.json"
+    except FileNotFoundError as error:
+        return f"{Path(str(error.filename)).name} is missing"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"the manifest is not readable ({type(error).__name__})"
+    return None
+
+
+def _numbered(folder: Path) -> list[Path]:
+    return [entry for entry in folder.glob("step-*") if entry.is_dir() and NAME.match(entry.name)]
+
+
+def _step(path: Path) -> int:
+    match = NAME.match(path.name)
+    if match is None:
+        raise DataError(f"{path}: not a checkpoint folder (step-00000000 is expected)")
+    return int(match.group(1))
+
+
+def _set_aside(path: Path) -> None:
+    """Rename a damaged checkpoint so that it is kept but never chosen."""
+    number = 0
+    while (target := path.with_name(f"{path.name}.bad{number or ''}")).exists():
+        number += 1
+    path.rename(target)

@@ -1,0 +1,62 @@
+"""Validation of a stack: class predictions from mu and reconstruction errors of rows that took no part in training."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from modis_dist.losses.vae import squared_error
+from modis_dist.model.networks import Modis
+from modis_dist.train.metrics import Scored, classification, headline
+from modis_dist.train.prepare import Prepared, Subset
+
+ROWS_AT_ONCE = 2048
+
+
+class HeldOut:
+    """Validation rows of R replicates on the device, padded to one length."""
+
+    def __init__(self, prepared: Sequence[Prepared], *, device: torch.device, dtype: torch.dtype) -> None:
+        self._classes = prepared[0].classes
+        self._subsets: list[Subset] = []
+        for one in prepared:
+            assert one.validation is not None, "validation needs validation rows"
+            self._subsets.append(one.validation)
+        self._x = {m: self._padded(m, device, dtype) for m in prepared[0].train.x}
+
+    def _padded(self, modality: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        parts = [torch.as_tensor(subset.x[modality]) for subset in self._subsets]
+        return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device, dtype)
+
+    def validate(self, model: Modis) -> list[dict[str, float]]:
+        """For each replicate ``balanced_accuracy`` and the like, and ``reconstruction_mse`` overall and by modality."""
+        model.eval()
+        predicted: list[dict[str, Scored]] = [{} for _ in self._subsets]
+        errors: list[dict[str, float]] = [{} for _ in self._subsets]
+        for modality, x in self._x.items():
+            label, error = _forward(model, modality, x)
+            for r, subset in enumerate(self._subsets):
+                n = len(subset.x[modality])
+                predicted[r][modality] = Scored(subset.label[modality], label[r, :n].numpy())
+                if n:
+                    errors[r][modality] = float(error[r, :n].double().mean())
+        model.train()
+        return [self._figures(scored, error) for scored, error in zip(predicted, errors, strict=True)]
+
+    def _figures(self, scored: dict[str, Scored], errors: dict[str, float]) -> dict[str, float]:
+        values = headline(classification(scored, classes=self._classes))
+        values |= {f"reconstruction_mse/{modality}": error for modality, error in errors.items()}
+        values["reconstruction_mse"] = sum(errors.values()) / max(len(errors), 1)
+        return values
+
+
+@torch.no_grad()
+def _forward(model: Modis, modality: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Predicted classes [r, n] and squared reconstruction errors [r, n], on the host."""
+    vae = model.vae(modality)
+    label, error = [], []
+    for rows in torch.split(x, ROWS_AT_ONCE, 1):
+        mu, _ = vae.encode(rows)
+        label.append(model.discriminator(mu).label.argmax(-1))
+        error.append(squared_error(rows, vae.decode(mu)))
+    return torch.cat(label, 1).cpu(), torch.cat(error, 1).cpu()

@@ -1,0 +1,330 @@
+"""The training loop: two phases a step, validation, early stopping, checkpoints, exact resume.
+
+``fit`` trains a stack of replicates; one replicate is the ordinary case and the same code. A replicate that fails or
+stops early leaves the stack and the others go on undisturbed. Knows nothing of terminals, Ray, MLflow or SLURM.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modis_dist.config.run import Run
+from modis_dist.errors import DataError, Interrupted
+from modis_dist.objective import Rules, Weights, adversary_phase, vae_phase
+from modis_dist.train import checkpoint
+from modis_dist.train.checkpoint import Checkpoint
+from modis_dist.train.heldout import HeldOut
+from modis_dist.train.loader import Loader
+from modis_dist.train.losslog import LossLog, NonFinite
+from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
+from modis_dist.train.prepare import Prepared, shape
+from modis_dist.train.state import Progress, TrainState
+
+LOWER_IS_BETTER = {"reconstruction_mse"}
+
+
+@dataclass(frozen=True)
+class Member:
+    """One replicate of a stack: what it is, what it learns from, where its best model goes."""
+
+    trial: str
+    run: Run
+    prepared: Prepared
+    folder: Path
+
+
+@dataclass(frozen=True)
+class Ports:
+    """The world outside; silent by default."""
+
+    tracker: Tracker = field(default_factory=NullTracker)
+    reporter: Reporter = field(default_factory=NullReporter)
+    stop: Stop = field(default_factory=NeverStop)
+
+
+def fit(
+    members: Sequence[Member],
+    *,
+    folder: Path,
+    device: torch.device,
+    ports: Ports | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> list[Progress]:
+    """Train a stack, or continue it from ``folder/last``; returns every member's progress, done or failed.
+
+    The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
+    ``folder/best``. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DataError`` where
+    ``folder`` belongs to another training.
+    """
+    training = Training(members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype)
+    training.begin()
+    while training.running():
+        state = training.state
+        while training.running() and state.step_in_epoch < training.loader.steps:
+            batch = training.loader.batch(epoch=state.epoch, step=state.step_in_epoch)
+
+            # Phase D: the discriminator learns to name modality and class; the encoders stand still.
+            adversary = adversary_phase(state.model, batch, training.weights, training.rules)
+            _update(state.adversary_optimiser, adversary.total)
+
+            # Phase G: the VAEs learn to reconstruct, to be classified and to hide the modality.
+            vae = vae_phase(state.model, batch, training.weights, training.rules)
+            _update(state.vae_optimiser, vae.total)
+
+            state.step_in_epoch += 1
+            state.updates += 1
+
+            # Losses cross to the host in windows; a replicate with a non-finite loss leaves the stack.
+            training.log.record(adversary, vae)
+            state = training.after_step()
+
+        # End of the epoch: means, validation, best model, early stopping, checkpoint.
+        if training.running():
+            training.end_epoch()
+    return training.progress
+
+
+def _update(optimiser: torch.optim.Optimizer, total: Tensor) -> None:
+    """One optimiser step on the sum over replicates, whose gradients are independent."""
+    optimiser.zero_grad(set_to_none=True)
+    parameters = [p for group in optimiser.param_groups for p in group["params"]]
+    total.sum().backward(inputs=parameters)  # type: ignore[no-untyped-call]
+    optimiser.step()
+
+
+class Training:
+    """The moving parts of ``fit``: the state, and what must shrink with it when a replicate leaves."""
+
+    def __init__(
+        self, members: Sequence[Member], *, folder: Path, device: torch.device, ports: Ports, dtype: torch.dtype
+    ) -> None:
+        first = members[0]
+        self.members = list(members)
+        self.run = first.run
+        self.folder = folder
+        self.ports = ports
+        self.device = device
+        self.dtype = dtype
+        sizes = {m: len(pipeline.features_out) for m, pipeline in first.prepared.pipelines.items()}
+        self.shape = shape(first.run, sizes, len(first.prepared.classes))
+        self.progress = [Progress(member.trial) for member in members]
+        objective = first.run.objective
+        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on)
+        self.validated = first.prepared.validation is not None
+
+    # --- starting and continuing ----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Start afresh, or from the newest valid checkpoint."""
+        found = checkpoint.newest(self.folder / "last")
+        if found is None:
+            seeds = [member.run.seed for member in self.members]
+            self._adopt(
+                TrainState.start(self.shape, seeds, optim=self.run.optim, device=self.device, dtype=self.dtype)
+            )
+            for member in self.members:
+                self.ports.tracker.event(member.trial, kind="start", values={"epoch": 0})
+            return
+        held = checkpoint.load(found)
+        self._check_identity(held.state["identity"], found)
+        self.progress = [Progress(**values) for values in held.state["progress"]]
+        state = TrainState(
+            self.shape, held.state["members"], optim=self.run.optim, device=self.device, dtype=self.dtype
+        )
+        state.restore(held)
+        self._adopt(state)
+        self.log.restore(held.state["sums"])
+        self._leave([r for r, p in enumerate(self._active()) if p.status == "done"])
+
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint belongs to."""
+        return {"trials": [member.trial for member in self.members]}
+
+    def _check_identity(self, found: Mapping[str, Any], where: Path) -> None:
+        if found != self.identity():
+            raise DataError(
+                f"{where}: belongs to another training (settings or data differ); use another output folder, "
+                "or the settings it was started with"
+            )
+
+    def _adopt(self, state: TrainState) -> None:
+        """Make everything that has a replicate axis fit the state."""
+        active = [self.members[i] for i in state.members]
+        self.state = state
+        if not active:
+            return
+        optim, prepared = self.run.optim, [member.prepared for member in active]
+        self.loader = Loader(
+            prepared,
+            [member.run.seed for member in active],
+            batch_size=optim.batch_size,
+            epoch_ends=optim.epoch_ends,
+            latent=self.shape.latent,
+            signs=self.rules.penalty == "each",
+            device=self.device,
+            dtype=self.dtype,
+        )
+        self.weights = stack_weights(active, device=self.device, dtype=self.dtype)
+        self.held_out = HeldOut(prepared, device=self.device, dtype=self.dtype) if self.validated else None
+        self.log = LossLog(self.loader.modalities, replicates=len(active), window=self.run.trainer.log_every)
+
+    # --- during an epoch ------------------------------------------------------------------------------------
+
+    def running(self) -> bool:
+        """Whether a replicate is left to train."""
+        return bool(self.state.members)
+
+    def after_step(self) -> TrainState:
+        """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for."""
+        reason = self.ports.stop.requested()
+        if self.log.full() or reason:
+            self._drop_failed(self.log.flush(update=self.state.updates))
+        if reason and self.running():
+            saved = self.save()
+            raise Interrupted(f"{reason}; saved {saved}; the same command continues")
+        return self.state
+
+    def _active(self) -> list[Progress]:
+        return [self.progress[i] for i in self.state.members]
+
+    def _drop_failed(self, failures: Sequence[NonFinite]) -> None:
+        for failure in failures:
+            self._fail(failure.replicate, str(failure))
+        self._leave([failure.replicate for failure in failures])
+
+    def _fail(self, replicate: int, reason: str) -> None:
+        held = self._active()[replicate]
+        held.status, held.reason = "failed", reason
+        self.ports.tracker.event(held.trial, kind="end", values={"status": "failed", "reason": reason})
+
+    def _leave(self, dropped: Sequence[int]) -> None:
+        """Continue without some replicates; those that are done get their best model written."""
+        if not dropped:
+            return
+        for replicate in dropped:
+            if self._active()[replicate].status == "done":
+                self._write_best(replicate)
+        log = self.log
+        log.without(dropped)
+        self._adopt(self.state.without(dropped))
+        if self.running():
+            self.log.restore(log.state())
+
+    # --- end of an epoch ------------------------------------------------------------------------------------
+
+    def end_epoch(self) -> None:
+        """Close the epoch: means, validation, best, early stopping, checkpoint."""
+        self._drop_failed(self.log.flush(update=self.state.updates))
+        self._drop_unsound()
+        if not self.running():
+            return
+        state = self.state
+        state.epoch, state.step_in_epoch = state.epoch + 1, 0
+        rows = self.log.means()
+        self._validate(rows)
+        for held, row in zip(self._active(), rows, strict=True):
+            held.epochs = state.epoch
+            held.history.append({"epoch": float(state.epoch)} | row)
+            self.ports.tracker.metrics(held.trial, step=state.epoch, values=row)
+        finished = [r for r, held in enumerate(self._active()) if self._finished(held)]
+        for r in finished:
+            self._active()[r].status = "done"
+        if finished or state.epoch % self.run.trainer.checkpoint_every == 0:
+            self.save()
+        self.ports.reporter.progress(
+            epoch=state.epoch, epochs=self.run.optim.epochs, active=len(state.members), headline=rows[0]
+        )
+        self._leave(finished)
+
+    def _drop_unsound(self) -> None:
+        """A finite loss may still have had a gradient that is not; such a state is never saved."""
+        bad = [r for r, sound in enumerate(self.state.finite()) if not sound]
+        for replicate in bad:
+            self._fail(replicate, f"step {self.state.updates}: parameters are not finite")
+        self._leave(bad)
+
+    def _validate(self, rows: list[dict[str, float]]) -> None:
+        """Add validation figures to the rows of this epoch and keep the models that improved."""
+        trainer, epoch = self.run.trainer, self.state.epoch
+        if self.held_out is None or (epoch % trainer.validate_every and epoch < self.run.optim.epochs):
+            return
+        for replicate, figures in enumerate(self.held_out.validate(self.state.model)):
+            rows[replicate] |= {f"val/{name}": value for name, value in figures.items()}
+            held = self._active()[replicate]
+            value = figures.get(trainer.metric)
+            margin = trainer.early_stopping.min_delta if trainer.early_stopping else 0.0
+            held.waited += 1
+            if value is not None and improves(value, held.best_value, metric=trainer.metric, margin=margin):
+                held.best_value, held.best_epoch, held.waited = value, epoch, 0
+                self.state.keep_best(replicate)
+
+    def _finished(self, held: Progress) -> bool:
+        patience = self.run.trainer.early_stopping
+        stopped = patience is not None and self.validated and held.waited >= patience.patience
+        return stopped or self.state.epoch >= self.run.optim.epochs
+
+    def save(self) -> Path:
+        """Write the last checkpoint of the stack."""
+        content = self.state.checkpoint(identity=self.identity(), progress=self.progress, sums=self.log.state())
+        return checkpoint.save(self.folder / "last", content)
+
+    def _write_best(self, replicate: int) -> None:
+        """Write one replicate's best model, or its last where there is no validation, with all that prediction needs."""
+        held = self._active()[replicate]
+        member = self.members[self.state.members[replicate]]
+        source = self.state.best if held.best_epoch is not None else self.state.model_tensors()
+        arrays: dict[str, Tensor] = {}
+        description: dict[str, object] = {}
+        for modality, pipeline in member.prepared.pipelines.items():
+            parts, description[modality] = pipeline.to_arrays()
+            arrays |= {f"{modality}/{name}": torch.as_tensor(array) for name, array in parts.items()}
+        values = {
+            "trial": member.trial,
+            "epoch": held.best_epoch or held.epochs,
+            "metric": self.run.trainer.metric,
+            "value": held.best_value,
+            "shape": asdict(self.shape),
+            "classes": list(member.prepared.classes),
+            "absent_pairs": [list(pair) for pair in member.prepared.absent_pairs],
+            "preprocess": description,
+        }
+        tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
+        step = (held.best_epoch or held.epochs) * self.loader.steps
+        where = checkpoint.save(member.folder / "best", Checkpoint(step, {"model": tensors, "preprocess": arrays}, values))
+        self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
+
+
+def improves(value: float, best: float | None, *, metric: str, margin: float = 0.0) -> bool:
+    """Whether a metric's value is better than the best so far by more than a margin."""
+    if best is None:
+        return True
+    return value < best - margin if metric in LOWER_IS_BETTER else value > best + margin
+
+
+def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:
+    """The loss weights of every member, stacked."""
+    objectives = [member.run.objective for member in members]
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(o, name) for o in objectives], device=device, dtype=dtype)
+
+    priors = []
+    for member, objective in zip(members, objectives, strict=True):
+        classes = len(member.prepared.classes)
+        uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
+        shares = torch.as_tensor(member.prepared.class_shares())
+        priors.append(shares if objective.class_prior == "empirical" and shares.sum() > 0 else uniform)
+    return Weights(
+        beta=column("beta"),
+        adversarial=column("adversarial_weight"),
+        lambda_r=column("lambda_r"),
+        label=column("class_weight"),
+        clustering=column("clustering_weight"),
+        confidence=column("confidence"),
+        prior=torch.stack(priors).to(device, dtype),
+        losses=tuple(o.adversarial_loss for o in objectives),
+    )

@@ -1,0 +1,208 @@
+"""From a store and a run to the arrays a training sees: rows chosen, scenario applied, features preprocessed.
+
+Everything fitted here is fitted on training rows only. Test rows are touched only where the caller asks for them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from modis_dist.config.parse import digest, to_tree
+from modis_dist.config.run import Data, Run
+from modis_dist.data import preprocess, scenario
+from modis_dist.data.index import UNLABELLED, Features, Index, Rows, Strings
+from modis_dist.data.preprocess import Pipeline
+from modis_dist.data.split import Partition, partition
+from modis_dist.data.store import Store
+from modis_dist.errors import ConfigError, DataError, nearest, shown
+from modis_dist.model.networks import Shape, widths
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """The part of a store that a run uses, in memory: raw features and row metadata by modality."""
+
+    fingerprint: str
+    classes: tuple[str, ...]
+    features: Mapping[str, tuple[str, ...]]
+    index: Mapping[str, Index]
+    x: Mapping[str, Features]
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in the order of the networks."""
+        return tuple(self.index)
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some rows of every modality, ready for the networks."""
+
+    x: Mapping[str, Features]
+    label: Mapping[str, Rows]  # -1 unlabelled or hidden
+    sample_id: Mapping[str, Strings]
+
+    def rows(self) -> dict[str, int]:
+        """Rows by modality."""
+        return {modality: len(x) for modality, x in self.x.items()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What one training learns from and is judged on."""
+
+    classes: tuple[str, ...]
+    pipelines: Mapping[str, Pipeline]
+    train: Subset
+    validation: Subset | None
+    test: Subset | None
+    absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
+
+    def class_shares(self) -> NDArray[np.float64]:
+        """Share of each class among the labelled training rows; shape [K]."""
+        labels = np.concatenate(list(self.train.label.values()))
+        counts = np.bincount(labels[labels >= 0], minlength=len(self.classes))
+        shares: NDArray[np.float64] = counts / max(int(counts.sum()), 1)
+        return shares
+
+
+def load_cohort(store: Store, data: Data) -> Cohort:
+    """The modalities and classes that ``data`` names. Raises ``ConfigError`` for unknown names."""
+    modalities = data.modalities or store.modalities
+    _known("data.modalities", modalities, store.modalities, source=str(store.path))
+    if len(modalities) < 2:
+        raise DataError(f"{store.path}: has one modality ({modalities[0]}); training needs two or more")
+    classes = data.classes or store.classes
+    _known("data.classes", classes, store.classes, source=str(store.path))
+    if len(classes) < 2:
+        raise DataError(f"{store.path}: has {len(classes)} class(es); training needs two or more")
+    index: dict[str, Index] = {}
+    x: dict[str, Features] = {}
+    for modality in modalities:
+        whole = store.index(modality)
+        code = np.array([classes.index(c) if c in classes else -2 for c in store.classes] + [UNLABELLED])
+        label = code[whole.label]  # position -1 (unlabelled) is the last entry
+        kept = np.flatnonzero(label != -2)
+        chosen = whole.take(kept)
+        index[modality] = Index(chosen.sample_id, chosen.group_id, label[kept].astype(np.int64), chosen.split)
+        x[modality] = store.read(modality, None if len(kept) == len(whole) else kept)
+    features = {modality: store.features(modality) for modality in modalities}
+    return Cohort(store.fingerprint, tuple(classes), features, index, x)
+
+
+def data_key(run: Run, fingerprint: str) -> str:
+    """Equal for two runs that learn from the same rows, labels and features."""
+    redrawn = any(getattr(step, "seed", 0) is None for step in run.scenario)
+    tree = to_tree(run)
+    data = {key: value for key, value in tree["data"].items() if key not in {"store", "simulate"}}
+    return digest([fingerprint, data, tree["preprocess"], tree["scenario"], run.seed if redrawn else None])
+
+
+def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
+    """Split, scenario and preprocessing of a run; ``test`` also prepares the test rows.
+
+    Raises ``ConfigError`` or ``DataError`` where the run does not fit the data.
+    """
+    _known("preprocess.modalities", run.preprocess.modalities, cohort.modalities, source=run.name)
+    parts = partition(cohort.index, run.data.split)
+    training = {modality: part.train for modality, part in parts.items()}
+    chosen = scenario.apply(run.scenario, cohort.index, training, classes=cohort.classes, seed=run.seed)
+    absent = scenario.absent_pairs(chosen, cohort.index, classes=cohort.classes)
+    _enough(chosen, run)
+    pipelines: dict[str, Pipeline] = {}
+    train_x: dict[str, Features] = {}
+    for modality in cohort.modalities:
+        raw = cohort.x[modality][chosen[modality].rows]
+        steps = run.preprocess.steps(modality)
+        pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
+        train_x[modality] = pipelines[modality].apply(raw)
+    names = {m: cohort.index[m].sample_id[chosen[m].rows] for m in cohort.modalities}
+    train = Subset(train_x, {m: chosen[m].label for m in cohort.modalities}, names)
+    return Prepared(
+        cohort.classes,
+        pipelines,
+        train,
+        _held_out(cohort, pipelines, parts, "validation"),
+        _held_out(cohort, pipelines, parts, "test") if test else None,
+        tuple(absent),
+    )
+
+
+def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
+    """Sizes of the networks; stated sizes are checked. Raises ``ConfigError`` where they differ from the data."""
+    problems = []
+    if run.model.classes not in (None, classes):
+        problems.append(f"model.classes: {run.model.classes} stated, the data have {classes}")
+    for modality, net in run.model.modalities.items():
+        if modality not in features:
+            hint = nearest(modality, list(features)) or "; the data have " + ", ".join(features)
+            problems.append(f"model.modalities.{shown(modality)}: no such modality{hint}")
+        elif net.features not in (None, features[modality]):
+            problems.append(
+                f"model.modalities.{modality}.features: {net.features} stated, {features[modality]} after preprocessing"
+            )
+    if problems:
+        raise ConfigError(problems, source=run.name)
+    return build_shape(run, features, classes)
+
+
+def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
+    """Sizes of the networks for given feature numbers."""
+    nets = run.model.modalities
+    hidden = {}
+    for modality, p in features.items():
+        ratios = nets[modality].ratios if modality in nets else None
+        hidden[modality] = widths(p, ratios or run.model.ratios)
+    return Shape(
+        dict(features),
+        hidden,
+        run.model.latent,
+        classes,
+        run.model.discriminator,
+        run.model.batchnorm_eps,
+        run.model.leaky_slope,
+    )
+
+
+def stated_shape(run: Run) -> Shape | None:
+    """The sizes a run states itself, or None where it leaves some to the data."""
+    nets = run.model.modalities
+    stated = {modality: net.features for modality, net in nets.items() if net.features is not None}
+    if run.model.classes is None or len(stated) < 2 or len(stated) < len(nets):
+        return None
+    if run.data.modalities is not None and set(run.data.modalities) != set(stated):
+        return None
+    return build_shape(run, {m: stated[m] for m in run.data.modalities or stated}, run.model.classes)
+
+
+def _held_out(
+    cohort: Cohort, pipelines: Mapping[str, Pipeline], parts: Mapping[str, Partition], name: str
+) -> Subset | None:
+    rows: dict[str, Rows] = {modality: getattr(part, name) for modality, part in parts.items()}
+    if not any(len(r) for r in rows.values()):
+        return None
+    x = {m: pipelines[m].apply(cohort.x[m][rows[m]]) for m in cohort.modalities}
+    label = {m: cohort.index[m].label[rows[m]] for m in cohort.modalities}
+    return Subset(x, label, {m: cohort.index[m].sample_id[rows[m]] for m in cohort.modalities})
+
+
+def _enough(chosen: Mapping[str, scenario.TrainingRows], run: Run) -> None:
+    """BatchNorm and the pairing loss need two different rows."""
+    for modality, part in chosen.items():
+        if len(part.rows) < 2:
+            raise DataError(
+                f"{run.name}: modality {shown(modality)} is left with {len(part.rows)} training row(s); "
+                "at least 2 are needed; change data.split or scenario"
+            )
+
+
+def _known(key: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str], *, source: str) -> None:
+    problems = [
+        f"{key}: {shown(name)!r} is not in the store{nearest(name, list(known)) or '; it has ' + ', '.join(known)}"
+        for name in names
+        if name not in known
+    ]
+    if problems:
+        raise ConfigError(problems, source=source)
