@@ -1,0 +1,169 @@
+"""Mirrors a study to MLflow without ever making the driver wait; or to nowhere, with the same calls.
+
+The journals are the truth: what MLflow could not take is sent by the next start. Must not know MLflow itself.
+"""
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modis_dist.errors import UserError, shown
+from modis_dist.launch.mlflow_runs import Status
+from modis_dist.launch.mlflow_store import scrubbed
+from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
+
+__all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
+
+MAX_PENDING = 20_000  # records held while MLflow does not answer; they stay in the journals
+FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
+PERMANENT = frozenset(
+    {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+    | {"RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+)
+
+
+class NullMirror:
+    """Where MLflow is not wanted."""
+
+    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Nothing."""
+
+    def feed(self, records: Records) -> None:
+        """Nothing."""
+
+    def end_trial(self, trial: str, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+        """Nothing."""
+
+    def finish(
+        self, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path], model: Path | None
+    ) -> None:
+        """Nothing."""
+
+    def describe(self) -> dict[str, str]:
+        """The study is nowhere."""
+        return {}
+
+    def close(self, timeout_s: float) -> list[str]:  # noqa: ARG002
+        """Nothing went wrong."""
+        return []
+
+
+class BackgroundMirror:
+    """A mirror behind a queue: no call waits for MLflow and none raises.
+
+    One daemon thread sends in order and tries again, with growing pauses, what MLflow could not take. What is left at
+    ``close`` is sent by the next start of the same study, since the journals stay.
+    """
+
+    def __init__(self, mirror: Mirror) -> None:
+        self._mirror = mirror
+        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], int] | None] = queue.SimpleQueue()
+        self._counting = threading.Lock()
+        self._waiting = 0  # records in the queue
+        self._left = 0  # tasks not done
+        self._deadline = float("inf")
+        self._closing = threading.Event()
+        self._problems: dict[str, None] = {}
+        self._thread = threading.Thread(target=self._work, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """See ``Mirror.start``."""
+        self._put(lambda: self._mirror.start(params=params, tags=tags))
+
+    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """See ``Mirror.trial``."""
+        self._put(lambda: self._mirror.trial(trial, name=name, params=params, tags=tags))
+
+    def feed(self, records: Records) -> None:
+        """See ``Mirror.feed``. While MLflow does not answer, records beyond 20,000 are left to the next start."""
+        if self._waiting + len(records) > MAX_PENDING:
+            self._lose("too slow for now")
+        else:
+            self._put(lambda: self._mirror.feed(records), len(records))
+
+    def end_trial(self, trial: str, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
+        """See ``Mirror.end_trial``."""
+        self._put(lambda: self._mirror.end_trial(trial, status=status, metrics=metrics, artifacts=artifacts))
+
+    def finish(
+        self, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path], model: Path | None
+    ) -> None:
+        """See ``Mirror.finish``."""
+        self._put(lambda: self._mirror.finish(status=status, metrics=metrics, artifacts=artifacts, model=model))
+
+    def describe(self) -> dict[str, str]:
+        """See ``Mirror.describe``."""
+        return self._mirror.describe()
+
+    def close(self, timeout_s: float) -> list[str]:
+        """Give the queue some time to empty; returns what went wrong, one line each, without passwords."""
+        self._deadline = time.monotonic() + timeout_s
+        self._closing.set()
+        self._tasks.put(None)
+        self._thread.join(timeout_s)
+        problems = list(self._problems)
+        if self._left:
+            problems.append(f"MLflow: {self._left} updates not delivered; the next start of the same study sends them")
+        return problems
+
+    def _put(self, send: Callable[[], None], records: int = 0) -> None:
+        with self._counting:
+            self._waiting += records
+            self._left += 1
+        self._tasks.put((send, records))
+
+    def _work(self) -> None:
+        while (task := self._tasks.get()) is not None:
+            send, records = task
+            if not self._deliver(send):
+                return
+            with self._counting:
+                self._waiting -= records
+                self._left -= 1
+
+    def _deliver(self, send: Callable[[], None]) -> bool:
+        """Send until it succeeds or never will; false where the thread must give up."""
+        pause = FIRST_PAUSE_S
+        while True:
+            try:
+                send()
+                return True
+            except NotUploaded as error:
+                self._report(error)
+                return True
+            except Exception as error:
+                self._report(error)
+                if _is_permanent(error):
+                    self._mirror.gaps = True
+                    return bool(self._mirror.describe()["parent_run_id"])  # without a parent nothing else can work
+            if self._closing.wait(pause) and time.monotonic() > self._deadline - FIRST_PAUSE_S:
+                return False
+            if self._closing.is_set():
+                time.sleep(FIRST_PAUSE_S)
+            pause = min(2 * pause, LAST_PAUSE_S)
+
+    def _lose(self, reason: str) -> None:
+        self._mirror.gaps = True
+        self._report(RuntimeError(reason))
+
+    def _report(self, error: Exception) -> None:
+        text = f"MLflow: {shown(scrubbed(str(error) or type(error).__name__, self._mirror.uri))}"
+        if not self._problems:
+            logging.getLogger(__name__).warning("%s; the work goes on, the journals keep everything", text)
+        self._problems[text] = None
+
+
+def _is_permanent(error: Exception) -> bool:
+    """Whether trying again cannot help."""
+    code = getattr(error, "error_code", None)  # of MLflow's exceptions
+    if code is not None:
+        return code in PERMANENT
+    return isinstance(error, UserError | TypeError | ValueError | LookupError | AttributeError | ImportError)

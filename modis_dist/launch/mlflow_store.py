@@ -1,0 +1,159 @@
+"""Which tracking addresses are taken, and how this process gets ready to use one.
+
+Knows files, locks and addresses; must not know runs, trials or metrics.
+"""
+
+import fcntl
+import os
+import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NoReturn
+
+from modis_dist.errors import ConfigError, shown
+
+KEY = "sweep.mlflow.uri"
+DATABASE = "mlflow.db"
+MAGIC = b"SQLite format 3\0"
+SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
+
+# File systems without locks that hold between machines: SQLite would be damaged by a reader on another node.
+NETWORK = frozenset(
+    {"afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs"}
+    | {"lustre", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"}
+)
+
+# For us no model is ever loaded through MLflow, so nothing it holds may run. The mirror tries again by itself, so a
+# single request need not last for minutes.
+FORCED = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
+    "GIT_PYTHON_REFRESH": "quiet",
+}
+PREFERRED = {
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+
+def default_uri(folder: Path) -> str:
+    """A SQLite file in a folder."""
+    return f"sqlite:///{folder.absolute()}/{DATABASE}"
+
+
+def checked(uri: str) -> str:
+    """The same address. Raises ``ConfigError`` for one that MLflow refuses or that would be damaged."""
+    if find_spec("mlflow") is None:
+        _refuse("mlflow is not installed; `pip install mlflow`, or leave the tracking out")
+    scheme = re.match(r"([a-z]+)(\+\w+)?:", uri)
+    kind = scheme[1] if scheme else "file"
+    if kind == "sqlite":
+        _check_sqlite(uri)
+    elif kind == "file":
+        _refuse(
+            f"MLflow no longer takes folders of files (got {shown(uri)}); use sqlite:////path/{DATABASE} or http://host:port"
+        )
+    elif kind not in SERVERS:
+        _refuse(f"unknown kind of address {shown(without_password(uri))}; known: sqlite, {', '.join(SERVERS)}")
+    return uri
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of a SQLite address, or None for a server."""
+    return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+
+
+def file_system(path: Path, *, mounts: Path = Path("/proc/mounts")) -> str:
+    """Type of the file system a path is or would be on; empty where the system does not say."""
+    try:
+        lines = mounts.read_text().splitlines()
+    except OSError:
+        return ""
+    found, target = ("", ""), path.resolve()
+    for _device, folder, kind, *_rest in map(str.split, lines):
+        folder = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), folder)
+        if target.is_relative_to(folder) and len(folder) >= len(found[0]):
+            found = (folder, kind)
+    return found[1]
+
+
+def without_password(uri: str) -> str:
+    """The address as it may be shown."""
+    return re.sub(r"//([^/@:]*):[^/]*@", r"//\1:***@", uri)
+
+
+def scrubbed(text: str, uri: str) -> str:
+    """A message without the password of the address, whole or alone."""
+    secret = re.search(r"//[^/@:]*:([^/]*)@", uri)
+    text = text.replace(uri, without_password(uri))
+    return text.replace(secret[1], "***") if secret and secret[1] else text
+
+
+def environment() -> dict[str, str]:
+    """The environment MLflow must find, here before it is imported and in every process we start for it."""
+    return PREFERRED | dict(os.environ) | FORCED
+
+
+def prepare() -> None:
+    """To be called before MLflow is imported. What it warns of in its own code is for its authors."""
+    os.environ.update(environment())
+    warnings.filterwarnings("ignore", module=r"mlflow\.")
+
+
+def connect(uri: str) -> Any:
+    """An ``MlflowClient``; a new SQLite file is made private, and its tables by one process at a time."""
+    prepare()
+    from mlflow import MlflowClient
+
+    path = sqlite_path(uri)
+    if path is None:
+        return MlflowClient(uri, registry_uri=uri)
+    with _locked(path.with_name(f".{path.name}.lock")):
+        _make_private(path)
+        client = MlflowClient(uri, registry_uri=uri)
+        client.search_experiments(max_results=1)  # makes or checks the tables
+    return client
+
+
+def _make_private(path: Path) -> None:
+    """An empty file is a new database. Raises ``ConfigError`` for a file that is something else."""
+    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+    with path.open("rb") as file:
+        if file.read(len(MAGIC)) not in (b"", MAGIC):
+            _refuse(f"{shown(str(path))} is not a SQLite database; move it away or choose another folder")
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
+
+
+def _check_sqlite(uri: str) -> None:
+    path = sqlite_path(uri)
+    if path is None or not path.is_absolute():
+        _refuse(f"a SQLite address needs an absolute path, sqlite:////path/{DATABASE} (got {shown(uri)})")
+    if set("?%") & set(str(path)):
+        _refuse(f"a SQLite path cannot hold ? or % (got {shown(str(path))}); choose another folder")
+    if not path.parent.is_dir():
+        _refuse(f"folder {shown(str(path.parent))} is not there; create it")
+    kind = file_system(path.parent)
+    if kind in NETWORK:
+        _refuse(
+            f"{shown(str(path))} is on a network file system ({kind}), where SQLite gets damaged; "
+            f"use a local disk (sqlite:////local/{DATABASE}) or a server (http://host:port)"
+        )
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise ConfigError([problem], source=KEY)

@@ -1,0 +1,125 @@
+"""Opens the MLflow pages of a finished or running study on this machine alone."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from modis_dist.errors import DataError, RunFailed, shown
+from modis_dist.launch import mlflow_store
+
+HOST = "127.0.0.1"
+START_S = 120.0
+STOP_S = 10.0
+LEVELS = 3  # a trial's folder lies this deep in its study's
+LOG = "mlflow-ui.log"
+
+
+def serve(folder: Path, *, port: int) -> int:
+    """Show the study of a folder until Ctrl-C; port 0 takes a free one. Returns the exit code.
+
+    Raises ``DataError`` where nothing was tracked and ``RunFailed`` where the server does not start.
+    """
+    uri = find(folder)
+    console = Console(highlight=False)
+    if mlflow_store.sqlite_path(uri) is None:
+        console.print(f"This study is tracked on a server: {uri}", markup=False, soft_wrap=True)
+        return 0
+    log = folder / LOG
+    with _sigterm_as_interrupt(), _server(uri, port or _free_port(), log) as (server, url):
+        try:
+            with console.status(f"starting MLflow (its output: {log})"):
+                _wait(server, url, log)
+            console.print(f"MLflow: {url}   (Ctrl-C to stop)", markup=False, soft_wrap=True)
+            return server.wait()
+        except KeyboardInterrupt:
+            return 0
+
+
+def find(folder: Path) -> str:
+    """Address where the study of a folder is tracked: its own database, its summary's, or that of a folder above."""
+    if not folder.is_dir():
+        raise DataError(f"{shown(str(folder))}: no such folder")
+    for here in [folder.resolve(), *folder.resolve().parents][:LEVELS]:
+        if (here / mlflow_store.DATABASE).is_file():
+            return mlflow_store.default_uri(here)
+        uri = _in_summary(here / "summary.json")
+        path = mlflow_store.sqlite_path(uri)
+        if uri and (path is None or path.is_file()):
+            return uri
+    raise DataError(f"{shown(str(folder))}: no MLflow database here; give the output folder of a study")
+
+
+def _in_summary(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_text())["mlflow"]["uri"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def _server(uri: str, port: int, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """A server in a process group of its own; the whole group is gone afterwards."""
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
+    command += ["--host", HOST, "--port", str(port), "--no-serve-artifacts"]
+    environment = mlflow_store.environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        server = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+        )
+    finally:
+        os.close(output)
+    try:
+        yield server, f"http://{HOST}:{port}"
+    finally:
+        _stop(server)
+
+
+def _wait(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
+    """Return when the server answers."""
+    end = time.monotonic() + START_S
+    while server.poll() is None and time.monotonic() < end:
+        with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
+            if answer.status == 200:
+                return
+        time.sleep(0.2)
+    raise RunFailed(f"the MLflow server did not start; see {shown(str(log))}")
+
+
+def _stop(server: "subprocess.Popen[bytes]") -> None:
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(STOP_S)
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A plain `kill` must stop the server too."""
+
+    def interrupt(_number: int, _frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
