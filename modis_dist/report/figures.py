@@ -1,0 +1,323 @@
+"""Figures of a finished training or study, as PNG files.
+
+``draw_*`` returns a matplotlib Figure; the function of the same name without ``draw_`` writes it.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from modis_dist.data.index import UNLABELLED, Features, Rows
+from modis_dist.report.drawing import (
+    CLASS_COLOURS,
+    CROWDED,
+    GREY,
+    MODALITY_COLOURS,
+    OKABE_ITO,
+    PALE,
+    Entry,
+    Points,
+    axes_legend,
+    cell_texts,
+    drawable,
+    figure_legend,
+    grid,
+    heading,
+    matrix,
+    save,
+)
+from modis_dist.report.text import LOWER_IS_BETTER, best_of_each_condition, plain, settings, varying
+
+MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+MAX_POINTS = 20_000
+MAX_CONFIGURATIONS = 60
+
+FAMILIES = {
+    "reconstruction": ("Reconstruction error", "MSE"),
+    "total_d": ("Total, discriminator", "weighted loss"),
+    "total_g": ("Total, VAEs", "weighted loss"),
+    "kl": ("KL divergence", "nats"),
+    "adversarial_d": ("Adversarial, discriminator", "loss"),
+    "adversarial_g": ("Adversarial, VAEs", "loss"),
+    "class_d": ("Class, discriminator", "cross-entropy (nats)"),
+    "class_g": ("Class, VAEs", "cross-entropy (nats)"),
+    "clustering_d": ("Clustering, discriminator", "loss"),
+    "clustering_g": ("Clustering, VAEs", "loss"),
+    "penalty": ("Gradient penalty, discriminator", "loss"),
+    "balanced_accuracy": ("Balanced accuracy", "share"),
+    "mean_modality_balanced_accuracy": ("Mean balanced accuracy of modalities", "share"),
+    "macro_f1": ("Macro F1", "F1"),
+    "nmi": ("Normalised mutual information", "NMI"),
+    "ari": ("Adjusted Rand index", "ARI"),
+}
+SAME_FAMILY = {"recon": "reconstruction", "reconstruction_mse": "reconstruction"}
+Curves = dict[str, dict[tuple[str, str], Points]]
+"""family -> (phase, member) -> points [n, 2] of epoch and value"""
+
+PHASES = {"train": ("-", "training"), "val": ("--", "validation")}
+
+
+# --- loss curves --------------------------------------------------------------------------------------------
+
+
+def loss_curves(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch: int | None = None) -> None:
+    """Write ``draw_loss_curves``."""
+    save(draw_loss_curves(history, best_epoch=best_epoch), path)
+
+
+def draw_loss_curves(history: Sequence[Mapping[str, Any]], *, best_epoch: int | None = None) -> Figure:
+    """One panel per family of terms over the epochs.
+
+    A row of ``history`` holds ``epoch`` and terms named ``phase/family`` or ``phase/family/member``, phase train or
+    val, member a modality; other entries, and rows without a term, are passed over.
+    """
+    curves = _curves(history)
+    families = [f for f in FAMILIES if f in curves] + [f for f in curves if f not in FAMILIES]
+    members = list(dict.fromkeys(member for family in families for _, member in curves[family] if member))
+    colour = {"": "black"} | {m: MODALITY_COLOURS[i % len(MODALITY_COLOURS)] for i, m in enumerate(members)}
+    figure, panels = grid(len(families), columns=4, width=3.3, height=2.4)
+    for axes, family in zip(panels, families, strict=True):
+        for (phase, member), points in curves[family].items():
+            (line,) = axes.plot(*points.T, ls=PHASES[phase][0], lw=1.4, color=colour[member], zorder=2 if member else 3)
+            line.set_marker("o" if len(points) == 1 else "")
+        _style_curves(axes, family, best_epoch)
+    if not families:
+        figure.text(0.5, 0.5, "no epochs recorded", ha="center")
+    else:
+        figure_legend(figure, _curve_entries(curves, {m: colour[m] for m in members}, best_epoch))
+    return figure
+
+
+def _curve_entries(curves: Curves, colour: Mapping[str, str], best_epoch: int | None) -> list[Entry]:
+    phases = {phase for lines in curves.values() for phase, _ in lines}
+    entries = [(member, Line2D([], [], color=shade, lw=2)) for member, shade in colour.items()]
+    entries += [(n, Line2D([], [], color="black", ls=ls)) for phase, (ls, n) in PHASES.items() if phase in phases]
+    if best_epoch is not None:
+        entries.append((f"best epoch ({best_epoch})", Line2D([], [], color=GREY, ls=":")))
+    return entries
+
+
+def _curves(history: Sequence[Mapping[str, Any]]) -> Curves:
+    points: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
+    for row in history:
+        for key, value in row.items():
+            phase, _, rest = key.partition("/")
+            if phase in PHASES and rest and value is not None:
+                family, _, member = rest.partition("/")
+                lines = points.setdefault(SAME_FAMILY.get(family, family), {})
+                lines.setdefault((phase, member), []).append((row["epoch"], value))
+    return {f: {line: np.array(held, float) for line, held in lines.items()} for f, lines in points.items()}
+
+
+def _style_curves(axes: Axes, family: str, best_epoch: int | None) -> None:
+    name, unit = FAMILIES.get(family, (family, "value"))
+    heading(axes, name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel(unit)
+    values = np.concatenate([np.asarray(line.get_ydata(), float) for line in axes.lines])
+    values = values[np.isfinite(values)]
+    if len(values) and values.min() > 0 and values.max() > 100 * values.min():
+        axes.set_yscale("log")
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True, min_n_ticks=1))
+    axes.grid(color=PALE, lw=0.6)
+    if best_epoch is not None:
+        axes.axvline(best_epoch, color=GREY, ls=":", lw=1.2, zorder=0)
+
+
+# --- latent space -------------------------------------------------------------------------------------------
+
+
+def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str], path: Path) -> None:
+    """Write ``draw_latent_pca``."""
+    save(draw_latent_pca(z, label, classes), path)
+
+
+def draw_latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
+    """The first two principal components of the latents of all modalities, coloured by class and by modality.
+
+    ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. Of more than ``MAX_POINTS`` rows some are drawn.
+    """
+    points, share = principal_components(np.concatenate(list(z.values())))
+    codes = np.concatenate([label[m] for m in z])
+    modality = np.repeat(np.arange(len(z)), [len(rows) for rows in z.values()])
+    chosen = np.random.default_rng(0).permutation(len(points))[:MAX_POINTS]  # mixed, so that no group covers another
+    figure, panels = grid(2, columns=2, width=6.4, height=4.8)
+    shown = f"{len(chosen):,} of {len(points):,} rows" if len(chosen) < len(points) else f"{len(points):,} rows"
+    for axes, by, code, names, colours in (
+        (panels[0], "class", codes, list(classes), CLASS_COLOURS),
+        (panels[1], "modality", modality, list(z), MODALITY_COLOURS),
+    ):
+        entries = _scatter(axes, points[chosen], code[chosen], names, colours)
+        axes_legend(axes, entries, columns=1 + len(entries) // 20)
+        heading(axes, f"Latents by {by} ({shown})")
+        axes.set_xlabel(f"PC 1 ({share[0]:.0%} of variance)")
+        axes.set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
+    return figure
+
+
+def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
+    """Scores [n, 2] on the first two components and their shares of variance; missing ones are 0."""
+    centred = z.astype(np.float64)
+    centred -= centred.mean(0) if len(z) else 0
+    variance, direction = np.linalg.eigh(centred.T @ centred)
+    direction = direction[:, ::-1][:, :2]
+    direction = direction * np.sign(direction[np.abs(direction).argmax(0), np.arange(direction.shape[1])])
+    scores = np.zeros((len(z), 2))
+    scores[:, : direction.shape[1]] = centred @ direction
+    shares = np.zeros(2)
+    shares[: direction.shape[1]] = variance[::-1][:2] / max(float(variance.sum()), np.finfo(float).tiny)
+    return scores, (float(shares[0]), float(shares[1]))
+
+
+def _scatter(axes: Axes, points: Points, code: Rows, names: Sequence[str], colours: Sequence[str]) -> list[Entry]:
+    """One collection per marker, so that the groups of a marker mix; legend entries of the groups that occur."""
+    marker = [MARKERS[k // len(colours) % len(MARKERS)] for k in range(len(names))]
+    shade = np.array([colours[k % len(colours)] for k in range(len(names))])
+    draw = partial(axes.scatter, s=26 if len(points) < 500 else 12, alpha=0.75, linewidths=0)
+    for shape in dict.fromkeys(marker):
+        here = np.isin(code, [k for k in range(len(names)) if marker[k] == shape])
+        if here.any():
+            draw(*points[here].T, c=shade[code[here]], marker=shape, zorder=2)
+    present = [k for k in range(len(names)) if (code == k).any()]
+    entries = [(names[k], Line2D([], [], ls="", marker=marker[k], color=shade[k], ms=6)) for k in present]
+    unknown = code == UNLABELLED
+    if unknown.any():
+        draw(*points[unknown].T, c="0.75", zorder=1)
+        entries.append(("unlabelled", Line2D([], [], ls="", marker="o", color="0.75", ms=6)))
+    return entries
+
+
+# --- confusion ----------------------------------------------------------------------------------------------
+
+
+def confusion(result: Mapping[str, Any], classes: Sequence[str], path: Path) -> None:
+    """Write ``draw_confusion``."""
+    save(draw_confusion(result, classes), path)
+
+
+def draw_confusion(result: Mapping[str, Any], classes: Sequence[str]) -> Figure:
+    """Confusion matrices of ``metrics.classification``, pooled and per modality.
+
+    Colour is the share of the true class, text the number of rows (for up to ``CROWDED`` classes).
+    """
+    matrices = {"All modalities": result, **result["modalities"]}
+    side = min(max(0.42 * len(classes), 2.4), 8.0) + 1.1
+    columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
+    figure, panels = grid(len(matrices), columns=columns, width=side + 0.3, height=side)
+    for axes, (name, figures) in zip(panels, matrices.items(), strict=True):
+        counts = np.array(figures["confusion"])
+        rows = counts.sum(1, keepdims=True)
+        share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
+        image = matrix(axes, share, classes, classes, colours="Blues", rotation=90 if len(classes) > 4 else 0)
+        if len(classes) <= CROWDED:
+            cell_texts(axes, image, [[str(n) if n else "" for n in line] for line in counts], size=7.5)
+        accuracy = figures["balanced_accuracy"]
+        judged = "no labelled rows" if accuracy is None else f"balanced accuracy {accuracy:.3f}, n = {figures['n']:,}"
+        heading(axes, plain(name, limit=24), judged)
+        axes.set_xlabel("predicted class")
+        axes.set_ylabel("true class")
+    figure.colorbar(image, ax=panels, label="share of the true class", shrink=0.6, aspect=30)
+    return figure
+
+
+# --- translation --------------------------------------------------------------------------------------------
+
+
+def mse_heatmap(result: Mapping[str, Any], path: Path) -> None:
+    """Write ``draw_mse_heatmap``."""
+    save(draw_mse_heatmap(result), path)
+
+
+def draw_mse_heatmap(result: Mapping[str, Any]) -> Figure:
+    """Errors of ``metrics.translation``: decoded modality down, encoded across, last the all-pairs baseline.
+
+    Colour is the error as a share of the all-pairs baseline of the decoded modality, so that modalities compare.
+    """
+    error, baseline, pairs = result["mse"], result["all_pairs_baseline"], result["pairs"]
+    names = list(error)
+    table = np.array([[error[a][b] for a in names] for b in names], float)
+    reference = np.array([[baseline[b]] for b in names], float)
+    share = np.full((len(names), len(names) + 1), np.nan)  # the baseline's own column stays uncoloured
+    np.divide(table, reference, out=share[:, :-1], where=reference > 0)
+    texts = [[_error_text(error[a][b], pairs[a][b]) for a in names] + [_error_text(baseline[b])] for b in names]
+    figure, (axes,) = grid(1, columns=1, width=1.3 * (len(names) + 1) + 3.2, height=0.9 * len(names) + 1.7)
+    image = matrix(axes, share, names, [*names, "all pairs"], colours="RdBu_r", rotation=0)
+    cell_texts(axes, image, texts, size=9)
+    axes.axvline(len(names) - 0.5, color="black", lw=1.5)
+    heading(axes, "Reconstruction and translation error (MSE)")
+    axes.set_xlabel("encoded from")
+    axes.set_ylabel("decoded as")
+    figure.colorbar(image, ax=axes, label="MSE / all-pairs MSE\n(0.5: as good as the mean)", aspect=14, extend="max")
+    return figure
+
+
+def _error_text(value: float | None, pairs: int | None = None) -> str:
+    if value is None:
+        return "no pairs" if pairs == 0 else "undefined"
+    return f"{value:#.3g}" + ("" if pairs is None else f"\nn = {pairs:,}")
+
+
+# --- sweep --------------------------------------------------------------------------------------------------
+
+
+def sweep_overview(rows: Sequence[Mapping[str, Any]], path: Path, *, metric: str = "balanced_accuracy") -> None:
+    """Write ``draw_sweep_overview``."""
+    save(draw_sweep_overview(rows, metric=metric), path)
+
+
+def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy") -> Figure:
+    """Mean and standard deviation of each configuration, the best of each condition marked.
+
+    A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` (or None), ``n`` finished trials of
+    ``expected``, and optionally ``baseline``. Of more than ``MAX_CONFIGURATIONS`` the best are drawn.
+    """
+    shown = _drawn_configurations(rows, metric)
+    best = best_of_each_condition(shown, metric=metric)
+    figure, (axes,) = grid(1, columns=1, width=9, height=0.27 * len(shown) + 1.5)
+    for place, row in enumerate(shown):
+        if row.get("baseline") is not None:
+            axes.vlines(row["baseline"], place - 0.5, place + 0.5, color=GREY, ls="--", lw=1.2)
+        if row["mean"] is not None:
+            colour = OKABE_ITO[1] if place in best else OKABE_ITO[0]
+            axes.errorbar(
+                row["mean"], place, xerr=row["sd"], fmt="D" if place in best else "o", color=colour, ms=5, capsize=3
+            )
+    axes.set_yticks(range(len(shown)), _configuration_names(shown), parse_math=False, fontsize=9)
+    axes.set_ylim(len(shown) - 0.4, -0.6)
+    axes.set_xlabel(drawable(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0]), parse_math=False)
+    axes.grid(axis="x", color=PALE, lw=0.6)
+    left_out = f" (best {len(shown)} of {len(rows)})" if len(shown) < len(rows) else ""
+    heading(axes, f"Mean ± SD over folds and replicates{left_out}")
+    entries = [("best of its condition", Line2D([], [], ls="", marker="D", color=OKABE_ITO[1]))]
+    if any(row.get("baseline") is not None for row in shown):
+        entries.append(("baseline", Line2D([], [], color=GREY, ls="--")))
+    axes_legend(axes, entries)
+    return figure
+
+
+def _drawn_configurations(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
+    """The best, in the order given."""
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    ranked = sorted(rows, key=lambda row: math.inf if row["mean"] is None else sign * row["mean"])
+    kept = set(map(id, ranked[:MAX_CONFIGURATIONS]))
+    return [row for row in rows if id(row) in kept]
+
+
+def _configuration_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    keys = varying(rows) if rows else []
+    conditions = len({row["condition"] for row in rows}) > 1
+    names = []
+    for row in rows:
+        parts = [row["condition"]] if conditions else []
+        parts += [settings(row["params"], keys)] if keys else []
+        missing = f"  ({row['n']} of {row['expected']})" if row["n"] < row["expected"] else ""
+        names.append(drawable("  ".join(parts) or "the run", limit=60) + missing)
+    return names

@@ -1,0 +1,224 @@
+"""Tables as text: fixed examples, and names that try to be something else."""
+
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from markdown_it import MarkdownIt
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from modis_dist.report.tables import (
+    class_table,
+    comparison_table,
+    evaluation_table,
+    plain_rows,
+    sweep_table,
+    to_markdown,
+)
+from modis_dist.report.text import best_of_each_condition, plain, settings, varying
+from modis_dist.train.metrics import Scored, classification
+
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "[x](javascript:alert(1))",
+    "a|b",
+    "a\\|b",
+    "=cmd()",
+    "\x1b[31mred\x1b[0m",
+    "$x^2$",
+    "[bold]x[/bold]",
+    "[/]",
+    "two\nlines",
+    "**strong** _em_ `code`",
+    "~~gone~~",
+    "# heading",
+    "&lt;b&gt;",
+    "a\u202etxt.exe",
+    "![i](http://x)",
+]
+
+
+def scored(*pairs: tuple[int, int]) -> Scored:
+    table = np.array(pairs, np.int64)
+    return Scored(table[:, 0], table[:, 1])
+
+
+def example() -> dict:
+    parts = {
+        "mirna": scored((0, 0), (0, 0), (1, 1), (1, 0), (-1, 1)),
+        "cnv": scored((0, 0), (0, 1), (1, 1)),
+    }
+    return classification(parts, classes=["BRCA", "OV"], absent_pairs=[("OV", "cnv")])
+
+
+def example_baseline() -> dict:
+    parts = {"mirna": scored((0, 0), (0, 0), (1, 0), (1, 0), (-1, 1)), "cnv": Scored(*np.zeros((2, 0), np.int64))}
+    result = classification(parts, classes=["BRCA", "OV"])
+    result["modalities"]["mirna"] |= {"converged": False, "reason": None}
+    result["modalities"]["cnv"] |= {"converged": True, "reason": "no labelled training row"}
+    return {**result, "C": 0.01, "max_iter": 1000, "converged": False}
+
+
+def printed(table: Table, width: int = 100) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width, color_system=None, legacy_windows=False).print(table)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
+
+
+def test_evaluation_beside_the_baseline():
+    assert to_markdown(evaluation_table(example(), example_baseline())) == (
+        "| modality | rows | balanced accuracy | macro F1 | NMI | ARI | LR | difference |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| mirna | 4 | 0.750 | 0.733 | 0.344 | 0.000 | 0.500 | +0.250 |\n"
+        "| cnv | 3 | 0.750 | 0.667 | 0.274 | -0.500 | - | - |\n"
+        "| all | 7 | 0.708 | 0.708 | 0.130 | 0.028 | 0.500 | - |\n"
+        "\nUnlabelled rows left out: 1.\n"
+        "\nLR: balanced accuracy of logistic regression per modality (C = 0.01).\n"
+        "\nLR of mirna: not converged in 1000 iterations.\n"
+        "\nLR of cnv: no labelled training row.\n"
+    )
+
+
+def test_evaluation_without_a_baseline_leaves_its_columns_empty():
+    rows = plain_rows(evaluation_table(example(), None))
+    assert [row[-2:] for row in rows] == [["LR", "difference"], *[["-", "-"]] * 3]
+
+
+def test_the_same_table_in_a_terminal():
+    assert printed(class_table(example())) == (
+        "┏━━━━━━━┳━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━┳━━━━━━━━━━━━━━━━━┓\n"
+        "┃ class ┃ rows ┃           all ┃         mirna ┃             cnv ┃\n"
+        "┡━━━━━━━╇━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━╇━━━━━━━━━━━━━━━━━┩\n"
+        "│ BRCA  │    4 │ 0.750 / 0.750 │ 1.000 / 0.667 │   0.500 / 1.000 │\n"
+        "│ OV    │    3 │ 0.667 / 0.667 │ 0.500 / 1.000 │ * 1.000 / 0.500 │\n"
+        "└───────┴──────┴───────────────┴───────────────┴─────────────────┘\n"
+        "Recall / precision.\n"
+        "* no row of this class and modality in training."
+    )
+
+
+def group(condition: str, lr: float, mean: float | None, *, n: int = 5) -> dict:
+    sd = None if mean is None else 0.01
+    params = {"optim.lr": lr, "objective.beta": 1e-6}
+    return {"condition": condition, "params": params, "mean": mean, "sd": sd, "n": n, "expected": 5, "failed": 5 - n}
+
+
+def test_sweep_marks_the_best_of_each_condition_and_shows_what_is_missing():
+    groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79, n=3), group("few", 1e-4, None, n=0)]
+    assert to_markdown(sweep_table(groups)) == (
+        "| condition | parameters | balanced\\_accuracy | sd | trials | failed |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: |\n"
+        "| base | lr=0.0001 | \\* 0.810 | 0.010 | 5 of 5 | 0 |\n"
+        "| base | lr=0.001 | 0.790 | 0.010 | 3 of 5 | 2 |\n"
+        "| few | lr=0.0001 | - | - | 0 of 5 | 5 |\n"
+        "\n\\* best of its condition\n"
+    )
+
+
+def test_of_errors_the_smallest_is_best():
+    groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79)]
+    assert best_of_each_condition(groups, metric="reconstruction_mse") == {1}
+    assert best_of_each_condition(groups, metric="nmi") == {0}
+
+
+def test_of_equals_the_first_is_best():
+    assert best_of_each_condition([group("a", 1, 0.5), group("a", 2, 0.5)], metric="ari") == {0}
+
+
+def test_a_sweep_without_groups_is_a_header():
+    assert plain_rows(sweep_table([])) == [["condition", "parameters", "balanced_accuracy", "sd", "trials", "failed"]]
+
+
+def test_conditions_are_compared_with_probe_and_baseline():
+    probe = {"logistic_regression": 0.4, "knn": 0.38, "perfect": 1 / 3}
+    conditions = [
+        {"condition": "pairwise", "mean": 0.91, "sd": 0.012, "n": 5, "probe": probe, "baseline": 0.93},
+        {"condition": "published", "mean": 0.9, "sd": None, "n": 1, "probe": None, "baseline": None},
+        {"condition": "lost", "mean": None, "sd": None, "n": 0, "probe": None, "baseline": 0.93},
+    ]
+    assert to_markdown(comparison_table(conditions)) == (
+        "| condition | test balanced accuracy | replicates | probe LR | probe kNN | LR | difference |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| pairwise | 0.910 ± 0.012 | 5 | 0.400 | 0.380 | 0.930 | -0.020 |\n"
+        "| published | 0.900 | 1 | - | - | - | - |\n"
+        "| lost | - | 0 | - | - | 0.930 | - |\n"
+        "\nProbe: balanced accuracy of telling the modality; 0.333 is perfect alignment.\n"
+    )
+
+
+# --- names --------------------------------------------------------------------------------------------------
+
+
+def named(name: str) -> Table:
+    result = classification({"m": scored((0, 0))}, classes=[name])
+    return class_table(result)
+
+
+def rendered_cells(markdown: str) -> tuple[list[str], set[str]]:
+    """Text of the first column of the rendered HTML, and the kinds of its elements."""
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
+    inline = [part for token in tokens for part in (token.children or [])]
+    kinds = {token.type for token in tokens} | {part.type for part in inline}
+    firsts = ["".join(p.content for p in t.children or []) for t in tokens if t.type == "inline"]
+    return firsts, kinds
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_hostile_name_is_text_in_markdown(name):
+    cells, kinds = rendered_cells(to_markdown(named(name)))
+    assert cells[4] == plain(name)  # after a header of four
+    assert kinds <= {
+        *(
+            f"{tag}_{side}"
+            for tag in ("table", "thead", "tbody", "tr", "th", "td", "paragraph")
+            for side in ("open", "close")
+        ),
+        "inline",
+        "text",
+        "text_special",
+    }
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=ascii)
+def test_a_hostile_name_is_text_in_a_terminal(name):
+    shown = printed(named(name))
+    assert plain(name) in shown
+    assert "\x1b" not in shown and "\u202e" not in shown
+    assert len({len(line) for line in shown.splitlines()[:5]}) == 1  # one box of one line per row
+
+
+@given(st.text(max_size=80))
+def test_a_plain_name_is_printable_short_and_unchanged_where_it_was_so_already(name):
+    shown = plain(name)
+    assert shown.isprintable() and len(shown) <= 60
+    if name.isprintable() and len(name) <= 60:
+        assert shown == name
+
+
+@given(st.text(st.characters(codec="utf-8"), min_size=1, max_size=20).filter(lambda text: text.strip() == text))
+def test_any_name_survives_markdown(name):
+    cells, _ = rendered_cells(to_markdown(named(name)))
+    assert cells[4] == plain(name)
+
+
+def test_markup_in_other_tables_is_not_shown():
+    table = Table("[bold]head[/bold]")
+    table.add_row("[red]x[/red]")
+    table.add_row(Text("[red]y"))
+    assert plain_rows(table) == [["head"], ["x"], ["[red]y"]]
+
+
+def test_settings_are_named_by_their_last_part_where_that_is_clear():
+    params = {"optim.lr": 1e-3, "model.modalities.a.features": 5, "model.modalities.b.features": 6, "x.y": (1, 0.5)}
+    expected = "lr=0.001, model.modalities.a.features=5, model.modalities.b.features=6, y=[1, 0.5]"
+    assert settings(params) == expected
+    assert settings(params, ["optim.lr", "absent"]) == "lr=0.001"
+
+
+def test_only_varying_settings_count_as_varying():
+    rows = [{"params": {"a": 1, "b": 2}}, {"params": {"a": 1, "b": 3, "c": 4}}]
+    assert varying(rows) == ["b", "c"]
