@@ -61,7 +61,7 @@ def _sources(path: Path, groups: dict[str, str]) -> list[Source]:
             with reading(where):
                 names = tuple(str(name) for name in read_elem(file[group]["var"]).index)
                 _refuse_matrix(file[group], len(names), where)
-            sources.append(Source(modality, where, names, partial(_pieces, path, group, where)))
+            sources.append(Source(modality, where, names, partial(_pieces, path, group, names, where)))
     return sources
 
 
@@ -84,17 +84,16 @@ def _matrix(group: Any) -> Any:
     return held if hasattr(held, "shape") else sparse_dataset(held)
 
 
-def _pieces(path: Path, group: str, where: str, _scratch: Path) -> Iterator[Piece]:
+def _pieces(path: Path, group: str, names: tuple[str, ...], where: str, _scratch: Path) -> Iterator[Piece]:
     with _opened(path) as file:
         meta = _meta(file, group, where)
         matrix = _matrix(file[group])
-        rows, features = matrix.shape
-        step = piece_rows(features)
+        rows, step = len(meta["label"]), piece_rows(len(names))
         for start in range(0, rows, step):
             found = matrix[start : start + step]
             x = found if isinstance(found, np.ndarray) else found.toarray()
             held = {name: values[start : start + len(x)] for name, values in meta.items()}
-            yield Piece(held, _numbers(x, where, first_row=start + 1), start + len(x), rows)
+            yield Piece(held, _numbers(x, names, where, first_row=start + 1), start + len(x), rows)
 
 
 def _meta(file: Any, group: str, where: str) -> dict[str, list[object]]:
@@ -115,8 +114,8 @@ def _meta(file: Any, group: str, where: str) -> dict[str, list[object]]:
     return meta
 
 
-def _numbers(x: NDArray[Any], where: str, *, first_row: int) -> NDArray[np.float32]:
+def _numbers(x: NDArray[Any], names: tuple[str, ...], where: str, *, first_row: int) -> NDArray[np.float32]:
     if x.dtype.kind in "iu":
         lossy = (x > EXACT_INTEGER) | (x < -EXACT_INTEGER)
-        refuse_lossy_integers(lossy, x, [str(number) for number in range(x.shape[1])], where, first_row=first_row)
+        refuse_lossy_integers(lossy, x, names, where, first_row=first_row)
     return narrowed(x)

@@ -152,8 +152,8 @@ class Store:
         self, modality: str, *, columns: Sequence[str], wanted: NDArray[np.int64] | None = None
     ) -> Iterator[tuple[int, pa.Table]]:
         """First row and content of each row group, or of those that hold a row of the ascending ``wanted``."""
-        start = 0
-        for shard in self.table(modality).shards:
+        start, table = 0, self.table(modality)
+        for shard in table.shards:
             if not _overlaps(wanted, start, shard.rows):
                 start += shard.rows
                 continue
@@ -163,7 +163,7 @@ class Store:
                     raise DataError(
                         f"{shown(str(file_path))}: the file changed after the store was opened; start again"
                     )
-                file = pq.ParquetFile(file_path, page_checksum_verification=True)
+                file = _parquet(file_path, shard, features=len(table.features))
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
                     if _overlaps(wanted, start, rows):
@@ -186,6 +186,14 @@ class Store:
 
 
 # --- reading shards -------------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path, shard: Shard, *, features: int) -> pq.ParquetFile:
+    """The opened shard, its columns and rows compared with what they must be."""
+    file = pq.ParquetFile(path, page_checksum_verification=True)
+    if file.schema_arrow != shard_schema(features) or file.metadata.num_rows != shard.rows:
+        raise DataError(f"{shown(str(path))}: columns or rows are not those of the manifest; import again")
+    return file
 
 
 def _vectors(table: pa.Table) -> NDArray[np.float32]:
@@ -324,9 +332,7 @@ def _verify_shard(path: Path, shard: Shard, *, features: int) -> None:
                 f"{shown(str(path))}: the content changed since the import (SHA-256 {found[:12]}..., the manifest says "
                 f"{shard.sha256[:12]}...); restore it or import again"
             )
-        parquet = pq.ParquetFile(path)
-        if parquet.schema_arrow != shard_schema(features) or parquet.metadata.num_rows != shard.rows:
-            raise DataError(f"{shown(str(path))}: columns or rows are not those of the manifest; import again")
+        _parquet(path, shard, features=features)
 
 
 def _read_verified(path: Path) -> dict[str, Any]:

@@ -141,9 +141,11 @@ class StoreWriter:
             if held.missing:
                 share = held.missing / (held.rows * len(held.features))
                 self.note(f"{held.where}: {held.missing:,} values are missing ({share:.2%})")
-        similar = {folded(label): label for label in self._ledger.labels}
-        for label in sorted(self._ledger.labels - set(similar.values())):
-            self.note(f"classes {shown(label)!r} and {shown(similar[folded(label)])!r} differ only by case or spaces")
+        first: dict[str, str] = {}
+        for label in sorted(self._ledger.labels):
+            before = first.setdefault(folded(label), label)
+            if before != label:
+                self.note(f"classes {shown(before)!r} and {shown(label)!r} differ only by case or spaces")
         if not self._ledger.labels:
             self.note("no row has a label")
         if len(self._modalities) == 1:

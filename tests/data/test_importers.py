@@ -1,0 +1,630 @@
+"""Importing: what a file says is what the store holds, and what a file says wrongly is refused by name."""
+
+import gzip
+import importlib.util
+import os
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from modis_dist.data import source as source_module
+from modis_dist.data import tables
+from modis_dist.data.importers import import_source
+from modis_dist.data.rules import class_name, spoilt_names
+from modis_dist.data.store import Store
+from modis_dist.errors import DataError
+
+FEATURES = ["TP53", "BRCA1", "MYC", "EGFR"]
+Mutation = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+def frame(seed: int = 0, rows: int = 12) -> pd.DataFrame:
+    x = np.random.default_rng(seed).normal(size=(rows, len(FEATURES))).astype(np.float32)
+    meta = pd.DataFrame(
+        {
+            "sample_id": [f"s{i}" for i in range(rows)],
+            "label": [["LUAD", "KIRC", None][i % 3] for i in range(rows)],
+            "group_id": [f"p{i // 2}" for i in range(rows)],
+            "split": ["train" if i // 2 % 3 else "test" for i in range(rows)],
+        }
+    )
+    return pd.concat([meta, pd.DataFrame(x, columns=FEATURES)], axis=1)
+
+
+def write(folder: Path, name: str, held: pd.DataFrame) -> None:
+    folder.mkdir(exist_ok=True)
+    if name.endswith(".parquet"):
+        held.to_parquet(folder / name, index=False)
+    else:
+        separator = "\t" if ".tsv" in name else ","
+        held.to_csv(folder / name, index=False, sep=separator)
+
+
+def imported(source: Path) -> Store:
+    out = source.parent / "store"
+    import_source(source, out, progress=lambda *_: None)
+    return Store.open(out)
+
+
+def refusal(source: Path) -> str:
+    """The message of a refused import, which must be one line and leave nothing behind or changed."""
+    before = sorted(path.name for path in source.parent.iterdir())
+    with pytest.raises(DataError) as caught:
+        imported(source)
+    assert sorted(path.name for path in source.parent.iterdir()) == before
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def import_changed(tmp_path: Path, change: Mutation, name: str = "mirna.parquet") -> Path:
+    """A source of two modalities, one of them changed."""
+    source = tmp_path / "source"
+    write(source, "cnv.parquet", frame(1))
+    write(source, name, change(frame()))
+    return source
+
+
+# --- what is right comes through ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "csv.gz", "tsv.gz"])
+def test_every_table_format_gives_the_same_store(tmp_path: Path, suffix: str) -> None:
+    held = frame()
+    held.loc[3, "MYC"] = np.nan
+    write(tmp_path / "source", f"mirna.{suffix}", held)
+    write(tmp_path / "source", "cnv.parquet", frame(1))
+    store = imported(tmp_path / "source")
+    assert store.modalities == ("cnv", "mirna")
+    assert store.features("mirna") == tuple(FEATURES)
+    np.testing.assert_allclose(store.read("mirna"), held[FEATURES].to_numpy(np.float32), rtol=1e-6)
+    index = store.index("mirna")
+    for column, found in (("sample_id", index.sample_id), ("group_id", index.group_id), ("split", index.split)):
+        assert found.tolist() == held[column].tolist()
+    assert store.classes == ("KIRC", "LUAD")
+    assert index.label.tolist() == [[1, 0, -1][i % 3] for i in range(12)]
+
+
+def test_parquet_floats_come_through_to_the_bit(tmp_path: Path) -> None:
+    source = import_changed(tmp_path, lambda held: held)
+    assert imported(source).read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("kind", ["float64", "float16", "int8", "int64", "uint16", "nullable", "null"])
+def test_numeric_columns_of_every_kind_become_float32(tmp_path: Path, kind: str) -> None:
+    values = {"nullable": pa.array([1, None] * 6, pa.int32()), "null": pa.nulls(12)}
+    column = values[kind] if kind in values else pa.array(np.arange(12, dtype=kind))
+    table = pa.Table.from_pandas(frame()).append_column("extra", column)
+    (tmp_path / "source").mkdir()
+    pq.write_table(table, tmp_path / "source" / "mirna.parquet")
+    expected = {"nullable": [1, np.nan] * 6, "null": [np.nan] * 12}.get(kind, list(range(12)))
+    np.testing.assert_array_equal(imported(tmp_path / "source").read("mirna")[:, -1], expected)
+
+
+def test_null_and_nan_are_both_missing_and_counted_alike(tmp_path: Path) -> None:
+    table = pa.Table.from_pandas(frame()).append_column("extra", pa.array([None, float("nan"), 1.0] * 4))
+    (tmp_path / "source").mkdir()
+    pq.write_table(table, tmp_path / "source" / "mirna.parquet")
+    store = imported(tmp_path / "source")
+    assert np.isnan(store.read("mirna")[:, -1]).tolist() == [True, True, False] * 4
+    assert "mirna.parquet: 8 values are missing (13.33%)" in store.notices
+
+
+def test_without_group_and_split_a_sample_is_its_own_group(tmp_path: Path) -> None:
+    source = import_changed(tmp_path, lambda held: held.drop(columns=["group_id", "split"]))
+    write(source, "cnv.parquet", frame(1).drop(columns=["group_id", "split"]))
+    index = imported(source).index("mirna")
+    assert index.group_id.tolist() == index.sample_id.tolist()
+    assert set(index.split) == {""}
+
+
+def test_whole_number_labels_are_the_same_class_however_they_are_stored(tmp_path: Path) -> None:
+    label = [i % 3 + 1 for i in range(12)]
+    for number, (name, values) in enumerate(
+        {"a.parquet": label, "b.parquet": [float(v) for v in label], "c.csv": [float(v) for v in label]}.items()
+    ):
+        write(tmp_path / "source", name, frame(number).assign(label=values))
+    store = imported(tmp_path / "source")
+    assert store.classes == ("1", "2", "3")
+    assert all(store.index(name).label.tolist() == [v - 1 for v in label] for name in store.modalities)
+
+
+@pytest.mark.parametrize(
+    ("value", "name"),
+    [
+        (None, None), ("", None), (float("nan"), None), (1, "1"), (1.0, "1"), ("1.0", "1"), ("-100", "-100"),
+        (-100, "-100"), ("LUAD", "LUAD"), ("007", "007"), ("1e3", "1e3"), (True, "true"),
+        ("Luad ", "Luad "), ("v1.5", "v1.5"),
+    ],
+)  # fmt: skip
+def test_a_label_means_one_class(value: object, name: str | None) -> None:
+    assert class_name(value) == name
+
+
+@pytest.mark.parametrize("value", [1.5, "1.5", ".5", float("inf")])
+def test_a_number_that_is_not_whole_is_no_class(value: object) -> None:
+    with pytest.raises(ValueError, match="not whole"):
+        class_name(value)
+
+
+def test_integer_sample_ids_become_text(tmp_path: Path) -> None:
+    source = import_changed(tmp_path, lambda held: held.assign(sample_id=range(100, 112)))
+    assert imported(source).index("mirna").sample_id.tolist() == [str(i) for i in range(100, 112)]
+
+
+def test_feature_names_may_be_any_unicode_and_contain_dots_slashes_and_markup(tmp_path: Path) -> None:
+    names = {"TP53": "g", "BRCA1": "g.1", "MYC": "../β-actin\n", "EGFR": "<img src=x>"}
+    source = import_changed(tmp_path, lambda held: held.rename(columns=names))
+    store = imported(source)
+    assert store.features("mirna") == tuple(names.values())
+    assert store.read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
+
+
+def test_metadata_columns_may_stand_anywhere(tmp_path: Path) -> None:
+    for name in ("a.parquet", "b.csv"):
+        write(tmp_path / "source", name, frame()[[*FEATURES, "label", "sample_id"]])
+    store = imported(tmp_path / "source")
+    assert store.features("a") == store.features("b") == tuple(FEATURES)
+    np.testing.assert_allclose(store.read("a"), store.read("b"), rtol=1e-6)
+
+
+def test_a_row_group_too_large_for_memory_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = frame(rows=50)
+    source = import_changed(tmp_path, lambda _: held)
+    monkeypatch.setattr(tables, "WHOLE_GROUP_BYTES", 100)
+    monkeypatch.setattr(tables, "COLUMN_BLOCK_BYTES", 3 * 4 * 50)
+    monkeypatch.setattr(source_module, "PIECE_BYTES", 7 * 4 * len(FEATURES))
+    assert imported(source).read("mirna").tobytes() == held[FEATURES].to_numpy(np.float32).tobytes()
+
+
+def test_several_row_groups_and_text_blocks_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = frame(rows=200)
+    monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 2000)
+    monkeypatch.setattr(source_module, "PIECE_BYTES", 7 * 4 * len(FEATURES))
+    write(tmp_path / "source", "text.csv.gz", held)
+    pq.write_table(pa.Table.from_pandas(held), tmp_path / "source" / "wide.parquet", row_group_size=33)
+    store = imported(tmp_path / "source")
+    for name in ("text", "wide"):
+        assert store.index(name).sample_id.tolist() == held["sample_id"].tolist()
+        np.testing.assert_allclose(store.read(name), held[FEATURES], rtol=1e-6)
+
+
+def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+    seen: dict[str, tuple[int, int]] = {}
+    source = import_changed(tmp_path, lambda held: held, "mirna.csv")
+    import_source(source, tmp_path / "store", progress=lambda name, done, total: seen.update({name: (done, total)}))
+    assert seen["cnv"] == (12, 12)
+    assert seen["mirna"][0] == seen["mirna"][1] > 0
+
+
+# --- notices --------------------------------------------------------------------------------------------------
+
+
+def test_one_modality_is_imported_with_a_notice(tmp_path: Path) -> None:
+    write(tmp_path / "source", "mirna.parquet", frame())
+    assert "there is one modality only; training needs two or more" in imported(tmp_path / "source").notices
+
+
+def test_names_spoilt_by_a_spreadsheet_are_named(tmp_path: Path) -> None:
+    names = {"TP53": "1-Mar", "MYC": "2.31E+13"}
+    store = imported(import_changed(tmp_path, lambda held: held.rename(columns=names)))
+    assert "mirna.parquet: 2 feature names look spoilt by a spreadsheet: 1-Mar, 2.31E+13" in store.notices
+
+
+def test_numbered_features_are_not_taken_for_dates() -> None:
+    assert spoilt_names(["1-Mar", "2-Sep", "44256", "TP53", "2.31E+13", "MYC", "H2-K1", "A"]) == [
+        "1-Mar",
+        "2-Sep",
+        "44256",
+        "2.31E+13",
+    ]
+    assert spoilt_names([str(number) for number in range(44_000, 45_000)]) == []
+
+
+def test_samples_that_no_modality_shares_classes_alike_and_ignored_files_are_noticed(tmp_path: Path) -> None:
+    source = import_changed(
+        tmp_path,
+        lambda held: held.assign(
+            sample_id=[f"other{i}" for i in range(12)],
+            group_id=[f"q{i}" for i in range(12)],
+            label=["luad", "LUAD"] * 6,
+        ),
+    )
+    (source / "README.md").write_text("x")
+    (source / ".hidden").write_text("x")
+    assert imported(source).notices == (
+        "ignored: README.md",
+        "classes 'LUAD' and 'luad' differ only by case or spaces",
+        "no sample has rows in two modalities; translation cannot be scored",
+    )
+
+
+# --- what is wrong is refused by name -------------------------------------------------------------------------
+
+
+def _set(row: int, column: str, value: object) -> Mutation:
+    def change(held: pd.DataFrame) -> pd.DataFrame:
+        held[column] = held[column].astype(object if isinstance(value, str) or value is None else np.float64)
+        held.loc[row, column] = value
+        return held
+
+    return change
+
+
+def _renamed(**names: str) -> Mutation:
+    return lambda held: held.rename(columns=names)
+
+
+WRONG: dict[str, tuple[Mutation, str]] = {
+    "no sample_id": (
+        _renamed(sample_id="Sample_id"),
+        r"mirna.parquet: there is no column sample_id; did you mean 'Sample_id'\?",
+    ),
+    "no label": (_renamed(label="labels"), r"no column label; did you mean 'labels'\?; add it, empty where the class"),
+    "missing id": (_set(4, "sample_id", None), "mirna.parquet, data row 5: sample_id is missing"),
+    "empty id": (_set(4, "sample_id", ""), "mirna.parquet, data row 5: sample_id is missing"),
+    "float id": (
+        lambda held: held.assign(sample_id=np.arange(12) / 2),
+        r"data row 1: sample_id is a float \(0.0\); write it as text",
+    ),
+    "duplicate id": (_set(4, "sample_id", "s1"), "data row 5: sample 's1' stands in data row 2 already"),
+    "id in other case": (
+        _set(4, "sample_id", "S4"),
+        "mirna.parquet, data row 5: sample id 'S4' and 's4' at cnv.parquet, data row 5 differ only by case",
+    ),
+    "id with a space": (
+        _set(4, "sample_id", "s4 "),
+        "sample id 's4 ' and 's4' at cnv.parquet, data row 5 differ only by",
+    ),
+    "id twice by case": (_set(4, "sample_id", "S1"), "sample id 'S1' and 's1' at cnv.parquet, data row 2 differ only"),
+    "text feature": (
+        lambda held: held.assign(MYC="high"),
+        "column 'MYC' has type (large_)?string; a feature is a float or integer column",
+    ),
+    "bool feature": (lambda held: held.assign(MYC=True), "column 'MYC' has type bool; a feature is a float or integer"),
+    "category feature": (
+        lambda held: held.assign(MYC=pd.Categorical(["a"] * 12)),
+        "column 'MYC' has type dictionary.*; a feature is a float or integer column",
+    ),
+    "date feature": (lambda held: held.assign(MYC=pd.Timestamp("2020-01-01")), "column 'MYC' has type timestamp"),
+    "list feature": (lambda held: held.assign(MYC=[[1.0]] * 12), "column 'MYC' has type list"),
+    "large integer": (
+        lambda held: held.assign(MYC=[2**24 + (i == 7) for i in range(12)]),
+        "data row 8, column 'MYC': the integer 16777217 is beyond 16777216 and would lose digits",
+    ),
+    "negative large integer": (
+        lambda held: held.assign(MYC=-(2**40)),
+        "data row 1, column 'MYC': the integer -1099511627776",
+    ),
+    "infinity": (
+        _set(5, "BRCA1", np.inf),
+        "mirna.parquet, data row 6, sample 's5', feature 'BRCA1': the value is infinite or beyond 3.4e38",
+    ),
+    "minus infinity": (_set(5, "BRCA1", -np.inf), "data row 6, sample 's5', feature 'BRCA1': the value is infinite"),
+    "too large": (
+        _set(0, "EGFR", 1e300),
+        "data row 1, sample 's0', feature 'EGFR': the value is infinite or beyond 3.4e38",
+    ),
+    "no feature": (lambda held: held.drop(columns=FEATURES), "mirna.parquet: there are no feature columns"),
+    "no row": (
+        lambda held: held.iloc[:0].astype(dict.fromkeys(FEATURES, np.float32)),
+        "mirna.parquet: there are no rows",
+    ),
+    "empty feature name": (_renamed(MYC=" "), "mirna.parquet: column 3 has no name"),
+    "same name after case": (_renamed(MYC="tp53"), r"columns 1 and 3 have the same name \('TP53', 'tp53'\)"),
+    "same name after strip": (_renamed(MYC="TP53 "), r"columns 1 and 3 have the same name \('TP53', 'TP53 '\)"),
+    "same name after NFC": (
+        _renamed(TP53="caf\u00e9", MYC="cafe\u0301"),
+        r"columns 1 and 3 have the same name \('caf\\\\xe9', 'cafe\\\\u0301'\)",
+    ),
+    "saved index": (_renamed(MYC="Unnamed: 0"), "column 'Unnamed: 0' is a row index that was saved by mistake"),
+    "fraction label": (
+        lambda held: held.assign(label=[1.0, 1.5] * 6),
+        "data row 2: label '1.5' is a number that is not whole",
+    ),
+    "date label": (
+        lambda held: held.assign(label=pd.Timestamp("2020-01-01")),
+        "column label has type timestamp.*write it as text",
+    ),
+    "other label": (
+        _set(0, "label", "KIRC"),
+        "mirna.parquet, data row 1: sample 's0' has label 'KIRC' here and 'LUAD' at cnv.parquet, data row 1",
+    ),
+    "other group": (
+        _set(0, "group_id", "p9"),
+        "data row 1: sample 's0' has group 'p9' here and 'p0' at cnv.parquet, data row 1",
+    ),
+    "no group here": (lambda held: held.drop(columns="group_id"), "sample 's0' has group 's0' here and 'p0' at cnv"),
+    "split word": (_set(3, "split", "valid"), r"data row 4: split must be train, test or empty \(got 'valid'\)"),
+    "group in both": (
+        _set(1, "split", "train"),
+        "data row 2: group 'p0' is in train here and in test at cnv.parquet, data row 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    change, message = WRONG[name]
+    found = refusal(import_changed(tmp_path, change))
+    assert re.search(message, found), found
+
+
+TEXT_WRONG: dict[str, tuple[str | bytes, str]] = {
+    "not a number": (
+        "sample_id,label,a,b\ns0,x,1,2\ns1,x,1,high\n",
+        r"mirna.csv, line 3, column 'b': not a number: 'high'",
+    ),
+    "decimal comma": ('sample_id,label,a,b\ns0,x,1,"2,5"\n', r"line 2, column 'b': not a number: '2,5'"),
+    "short row": ("sample_id,label,a,b\ns0,x,1,2\ns1,x,1\n", "mirna.csv, line 3: Expected 4 columns, got 3"),
+    "infinity": ("sample_id,label,a,b\ns0,x,1,inf\n", "data row 1, sample 's0', feature 'b': the value is infinite"),
+    "too large": (
+        "sample_id,label,a,b\ns0,x,1,1e39\n",
+        "sample 's0', feature 'b': the value is infinite or beyond 3.4e38",
+    ),
+    "large integer": (
+        "sample_id,label,a,b\ns0,x,1,16777217\n",
+        "data row 1, column 'b': the integer 16777217 is beyond",
+    ),
+    "same column twice": ("sample_id,label,a,a\ns0,x,1,2\n", r"columns 1 and 2 have the same name \('a', 'a'\)"),
+    "metadata twice": ("sample_id,label,label,a\ns0,x,x,2\n", "column label occurs 2 times; keep one"),
+    "R row names": (",sample_id,label,a\n1,s0,x,2\n", "mirna.csv: column 1 has no name"),
+    "missing id": ("sample_id,label,a\nNA,x,1\n", "data row 1: sample_id is missing"),
+    "fraction label": ("sample_id,label,a\ns0,1.5,1\n", "data row 1: label '1.5' is a number that is not whole"),
+    "empty": ("", "mirna.csv: is empty"),
+    "header only": ("sample_id,label,a\n", "mirna.csv: there are no rows"),
+    "latin 1 header": ("sample_id,label,caf\xe9\ns0,x,1\n".encode("latin-1"), "mirna.csv: is not UTF-8 text"),
+    "latin 1 cell": ("sample_id,label,a\ns\xe9,x,1\n".encode("latin-1"), "mirna.csv: is not UTF-8 text"),
+    "UTF-16": ("sample_id,label,a\ns0,x,1\n".encode("utf-16"), "mirna.csv: is not UTF-8 text"),
+    "semicolons": ("sample_id;label;a\ns0;x;1\n", "mirna.csv: there is no column sample_id"),
+    "spreadsheet": (b"PK\x03\x04rest", "mirna.csv: is a ZIP archive or a spreadsheet"),
+    "compressed": (gzip.compress(b"sample_id,label,a\ns0,x,1\n"), "mirna.csv: is gzip-compressed; name it .gz"),
+}
+
+
+@pytest.mark.parametrize("name", TEXT_WRONG)
+def test_a_wrong_text_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+    text, message = TEXT_WRONG[name]
+    write(tmp_path / "source", "zcnv.parquet", frame(1))
+    (tmp_path / "source" / "mirna.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
+    found = refusal(tmp_path / "source")
+    assert re.search(message, found), found
+
+
+def test_a_bad_cell_in_a_late_text_block_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 1000)
+    held = frame(rows=300).astype({"MYC": object})
+    held.loc[250, "MYC"] = "many"
+    write(tmp_path / "source", "mirna.tsv.gz", held)
+    assert "mirna.tsv.gz, line 252, column 'MYC': not a number: 'many'" in refusal(tmp_path / "source")
+
+
+def test_a_late_cell_that_is_not_utf8_is_named_by_its_line(tmp_path: Path) -> None:
+    lines = [f"s{i},x,1\n".encode() for i in range(20_000)]
+    lines[15_000] = b"\xe9,x,1\n"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "mirna.csv").write_bytes(b"sample_id,label,a\n" + b"".join(lines))
+    assert "mirna.csv, line 15002, column 'sample_id': invalid UTF8 data" in refusal(tmp_path / "source")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "mirna.csv").write_text("sample_id,label,a\r\ns0,x,1\r\n", encoding="utf-8-sig", newline="")
+    assert imported(tmp_path / "source").read("mirna").tolist() == [[1.0]]
+
+
+@pytest.mark.parametrize("share", [0.3, 0.9, 0.999])
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path, share: float) -> None:
+    write(tmp_path / "source", "mirna.csv.gz", frame(rows=300))
+    file = tmp_path / "source" / "mirna.csv.gz"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert "mirna.csv.gz: cannot be read" in refusal(tmp_path / "source")
+
+
+FOREIGN = {
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "is a git-LFS pointer; fetch",
+    b"<!DOCTYPE html><html><body>404</body></html>": "is an HTML page; the download failed",
+    b"\n<html>": "is an HTML page",
+    b"sample_id,label,a\ns0,x,1\n": "does not begin like a .parquet file",
+    b"\x1f\x8b\x08rest": "is gzip-compressed",
+    b"": "is empty",
+    b"PAR1 and nothing more PAR1": "cannot be read",
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN)
+def test_a_file_that_is_no_parquet_is_named_for_what_it_is(tmp_path: Path, content: bytes) -> None:
+    write(tmp_path / "source", "cnv.parquet", frame(1))
+    (tmp_path / "source" / "mirna.parquet").write_bytes(content)
+    found = refusal(tmp_path / "source")
+    assert "mirna.parquet" in found and re.search(FOREIGN[content], found), found
+
+
+@pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
+def test_a_truncated_parquet_file_is_refused(tmp_path: Path, share: float) -> None:
+    write(tmp_path / "source", "mirna.parquet", frame(rows=200))
+    file = tmp_path / "source" / "mirna.parquet"
+    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+    assert "mirna.parquet: cannot be read" in refusal(tmp_path / "source")
+
+
+def test_text_that_is_not_utf8_inside_parquet_is_refused(tmp_path: Path) -> None:
+    offsets = pa.py_buffer(np.array([0, 2], np.int32).tobytes())
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, offsets, pa.py_buffer(b"\xff\xfe")])
+    (tmp_path / "source").mkdir()
+    table = pa.table({"sample_id": broken, "label": ["x"], "a": [1.0]})
+    pq.write_table(table, tmp_path / "source" / "mirna.parquet")
+    assert "mirna.parquet: cannot be read" in refusal(tmp_path / "source")
+
+
+# --- folders --------------------------------------------------------------------------------------------------
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Path.mkdir, "is not a regular file"),
+        (_pipe, "is not a regular file"),
+        (_loop, "Too many levels of symbolic links"),
+    ],
+)
+def test_an_entry_that_is_no_file_is_refused_without_hanging(
+    tmp_path: Path, make: Callable[[Path], None], message: str
+) -> None:
+    source = import_changed(tmp_path, lambda held: held)
+    make(source / "x.parquet")
+    assert re.search(f"x.parquet: .*{message}", refusal(source))
+
+
+@pytest.mark.parametrize("name", ["mirna.parquet.tmp", "mirna.csv.crdownload", "mirna.parquet.part"])
+def test_an_unfinished_copy_is_refused(tmp_path: Path, name: str) -> None:
+    source = import_changed(tmp_path, lambda held: held)
+    (source / name).write_text("x")
+    assert f"{name}: looks like an unfinished copy" in refusal(source)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mirna.csv", "modality 'mirna' and 'mirna' have the same name"),
+        ("MIRNA.parquet", "modality 'mirna' and 'MIRNA' have the same name"),
+        ("-rf.parquet", "modality '-rf': a name has 1 to 64"),
+        ("a b.parquet", "modality 'a b': a name has"),
+        (f"{'x' * 65}.parquet", "a name has 1 to 64"),
+    ],
+)
+def test_a_file_name_that_cannot_name_a_modality_is_refused(tmp_path: Path, name: str, message: str) -> None:
+    source = import_changed(tmp_path, lambda held: held)
+    write(source, name, frame(2))
+    assert message in refusal(source)
+
+
+def test_an_absent_an_empty_and_a_foreign_source_are_refused(tmp_path: Path) -> None:
+    assert "absent: does not exist" in refusal(tmp_path / "absent")
+    (tmp_path / "empty").mkdir()
+    assert "holds no table; expected <modality>.parquet" in refusal(tmp_path / "empty")
+    (tmp_path / "notes.txt").write_text("x")
+    assert "notes.txt: is none of .parquet" in refusal(tmp_path / "notes.txt")
+
+
+def test_a_mistake_in_the_last_file_leaves_the_source_unchanged_and_no_store(tmp_path: Path) -> None:
+    source = import_changed(tmp_path, _set(10, "label", "OV"))
+    before = {path.name: path.read_bytes() for path in source.iterdir()}
+    refusal(source)
+    assert {path.name: path.read_bytes() for path in source.iterdir()} == before
+
+
+# --- AnnData and MuData ---------------------------------------------------------------------------------------
+
+needs_anndata = pytest.mark.skipif(importlib.util.find_spec("anndata") is None, reason="needs the extra anndata")
+
+
+def annotated(matrix: str, held: pd.DataFrame):  # type: ignore[no-untyped-def]
+    import anndata
+    from scipy import sparse
+
+    make = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[matrix]
+    obs = held[["label", "group_id", "split"]].set_axis(held["sample_id"].to_numpy(), axis=0)
+    obs["label"] = pd.Categorical(obs["label"])
+    return anndata.AnnData(make(held[FEATURES].to_numpy()), obs=obs, var=pd.DataFrame(index=FEATURES))
+
+
+@needs_anndata
+@pytest.mark.parametrize("matrix", ["dense", "csr", "csc"])
+def test_an_anndata_file_gives_the_same_store_as_the_table(
+    tmp_path: Path, matrix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source_module, "PIECE_BYTES", 5 * 4 * len(FEATURES))
+    for name in ("a", "b"):
+        (tmp_path / name / "source").mkdir(parents=True)
+    annotated(matrix, frame()).write_h5ad(tmp_path / "a" / "source" / "mirna.h5ad")
+    write(tmp_path / "b" / "source", "mirna.parquet", frame())
+    stores = [imported(tmp_path / name / "source") for name in ("a", "b")]
+    assert stores[0].fingerprint == stores[1].fingerprint
+
+
+@needs_anndata
+def test_a_mudata_file_gives_a_modality_each_with_common_labels(tmp_path: Path) -> None:
+    import h5py
+    from anndata.io import write_elem
+
+    first, second = annotated("dense", frame()), annotated("csr", frame(1).iloc[2:9])
+    common = first.obs[["label"]].copy()
+    del second.obs["label"]
+    with h5py.File(tmp_path / "both.h5mu", "w") as file:
+        for name, held in (("rna", first), ("atac", second)):
+            write_elem(file, f"mod/{name}", held)
+        write_elem(file, "obs", common)
+    store = imported(tmp_path / "both.h5mu")
+    assert sorted(store.modalities) == ["atac", "rna"]
+    assert store.read("atac").tobytes() == frame(1)[FEATURES].to_numpy(np.float32)[2:9].tobytes()
+    assert store.index("atac").label.tolist() == store.index("rna").label.tolist()[2:9]
+
+
+@needs_anndata
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held.obs.drop(columns="label", inplace=True), "mirna.h5ad: obs has no column label"),
+        (lambda held: held.__setattr__("X", None), "mirna.h5ad: there is no matrix X"),
+        (lambda held: held.__setattr__("X", np.ones((12, 4), bool)), "mirna.h5ad: X has type bool"),
+        (
+            lambda held: held.__setattr__("X", np.full((12, 4), 2**30)),
+            "mirna.h5ad, data row 1, column 'TP53': the integer 1073741824 is beyond",
+        ),
+        (
+            lambda held: held.__setattr__("X", np.full((12, 4), np.inf)),
+            "sample 's0', feature 'TP53': the value is infinite",
+        ),
+        (lambda held: held.__setattr__("obs_names", ["s0"] * 12), "sample 's0' stands in data row 1 already"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_a_wrong_anndata_file_is_refused_by_name(
+    tmp_path: Path, change: Callable[[object], None], message: str
+) -> None:
+    held = annotated("dense", frame())
+    change(held)
+    held.write_h5ad(tmp_path / "mirna.h5ad")
+    found = refusal(tmp_path / "mirna.h5ad")
+    assert message in found, found
+
+
+@pytest.mark.parametrize("name", ["mirna.h5ad", "both.h5mu"])
+def test_without_the_extra_its_name_is_given(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda found, *a: None if found == "anndata" else real(found, *a))
+    assert "pip install 'modis-dist[anndata]'" in refusal(tmp_path / name)
+
+
+@needs_anndata
+def test_a_damaged_anndata_file_is_one_line(tmp_path: Path) -> None:
+    annotated("dense", frame()).write_h5ad(tmp_path / "mirna.h5ad")
+    whole = (tmp_path / "mirna.h5ad").read_bytes()
+    (tmp_path / "mirna.h5ad").write_bytes(whole[: len(whole) // 2])
+    assert "mirna.h5ad: cannot be read" in refusal(tmp_path / "mirna.h5ad")
+
+
+@pytest.mark.shared
+def test_the_real_tables_come_through_to_the_bit(tmp_path: Path, shared: Path) -> None:
+    import_source(shared / "data" / "tcga10", tmp_path / "store", progress=lambda *_: None)
+    store = Store.open(tmp_path / "store")
+    assert len(store.classes) == 10
+    for name in store.modalities:
+        held = pq.read_table(shared / "data" / "tcga10" / f"{name}.parquet").to_pandas()
+        np.testing.assert_array_equal(store.read(name), held[list(store.features(name))].to_numpy())
+        assert [store.classes[code] for code in store.index(name).label] == held["label"].tolist()
