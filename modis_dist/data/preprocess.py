@@ -124,8 +124,7 @@ def _learnt(step: PreprocessStep, before: Pipeline, x: Features) -> Fitted:
     match step:
         case Standardise():
             seen = _moments(before, x)
-            # Rounding can leave a constant feature a tiny variance, so the range decides.
-            scale = np.where(seen.maximum > seen.minimum, np.sqrt(seen.variance), 1.0)
+            scale = np.where(seen.variance > 0, np.sqrt(seen.variance), 1.0)
             return Fitted("standardise", {"mean": seen.mean, "scale": scale})
         case MinMax():
             seen = _moments(before, x)
@@ -212,7 +211,7 @@ def _moments(before: Pipeline, x: Features) -> _Moments:
         total += np.nansum(block, axis=0)
         low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
     some = np.maximum(count, 1)
-    # A constant's mean is that constant, which a sum may miss by a rounding.
+    # A constant's mean is that constant, which a sum may miss by a rounding, and its variance 0.
     mean = np.clip(total / some, low, high, where=count > 0, out=np.zeros_like(total))
     squares = np.zeros_like(total)
     for _, block in _blocks(before, x):
@@ -250,6 +249,7 @@ def _most_variable(step: Variance, before: Pipeline, x: Features) -> Fitted:
 
 
 def _principal_components(step: Pca, before: Pipeline, x: Features) -> Fitted:
+    """Signs are settled by scikit-learn: the largest loading of every component is positive."""
     rows, features = len(x), len(before.features_out)
     if step.components > min(rows, features):
         where = f"modality {shown(before.modality)}: pca of {rows} training rows x {features} features"
@@ -257,9 +257,7 @@ def _principal_components(step: Pca, before: Pipeline, x: Features) -> Fitted:
     _refuse_missing(before, x)
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
     model = (_incremental_pca if incremental else _pca_at_once)(step, before, x)
-    largest = np.argmax(np.abs(model.components_), axis=1)
-    signs = np.sign(model.components_[np.arange(step.components), largest])
-    return Fitted("pca", {"mean": model.mean_, "components": model.components_ * signs[:, None]})
+    return Fitted("pca", {"mean": model.mean_, "components": model.components_})
 
 
 def _pca_at_once(step: Pca, before: Pipeline, x: Features) -> Any:

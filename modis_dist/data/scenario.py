@@ -136,7 +136,7 @@ def _names(chosen: tuple[str, ...] | None, name: str) -> bool:
 def _unpaired(selected: Selected, indexes: Mapping[str, Index], classes: Sequence[str], key: Key) -> Selected:
     """Every sample keeps one of its modalities; within a class, modalities get equally many rows (within one row
     where the samples allow it, else as equal as they allow)."""
-    names = sorted(selected)
+    names = list(selected)
     sizes = [len(selected[name].rows) for name in names]
     ids, sample = np.unique(
         np.concatenate([indexes[name].sample_id[selected[name].rows] for name in names]), return_inverse=True

@@ -69,7 +69,7 @@ class _Cohort:
 
     @classmethod
     def of(cls, indexes: Mapping[str, Index]) -> "_Cohort":
-        modalities = sorted(indexes)
+        modalities = sorted(indexes)  # the order of sums could decide between equals
         joined = np.concatenate([indexes[name].group_id for name in modalities])
         names, group = np.unique(joined, return_inverse=True)
         sizes = [len(indexes[name]) for name in modalities]

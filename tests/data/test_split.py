@@ -1,5 +1,6 @@
 """Splits: whole groups, every cell near its share, the same for any order of rows."""
 
+from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -99,6 +100,35 @@ def test_test_share_of_every_class_in_every_modality_is_within_a_few_rows_of_the
             drawn = (index.label[parts[name].test] == label).sum()
             assert abs(drawn - fraction * (index.label == label).sum()) < 2.5 + (largest > 1) * 2
         assert abs(len(parts[name].test) - fraction * len(index)) < 2.5 + (largest > 1) * 2
+
+
+def cells_of_groups(indexes: dict[str, Index]) -> dict[str, Counter[object]]:
+    """What each group brings to every count that a split has to share out."""
+    brings: dict[str, Counter[object]] = {}
+    for name, index in indexes.items():
+        for group, label in zip(index.group_id, index.label.tolist(), strict=True):
+            held = brings.setdefault(group, Counter({"groups": 1}))
+            held[name, label] += 1
+            held[name] += 1
+            held[label] = 1
+    return brings
+
+
+@settings(max_examples=100, deadline=None)
+@given(COHORTS, FRACTIONS, SEEDS)
+def test_no_group_could_change_sides_and_bring_the_shares_nearer(
+    indexes: dict[str, Index], fraction: float, seed: int
+) -> None:
+    parts = partition(indexes, Split(test_fraction=fraction, validation_fraction=0, seed=seed))
+    brings = cells_of_groups(indexes)
+    test = groups_of(indexes, parts, "test")
+    error: dict[object, float] = defaultdict(float)
+    for group, held in brings.items():
+        for cell, units in held.items():
+            error[cell] += units * ((group in test) - fraction)
+    for group, held in brings.items():
+        way = -1 if group in test else 1
+        assert sum((error[cell] + way * units) ** 2 - error[cell] ** 2 for cell, units in held.items()) > -1e-6
 
 
 @settings(max_examples=200, deadline=None)
