@@ -21,7 +21,7 @@ def evaluation_table(model: Mapping[str, Any], baseline: Mapping[str, Any] | Non
 
     ``baseline`` is a result of ``baseline.logistic_regression``. No difference is shown where it judged other rows.
     """
-    table = _table("modality", "rows", "balanced accuracy", "macro F1", "NMI", "ARI", "LR", "difference")
+    table = _table("modality", "rows", "balanced accuracy", "macro F1", "NMI", "ARI", "LR", "over LR")
     parts = {} if baseline is None else baseline["modalities"]
     lines = [(plain(name), held, parts.get(name)) for name, held in model["modalities"].items()]
     for name, ours, theirs in [*lines, ("all", model, baseline)]:
@@ -74,7 +74,7 @@ def comparison_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
     A condition holds ``condition``, ``mean`` and ``sd`` of the test balanced accuracy over ``n`` replicates (or
     None), ``probe`` {logistic_regression, knn, perfect} or None, and ``baseline``, a balanced accuracy or None.
     """
-    table = _table("condition", "test balanced accuracy", "replicates", "probe LR", "probe kNN", "LR", "difference")
+    table = _table("condition", "test balanced accuracy", "replicates", "probe LR", "probe kNN", "LR", "over LR")
     for row in conditions:
         mean = _number(row["mean"]) + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
         probes = [_number((row["probe"] or {}).get(name)) for name in ("logistic_regression", "knn")]

@@ -71,7 +71,7 @@ def printed(table: Table, width: int = 100) -> str:
 
 def test_evaluation_beside_the_baseline():
     assert to_markdown(evaluation_table(example(), example_baseline())) == (
-        "| modality | rows | balanced accuracy | macro F1 | NMI | ARI | LR | difference |\n"
+        "| modality | rows | balanced accuracy | macro F1 | NMI | ARI | LR | over LR |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| mirna | 4 | 0.750 | 0.733 | 0.344 | 0.000 | 0.500 | +0.250 |\n"
         "| cnv | 3 | 0.750 | 0.667 | 0.274 | -0.500 | - | - |\n"
@@ -85,7 +85,7 @@ def test_evaluation_beside_the_baseline():
 
 def test_evaluation_without_a_baseline_leaves_its_columns_empty():
     rows = plain_rows(evaluation_table(example(), None))
-    assert [row[-2:] for row in rows] == [["LR", "difference"], *[["-", "-"]] * 3]
+    assert [row[-2:] for row in rows] == [["LR", "over LR"], *[["-", "-"]] * 3]
 
 
 def test_the_same_table_in_a_terminal():
@@ -141,7 +141,7 @@ def test_conditions_are_compared_with_probe_and_baseline():
         {"condition": "lost", "mean": None, "sd": None, "n": 0, "probe": None, "baseline": 0.93},
     ]
     assert to_markdown(comparison_table(conditions)) == (
-        "| condition | test balanced accuracy | replicates | probe LR | probe kNN | LR | difference |\n"
+        "| condition | test balanced accuracy | replicates | probe LR | probe kNN | LR | over LR |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| pairwise | 0.910 ± 0.012 | 5 | 0.400 | 0.380 | 0.930 | -0.020 |\n"
         "| published | 0.900 | 1 | - | - | - | - |\n"
