@@ -234,7 +234,10 @@ def _medians(before: Pipeline, x: Features) -> Block:
     features = len(before.features_out)
     medians = np.empty(features)
     for columns in _slices(features, len(x)):
-        medians[columns] = np.nanmedian(np.concatenate([block[:, columns] for _, block in _blocks(before, x)]), axis=0)
+        values = np.empty((len(x), columns.stop - columns.start))
+        for rows, block in _blocks(before, x):
+            values[rows] = block[:, columns]
+        medians[columns] = np.nanmedian(values, axis=0)
     return medians
 
 

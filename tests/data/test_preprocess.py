@@ -1,6 +1,7 @@
 """Preprocessing: scikit-learn's answers, exact storage, training rows only, and refusals that name features."""
 
 import json
+import tracemalloc
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -246,6 +247,23 @@ def test_the_array_given_is_not_changed() -> None:
     before = x.copy()
     fitted(x, "impute", "log1p", "standardise").apply(x)
     assert (x == before).all()
+
+
+@pytest.mark.parametrize("value", ["mean", "median"])
+def test_fitting_and_applying_need_little_more_memory_than_the_result(
+    value: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x = random_rows(0, rows=20_000, features=100)
+    monkeypatch.setattr(preprocess, "VALUES_PER_BLOCK", 50_000)
+    fitted(x[:100], "impute").apply(x[:100])
+    tracemalloc.start()
+    try:
+        pipeline = fitted(x, {"kind": "impute", "value": value}, "standardise", {"kind": "variance", "features": 50})
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 2
+        out = pipeline.apply(x)
+        assert tracemalloc.get_traced_memory()[1] < out.nbytes + x.nbytes / 2
+    finally:
+        tracemalloc.stop()
 
 
 # --- odd data ---------------------------------------------------------------------------------------------------
