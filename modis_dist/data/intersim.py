@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from modis_dist.config.run import Simulate
 from modis_dist.data.writer import StoreWriter
@@ -45,10 +46,15 @@ class Tables:
 def simulate(settings: Simulate, out: Path) -> None:
     """Write a paired store of ``settings.samples`` samples with labels "1".."K" at ``out``.
 
-    The same settings give the same rows on the same machine. Raises ``DataError`` for an unusable ``params`` folder
-    and where the balanced classes cannot all have a sample.
+    The same settings give the same bytes on the same kind of machine. Raises ``DataError`` for an unusable ``params``
+    folder and where the balanced classes cannot all have a sample.
     """
     sizes = class_sizes(settings.samples, settings.classes)
+    with threadpool_limits(1):  # the last bits of a product depend on the number of threads
+        _simulate(settings, sizes, out)
+
+
+def _simulate(settings: Simulate, sizes: NDArray[np.int64], out: Path) -> None:
     table_seed, shift_seed, order_seed, *row_seeds = np.random.SeedSequence(settings.seed).spawn(6)
     folder = settings.params
     tables = generated(np.random.default_rng(table_seed)) if folder is None else from_folder(Path(folder))
