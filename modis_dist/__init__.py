@@ -7,10 +7,12 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from modis_dist.version import __version__
+
 if TYPE_CHECKING:
     from modis_dist.train.predictor import Predictor
 
-__version__ = "0.1.0"
+__all__ = ["__version__", "load"]
 
 
 def load(folder: str | Path, *, device: str = "cpu") -> "Predictor":

@@ -92,7 +92,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         z = encoded.detach().requires_grad_()
         judged = _judge(model, z)
         terms = Terms(z.new_zeros(len(z)))
-        terms.add("adversarial_d", _adversarial(judged, batch.label, weights, side="discriminator"), weights.adversarial)
+        terms.add(
+            "adversarial_d", _adversarial(judged, batch.label, weights, side="discriminator"), weights.adversarial
+        )
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
         if bool((weights.lambda_r > 0).any()):
             gradient = adversarial.logit_gradient(judged.modality, z, batch.signs)

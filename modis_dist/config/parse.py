@@ -188,10 +188,19 @@ def _describe(key: str, field: Any) -> str:
 
     signs = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
     limits = [f"{signs[type(m)][0]} {getattr(m, signs[type(m)][1])}" for m in field.metadata if type(m) in signs]
-    values = [repr(v) for v in get_args(field.annotation)] if get_origin(field.annotation) is not None and "Literal" in str(get_origin(field.annotation)) else []
+    values = (
+        [repr(v) for v in get_args(field.annotation)]
+        if get_origin(field.annotation) is not None and "Literal" in str(get_origin(field.annotation))
+        else []
+    )
     unit = (field.json_schema_extra or {}).get("unit")
     default = "required" if field.is_required() else _plain(field.default)
-    facts = [f"default: {default}", *([f"unit: {unit}"] if unit else []), *([f"range: {', '.join(limits)}"] if limits else []), *([f"one of: {', '.join(values)}"] if values else [])]
+    facts = [
+        f"default: {default}",
+        *([f"unit: {unit}"] if unit else []),
+        *([f"range: {', '.join(limits)}"] if limits else []),
+        *([f"one of: {', '.join(values)}"] if values else []),
+    ]
     return f"{key}: {field.description}\n  " + "\n  ".join(facts)
 
 
@@ -199,5 +208,9 @@ def _plain(value: Any) -> str:
     if isinstance(value, BaseModel):
         return "see the keys below"
     if isinstance(value, tuple):
-        return "[" + ", ".join(_plain(v) if not isinstance(v, BaseModel) else str(getattr(v, "kind", v)) for v in value) + "]"
+        return (
+            "["
+            + ", ".join(_plain(v) if not isinstance(v, BaseModel) else str(getattr(v, "kind", v)) for v in value)
+            + "]"
+        )
     return "none" if value is None else str(value)

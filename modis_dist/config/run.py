@@ -34,7 +34,9 @@ class Section(BaseModel):
         wrong = {
             key: str(held).lower()
             for key, held in value.items()
-            if isinstance(held, bool) and key in cls.model_fields and not _accepts_bool(cls.model_fields[key].annotation)
+            if isinstance(held, bool)
+            and key in cls.model_fields
+            and not _accepts_bool(cls.model_fields[key].annotation)
         }
         return value | wrong
 
@@ -83,9 +85,19 @@ class Data(Section):
 
     store: str | None = item(None, "folder of a store made by `modis-dist data import`; relative to the YAML file")
     simulate: Simulate | None = item(None, "simulate a store instead of naming one")
-    modalities: tuple[Name, ...] | None = item(None, "subset and order of the store's modalities; all by default", min_length=2)
-    classes: tuple[Label, ...] | None = item(None, "subset of the store's classes; rows of others are left out", min_length=2)
+    modalities: tuple[Name, ...] | None = item(
+        None, "subset and order of the store's modalities; all by default", min_length=2
+    )
+    classes: tuple[Label, ...] | None = item(
+        None, "subset of the store's classes; rows of others are left out", min_length=2
+    )
     split: Split = item(Split(), "test, validation and training rows")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "Data":
+        if self.store is not None and self.simulate is not None:
+            raise ValueError("give store or simulate, not both")
+        return self
 
 
 # --- preprocessing ------------------------------------------------------------------------------------------
@@ -116,7 +128,9 @@ class Variance(Section):
 class Pca(Section):
     kind: Literal["pca"] = item("pca", "principal components of the training rows (scikit-learn)")
     components: int = item(..., "number of components", unit="components", ge=1)
-    solver: Literal["auto", "randomized", "incremental"] = item("auto", "how they are computed; auto: incremental where large")
+    solver: Literal["auto", "randomized", "incremental"] = item(
+        "auto", "how they are computed; auto: incremental where large"
+    )
     seed: int = item(0, "seed of the randomised solver", ge=0, lt=2**31)
 
 
@@ -217,7 +231,9 @@ class ModalityNet(Section):
     """The VAE of one modality."""
 
     features: int | None = item(None, "features after preprocessing; checked against the data", unit="features", ge=1)
-    ratios: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = item(None, "hidden widths as shares of the features", min_length=1)
+    ratios: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = item(
+        None, "hidden widths as shares of the features", min_length=1
+    )
 
 
 class Model(Section):
@@ -229,7 +245,9 @@ class Model(Section):
     )
     modalities: dict[Name, ModalityNet] = item({}, "settings of single modalities, by name")
     classes: int | None = item(None, "number of classes K; checked against the data", ge=2)
-    discriminator: tuple[Annotated[int, Field(ge=1)], ...] = item((1024, 512, 256), "hidden widths of the discriminator", min_length=1)
+    discriminator: tuple[Annotated[int, Field(ge=1)], ...] = item(
+        (1024, 512, 256), "hidden widths of the discriminator", min_length=1
+    )
     batchnorm_eps: float = item(0.8, "eps of every BatchNorm1d; the published value", gt=0, le=10)
     leaky_slope: float = item(0.2, "negative slope of every LeakyReLU", ge=0, lt=1)
 
@@ -245,14 +263,21 @@ class Objective(Section):
         "pairwise", "modality adversary; `published` has no encoder gradient and is kept to reproduce the paper"
     )
     adversarial_weight: float = item(1.0, "weight of the adversarial term in both phases", ge=0, le=1e6)
-    confidence: float = item(0.9, "class_conditional: predicted probability from which an unlabelled row counts as of that class", gt=0, le=1)
+    confidence: float = item(
+        0.9, "class_conditional: predicted probability from which an unlabelled row counts as of that class", gt=0, le=1
+    )
     lambda_r: float = item(10.0, "weight gamma of the gradient penalty", ge=0, le=1e6)
-    penalty: Literal["sum", "each"] = item("sum", "gradient of the sum of the modality logits (published) or of each logit")
-    penalty_on: Literal["x", "z"] = item("x", "gradient with respect to the input through the frozen encoder (published) or to z")
+    penalty: Literal["sum", "each"] = item(
+        "sum", "gradient of the sum of the modality logits (published) or of each logit"
+    )
+    penalty_on: Literal["x", "z"] = item(
+        "x", "gradient with respect to the input through the frozen encoder (published) or to z"
+    )
     class_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
     clustering_weight: float = item(1.0, "weight of the clustering loss", ge=0, le=1e6)
     class_prior: Literal["uniform", "empirical"] = item(
-        "uniform", "class shares that the clustering entropy expects: equal (published) or those of the labelled training rows"
+        "uniform",
+        "class shares that the clustering entropy expects: equal (published) or those of the labelled training rows",
     )
 
 
@@ -266,7 +291,8 @@ class Optim(Section):
     batch_size: int = item(32, "rows per modality in a global batch", unit="rows", ge=2, le=1_000_000)
     epochs: int = item(300, "epochs at most", unit="epochs", ge=1, le=10_000_000)
     epoch_ends: Literal["shortest", "longest"] = item(
-        "shortest", "an epoch ends when the shortest modality is used up (published) or the longest, the others starting over"
+        "shortest",
+        "an epoch ends when the shortest modality is used up (published) or the longest, the others starting over",
     )
 
 
@@ -277,9 +303,7 @@ class EarlyStopping(Section):
     min_delta: float = item(0.0, "smallest change that counts as improvement", ge=0)
 
 
-Metric = Literal[
-    "balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari", "reconstruction_mse"
-]
+Metric = Literal["balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari", "reconstruction_mse"]
 
 
 class Trainer(Section):

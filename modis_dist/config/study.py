@@ -37,7 +37,9 @@ class Sweep(Section):
     conditions: dict[Name, dict[str, Any]] = item(
         {}, "named settings that are compared, not chosen among: each gets its own choice and its own test score"
     )
-    folds: int = item(1, "cross-validation folds; 1 takes one validation split of data.split.validation_fraction", ge=1, le=100)
+    folds: int = item(
+        1, "cross-validation folds; 1 takes one validation split of data.split.validation_fraction", ge=1, le=100
+    )
     replicates: int = item(1, "seeds per configuration: seed, seed + 1, ...", ge=1, le=10_000)
     packing: Packing = item(Packing(), "stacking of trials")
     resources: Resources = item(Resources(), "cores and GPUs per pack")

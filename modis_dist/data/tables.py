@@ -28,8 +28,8 @@ from modis_dist.data.store import META
 from modis_dist.data.writer import writing
 from modis_dist.errors import DataError, shown
 
-WHOLE_GROUP_BYTES = 512 << 20  # a row group that takes less as float32 is read at once
-COLUMN_BLOCK_BYTES = 128 << 20
+WHOLE_GROUP_BYTES = 128 << 20  # a row group that takes less as float32 is read at once
+COLUMN_BLOCK_BYTES = 64 << 20
 TEXT_BLOCK_BYTES = 4 << 20
 _CELL = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to \w+: (.*)", re.DOTALL)
 _LINE = re.compile(r"CSV parse error: Row #(\d+): (Expected \d+ columns, got \d+)")
@@ -100,9 +100,9 @@ def _at_once(
     file: pq.ParquetFile, group: int, names: Sequence[str], where: str, *, step: int, first_row: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Row offset and features of slices of a row group that is held whole."""
-    table = file.read_row_group(group, columns=list(names)).select(list(names))
-    for start in range(0, table.num_rows, step):
-        yield start, _numbers(table.slice(start, step), where, first_row=first_row + start)
+    x = _numbers(file.read_row_group(group, columns=list(names)).select(list(names)), where, first_row=first_row)
+    for start in range(0, len(x), step):
+        yield start, x[start : start + step]
 
 
 def _by_columns(

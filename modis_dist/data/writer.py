@@ -24,10 +24,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from modis_dist import __version__
 from modis_dist.data.rules import Ledger, check_features, check_modality, folded, natural_order, spoilt_names
 from modis_dist.data.store import FORMAT, MANIFEST, VERSION, ModalityTable, Shard, fingerprint_of, shard_schema
 from modis_dist.errors import DataError, shown
+from modis_dist.version import __version__
 
 ROW_GROUP_BYTES = 32 << 20  # 419 rows of 20,000 features
 ROW_GROUP_ROWS = 1024

@@ -1,0 +1,1 @@
+"""The adapters: Ray Tune and MLflow. Nothing below this layer knows them."""

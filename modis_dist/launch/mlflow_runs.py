@@ -16,6 +16,7 @@ Status = Literal["FINISHED", "FAILED", "KILLED"]
 FOLDER = "modis.folder"
 NOTE = "mlflow.note.content"
 NOT_UPLOADED = "modis.not_uploaded"
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the pages begin with those for language models
 MAX_METRICS = 1000  # per request, as are parameters
 MAX_PARAMS = 100
 FIGURES = {".png", ".svg", ".pdf", ".html"}
@@ -34,7 +35,8 @@ class Runs:
         found = self._client.get_experiment_by_name(experiment)
         if found is None:
             location = _artifact_location(uri, folder)
-            self.experiment_id = str(self._client.create_experiment(experiment, artifact_location=location))
+            made = self._client.create_experiment(experiment, artifact_location=location, tags=KIND)
+            self.experiment_id = str(made)
         elif found.lifecycle_stage == "active":
             self.experiment_id = str(found.experiment_id)
         else:
@@ -107,12 +109,13 @@ class Runs:
         self._send_metrics(run_id, metrics)
 
     def send_values(self, run_id: str, values: Mapping[str, float], *, model_id: str | None = None) -> None:
-        """Log single numbers at step 0, of the run and where given of a model."""
+        """Log single numbers at step 0, of the run and where given of a model; those it has already are left out."""
         from mlflow.entities import Metric
         from mlflow.utils.time import get_current_time_millis
 
-        now = get_current_time_millis()
-        metrics = [Metric(mlflow_text.key(n), float(v), now, 0, model_id=model_id) for n, v in values.items()]
+        now, known = get_current_time_millis(), self.get(run_id).data.metrics
+        named = {mlflow_text.key(name): float(number) for name, number in values.items()}
+        metrics = [Metric(n, v, now, 0, model_id=model_id) for n, v in named.items() if known.get(n) != v]
         self._send_metrics(run_id, metrics)
 
     def send_params(self, run_id: str, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:

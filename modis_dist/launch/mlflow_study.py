@@ -206,7 +206,7 @@ class Mirror:
     def _summary(self, metrics: Mapping[str, float]) -> str:
         """What the study found, as Markdown for the parent's page."""
         runs = self._runs.search(f"tags.`{STUDY}` = '{self._study}' and tags.`{PARENT}` = '{self._parent}'")
-        runs.sort(key=lambda run: str(run.info.run_name))
+        runs.sort(key=lambda run: run.info.start_time)
         done = sum(run.info.status == "FINISHED" for run in runs)
         told = mlflow_text.varying([run.data.params for run in runs])[:5]
         rows = [

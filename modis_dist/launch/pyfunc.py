@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import modis_dist
 from modis_dist.errors import DataError, shown
-from modis_dist.launch import mlflow_store
+from modis_dist.launch import mlflow_store, mlflow_text
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +78,11 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
     predictor = modis_dist.load(model_folder)
     modality = predictor.modalities[0]
     record = client.create_logged_model(
-        experiment_id, name=_model_name(name), source_run_id=run_id, model_type="classifier"
+        experiment_id,
+        name=_model_name(name),
+        source_run_id=run_id,
+        model_type="classifier",
+        tags={"mlflow.note.content": _note(predictor)},
     )
     try:
         identity = Model(
@@ -137,6 +141,17 @@ def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -
     columns += [ColSpec(DataType.double, name, required=False) for name in names]
     known = infer_signature(model_output=predictor.predict(example, modality=modality), params={"modality": modality})
     return ModelSignature(inputs=Schema(columns), outputs=known.outputs, params=known.params)
+
+
+def _note(predictor: "Predictor") -> str:
+    """How to use the model, for its page."""
+    rows = [{"modality": m, "features": str(len(predictor.features(m)))} for m in predictor.modalities]
+    call = f"predict(frame, params={{'modality': '{predictor.modalities[-1]}'}})"
+    return (
+        f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features as "
+        f"columns and, where wanted, `sample_id`; the modality is {predictor.modalities[0]} unless named, as in "
+        f"`{call}`. Loading needs `modis-dist`.\n\n{mlflow_text.table(rows)}"
+    )
 
 
 def _files(model_folder: Path) -> Iterator[Path]:

@@ -1,7 +1,8 @@
-"""Opens the MLflow pages of a finished or running study on this machine alone."""
+"""Opens the MLflow pages of a finished or running study, on this machine alone and for its user alone."""
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ from types import FrameType
 from rich.console import Console
 
 from modis_dist.errors import DataError, RunFailed, shown
-from modis_dist.launch import mlflow_store
+from modis_dist.launch import mlflow_store, ui_guard
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -35,12 +36,12 @@ def serve(folder: Path, *, port: int) -> int:
     if mlflow_store.sqlite_path(uri) is None:
         console.print(f"This study is tracked on a server: {uri}", markup=False, soft_wrap=True)
         return 0
-    log = folder / LOG
-    with _sigterm_as_interrupt(), _server(uri, port or _free_port(), log) as (server, url):
+    log, token = folder / LOG, secrets.token_urlsafe(24)
+    with _sigterm_as_interrupt(), _server(uri, port or _free_port(), log, token) as (server, url):
         try:
-            with console.status(f"starting MLflow (its output: {log})"):
+            with console.status("starting MLflow"):
                 _wait(server, url, log)
-            console.print(f"MLflow: {url}   (Ctrl-C to stop)", markup=False, soft_wrap=True)
+            console.print(f"MLflow: {url}/?token={token}   (Ctrl-C to stop)", markup=False, soft_wrap=True)
             return server.wait()
         except KeyboardInterrupt:
             return 0
@@ -74,15 +75,23 @@ def _free_port() -> int:
 
 
 @contextmanager
-def _server(uri: str, port: int, log: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
     """A server in a process group of its own; the whole group is gone afterwards."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--no-serve-artifacts"]
-    environment = mlflow_store.environment() | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    command += ["--gunicorn-opts", f"--config python:{ui_guard.__name__}"]
+    environment = mlflow_store.environment()
+    environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", ui_guard.TOKEN: token}
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         server = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, start_new_session=True
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            env=environment,
+            cwd=log.parent,
+            start_new_session=True,
         )
     finally:
         os.close(output)

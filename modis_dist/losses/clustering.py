@@ -19,9 +19,7 @@ def clustering(
     similarity = kernel(h)
     corners = torch.eye(probability.shape[-1], dtype=probability.dtype, device=probability.device)
     to_corner = (probability.unsqueeze(-2) - corners).square().sum(-1).neg().exp()
-    return (
-        overlap(probability, similarity) + overlap(to_corner, similarity) + negative_entropy(probability, prior)
-    )
+    return overlap(probability, similarity) + overlap(to_corner, similarity) + negative_entropy(probability, prior)
 
 
 def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:

@@ -6,7 +6,7 @@ so a sweep that was killed continues with what is not done yet, and nothing is r
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,15 @@ class Trial:
         parts += [f"fold {self.fold}"] if self.fold is not None else []
         parts += [f"seed {self.run.seed}"]
         return f"{self.condition}: " + ", ".join(parts)
+
+    def as_tree(self) -> Tree:
+        """Plain values."""
+        return {field.name: getattr(self, field.name) for field in fields(self)} | {"run": to_tree(self.run)}
+
+    @classmethod
+    def from_tree(cls, tree: Mapping[str, Any], *, source: str) -> "Trial":
+        """The inverse of ``as_tree``."""
+        return cls(**{**tree, "run": build(Run, tree["run"], source=source)})
 
 
 @dataclass(frozen=True)
@@ -112,9 +121,7 @@ def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
 
 def save(path: Path, manifest: Manifest) -> None:
     """Write the list, before the first trial starts."""
-    trials = [
-        asdict(trial) | {"run": to_tree(trial.run)} for trial in manifest.trials
-    ]
+    trials = [trial.as_tree() for trial in manifest.trials]
     content = {
         "version": VERSION,
         "study": manifest.study,
@@ -131,17 +138,13 @@ def load(path: Path) -> Manifest:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
-        trials = tuple(_trial(values, source=str(path)) for values in content["trials"])
+        trials = tuple(Trial.from_tree(tree, source=str(path)) for tree in content["trials"])
         packs = tuple(tuple(pack) for pack in content["packs"])
         return Manifest(content["study"], content["fingerprint"], trials, packs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
         raise DataError(f"{path}: is not the manifest of a sweep ({type(error).__name__})") from None
-
-
-def _trial(values: Mapping[str, Any], *, source: str) -> Trial:
-    return Trial(**{**values, "run": build(Run, values["run"], source=source)})
 
 
 def _placed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:

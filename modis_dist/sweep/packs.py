@@ -11,30 +11,28 @@ from itertools import pairwise
 from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.run import Objective
 from modis_dist.config.study import Packing
-from modis_dist.data import scenario
-from modis_dist.data.split import partition
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.loader import steps_per_epoch
-from modis_dist.train.prepare import Cohort
+from modis_dist.train.prepare import Selection, training_rows
 
 SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may differ within a stack
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
 def arrange(
-    trials: Sequence[Trial], cohort: Cohort, *, packing: Packing, slots: int
+    trials: Sequence[Trial], selection: Selection, *, packing: Packing, slots: int
 ) -> tuple[tuple[Trial, ...], ...]:
     """The trials grouped into packs, at least ``slots`` of them where there are enough trials."""
     if not packing.enabled:
         return tuple((trial,) for trial in trials)
     alike: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        alike[stack_key(trial, cohort)].append(trial)
+        alike[stack_key(trial, selection)].append(trial)
     packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), packing.max_trials)]
     return tuple(tuple(pack) for pack in _at_least(slots, packs))
 
 
-def stack_key(trial: Trial, cohort: Cohort) -> str:
+def stack_key(trial: Trial, selection: Selection) -> str:
     """Equal for trials that can be replicates of one stack."""
     tree = to_tree(trial.run)
     tree.pop("seed")
@@ -42,16 +40,15 @@ def stack_key(trial: Trial, cohort: Cohort) -> str:
     tree.pop("name")
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
-    return digest([tree, training_steps(trial, cohort)])
+    return digest([tree, training_steps(trial, selection)])
 
 
-def training_steps(trial: Trial, cohort: Cohort) -> int:
+def training_steps(trial: Trial, selection: Selection) -> int:
     """Steps in one epoch of a trial."""
-    run = trial.run
-    training = {modality: part.train for modality, part in partition(cohort.index, run.data.split).items()}
-    chosen = scenario.apply(run.scenario, cohort.index, training, classes=cohort.classes, seed=run.seed)
+    optim = trial.run.optim
+    _, chosen = training_rows(trial.run, selection)
     rows = {modality: len(part.rows) for modality, part in chosen.items()}
-    return steps_per_epoch(rows, batch_size=run.optim.batch_size, epoch_ends=run.optim.epoch_ends)
+    return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
 
 
 def _by_rows(group: list[Trial]) -> list[Trial]:

@@ -63,7 +63,7 @@ def predict(train_x: Features, train_y: Rows, test_x: Features, *, penalty: floa
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     train_x, test_x = standardised(train_x, test_x)
     if not len(test_x):

@@ -4,7 +4,7 @@ Everything is computed on preprocessed features; classes and translations from m
 because modality always hides in mu below the noise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,10 +26,21 @@ class Latent:
     label: Mapping[str, Rows]
 
 
-def evaluate(predictor: Predictor, prepared: Prepared, subset: Subset, *, probe_seed: int | None) -> dict[str, Any]:
-    """Figures of a model on the rows of ``subset``; the alignment probe only where it is given a seed.
+@dataclass(frozen=True)
+class Probe:
+    """The alignment probe learns from these rows, with this seed."""
 
-    Keys: ``classification``, ``translation`` and, with a seed, ``probe``; shapes of these in ``metrics`` and ``probe``.
+    train: Subset
+    seed: int
+
+
+def evaluate(
+    predictor: Predictor, subset: Subset, *, absent_pairs: Sequence[tuple[str, str]] = (), probing: Probe | None = None
+) -> dict[str, Any]:
+    """Figures of a model on the preprocessed rows of ``subset``.
+
+    Keys: ``classification``, ``translation`` and, where asked for, ``probe``; their shapes stand in ``metrics`` and
+    ``probe``.
     """
     encoded = {m: predictor.encode_prepared(x, modality=m) for m, x in subset.x.items()}
     mu = {m: both[0] for m, both in encoded.items()}
@@ -39,15 +50,13 @@ def evaluate(predictor: Predictor, prepared: Prepared, subset: Subset, *, probe_
         return predictor.decode(mu[source][rows], modality=target)
 
     result: dict[str, Any] = {
-        "classification": metrics.classification(
-            scored, classes=prepared.classes, absent_pairs=prepared.absent_pairs
-        ),
+        "classification": metrics.classification(scored, classes=predictor.classes, absent_pairs=absent_pairs),
         "translation": metrics.translation(subset.x, subset.sample_id, decode),
     }
-    if probe_seed is not None:
-        training = {m: predictor.encode_prepared(x, modality=m) for m, x in prepared.train.x.items()}
+    if probing is not None:
+        learnt_from = {m: predictor.encode_prepared(x, modality=m) for m, x in probing.train.x.items()}
         result["probe"] = probe.alignment(
-            _sampled(training, probe_seed, "train"), _sampled(encoded, probe_seed, "held out"), seed=probe_seed
+            _sampled(learnt_from, probing.seed, "train"), _sampled(encoded, probing.seed, "held out"), seed=probing.seed
         )
     return result
 

@@ -69,11 +69,11 @@ def fit(
 
             # Phase D: the discriminator learns to name modality and class; the encoders stand still.
             adversary = adversary_phase(state.model, batch, training.weights, training.rules)
-            _update(state.adversary_optimiser, adversary.total)
+            update(state.adversary_optimiser, adversary.total)
 
             # Phase G: the VAEs learn to reconstruct, to be classified and to hide the modality.
             vae = vae_phase(state.model, batch, training.weights, training.rules)
-            _update(state.vae_optimiser, vae.total)
+            update(state.vae_optimiser, vae.total)
 
             state.step_in_epoch += 1
             state.updates += 1
@@ -88,7 +88,7 @@ def fit(
     return training.progress
 
 
-def _update(optimiser: torch.optim.Optimizer, total: Tensor) -> None:
+def update(optimiser: torch.optim.Optimizer, total: Tensor) -> None:
     """One optimiser step on the sum over replicates, whose gradients are independent."""
     optimiser.zero_grad(set_to_none=True)
     parameters = [p for group in optimiser.param_groups for p in group["params"]]
@@ -123,9 +123,7 @@ class Training:
         found = checkpoint.newest(self.folder / "last")
         if found is None:
             seeds = [member.run.seed for member in self.members]
-            self._adopt(
-                TrainState.start(self.shape, seeds, optim=self.run.optim, device=self.device, dtype=self.dtype)
-            )
+            self._adopt(TrainState.start(self.shape, seeds, optim=self.run.optim, device=self.device, dtype=self.dtype))
             for member in self.members:
                 self.ports.tracker.event(member.trial, kind="start", values={"epoch": 0})
             return
@@ -273,7 +271,7 @@ class Training:
         return checkpoint.save(self.folder / "last", content)
 
     def _write_best(self, replicate: int) -> None:
-        """Write one replicate's best model, or its last where there is no validation, with all that prediction needs."""
+        """Write a replicate's best model (its last, without validation) with all that prediction needs."""
         held = self._active()[replicate]
         member = self.members[self.state.members[replicate]]
         source = self.state.best if held.best_epoch is not None else self.state.model_tensors()
@@ -294,7 +292,9 @@ class Training:
         }
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
         step = (held.best_epoch or held.epochs) * self.loader.steps
-        where = checkpoint.save(member.folder / "best", Checkpoint(step, {"model": tensors, "preprocess": arrays}, values))
+        where = checkpoint.save(
+            member.folder / "best", Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
+        )
         self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
 
 

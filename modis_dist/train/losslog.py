@@ -63,7 +63,9 @@ class LossLog:
         self._pending.clear()
         self.sums = self.sums + values.sum(0)
         self.steps += len(values)
-        return [self._first_bad(values, r, first) for r in range(values.shape[1]) if not np.isfinite(values[:, r]).all()]
+        return [
+            self._first_bad(values, r, first) for r in range(values.shape[1]) if not np.isfinite(values[:, r]).all()
+        ]
 
     def means(self) -> list[dict[str, float]]:
         """Each replicate's mean of every term over the epoch so far; starts the next epoch."""

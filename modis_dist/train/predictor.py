@@ -28,12 +28,15 @@ METADATA = ("sample_id", "label", "group_id", "split")
 class Predictor:
     """A trained model of one replicate and the preprocessing fitted with it."""
 
-    def __init__(self, model: Modis, pipelines: dict[str, Pipeline], classes: tuple[str, ...], path: Path) -> None:
+    def __init__(
+        self, model: Modis, pipelines: dict[str, Pipeline], classes: tuple[str, ...], *, path: Path, trial: str
+    ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._pipelines = pipelines
         self._device = next(model.parameters()).device
         self.classes = classes
         self.path = path
+        self.trial = trial  # hash of the settings and data it was trained with
 
     @classmethod
     def open(cls, folder: Path, *, device: str = "cpu") -> "Predictor":
@@ -51,7 +54,7 @@ class Predictor:
             classes = tuple(held.state["classes"])
         except (KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{path}: is not a model of this program ({shown(str(error))})") from None
-        return cls(model.to(device), pipelines, classes, path)
+        return cls(model.to(device), pipelines, classes, path=path, trial=str(held.state["trial"]))
 
     @property
     def modalities(self) -> tuple[str, ...]:

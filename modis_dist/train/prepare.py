@@ -4,7 +4,8 @@ Everything fitted here is fitted on training rows only. Test rows are touched on
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,9 @@ from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.run import Data, Run
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.index import UNLABELLED, Features, Index, Rows, Strings
+from modis_dist.data.intersim import simulate
 from modis_dist.data.preprocess import Pipeline
+from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DataError, nearest, shown
@@ -21,19 +24,27 @@ from modis_dist.model.networks import Shape, widths
 
 
 @dataclass(frozen=True)
-class Cohort:
-    """The part of a store that a run uses, in memory: raw features and row metadata by modality."""
+class Selection:
+    """The rows of a store that a run may use: row metadata by modality, in the order of the networks."""
 
     fingerprint: str
     classes: tuple[str, ...]
-    features: Mapping[str, tuple[str, ...]]
     index: Mapping[str, Index]
-    x: Mapping[str, Features]
+    rows: Mapping[str, Rows]  # positions in the store
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Names in the order of the networks."""
+        """Names of the modalities."""
         return tuple(self.index)
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """A selection and its raw features, in memory."""
+
+    selection: Selection
+    features: Mapping[str, tuple[str, ...]]
+    x: Mapping[str, Features]
 
 
 @dataclass(frozen=True)
@@ -68,28 +79,61 @@ class Prepared:
         return shares
 
 
-def load_cohort(store: Store, data: Data) -> Cohort:
+def open_store(data: Data, *, out: Path, source: str) -> Store:
+    """The store that ``data`` names, or one simulated below ``out``. Raises ``ConfigError`` where there is none."""
+    if data.simulate is not None:
+        path = out / f"store-{digest(to_tree(data.simulate))[:8]}"
+        if not path.exists():
+            out.mkdir(mode=0o700, parents=True, exist_ok=True)
+            simulate(data.simulate, path)
+        return Store.open(path)
+    if data.store is None:
+        raise ConfigError(["data.store: is required (or data.simulate); --set data.store=DIR sets it"], source=source)
+    path = Path(data.store)
+    if not path.exists():
+        advice = "make one with `modis-dist data import SRC --out STORE`, or --set data.store=DIR"
+        raise ConfigError([f"data.store: no such folder {shown(str(path))}; {advice}"], source=source)
+    return Store.open(path)
+
+
+def select(store: Store, data: Data) -> Selection:
     """The modalities and classes that ``data`` names. Raises ``ConfigError`` for unknown names."""
     modalities = data.modalities or store.modalities
     _known("data.modalities", modalities, store.modalities, source=str(store.path))
     if len(modalities) < 2:
-        raise DataError(f"{store.path}: has one modality ({modalities[0]}); training needs two or more")
+        raise DataError(f"{store.path}: has one modality ({shown(modalities[0])}); training needs two or more")
     classes = data.classes or store.classes
     _known("data.classes", classes, store.classes, source=str(store.path))
     if len(classes) < 2:
         raise DataError(f"{store.path}: has {len(classes)} class(es); training needs two or more")
     index: dict[str, Index] = {}
-    x: dict[str, Features] = {}
+    rows: dict[str, Rows] = {}
+    left_out = -2
+    code = np.array([classes.index(c) if c in classes else left_out for c in store.classes] + [UNLABELLED])
     for modality in modalities:
         whole = store.index(modality)
-        code = np.array([classes.index(c) if c in classes else -2 for c in store.classes] + [UNLABELLED])
-        label = code[whole.label]  # position -1 (unlabelled) is the last entry
-        kept = np.flatnonzero(label != -2)
-        chosen = whole.take(kept)
-        index[modality] = Index(chosen.sample_id, chosen.group_id, label[kept].astype(np.int64), chosen.split)
-        x[modality] = store.read(modality, None if len(kept) == len(whole) else kept)
-    features = {modality: store.features(modality) for modality in modalities}
-    return Cohort(store.fingerprint, tuple(classes), features, index, x)
+        label = code[whole.label]  # UNLABELLED (-1) picks the last entry
+        rows[modality] = np.flatnonzero(label != left_out)
+        chosen = whole.take(rows[modality])
+        index[modality] = replace(chosen, label=label[rows[modality]])
+    return Selection(store.fingerprint, tuple(classes), index, rows)
+
+
+def load_cohort(store: Store, data: Data) -> Cohort:
+    """The rows that ``data`` names, with their features."""
+    selection = select(store, data)
+    x: dict[str, Features] = {}
+    for modality, rows in selection.rows.items():
+        x[modality] = store.read(modality, None if len(rows) == store.rows(modality) else rows)
+    return Cohort(selection, {m: store.features(m) for m in selection.modalities}, x)
+
+
+def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
+    """The split of a run's rows, and its training rows after the scenario."""
+    parts = partition(selection.index, run.data.split, classes=selection.classes)
+    training = {modality: part.train for modality, part in parts.items()}
+    chosen = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
+    return parts, chosen
 
 
 def data_key(run: Run, fingerprint: str) -> str:
@@ -105,23 +149,22 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
 
     Raises ``ConfigError`` or ``DataError`` where the run does not fit the data.
     """
-    _known("preprocess.modalities", run.preprocess.modalities, cohort.modalities, source=run.name)
-    parts = partition(cohort.index, run.data.split)
-    training = {modality: part.train for modality, part in parts.items()}
-    chosen = scenario.apply(run.scenario, cohort.index, training, classes=cohort.classes, seed=run.seed)
-    absent = scenario.absent_pairs(chosen, cohort.index, classes=cohort.classes)
+    selection = cohort.selection
+    _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
+    parts, chosen = training_rows(run, selection)
+    absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
     _enough(chosen, run)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
-    for modality in cohort.modalities:
+    for modality in selection.modalities:
         raw = cohort.x[modality][chosen[modality].rows]
         steps = run.preprocess.steps(modality)
         pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
         train_x[modality] = pipelines[modality].apply(raw)
-    names = {m: cohort.index[m].sample_id[chosen[m].rows] for m in cohort.modalities}
-    train = Subset(train_x, {m: chosen[m].label for m in cohort.modalities}, names)
+    names = {m: selection.index[m].sample_id[chosen[m].rows] for m in selection.modalities}
+    train = Subset(train_x, {m: chosen[m].label for m in selection.modalities}, names)
     return Prepared(
-        cohort.classes,
+        selection.classes,
         pipelines,
         train,
         _held_out(cohort, pipelines, parts, "validation"),
@@ -183,12 +226,13 @@ def _held_out(
     rows: dict[str, Rows] = {modality: getattr(part, name) for modality, part in parts.items()}
     if not any(len(r) for r in rows.values()):
         return None
-    x = {m: pipelines[m].apply(cohort.x[m][rows[m]]) for m in cohort.modalities}
-    label = {m: cohort.index[m].label[rows[m]] for m in cohort.modalities}
-    return Subset(x, label, {m: cohort.index[m].sample_id[rows[m]] for m in cohort.modalities})
+    index = cohort.selection.index
+    x = {m: pipelines[m].apply(cohort.x[m][rows[m]]) for m in index}
+    label = {m: index[m].label[rows[m]] for m in index}
+    return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
 
 
-def _enough(chosen: Mapping[str, scenario.TrainingRows], run: Run) -> None:
+def _enough(chosen: Mapping[str, TrainingRows], run: Run) -> None:
     """BatchNorm and the pairing loss need two different rows."""
     for modality, part in chosen.items():
         if len(part.rows) < 2:

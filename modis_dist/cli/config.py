@@ -1,0 +1,78 @@
+"""`modis-dist config` and `modis-dist model`: what keys mean, what networks come to."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modis_dist.cli.options import Json, Set, print_json
+
+
+def config(
+    study: Annotated[
+        Path | None, typer.Argument(metavar="[STUDY.yaml]", show_default=False, help="A study to print whole.")
+    ] = None,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a study.")] = False,
+    explain: Annotated[
+        str | None, typer.Option("--explain", metavar="KEY", help="Explain a key, e.g. optim.lr.")
+    ] = None,
+    settings: Set = None,
+) -> None:
+    """Explain keys, print the schema, or check a study and print it with every default."""
+    from modis_dist.config import parse
+    from modis_dist.config.study import Study
+
+    if schema:
+        print_json(Study.model_json_schema())
+    elif explain is not None:
+        typer.echo(parse.explain(explain))
+    elif study is not None:
+        typer.echo(parse.dump(parse.load_study(study, settings or [])), nl=False)
+    else:
+        raise typer.BadParameter("give a study, --schema or --explain KEY")
+
+
+def model(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study or a run.", show_default=False)],
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Count the parameters of every network; needs the data only where the study does not state all sizes."""
+    counts = _parameters(study, settings or [])
+    if as_json:
+        print_json(counts)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("module", "parameters")
+    table.columns[1].justify = "right"
+    for name, number in counts["modules"].items():
+        table.add_row(name, f"{number:,}")
+    table.add_row("total", f"{counts['total']:,}", style="bold")
+    Console().print(table)
+
+
+def _parameters(path: Path, settings: list[str]) -> dict[str, Any]:
+    import tempfile
+
+    import torch
+
+    from modis_dist.config.parse import load_study
+    from modis_dist.model.layers import count_parameters
+    from modis_dist.model.networks import Modis
+    from modis_dist.train.prepare import load_cohort, open_store, prepare, shape, stated_shape
+
+    study = load_study(path, settings)
+    sizes = stated_shape(study)
+    if sizes is None:
+        with tempfile.TemporaryDirectory() as folder:
+            store = open_store(study.data, out=Path(folder), source=str(path))
+            prepared = prepare(study.base(), load_cohort(store, study.data))
+        features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
+        sizes = shape(study, features, len(prepared.classes))
+    with torch.device("meta"):
+        networks = Modis(sizes)
+    modules = {m: count_parameters(networks.vae(m)) for m in networks.modalities}
+    modules["discriminator"] = count_parameters(networks.discriminator)
+    return {"modules": modules, "total": sum(modules.values())}

@@ -1,0 +1,22 @@
+"""Arguments that several commands share, and how results are printed."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=1e-3. May be repeated."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+ModelFolder = Annotated[
+    Path, typer.Argument(metavar="DIR", help="Output folder of a run or a study.", show_default=False)
+]
+StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.", show_default=False)]
+
+
+def print_json(value: Any) -> None:
+    """One JSON document on standard output."""
+    typer.echo(json.dumps(value, indent=2, allow_nan=False))

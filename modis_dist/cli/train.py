@@ -1,0 +1,66 @@
+"""`modis-dist train` and `modis-dist evaluate`: one run by itself."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from modis_dist.cli.options import Json, ModelFolder, Set, StoreFolder, print_json
+
+
+def train(
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Settings of the run.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False)],
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Train one run, or continue it where it stopped. The run.yaml of a finished run runs again."""
+    from modis_dist.cli.display import RunBar
+    from modis_dist.config.parse import load_run
+    from modis_dist.sweep.single import train_run
+    from modis_dist.train.signals import Flag, on_signal
+
+    wanted = load_run(run, settings or [])
+    flag = Flag()
+    with RunBar(wanted.optim.epochs) as bar, on_signal(flag.set):
+        result = train_run(wanted, out=out.absolute(), source=str(run), reporter=bar, stop=flag)
+    if as_json:
+        print_json(result)
+        return
+    typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures in {out}")
+    if result["evaluation"] is not None:
+        _print_tables(result, "validation")
+
+
+def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
+    """Judge a trained model on a store: its test rows if it is the store it was trained with, otherwise all rows."""
+    from modis_dist.sweep.single import evaluate_folder
+
+    result = evaluate_folder(directory, store)
+    if as_json:
+        print_json(result)
+        return
+    if result["left_out"]:
+        typer.echo(f"note: {result['left_out']} rows of classes that the model does not know are left out", err=True)
+    _print_tables(result, result["rows"])
+
+
+def _print_tables(result: dict[str, Any], rows: str) -> None:
+    from rich.console import Console
+
+    from modis_dist.report.tables import class_table, evaluation_table
+
+    console = Console()
+    judged = result["evaluation"]
+    for title, table in (
+        (f"On {rows} rows", evaluation_table(judged["classification"], result["baseline"])),
+        ("By class", class_table(judged["classification"])),
+    ):
+        table.title = title
+        console.print(table)
+    if "probe" in judged:
+        probe = judged["probe"]
+        console.print(
+            f"Alignment probe: logistic regression {probe['logistic_regression']:.3f}, "
+            f"kNN {probe['knn']:.3f}; perfect is {probe['perfect']:.3f}"
+        )

@@ -1,0 +1,97 @@
+"""A private Ray on this machine: loopback only, token, temporary folder of its own, gone afterwards.
+
+Ray listens on all interfaces, opens its folders to everybody and attaches to whatever ``RAY_ADDRESS`` names unless it
+is told otherwise; here it is told otherwise.
+"""
+
+import logging
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+
+PREFIX = "modis-"  # short: Ray's socket paths may have 107 bytes
+OWNER = "owner.pid"
+
+
+@contextmanager
+def private_cluster(*, cpus: int, gpus: float) -> Iterator[Path]:
+    """Start Ray with some resources; yields a temporary folder that nobody else may enter. Stops it at the end."""
+    _remove_leftovers()
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700: what Ray opens below it stays closed
+    (folder / OWNER).write_text(str(os.getpid()))
+    try:
+        with _environment(_settings(folder)):
+            import ray
+
+            ray.init(
+                num_cpus=cpus,
+                num_gpus=int(gpus),
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),
+            )
+            try:
+                yield folder
+            finally:
+                ray.shutdown()
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _settings(folder: Path) -> dict[str, str | None]:
+    """Environment of the driver and, inherited from it, of every process of Ray; None removes a variable."""
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(secrets.token_hex(32))
+    package = str(Path(__file__).resolve().parents[2])  # workers start in another folder
+    before = os.environ.get("PYTHONPATH")
+    return {
+        "RAY_ADDRESS": None,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listeners on 127.0.0.1
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_AIR_NEW_OUTPUT": "0",
+        "RAY_CHDIR_TO_TRIAL_DIR": "0",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+        "TUNE_DISABLE_SIGINT_HANDLER": "1",
+        "PYTHONPATH": f"{package}{os.pathsep}{before}" if before else package,
+    }
+
+
+@contextmanager
+def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in settings}
+    _apply(settings)
+    try:
+        yield
+    finally:
+        _apply(before)
+
+
+def _apply(settings: Mapping[str, str | None]) -> None:
+    for name, value in settings.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+def _remove_leftovers() -> None:
+    """Folders of drivers that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
+        owner = folder / OWNER
+        try:
+            mine = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
+            if mine and not psutil.pid_exists(int(owner.read_text())):
+                shutil.rmtree(folder, ignore_errors=True)
+        except (OSError, ValueError):
+            continue  # not one of ours

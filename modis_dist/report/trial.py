@@ -1,0 +1,28 @@
+"""The figures of one finished training."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from modis_dist.report import figures
+from modis_dist.train.evaluate import latent
+from modis_dist.train.loop import Member
+from modis_dist.train.outcome import read_history
+from modis_dist.train.predictor import Predictor
+
+
+def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
+    """Loss curves, latent PCA, confusion matrices and MSE heat map into ``figures/`` of the member's folder."""
+    if result["evaluation"] is None:
+        return []
+    folder = member.folder / "figures"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    classes = member.prepared.classes
+    subset = getattr(member.prepared, result["judged_on"])
+    shown = latent(Predictor.open(member.folder), subset)
+    paths = [folder / f"{name}.png" for name in ("loss_curves", "latent_pca", "confusion", "mse_heatmap")]
+    figures.loss_curves(read_history(member.folder), paths[0], best_epoch=result["best_epoch"])
+    figures.latent_pca(shown.mu, shown.label, classes, paths[1])
+    figures.confusion(result["evaluation"]["classification"], classes, paths[2])
+    figures.mse_heatmap(result["evaluation"]["translation"], paths[3])
+    return paths

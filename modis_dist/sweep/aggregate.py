@@ -1,0 +1,115 @@
+"""What the trials of a sweep add up to: groups over folds and replicates, the choice, the summary.
+
+A configuration is judged by its whole group. A group with a trial missing is shown with its count and is not chosen.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, median_high, stdev
+from typing import Any
+
+from modis_dist.sweep.manifest import Trial
+from modis_dist.train.loop import LOWER_IS_BETTER
+from modis_dist.train.metrics import headline
+
+Results = Mapping[str, Mapping[str, Any]]  # trial id -> result.json
+Group = dict[str, Any]
+
+
+def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
+    """``mean``, sample standard deviation ``sd`` (None below two values) and ``n`` of the defined values."""
+    held = [value for value in values if value is not None]
+    return {
+        "mean": fmean(held) if held else None,
+        "sd": stdev(held) if len(held) > 1 else None,
+        "n": len(held),
+    }
+
+
+def grouped(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> list[Group]:
+    """One row per condition and configuration, in the order of the grid.
+
+    Keys: ``condition``, ``params``, ``mean``, ``sd``, ``n``, ``expected``, ``failed``, ``reasons``, ``baseline``,
+    ``epochs`` (the middle best epoch), ``trials`` (ids).
+    """
+    members: dict[tuple[str, int], list[Trial]] = {}
+    for trial in trials:
+        members.setdefault((trial.condition, trial.configuration), []).append(trial)
+    return [_group(group, results, reasons) for group in members.values()]
+
+
+def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> Group:
+    metric = group[0].run.trainer.metric
+    done = [results[t.id] for t in group if t.id in results and results[t.id]["status"] == "done"]
+    failed = {t.id: reasons[t.id] for t in group if t.id in reasons}
+    epochs = [result["best_epoch"] for result in done if result["best_epoch"] is not None]
+    baselines = [(result["baseline"] or {}).get(metric) for result in done]
+    return {
+        "condition": group[0].condition,
+        "params": group[0].params,
+        **spread(result["value"] for result in done),
+        "expected": len(group),
+        "failed": len(failed),
+        "reasons": sorted(set(failed.values())),
+        "baseline": spread(baselines)["mean"],
+        "epochs": median_high(epochs) if epochs else None,
+        "trials": [trial.id for trial in group],
+    }
+
+
+def chosen(groups: Sequence[Group], *, metric: str) -> dict[str, Group]:
+    """The best complete group of each condition; the first of equals."""
+    best: dict[str, Group] = {}
+    sign = -1 if metric in LOWER_IS_BETTER else 1
+    for group in groups:
+        if group["n"] < group["expected"]:
+            continue
+        leader = best.get(group["condition"])
+        if leader is None or sign * group["mean"] > sign * leader["mean"]:
+            best[group["condition"]] = group
+    return best
+
+
+def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """Test figures of the refitted replicates: mean, sd and n of each; None where there are no test rows."""
+    judged = [result["evaluation"] for result in results if result["evaluation"] is not None]
+    if not judged:
+        return None
+    figures: dict[str, Any] = spread_of_all([headline(one["classification"]) for one in judged])
+    probes = [one["probe"] for one in judged if "probe" in one]
+    return {
+        **figures,
+        "probe": spread_of_all(probes) if probes else None,
+        "absent_pairs": _absent(judged),
+        "translation": _translation(judged),
+    }
+
+
+def figures_of_baseline(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+    """The same of logistic regression per modality on the same rows."""
+    held = [headline(result["baseline"]) for result in results if result["baseline"] is not None]
+    return spread_of_all(held) if held else None
+
+
+def spread_of_all(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | int | None]]:
+    """``spread`` of every key."""
+    keys = dict.fromkeys(key for row in rows for key in row)
+    return {key: spread(row.get(key) for row in rows) for key in keys}
+
+
+def _absent(judged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Recall on every class/modality pair without a training row."""
+    recalls: dict[tuple[str, str], list[float | None]] = {}
+    for one in judged:
+        for pair in one["classification"]["absent_pairs"]:
+            recalls.setdefault((pair["label"], pair["modality"]), []).append(pair["recall"])
+    return [{"label": k, "modality": m, "recall": spread(values)} for (k, m), values in recalls.items()]
+
+
+def _translation(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Mean MSE of every reconstruction and translation."""
+    first = judged[0]["translation"]
+    mse = {
+        a: {b: spread(one["translation"]["mse"][a][b] for one in judged)["mean"] for b in row}
+        for a, row in first["mse"].items()
+    }
+    return {"mse": mse, "all_pairs_baseline": first["all_pairs_baseline"]}

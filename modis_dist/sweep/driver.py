@@ -1,0 +1,321 @@
+"""A study from its first trial to its summary.
+
+1. The trials are listed and written down. 2. What is not done yet is trained, pack by pack. 3. Groups over folds and
+replicates are compared on validation rows. 4. The chosen configuration is trained on all training rows and scored,
+once, on the test rows. Re-running the same study on the same folder continues wherever it stopped.
+
+Who executes packs (Ray, this process) and who is told about it are ports; this module knows neither Ray nor MLflow.
+"""
+
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from modis_dist.config import parse
+from modis_dist.config.parse import to_tree
+from modis_dist.config.study import Study
+from modis_dist.data.store import Store
+from modis_dist.errors import DataError, RunFailed
+from modis_dist.files import write_json, write_text
+from modis_dist.model.networks import Shape
+from modis_dist.report import figures
+from modis_dist.report.study import report
+from modis_dist.sweep import manifest
+from modis_dist.sweep.aggregate import Group, Results, chosen, figures_of_baseline, figures_on_test, grouped
+from modis_dist.sweep.execute import Pack, cohort_of, locked, trial_folder, unfinished
+from modis_dist.sweep.manifest import Manifest, Trial
+from modis_dist.sweep.monitor import Display, Monitor
+from modis_dist.sweep.packs import arrange
+from modis_dist.train.outcome import read_result
+from modis_dist.train.prepare import Selection, open_store, prepare, select, shape
+
+SUMMARY = "summary.json"
+
+
+class Executor(Protocol):
+    """Who trains packs."""
+
+    slots: int  # packs trained at once
+    threads: int  # CPU threads of each
+
+    def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
+        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` where the user stops it."""
+        ...
+
+
+class Mirror(Protocol):
+    """Who is told about trials; every call returns at once."""
+
+    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+
+    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+
+    def feed(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def end_trial(
+        self,
+        trial: str,
+        *,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+    ) -> None: ...
+
+    def finish(
+        self,
+        *,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        model: Path | None,
+    ) -> None: ...
+
+    def describe(self) -> dict[str, str]: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study comes to on its data, before anything is trained."""
+
+    study: Study
+    store: Store
+    selection: Selection
+    manifest: Manifest
+    shapes: Mapping[str, Shape]  # by trial id
+
+    def packs(self) -> list[Pack]:
+        """The packs of the search."""
+        trials = {trial.id: trial for trial in self.manifest.trials}
+        probe = self.study.sweep.probe
+        return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
+
+
+def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
+    """The trials and packs of a study; those of an earlier start in ``out`` where they are the same trials."""
+    store = open_store(study.data, out=out, source=source)
+    selection = select(store, study.data)
+    trials = manifest.expand(study, selection.fingerprint, source=source)
+    shapes = _shapes(trials, store)
+    path = out / "manifest.json"
+    if path.exists():
+        earlier = manifest.load(path)
+        if [t.id for t in earlier.trials] == [t.id for t in trials]:
+            return Plan(study, store, selection, earlier, shapes)
+    packs = arrange(trials, selection, packing=study.sweep.packing, slots=slots)
+    listed = Manifest(study.name, selection.fingerprint, trials, tuple(tuple(t.id for t in pack) for pack in packs))
+    return Plan(study, store, selection, listed, shapes)
+
+
+def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
+    """Sizes of the networks of every trial, by id.
+
+    The first trial of every kind of data is prepared for it, so that what the data refuse is said before anything
+    starts.
+    """
+    sizes: dict[str, tuple[dict[str, int], int]] = {}
+    found = {}
+    for trial in trials:
+        tree = to_tree(trial.run)
+        tree["data"]["split"].pop("fold")
+        key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
+        if key not in sizes:
+            prepared = prepare(trial.run, cohort_of(store.path, trial.run))
+            if prepared.validation is None:
+                raise DataError(f"{store.path}: the split leaves no validation rows; see data.split")
+            features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
+            sizes[key] = (features, len(prepared.classes))
+        found[trial.id] = shape(trial.run, *sizes[key])
+    return found
+
+
+def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
+    """Train, choose, refit and test; returns the summary that is also written to ``summary.json``.
+
+    Raises ``Interrupted`` where the user stops it, ``RunFailed`` where no configuration is complete.
+    """
+    started = time.monotonic()
+    out.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(out, patience_s=0):
+        study, listed = planned.study, planned.manifest
+        write_text(out / "study.yaml", parse.dump(study))
+        manifest.save(out / "manifest.json", listed)
+        mirror.start(params=to_tree(study.base()), tags={"study": study.name, "data": listed.fingerprint})
+
+        # Search: every trial of the manifest that is not done.
+        sweep = _Sweep(planned, out, executor, mirror, display)
+        reasons = sweep.train(planned.packs(), stage="search")
+        results = sweep.results(listed.trials)
+        groups = grouped(listed.trials, results, reasons | _failures(results))
+        best = chosen(groups, metric=study.trainer.metric)
+
+        # Refit: the chosen configuration of each condition, on all training rows; test rows are scored here only.
+        refits = {condition: _refits(planned, group) for condition, group in best.items()}
+        again = [trial for trials in refits.values() for trial in trials]
+        packs = arrange(again, planned.selection, packing=study.sweep.packing, slots=executor.slots)
+        reasons |= sweep.train([Pack(pack, "test", study.sweep.probe) for pack in packs], stage="refit")
+        final = sweep.results(again)
+
+        summary = _summary(planned, groups, best, refits, final, mirror)
+        summary["failures"] = reasons | _failures(results) | _failures(final)
+        summary["seconds"] = round(time.monotonic() - started, 1)
+        _write(summary, groups, refits, final, out=out, metric=study.trainer.metric)
+        sweep.finish(summary, out)
+    if not best:
+        raise RunFailed(_why_nothing(summary, out))
+    return summary
+
+
+class _Sweep:
+    """The ports of one study in motion."""
+
+    def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
+        self._planned = planned
+        self._out = out
+        self._executor = executor
+        self._mirror = mirror
+        self._display = display
+
+    def train(self, packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
+        """Train what is not done of some packs; returns why trials crashed, by id."""
+        for trial in (trial for pack in packs for trial in pack.trials):
+            name = trial.name if stage == "search" else f"{stage} {trial.name}"
+            tags = {"stage": stage, "condition": trial.condition}
+            self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
+        reasons: dict[str, str] = {}
+        with Monitor(packs, out=self._out, name=stage, feed=self._mirror, display=self._display):
+            remaining = unfinished(self._out, packs)
+            if remaining:
+                reasons = dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
+        for trial in (trial for pack in packs for trial in pack.trials):
+            self._end(trial, read_result(trial_folder(self._out, trial)))
+        return reasons
+
+    def results(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+        """The results there are, by trial id."""
+        found = {trial.id: read_result(trial_folder(self._out, trial)) for trial in trials}
+        return {name: result for name, result in found.items() if result is not None}
+
+    def finish(self, summary: Mapping[str, Any], out: Path) -> None:
+        """Tell the mirror how it ended."""
+        test = summary["test"] or {}
+        metrics = {f"test/{k}": v["mean"] for k, v in test.items() if isinstance(v, dict) and v.get("mean") is not None}
+        artifacts = [path for path in (out / "report.md", out / "sweep.png", out / SUMMARY) if path.exists()]
+        model = out / "model"
+        self._mirror.finish(
+            status="FINISHED" if summary["best"] else "FAILED",
+            metrics=metrics,
+            artifacts=artifacts,
+            model=model if model.exists() else None,
+        )
+
+    def _end(self, trial: Trial, result: Mapping[str, Any] | None) -> None:
+        if result is None:
+            self._mirror.end_trial(trial.id, status="KILLED", metrics={}, artifacts=[])
+            return
+        figures_made = sorted((trial_folder(self._out, trial) / "figures").glob("*.png"))
+        metrics = {} if result["value"] is None else {f"best/{result['metric']}": result["value"]}
+        status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
+        self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
+
+
+def _refits(planned: Plan, group: Group) -> list[Trial]:
+    """One refit per replicate of the chosen group, for as many epochs as its middle best epoch."""
+    first: dict[int, Trial] = {}
+    for name in group["trials"]:
+        trial = planned.manifest.trial(name)
+        first.setdefault(trial.replicate, trial)
+    fingerprint = planned.selection.fingerprint
+    return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in first.values()]
+
+
+def _failures(results: Results) -> dict[str, str]:
+    return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
+
+
+def _summary(
+    planned: Plan,
+    groups: Sequence[Group],
+    best: Mapping[str, Group],
+    refits: Mapping[str, Sequence[Trial]],
+    final: Results,
+    mirror: Mirror,
+) -> dict[str, Any]:
+    metric = planned.study.trainer.metric
+    conditions = []
+    for condition in dict.fromkeys(group["condition"] for group in groups):
+        group = best.get(condition)
+        held = [final[t.id] for t in refits.get(condition, ()) if t.id in final]
+        held = [result for result in held if result["status"] == "done"]
+        conditions.append(
+            {
+                "condition": condition,
+                "best": None if group is None else _choice(group, metric),
+                "test": figures_on_test(held),
+                "baseline": figures_of_baseline(held),
+            }
+        )
+    done = sum(group["n"] for group in groups)
+    failed = sum(group["failed"] for group in groups)
+    where = mirror.describe()
+    return {
+        "study": planned.study.name,
+        "trials": {"total": len(planned.manifest.trials), "done": done, "failed": failed},
+        "best": conditions[0]["best"],
+        "test": conditions[0]["test"],
+        "baseline": conditions[0]["baseline"],
+        "conditions": conditions,
+        "metric": metric,
+        "groups": list(groups),
+        "mlflow": {"uri": where.get("uri"), "experiment": where.get("experiment")},
+    }
+
+
+def _choice(group: Group, metric: str) -> dict[str, Any]:
+    return {
+        "params": group["params"],
+        "metric": metric,
+        "mean": group["mean"],
+        "sd": group["sd"],
+        "n": group["n"],
+        "epochs": group["epochs"],
+        "baseline": group["baseline"],
+    }
+
+
+def _write(
+    summary: dict[str, Any],
+    groups: Sequence[Group],
+    refits: Mapping[str, Sequence[Trial]],
+    final: Results,
+    *,
+    out: Path,
+    metric: str,
+) -> None:
+    """Tables, the overview figure, the delivered model, and last the summary."""
+    write_text(out / "report.md", report(summary, groups, metric=metric))
+    figures.sweep_overview(groups, out / "sweep.png", metric=metric)
+    done = [t for trials in refits.values() for t in trials if final.get(t.id, {}).get("status") == "done"]
+    if done:
+        _deliver(trial_folder(out, done[0]), out / "model")
+    write_json(out / SUMMARY, summary)
+
+
+def _deliver(trained: Path, model: Path) -> None:
+    """Copy the first replicate's refit to ``model``: the first by seed, never the best by test rows."""
+    temporary = model.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(trained, temporary)
+    shutil.rmtree(model, ignore_errors=True)
+    temporary.replace(model)
+
+
+def _why_nothing(summary: Mapping[str, Any], out: Path) -> str:
+    trials = summary["trials"]
+    reasons = sorted(set(summary["failures"].values()))[:3]
+    return (
+        f"no configuration has all its folds and replicates: {trials['failed']} of {trials['total']} trials failed "
+        f"({'; '.join(reasons)}); the finished ones are kept in {out}, the same command tries the rest again"
+    )

@@ -1,0 +1,164 @@
+"""Training one pack of a sweep, wherever that happens: in this process, in a Ray worker, in a SLURM task.
+
+A pack's folder is locked while it is trained, so that two processes never write to it. A trial is done when its
+``result.json`` is there, which is written last; whatever dies before is done again from the last checkpoint.
+"""
+
+import fcntl
+import json
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from modis_dist.config.run import Run
+from modis_dist.data.store import Store
+from modis_dist.errors import ConfigError, DataError, Interrupted, shown
+from modis_dist.files import write_json, write_text
+from modis_dist.report.trial import draw
+from modis_dist.sweep.manifest import Trial, sequence_digest
+from modis_dist.train.journal import JournalWriter
+from modis_dist.train.loop import Member, Ports, fit
+from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_run
+from modis_dist.train.ports import Reporter, Stop
+from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
+
+LOCK_PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Trials that are trained as one stack."""
+
+    trials: tuple[Trial, ...]
+    judged_on: Judged = "validation"
+    probe: bool = True
+
+    @property
+    def id(self) -> str:
+        """Name of the pack's folder."""
+        return sequence_digest([trial.id for trial in self.trials])
+
+
+def trial_folder(out: Path, trial: Trial) -> Path:
+    """Where a trial's results are."""
+    return out / "trials" / trial.id
+
+
+def pack_folder(out: Path, pack: Pack) -> Path:
+    """Where a pack's last checkpoint and journal are."""
+    return out / "packs" / pack.id
+
+
+def save_pack(out: Path, pack: Pack) -> Path:
+    """Write what a pack is into its folder, for whichever process trains it; returns the folder."""
+    folder = pack_folder(out, pack)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    trials = [trial.as_tree() for trial in pack.trials]
+    write_json(folder / "pack.json", {"judged_on": pack.judged_on, "probe": pack.probe, "trials": trials})
+    return folder
+
+
+def load_pack(folder: Path) -> Pack:
+    """The pack that ``save_pack`` wrote."""
+    content = json.loads((folder / "pack.json").read_text())
+    trials = tuple(Trial.from_tree(tree, source=str(folder)) for tree in content["trials"])
+    return Pack(trials, content["judged_on"], content["probe"])
+
+
+def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> str | None:
+    """``run_pack`` for an executor: what goes wrong with one pack must not end the others.
+
+    Returns why it crashed, or None; the traceback is kept in ``error.txt``. ``Interrupted`` is passed on.
+    """
+    try:
+        run_pack(pack, out=out, store=store, reporter=reporter, stop=stop)
+    except Interrupted:
+        raise
+    except Exception as error:
+        write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
+        return f"{type(error).__name__}: {shown(str(error))}"
+    return None
+
+
+def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:
+    """The packs with a trial that has no result yet."""
+    return [p for p in packs if any(read_result(trial_folder(out, t)) is None for t in p.trials)]
+
+
+def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> None:
+    """Train a pack to its end, or continue it. Raises what ``fit`` raises."""
+    folder = pack_folder(out, pack)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(folder):
+        members = _members(pack, out=out, store=store)
+        journal = JournalWriter(folder / "journal.jsonl")
+        try:
+            device = chosen_device(pack.trials[0].run)
+            progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
+            baselines = Baselines()
+            for member, one in zip(members, progress, strict=True):
+                if read_result(member.folder) is None:
+                    result = conclude(member, one, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines)
+                    if pack.judged_on == "test":
+                        draw(member, result)
+                journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
+        finally:
+            journal.close()
+
+
+def chosen_device(run: Run) -> torch.device:
+    """The device a run asks for. Raises ``ConfigError`` where it is not there."""
+    asked = run.trainer.device
+    if asked == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(asked)
+    count = torch.cuda.device_count()
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ConfigError([f"trainer.device: {asked} asked for, this machine has {count} GPU(s)"], source=run.name)
+    return device
+
+
+@contextmanager
+def locked(folder: Path, *, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
+    """Hold a folder's lock. Raises ``DataError`` where another process keeps it for longer than the patience."""
+    with (folder / "lock").open("a") as file:
+        end = time.monotonic() + patience_s
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > end:
+                    raise DataError(f"{folder}: another process is training here; wait for it or stop it") from None
+                time.sleep(0.2)
+        yield
+
+
+def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
+    cohort = cohort_of(store, pack.trials[0].run)
+    prepared: dict[str, Prepared] = {}
+    members = []
+    for trial in pack.trials:
+        key = data_key(trial.run, cohort.selection.fingerprint)
+        if key not in prepared:
+            prepared[key] = prepare(trial.run, cohort, test=pack.judged_on == "test")
+        folder = trial_folder(out, trial)
+        write_run(folder, trial.run)
+        members.append(Member(trial.id, trial.run, prepared[key], folder))
+    return members
+
+
+def cohort_of(store: Path, run: Run) -> Cohort:
+    """The data of a run, kept in memory for the next pack of this process."""
+    return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}))
+
+
+@lru_cache(maxsize=1)
+def _cohort(store: Path, data: str) -> Cohort:
+    return load_cohort(Store.open(store), Run.model_validate({"data": {}}).data.model_validate_json(data))

@@ -1,0 +1,44 @@
+"""Training packs one after the other in this process: for debugging, for tests, for a task of a job array."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+
+from modis_dist.errors import Interrupted
+from modis_dist.sweep.execute import Pack, attempt, trial_folder
+from modis_dist.train.outcome import read_result
+from modis_dist.train.ports import NullReporter
+from modis_dist.train.signals import Flag, on_signal
+
+
+class LocalExecutor:
+    """One pack at a time."""
+
+    slots = 1
+
+    def __init__(self) -> None:
+        self.threads = torch.get_num_threads()
+
+    def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
+        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
+        reasons: dict[str, str] = {}
+        flag = Flag()
+        with on_signal(flag.set):
+            for pack in packs:
+                threads = pack.trials[0].run.trainer.threads
+                if threads is not None:
+                    torch.set_num_threads(threads)
+                reason = attempt(pack, out=out, store=store, reporter=NullReporter(), stop=flag)
+                reasons |= crashed(pack, reason, out=out)
+                stopped = flag.requested()
+                if stopped:
+                    raise Interrupted(f"{stopped}; the same command continues")
+        return reasons
+
+
+def crashed(pack: Pack, reason: str | None, *, out: Path) -> dict[str, str]:
+    """The reason for every trial of a crashed pack that has no result."""
+    if reason is None:
+        return {}
+    return {t.id: reason for t in pack.trials if read_result(trial_folder(out, t)) is None}

@@ -1,0 +1,94 @@
+"""What a finished training leaves behind beside its checkpoints: ``run.yaml``, ``result.json`` and figures' data."""
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import Any, Literal
+
+from modis_dist.config import parse
+from modis_dist.config.run import Run
+from modis_dist.errors import DataError
+from modis_dist.files import write_json, write_text
+from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
+from modis_dist.train.loop import Member
+from modis_dist.train.predictor import Predictor
+from modis_dist.train.prepare import Prepared
+from modis_dist.train.seeds import mix
+from modis_dist.train.state import Progress
+
+RESULT = "result.json"
+HISTORY = "history.json"
+Judged = Literal["validation", "test"]
+
+
+class Baselines:
+    """Logistic regression per set of rows, computed once for all trainings that share them."""
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[int, str], tuple[Prepared, dict[str, Any]]] = {}
+
+    def of(self, prepared: Prepared, rows: Judged) -> dict[str, Any]:
+        """The baseline of training rows on held-out rows."""
+        key = (id(prepared), rows)
+        if key not in self._known:
+            subset = getattr(prepared, rows)
+            self._known[key] = (prepared, plain_baseline(prepared, subset))
+        return self._known[key][1]
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Keep the settings of a training as a ``run.yaml`` that runs again."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(folder / "run.yaml", parse.dump(run))
+
+
+def conclude(
+    member: Member, progress: Progress, *, judged_on: Judged, probe: bool, baselines: Baselines
+) -> dict[str, Any]:
+    """Judge a member's best model on its held-out rows and write ``result.json``; a failed one is recorded as such."""
+    result: dict[str, Any] = {
+        "trial": member.trial,
+        "status": progress.status,
+        "reason": progress.reason,
+        "epochs": progress.epochs,
+        "best_epoch": progress.best_epoch,
+        "metric": member.run.trainer.metric,
+        "value": progress.best_value,
+        "judged_on": judged_on,
+        "training_rows": member.prepared.train.rows(),
+        "evaluation": None,
+        "baseline": None,
+    }
+    subset = getattr(member.prepared, judged_on)
+    if progress.status == "done" and subset is not None:
+        predictor = Predictor.open(member.folder)
+        prepared = member.prepared
+        probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
+        result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
+        result["baseline"] = baselines.of(member.prepared, judged_on)
+    write_json(member.folder / HISTORY, [_finite(row) for row in progress.history])
+    write_json(member.folder / RESULT, result)
+    return result
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result in a training's folder, or None where it is not finished. Raises ``DataError`` if damaged."""
+    path = folder / RESULT
+    try:
+        result: dict[str, Any] = json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}); remove it to have it made again") from None
+    return result
+
+
+def read_history(folder: Path) -> list[dict[str, float | None]]:
+    """One row per epoch of a finished training."""
+    rows: list[dict[str, float | None]] = json.loads((folder / HISTORY).read_text())
+    return rows
+
+
+def _finite(row: dict[str, float]) -> dict[str, float | None]:
+    """Strict JSON has no nan."""
+    return {name: value if isfinite(value) else None for name, value in row.items()}

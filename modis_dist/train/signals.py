@@ -1,0 +1,61 @@
+"""Asking a training to stop: by a signal to this process, or by a file that other processes look for.
+
+A handler only sets a flag; the loop saves between steps. A second signal ends the process at once, which is safe: a
+checkpoint is whole or not there.
+"""
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Flag:
+    """A stop port that somebody sets."""
+
+    def __init__(self) -> None:
+        self._reason: str | None = None
+
+    def set(self, reason: str) -> None:
+        """Ask to stop."""
+        self._reason = reason
+
+    def requested(self) -> str | None:
+        """Why to stop, or None."""
+        return self._reason
+
+
+class StopFile:
+    """A stop port that is a file; whoever creates it stops every training that looks for it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def requested(self) -> str | None:
+        """Why to stop, or None."""
+        return "stopped by the driver" if self._path.exists() else None
+
+
+@contextmanager
+def on_signal(act: Callable[[str], None]) -> Iterator[None]:
+    """Call ``act`` with the signal's name at the first signal; later ones act as they did before.
+
+    Only the main thread of a process may use this.
+    """
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+
+    def handle(number: int, _: FrameType | None) -> None:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        act(f"got {signal.Signals(number).name}")
+
+    for number in SIGNALS:
+        signal.signal(number, handle)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
