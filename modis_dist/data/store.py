@@ -132,6 +132,7 @@ class Store:
         Raises ``DataError`` where a page's checksum disagrees, ``IndexError`` for a row that does not exist.
         """
         table = self.table(modality)
+        assert rows is None or rows.dtype.kind == "i"  # a mask would pass for rows 0 and 1
         wanted = np.arange(table.rows) if rows is None else np.asarray(rows, dtype=np.int64)
         if len(wanted) and (wanted.min() < 0 or wanted.max() >= table.rows):
             raise IndexError(f"{modality} has rows 0 to {table.rows - 1}; got {wanted.min()} to {wanted.max()}")

@@ -133,7 +133,7 @@ def _numbers(table: pa.Table, where: str, *, first_row: int) -> NDArray[np.float
         held = column.combine_chunks()
         ready = pa.types.is_float32(held.type) or pa.types.is_float64(held.type)
         columns.append(held if ready else _as_float32(held, name, where, first_row=first_row))
-    batch = pa.RecordBatch.from_arrays(columns, names=[str(number) for number in range(len(columns))])
+    batch = pa.RecordBatch.from_arrays(columns, names=table.column_names)
     return narrowed(batch.to_tensor(null_to_nan=True, row_major=True).to_numpy())
 
 
@@ -180,9 +180,8 @@ def _text_pieces(path: Path, header: tuple[str, ...], where: str, delimiter: str
             packed = path.name.lower().endswith(".gz")
             stream = pa.CompressedInputStream(raw, "gzip") if packed else raw
             for batch in _text_batches(stream, header, delimiter):
-                table = pa.Table.from_batches([batch])
-                x = _numbers_of_text(table.select(names), where, first_row=row)
-                meta = {name: table[name].to_pylist() for name in present}
+                x = _numbers_of_text(batch.select(names), where, first_row=row)
+                meta = {name: batch[name].to_pylist() for name in present}
                 yield Piece(meta, x, raw.tell(), total)
                 row += len(x)
     except DataError as error:
@@ -202,16 +201,13 @@ def _text_batches(stream: pa.NativeFile, header: tuple[str, ...], delimiter: str
     )
 
 
-def _numbers_of_text(table: pa.Table, where: str, *, first_row: int) -> NDArray[np.float32]:
-    batch = table.combine_chunks().to_batches()[0] if table.num_rows else None
-    if batch is None:
-        return np.empty((0, table.num_columns), dtype=np.float32)
-    batch = pa.RecordBatch.from_arrays(batch.columns, names=[str(number) for number in range(table.num_columns)])
+def _numbers_of_text(batch: pa.RecordBatch, where: str, *, first_row: int) -> NDArray[np.float32]:
+    """Features [n, p] of parsed columns. Raises ``DataError`` for whole numbers that lose digits."""
     x = batch.to_tensor(null_to_nan=True, row_major=True).to_numpy()
     large = (np.abs(x) > EXACT_INTEGER) & (np.abs(x) < 2**53)
     if large.any():
         lossy = large & (x == np.floor(x)) & (narrowed(x) != x)
-        refuse_lossy_integers(lossy, x, table.column_names, where, first_row=first_row)
+        refuse_lossy_integers(lossy, x, batch.schema.names, where, first_row=first_row)
     return narrowed(x)
 
 

@@ -462,6 +462,14 @@ def test_text_that_is_not_utf8_inside_parquet_is_refused(tmp_path: Path) -> None
     assert "mirna.parquet: cannot be read" in refusal(tmp_path / "source")
 
 
+def test_a_column_name_that_is_not_utf8_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    file = tmp_path / "source" / "mirna.parquet"
+    pq.write_table(pa.table({"sample_id": ["s"], "label": ["x"], "QQQQ": [1.0]}), file, store_schema=False)
+    file.write_bytes(file.read_bytes().replace(b"QQQQ", b"\xff\xfe\xff\xfe"))
+    assert "mirna.parquet: cannot be read" in refusal(tmp_path / "source")
+
+
 # --- folders --------------------------------------------------------------------------------------------------
 
 
