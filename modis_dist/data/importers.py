@@ -36,7 +36,13 @@ _FOREIGN = {
     b"pk\x03\x04": "a ZIP archive or a spreadsheet; unpack it or save it as CSV",
     b"\x89hdf\r\n\x1a\n": "an HDF5 file; name it .h5ad or .h5mu",
 }
-_MAGIC = {".parquet": b"par1", ".h5ad": b"\x89hdf", ".h5mu": b"\x89hdf", ".csv.gz": b"\x1f\x8b", ".tsv.gz": b"\x1f\x8b"}
+_MAGIC: Mapping[str, tuple[bytes, ...]] = {
+    ".parquet": (b"par1",),
+    ".h5ad": (b"\x89hdf",),
+    ".h5mu": (b"\x89hdf", b"mudata"),
+    ".csv.gz": (b"\x1f\x8b",),
+    ".tsv.gz": (b"\x1f\x8b",),
+}
 
 
 def import_source(source: Path, out: Path, *, progress: Progress) -> None:
