@@ -6,6 +6,7 @@ Every message a user sees is one line: what is wrong, where (file, key, row), wh
 from typing import ClassVar
 
 MAX_SHOWN = 200
+MAX_MISTAKES = 20
 
 
 def shown(value: object) -> str:
@@ -20,7 +21,7 @@ def nearest(name: str, candidates: list[str]) -> str:
     from difflib import get_close_matches
 
     match = get_close_matches(name, candidates, n=1, cutoff=0.6)
-    return f"; did you mean {match[0]!r}?" if match else ""
+    return f"; did you mean '{shown(match[0])}'?" if match else ""
 
 
 class ModisError(Exception):
@@ -36,16 +37,20 @@ class UserError(ModisError, ValueError):
 
 
 class ConfigError(UserError):
-    """A mistake in a YAML file or an override; holds every mistake found, one line each."""
+    """A mistake in a YAML file or an override; holds every mistake found, numbered on one line where there are many."""
 
     def __init__(self, problems: list[str], *, source: str) -> None:
         self.problems = problems
         self.source = source
-        head = f"{shown(source)}: "
-        if len(problems) == 1:
-            super().__init__(head + problems[0])
-        else:
-            super().__init__(head + f"{len(problems)} mistakes: " + " | ".join(problems))
+        super().__init__(f"{shown(source)}: {_numbered(problems)}")
+
+
+def _numbered(problems: list[str]) -> str:
+    if len(problems) == 1:
+        return problems[0]
+    told = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
+    more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
+    return f"{len(problems)} mistakes: " + "  ".join(told + more)
 
 
 class DataError(UserError):

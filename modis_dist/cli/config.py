@@ -1,11 +1,15 @@
 """`modis-dist config` and `modis-dist model`: what keys mean, what networks come to."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modis_dist.cli.options import Json, Set, print_json
+from modis_dist.errors import UserError
+
+if TYPE_CHECKING:
+    from modis_dist.config.study import Study
 
 
 def config(
@@ -18,18 +22,21 @@ def config(
     ] = None,
     settings: Set = None,
 ) -> None:
-    """Explain keys, print the schema, or check a study and print it with every default."""
-    from modis_dist.config import parse
+    """Explain keys, print the schema, or check a study and print it with every default.
+
+    Example: `modis-dist config --explain optim.lr`
+    """
+    from modis_dist.config import keys, parse
     from modis_dist.config.study import Study
 
+    if [study is not None, schema, explain is not None].count(True) != 1:
+        raise UserError("config: give one of STUDY.yaml, --schema and --explain KEY")
     if schema:
         print_json(Study.model_json_schema())
     elif explain is not None:
-        typer.echo(parse.explain(explain))
+        typer.echo(keys.explain(explain))
     elif study is not None:
         typer.echo(parse.dump(parse.load_study(study, settings or [])), nl=False)
-    else:
-        raise typer.BadParameter("give a study, --schema or --explain KEY")
 
 
 def model(
@@ -37,8 +44,13 @@ def model(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Count the parameters of every network; needs the data only where the study does not state all sizes."""
-    counts = _parameters(study, settings or [])
+    """Count the parameters of every network; needs the data only where the study does not state all sizes.
+
+    Example: `modis-dist model tune_spaces/intersim.yaml`
+    """
+    from modis_dist.config.parse import load_study
+
+    counts = _parameters(load_study(study, settings or []), source=str(study))
     if as_json:
         print_json(counts)
         return
@@ -53,21 +65,20 @@ def model(
     Console().print(table)
 
 
-def _parameters(path: Path, settings: list[str]) -> dict[str, Any]:
+def _parameters(study: "Study", *, source: str) -> dict[str, Any]:
     import tempfile
 
     import torch
 
-    from modis_dist.config.parse import load_study
+    from modis_dist.data.opening import open_store
     from modis_dist.model.layers import count_parameters
     from modis_dist.model.networks import Modis
-    from modis_dist.train.prepare import load_cohort, open_store, prepare, shape, stated_shape
+    from modis_dist.train.prepare import load_cohort, prepare, shape, stated_shape
 
-    study = load_study(path, settings)
     sizes = stated_shape(study)
     if sizes is None:
         with tempfile.TemporaryDirectory() as folder:
-            store = open_store(study.data, out=Path(folder), source=str(path))
+            store = open_store(study.data, out=Path(folder), source=source)
             prepared = prepare(study.base(), load_cohort(store, study.data))
         features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
         sizes = shape(study, features, len(prepared.classes))

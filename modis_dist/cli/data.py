@@ -32,7 +32,10 @@ def import_(
     ],
     out: OutPath,
 ) -> None:
-    """Make a store from tables, AnnData or MuData."""
+    """Make a store from tables, AnnData or MuData.
+
+    Example: `modis-dist data import tables --out mystore`
+    """
     from modis_dist.data.importers import import_source
 
     with _progress() as progress:
@@ -42,7 +45,10 @@ def import_(
 
 @app.command()
 def check(store: StorePath, as_json: Json = False) -> None:
-    """Read everything in a store and verify it: hashes, page checksums, columns, values, ids."""
+    """Read everything in a store and verify it: hashes, page checksums, columns, values, ids.
+
+    Example: `modis-dist data check mystore`
+    """
     from modis_dist.data.coverage import verify
 
     with _progress() as progress:
@@ -61,7 +67,10 @@ def check(store: StorePath, as_json: Json = False) -> None:
 
 @app.command()
 def describe(store: StorePath, as_json: Json = False) -> None:
-    """Show what a store holds: class and modality counts, labels, pairing, values, splits."""
+    """Show what a store holds: class and modality counts, labels, pairing, values, splits.
+
+    Example: `modis-dist data describe mystore`
+    """
     from modis_dist.data.coverage import measure
     from modis_dist.data.store import Store
 
@@ -87,7 +96,10 @@ def intersim(
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 1234,
     params: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the original tables as Parquet.")] = None,
 ) -> None:
-    """Simulate methylation, expression and protein with the InterSIM algorithm."""
+    """Simulate methylation, expression and protein with the InterSIM algorithm.
+
+    Example: `modis-dist data simulate intersim --out mystore --samples 1000 --classes 4`
+    """
     from modis_dist.config.parse import build
     from modis_dist.config.run import Run
     from modis_dist.data.intersim import simulate

@@ -2,9 +2,9 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 
-import click
 import typer
 
 from modis_dist.cli import config, data, predict, train, tune, ui
@@ -62,37 +62,66 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code. Outputs are private to their owner."""
     os.umask(PRIVATE_UMASK)
+    debug = "--debug" in arguments
     try:
-        code = app(list(arguments), standalone_mode=False, prog_name="modis-dist")
+        return _invoke([argument for argument in arguments if argument != "--debug"])
     except Exception as error:
-        if "--debug" in arguments:
-            raise
+        if debug:
+            traceback.print_exc()
         return _explain(error)
     except KeyboardInterrupt:
         return _say("interrupted; what was saved is kept, the same command continues", INTERRUPTED)
-    return code if isinstance(code, int) else 0
+
+
+def _invoke(arguments: list[str]) -> int:
+    """The command itself; everything it raises comes out as it was raised, which ``app(...)`` would not do."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("modis-dist", arguments or ["--help"]) as context:
+            command.invoke(context)
+        sys.stdout.flush()
+    except typer.Exit as leaving:
+        return leaving.exit_code
+    return 0
 
 
 def _explain(error: Exception) -> int:
     """One line for whoever has to mend it, and the exit code."""
     if isinstance(error, ModisError):
         return _say(str(error), error.exit_code)
-    if isinstance(error, click.exceptions.Abort):
+    if isinstance(error, typer.Abort):
         return _say("interrupted", INTERRUPTED)
-    if isinstance(error, click.exceptions.Exit):
-        return error.exit_code
-    if isinstance(error, click.ClickException):
-        return _say(error.format_message().replace("\n", " "), USAGE)
-    if isinstance(error, BrokenPipeError):
-        sys.stderr.close()
+    if isinstance(error, typer.TyperException) and not error.format_message():
+        return 0  # a group of commands without a command has printed its help
+    if isinstance(error, typer.TyperException):
+        return _say(_usage(error), USAGE)
+    if isinstance(error, BrokenPipeError) and _reader_left():
         return 0
     if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return _say(f"{shown(where)}{error.strerror or error}", USAGE)
+        where = f"{shown(str(error.filename))}: " if error.filename else ""
+        return _say(f"{where}{error.strerror or error}", USAGE)
     return _say(f"a bug of ours: {type(error).__name__}: {shown(str(error))}; --debug shows where", BUG)
 
 
+def _usage(error: typer.TyperException) -> str:
+    """What is wrong with the command line, and where its help is."""
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "modis-dist"
+    return f"{error.format_message().rstrip('.')}; see `{command} --help`"
+
+
+def _reader_left() -> bool:
+    """Whether standard output is a pipe that nobody reads any more (`| head`); if so, nothing more is sent there."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return True
+    return False
+
+
 def _say(message: str, code: int) -> int:
-    line = " ".join(message.split("\n"))
+    """Print one line, whatever the message holds."""
+    line = "".join(letter if letter.isprintable() else " " if letter.isspace() else shown(letter) for letter in message)
     typer.echo(f"error: {line}" if code != INTERRUPTED else line, err=True)
     return code

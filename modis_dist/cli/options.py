@@ -12,9 +12,14 @@ Set = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 ModelFolder = Annotated[
-    Path, typer.Argument(metavar="DIR", help="Output folder of a run or a study.", show_default=False)
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Output folder of a run or a study.", show_default=False, exists=True, file_okay=False
+    ),
 ]
-StoreFolder = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.", show_default=False)]
+StoreFolder = Annotated[
+    Path, typer.Argument(metavar="STORE", help="Folder of a store.", show_default=False, exists=True, file_okay=False)
+]
 
 
 def print_json(value: Any) -> None:

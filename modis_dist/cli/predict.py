@@ -13,16 +13,24 @@ if TYPE_CHECKING:
 
     from modis_dist.train.predictor import Predictor
 
-Out = Annotated[Path, typer.Option("--out", metavar="F.parquet", help="File to write.", show_default=False)]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="F.parquet", help="File to write.", show_default=False, dir_okay=False)
+]
 
 
 def predict(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
-    """Class and probability of every row of the model's modalities."""
+    """Class and probability of every row of the model's modalities.
+
+    Example: `modis-dist predict runs/quickstart mystore --out classes.parquet`
+    """
     _write(directory, store, out, lambda model, frame, modality: model.predict(frame, modality=modality))
 
 
 def embed(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
-    """Latent means of every row of the model's modalities."""
+    """Latent means of every row of the model's modalities.
+
+    Example: `modis-dist embed runs/quickstart mystore --out latent.parquet`
+    """
     _write(directory, store, out, lambda model, frame, modality: model.embed(frame, modality=modality))
 
 
@@ -33,7 +41,10 @@ def translate(
     source: Annotated[str, typer.Option("--from", metavar="A", help="Modality of the rows.", show_default=False)],
     target: Annotated[str, typer.Option("--to", metavar="B", help="Modality to decode.", show_default=False)],
 ) -> None:
-    """Features of modality B decoded from the rows of modality A, in the units of the data."""
+    """Features of modality B decoded from the rows of modality A, in the units of the data.
+
+    Example: `modis-dist translate runs/quickstart mystore --from mirna --to rppa --out rppa.parquet`
+    """
     _write(
         directory,
         store,

@@ -10,17 +10,26 @@ from modis_dist.cli.options import Json, ModelFolder, Set, StoreFolder, print_js
 
 def train(
     run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Settings of the run.", show_default=False)],
-    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False)],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False, file_okay=False)
+    ],
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or continue it where it stopped. The run.yaml of a finished run runs again."""
+    """Train one run, or continue it where it stopped. The run.yaml of a finished run runs again.
+
+    Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
+    """
     from modis_dist.cli.display import RunBar
     from modis_dist.config.parse import load_run
+    from modis_dist.data.opening import named_store
+
+    wanted = load_run(run, settings or [])
+    named_store(wanted.data, source=str(run))  # what is missing is said before torch is loaded
+
     from modis_dist.sweep.single import train_run
     from modis_dist.train.signals import Flag, on_signal
 
-    wanted = load_run(run, settings or [])
     flag = Flag()
     with RunBar(wanted.optim.epochs) as bar, on_signal(flag.set):
         result = train_run(wanted, out=out.absolute(), source=str(run), reporter=bar, stop=flag)
@@ -33,7 +42,10 @@ def train(
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Judge a trained model on a store: its test rows if it is the store it was trained with, otherwise all rows."""
+    """Judge a trained model on a store: its test rows if it is the store it was trained with, otherwise all rows.
+
+    Example: `modis-dist evaluate runs/quickstart mystore`
+    """
     from modis_dist.sweep.single import evaluate_folder
 
     result = evaluate_folder(directory, store)

@@ -18,7 +18,8 @@ MLFLOW_PATIENCE_S = 60.0
 def tune(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Folder for the results; runs/<study> by default.")
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Folder for the results; runs/<study> by default.", file_okay=False),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print trials, packs, time and disk; start nothing.")
@@ -26,20 +27,25 @@ def tune(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train every trial of a study, choose, refit, test. Running it again continues where it stopped."""
+    """Train every trial of a study, choose, refit, test. Running it again continues where it stopped.
+
+    Example: `modis-dist tune tune_spaces/quickstart.yaml --dry-run`
+    """
     import tempfile
 
     from modis_dist.config.parse import load_study
+    from modis_dist.data.opening import named_store
 
     wanted = load_study(study, settings or [])
+    named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
-    executor = _executor(wanted)
-    if dry_run:
-        with tempfile.TemporaryDirectory() as nowhere:
-            place = folder if folder.exists() else Path(nowhere)
-            _print_plan(_plan(wanted, place, executor, study), executor, as_json=as_json)
-        return
-    summary = _tune(wanted, folder, executor, study)
+    with _executor(wanted) as executor:
+        if dry_run:
+            with tempfile.TemporaryDirectory() as nowhere:
+                place = folder if folder.exists() else Path(nowhere)
+                _print_plan(_plan(wanted, place, executor, study), executor, as_json=as_json)
+            return
+        summary = _tune(wanted, folder, executor, study)
     if as_json:
         print_json(summary)
     else:

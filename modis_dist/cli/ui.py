@@ -12,7 +12,10 @@ def ui(
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    """Open the MLflow pages of a study on this machine, until Ctrl-C."""
+    """Open the MLflow pages of a study on this machine, until Ctrl-C.
+
+    Example: `modis-dist ui runs/quickstart`
+    """
     from modis_dist.launch.ui import serve
 
     code = serve(directory, port=port)

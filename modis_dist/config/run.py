@@ -4,13 +4,17 @@ Every key has a description, a unit where it has one, a default and a range; ``m
 prints them. Rules that span several keys stand in the ``model_validator`` of the section they share.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic.config import JsonDict
 
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+DEVICE = r"^(auto|cpu|cuda(:\d+)?)$"
+
+Name = Annotated[str, Field(pattern=NAME)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
+Folder = Annotated[str, Field(min_length=1, max_length=4096)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -31,18 +35,22 @@ class Section(BaseModel):
         """Keep pydantic from reading ``true`` as the number 1: as text it is refused with the other mistakes."""
         if not isinstance(value, dict):
             return value
-        wrong = {
-            key: str(held).lower()
+        told = {
+            key: _bools_as_text(held)
             for key, held in value.items()
-            if isinstance(held, bool)
-            and key in cls.model_fields
-            and not _accepts_bool(cls.model_fields[key].annotation)
+            if key in cls.model_fields and not _mentions(cls.model_fields[key].annotation, (bool, str, Any))
         }
-        return value | wrong
+        return value | told
 
 
-def _accepts_bool(annotation: Any) -> bool:
-    return annotation is bool or annotation is Any or bool in getattr(annotation, "__args__", ())
+def _bools_as_text(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_bools_as_text(held) for held in value]
+    return str(value).lower() if isinstance(value, bool) else value
+
+
+def _mentions(annotation: Any, kinds: tuple[Any, ...]) -> bool:
+    return annotation in kinds or any(_mentions(argument, kinds) for argument in get_args(annotation))
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -56,7 +64,7 @@ class Simulate(Section):
     classes: int = item(5, "balanced classes", ge=2, le=1000)
     delta: float = item(2.0, "mean shift of a differential feature (logit scale for methylation)", ge=0, le=100)
     seed: int = item(1234, "seed of the simulation", ge=0, lt=2**63)
-    params: str | None = item(None, "folder of the original tables as Parquet; without it tables are generated")
+    params: Folder | None = item(None, "folder of the original tables as Parquet; without it tables are generated")
 
 
 class Split(Section):
@@ -83,7 +91,7 @@ class Split(Section):
 class Data(Section):
     """Where the rows come from."""
 
-    store: str | None = item(None, "folder of a store made by `modis-dist data import`; relative to the YAML file")
+    store: Folder | None = item(None, "folder of a store made by `modis-dist data import`; relative to the YAML file")
     simulate: Simulate | None = item(None, "simulate a store instead of naming one")
     modalities: tuple[Name, ...] | None = item(
         None, "subset and order of the store's modalities; all by default", min_length=2
@@ -139,9 +147,12 @@ def _kind_only(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
+_Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | Variance | Pca, Field(discriminator="kind")]
 PreprocessStep = Annotated[
-    Annotated[Standardise | MinMax | Log1p | Impute | Variance | Pca, Field(discriminator="kind")],
-    BeforeValidator(_kind_only),
+    _Preprocess,
+    BeforeValidator(
+        _kind_only, json_schema_input_type=_Preprocess | Literal["standardise", "minmax", "log1p", "impute"]
+    ),
 ]
 
 
@@ -219,10 +230,8 @@ class Subsample(Section):
         return self
 
 
-ScenarioStep = Annotated[
-    Annotated[HideLabels | CutClass | DropPairs | KeepPairs | Unpair | Subsample, Field(discriminator="kind")],
-    BeforeValidator(_kind_only),
-]
+_Scenario = Annotated[HideLabels | CutClass | DropPairs | KeepPairs | Unpair | Subsample, Field(discriminator="kind")]
+ScenarioStep = Annotated[_Scenario, BeforeValidator(_kind_only, json_schema_input_type=_Scenario | Literal["unpair"])]
 
 # --- model and objective ------------------------------------------------------------------------------------
 
@@ -309,7 +318,7 @@ Metric = Literal["balanced_accuracy", "mean_modality_balanced_accuracy", "macro_
 class Trainer(Section):
     """How a training runs; nothing here but `metric` and `early_stopping` changes what is learnt."""
 
-    device: str = item("auto", "auto, cpu, cuda or cuda:N", pattern=r"^(auto|cpu|cuda(:\d+)?)$")
+    device: str = item("auto", "auto, cpu, cuda or cuda:N", pattern=DEVICE)
     threads: int | None = item(None, "CPU threads; all cores by default", ge=1, le=4096)
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
     metric: Metric = item("balanced_accuracy", "validation metric that chooses the best epoch")

@@ -1,7 +1,8 @@
 """Strict YAML 1.2 reading and writing.
 
 PyYAML resolves YAML 1.1, where ``1e-3`` is a string and ``NO`` is false. This loader resolves the core
-schema of YAML 1.2 and refuses what a configuration never needs: tags, anchors, duplicate keys.
+schema of YAML 1.2 and refuses what a configuration never needs: tags, anchors, duplicate keys. Octal and
+hexadecimal numbers (``0o17``, ``0x1F``) stay text.
 """
 
 import re
@@ -39,6 +40,12 @@ class _Loader(yaml.SafeLoader):
         self.depth -= 1
         return node
 
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if "\0" in value or any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise _Refused(f"line {node.start_mark.line + 1}: {shown(value)!r} holds a character that no text has")
+        return value
+
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:  # noqa: ARG002
         seen: dict[str, int] = {}
         for key, _ in node.value:
@@ -74,13 +81,23 @@ class _Dumper(yaml.SafeDumper):
 
     yaml_implicit_resolvers = _Loader.yaml_implicit_resolvers
 
+    def ignore_aliases(self, data: Any) -> bool:  # noqa: ARG002
+        """A list that occurs twice is written twice; the loader refuses anchors."""
+        return True
+
 
 def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
     text = repr(value).replace("inf", ".inf").replace("nan", ".nan")
     return dumper.represent_scalar("tag:yaml.org,2002:float", text)
 
 
+def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
+    """Line breaks of any alphabet survive in double quotes only, where they are escaped."""
+    return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
+
+
 _Dumper.add_representer(float, _float)
+_Dumper.add_representer(str, _text)
 
 
 def parse(text: str, *, source: str) -> Any:
@@ -90,9 +107,8 @@ def parse(text: str, *, source: str) -> Any:
     """
     if "\0" in text:
         raise ConfigError(["holds a NUL byte; this is not a text file"], source=source)
-    loader = _Loader(text.removeprefix("\ufeff"))
     try:
-        return loader.get_single_data()
+        return _Loader(text.removeprefix("\ufeff")).get_single_data()
     except _Refused as refusal:
         raise ConfigError([str(refusal)], source=source) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -100,8 +116,6 @@ def parse(text: str, *, source: str) -> Any:
         where = f"line {mark.line + 1}: " if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise ConfigError([f"{where}not valid YAML: {shown(problem)}"], source=source) from None
-    finally:
-        loader.dispose()
 
 
 def read(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ Who executes packs (Ray, this process) and who is told about it are ports; this 
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol
 from modis_dist.config import parse
 from modis_dist.config.parse import to_tree
 from modis_dist.config.study import Study
+from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.files import write_json, write_text
@@ -30,13 +32,13 @@ from modis_dist.sweep.manifest import Manifest, Trial
 from modis_dist.sweep.monitor import Display, Monitor
 from modis_dist.sweep.packs import arrange
 from modis_dist.train.outcome import read_result
-from modis_dist.train.prepare import Selection, open_store, prepare, select, shape
+from modis_dist.train.prepare import Selection, prepare, select, shape
 
 SUMMARY = "summary.json"
 
 
-class Executor(Protocol):
-    """Who trains packs."""
+class Executor(AbstractContextManager["Executor"], Protocol):
+    """Who trains packs; to be used in a ``with`` block."""
 
     slots: int  # packs trained at once
     threads: int  # CPU threads of each
@@ -95,6 +97,8 @@ class Plan:
 
 def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
     """The trials and packs of a study; those of an earlier start in ``out`` where they are the same trials."""
+    if study.data.simulate is not None:
+        manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
     store = open_store(study.data, out=out, source=source)
     selection = select(store, study.data)
     trials = manifest.expand(study, selection.fingerprint, source=source)

@@ -10,6 +10,7 @@ import torch
 from modis_dist.config.parse import load_run
 from modis_dist.config.run import Run
 from modis_dist.data.index import UNLABELLED
+from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
@@ -22,7 +23,7 @@ from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
-from modis_dist.train.prepare import Subset, load_cohort, open_store, prepare
+from modis_dist.train.prepare import Subset, load_cohort, prepare
 from modis_dist.train.seeds import mix
 
 

@@ -5,7 +5,6 @@ Everything fitted here is fitted on training rows only. Test rows are touched on
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +13,6 @@ from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.run import Data, Run
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.index import UNLABELLED, Features, Index, Rows, Strings
-from modis_dist.data.intersim import simulate
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
@@ -77,23 +75,6 @@ class Prepared:
         counts = np.bincount(labels[labels >= 0], minlength=len(self.classes))
         shares: NDArray[np.float64] = counts / max(int(counts.sum()), 1)
         return shares
-
-
-def open_store(data: Data, *, out: Path, source: str) -> Store:
-    """The store that ``data`` names, or one simulated below ``out``. Raises ``ConfigError`` where there is none."""
-    if data.simulate is not None:
-        path = out / f"store-{digest(to_tree(data.simulate))[:8]}"
-        if not path.exists():
-            out.mkdir(mode=0o700, parents=True, exist_ok=True)
-            simulate(data.simulate, path)
-        return Store.open(path)
-    if data.store is None:
-        raise ConfigError(["data.store: is required (or data.simulate); --set data.store=DIR sets it"], source=source)
-    path = Path(data.store)
-    if not path.exists():
-        advice = "make one with `modis-dist data import SRC --out STORE`, or --set data.store=DIR"
-        raise ConfigError([f"data.store: no such folder {shown(str(path))}; {advice}"], source=source)
-    return Store.open(path)
 
 
 def select(store: Store, data: Data) -> Selection:

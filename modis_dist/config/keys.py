@@ -1,0 +1,165 @@
+"""What the keys of a study are and mean, read off the typed tree. Knows nothing of values or files."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import NoneType
+from typing import Annotated, Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt, MinLen
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from modis_dist.config.study import Study
+from modis_dist.errors import ConfigError, nearest, shown
+
+WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
+SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
+
+
+@dataclass(frozen=True)
+class Key:
+    """One key of one section; ``kind`` is the kind of step that has it, where the section is one of several."""
+
+    path: str
+    kind: str | None
+    field: FieldInfo
+
+
+def models_in(annotation: Any) -> list[type[BaseModel]]:
+    """Every section class that an annotation mentions."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in models_in(argument)]
+
+
+def kind_of(model: type[BaseModel]) -> str | None:
+    """The value of `kind` that chooses this section, or None."""
+    field = model.model_fields.get("kind")
+    return str(field.default) if field else None
+
+
+def every_key(section: type[BaseModel] = Study, *, path: str = "", kind: str | None = None) -> Iterator[Key]:
+    """Every key of a tree; names that the user chooses (of modalities, conditions) are not part of its path."""
+    for name, field in section.model_fields.items():
+        here = f"{path}{name}"
+        yield Key(here, kind, field)
+        below = models_in(field.annotation)
+        for model in below:
+            yield from every_key(model, path=f"{here}.", kind=kind_of(model) if len(below) > 1 else kind)
+
+
+def elsewhere(key: str, section: type[BaseModel] = Study) -> str:
+    """`"; did you mean 'optim.lr'?"` for a key whose last part stands in another section, or nothing."""
+    paths = dict.fromkeys(found.path for found in every_key(section))
+    known = [f"'{path}'" for path in paths if path.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1] and path != key]
+    return f"; did you mean {' or '.join(known[:3])}?" if known else ""
+
+
+# --- explanations ---------------------------------------------------------------------------------------------
+
+
+def explain(key: str) -> str:
+    """Meaning, type, unit, default and range of one dotted key of a study, and what stands below it.
+
+    Raises ``ConfigError`` for an unknown key.
+    """
+    known = list(every_key())
+    found = [entry for entry in known if entry.path == key]
+    if not found:
+        hint = elsewhere(key) or nearest(key, [entry.path for entry in known])
+        hint = hint or "; known: " + ", ".join(Study.model_fields)
+        raise ConfigError([f"{shown(key)}: unknown key{hint}"], source="--explain")
+    lines = [key]
+    for kinds, field in _alike(found):
+        lines += [f"  {kinds}{field.description}", *(f"    {name + ':':<9}{fact}" for name, fact in _facts(field))]
+    below = [entry for entry in known if entry.path.startswith(key + ".") and "." not in entry.path[len(key) + 1 :]]
+    return "\n".join([*lines, *_listed(below)])
+
+
+def _alike(found: list[Key]) -> list[tuple[str, FieldInfo]]:
+    """Each different meaning of a key once, headed by the kinds of step that share it."""
+    sharing: dict[str, list[Key]] = {}
+    for entry in found:
+        sharing.setdefault(repr(entry.field), []).append(entry)
+    return [
+        (", ".join(entry.kind for entry in alike if entry.kind) + ": " if alike[0].kind else "", alike[0].field)
+        for alike in sharing.values()
+    ]
+
+
+def _listed(below: list[Key]) -> list[str]:
+    """The keys of a section, or the kinds of step of a list with their keys, one a line."""
+    meant = {_last(entry): str(entry.field.description) for entry in below if entry.kind is None}
+    for entry in below:
+        if entry.kind and _last(entry) == "kind":
+            keys = [_last(other) for other in below if other.kind == entry.kind and other is not entry]
+            meant[entry.kind] = f"{entry.field.description}" + (f" (keys: {', '.join(keys)})" if keys else "")
+    if not meant and below:
+        meant = {_last(entry): str(entry.field.description) for entry in below}
+    width = max(map(len, meant), default=0)
+    title = "kinds:" if any(entry.kind and _last(entry) == "kind" for entry in below) else "keys:"
+    return ["", f"  {title}", *(f"    {name:<{width}}  {meaning}" for name, meaning in meant.items())] if meant else []
+
+
+def _last(entry: Key) -> str:
+    return entry.path.rsplit(".", 1)[-1]
+
+
+def _facts(field: FieldInfo) -> list[tuple[str, str]]:
+    extra = field.json_schema_extra
+    facts = {
+        "type": _words(field.annotation),
+        "unit": str(extra.get("unit")) if isinstance(extra, dict) else "",
+        "range": " and ".join(dict.fromkeys([*_limits(field.metadata), *_limits_in(field.annotation)])),
+        "length": "".join(f"at least {m.min_length}" for m in field.metadata if type(m) is MinLen),
+        "default": "none; the key is required" if field.is_required() else _plain(field.default),
+    }
+    return [(name, fact) for name, fact in facts.items() if fact]
+
+
+def _limits(metadata: list[Any]) -> list[str]:
+    found = [(*SIGNS[type(m)], m) for m in metadata if type(m) in SIGNS]
+    return [f"{sign} {_plain(getattr(m, name))}" for sign, name, m in found]
+
+
+def _limits_in(annotation: Any) -> list[str]:
+    """Limits of the values inside a list or of an alternative to none."""
+    if models_in(annotation):
+        return []
+    own = _limits(annotation.__metadata__[0].metadata) if _is_field(annotation) else []
+    return own + [limit for argument in get_args(annotation)[:1] for limit in _limits_in(argument)]
+
+
+def _is_field(annotation: Any) -> bool:
+    return get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], FieldInfo)
+
+
+def _words(annotation: Any) -> str:
+    """A type in a reader's words."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    models = models_in(annotation)
+    if origin is Annotated:
+        return _words(arguments[0])
+    if origin is Literal:
+        return " or ".join(str(value) for value in arguments) if len(arguments) > 1 else f"the word {arguments[0]}"
+    if origin is tuple:
+        return "a list of steps" if len(models) > 1 else f"a list, each {_words(arguments[0])}"
+    if origin is dict:
+        return f"names, each with {_words(arguments[1])}"
+    if len(models) == 1:
+        return "a section"
+    return WORDS.get(annotation) or " or ".join(
+        "none" if argument is NoneType else _words(argument) for argument in arguments
+    )
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return kind_of(type(value)) or "see the keys below"
+    if isinstance(value, tuple):
+        return "[" + ", ".join(map(_plain, value)) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:g}"
+    return {"None": "none", "{}": "no names"}.get(str(value), str(value))
