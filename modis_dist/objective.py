@@ -28,7 +28,7 @@ AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_e
 class Batch:
     """One global batch; label -1 is unlabelled. Noise is standard normal, a fresh draw for each phase."""
 
-    x: tuple[Float[Tensor, "r b p"], ...]  # one entry per modality
+    x: tuple[Float[Tensor, "r b _"], ...]  # one entry per modality, each with its own number of features
     label: Int[Tensor, "r m b"]
     noise_d: Float[Tensor, "r m b l"]
     noise_g: Float[Tensor, "r m b l"]
@@ -84,7 +84,9 @@ def frozen(module: nn.Module) -> Iterator[None]:
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
     """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only."""
-    through_x = rules.penalty_on == "x" and bool((weights.lambda_r > 0).any())
+    assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
+    penalised = weights.lambda_r > 0
+    through_x = rules.penalty_on == "x" and bool(penalised.any())
     with frozen(model.vaes):
         inputs = tuple(x.detach().requires_grad_(through_x) for x in batch.x)
         with torch.set_grad_enabled(through_x):
@@ -96,10 +98,12 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
             "adversarial_d", _adversarial(judged, batch.label, weights, side="discriminator"), weights.adversarial
         )
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
-        if bool((weights.lambda_r > 0).any()):
+        squares = z.new_zeros(z.shape[:2])
+        if bool(penalised.any()):
             gradient = adversarial.logit_gradient(judged.modality, z, batch.signs)
             squares = _squared_norms(gradient, encoded, inputs if through_x else None)
-            terms.add("penalty", 0.5 * squares, weights.lambda_r)
+        # A replicate reports the same terms alone and beside others, and never 0 * infinity.
+        terms.add("penalty", torch.where(penalised[:, None], 0.5 * squares, 0.0), weights.lambda_r)
     return terms
 
 

@@ -208,10 +208,8 @@ class Mirror:
         runs = self._runs.search(f"tags.`{STUDY}` = '{self._study}' and tags.`{PARENT}` = '{self._parent}'")
         runs.sort(key=lambda run: run.info.start_time)
         done = sum(run.info.status == "FINISHED" for run in runs)
-        told = mlflow_text.varying([run.data.params for run in runs])[:5]
         rows = [
             {"trial": run.info.run_name, "status": run.info.status.lower()}
-            | {name: run.data.params.get(name, "") for name in told}
             | {n.removeprefix(FINAL): mlflow_text.number(v) for n, v in run.data.metrics.items() if n.startswith(FINAL)}
             for run in runs
         ]

@@ -69,12 +69,6 @@ def plain(text: str) -> str:
     return re.sub(r"([\\`*_{}\[\]<>()#|~!$&])", r"\\\1", " ".join(text.split()))
 
 
-def varying(rows: Sequence[Mapping[str, str]]) -> list[str]:
-    """Names whose value is not the same in all rows."""
-    names = dict.fromkeys(name for row in rows for name in row)
-    return [name for name in names if len({row.get(name) for row in rows}) > 1]
-
-
 def _line(cells: Sequence[str], *, escaped: bool = True) -> str:
     return "| " + " | ".join(plain(cell) if escaped else cell for cell in cells) + " |"
 

@@ -148,8 +148,8 @@ def _note(predictor: "Predictor") -> str:
     rows = [{"modality": m, "features": str(len(predictor.features(m)))} for m in predictor.modalities]
     call = f"predict(frame, params={{'modality': '{predictor.modalities[-1]}'}})"
     return (
-        f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features as "
-        f"columns and, where wanted, `sample_id`; the modality is {predictor.modalities[0]} unless named, as in "
+        f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features "
+        f"as columns and, where wanted, `sample_id`; the modality is {predictor.modalities[0]} unless named, as in "
         f"`{call}`. Loading needs `modis-dist`.\n\n{mlflow_text.table(rows)}"
     )
 

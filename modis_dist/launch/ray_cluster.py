@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -20,7 +21,7 @@ OWNER = "owner.pid"
 
 
 @contextmanager
-def private_cluster(*, cpus: int, gpus: float) -> Iterator[Path]:
+def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     """Start Ray with some resources; yields a temporary folder that nobody else may enter. Stops it at the end."""
     _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700: what Ray opens below it stays closed
@@ -31,7 +32,7 @@ def private_cluster(*, cpus: int, gpus: float) -> Iterator[Path]:
 
             ray.init(
                 num_cpus=cpus,
-                num_gpus=int(gpus),
+                num_gpus=gpus,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
@@ -49,7 +50,7 @@ def _settings(folder: Path) -> dict[str, str | None]:
     """Environment of the driver and, inherited from it, of every process of Ray; None removes a variable."""
     token = folder / "token"
     token.touch(mode=0o600)
-    token.write_text(secrets.token_hex(32))
+    token.write_text(_token())
     package = str(Path(__file__).resolve().parents[2])  # workers start in another folder
     before = os.environ.get("PYTHONPATH")
     return {
@@ -65,6 +66,12 @@ def _settings(folder: Path) -> dict[str, str | None]:
         "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": f"{package}{os.pathsep}{before}" if before else package,
     }
+
+
+@cache
+def _token() -> str:
+    """One for the life of this process: Ray remembers the first it has read."""
+    return secrets.token_hex(32)
 
 
 @contextmanager

@@ -5,8 +5,10 @@ The list of trials and what is done of it are ours; Ray is told what is left and
 
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
@@ -19,20 +21,27 @@ from modis_dist.train.signals import StopFile, on_signal
 
 DEATHS = 2  # of a worker before its pack is given up
 STOP = "stop"
+WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 
 
-class RayExecutor:
-    """As many packs at a time as the cores, or GPUs, allow."""
+class RayExecutor(AbstractContextManager["RayExecutor"]):
+    """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
 
     def __init__(self, resources: Resources) -> None:
-        self._gpus = _gpus(resources)
-        total = _gpu_count()
+        gpus = _gpu_count()
+        self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
         cores = len(os.sched_getaffinity(0))
-        by_gpu = int(total / self._gpus) if self._gpus else cores
-        self._cpus = resources.cpus or max(1, cores // by_gpu if self._gpus else 1)
-        self.slots = max(1, min(by_gpu, cores // self._cpus))
-        self.threads = self._cpus
-        self._total_gpus = total if self._gpus else 0
+        at_once = int(gpus / self._gpus) if self._gpus else cores
+        self.threads = resources.cpus or max(1, cores // at_once)
+        self.slots = max(1, min(at_once, cores // self.threads))
+        self._resources = {"cpus": self.threads * self.slots, "gpus": gpus if self._gpus else 0}
+        self._open = ExitStack()
+        self._folder: Path | None = None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
@@ -40,26 +49,24 @@ class RayExecutor:
         stop.unlink(missing_ok=True)
         folders = [str(save_pack(out, pack)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "threads": self.threads}
-        cpus = self._cpus * min(self.slots, len(packs))
-        with (
-            on_signal(partial(_ask_to_stop, stop)),
-            private_cluster(cpus=cpus, gpus=self._total_gpus) as tmp,
-        ):
-            said = self._fit(folders, settings, storage=tmp / "tune")
+        with on_signal(partial(_ask_to_stop, stop)):
+            if self._folder is None:
+                self._folder = self._open.enter_context(private_cluster(**self._resources))
+            said = self._fit(folders, settings, storage=self._folder / "tune")
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
             raise Interrupted(f"{reason}; the same command continues")
         reasons: dict[str, str] = {}
         for pack, folder in zip(packs, folders, strict=True):
-            reasons |= crashed(pack, said.get(folder, "the worker died without a word"), out=out)
+            reasons |= crashed(pack, said.get(folder, WORKER_DIED), out=out)
         return reasons
 
     def _fit(self, folders: list[str], settings: Mapping[str, Any], *, storage: Path) -> dict[str, str | None]:
         """What became of each pack: None, or why it crashed."""
         from ray import tune
 
-        resources = {"cpu": self._cpus, "gpu": self._gpus}
+        resources = {"cpu": self.threads, "gpu": self._gpus}
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), **settings},
@@ -104,9 +111,3 @@ def _gpu_count() -> int:
     import torch
 
     return torch.cuda.device_count()
-
-
-def _gpus(resources: Resources) -> float:
-    if resources.gpus is not None:
-        return resources.gpus
-    return 1.0 if _gpu_count() else 0.0

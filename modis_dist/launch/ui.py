@@ -5,12 +5,13 @@ import os
 import secrets
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import time
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 
@@ -61,6 +62,17 @@ def find(folder: Path) -> str:
     raise DataError(f"{shown(str(folder))}: no MLflow database here; give the output folder of a study")
 
 
+def first_page(uri: str) -> str:
+    """Path of the newest experiment's runs, in the pages for training; MLflow begins with those for language models."""
+    path = mlflow_store.sqlite_path(uri)
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            newest = database.execute("select max(experiment_id) from experiments").fetchone()[0]
+    except sqlite3.Error:
+        newest = None
+    return "/#/experiments" + (f"/{newest}/runs?workflowType=machine_learning" if newest else "")
+
+
 def _in_summary(path: Path) -> str:
     try:
         return str(json.loads(path.read_text())["mlflow"]["uri"])
@@ -82,6 +94,7 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
     command += ["--gunicorn-opts", f"--config python:{ui_guard.__name__}"]
     environment = mlflow_store.environment()
     environment |= {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", ui_guard.TOKEN: token}
+    environment[ui_guard.PAGE] = first_page(uri)
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     try:
         server = subprocess.Popen(

@@ -1,7 +1,7 @@
 """A token before the MLflow pages, since on a shared machine every user reaches its loopback address.
 
-This is a configuration file of gunicorn, which ``mlflow server`` starts with it; ``post_worker_init`` is its hook. Under
-gunicorn MLflow serves its pages and its tracking API only: its assistant, which runs shell commands, is not there.
+This is a configuration file of gunicorn, which ``mlflow server`` starts with it; ``post_worker_init`` is its hook.
+Under gunicorn MLflow serves its pages and tracking API only: its assistant, which runs shell commands, is not there.
 """
 
 import hmac
@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qs
 
 TOKEN = "MODIS_UI_TOKEN"
+PAGE = "MODIS_UI_PAGE"
 
 threads = 4
 control_socket_disable = True
@@ -22,11 +23,11 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 
 def post_worker_init(worker: Any) -> None:
     """Put the guard before what the worker serves."""
-    worker.wsgi = guarded(worker.wsgi, token=os.environ[TOKEN])
+    worker.wsgi = guarded(worker.wsgi, token=os.environ[TOKEN], page=os.environ[PAGE])
 
 
-def guarded(application: Application, *, token: str) -> Application:
-    """The same application for those who have the token: as ``?token=`` once, then as a cookie."""
+def guarded(application: Application, *, token: str, page: str) -> Application:
+    """The application for those who have the token: once as ``?token=``, which leads to ``page``, then as a cookie."""
 
     def answer(environ: Environ, start_response: Any) -> Iterable[bytes]:
         name = f"modis-ui-{environ['SERVER_PORT']}"  # browsers do not keep the cookies of ports apart
@@ -34,7 +35,7 @@ def guarded(application: Application, *, token: str) -> Application:
             return application(environ, start_response)
         if _same(parse_qs(environ.get("QUERY_STRING", "")).get("token", [""])[0], token):
             cookie = f"{name}={token}; Path=/; HttpOnly; SameSite=Strict"
-            start_response("303 See Other", [("Location", "/"), ("Set-Cookie", cookie)])
+            start_response("303 See Other", [("Location", page), ("Set-Cookie", cookie)])
             return []
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
         return [b"Open the whole address that `modis-dist ui` printed: it holds a token.\n"]

@@ -91,8 +91,8 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
 
 
 def logit_gradient(
-    logits: Float[Tensor, "r n m"], z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"] | None
-) -> Float[Tensor, "r n l"]:
+    logits: Float[Tensor, "*g m"], z: Float[Tensor, "*g l"], signs: Float[Tensor, "*g m"] | None
+) -> Float[Tensor, "*g l"]:
     """Gradient with respect to z of the sum of each row's logits, or of their sum with random signs.
 
     With signs of +-1 the expected squared norm is the sum over logits of their own squared norms, where in the

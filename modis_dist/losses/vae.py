@@ -1,17 +1,17 @@
 """Losses of a single VAE, per row (paper, supplement A.2).
 
-Legend: r replicates, b rows, p features, l latent dimensions.
+Legend: g any number of leading axes, the last of them rows; p features, l latent dimensions.
 """
 
 from jaxtyping import Float
 from torch import Tensor
 
 
-def squared_error(x: Float[Tensor, "r b p"], x_hat: Float[Tensor, "r b p"]) -> Float[Tensor, "r b"]:
+def squared_error(x: Float[Tensor, "*g p"], x_hat: Float[Tensor, "*g p"]) -> Float[Tensor, "*g"]:
     """Reconstruction error of each row, averaged over features (A.2, L_recon; published code averages)."""
     return (x - x_hat).square().mean(-1)
 
 
-def kl_divergence(mu: Float[Tensor, "r b l"], logvar: Float[Tensor, "r b l"]) -> Float[Tensor, "r b"]:
+def kl_divergence(mu: Float[Tensor, "*g l"], logvar: Float[Tensor, "*g l"]) -> Float[Tensor, "*g"]:
     """KL(N(mu, sigma) || N(0, 1)) of each row in nats, summed over latent dimensions (A.2, D_KL)."""
-    return 0.5 * (mu.square() + logvar.exp() - 1 - logvar).sum(-1)
+    return 0.5 * (mu.square() + logvar.expm1() - logvar).sum(-1)

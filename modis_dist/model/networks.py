@@ -73,11 +73,11 @@ class Vae(nn.Module):
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the discriminator says of latents."""
+    """What the discriminator says of latents; g: replicates, then rows of one or of every modality."""
 
-    h: Float[Tensor, "r n w"]
-    modality: Float[Tensor, "r n m"]  # logits
-    label: Float[Tensor, "r n k"]  # logits
+    h: Float[Tensor, "*g w"]
+    modality: Float[Tensor, "*g m"]  # logits
+    label: Float[Tensor, "*g k"]  # logits
 
 
 class Discriminator(nn.Module):

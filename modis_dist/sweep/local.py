@@ -1,7 +1,9 @@
 """Training packs one after the other in this process: for debugging, for tests, for a task of a job array."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 
 import torch
 
@@ -12,13 +14,18 @@ from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
 
 
-class LocalExecutor:
+class LocalExecutor(AbstractContextManager["LocalExecutor"]):
     """One pack at a time."""
 
     slots = 1
 
     def __init__(self) -> None:
         self.threads = torch.get_num_threads()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""

@@ -84,7 +84,7 @@ class LossLog:
     def restore(self, state: Mapping[str, Any]) -> None:
         """The inverse of ``state``."""
         self.names = list(state["names"])
-        self.sums = np.array(state["sums"], np.float64).reshape(-1, len(self.names))
+        self.sums = np.array(state["sums"], np.float64).reshape(len(state["sums"]), len(self.names))
         self.steps = state["steps"]
 
     def without(self, dropped: Sequence[int]) -> None:
@@ -98,5 +98,9 @@ class LossLog:
         return [*names, "total_d" if "adversarial_d" in phase.parts else "total_g"]
 
     def _first_bad(self, values: NDArray[np.float64], replicate: int, first: int) -> NonFinite:
-        step, term = np.argwhere(~np.isfinite(values[:, replicate]))[0]
-        return NonFinite(replicate, first + int(step), self.names[term], float(values[step, replicate, term]))
+        """The first bad step, and of its bad terms the first that names a modality, for it says where to look."""
+        bad = ~np.isfinite(values[:, replicate])
+        step = int(bad.any(1).argmax())
+        terms = [int(term) for term in np.flatnonzero(bad[step])]
+        term = next((t for t in terms if "/" in self.names[t]), terms[0])
+        return NonFinite(replicate, first + step, self.names[term], float(values[step, replicate, term]))

@@ -7,8 +7,7 @@ import torch
 
 def mix(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part and on their order."""
-    text = "\x1f".join(f"{type(part).__name__}:{part}" for part in parts)
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(ascii(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
 def generator(*parts: int | str, device: str = "cpu") -> torch.Generator:

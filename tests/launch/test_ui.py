@@ -3,9 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,7 +16,7 @@ import psutil
 import pytest
 
 from modis_dist.errors import DataError
-from modis_dist.launch import ui
+from modis_dist.launch import ui, ui_guard
 
 MAIN = """import sys
 from pathlib import Path
@@ -38,14 +40,31 @@ def served(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
             process.kill()
 
 
-def test_it_answers_on_loopback_only_and_leaves_no_process_behind(
+def status(opener: urllib.request.OpenerDirector, url: str) -> int:
+    try:
+        with opener.open(url, timeout=10) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
     served: tuple["subprocess.Popen[str]", str], tmp_path: Path
 ) -> None:
-    process, url = served
-    with urllib.request.urlopen(f"{url}/health", timeout=10) as answer:
-        assert answer.status == 200
+    process, address = served
+    url, token = address.split("/?token=")
+    stranger = urllib.request.build_opener()
+    assert status(stranger, f"{url}/health") == 200
+    for page in ("/", "/?token=guess", "/ajax-api/2.0/mlflow/experiments/search?max_results=1"):
+        assert status(stranger, url + page) == 403
+    user = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
+    assert status(user, address) == status(user, f"{url}/") == 200
+    assert status(user, f"{url}/ajax-api/2.0/mlflow/experiments/search?max_results=1") == 200
+    assert status(user, f"{url}/ajax-api/3.0/mlflow/assistant/config") == 404  # it would run commands for whoever asks
+    assert token not in (tmp_path / ui.LOG).read_text()
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 1
+    assert not any(token in word for member in family for word in member.cmdline())
     listening = {c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
     process.send_signal(signal.SIGINT)
@@ -72,6 +91,27 @@ def test_the_database_is_found_in_the_folder_above_it_or_where_the_summary_says(
     assert ui.find(trial) == "http://tracking.example:5000"
     (study / "mlflow.db").touch()
     assert ui.find(trial) == ui.find(study) == f"sqlite:///{study}/mlflow.db"
+
+
+def test_the_first_page_is_that_of_the_newest_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    assert ui.first_page(f"sqlite:///{path}") == "/#/experiments"
+    with sqlite3.connect(path) as database:
+        database.execute("create table experiments (experiment_id integer)")
+        database.executemany("insert into experiments values (?)", [(0,), (1,), (12,)])
+    database.close()
+    assert ui.first_page(f"sqlite:///{path}") == "/#/experiments/12/runs?workflowType=machine_learning"
+
+
+@pytest.mark.parametrize(
+    ("cookie", "wanted"), [("modis-ui-5=right", "200"), ("modis-ui-6=right", "403"), ("\x00;=", "403")]
+)
+def test_a_cookie_counts_for_its_port_alone(cookie: str, wanted: str) -> None:
+    said: list[str] = []
+    application = ui_guard.guarded(lambda _environ, start: start("200 OK", []) or [b""], token="right", page="/")
+    environ = {"SERVER_PORT": "5", "PATH_INFO": "/", "QUERY_STRING": "", "HTTP_COOKIE": cookie}
+    list(application(environ, lambda line, _headers: said.append(line[:3])))
+    assert said == [wanted]
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"mlflow": null}', '{"mlflow": {}}'])

@@ -1,0 +1,142 @@
+"""The clustering loss against sums over rows and classes, its detached bandwidth, and what it prefers."""
+
+import plain_reference as plain
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from toy_system import few, normal
+
+from modis_dist.losses.clustering import clustering, kernel, negative_entropy, overlap
+
+SEEDS = st.integers(0, 10_000)
+UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)
+EMPIRICAL = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
+
+
+def to_corners(probability: Tensor) -> Tensor:
+    """exp(-|a - e_k|^2) as 1 - 2 a_k + |a|^2."""
+    return torch.exp(2 * probability - 1 - probability.square().sum(-1, keepdim=True))
+
+
+@pytest.mark.parametrize("rows", [4, 5])
+@pytest.mark.parametrize("prior", [UNIFORM, EMPIRICAL], ids=["uniform", "empirical"])
+def test_all_three_terms_and_their_gradient_are_those_of_the_loops(prior: Tensor, rows: int) -> None:
+    logits, h = normal(2, 2, rows, 3, seed=1).requires_grad_(), normal(2, 2, rows, 4, seed=2).requires_grad_()
+    a = logits.softmax(-1)
+    similarity = kernel(h)
+    c1, c2, c3 = overlap(a, similarity), overlap(to_corners(a), similarity), negative_entropy(a, prior)
+    whole = clustering(a, h, prior.expand(2, 1, 3))
+    for r in range(2):
+        for m in range(2):
+            parts = plain.clustering_parts(a[r, m], h[r, m], prior, plain.bandwidth(h[r, m].detach()))
+            torch.testing.assert_close(torch.stack([c1[r, m], c2[r, m], c3[r, m]]), torch.stack(parts))
+            torch.testing.assert_close(whole[r, m], sum(parts))
+            ours = torch.autograd.grad(whole[r, m], (logits, h), retain_graph=True)
+            theirs = torch.autograd.grad(sum(parts), (logits, h), retain_graph=True)
+            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_entropy_with_a_uniform_prior_is_the_published_one() -> None:
+    a = normal(1, 1, 5, 3).softmax(-1)
+    mean = a.mean(-2)
+    torch.testing.assert_close(negative_entropy(a, UNIFORM), (mean * mean.log()).sum(-1))
+
+
+def test_entropy_is_smallest_where_the_mean_is_the_prior() -> None:
+    at_prior = negative_entropy(EMPIRICAL.expand(4, 3), EMPIRICAL)
+    torch.testing.assert_close(at_prior, -torch.log(torch.tensor(3.0, dtype=torch.float64)))
+    for seed in range(20):
+        assert negative_entropy(normal(4, 3, seed=seed).softmax(-1), EMPIRICAL) > at_prior
+
+
+def test_a_prior_of_each_replicate_applies_to_its_own_modalities() -> None:
+    a, priors = normal(2, 3, 5, 3).softmax(-1), torch.stack([UNIFORM, EMPIRICAL])
+    whole = negative_entropy(a, priors.unsqueeze(1))
+    torch.testing.assert_close(whole, torch.stack([negative_entropy(a[r], priors[r]) for r in range(2)]))
+
+
+def test_a_class_without_training_rows_leaves_the_entropy_finite() -> None:
+    a = normal(1, 4, 3).requires_grad_()
+    loss = negative_entropy(a.softmax(-1), torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64))
+    loss.sum().backward()
+    assert a.grad is not None
+    assert loss.isfinite().all()
+    assert a.grad.isfinite().all()
+
+
+def test_bandwidth_is_not_differentiated() -> None:
+    h = normal(5, 2, seed=3).requires_grad_()
+    (ours,) = torch.autograd.grad(kernel(h)[0, 1], h)
+    with torch.no_grad():
+        held, eps = plain.bandwidth(h), 1e-6
+        still, moving = torch.zeros_like(h), torch.zeros_like(h)
+        for i in range(5):
+            for d in range(2):
+                ends = []
+                for sign in (1, -1):
+                    moved = h.clone()
+                    moved[i, d] += sign * eps
+                    ends.append((torch.exp(-(moved[0] - moved[1]).square().sum() / (2 * held)), kernel(moved)[0, 1]))
+                still[i, d], moving[i, d] = ((up - down) / (2 * eps) for up, down in zip(*ends, strict=True))
+    torch.testing.assert_close(ours, still, rtol=1e-6, atol=1e-8)
+    assert (moving - still).abs().max() > 1e-3, "the bandwidth does move with h here, so the check above is one"
+    assert ours[2:].eq(0).all()
+
+
+def test_equal_rows_meet_the_floor_of_the_bandwidth() -> None:
+    h = torch.ones(4, 3, dtype=torch.float64).requires_grad_()
+    similarity = kernel(h)
+    similarity.sum().backward()
+    assert h.grad is not None
+    assert similarity.eq(1).all()
+    assert h.grad.isfinite().all()
+    nearly = torch.cat([h.detach(), h.detach()[:1] + 1e-5])
+    expected = torch.exp(torch.tensor(-3e-10 / 2e-9, dtype=torch.float64))
+    torch.testing.assert_close(kernel(nearly)[0, 4], expected, rtol=1e-4, atol=0)
+
+
+@few
+@given(SEEDS)
+def test_the_order_of_rows_does_not_matter(seed: int) -> None:
+    a, h = normal(1, 5, 3, seed=seed).softmax(-1), normal(1, 5, 4, seed=seed + 1)
+    order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
+    torch.testing.assert_close(clustering(a[:, order], h[:, order], EMPIRICAL), clustering(a, h, EMPIRICAL))
+
+
+@few
+@given(SEEDS)
+def test_similarities_bear_rotation_shift_and_scale_of_h(seed: int) -> None:
+    h = normal(6, 3, seed=seed)
+    rotation, _ = torch.linalg.qr(normal(3, 3, seed=seed + 1))
+    torch.testing.assert_close(kernel(7 * h @ rotation + 2), kernel(h), rtol=1e-7, atol=1e-9)
+
+
+@few
+@given(SEEDS)
+def test_separated_clusters_are_preferred(seed: int) -> None:
+    member = torch.arange(9) % 3
+    sure = 6 * torch.nn.functional.one_hot(member, 3).double()
+    apart = 5 * torch.eye(3, dtype=torch.float64)[member] + 0.1 * normal(9, 3, seed=seed)
+    mixed = normal(9, 3, seed=seed)
+    shuffled = sure[torch.randperm(9, generator=torch.Generator().manual_seed(seed))]
+    best = clustering(sure.softmax(-1), apart, UNIFORM)
+    assert best < clustering(sure.softmax(-1), mixed, UNIFORM), "the same answers, clusters that overlap"
+    assert best < clustering((0.1 * sure).softmax(-1), apart, UNIFORM), "the same clusters, unsure answers"
+    assert best <= clustering(shuffled.softmax(-1), apart, UNIFORM) + 1e-9, "answers that do not follow the clusters"
+
+
+def test_probabilities_that_vanish_in_float32_leave_value_and_gradient_finite() -> None:
+    logits = torch.tensor([[200.0, 0.0, -200.0]] * 4, requires_grad=True)
+    h = normal(4, 3).float().requires_grad_()
+    clustering(logits.softmax(-1), h, UNIFORM.float()).backward()
+    for tensor in (logits, h):
+        assert tensor.grad is not None
+        assert tensor.grad.isfinite().all()
+
+
+def test_replicates_and_modalities_do_not_mix() -> None:
+    a, h = normal(2, 3, 5, 3).softmax(-1), normal(2, 3, 5, 4, seed=1)
+    alone = torch.stack([torch.stack([clustering(a[r, m], h[r, m], UNIFORM) for m in range(3)]) for r in range(2)])
+    torch.testing.assert_close(clustering(a, h, UNIFORM.expand(2, 1, 3)), alone, rtol=1e-13, atol=1e-15)

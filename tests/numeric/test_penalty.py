@@ -1,0 +1,134 @@
+"""The gradient penalty against one row's gradient at a time through plain layers."""
+
+from dataclasses import replace
+from itertools import product
+
+import plain_reference as plain
+import pytest
+import torch
+from toy_system import KINDS, batch, normal, start, weights
+
+from modis_dist.losses.adversarial import logit_gradient
+from modis_dist.objective import Rules, adversary_phase
+
+ways = pytest.mark.parametrize(("penalty", "on"), list(product(["sum", "each"], ["x", "z"])))
+
+
+@ways
+def test_penalty_is_half_the_mean_square_of_the_rows_own_gradients(penalty: str, on: str) -> None:
+    model, given = start([3]).model, batch(4, signs=penalty == "each")
+    found = adversary_phase(model, given, weights(), Rules(penalty=penalty, penalty_on=on)).parts["penalty"]
+    system = plain.PlainSystem(model)
+    system.vaes.eval()
+    signs = given.signs[0] if given.signs is not None else torch.ones(3, 6, 3, dtype=torch.float64)
+    for m in range(3):
+        squares = plain.squared_gradients(system, m, given.x[m][0], given.noise_d[0, m], signs[m], on)
+        torch.testing.assert_close(found[0, m], plain.mean(squares) / 2, rtol=1e-10, atol=0)
+
+
+@ways
+def test_gradient_of_the_penalty_in_the_discriminator_is_that_of_finite_differences(penalty: str, on: str) -> None:
+    model, given = start([5]).model, batch(6, signs=penalty == "each")
+    how = replace(weights(lambda_r=2.0), adversarial=torch.zeros(1).double(), label=torch.zeros(1).double())
+    how = replace(how, clustering=torch.zeros(1).double())
+    rules = Rules(penalty=penalty, penalty_on=on)
+    parameter = model.discriminator.modality.weight
+    adversary_phase(model, given, how, rules).total.sum().backward(inputs=list(model.discriminator.parameters()))
+    assert parameter.grad is not None
+    eps = 1e-6
+    for position in [(0, 0, 0), (0, 1, 3), (0, 2, 5)]:
+        ends = []
+        for sign in (1, -1):
+            with torch.no_grad():
+                parameter[position] += sign * eps
+                held = parameter.clone()
+            ends.append(adversary_phase(model, given, how, rules).total.item())
+            with torch.no_grad():
+                parameter.copy_(held)
+                parameter[position] -= sign * eps
+        expected = (ends[0] - ends[1]) / (2 * eps)
+        assert parameter.grad[position].item() == pytest.approx(expected, rel=1e-5, abs=1e-8)
+
+
+@pytest.mark.parametrize("on", ["x", "z"])
+def test_each_is_over_all_signs_the_sum_over_logits_of_their_squared_gradients(on: str) -> None:
+    model, given = start([7]).model, batch(8, signs=True)
+    rules = Rules(penalty="each", penalty_on=on)
+    values = []
+    for signs in product([-1.0, 1.0], repeat=3):
+        same = torch.tensor(signs, dtype=torch.float64).expand(1, 3, 6, 3)
+        values.append(adversary_phase(model, replace(given, signs=same), weights(), rules).parts["penalty"])
+    system = plain.PlainSystem(model)
+    system.vaes.eval()
+    for m in range(3):
+        alone = 0.0
+        for k in range(3):
+            one = torch.eye(3, dtype=torch.float64)[k].expand(6, 3)
+            squares = plain.squared_gradients(system, m, given.x[m][0], given.noise_d[0, m], one, on)
+            alone += plain.mean(squares).item() / 2
+        assert torch.stack(values).mean(0)[0, m].item() == pytest.approx(alone, rel=1e-10)
+
+
+@ways
+def test_penalty_of_a_constant_critic_is_zero(penalty: str, on: str) -> None:
+    model = start([1]).model
+    torch.nn.init.zeros_(model.discriminator.modality.weight)
+    terms = adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty=penalty, penalty_on=on))
+    assert terms.parts["penalty"].eq(0).all()
+
+
+def test_opposite_critics_cancel_in_sum_but_not_in_each() -> None:
+    model = start([1]).model
+    with torch.no_grad():
+        head = model.discriminator.modality.weight
+        head[:, 2] = 0
+        head[:, 1] = -head[:, 0]
+    found = {
+        penalty: adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty=penalty))
+        for penalty in ("sum", "each")
+    }
+    assert found["sum"].parts["penalty"].max() < 1e-25
+    assert found["each"].parts["penalty"].max() > 1e-9
+
+
+@ways
+def test_penalty_enters_the_total_with_lambda_r_summed_over_modalities(penalty: str, on: str) -> None:
+    model, given = start([0, 1, 2]).model, batch(2, replicates=3, signs=penalty == "each")
+    rules = Rules(penalty=penalty, penalty_on=on)
+    heavy = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=[4.0, 1.0, 0.0]), rules)
+    light = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=0.0), rules)
+    share = heavy.parts["penalty"].sum(1) * torch.tensor([4.0, 1.0, 0.0])
+    torch.testing.assert_close(heavy.total - light.total, share, rtol=1e-10, atol=1e-12)
+
+
+def test_a_replicate_without_penalty_reports_the_same_terms_alone_and_beside_others() -> None:
+    model, given = start([0, 1]).model, batch(2, replicates=2)
+    beside = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=[0.0, 2.0]), Rules()).parts
+    without = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=0.0), Rules()).parts
+    assert list(beside) == list(without)
+    assert beside["penalty"][0].eq(0).all()
+    assert without["penalty"].eq(0).all()
+    assert beside["penalty"][1].gt(0).all()
+
+
+def test_random_signs_and_the_penalty_each_come_together_or_not_at_all() -> None:
+    model = start().model
+    for penalty, signs in (("sum", True), ("each", False)):
+        with pytest.raises(AssertionError, match="signs"):
+            adversary_phase(model, batch(signs=signs), weights(), Rules(penalty=penalty))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_penalty_does_not_depend_on_the_adversarial_loss(kind: str) -> None:
+    model, given = start([1]).model, batch(1)
+    found = [adversary_phase(model, given, weights([k]), Rules()).parts["penalty"] for k in (kind, "pairwise")]
+    assert torch.equal(*found)
+
+
+def test_gradient_of_logits_may_be_differentiated_again() -> None:
+    z, matrix = normal(1, 2, 3).requires_grad_(), normal(3, 3, seed=1).requires_grad_()
+    gradient = logit_gradient((z @ matrix).square(), z, None)
+    torch.testing.assert_close(gradient, 2 * (z @ matrix) @ matrix.T)
+    gradient.square().sum().backward()
+    assert matrix.grad is not None
+    assert matrix.grad.abs().sum() > 0

@@ -1,0 +1,178 @@
+"""The two phases of a step: who learns, which statistics are used, and five whole steps against plain layers and Adam."""
+
+from dataclasses import replace
+from itertools import product
+
+import plain_reference as plain
+import pytest
+import torch
+from toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
+
+from modis_dist.model.layers import StackedBatchNorm, StackedLinear, initialise
+from modis_dist.objective import Rules, adversary_phase, frozen, vae_phase
+
+RULES = [
+    Rules(kl_reduction=kl, penalty=penalty, penalty_on=on)
+    for kl, penalty, on in [("sum", "sum", "x"), ("mean", "each", "x"), ("sum", "each", "z"), ("mean", "sum", "z")]
+]
+
+
+# --- who learns ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rules", RULES)
+def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_leaves_statistics_alone(rules: Rules) -> None:
+    model = start().model
+    before = {name: tensor.clone() for name, tensor in model.vaes.state_dict().items()}
+    adversary_phase(model, batch(signs=rules.penalty == "each"), weights(), rules).total.sum().backward()
+    assert all(p.grad is None for p in model.vaes.parameters())
+    assert all(p.grad is not None and p.grad.any() for p in model.discriminator.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.vaes.state_dict().items())
+
+
+def test_vae_phase_gives_gradients_to_the_vaes_only_and_moves_their_statistics() -> None:
+    model = start().model
+    norms = [layer for layer in model.vaes.modules() if isinstance(layer, StackedBatchNorm)]
+    vae_phase(model, batch(), weights(), Rules()).total.sum().backward()
+    assert all(p.grad is None for p in model.discriminator.parameters())
+    assert all(p.grad is not None for p in model.vaes.parameters())
+    assert norms
+    assert all(layer.running_mean.any() and (layer.running_var != 1).all() for layer in norms)
+
+
+def test_both_phases_leave_the_model_trainable_as_it_was() -> None:
+    model = start().model
+    adversary_phase(model, batch(), weights(), Rules())
+    vae_phase(model, batch(), weights(), Rules())
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(module.training for module in model.modules())
+    model.eval()
+    with pytest.raises(ZeroDivisionError), frozen(model.discriminator):
+        raise ZeroDivisionError
+    assert all(p.requires_grad for p in model.parameters())
+    assert not any(module.training for module in model.modules())
+
+
+def test_adversary_phase_encodes_with_running_statistics_and_vae_phase_with_those_of_the_batch() -> None:
+    model, given = start([3]).model, batch(5)
+    for layer in model.modules():
+        if isinstance(layer, StackedBatchNorm):
+            layer.running_mean += 0.5
+            layer.running_var *= 3
+    system, how = plain.PlainSystem(model), weights()
+    terms = adversary_phase(model, given, how, Rules())
+    torch.testing.assert_close(terms.total[0], plain.adversary_loss(system, given, how, Rules()))
+    terms = vae_phase(model, given, how, Rules())
+    torch.testing.assert_close(terms.total[0], plain.vae_loss(system, given, how, Rules()))
+
+
+def test_total_of_each_phase_is_the_weighted_sum_of_its_parts() -> None:
+    model, given, how = start([3]).model, batch(5), weights(["cross_entropy"])
+    d = adversary_phase(model, given, how, Rules())
+    g = vae_phase(model, given, how, Rules())
+    sums = {name: part.sum() for name, part in (d.parts | g.parts).items()}
+    total_d = 0.7 * sums["adversarial_d"] + 1.3 * sums["class_d"] + 0.9 * sums["clustering_d"] + 3 * sums["penalty"]
+    total_g = sums["reconstruction"] + 0.02 * sums["kl"] + 0.7 * sums["adversarial_g"]
+    total_g = total_g + 1.3 * sums["class_g"] + 0.9 * sums["clustering_g"]
+    torch.testing.assert_close(d.total, total_d.unsqueeze(0))
+    torch.testing.assert_close(g.total, total_g.unsqueeze(0))
+    assert {name for name, part in (d.parts | g.parts).items() if part.shape == (1, 3)} == {
+        "class_d", "clustering_d", "penalty", "reconstruction", "kl", "class_g", "clustering_g",
+    }  # fmt: skip
+
+
+def test_kl_mean_is_kl_sum_divided_by_rows() -> None:
+    model, given = start([3]).model, batch(5)
+    found = {kl: vae_phase(model, given, weights(), Rules(kl_reduction=kl)).parts["kl"] for kl in ("sum", "mean")}
+    torch.testing.assert_close(found["mean"] * 6, found["sum"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_order_of_rows_within_a_batch_does_not_matter(kind: str) -> None:
+    model, given = start([3]).model, batch(5, signs=True)
+    order = torch.tensor([4, 0, 5, 2, 1, 3])
+    moved = replace(
+        given,
+        x=tuple(x[:, order] for x in given.x),
+        **{name: getattr(given, name)[:, :, order] for name in ("label", "noise_d", "noise_g", "signs")},
+    )
+    rules = Rules(penalty="each")
+    for phase in (adversary_phase, vae_phase):
+        totals = [phase(model, rows, weights([kind]), rules).total for rows in (given, moved)]
+        torch.testing.assert_close(*totals, rtol=1e-12, atol=1e-12)
+
+
+# --- layers -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_batch_norm_is_that_of_torch_over_several_steps_then_with_running_statistics(replicates: int) -> None:
+    ours = StackedBatchNorm(replicates, 4, eps=0.8, dtype=torch.float64)
+    theirs = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(replicates)]
+    with torch.no_grad():
+        for r, plain_norm in enumerate(theirs):
+            plain_norm.weight.copy_(normal(4, seed=r))
+            plain_norm.bias.copy_(normal(4, seed=r + 50))
+            ours.weight[r], ours.bias[r] = plain_norm.weight, plain_norm.bias
+    for number in range(5):
+        x = 3 * normal(replicates, 6, 4, seed=number) + 1
+        expected = torch.stack([norm(rows) for norm, rows in zip(theirs, x, strict=True)])
+        torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+        for name in ("running_mean", "running_var"):
+            expected = torch.stack([getattr(norm, name) for norm in theirs])
+            torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-12, atol=1e-12)
+    ours.eval()
+    expected = torch.stack([norm.eval()(rows) for norm, rows in zip(theirs, x, strict=True)])
+    torch.testing.assert_close(ours(x), expected, rtol=1e-12, atol=1e-12)
+
+
+@torch.no_grad()
+def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend_on_the_seed_alone() -> None:
+    layers = torch.nn.ModuleList([StackedLinear(3, 400, 50), StackedLinear(3, 50, 2)])
+    initialise(layers, [11, 12, 11])
+    first = layers[0]
+    assert torch.equal(first.weight[0], first.weight[2])
+    assert not torch.equal(first.weight[0], first.weight[1])
+    theirs = torch.nn.Linear(400, 50)
+    for ours, reference in ((first.weight, theirs.weight), (first.bias, theirs.bias)):
+        assert ours.abs().max() <= 1 / 20
+        assert ours.abs().max() == pytest.approx(float(reference.abs().max()), rel=0.1)
+        assert ours.mean().abs() < 0.005
+    assert first.weight.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.02)
+    alone = torch.nn.ModuleList([StackedLinear(1, 400, 50), StackedLinear(1, 50, 2)])
+    initialise(alone, [12])
+    assert all(torch.equal(one[0], many[1]) for one, many in zip(alone.parameters(), layers.parameters(), strict=True))
+
+
+# --- five steps against the slow reference ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "rules"), list(zip(KINDS, RULES, strict=True)) + [("pairwise", RULES[0])])
+def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None:
+    state, how = start([9]), weights([kind], lambda_r=2.5)
+    system = plain.PlainSystem(state.model)
+    adam = [
+        torch.optim.Adam(system.vaes.parameters(), lr=OPTIM.lr, betas=(0.5, 0.999)),
+        torch.optim.Adam(system.discriminator.parameters(), lr=OPTIM.lr_discriminator, betas=(0.5, 0.999)),
+    ]
+    for number in range(5):
+        given = batch(number, signs=rules.penalty == "each")
+        adversary, vae = step(state, given, how, rules)
+        for phase, optimiser, total in (
+            (plain.adversary_loss, adam[1], adversary.total),
+            (plain.vae_loss, adam[0], vae.total),
+        ):
+            loss = phase(system, given, how, rules)
+            torch.testing.assert_close(total[0], loss, rtol=1e-10, atol=1e-10)
+            for each in adam:
+                each.zero_grad()
+            loss.backward()
+            optimiser.step()
+        assert system.largest_difference(state.model) < 1e-10
+    assert plain.PlainSystem(start([9]).model).largest_difference(state.model) > 1e-3, "something was learnt"
+
+
+def test_reference_covers_every_kind_of_loss_and_penalty() -> None:
+    assert {(rules.penalty, rules.penalty_on) for rules in RULES} == set(product(["sum", "each"], ["x", "z"]))
+    assert len(KINDS) == len(RULES)
+    assert SHAPE.eps == 0.8

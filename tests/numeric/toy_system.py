@@ -1,0 +1,94 @@
+"""A system small enough to check by hand: three modalities of 7, 5 and 6 features, encoders of three, two and one layer."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from hypothesis import settings
+from torch import Tensor
+
+from modis_dist.config.run import Optim
+from modis_dist.model.networks import Shape
+from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights, adversary_phase, vae_phase
+from modis_dist.train.loop import update
+from modis_dist.train.prepare import Prepared, Subset
+from modis_dist.train.state import TrainState
+
+KINDS: tuple[AdversarialLoss, ...] = ("published", "pairwise", "class_conditional", "cross_entropy")
+SHAPE = Shape(
+    features={"a": 7, "b": 5, "c": 6},
+    hidden={"a": (8, 6, 4), "b": (6, 5), "c": (5,)},
+    latent=4,
+    classes=3,
+    discriminator=(9, 8, 6),
+)
+ROWS = 6
+OPTIM = Optim(lr=1e-3, lr_discriminator=2e-3, batch_size=ROWS)
+CPU = torch.device("cpu")
+few = settings(max_examples=15, deadline=None, derandomize=True)
+
+
+def normal(*size: int, seed: int = 0) -> Tensor:
+    """Standard normal float64 numbers."""
+    return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def labels(*size: int, seed: int = 0, classes: int = SHAPE.classes) -> Tensor:
+    """Classes, about a quarter of them hidden (-1)."""
+    drawn = torch.randint(0, 4 * classes, size, generator=torch.Generator().manual_seed(seed))
+    return torch.where(drawn < 3 * classes, drawn % classes, -1)
+
+
+def start(seeds: Sequence[int] = (0,), *, dtype: torch.dtype = torch.float64, optim: Optim = OPTIM) -> TrainState:
+    """A fresh toy training."""
+    return TrainState.start(SHAPE, seeds, optim=optim, device=CPU, dtype=dtype)
+
+
+def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool = False) -> Batch:
+    """Random rows, of which each class has its own mean."""
+    label = labels(replicates, 3, rows, seed=seed)
+    x = tuple(
+        normal(replicates, rows, p, seed=100 * seed + m) + label[:, m, :, None]
+        for m, p in enumerate(SHAPE.features.values())
+    )
+    noise = normal(2, replicates, 3, rows, SHAPE.latent, seed=seed + 1)
+    drawn = normal(replicates, 3, rows, 3, seed=seed + 2).sign() if signs else None
+    return Batch(x, label, noise[0], noise[1], drawn)
+
+
+def weights(
+    losses: Sequence[AdversarialLoss] = ("pairwise",), *, lambda_r: float | Sequence[float] = 3.0, dtype: torch.dtype = torch.float64
+) -> Weights:
+    """Weights no two of which are equal, so that a mix-up shows."""
+    ones = torch.ones(len(losses), dtype=dtype)
+    return Weights(
+        beta=0.02 * ones,
+        adversarial=0.7 * ones,
+        lambda_r=torch.as_tensor(lambda_r, dtype=dtype) * ones,
+        label=1.3 * ones,
+        clustering=0.9 * ones,
+        confidence=0.35 * ones,
+        prior=torch.full((len(losses), SHAPE.classes), 1 / SHAPE.classes, dtype=dtype),
+        losses=tuple(losses),
+    )
+
+
+def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:
+    """One training step, both phases."""
+    adversary = adversary_phase(state.model, given, how, rules)
+    update(state.adversary_optimiser, adversary.total)
+    vae = vae_phase(state.model, given, how, rules)
+    update(state.vae_optimiser, vae.total)
+    return adversary, vae
+
+
+def prepared(rows: dict[str, int], *, seed: int = 0, features: dict[str, int] | None = None) -> Prepared:
+    """Training rows with random features, numbered in their first feature, and label = number mod 3."""
+    rng = np.random.default_rng(seed)
+    sizes = features or SHAPE.features
+    x = {m: rng.standard_normal((n, sizes[m])).astype(np.float32) for m, n in rows.items()}
+    for values in x.values():
+        values[:, 0] = np.arange(len(values))
+    label = {m: np.arange(n, dtype=np.int64) % 3 for m, n in rows.items()}
+    names = {m: np.array([f"{m}{i}" for i in range(n)], dtype=object) for m, n in rows.items()}
+    return Prepared(("u", "v", "w"), {}, Subset(x, label, names), None, None, ())

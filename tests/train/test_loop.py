@@ -1,0 +1,179 @@
+"""The training loop: learning, early stopping, failures, stacks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from modis_dist.errors import DataError, Interrupted
+from modis_dist.train import checkpoint
+from modis_dist.train.journal import JournalWriter, read
+from modis_dist.train.loop import Ports, improves
+from modis_dist.train.prepare import prepare
+from tests.train import toy
+
+
+class Recorder:
+    """A tracker that remembers."""
+
+    def __init__(self) -> None:
+        self.steps: list[tuple[str, int]] = []
+
+    def metrics(self, trial, *, step, values):
+        self.steps.append((trial, step))
+
+    def event(self, trial, *, kind, values):
+        pass
+
+
+def test_a_toy_is_learnt_better_than_chance(tmp_path: Path) -> None:
+    (progress,) = toy.train([toy.member("t", toy.run("optim.epochs=40", "optim.lr=5e-3"), tmp_path)], tmp_path)
+    assert progress.status == "done"
+    assert progress.best_value is not None and progress.best_value > 0.7
+    assert len(progress.history) == progress.epochs == 40
+
+
+def test_every_loss_term_falls_into_the_history_of_every_epoch(tmp_path: Path) -> None:
+    (progress,) = toy.train([toy.member("t", toy.run(), tmp_path)], tmp_path)
+    for row in progress.history:
+        for modality in toy.SIZES:
+            for term in ("reconstruction", "kl", "penalty", "class_d", "class_g", "clustering_d", "clustering_g"):
+                assert np.isfinite(row[f"train/{term}/{modality}"])
+        assert np.isfinite(row["train/adversarial_d"]) and np.isfinite(row["val/balanced_accuracy"])
+
+
+def test_training_stops_after_patience_validations_without_improvement(tmp_path: Path) -> None:
+    wanted = toy.run("optim.epochs=60", "trainer.early_stopping={patience: 3}")
+    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    values = [row["val/balanced_accuracy"] for row in progress.history]
+    assert progress.best_epoch == int(np.argmax(values)) + 1
+    assert progress.epochs == progress.best_epoch + 3 < 60
+
+
+def test_the_best_model_on_disk_is_that_of_the_best_epoch(tmp_path: Path) -> None:
+    whole, short = tmp_path / "whole", tmp_path / "short"
+    (progress,) = toy.train([toy.member("t", toy.run("optim.epochs=40", "optim.lr=5e-3"), whole)], whole)
+    assert progress.best_epoch is not None and progress.best_epoch < 40, "a seed where the last is not the best"
+    wanted = toy.run(f"optim.epochs={progress.best_epoch}", "optim.lr=5e-3")
+    toy.train([toy.member("t", wanted, short)], short)
+    last = checkpoint.load(checkpoint.newest(short / "last"))
+    best = checkpoint.load(checkpoint.newest(whole / "t" / "best"))
+    assert best.state["epoch"] == progress.best_epoch
+    for name, tensor in best.tensors["model"].items():
+        assert torch.equal(tensor, last.tensors["model"][name]), name
+
+
+def test_a_replicate_learns_the_same_alone_and_in_a_stack(tmp_path: Path) -> None:
+    runs = [toy.run(f"seed={s}", f"objective.lambda_r={s + 1}", f"objective.beta={s * 1e-4}") for s in range(4)]
+    runs[2] = toy.run("seed=2", "objective.adversarial_loss=cross_entropy")
+    together = tmp_path / "together"
+    stacked = toy.train([toy.member(f"t{s}", r, together) for s, r in enumerate(runs)], together)
+    for s, wanted in enumerate(runs):
+        alone = tmp_path / f"alone{s}"
+        (single,) = toy.train([toy.member("t", wanted, alone)], alone)
+        for ours, theirs in zip(single.history, stacked[s].history, strict=True):
+            for key in (k for k in ours if k.startswith("train/")):
+                assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), (s, key)
+
+
+def test_a_diverging_replicate_leaves_the_stack_and_is_named_with_step_term_and_modality(tmp_path: Path) -> None:
+    good = toy.run("seed=1")
+    broken = prepare(toy.run("seed=2"), toy.cohort())
+    values = broken.train.x["cnv"].copy()
+    values[:] = 1e30  # finite, but its square is not
+    broken = replace(broken, train=replace(broken.train, x={**broken.train.x, "cnv": values}))
+    members = [toy.member("good", good, tmp_path), toy.member("bad", toy.run("seed=2"), tmp_path, prepared=broken)]
+    ok, failed = toy.train(members, tmp_path)
+    assert failed.status == "failed"
+    assert str(failed.reason).startswith("step 1: ") and "/cnv is " in str(failed.reason)
+    assert ok.status == "done" and ok.epochs == 4
+    alone = tmp_path / "alone"
+    (single,) = toy.train([toy.member("good", good, alone)], alone)
+    assert single.history[-1]["train/total_g"] == pytest.approx(ok.history[-1]["train/total_g"], rel=2e-3)
+    assert not (tmp_path / "bad" / "best").exists()
+
+
+def test_members_of_a_stack_may_stop_at_different_epochs(tmp_path: Path) -> None:
+    runs = [toy.run(f"seed={s}", "optim.epochs=25", "trainer.early_stopping={patience: 3}") for s in range(3)]
+    stacked = toy.train([toy.member(f"t{s}", r, tmp_path) for s, r in enumerate(runs)], tmp_path)
+    assert len({p.epochs for p in stacked}) > 1, "seeds that stop at different epochs"
+    for s, progress in enumerate(stacked):
+        held = checkpoint.load(checkpoint.newest(tmp_path / f"t{s}" / "best"))
+        assert held.state["trial"] == f"t{s}" and held.state["epoch"] == progress.best_epoch
+
+
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    toy.train([toy.member("one", toy.run(), tmp_path)], tmp_path)
+    with pytest.raises(DataError, match="belongs to another training"):
+        toy.train([toy.member("two", toy.run("seed=9"), tmp_path)], tmp_path)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    (first,) = toy.train([toy.member("t", toy.run(), tmp_path)], tmp_path)
+    recorder = Recorder()
+    (again,) = toy.train([toy.member("t", toy.run(), tmp_path)], tmp_path, ports=Ports(tracker=recorder))
+    assert again == first and recorder.steps == []
+
+
+def test_the_journal_holds_every_epoch_once(tmp_path: Path) -> None:
+    journal = JournalWriter(tmp_path / "journal.jsonl")
+    toy.train([toy.member("t", toy.run(), tmp_path)], tmp_path, ports=Ports(tracker=journal))
+    journal.close()
+    records = read(tmp_path / "journal.jsonl")
+    assert [r["step"] for r in records if r["kind"] == "metrics"] == [1, 2, 3, 4]
+
+
+def test_a_lower_reconstruction_error_is_an_improvement() -> None:
+    assert improves(0.1, 0.2, metric="reconstruction_mse") and not improves(0.3, 0.2, metric="reconstruction_mse")
+    assert improves(0.3, 0.2, metric="nmi") and not improves(0.25, 0.2, metric="nmi", margin=0.1)
+
+
+def test_few_rows_make_one_step_an_epoch(tmp_path: Path) -> None:
+    wanted = toy.run("optim.batch_size=64", "optim.epochs=2")
+    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    assert progress.status == "done" and checkpoint.newest(tmp_path / "last").name == "step-00000002"
+
+
+class StopAt:
+    """Asks to stop at the n-th time it is asked."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+
+    def requested(self) -> str | None:
+        self.left -= 1
+        return "told to" if self.left == 0 else None
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything in the last and best checkpoints."""
+    found = {}
+    for part in ("last", "t0/best", "t1/best"):
+        held = checkpoint.load(checkpoint.newest(folder / part))
+        found |= {f"{part}/{file}/{k}": v for file, tensors in held.tensors.items() for k, v in tensors.items()}
+    return found
+
+
+def stack(folder: Path) -> list:
+    """Two replicates with early stopping, 5 epochs at most."""
+    shared = ("optim.epochs=5", "trainer.checkpoint_every=2", "trainer.early_stopping={patience: 2}")
+    return [toy.member(f"t{s}", toy.run(f"seed={s}", *shared), folder) for s in range(2)]
+
+
+def test_resuming_from_any_step_equals_the_uninterrupted_training_to_the_bit(tmp_path: Path) -> None:
+    calm = tmp_path / "calm"
+    expected = toy.train(stack(calm), calm)
+    steps = int(checkpoint.newest(calm / "last").name.removeprefix("step-"))
+    want = tensors_of(calm)
+    assert steps >= 10
+    for stop in range(1, steps):
+        folder = tmp_path / f"stop{stop}"
+        with pytest.raises(Interrupted, match="told to; saved"):
+            toy.train(stack(folder), folder, ports=Ports(stop=StopAt(stop)))
+        again = toy.train(stack(folder), folder)
+        assert json.dumps([p.history for p in again]) == json.dumps([p.history for p in expected]), stop
+        got = tensors_of(folder)
+        assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want), stop
