@@ -86,7 +86,7 @@ class BackgroundMirror:
         """See ``Mirror.feed``. While MLflow does not answer, records beyond 20,000 are left to the next start."""
         if self._waiting + len(records) > MAX_PENDING:
             self._lose("too slow for now")
-        else:
+        elif records:
             self._put(lambda: self._mirror.feed(records), len(records))
 
     def end_trial(self, trial: str, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
