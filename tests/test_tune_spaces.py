@@ -1,0 +1,94 @@
+"""Every YAML that is shipped: it loads, its sweep expands, and its networks have the sizes it promises."""
+
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from modis_dist.cli.main import run
+from modis_dist.config.parse import build, dump, load_study
+from modis_dist.config.run import Run
+from modis_dist.config.study import Study
+from modis_dist.config.yaml12 import parse
+from modis_dist.sweep.manifest import expand
+
+ROOT = Path(__file__).resolve().parents[1]
+STUDIES = sorted((ROOT / "tune_spaces").rglob("*.yaml"))
+TABLE_S2 = {  # of the paper's supplement
+    "intersim": {"methylation": 1_007_647, "expression": 134_081, "protein": 198_320, "discriminator": 724_744},
+    "tcga10": {"methylation": 37_818_524, "mrna": 38_717_524, "mirna": 2_249_346, "discriminator": 1_184_781},
+}
+
+
+def study(name: str) -> Study:
+    return load_study(ROOT / "tune_spaces" / f"{name}.yaml")
+
+
+def test_the_four_studies_are_shipped() -> None:
+    assert {"quickstart", "intersim", "tcga10", "tcga10_small"} <= {path.stem for path in STUDIES}
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_expands_to_conditions_by_grid_by_folds_by_replicates(path: Path) -> None:
+    loaded = load_study(path)
+    assert loaded.name == path.stem
+    trials = expand(loaded, "0" * 64, source=str(path))
+    sweep = loaded.sweep
+    points = math.prod(len(values) for values in sweep.grid.values())
+    assert len(trials) == max(len(sweep.conditions), 1) * points * sweep.folds * sweep.replicates
+    assert len({trial.id for trial in trials}) == len(trials)
+
+
+@pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
+def test_a_study_written_whole_is_the_same_study(path: Path) -> None:
+    loaded = load_study(path)
+    assert build(Study, parse(dump(loaded), source="dump"), source="dump") == loaded
+
+
+@pytest.mark.parametrize("name", TABLE_S2)
+def test_the_networks_of_the_paper_have_its_parameter_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["model", str(ROOT / "tune_spaces" / f"{name}.yaml"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed == {"modules": TABLE_S2[name], "total": sum(TABLE_S2[name].values())}
+    assert printed["total"] == {"intersim": 2_064_792, "tcga10": 79_970_175}[name]
+
+
+def test_intersim_has_the_settings_of_figures_2_to_4() -> None:
+    loaded = study("intersim")
+    assert loaded.sweep.replicates == 10 and len(loaded.sweep.conditions) == 12
+    runs = {trial.condition: trial.run for trial in expand(loaded, "", source="intersim")}
+    assert all(run.scenario[0].kind == "unpair" for run in runs.values())
+    kinds = {name: [step.kind for step in run.scenario[1:]] for name, run in runs.items()}
+    assert kinds["supervised"] == []
+    assert kinds["target_6_rows_reference_5_percent"] == ["cut_class", "hide_labels"]
+    assert Counter(kind for steps in kinds.values() for kind in steps) == {
+        "hide_labels": 4,
+        "cut_class": 4,
+        "drop_pairs": 2,
+        "keep_pairs": 2,
+    }
+    absent, kept = runs["four_pairs_absent"].scenario[1], runs["four_pairs_1_row"].scenario[1]
+    assert absent.pairs == kept.pairs and len({pair.label for pair in absent.pairs}) == 2
+
+
+def test_tcga10_is_the_grid_of_the_paper_around_its_chosen_values() -> None:
+    loaded = study("tcga10")
+    chosen = {"objective.beta": 1e-6, "model.latent": 512, "optim.lr": 1e-4, "objective.lambda_r": 160.0}
+    assert loaded.sweep.folds == 5 and set(loaded.sweep.grid) == set(chosen)
+    assert all(value in loaded.sweep.grid[key] for key, value in chosen.items())
+    assert loaded.optim.epochs == 4000 and loaded.trainer.early_stopping is None
+    assert [step.kind for step in loaded.preprocess.steps("mrna")] == ["standardise", "pca"]
+
+
+def test_cluster_profiles_are_yaml() -> None:
+    from modis_dist.config import yaml12
+
+    for profile in sorted((ROOT / "cluster").rglob("*.yaml")):
+        assert isinstance(yaml12.read(profile), dict)
+
+
+def test_a_run_of_a_study_is_a_run_by_itself() -> None:
+    (trial, *_) = expand(study("tcga10_small"), "", source="tcga10_small")
+    assert build(Run, parse(dump(trial.run), source="dump"), source="dump") == trial.run
