@@ -13,3 +13,17 @@ def shared() -> Path:
     if not (folder / "data").is_dir():
         pytest.skip("needs the real data sets in ../shared")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A simulated store of 60 samples: classes "1" to "3", modalities methylation, expression and protein.
+
+    One for all tests; copy it before changing it.
+    """
+    from modis_dist.config.run import Simulate
+    from modis_dist.data.intersim import simulate
+
+    store = tmp_path_factory.mktemp("toy") / "store"
+    simulate(Simulate(samples=60, classes=3, seed=5), store)
+    return store

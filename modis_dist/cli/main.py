@@ -1,6 +1,7 @@
 """The `modis-dist` command and what every command shares: options, exit codes, one line per mistake."""
 
 import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -113,11 +114,15 @@ def _usage(error: typer.TyperException) -> str:
 def _reader_left() -> bool:
     """Whether standard output is a pipe that nobody reads any more (`| head`); if so, nothing more is sent there."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        output = sys.stdout.fileno()
+    except (OSError, ValueError):  # no file behind it
+        return False
+    poll = select.poll()
+    poll.register(output, select.POLLOUT)
+    gone = any(events & select.POLLERR for _, events in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return gone
 
 
 def _say(message: str, code: int) -> int:

@@ -101,8 +101,8 @@ def _hint(wrong: str, given: Any, context: Mapping[str, Any]) -> str:
 
 def _given(value: Any) -> str:
     """A value as YAML would show it."""
-    if value is None:
-        return "nothing"
+    if value is None or isinstance(value, bool):
+        return "nothing" if value is None else str(value).lower()
     return f"'{shown(value)}'" if isinstance(value, str) else shown(value)
 
 

@@ -1,0 +1,235 @@
+"""Overrides, paths, messages and round trips of runs and studies."""
+
+from pathlib import Path
+
+import pytest
+
+from modis_dist.config.parse import build, dump, load_run, load_study, with_overrides
+from modis_dist.config.run import Run
+from modis_dist.config.study import Study
+from modis_dist.errors import ConfigError
+
+MANY = """\
+name: "a b"
+lr: 3
+data:
+  store: 3
+  modalities: mirna
+  classes: [1, NO]
+scenario:
+  - unpiar
+  - kind: hide_labels
+    fraction: 1.5
+preprocess:
+  default: [minmx]
+objective:
+  adversarial_loss: pair wise
+  lambda_r:
+optim:
+  epochs: 1.5
+  epoch: 3
+trainer: 5
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "s.yaml"
+    path.write_text("name: x\ndata:\n  store: stores/a\noptim:\n  lr: 1e-3\nscenario: [unpair]\n")
+    return path
+
+
+def refusal(path: Path, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_study(path, overrides)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_all_mistakes_are_told_at_once_each_by_its_key(file: Path) -> None:
+    file.write_text(MANY)
+    with pytest.raises(ConfigError) as caught:
+        load_study(file)
+    assert sorted(caught.value.problems) == sorted(
+        [
+            (
+                "name: must be 1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or digit "
+                "(got 'a b')"
+            ),
+            "lr: unknown key; did you mean 'optim.lr'?",
+            "data.store: must be text (got 3); write '3' in quotes",
+            "data.modalities: must be a list (got 'mirna'); write [mirna]",
+            "data.classes[0]: must be text (got 1); write '1' in quotes",
+            "scenario[0]: unknown kind 'unpiar'; did you mean 'unpair'?",
+            "scenario[1].fraction: must be <= 1 (got 1.5)",
+            "preprocess.default[0]: unknown kind 'minmx'; did you mean 'minmax'?",
+            (
+                "objective.adversarial_loss: must be 'published', 'pairwise', 'class_conditional' or 'cross_entropy' "
+                "(got 'pair wise'); did you mean 'pairwise'?"
+            ),
+            "objective.lambda_r: must be a number (got nothing)",
+            "optim.epochs: must be a whole number (got 1.5)",
+            "optim.epoch: unknown key; did you mean 'epochs'?",
+            "trainer: must be a section of keys (got 5)",
+        ]
+    )
+    assert f"{file}: 13 mistakes: (1) name: " in str(caught.value) and "  (13) lr: unknown key" in str(caught.value)
+
+
+def test_more_than_twenty_mistakes_are_counted_and_the_first_twenty_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Run, {f"key{i}": 1 for i in range(500)}, source="s.yaml")
+    assert "500 mistakes: (1) " in str(caught.value) and str(caught.value).endswith("and 480 more")
+    assert len(caught.value.problems) == 500
+
+
+def test_what_a_user_wrote_is_shown_escaped_and_shortened() -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Run, {"name": "\x1b[31m" + "x" * 1000, "\u202ekey\n": 1}, source="s\n.yaml")
+    assert str(caught.value).isascii() and str(caught.value).isprintable() and len(str(caught.value)) < 700
+
+
+@pytest.mark.parametrize(
+    ("tree", "problem"),
+    [
+        ({"data": {"store": "a", "simulate": {}}}, "data: give store or simulate, not both"),
+        ({"data": {"split": {"folds": 3}}}, "data.split: folds and fold must be given together"),
+        ({"data": {"split": {"folds": 3, "fold": 3}}}, "data.split: fold must be below folds (3); got 3"),
+        ({"scenario": ["hide_labels"]}, "scenario[0]: give exactly one of fraction and keep"),
+        ({"scenario": [{"kind": "subsample", "rows": 1, "fraction": 0.5}]}, "scenario[0]: give exactly one of"),
+        ({"scenario": [{"kind": "cut_class", "rows": 1}]}, "scenario[0].label: is required"),
+        ({"scenario": [{"rows": 1}]}, "scenario[0]: a step is a name or a section with `kind`"),
+        ({"scenario": [3]}, "scenario[0]: must be a step: its name, or a section with `kind` (got 3)"),
+        ({"optim": {"precision": "fp16"}}, "optim.precision: unknown key; known: batch_size, beta1"),
+        ({"fp16": True}, "fp16: unknown key; known: data, model, name"),
+        ({"trainer": {"device": "gpu"}}, "trainer.device: must be auto, cpu, cuda or cuda:N (got 'gpu')"),
+        ({"seed": True}, "seed: must be a whole number (got 'true')"),
+        ({"name": True}, "name: must be text (got true)"),
+        ({"model": {"ratios": [True, 1.0]}}, "model.ratios[0]: must be a number (got 'true')"),
+        ({"model": {"modalities": {"a b": {}}}}, "model.modalities.a b: must be 1 to 64 letters"),
+        ({"data": {"classes": ["a"]}}, "data.classes: needs at least 2 value(s) (got ['a'])"),
+        ({"seed": 2**63}, "seed: must be < 9223372036854775808"),
+    ],
+)
+def test_a_mistake_is_said_in_plain_words(tree: dict[str, object], problem: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Study, tree, source="s.yaml")
+    assert str(caught.value).startswith(f"s.yaml: {problem}")
+
+
+@pytest.mark.parametrize("value", ["10", "1e1", 10.0])
+def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous(value: object) -> None:
+    assert build(Run, {"optim": {"lr": "1e-3"}}, source="s").optim.lr == 0.001
+    if value != "1e1":
+        assert build(Run, {"optim": {"epochs": value}}, source="s").optim.epochs == 10
+
+
+# --- overrides ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("optim.lr=", "--set: optim.lr=: expected key=value"),
+        ("optim.lr", "--set: optim.lr: expected key=value"),
+        ("=1", "--set: =1: expected key=value"),
+        ("optim..lr=1", "--set: optim..lr=1: expected key=value"),
+        (".=1", "expected key=value"),
+        ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'?"),
+        ("lr=1", "lr: unknown key; did you mean 'optim.lr'?"),
+        ("optim.lr.x=1", "--set: optim.lr.x: lr is not a section"),
+        ("name.x=1", "name is not a section"),
+        ("scenario.fraction=1", "scenario is not a section"),
+        ("scenario[0].fraction=1", "scenario[0]: unknown key; did you mean 'scenario'?"),
+        ("optim=3", "optim: must be a section of keys (got 3)"),
+        ("optim.lr=[1", "--set optim.lr=[1: line 1: not valid YAML"),
+        ("optim.lr=!!python/name:os.system", "tag tag:yaml.org,2002:python/name:os.system is not allowed"),
+        ("optim.lr=fast", "optim.lr: must be a number (got 'fast')"),
+        ("data.store=~nosuchuser/x", "data.store: ~nosuchuser/x leads nowhere"),
+        ('data.store="a\\0b"', "holds a character that no text has"),
+    ],
+)
+def test_a_wrong_override_is_refused_by_what_was_typed(file: Path, override: str, problem: str) -> None:
+    assert problem in refusal(file, override)
+
+
+def test_a_key_set_twice_is_refused_and_all_wrong_overrides_are_told(file: Path) -> None:
+    told = refusal(file, "optim.lr=1e-4", "optim.lr =1e-5", "seed")
+    assert "2 mistakes" in told and "optim.lr was already set" in told and "seed: expected key=value" in told
+
+
+def test_overrides_are_yaml_values() -> None:
+    tree = with_overrides({"a": None}, ["a.b=[1, x]", "c=NO", "d=1e-3", "e={f: 2}", " g = true", "h=a=b"])
+    assert tree == {"a": {"b": [1, "x"]}, "c": "NO", "d": 0.001, "e": {"f": 2}, "g": True, "h": "a=b"}
+
+
+def test_a_list_is_overridden_whole(file: Path) -> None:
+    study = load_study(file, ["scenario=[unpair, {kind: hide_labels, keep: 1}]", "model.ratios=[1, 0.5]"])
+    assert [step.kind for step in study.scenario] == ["unpair", "hide_labels"] and study.model.ratios == (1, 0.5)
+
+
+def test_overrides_leave_the_tree_they_are_given() -> None:
+    tree = {"a": {"b": 1}}
+    with_overrides(tree, ["a.b=2"])
+    assert tree == {"a": {"b": 1}}
+
+
+# --- paths ----------------------------------------------------------------------------------------------------
+
+
+def test_a_store_in_the_file_is_relative_to_the_file_and_one_on_the_command_line_to_where_one_is(
+    file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("HOME", "/home/me")
+    assert load_study(file).data.store == str(tmp_path / "stores/a")
+    assert load_study(file, ["data.store=b"]).data.store == str(here / "b")
+    assert load_study(file, ["data={store: ../b}"]).data.store == str(tmp_path / "b")
+    assert load_study(file, ["data.store=/abs"]).data.store == "/abs"
+    assert load_study(file, ["data.store=~/s"]).data.store == "/home/me/s"
+    assert load_run(Path("../s.yaml")).data.store == str(tmp_path / "stores/a")
+
+
+def test_the_tables_of_a_simulation_are_relative_in_the_same_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir("/")
+    file = tmp_path / "s.yaml"
+    file.write_text("data: {simulate: {params: tables}}")
+    assert load_study(file).data.simulate.params == str(tmp_path / "tables")
+    assert load_study(file, ["data.simulate.params=tmp/x"]).data.simulate.params == str(Path("/tmp/x").resolve())
+
+
+def test_links_that_lead_to_each_other_are_named(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "stores").mkdir()
+    (tmp_path / "stores" / "a").symlink_to(tmp_path / "stores" / "a")
+    assert "data.store: stores/a leads nowhere" in refusal(file)
+
+
+def test_an_empty_path_is_refused(file: Path) -> None:
+    assert "data.store: must not be empty" in refusal(file, 'data.store=""')
+
+
+# --- round trips ----------------------------------------------------------------------------------------------
+
+
+def test_a_run_written_whole_is_loaded_as_the_same_run(file: Path, tmp_path: Path) -> None:
+    run = load_run(file, ["scenario=[unpair, {kind: cut_class, label: NO, rows: 3}]", "trainer.early_stopping={}"])
+    written = tmp_path / "elsewhere" / "run.yaml"
+    written.parent.mkdir()
+    written.write_text(dump(run))
+    assert load_run(written) == run
+
+
+def test_a_study_is_no_run_but_a_run_is_a_study_of_one(file: Path) -> None:
+    assert load_study(file).base() == load_run(file)
+    file.write_text("sweep: {folds: 3}")
+    with pytest.raises(ConfigError, match=r"this is a study; run it with `modis-dist tune`"):
+        load_run(file)
+
+
+def test_a_tree_is_frozen(file: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        load_run(file).optim.lr = 1.0
