@@ -28,7 +28,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 @app.command("import")
 def import_(
     source: Annotated[
-        Path, typer.Argument(metavar="SRC", help="Folder of <modality>.parquet|csv|tsv[.gz]|h5ad, or .h5mu.")
+        Path,
+        typer.Argument(
+            metavar="SRC", help="Folder of MODALITY.parquet, .csv, .tsv (.gz) or .h5ad files, or an .h5mu file."
+        ),
     ],
     out: OutPath,
 ) -> None:

@@ -19,7 +19,7 @@ def tune(
     study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for the results; runs/<study> by default.", file_okay=False),
+        typer.Option("--out", metavar="DIR", help="Folder for the results; runs/NAME by default.", file_okay=False),
     ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print trials, packs, time and disk; start nothing.")

@@ -145,6 +145,20 @@ def test_the_help_of_a_command_shows_an_example_of_it(command: list[str], capsys
     assert f"Example: modis-dist {' '.join(command)} " in " ".join(text.split())
 
 
+def test_no_help_text_holds_what_markdown_would_swallow() -> None:
+    """`<name>` reads as an HTML tag there and vanishes."""
+    swallowed = re.compile(r"<[a-z]+>")
+
+    def texts(command: object) -> list[str]:
+        inner = [text for sub in getattr(command, "commands", {}).values() for text in texts(sub)]
+        options = [getattr(option, "help", None) or "" for option in getattr(command, "params", [])]
+        return [str(getattr(command, "help", "")), *options, *inner]
+
+    told = texts(typer.main.get_command(main.app))
+    assert len(told) > 40
+    assert [text for text in told if swallowed.search(text)] == []
+
+
 def test_the_examples_cover_every_command() -> None:
     def leaves(group: object, path: list[str]) -> list[list[str]]:
         inner = getattr(group, "commands", None)
