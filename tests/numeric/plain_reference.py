@@ -1,4 +1,4 @@
-"""The method written a second time, slowly: explicit loops over rows and classes, plain layers, one row's gradient at a time.
+"""The method written a second time, slowly: loops over rows and classes, plain layers, one row's gradient at a time.
 
 Nothing of the package's losses or layers is used, so that agreement means something. Tensors here have no replicate
 axis: ``d[i][b][c]`` is the logit c of row b of modality i.
@@ -42,7 +42,9 @@ def adversarial(kind: str, side: str, d: Tensor, label: Tensor) -> Tensor:
         values = []
         for b, c in product(range(rows), range(modalities)):
             if side == "discriminator":
-                inner = sum(d[i, b, c] - sum(d[j, b, c] for j in range(modalities) if j != i) for i in range(modalities))
+                inner = sum(
+                    d[i, b, c] - sum(d[j, b, c] for j in range(modalities) if j != i) for i in range(modalities)
+                )
             else:
                 inner = sum(d[j, b, c] - d[i, b, c] for i, j in pairs)
             values.append(softplus(-inner))
@@ -81,7 +83,9 @@ def clustering_parts(a: Tensor, h: Tensor, prior: Tensor, s2: float) -> tuple[Te
 
     corner = torch.eye(classes, dtype=a.dtype)
     c1 = overlap([a[:, k] for k in range(classes)])
-    c2 = overlap([torch.stack([torch.exp(-((a[i] - corner[k]) ** 2).sum()) for i in range(rows)]) for k in range(classes)])
+    c2 = overlap(
+        [torch.stack([torch.exp(-((a[i] - corner[k]) ** 2).sum()) for i in range(rows)]) for k in range(classes)]
+    )
     share = [mean([a[i, k] for i in range(rows)]) for k in range(classes)]
     c3 = sum(share[k] * torch.log(share[k] / (classes * prior[k])) for k in range(classes))
     return c1, c2, c3
@@ -236,7 +240,9 @@ def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
         kl = torch.distributions.kl_divergence(
             torch.distributions.Normal(mu, sigma), torch.distributions.Normal(0.0, 1.0)
         ).sum()
-        total = total + F.mse_loss(vae.decoder(z), x) + how.beta[0] * kl / (len(x) if rules.kl_reduction == "mean" else 1)
+        total = (
+            total + F.mse_loss(vae.decoder(z), x) + how.beta[0] * kl / (len(x) if rules.kl_reduction == "mean" else 1)
+        )
         h = plain.discriminator.trunk(z)
         trunks.append(h)
         total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)

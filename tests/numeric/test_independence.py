@@ -1,11 +1,10 @@
 """A replicate's result does not depend on who it is stacked with."""
 
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 import torch
-from toy_system import CPU, KINDS, ROWS, SHAPE, batch, prepared, start, step, weights
+from toy_system import CPU, KINDS, OPTIM, ROWS, SHAPE, batch, prepared, start, step, weights
 
 from modis_dist.objective import Batch, Rules, Weights
 from modis_dist.train.loader import Loader
@@ -14,6 +13,7 @@ from modis_dist.train.state import TrainState
 
 SEEDS = [3, 1, 4, 1, 5, 9, 2, 6]
 STEPS = 10
+EACH_ON_Z = Rules(kl_reduction="mean", penalty="each", penalty_on="z")
 
 
 def folds() -> list[Prepared]:
@@ -37,13 +37,8 @@ def mixed(dtype: torch.dtype) -> Weights:
     )
 
 
-def only(how: Weights, r: int) -> Weights:
-    """One replicate's weights."""
-    parts: dict[str, Any] = {field.name: getattr(how, field.name)[r : r + 1] for field in fields(how)}
-    return Weights(**parts)
-
-
 def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
+    """Ten steps, both phases, of some of the eight replicates."""
     data, how = folds(), mixed(dtype)
     stack = Weights(
         *(
@@ -68,26 +63,45 @@ def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
     return state
 
 
-# In float32 a batch of products sums in another order than one product; ten Adam steps of 1e-3 move a weight by 1e-2,
-# and where a gradient is near zero its rounding decides part of a step.
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-3)])
-@pytest.mark.parametrize("rules", [Rules(), Rules(kl_reduction="mean", penalty="each", penalty_on="z")])
-def test_a_replicate_alone_equals_its_slice_of_eight(rules: Rules, dtype: torch.dtype, tolerance: float) -> None:
-    stack = trained(list(range(8)), rules, dtype).tensors()
-    for r in range(8):
-        alone = trained([r], rules, dtype).tensors()
-        for part in ("model", "optim"):
-            for name, tensor in alone[part].items():
-                torch.testing.assert_close(stack[part][name][r : r + 1], tensor, rtol=0, atol=tolerance, msg=name)
+def undetermined(name: str) -> bool:
+    """Whether a tensor's true gradient is zero, so that Adam walks by its rounding: the normalisation takes a bias
+
+    before it away (its running mean follows), and a constant added to a critic changes no relativistic loss.
+    """
+    before_norm = name.startswith("vaes") and name.endswith(".linear.bias")
+    return before_norm or name.endswith("running_mean") or name == "discriminator.modality.bias"
+
+
+@pytest.mark.parametrize(("rules", "members"), [(Rules(), [0, 2, 5, 7]), (EACH_ON_Z, [1, 3, 4, 6])])
+def test_a_replicate_alone_equals_its_slice_of_eight(rules: Rules, members: list[int]) -> None:
+    stack = trained(list(range(8)), rules, torch.float64).tensors()
+    for r in members:
+        for part, tensors in trained([r], rules, torch.float64).tensors().items():
+            for name, tensor in tensors.items():
+                torch.testing.assert_close(stack[part][name][r : r + 1], tensor, rtol=0, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize(("rules", "members"), [(Rules(), [1, 6]), (EACH_ON_Z, [2, 7])])
+def test_in_float32_it_equals_its_slice_but_for_rounding(rules: Rules, members: list[int]) -> None:
+    stack = trained(list(range(8)), rules, torch.float32).tensors()
+    furthest = 2 * STEPS * (OPTIM.lr_discriminator or OPTIM.lr)
+    for r in members:
+        for part, tensors in trained([r], rules, torch.float32).tensors().items():
+            for name, tensor in tensors.items():
+                atol = furthest if part == "model" and undetermined(name) else 5e-5
+                torch.testing.assert_close(stack[part][name][r : r + 1], tensor, rtol=1e-4, atol=atol, msg=name)
 
 
 def test_replicates_of_one_seed_and_one_fold_differ_by_their_weights_only() -> None:
     state, given = start([7, 7]), batch(1)
-    twice = Batch(*(tuple(torch.cat([x, x]) for x in given.x), *(torch.cat([t, t]) for t in (given.label, given.noise_d, given.noise_g))))  # fmt: skip
+    others = (torch.cat([t, t]) for t in (given.label, given.noise_d, given.noise_g))
+    twice = Batch(tuple(torch.cat([x, x]) for x in given.x), *others)
     step(state, twice, weights(["pairwise"] * 2), Rules())
-    assert all(torch.equal(tensor[0], tensor[1]) for tensor in state.model_tensors().values())
+    for name, tensor in state.model_tensors().items():
+        torch.testing.assert_close(tensor[0], tensor[1], rtol=1e-11, atol=1e-11, msg=name)
     step(state, twice, weights(["pairwise"] * 2, lambda_r=[1.0, 2.0]), Rules())
-    assert not all(torch.equal(tensor[0], tensor[1]) for tensor in state.model_tensors().values())
+    changed = {name for name, tensor in state.model_tensors().items() if (tensor[0] - tensor[1]).abs().max() > 1e-6}
+    assert any(name.startswith("discriminator") for name in changed)
 
 
 @pytest.mark.parametrize("losses", [["pairwise"] * 3, ["class_conditional", "published", "cross_entropy"]])
@@ -105,7 +119,3 @@ def test_a_row_that_is_not_a_number_ruins_its_own_replicate_only(losses: list[st
         for name, tensor in tensors.items():
             assert torch.equal(tensor[[0, 2]], ruined[part][name][[0, 2]]), name
     assert poisoned.finite() == [True, False, True]
-
-
-def test_only_takes_one_replicates_weights() -> None:
-    assert only(mixed(torch.float64), 2).losses == ("class_conditional",)

@@ -1,4 +1,4 @@
-"""The two phases of a step: who learns, which statistics are used, and five whole steps against plain layers and Adam."""
+"""The two phases of a step: who learns, which statistics are used, and five steps against plain layers and Adam."""
 
 from dataclasses import replace
 from itertools import product
@@ -147,7 +147,7 @@ def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend
 # --- five steps against the slow reference ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "rules"), list(zip(KINDS, RULES, strict=True)) + [("pairwise", RULES[0])])
+@pytest.mark.parametrize(("kind", "rules"), [*zip(KINDS, RULES, strict=True), ("pairwise", RULES[0])])
 def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None:
     state, how = start([9]), weights([kind], lambda_r=2.5)
     system = plain.PlainSystem(state.model)

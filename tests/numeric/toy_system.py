@@ -1,4 +1,4 @@
-"""A system small enough to check by hand: three modalities of 7, 5 and 6 features, encoders of three, two and one layer."""
+"""A system small enough to check by hand: modalities of 7, 5 and 6 features, encoders of three, two and one layer."""
 
 from collections.abc import Sequence
 
@@ -57,7 +57,10 @@ def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool =
 
 
 def weights(
-    losses: Sequence[AdversarialLoss] = ("pairwise",), *, lambda_r: float | Sequence[float] = 3.0, dtype: torch.dtype = torch.float64
+    losses: Sequence[AdversarialLoss] = ("pairwise",),
+    *,
+    lambda_r: float | Sequence[float] = 3.0,
+    dtype: torch.dtype = torch.float64,
 ) -> Weights:
     """Weights no two of which are equal, so that a mix-up shows."""
     ones = torch.ones(len(losses), dtype=dtype)

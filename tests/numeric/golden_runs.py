@@ -1,0 +1,33 @@
+"""Twenty float64 steps of the toy system for each adversarial loss: what a golden file holds."""
+
+import json
+from pathlib import Path
+
+from toy_system import batch, start, step, weights
+
+from modis_dist.objective import AdversarialLoss, Rules
+
+FOLDER = Path(__file__).parent / "golden"
+STEPS = 20
+ROWS = 8
+
+
+def run(kind: AdversarialLoss) -> list[dict[str, float]]:
+    """Every term of every step, summed over modalities, and the totals; 12 significant digits."""
+    state, how = start([42]), weights([kind])
+    rows = []
+    for number in range(STEPS):
+        adversary, vae = step(state, batch(number, rows=ROWS), how, Rules())
+        terms = adversary.parts | vae.parts | {"total_d": adversary.total.detach(), "total_g": vae.total.detach()}
+        rows.append({name: float(f"{float(value.sum()):.12g}") for name, value in terms.items()})
+    return rows
+
+
+def path(kind: AdversarialLoss) -> Path:
+    """Where a golden run is stored."""
+    return FOLDER / f"{kind}.json"
+
+
+def text(kind: AdversarialLoss) -> str:
+    """The content of its file."""
+    return json.dumps(run(kind), indent=1) + "\n"

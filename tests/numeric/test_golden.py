@@ -1,0 +1,25 @@
+"""Losses of twenty steps against stored ones; `tools/golden.py` says when these may change."""
+
+import json
+from itertools import combinations
+
+import golden_runs
+import pytest
+from toy_system import KINDS
+
+from modis_dist.objective import AdversarialLoss
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_twenty_steps_are_the_stored_ones(kind: AdversarialLoss) -> None:
+    stored = json.loads(golden_runs.path(kind).read_text(encoding="utf-8"))
+    found = golden_runs.run(kind)
+    assert len(found) == len(stored) == golden_runs.STEPS
+    for number, (ours, theirs) in enumerate(zip(found, stored, strict=True)):
+        assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12), f"step {number}"
+
+
+def test_golden_runs_differ_between_losses_and_fall() -> None:
+    runs = {kind: json.loads(golden_runs.path(kind).read_text(encoding="utf-8")) for kind in KINDS}
+    assert all(runs[one] != runs[other] for one, other in combinations(KINDS, 2))
+    assert all(rows[-1]["reconstruction"] < rows[0]["reconstruction"] + 1 for rows in runs.values())

@@ -1,0 +1,217 @@
+"""The loader's order of rows, its batches and its noise."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from toy_system import CPU, SHAPE, few, prepared
+
+from modis_dist.objective import Batch
+from modis_dist.train.loader import EpochEnds, Loader, row_order, steps_per_epoch
+from modis_dist.train.prepare import Prepared
+from modis_dist.train.seeds import generator, mix
+
+UNEVEN = {"a": 320, "b": 64, "c": 64}
+
+
+def loader(
+    sets: list[Prepared], seeds: list[int], *, batch_size: int = 32, ends: EpochEnds = "shortest", signs: bool = False
+) -> Loader:
+    return Loader(
+        sets,
+        seeds,
+        batch_size=batch_size,
+        epoch_ends=ends,
+        latent=SHAPE.latent,
+        signs=signs,
+        device=CPU,
+        dtype=torch.float64,
+    )
+
+
+def numbers(batch: Batch, modality: int, replicate: int = 0) -> list[int]:
+    """Which rows a batch holds: the toy data are numbered in their first feature."""
+    return batch.x[modality][replicate, :, 0].int().tolist()
+
+
+def epoch_of(held: Loader, epoch: int, modality: int, replicate: int = 0) -> list[int]:
+    return [n for at in range(held.steps) for n in numbers(held.batch(epoch=epoch, step=at), modality, replicate)]
+
+
+# --- order --------------------------------------------------------------------------------------------------
+
+
+@few
+@given(st.integers(1, 50), st.integers(0, 2**63 - 1), st.integers(0, 1000), st.sampled_from(["a", "ä\x1f", ""]))
+def test_row_order_is_a_permutation_and_a_pure_function(rows: int, seed: int, epoch: int, modality: str) -> None:
+    torch.manual_seed(0)
+    order = row_order(rows, rows, seed=seed, epoch=epoch, modality=modality)
+    assert sorted(order.tolist()) == list(range(rows))
+    torch.manual_seed(1)
+    assert torch.equal(order, row_order(rows, rows, seed=seed, epoch=epoch, modality=modality))
+
+
+@few
+@given(st.integers(1, 20), st.integers(1, 100))
+def test_no_row_comes_again_before_all_others_came(rows: int, wanted: int) -> None:
+    counts = Counter(row_order(rows, wanted, seed=1, epoch=2, modality="a").tolist())
+    assert sum(counts.values()) == wanted
+    assert max(counts.values()) - min(counts.get(n, 0) for n in range(rows)) <= 1
+
+
+def test_row_order_differs_between_seeds_epochs_modalities_and_passes() -> None:
+    one = {"seed": 1, "epoch": 2, "modality": "a"}
+    others = [one, one | {"seed": 2}, one | {"epoch": 1}, one | {"modality": "b"}]
+    orders = [tuple(row_order(30, 30, **where).tolist()) for where in others]
+    twice = row_order(30, 60, **one)
+    orders.append(tuple(twice[30:].tolist()))
+    assert tuple(twice[:30].tolist()) == orders[0], "the first pass does not depend on how many follow"
+    assert len(set(orders)) == 5
+
+
+def test_nothing_is_drawn_from_the_global_generator() -> None:
+    before = torch.get_rng_state()
+    loader([prepared(UNEVEN)], [1], signs=True).batch(epoch=0, step=0)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+@few
+@given(
+    st.lists(st.one_of(st.integers(), st.text(max_size=4)), max_size=4),
+    st.lists(st.one_of(st.integers(), st.text(max_size=4)), max_size=4),
+)
+def test_seeds_of_different_parts_differ(one: list[int | str], other: list[int | str]) -> None:
+    assert (mix(*one) == mix(*other)) == (one == other)
+    assert 0 <= mix(*one) < 2**63
+
+
+def test_seeds_depend_on_kind_order_and_borders_of_their_parts() -> None:
+    parts = [(1, 2), (2, 1), ("1", 2), (12,), ("12",), ("1", "2"), ("1\x1fstr:2",), ("1', '2",), ()]
+    assert len({mix(*p) for p in parts}) == len(parts)
+    assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
+
+
+def test_seeds_are_the_same_for_ever() -> None:
+    assert mix(0, "weights") == 5_087_778_715_007_104_936
+    assert mix(7, "order", 3, 0, "mrna") == 7_696_075_937_775_606_105
+
+
+# --- epochs -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rows", "shortest", "longest"),
+    [
+        (UNEVEN, 2, 10),
+        ({"a": 65, "b": 95, "c": 97}, 2, 3),
+        ({"a": 5, "b": 40, "c": 7}, 1, 1),
+        ({"a": 2, "b": 3, "c": 31}, 1, 1),
+    ],
+)
+def test_steps_are_whole_batches_of_the_shortest_or_longest_modality_and_at_least_one(
+    rows: dict[str, int], shortest: int, longest: int
+) -> None:
+    assert steps_per_epoch(rows, batch_size=32, epoch_ends="shortest") == shortest
+    assert steps_per_epoch(rows, batch_size=32, epoch_ends="longest") == longest
+
+
+def test_an_epoch_to_the_longest_sees_every_row_and_the_shorter_modalities_equally_often() -> None:
+    held = loader([prepared(UNEVEN)], [3], ends="longest")
+    assert held.steps == 10
+    assert sorted(epoch_of(held, 0, 0)) == list(range(320))
+    assert Counter(epoch_of(held, 0, 1)) == Counter(dict.fromkeys(range(64), 5))
+
+
+def test_epochs_to_the_shortest_see_every_row_of_the_longer_modality_in_time() -> None:
+    held = loader([prepared(UNEVEN)], [3])
+    assert held.steps == 2
+    first = epoch_of(held, 0, 0)
+    assert len(set(first)) == 64
+    assert sorted(epoch_of(held, 0, 1)) == list(range(64))
+    seen = set(first).union(*(epoch_of(held, epoch, 0) for epoch in range(1, 60)))
+    assert seen == set(range(320)), "each epoch shows a random fifth; a row is missed by 60 of them once in 650,000"
+
+
+@pytest.mark.parametrize("ends", ["shortest", "longest"])
+def test_fewer_rows_than_a_batch_fill_it_by_starting_over(ends: EpochEnds) -> None:
+    held = loader([prepared({"a": 5, "b": 40, "c": 2})], [1], ends=ends)
+    batch = held.batch(epoch=0, step=0)
+    assert held.steps == 1
+    assert [x.shape[1] for x in batch.x] == [32, 32, 32]
+    assert sorted(Counter(numbers(batch, 0)).values()) == [6, 6, 6, 7, 7]
+    assert Counter(numbers(batch, 2)) == {0: 16, 1: 16}
+
+
+# --- batches ------------------------------------------------------------------------------------------------
+
+
+def test_features_and_labels_are_those_of_the_same_training_row() -> None:
+    data = prepared({"a": 100, "b": 90, "c": 80}, seed=1)
+    held = loader([data, data], [5, 6], batch_size=16)
+    batch = held.batch(epoch=1, step=2)
+    for r in range(2):
+        for m, name in enumerate(held.modalities):
+            rows = numbers(batch, m, r)
+            expected = torch.as_tensor(data.train.x[name][rows]).double()
+            assert torch.equal(batch.x[m][r], expected)
+            assert batch.label[r, m].tolist() == data.train.label[name][rows].tolist()
+    assert numbers(batch, 0, 0) != numbers(batch, 0, 1)
+
+
+def test_a_batch_depends_on_its_place_alone() -> None:
+    held = loader([prepared(UNEVEN)], [3], signs=True)
+    wanted = held.batch(epoch=4, step=1)
+    held.batch(epoch=7, step=0)
+    for again in (held.batch(epoch=4, step=1), loader([prepared(UNEVEN)], [3], signs=True).batch(epoch=4, step=1)):
+        assert all(torch.equal(one, other) for one, other in zip(wanted.x, again.x, strict=True))
+        for name in ("label", "noise_d", "noise_g", "signs"):
+            assert torch.equal(getattr(wanted, name), getattr(again, name))
+
+
+def test_a_replicates_batch_is_the_same_alone_and_in_a_stack() -> None:
+    sets = [prepared({"a": 70, "b": 64 + n, "c": 90 - n}, seed=n) for n in range(4)]
+    stack = loader(sets, [9, 8, 9, 7], signs=True).batch(epoch=3, step=1)
+    for r, seed in enumerate([9, 8, 9, 7]):
+        alone = loader([sets[r]], [seed], signs=True).batch(epoch=3, step=1)
+        assert all(torch.equal(many[r], one[0]) for many, one in zip(stack.x, alone.x, strict=True))
+        for name in ("label", "noise_d", "noise_g", "signs"):
+            assert torch.equal(getattr(stack, name)[r], getattr(alone, name)[0])
+    assert torch.equal(stack.noise_d[0], stack.noise_d[2]), "noise belongs to the seed"
+    assert not torch.equal(stack.noise_d[0], stack.noise_d[1])
+
+
+def test_noise_is_standard_normal_and_new_in_every_phase_and_step() -> None:
+    held = loader([prepared(dict.fromkeys(SHAPE.features, 1024))], [3], batch_size=512, signs=True)
+    draws = [noise for at in range(2) for b in [held.batch(epoch=0, step=at)] for noise in (b.noise_d, b.noise_g)]
+    draws.append(held.batch(epoch=1, step=0).noise_d)
+    flat = torch.stack([noise.flatten() for noise in draws])
+    assert (torch.corrcoef(flat) - torch.eye(5)).abs().max() < 0.05
+    assert flat.mean(1).abs().max() < 0.05
+    assert (flat.std(1) - 1).abs().max() < 0.05
+    signs = held.batch(epoch=0, step=0).signs
+    assert signs is not None
+    assert signs.shape == (1, 3, 512, 3)
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert signs.mean().abs() < 0.06
+
+
+def test_signs_are_drawn_only_where_asked_for_and_leave_the_noise_alone() -> None:
+    without, drawn = (loader([prepared(UNEVEN)], [3], signs=s).batch(epoch=0, step=0) for s in (False, True))
+    assert without.signs is None
+    assert torch.equal(without.noise_d, drawn.noise_d)
+    assert torch.equal(without.noise_g, drawn.noise_g)
+
+
+def test_replicates_of_one_prepared_share_its_memory() -> None:
+    one, other = prepared(UNEVEN), prepared(UNEVEN)
+    held = loader([one, one, other], [1, 2, 3])
+    first, second, third = ([x.data_ptr() for x in data[0]] for data in held._data)
+    assert first == second
+    assert set(first).isdisjoint(third)
+
+
+def test_replicates_of_different_epoch_lengths_are_refused() -> None:
+    with pytest.raises(AssertionError, match="steps per epoch"):
+        loader([prepared(UNEVEN), prepared(dict.fromkeys(UNEVEN, 32))], [1, 2])

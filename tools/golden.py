@@ -1,0 +1,26 @@
+"""Writes the golden runs `tests/numeric/golden/*.json` anew: `python tools/golden.py`.
+
+Run it only where the numbers are meant to change (another formula, another default of the toy system, another stream
+of random numbers), and say in the commit and in CHANGELOG.md why they do. A change that is meant to leave the numbers
+alone - a faster kernel, another order of operations - must pass against the files as they are.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "numeric"))
+
+import golden_runs
+import toy_system
+
+
+def main() -> None:
+    """One file for each adversarial loss."""
+    golden_runs.FOLDER.mkdir(exist_ok=True)
+    for kind in toy_system.KINDS:
+        golden_runs.path(kind).write_text(golden_runs.text(kind), encoding="utf-8")
+        print(golden_runs.path(kind))
+
+
+if __name__ == "__main__":
+    main()
