@@ -9,7 +9,7 @@ from modis_dist.cli.options import Json, Set, print_json
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
-    from modis_dist.launch.mlflow_mirror import BackgroundMirror
+    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
     from modis_dist.sweep.driver import Executor, Plan
 
 MLFLOW_PATIENCE_S = 60.0
@@ -84,21 +84,26 @@ def _executor(study: "Study") -> "Executor":
     return RayExecutor(study.sweep.resources)
 
 
-def _mirror(study: "Study", folder: Path) -> "BackgroundMirror":
+def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
+    """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
+    from modis_dist.cli.display import errors
     from modis_dist.config.parse import digest, to_tree
-    from modis_dist.launch.mlflow_mirror import BackgroundMirror
-    from modis_dist.launch.mlflow_store import default_uri
+    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
+    from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
     from modis_dist.launch.mlflow_study import Mirror
 
     wanted = study.sweep.mlflow
-    return BackgroundMirror(
-        Mirror(
-            uri=wanted.uri or default_uri(folder),
-            experiment=wanted.experiment or study.name,
-            study=digest([to_tree(study), str(folder)])[:16],
-            folder=folder,
+    if wanted.uri is None and (kind := file_system(folder)) in NETWORK:
+        errors().print(
+            f"note: {folder} is on a network file system ({kind}), where MLflow's SQLite would be damaged: no MLflow. "
+            "Every curve is kept in packs/*/journal.jsonl; the same command with "
+            "--set sweep.mlflow.uri=sqlite:////LOCAL/mlflow.db fills one later.",
+            markup=False,
         )
-    )
+        return NullMirror()
+    uri, experiment = wanted.uri or default_uri(folder), wanted.experiment or study.name
+    identity = digest([to_tree(study), str(folder)])[:16]
+    return BackgroundMirror(Mirror(uri=uri, experiment=experiment, study=identity, folder=folder))
 
 
 def _print_plan(planned: "Plan", executor: "Executor", *, as_json: bool) -> None:

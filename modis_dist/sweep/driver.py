@@ -220,7 +220,7 @@ class _Sweep:
             self._mirror.end_trial(trial.id, status="KILLED", metrics={}, artifacts=[])
             return
         figures_made = sorted((trial_folder(self._out, trial) / "figures").glob("*.png"))
-        metrics = {} if result["value"] is None else {f"best/{result['metric']}": result["value"]}
+        metrics = {} if result["value"] is None else {result["metric"]: result["value"]}
         status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
 

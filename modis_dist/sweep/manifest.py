@@ -42,7 +42,8 @@ class Trial:
         parts = [*(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.params.items())]
         parts += [f"fold {self.fold}"] if self.fold is not None else []
         parts += [f"seed {self.run.seed}"]
-        return f"{self.condition}: " + ", ".join(parts)
+        of = "" if self.condition == ONLY_CONDITION else f"{self.condition}: "
+        return of + ", ".join(parts)
 
     def as_tree(self) -> Tree:
         """Plain values."""

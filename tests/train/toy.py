@@ -20,7 +20,7 @@ TREE = {
     "data": {"split": {"test_fraction": 0.2, "validation_fraction": 0.2}},
     "model": {"latent": 4, "ratios": [1.0, 0.5], "discriminator": [16, 8]},
     "optim": {"lr": 1e-3, "epochs": 4, "batch_size": 8},
-    "trainer": {"log_every": 3, "checkpoint_every": 1},
+    "trainer": {"log_every": 3, "checkpoint_every": 1, "threads": 1},
 }
 
 

@@ -1,0 +1,278 @@
+"""A study from its YAML file to its summary, in this process; kills and failures in between."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+
+import modis_dist
+from modis_dist.cli.main import run as command
+from modis_dist.train import outcome
+from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.train import toy
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished study of 2 x 2 trials with two refits."""
+    folder = tmp_path_factory.mktemp("study")
+    study = write_study(folder / "study.yaml", write_store(folder / "store"), replicates=2)
+    assert command(["tune", str(study), "--out", str(folder / "out"), "--json"]) == 0
+    return folder
+
+
+def summary_of(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "out" / "summary.json").read_text())
+
+
+def tune(folder: Path, *arguments: str) -> int:
+    return command(["tune", str(folder / "study.yaml"), "--out", str(folder / "out"), *arguments])
+
+
+def test_the_summary_has_what_scripts_read(done: Path) -> None:
+    summary = summary_of(done)
+    assert summary["study"] == "toy"
+    assert summary["trials"] == {"total": 8, "done": 8, "failed": 0}
+    assert set(summary["best"]) >= {"params", "metric", "mean", "sd", "n"}
+    assert summary["best"]["n"] == 4 and summary["best"]["metric"] == "balanced_accuracy"
+    for part in ("test", "baseline"):
+        assert summary[part]["balanced_accuracy"]["n"] == 2
+        assert {f"balanced_accuracy/{m}" for m in toy.SIZES} <= set(summary[part])
+    assert 0 <= summary["test"]["probe"]["knn"]["mean"] <= 1
+    assert summary["mlflow"]["uri"].startswith("sqlite:///") and summary["mlflow"]["experiment"] == "toy"
+
+
+def test_the_choice_is_the_best_mean_over_folds_and_replicates_of_the_trials_own_results(done: Path) -> None:
+    listed = json.loads((done / "out" / "manifest.json").read_text())["trials"]
+    values: dict[float, list[float]] = {}
+    for trial in listed:
+        held = json.loads((done / "out" / "trials" / trial["id"] / "result.json").read_text())
+        values.setdefault(trial["params"]["objective.beta"], []).append(held["value"])
+    means = {beta: float(np.mean(held)) for beta, held in values.items()}
+    best = summary_of(done)["best"]
+    assert best["params"]["objective.beta"] == max(means, key=lambda beta: means[beta])
+    assert best["mean"] == pytest.approx(max(means.values()))
+
+
+def test_test_rows_are_scored_by_the_refits_of_the_choice_and_by_nothing_else(done: Path) -> None:
+    listed = {t["id"] for t in json.loads((done / "out" / "manifest.json").read_text())["trials"]}
+    judged = {p.parent.name: json.loads(p.read_text())["judged_on"] for p in (done / "out/trials").glob("*/result.json")}
+    assert {name for name, rows in judged.items() if rows == "validation"} == listed
+    assert len(judged) == len(listed) + 2
+
+
+def test_running_the_same_command_again_trains_nothing(done: Path) -> None:
+    before = {p: p.stat().st_mtime_ns for p in (done / "out" / "trials").rglob("*") if p.is_file()}
+    summary = summary_of(done)
+    assert tune(done) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    after = summary_of(done)
+    assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
+
+
+def test_a_larger_grid_keeps_what_is_done(done: Path) -> None:
+    kept = {p.name for p in (done / "out" / "trials").iterdir()}
+    before = {p: p.stat().st_mtime_ns for p in (done / "out" / "trials").glob("*/result.json")}
+    study = write_study(
+        done / "larger.yaml", done / "store", replicates=2, grid={"objective.beta": [1e-4, 1e-2, 1e-3]}
+    )
+    assert command(["tune", str(study), "--out", str(done / "out")]) == 0
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len({p.name for p in (done / "out" / "trials").iterdir()} - kept) >= 4
+    assert summary_of(done)["trials"]["total"] == 12
+    assert tune(done) == 0
+
+
+def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    assert tune(tmp_path, "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["trials"] == 4 and sum(p["trials"] for p in plan["packs"]) == 4
+    assert plan["seconds"] > 0 and plan["bytes"] > 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_diverging_configuration_does_not_end_the_sweep(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [1e-3, 10.0]})
+    assert tune(tmp_path, "--set", "optim.epochs=12") == 4
+    assert "trials failed" in capsys.readouterr().err
+    summary = summary_of(tmp_path)
+    assert summary["trials"]["failed"] == 2 and summary["trials"]["done"] == 2
+    assert summary["best"]["params"] == {"optim.lr": 1e-3}
+    assert all(" is " in reason for reason in summary["failures"].values())
+
+
+def test_where_no_configuration_is_complete_nothing_is_chosen(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [10.0]})
+    assert tune(tmp_path, "--set", "optim.epochs=12") == 3
+    assert "no configuration has all its folds" in capsys.readouterr().err
+    assert summary_of(tmp_path)["best"] is None
+
+
+def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import fcntl
+
+    with (done / "out" / "lock").open("a") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        assert tune(done) == 2
+    assert "another process is training here" in capsys.readouterr().err
+
+
+def _killed_while_running(study: Path, out: Path, number: int) -> None:
+    """Start the study and send a signal when the first trial has a result but not all."""
+    process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 120
+    while not list(out.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < end:
+        time.sleep(0.02)
+    assert process.poll() is None, "the study ended before it could be killed"
+    os.kill(process.pid, number)
+    process.wait(60)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_a_study_that_was_killed_continues_and_no_trial_is_lost_or_run_twice(tmp_path: Path, number: int) -> None:
+    store = write_store(tmp_path / "store")
+    settings = {"packing": {"enabled": False}, "folds": 3}
+    study = write_study(tmp_path / "study.yaml", store, **settings)
+    out = tmp_path / "out"
+    _killed_while_running(study, out, number)
+    finished = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
+    assert 0 < len(finished) < 7
+    assert tune(tmp_path) == 0
+    assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished trial was run again"
+    calm = tmp_path / "calm"
+    assert command(["tune", str(study), "--out", str(calm)]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
+    for part in ("trials", "best", "test", "baseline", "groups"):
+        assert ours[part] == theirs[part], part
+
+
+# --- using the model ----------------------------------------------------------------------------------------
+
+
+def test_the_delivered_model_predicts_the_same_in_python_and_on_the_command_line(done: Path) -> None:
+    target = done / "p.parquet"
+    assert command(["predict", str(done / "out"), str(done / "store"), "--out", str(target)]) == 0
+    table = pq.read_table(target).to_pandas()
+    assert len(table) == 90 + 90 + 60 and set(table["modality"]) == set(toy.SIZES)
+    assert np.allclose(table[[f"p({c})" for c in toy.CLASSES]].sum(axis=1), 1, atol=1e-5)
+    held = toy.cohort()
+    frame = pd.DataFrame(held.x["cnv"], columns=list(held.features["cnv"])).assign(
+        sample_id=held.selection.index["cnv"].sample_id
+    )
+    again = modis_dist.load(done / "out").predict(frame.iloc[:, ::-1], modality="cnv")
+    cnv = table[table["modality"] == "cnv"].reset_index(drop=True)
+    assert list(again["predicted"]) == list(cnv["predicted"])
+    assert np.allclose(again["probability"], cnv["probability"], atol=1e-6)
+
+
+def test_embeddings_and_translations_have_the_right_shape_and_units(done: Path) -> None:
+    target = done / "e.parquet"
+    assert command(["embed", str(done / "out"), str(done / "store"), "--out", str(target)]) == 0
+    assert [c for c in pq.read_table(target).column_names if c.startswith("z")] == ["z0", "z1", "z2", "z3"]
+    target = done / "t.parquet"
+    arguments = ["translate", str(done / "out"), str(done / "store"), "--out", str(target)]
+    assert command([*arguments, "--from", "mirna", "--to", "cnv"]) == 0
+    table = pq.read_table(target).to_pandas()
+    held = toy.cohort()
+    assert list(table.columns) == ["modality", "sample_id", *held.features["cnv"]]
+    spread = table[list(held.features["cnv"])].to_numpy().mean(0) - held.x["cnv"].mean(0)
+    assert np.abs(spread).max() < 1.0, "in the units of the data, around its means"
+
+
+def test_evaluate_judges_the_test_rows_beside_the_baseline(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert command(["evaluate", str(done / "out"), str(done / "store"), "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["rows"] == "test" and judged["baseline"]["modalities"].keys() == toy.SIZES.keys()
+    refit = json.loads((done / "out" / "model" / outcome.RESULT).read_text())
+    assert judged["evaluation"]["classification"] == refit["evaluation"]["classification"]
+
+
+def test_evaluate_on_another_store_judges_all_rows(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = write_store(tmp_path / "other", samples=60)
+    capsys.readouterr()
+    assert command(["evaluate", str(done / "out"), str(other), "--json"]) == 0
+    judged = json.loads(capsys.readouterr().out)
+    assert judged["rows"] == "all" and judged["baseline"] is None
+    assert command(["evaluate", str(done / "out"), str(other)]) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["predict", "{out}", "{nowhere}", "--out", "x.parquet"], "nowhere"),
+        (["predict", "{nowhere}", "{store}", "--out", "x.parquet"], "does not exist"),
+        (["translate", "{out}", "{store}", "--from", "rna", "--to", "cnv", "--out", "x.parquet"], "no modality rna"),
+        (["translate", "{out}", "{store}", "--from", "cnv", "--to", "rna", "--out", "x.parquet"], "no modality 'rna'"),
+    ],
+)
+def test_using_a_model_wrongly_is_one_line(
+    done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    places = {"out": done / "out", "store": done / "store", "nowhere": tmp_path / "nowhere"}
+    capsys.readouterr()
+    filled = [a.format(**places) if a != "x.parquet" else str(tmp_path / a) for a in arguments]
+    assert command(filled) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+    assert not (tmp_path / "x.parquet").exists()
+
+
+# --- one run by itself --------------------------------------------------------------------------------------
+
+
+def test_the_run_of_a_finished_trial_runs_again_and_gives_the_same_model(done: Path, tmp_path: Path) -> None:
+    trained = done / "out" / "model"
+    assert command(["train", str(trained / "run.yaml"), "--out", str(tmp_path / "again")]) == 0
+    ours = modis_dist.load(tmp_path / "again")
+    theirs = modis_dist.load(trained)
+    assert ours.trial == theirs.trial
+    held = toy.cohort()
+    for modality in toy.SIZES:
+        mine, other = (p.probabilities(held.x[modality], modality=modality) for p in (ours, theirs))
+        assert np.abs(mine - other).max() < 1e-3
+
+
+def test_train_writes_a_result_figures_and_refuses_another_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = write_store(tmp_path / "store")
+    path = write_study(tmp_path / "run.yaml", store)
+    path.write_text(path.read_text().split("sweep:")[0])
+    out = tmp_path / "out"
+    assert command(["train", str(path), "--out", str(out), "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["status"] == "done" and result["judged_on"] == "validation"
+    assert {p.name for p in (out / "figures").iterdir()} == {
+        "loss_curves.png",
+        "latent_pca.png",
+        "confusion.png",
+        "mse_heatmap.png",
+    }
+    assert command(["train", str(path), "--out", str(out)]) == 0
+    assert command(["train", str(path), "--out", str(out), "--set", "seed=4"]) == 2
+    assert "holds another run" in capsys.readouterr().err
+
+
+def test_a_diverging_run_ends_with_3_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_study(tmp_path / "run.yaml", write_store(tmp_path / "store"))
+    path.write_text(path.read_text().split("sweep:")[0])
+    wild = ["--set", "optim.lr=10", "--set", "objective.beta=1e6", "--set", "optim.epochs=20"]
+    assert command(["train", str(path), "--out", str(tmp_path / "out"), *wild]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and "step " in said and said.count("\n") == 1

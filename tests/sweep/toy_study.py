@@ -1,0 +1,43 @@
+"""A study of four small trials on a store of the toy cohort."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from modis_dist.config import yaml12
+from modis_dist.data.writer import StoreWriter
+from tests.train import toy
+
+COMMAND = [sys.executable, "-m", "modis_dist"]
+
+
+def write_store(path: Path, *, samples: int = 90, labels: bool = True) -> Path:
+    """The toy cohort as a store."""
+    held = toy.cohort(samples=samples)
+    with StoreWriter(path, source={"kind": "toy"}) as writer:
+        for modality, index in held.selection.index.items():
+            writer.begin(modality, held.features[modality])
+            writer.write(
+                modality,
+                sample_id=list(index.sample_id),
+                group_id=list(index.group_id),
+                label=[toy.CLASSES[k] if labels and k >= 0 else None for k in index.label],
+                split=[""] * len(index),
+                x=held.x[modality],
+            )
+    return path
+
+
+def tree(store: Path, **sweep: Any) -> dict[str, Any]:
+    """The study as plain values."""
+    base = json.loads(json.dumps(toy.TREE))
+    base["data"]["store"] = str(store)
+    settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"} | sweep
+    return base | {"sweep": settings}
+
+
+def write_study(path: Path, store: Path, **sweep: Any) -> Path:
+    """The study as a YAML file."""
+    path.write_text(yaml12.dump(tree(store, **sweep)))
+    return path
