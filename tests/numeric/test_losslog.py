@@ -140,3 +140,11 @@ def test_a_replicate_without_penalty_goes_on_after_the_only_one_with_it_left() -
     log.record(*step(state, batch(2), weights(lambda_r=0.0), Rules()))
     assert log.flush(update=2) == []
     assert log.means()[0]["train/penalty/a"] == 0
+
+
+def test_of_several_bad_terms_in_a_step_the_first_with_a_modality_is_named() -> None:
+    log, values = fresh(), steps(2)
+    values[1, 0, [0, 3, 5, 6]] = float("nan")
+    for row in values:
+        log.record(*phases(row))
+    assert [(f.replicate, f.update, f.term) for f in log.flush(update=2)] == [(0, 2, "kl/b")]
