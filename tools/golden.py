@@ -8,10 +8,9 @@ alone - a faster kernel, another order of operations - must pass against the fil
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "numeric"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
-import golden_runs
-import toy_system
+from tests.numeric import golden_runs, toy_system
 
 
 def main() -> None:

@@ -169,9 +169,7 @@ def test_simulate_makes_a_store_that_checks(tmp_path: Path) -> None:
 
 
 def test_simulate_refuses_settings_out_of_range_by_their_key(tmp_path: Path) -> None:
-    assert "samples: must be >= 10" in refused(
-        "simulate", "intersim", "--out", tmp_path / "x", "--samples", "3"
-    )
+    assert "samples: must be >= 10" in refused("simulate", "intersim", "--out", tmp_path / "x", "--samples", "3")
     assert "there is no mean.M.parquet" in refused(
         "simulate", "intersim", "--out", tmp_path / "x", "--params", tmp_path
     )

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cohorts import index_of, random_cohort, reordered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,6 +15,7 @@ from modis_dist.config.run import Run
 from modis_dist.data.index import Index, Rows
 from modis_dist.data.scenario import TrainingRows, absent_pairs, apply
 from modis_dist.errors import ConfigError
+from tests.data.cohorts import index_of, random_cohort, reordered
 
 CLASSES = ("c0", "c1", "c2", "c3")
 SEEDS = st.integers(0, 2**32)

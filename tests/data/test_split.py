@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from cohorts import index_of, random_cohort, reordered
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from modis_dist.data import keyed
 from modis_dist.data.index import Index
 from modis_dist.data.split import Partition, partition
 from modis_dist.errors import DataError
+from tests.data.cohorts import index_of, random_cohort, reordered
 
 SEEDS = st.integers(0, 2**32)
 COHORTS = st.builds(

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stub_model import stub_load, write_run  # noqa: F401
 
 from modis_dist.errors import ConfigError
 from modis_dist.launch import mlflow_mirror, mlflow_store, mlflow_text
 from modis_dist.launch.mlflow_mirror import BackgroundMirror, Mirror, NotUploaded, NullMirror
 from modis_dist.train.journal import JournalWriter, read
+from tests.launch.stub_model import stub_load, write_run  # noqa: F401
 
 NUMBERS = count()
 

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from stub_model import CLASSES, FEATURES, StubPredictor, stub_load, write_run  # noqa: F401
 
 from modis_dist.errors import DataError
 from modis_dist.launch import mlflow_store, pyfunc
+from tests.launch.stub_model import CLASSES, FEATURES, StubPredictor, stub_load, write_run  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("stub_load")
 

@@ -19,7 +19,6 @@ from modis_dist.launch.ray_cluster import OWNER, PREFIX, _remove_leftovers
 from modis_dist.launch.ray_tune import RayExecutor
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 
-
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 
@@ -28,7 +27,11 @@ def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """The study in a process of its own, which does not outlive the test."""
     with (out.parent / "stderr.txt").open("w") as said, (out.parent / "stdout.txt").open("w") as shown:
         driver = subprocess.Popen(
-            [*COMMAND, "tune", str(study), "--out", str(out)], start_new_session=True, stdout=shown, stderr=said, text=True
+            [*COMMAND, "tune", str(study), "--out", str(out)],
+            start_new_session=True,
+            stdout=shown,
+            stderr=said,
+            text=True,
         )
         try:
             yield driver

@@ -3,9 +3,8 @@
 import json
 from pathlib import Path
 
-from toy_system import batch, start, step, weights
-
 from modis_dist.objective import AdversarialLoss, Rules
+from tests.numeric.toy_system import batch, start, step, weights
 
 FOLDER = Path(__file__).parent / "golden"
 STEPS = 20

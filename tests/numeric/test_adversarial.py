@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from math import log
 
-import plain_reference as plain
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_system import KINDS, few, labels, normal
 
 from modis_dist.losses import adversarial
+from tests.numeric import plain_reference as plain
+from tests.numeric.toy_system import KINDS, few, labels, normal
 
 SIDES = ("discriminator", "encoder")
 SEEDS = st.integers(0, 10_000)

@@ -1,14 +1,14 @@
 """The clustering loss against sums over rows and classes, its detached bandwidth, and what it prefers."""
 
-import plain_reference as plain
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from toy_system import few, normal
 
 from modis_dist.losses.clustering import clustering, kernel, negative_entropy, overlap
+from tests.numeric import plain_reference as plain
+from tests.numeric.toy_system import few, normal
 
 SEEDS = st.integers(0, 10_000)
 UNIFORM = torch.full((3,), 1 / 3, dtype=torch.float64)

@@ -4,11 +4,11 @@ import json
 from itertools import combinations
 from math import log
 
-import golden_runs
 import pytest
-from toy_system import KINDS
 
 from modis_dist.objective import AdversarialLoss
+from tests.numeric import golden_runs
+from tests.numeric.toy_system import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -4,12 +4,12 @@ from dataclasses import fields, replace
 
 import pytest
 import torch
-from toy_system import CPU, KINDS, OPTIM, ROWS, SHAPE, batch, prepared, start, step, weights
 
 from modis_dist.objective import Batch, Rules, Weights
 from modis_dist.train.loader import Loader
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.state import TrainState
+from tests.numeric.toy_system import CPU, KINDS, OPTIM, ROWS, SHAPE, batch, prepared, start, step, weights
 
 SEEDS = [3, 1, 4, 1, 5, 9, 2, 6]
 STEPS = 10

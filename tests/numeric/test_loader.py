@@ -6,12 +6,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_system import CPU, SHAPE, few, prepared
 
 from modis_dist.objective import Batch
 from modis_dist.train.loader import EpochEnds, Loader, row_order, steps_per_epoch
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
+from tests.numeric.toy_system import CPU, SHAPE, few, prepared
 
 UNEVEN = {"a": 320, "b": 64, "c": 64}
 

@@ -1,14 +1,14 @@
 """Losses of single rows and of labels against closed forms and explicit loops, in float64."""
 
-import plain_reference as plain
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from toy_system import few, labels, normal
 
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
+from tests.numeric import plain_reference as plain
+from tests.numeric.toy_system import few, labels, normal
 
 SEEDS = st.integers(0, 10_000)
 

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from toy_system import batch, start, step, weights
 
 from modis_dist.objective import Rules, Terms
 from modis_dist.train.losslog import LossLog, NonFinite
+from tests.numeric.toy_system import batch, start, step, weights
 
 NAMES = ["adversarial_d", "penalty/a", "penalty/b", "total_d", "kl/a", "kl/b", "total_g"]
 

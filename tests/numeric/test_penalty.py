@@ -3,13 +3,13 @@
 from dataclasses import replace
 from itertools import product
 
-import plain_reference as plain
 import pytest
 import torch
-from toy_system import KINDS, batch, normal, start, weights
 
 from modis_dist.losses.adversarial import logit_gradient
 from modis_dist.objective import Rules, adversary_phase
+from tests.numeric import plain_reference as plain
+from tests.numeric.toy_system import KINDS, batch, normal, start, weights
 
 ways = pytest.mark.parametrize(("penalty", "on"), list(product(["sum", "each"], ["x", "z"])))
 

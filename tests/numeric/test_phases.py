@@ -3,13 +3,13 @@
 from dataclasses import replace
 from itertools import product
 
-import plain_reference as plain
 import pytest
 import torch
-from toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
 
 from modis_dist.model.layers import StackedBatchNorm, StackedLinear, initialise
 from modis_dist.objective import Rules, adversary_phase, frozen, vae_phase
+from tests.numeric import plain_reference as plain
+from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
 
 RULES = [
     Rules(kl_reduction=kl, penalty=penalty, penalty_on=on)

@@ -64,7 +64,9 @@ def test_the_choice_is_the_best_mean_over_folds_and_replicates_of_the_trials_own
 
 def test_test_rows_are_scored_by_the_refits_of_the_choice_and_by_nothing_else(done: Path) -> None:
     listed = {t["id"] for t in json.loads((done / "out" / "manifest.json").read_text())["trials"]}
-    judged = {p.parent.name: json.loads(p.read_text())["judged_on"] for p in (done / "out/trials").glob("*/result.json")}
+    judged = {
+        p.parent.name: json.loads(p.read_text())["judged_on"] for p in (done / "out/trials").glob("*/result.json")
+    }
     assert {name for name, rows in judged.items() if rows == "validation"} == listed
     assert len(judged) == len(listed) + 2
 
@@ -81,9 +83,7 @@ def test_running_the_same_command_again_trains_nothing(done: Path) -> None:
 def test_a_larger_grid_keeps_what_is_done(done: Path) -> None:
     kept = {p.name for p in (done / "out" / "trials").iterdir()}
     before = {p: p.stat().st_mtime_ns for p in (done / "out" / "trials").glob("*/result.json")}
-    study = write_study(
-        done / "larger.yaml", done / "store", replicates=2, grid={"objective.beta": [1e-4, 1e-2, 1e-3]}
-    )
+    study = write_study(done / "larger.yaml", done / "store", replicates=2, grid={"objective.beta": [1e-4, 1e-2, 1e-3]})
     assert command(["tune", str(study), "--out", str(done / "out")]) == 0
     assert {p: p.stat().st_mtime_ns for p in before} == before
     assert len({p.name for p in (done / "out" / "trials").iterdir()} - kept) >= 4
@@ -100,9 +100,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert not (tmp_path / "out").exists()
 
 
-def test_one_diverging_configuration_does_not_end_the_sweep(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_one_diverging_configuration_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [1e-3, 10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 4
     assert "trials failed" in capsys.readouterr().err

@@ -22,7 +22,7 @@ class Recorder:
     def __init__(self) -> None:
         self.steps: list[tuple[str, int]] = []
 
-    def metrics(self, trial, *, step, values):
+    def metrics(self, trial, *, step, values):  # noqa: ARG002
         self.steps.append((trial, step))
 
     def event(self, trial, *, kind, values):
