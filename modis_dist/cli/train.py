@@ -20,7 +20,7 @@ def train(
 
     Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
     """
-    from modis_dist.cli.display import RunBar
+    from modis_dist.cli.display import run_bar
     from modis_dist.config.parse import load_run
     from modis_dist.data.opening import named_store
 
@@ -31,7 +31,7 @@ def train(
     from modis_dist.train.signals import Flag, on_signal
 
     flag = Flag()
-    with RunBar(wanted.optim.epochs) as bar, on_signal(flag.set):
+    with run_bar(wanted.optim.epochs) as bar, on_signal(flag.set):
         result = train_run(wanted, out=out.absolute(), source=str(run), reporter=bar, stop=flag)
     if as_json:
         print_json(result)

@@ -60,15 +60,15 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
 
 
 def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
-    from modis_dist.cli.display import SweepBar, errors
+    from modis_dist.cli.display import errors, sweep_bars
     from modis_dist.sweep.driver import run_study
 
     planned = _plan(study, folder, executor, source)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirror = _mirror(study, folder)
     try:
-        with SweepBar() as bar:
-            return run_study(planned, out=folder, executor=executor, mirror=mirror, display=bar)
+        with sweep_bars() as bars:
+            return run_study(planned, out=folder, executor=executor, mirror=mirror, display=bars)
     finally:
         for problem in mirror.close(MLFLOW_PATIENCE_S):
             errors().print(f"note: MLflow: {problem}; the same command sends it again", markup=False)

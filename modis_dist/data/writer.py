@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 from modis_dist.data.rules import Ledger, check_features, check_modality, folded, natural_order, spoilt_names
 from modis_dist.data.store import FORMAT, MANIFEST, VERSION, ModalityTable, Shard, fingerprint_of, shard_schema
 from modis_dist.errors import DataError, shown
+from modis_dist.files import sync, write_text
 from modis_dist.version import __version__
 
 ROW_GROUP_BYTES = 32 << 20  # 419 rows of 20,000 features
@@ -126,11 +127,11 @@ class StoreWriter:
                 raise DataError(f"{modality.where}: there are no rows")
         self._add_notices()
         classes = tuple(sorted(self._ledger.labels, key=natural_order))
-        _write_synced(self.folder / MANIFEST, _manifest_text(classes, tables, self._created()))
-        _sync_folder(self.folder)
+        write_text(self.folder / MANIFEST, _manifest_text(classes, tables, self._created()))
+        sync(self.folder)
         self._refuse_existing()
         self.folder.rename(self.out)
-        _sync_folder(self.out.parent)
+        sync(self.out.parent)
 
     def _created(self) -> dict[str, Any]:
         time = datetime.now(UTC).isoformat(timespec="seconds")
@@ -199,7 +200,7 @@ class _Modality:
         if self._meta[0]:
             self._write_row_group()
         self._close_shard()
-        _sync_folder(self._folder)
+        sync(self._folder)
         return ModalityTable(self.features, self.rows, tuple(self._shards))
 
     def abandon(self) -> None:
@@ -297,21 +298,6 @@ def writing(out: Path) -> Iterator[None]:
 
 def _create(path: Path) -> IO[bytes]:
     return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
-
-
-def _write_synced(path: Path, text: str) -> None:
-    with _create(path) as file:
-        file.write(text.encode())
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _hidden_prefix(out: Path) -> str:

@@ -80,6 +80,13 @@ def test_running_the_same_command_again_trains_nothing(done: Path) -> None:
     assert {k: v for k, v in after.items() if k != "seconds"} == {k: v for k, v in summary.items() if k != "seconds"}
 
 
+def test_outputs_are_private_and_hold_no_pickle(done: Path) -> None:
+    files = [path for path in (done / "out").rglob("*")]
+    assert len(files) > 50
+    assert not [path for path in files if path.stat().st_mode & 0o077]
+    assert not {path.suffix for path in files} & {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
+
+
 def test_a_larger_grid_keeps_what_is_done(done: Path) -> None:
     kept = {p.name for p in (done / "out" / "trials").iterdir()}
     before = {p: p.stat().st_mtime_ns for p in (done / "out" / "trials").glob("*/result.json")}

@@ -1,0 +1,166 @@
+"""Checkpoints: whole or not there, the newest valid one wins, damage is never read silently."""
+
+import json
+import os
+import random
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+
+from modis_dist.errors import DataError
+from modis_dist.train import checkpoint
+from modis_dist.train.checkpoint import Checkpoint
+from tests.train import toy
+
+
+def made(step: int) -> Checkpoint:
+    generator = torch.Generator().manual_seed(step)
+    tensors = {"w": torch.randn(2, 3, generator=generator), "step": torch.tensor(float(step))}
+    return Checkpoint(step, {"model": tensors, "optim": {"m": torch.zeros(2, 3)}}, {"epoch": step, "note": "ä"})
+
+
+def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
+    checkpoint.save(tmp_path, made(7))
+    held = checkpoint.load(checkpoint.newest(tmp_path))
+    assert held.step == 7 and held.state == {"epoch": 7, "note": "ä"}
+    for part, tensors in made(7).tensors.items():
+        assert all(torch.equal(held.tensors[part][name], tensor) for name, tensor in tensors.items())
+
+
+def test_a_predecessor_is_removed_only_after_its_successor_was_read_back(tmp_path: Path) -> None:
+    first = checkpoint.save(tmp_path, made(1))
+    second = checkpoint.save(tmp_path, made(2))
+    assert not first.exists() and checkpoint.newest(tmp_path) == second
+
+
+def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) -> None:
+    for step in (3, 12):
+        checkpoint.save(tmp_path / str(step), made(step))
+        shutil.move(tmp_path / str(step) / f"step-{step:08d}", tmp_path)
+    os.utime(tmp_path / "step-00000003", (4e9, 4e9))
+    assert checkpoint.newest(tmp_path).name == "step-00000012"
+
+
+def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, made(5))
+    chance = random.Random(0)
+    files = sorted(path.iterdir())
+    silent = 0
+    for _ in range(300):
+        victim = chance.choice(files)
+        original = victim.read_bytes()
+        changed = bytearray(original)
+        changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
+        victim.write_bytes(changed)
+        if checkpoint.problem(path) is None:
+            held = checkpoint.load(path)  # a flip in the manifest's white space changes nothing that is read
+            equal = all(torch.equal(held.tensors["model"][k], v) for k, v in made(5).tensors["model"].items())
+            silent += not (equal and held.state == made(5).state)
+        victim.write_bytes(original)
+    assert silent == 0
+
+
+@pytest.mark.parametrize("damage", ["truncate", "empty", "remove", "manifest", "rename"])
+def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+    older = checkpoint.save(tmp_path / "a", made(1))
+    newer = checkpoint.save(tmp_path / "b", made(2))
+    folder = tmp_path / "c"
+    folder.mkdir()
+    older, newer = Path(shutil.move(older, folder)), Path(shutil.move(newer, folder))
+    model = newer / "model.safetensors"
+    match damage:
+        case "truncate":
+            model.write_bytes(model.read_bytes()[:-1])
+        case "empty":
+            model.write_bytes(b"")
+        case "remove":
+            model.unlink()
+        case "manifest":
+            (newer / "manifest.json").write_text("{")
+        case "rename":
+            newer.rename(folder / "step-00000009")
+    assert checkpoint.newest(folder) == older
+    assert [p.suffix for p in folder.iterdir() if p != older] == [".bad"]
+
+
+def test_only_damaged_checkpoints_never_start_a_training_anew(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, made(1))
+    (path / "state.json").write_text("{}")
+    with pytest.raises(DataError, match=r"no valid checkpoint \(step-00000001: state.json does not match"):
+        checkpoint.newest(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
+    path = checkpoint.save(tmp_path, made(1))
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
+    with pytest.raises(DataError, match="format version 99"):
+        checkpoint.load(path)
+
+
+def test_a_full_disk_keeps_the_predecessor_and_leaves_no_half(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = checkpoint.save(tmp_path, made(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "write_json", full)
+    with pytest.raises(OSError, match="No space left"):
+        checkpoint.save(tmp_path, made(2))
+    assert list(tmp_path.iterdir()) == [kept] and checkpoint.problem(kept) is None
+
+
+# --- killed for real ----------------------------------------------------------------------------------------
+
+PHASES = ("new_folder", "save_file", "write_json", "sha256", "rmtree", "step")
+
+
+def _train_and_die(folder: Path, phase: str, call: int) -> None:
+    """In a child: train the toy and kill this process at the n-th call of one phase of saving, or at a step."""
+    left = [call]
+
+    def deadly(original):
+        def wrapped(*arguments, **named):
+            left[0] -= 1
+            if left[0] == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return original(*arguments, **named)
+
+        return wrapped
+
+    if phase == "step":
+        toy_stop = type("Dying", (), {"requested": deadly(lambda _: None)})()
+        toy.train([toy.member("t", toy.run(), folder)], folder, ports=toy.Ports(stop=toy_stop))
+        return
+    holder = shutil if phase == "rmtree" else checkpoint
+    setattr(holder, phase, deadly(getattr(holder, phase)))
+    toy.train([toy.member("t", toy.run(), folder)], folder)
+
+
+@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize("call", [1, 2, 3, 5])
+def test_killed_in_any_phase_of_saving_the_training_ends_with_the_same_bits(
+    tmp_path: Path, phase: str, call: int
+) -> None:
+    folder, calm = tmp_path / "killed", tmp_path / "calm"
+    torch.set_num_threads(1)
+    child = os.fork()
+    if child == 0:
+        try:
+            _train_and_die(folder, phase, call)
+        finally:
+            os._exit(0)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL, "the child was to be killed"
+    (resumed,) = toy.train([toy.member("t", toy.run(), folder)], folder)
+    (expected,) = toy.train([toy.member("t", toy.run(), calm)], calm)
+    assert json.dumps(resumed.history) == json.dumps(expected.history)
+    for part in ("last", "t/best"):
+        ours, theirs = (checkpoint.load(checkpoint.newest(f / part)) for f in (folder, calm))
+        assert ours.step == theirs.step
+        for file, tensors in theirs.tensors.items():
+            assert all(torch.equal(ours.tensors[file][k], v) for k, v in tensors.items()), (part, file)
+    assert not list(folder.rglob("*.tmp"))
