@@ -81,7 +81,7 @@ def test_running_the_same_command_again_trains_nothing(done: Path) -> None:
 
 
 def test_outputs_are_private_and_hold_no_pickle(done: Path) -> None:
-    files = [path for path in (done / "out").rglob("*")]
+    files = list((done / "out").rglob("*"))
     assert len(files) > 50
     assert not [path for path in files if path.stat().st_mode & 0o077]
     assert not {path.suffix for path in files} & {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
