@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
-from modis_dist.errors import Interrupted
+from modis_dist.errors import ConfigError, Interrupted
 from modis_dist.launch.ray_cluster import private_cluster
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
@@ -28,9 +28,9 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
 
     def __init__(self, resources: Resources) -> None:
-        gpus = _gpu_count()
+        gpus, cores = _gpu_count(), len(os.sched_getaffinity(0))
+        _check(resources, gpus=gpus, cores=cores)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
-        cores = len(os.sched_getaffinity(0))
         at_once = int(gpus / self._gpus) if self._gpus else cores
         self.threads = resources.cpus or max(1, cores // at_once)
         self.slots = max(1, min(at_once, cores // self.threads))
@@ -48,11 +48,12 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         stop = out / STOP
         stop.unlink(missing_ok=True)
         folders = [str(save_pack(out, pack)) for pack in packs]
-        settings = {"out": str(out), "store": str(store), "threads": self.threads}
+        at_once = min(self.slots, len(packs))  # few packs share all the cores
+        settings = {"out": str(out), "store": str(store), "threads": self._resources["cpus"] // at_once}
         with on_signal(partial(_ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
-            said = self._fit(folders, settings, storage=self._folder / "tune")
+            said = self._fit(folders, settings, storage=self._folder / packs[0].id)
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
@@ -66,7 +67,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """What became of each pack: None, or why it crashed."""
         from ray import tune
 
-        resources = {"cpu": self.threads, "gpu": self._gpus}
+        resources = {"cpu": settings["threads"], "gpu": self._gpus}
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), **settings},
@@ -101,6 +102,16 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     except Interrupted:
         pass  # saved; the driver knows
     return {"pack": config["pack"], "crashed": reason}
+
+
+def _check(resources: Resources, *, gpus: int, cores: int) -> None:
+    problems = []
+    if (resources.gpus or 0) > gpus:
+        problems.append(f"sweep.resources.gpus: {resources.gpus} asked for, this machine has {gpus}")
+    if (resources.cpus or 0) > cores:
+        problems.append(f"sweep.resources.cpus: {resources.cpus} asked for, this machine has {cores}")
+    if problems:
+        raise ConfigError(problems, source="study")
 
 
 def _ask_to_stop(file: Path, reason: str) -> None:

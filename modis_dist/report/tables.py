@@ -53,18 +53,32 @@ def sweep_table(groups: Sequence[Mapping[str, Any]], *, metric: str = "balanced_
     """One line per configuration; the best of each condition carries a star.
 
     A group holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or
-    None), ``n`` finished trials of ``expected``, and ``failed``.
+    None), ``n`` finished trials of ``expected``, ``failed``, and optionally ``baseline`` and ``probe`` (kNN).
     """
-    table = _table("condition", "parameters", plain(metric), "sd", "trials", "failed", text_columns=2)
+    table = _table(
+        "condition",
+        "parameters",
+        plain(metric.replace("_", " ")),
+        "sd",
+        "LR",
+        "probe kNN",
+        "trials",
+        "failed",
+        text_columns=2,
+    )
     keys = varying(groups) if groups else []
     best = best_of_each_condition(groups, metric=metric)
     for place, group in enumerate(groups):
         mean = ("* " if place in best else "") + _number(group["mean"])
         trials = f"{group['n']} of {group['expected']}"
-        cells = (mean, _number(group["sd"]), trials, str(group["failed"]))
+        beside = (_number(group.get("baseline")), _number(group.get("probe")))
+        cells = (mean, _number(group["sd"]), *beside, trials, str(group["failed"]))
         name, style = plain(group["condition"]), "bold" if place in best else ""
         _add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
-    table.caption = Text("* best of its condition") if best else None
+    notes = ["* best of its condition"] if best else []
+    if any(group.get("probe") is not None for group in groups):
+        notes.append("Probe: balanced accuracy of telling the modality; lower is better aligned.")
+    table.caption = Text("\n".join(notes)) if notes else None
     return table
 
 

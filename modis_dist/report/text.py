@@ -27,12 +27,14 @@ def varying(rows: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def best_of_each_condition(rows: Sequence[Mapping[str, Any]], *, metric: str) -> set[int]:
-    """Positions of the rows with the best ``mean`` among those of their ``condition``; the first of equals."""
+    """Positions of the rows with the best ``mean`` of their ``condition``, no trial missing; the first of equals."""
     sign = -1 if metric in LOWER_IS_BETTER else 1
     best: dict[str, int] = {}
     for position, row in enumerate(rows):
+        if row["mean"] is None or row["n"] < row["expected"]:
+            continue
         leader = best.get(row["condition"])
-        if row["mean"] is not None and (leader is None or sign * row["mean"] > sign * rows[leader]["mean"]):
+        if leader is None or sign * row["mean"] > sign * rows[leader]["mean"]:
             best[row["condition"]] = position
     return set(best.values())
 

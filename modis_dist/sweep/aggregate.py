@@ -29,7 +29,7 @@ def grouped(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str
     """One row per condition and configuration, in the order of the grid.
 
     Keys: ``condition``, ``params``, ``mean``, ``sd``, ``n``, ``expected``, ``failed``, ``reasons``, ``baseline``,
-    ``epochs`` (the middle best epoch), ``trials`` (ids).
+    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``trials`` (ids).
     """
     members: dict[tuple[str, int], list[Trial]] = {}
     for trial in trials:
@@ -43,6 +43,7 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
     failed = {t.id: reasons[t.id] for t in group if t.id in reasons}
     epochs = [result["best_epoch"] for result in done if result["best_epoch"] is not None]
     baselines = [(result["baseline"] or {}).get(metric) for result in done]
+    probes = [(result["evaluation"] or {}).get("probe", {}).get("knn") for result in done]
     return {
         "condition": group[0].condition,
         "params": group[0].params,
@@ -51,6 +52,7 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
         "failed": len(failed),
         "reasons": sorted(set(failed.values())),
         "baseline": spread(baselines)["mean"],
+        "probe": spread(probes)["mean"],
         "epochs": median_high(epochs) if epochs else None,
         "trials": [trial.id for trial in group],
     }

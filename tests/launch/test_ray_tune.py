@@ -15,6 +15,7 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
+from modis_dist.errors import ConfigError
 from modis_dist.launch.ray_cluster import OWNER, PREFIX, _remove_leftovers
 from modis_dist.launch.ray_tune import RayExecutor
 from tests.sweep.toy_study import COMMAND, write_store, write_study
@@ -138,3 +139,9 @@ def test_slots_share_out_the_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     assert (RayExecutor(Resources()).slots, RayExecutor(Resources()).threads) == (cores, 1)
     assert RayExecutor(Resources(cpus=cores)).slots == 1
+
+
+@pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
+def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
+    with pytest.raises(ConfigError, match="asked for, this machine has"):
+        RayExecutor(asked)

@@ -109,13 +109,14 @@ def group(condition: str, lr: float, mean: float | None, *, n: int = 5) -> dict:
 
 def test_sweep_marks_the_best_of_each_condition_and_shows_what_is_missing():
     groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79, n=3), group("few", 1e-4, None, n=0)]
+    groups[0] |= {"baseline": 0.7, "probe": 0.4}
     assert to_markdown(sweep_table(groups)) == (
-        "| condition | parameters | balanced\\_accuracy | sd | trials | failed |\n"
-        "| --- | --- | ---: | ---: | ---: | ---: |\n"
-        "| base | lr=0.0001 | \\* 0.810 | 0.010 | 5 of 5 | 0 |\n"
-        "| base | lr=0.001 | 0.790 | 0.010 | 3 of 5 | 2 |\n"
-        "| few | lr=0.0001 | - | - | 0 of 5 | 5 |\n"
-        "\n\\* best of its condition\n"
+        "| condition | parameters | balanced accuracy | sd | LR | probe kNN | trials | failed |\n"
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| base | lr=0.0001 | \\* 0.810 | 0.010 | 0.700 | 0.400 | 5 of 5 | 0 |\n"
+        "| base | lr=0.001 | 0.790 | 0.010 | - | - | 3 of 5 | 2 |\n"
+        "| few | lr=0.0001 | - | - | - | - | 0 of 5 | 5 |\n"
+        "\n\\* best of its condition\n\nProbe: balanced accuracy of telling the modality; lower is better aligned.\n"
     )
 
 
@@ -130,7 +131,14 @@ def test_of_equals_the_first_is_best():
 
 
 def test_a_sweep_without_groups_is_a_header():
-    assert plain_rows(sweep_table([])) == [["condition", "parameters", "balanced_accuracy", "sd", "trials", "failed"]]
+    assert plain_rows(sweep_table([])) == [
+        ["condition", "parameters", "balanced accuracy", "sd", "LR", "probe kNN", "trials", "failed"]
+    ]
+
+
+def test_a_configuration_with_a_trial_missing_is_not_marked_as_best():
+    groups = [group("base", 1e-4, 0.81, n=3), group("base", 1e-3, 0.79)]
+    assert best_of_each_condition(groups, metric="nmi") == {1}
 
 
 def test_conditions_are_compared_with_probe_and_baseline():

@@ -140,7 +140,14 @@ def test_without_packing_every_trial_is_a_pack() -> None:
 
 
 def result(value: float | None, *, status: str = "done") -> dict:
-    return {"status": status, "value": value, "best_epoch": 3, "baseline": {"balanced_accuracy": 0.5}, "reason": "x"}
+    return {
+        "status": status,
+        "value": value,
+        "best_epoch": 3,
+        "baseline": {"balanced_accuracy": 0.5},
+        "evaluation": {"probe": {"knn": 0.4}},
+        "reason": "x",
+    }
 
 
 def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicates() -> None:
