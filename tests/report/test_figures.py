@@ -263,7 +263,7 @@ def test_configurations_show_mean_spread_baseline_and_what_is_missing():
     ]
     axes = figures.draw_sweep_overview(rows).axes[0]
     means = {tuple(line.get_xydata()[0]): line.get_marker() for line in axes.lines if line.get_marker() in "oD"}
-    assert means == {(0.7, 0): "o", (0.8, 1): "D"}
+    assert means == {(0.7, 0): "D", (0.8, 1): "o"}  # the second lacks a trial
     bars = [c.get_segments()[0].tolist() for c in axes.collections]
     assert [[0.68, 0], [0.72, 0]] in np.round(bars, 9).tolist()
     assert [[0.6, 0.5], [0.6, 1.5]] in bars
