@@ -81,7 +81,7 @@ def _executor(study: "Study") -> "Executor":
         return LocalExecutor()
     from modis_dist.launch.ray_tune import RayExecutor
 
-    return RayExecutor(study.sweep.resources)
+    return RayExecutor(study.sweep.resources, device=study.trainer.device)
 
 
 def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
@@ -143,15 +143,16 @@ def _print_plan(planned: "Plan", executor: "Executor", *, as_json: bool) -> None
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    from rich.console import Console
-
     from modis_dist.report.study import tables
+    from modis_dist.report.terminal import show, stdout
 
-    console = Console()
-    for title, table in tables(summary, summary["groups"], metric=summary["metric"]):
-        table.title = title
-        console.print(table)
-    console.print(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")
+    console = stdout()
+    show(tables(summary, summary["groups"], metric=summary["metric"]), console)
+    console.print(
+        f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.",
+        markup=False,
+        soft_wrap=True,
+    )
 
 
 def _fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:

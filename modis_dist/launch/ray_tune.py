@@ -27,9 +27,9 @@ WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 class RayExecutor(AbstractContextManager["RayExecutor"]):
     """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
 
-    def __init__(self, resources: Resources) -> None:
-        gpus, cores = _gpu_count(), len(os.sched_getaffinity(0))
-        _check(resources, gpus=gpus, cores=cores)
+    def __init__(self, resources: Resources, *, device: str = "auto") -> None:
+        gpus, cores = 0 if device == "cpu" else _gpu_count(), len(os.sched_getaffinity(0))
+        _check(resources, device=device, gpus=gpus, cores=cores)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
         at_once = int(gpus / self._gpus) if self._gpus else cores
         self.threads = resources.cpus or max(1, cores // at_once)
@@ -104,8 +104,10 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"pack": config["pack"], "crashed": reason}
 
 
-def _check(resources: Resources, *, gpus: int, cores: int) -> None:
+def _check(resources: Resources, *, device: str, gpus: int, cores: int) -> None:
     problems = []
+    if device not in {"auto", "cpu", "cuda"}:
+        problems.append(f"trainer.device: {device}: Ray gives every pack a GPU of its own; say cuda")
     if (resources.gpus or 0) > gpus:
         problems.append(f"sweep.resources.gpus: {resources.gpus} asked for, this machine has {gpus}")
     if (resources.cpus or 0) > cores:

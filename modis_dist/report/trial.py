@@ -10,6 +10,13 @@ from modis_dist.train.loop import Member
 from modis_dist.train.outcome import read_history
 from modis_dist.train.predictor import Predictor
 
+FIGURES = ("loss_curves", "latent_pca", "confusion", "mse_heatmap")
+
+
+def drawn(member: Member) -> bool:
+    """Whether all figures are there."""
+    return all((member.folder / "figures" / f"{name}.png").exists() for name in FIGURES)
+
 
 def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
     """Loss curves, latent PCA, confusion matrices and MSE heat map into ``figures/`` of the member's folder."""
@@ -20,7 +27,7 @@ def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
     classes = member.prepared.classes
     subset = getattr(member.prepared, result["judged_on"])
     shown = latent(Predictor.open(member.folder), subset)
-    paths = [folder / f"{name}.png" for name in ("loss_curves", "latent_pca", "confusion", "mse_heatmap")]
+    paths = [folder / f"{name}.png" for name in FIGURES]
     figures.loss_curves(read_history(member.folder), paths[0], best_epoch=result["best_epoch"])
     figures.latent_pca(shown.mu, shown.label, classes, paths[1])
     figures.confusion(result["evaluation"]["classification"], classes, paths[2])

@@ -29,7 +29,8 @@ def grouped(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str
     """One row per condition and configuration, in the order of the grid.
 
     Keys: ``condition``, ``params``, ``mean``, ``sd``, ``n``, ``expected``, ``failed``, ``reasons``, ``baseline``,
-    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``trials`` (ids).
+    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``trials``,
+    ``done_trials`` and ``failed_trials`` (ids).
     """
     members: dict[tuple[str, int], list[Trial]] = {}
     for trial in trials:
@@ -39,7 +40,8 @@ def grouped(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str
 
 def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> Group:
     metric = group[0].run.trainer.metric
-    done = [results[t.id] for t in group if t.id in results and results[t.id]["status"] == "done"]
+    finished = [t.id for t in group if t.id in results and results[t.id]["status"] == "done"]
+    done = [results[name] for name in finished]
     failed = {t.id: reasons[t.id] for t in group if t.id in reasons}
     epochs = [result["best_epoch"] for result in done if result["best_epoch"] is not None]
     baselines = [(result["baseline"] or {}).get(metric) for result in done]
@@ -55,6 +57,8 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
         "probe": spread(probes)["mean"],
         "epochs": median_high(epochs) if epochs else None,
         "trials": [trial.id for trial in group],
+        "done_trials": finished,
+        "failed_trials": sorted(failed),
     }
 
 
@@ -81,6 +85,8 @@ def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     return {
         **figures,
         "probe": spread_of_all(probes) if probes else None,
+        "per_class": _per_class(judged),
+        "per_modality_recall": _per_modality_recall(judged),
         "absent_pairs": _absent(judged),
         "translation": _translation(judged),
     }
@@ -96,6 +102,25 @@ def spread_of_all(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, fl
     """``spread`` of every key."""
     keys = dict.fromkeys(key for row in rows for key in row)
     return {key: spread(row.get(key) for row in rows) for key in keys}
+
+
+def _per_class(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Recall and precision of every class, the rows of all modalities pooled."""
+    held = [one["classification"]["per_class"] for one in judged]
+    return {
+        label: {name: spread(one[label][name] for one in held) for name in ("recall", "precision")} for label in held[0]
+    }
+
+
+def _per_modality_recall(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Recall of every class in every modality."""
+    held = [one["classification"]["modalities"] for one in judged]
+    return {
+        modality: {
+            label: spread(one[modality]["per_class"][label]["recall"] for one in held) for label in first["per_class"]
+        }
+        for modality, first in held[0].items()
+    }
 
 
 def _absent(judged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

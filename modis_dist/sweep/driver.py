@@ -7,11 +7,11 @@ once, on the test rows. Re-running the same study on the same folder continues w
 Who executes packs (Ray, this process) and who is told about it are ports; this module knows neither Ray nor MLflow.
 """
 
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -21,20 +21,17 @@ from modis_dist.config.study import Study
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
-from modis_dist.files import write_json, write_text
+from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
-from modis_dist.report import figures
-from modis_dist.report.study import report
 from modis_dist.sweep import manifest
-from modis_dist.sweep.aggregate import Group, Results, chosen, figures_of_baseline, figures_on_test, grouped
-from modis_dist.sweep.execute import Pack, cohort_of, locked, trial_folder, unfinished
-from modis_dist.sweep.manifest import Manifest, Trial
+from modis_dist.sweep.aggregate import Group, chosen, grouped
+from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, locked, trial_folder, unfinished
+from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
-from modis_dist.sweep.packs import arrange
+from modis_dist.sweep.packs import layout
+from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
 from modis_dist.train.outcome import read_result
 from modis_dist.train.prepare import Selection, prepare, select, shape
-
-SUMMARY = "summary.json"
 
 
 class Executor(AbstractContextManager["Executor"], Protocol):
@@ -96,21 +93,37 @@ class Plan:
 
 
 def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
-    """The trials and packs of a study; those of an earlier start in ``out`` where they are the same trials."""
+    """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
+
+    Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything is trained.
+    """
     if study.data.simulate is not None:
         manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
+    chosen_device(study)
     store = open_store(study.data, out=out, source=source)
     selection = select(store, study.data)
     trials = manifest.expand(study, selection.fingerprint, source=source)
     shapes = _shapes(trials, store)
     path = out / "manifest.json"
-    if path.exists():
-        earlier = manifest.load(path)
-        if [t.id for t in earlier.trials] == [t.id for t in trials]:
-            return Plan(study, store, selection, earlier, shapes)
-    packs = arrange(trials, selection, packing=study.sweep.packing, slots=slots)
-    listed = Manifest(study.name, selection.fingerprint, trials, tuple(tuple(t.id for t in pack) for pack in packs))
+    earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
+    packs = layout(
+        unique(trials),
+        selection,
+        earlier=earlier.packs,
+        done=partial(_is_done, out),
+        packing=study.sweep.packing,
+        slots=slots,
+    )
+    listed = Manifest(study.name, selection.fingerprint, trials, _ids(packs), earlier.refit_packs)
     return Plan(study, store, selection, listed, shapes)
+
+
+def _is_done(out: Path, trial: Trial) -> bool:
+    return read_result(trial_folder(out, trial)) is not None
+
+
+def _ids(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
 def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
@@ -144,31 +157,34 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0):
         study, listed = planned.study, planned.manifest
+        metric = study.trainer.metric
         write_text(out / "study.yaml", parse.dump(study))
         manifest.save(out / "manifest.json", listed)
         mirror.start(params=to_tree(study.base()), tags={"study": study.name, "data": listed.fingerprint})
+        sweep = _Sweep(planned, out, executor, mirror, display)
 
         # Search: every trial of the manifest that is not done.
-        sweep = _Sweep(planned, out, executor, mirror, display)
-        reasons = sweep.train(planned.packs(), stage="search")
-        results = sweep.results(listed.trials)
-        groups = grouped(listed.trials, results, reasons | _failures(results))
-        best = chosen(groups, metric=study.trainer.metric)
+        trials = unique(listed.trials)
+        reasons = sweep.train(trials, planned.packs(), stage="search")
+        results = sweep.results(trials)
+        groups = grouped(listed.trials, results, reasons | failures(results))
+        best = chosen(groups, metric=metric)
 
         # Refit: the chosen configuration of each condition, on all training rows; test rows are scored here only.
         refits = {condition: _refits(planned, group) for condition, group in best.items()}
-        again = [trial for trials in refits.values() for trial in trials]
-        packs = arrange(again, planned.selection, packing=study.sweep.packing, slots=executor.slots)
-        reasons |= sweep.train([Pack(pack, "test", study.sweep.probe) for pack in packs], stage="refit")
+        again = unique(trial for group in refits.values() for trial in group)
+        packs = sweep.refit_packs(again)
+        reasons |= sweep.train(again, packs, stage="refit")
         final = sweep.results(again)
 
-        summary = _summary(planned, groups, best, refits, final, mirror)
-        summary["failures"] = reasons | _failures(results) | _failures(final)
+        summary = summarise(listed, groups, best, refits, final, metric=metric)
+        summary["failures"] = reasons | failures(results) | failures(final)
+        summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
-        _write(summary, groups, refits, final, out=out, metric=study.trainer.metric)
-        sweep.finish(summary, out)
+        write(summary, groups, refits, final, out=out, metric=metric)
+        sweep.finish(summary)
     if not best:
-        raise RunFailed(_why_nothing(summary, out))
+        raise RunFailed(why_nothing(summary, out))
     return summary
 
 
@@ -182,9 +198,9 @@ class _Sweep:
         self._mirror = mirror
         self._display = display
 
-    def train(self, packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
-        """Train what is not done of some packs; returns why trials crashed, by id."""
-        for trial in (trial for pack in packs for trial in pack.trials):
+    def train(self, trials: Sequence[Trial], packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
+        """Train what is not done of some trials, laid out in packs; returns why trials crashed, by id."""
+        for trial in trials:
             name = trial.name if stage == "search" else f"{stage} {trial.name}"
             tags = {"stage": stage, "condition": trial.condition}
             self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
@@ -193,21 +209,35 @@ class _Sweep:
             remaining = unfinished(self._out, packs)
             if remaining:
                 reasons = dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
-        for trial in (trial for pack in packs for trial in pack.trials):
+        for trial in trials:
             self._end(trial, read_result(trial_folder(self._out, trial)))
         return reasons
+
+    def refit_packs(self, trials: Sequence[Trial]) -> list[Pack]:
+        """The packs of the refits, noted in the manifest so that an interrupted one continues."""
+        listed, study = self._planned.manifest, self._planned.study
+        packs = layout(
+            trials,
+            self._planned.selection,
+            earlier=listed.refit_packs,
+            done=partial(_is_done, self._out),
+            packing=study.sweep.packing,
+            slots=self._executor.slots,
+        )
+        manifest.save(self._out / "manifest.json", replace(listed, refit_packs=_ids(packs)))
+        return [Pack(pack, "test", study.sweep.probe) for pack in packs]
 
     def results(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
         """The results there are, by trial id."""
         found = {trial.id: read_result(trial_folder(self._out, trial)) for trial in trials}
         return {name: result for name, result in found.items() if result is not None}
 
-    def finish(self, summary: Mapping[str, Any], out: Path) -> None:
+    def finish(self, summary: Mapping[str, Any]) -> None:
         """Tell the mirror how it ended."""
         test = summary["test"] or {}
         metrics = {f"test/{k}": v["mean"] for k, v in test.items() if isinstance(v, dict) and v.get("mean") is not None}
-        artifacts = [path for path in (out / "report.md", out / "sweep.png", out / SUMMARY) if path.exists()]
-        model = out / "model"
+        artifacts = [path for path in (self._out / name for name in REPORTS) if path.exists()]
+        model = self._out / MODEL
         self._mirror.finish(
             status="FINISHED" if summary["best"] else "FAILED",
             metrics=metrics,
@@ -228,98 +258,8 @@ class _Sweep:
 def _refits(planned: Plan, group: Group) -> list[Trial]:
     """One refit per replicate of the chosen group, for as many epochs as its middle best epoch."""
     first: dict[int, Trial] = {}
-    for name in group["trials"]:
-        trial = planned.manifest.trial(name)
-        first.setdefault(trial.replicate, trial)
+    for trial in planned.manifest.trials:
+        if trial.condition == group["condition"] and trial.id in group["trials"]:
+            first.setdefault(trial.replicate, trial)
     fingerprint = planned.selection.fingerprint
     return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in first.values()]
-
-
-def _failures(results: Results) -> dict[str, str]:
-    return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
-
-
-def _summary(
-    planned: Plan,
-    groups: Sequence[Group],
-    best: Mapping[str, Group],
-    refits: Mapping[str, Sequence[Trial]],
-    final: Results,
-    mirror: Mirror,
-) -> dict[str, Any]:
-    metric = planned.study.trainer.metric
-    conditions = []
-    for condition in dict.fromkeys(group["condition"] for group in groups):
-        group = best.get(condition)
-        held = [final[t.id] for t in refits.get(condition, ()) if t.id in final]
-        held = [result for result in held if result["status"] == "done"]
-        conditions.append(
-            {
-                "condition": condition,
-                "best": None if group is None else _choice(group, metric),
-                "test": figures_on_test(held),
-                "baseline": figures_of_baseline(held),
-            }
-        )
-    done = sum(group["n"] for group in groups)
-    failed = sum(group["failed"] for group in groups)
-    where = mirror.describe()
-    return {
-        "study": planned.study.name,
-        "trials": {"total": len(planned.manifest.trials), "done": done, "failed": failed},
-        "best": conditions[0]["best"],
-        "test": conditions[0]["test"],
-        "baseline": conditions[0]["baseline"],
-        "conditions": conditions,
-        "metric": metric,
-        "groups": list(groups),
-        "mlflow": {"uri": where.get("uri"), "experiment": where.get("experiment")},
-    }
-
-
-def _choice(group: Group, metric: str) -> dict[str, Any]:
-    return {
-        "params": group["params"],
-        "metric": metric,
-        "mean": group["mean"],
-        "sd": group["sd"],
-        "n": group["n"],
-        "epochs": group["epochs"],
-        "baseline": group["baseline"],
-    }
-
-
-def _write(
-    summary: dict[str, Any],
-    groups: Sequence[Group],
-    refits: Mapping[str, Sequence[Trial]],
-    final: Results,
-    *,
-    out: Path,
-    metric: str,
-) -> None:
-    """Tables, the overview figure, the delivered model, and last the summary."""
-    write_text(out / "report.md", report(summary, groups, metric=metric))
-    figures.sweep_overview(groups, out / "sweep.png", metric=metric)
-    done = [t for trials in refits.values() for t in trials if final.get(t.id, {}).get("status") == "done"]
-    if done:
-        _deliver(trial_folder(out, done[0]), out / "model")
-    write_json(out / SUMMARY, summary)
-
-
-def _deliver(trained: Path, model: Path) -> None:
-    """Copy the first replicate's refit to ``model``: the first by seed, never the best by test rows."""
-    temporary = model.with_name(".model.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    shutil.copytree(trained, temporary)
-    shutil.rmtree(model, ignore_errors=True)
-    temporary.replace(model)
-
-
-def _why_nothing(summary: Mapping[str, Any], out: Path) -> str:
-    trials = summary["trials"]
-    reasons = sorted(set(summary["failures"].values()))[:3]
-    return (
-        f"no configuration has all its folds and replicates: {trials['failed']} of {trials['total']} trials failed "
-        f"({'; '.join(reasons)}); the finished ones are kept in {out}, the same command tries the rest again"
-    )

@@ -6,6 +6,7 @@ A pack's folder is locked while it is trained, so that two processes never write
 
 import fcntl
 import json
+import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,13 +21,14 @@ from modis_dist.config.run import Run
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DataError, Interrupted, shown
 from modis_dist.files import write_json, write_text
-from modis_dist.report.trial import draw
+from modis_dist.report.trial import draw, drawn
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
+from modis_dist.train.state import Progress
 
 LOCK_PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
 
@@ -96,20 +98,29 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
     folder = pack_folder(out, pack)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder):
+        device = chosen_device(pack.trials[0].run)
         members = _members(pack, out=out, store=store)
         journal = JournalWriter(folder / "journal.jsonl")
         try:
-            device = chosen_device(pack.trials[0].run)
             progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
-                if read_result(member.folder) is None:
-                    result = conclude(member, one, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines)
-                    if pack.judged_on == "test":
-                        draw(member, result)
+                _conclude(member, one, pack, device=device, baselines=baselines)
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
         finally:
             journal.close()
+        shutil.rmtree(folder / "last")  # every trial has its result and its best model
+
+
+def _conclude(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> None:
+    """The result and the figures of a member, as far as they are not there yet."""
+    result = read_result(member.folder)
+    if result is None:
+        result = conclude(
+            member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device
+        )
+    if pack.judged_on == "test" and not drawn(member):
+        draw(member, result)
 
 
 def chosen_device(run: Run) -> torch.device:

@@ -5,7 +5,7 @@ so a sweep that was killed continues with what is not done yet, and nothing is r
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
 from pathlib import Path
@@ -21,7 +21,8 @@ VERSION = 1
 MOST_TRIALS = 100_000
 ONLY_CONDITION = "all"
 NOT_LEARNT = ("device", "threads", "log_every", "checkpoint_every")  # of trainer: they change no result
-FIXED = ("data.store", "data.simulate", "data.split", "seed", "name", "sweep")  # the rows must stay comparable
+FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
+FIXED_IN_GRID = ("data.modalities", "data.classes")  # conditions may differ in their rows, what is chosen among may not
 
 
 @dataclass(frozen=True)
@@ -57,16 +58,13 @@ class Trial:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The trials of a sweep and the packs they are trained in."""
+    """The trials of a sweep and the packs they are trained in; conditions may share a trial."""
 
     study: str
     fingerprint: str  # of the data
     trials: tuple[Trial, ...]
     packs: tuple[tuple[str, ...], ...]  # trial ids
-
-    def trial(self, name: str) -> Trial:
-        """A trial by its id."""
-        return next(trial for trial in self.trials if trial.id == name)
+    refit_packs: tuple[tuple[str, ...], ...] = ()  # known once configurations are chosen
 
 
 def trial_id(run: Run, fingerprint: str) -> str:
@@ -81,7 +79,7 @@ def trial_id(run: Run, fingerprint: str) -> str:
 
 
 def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
-    """Conditions x grid x folds x replicates, in this order; equal trials are listed once.
+    """Conditions x grid x folds x replicates, in this order; equal trials of one condition are listed once.
 
     Raises ``ConfigError`` for keys or values that no run accepts, before anything is started.
     """
@@ -91,7 +89,7 @@ def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
     total = len(conditions) * len(combinations) * sweep.folds * sweep.replicates
     _check(study, total, source)
     base = to_tree(study.base())
-    trials: dict[str, Trial] = {}
+    trials: dict[tuple[str, str], Trial] = {}
     for condition, settings in conditions.items():
         under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
         for number, params in enumerate(combinations):
@@ -101,7 +99,8 @@ def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
                 run = build(Run, _placed(tree, study, fold, replicate), source=where)
                 name = trial_id(run, fingerprint)
                 held = fold if sweep.folds > 1 else None
-                trials.setdefault(name, Trial(name, condition, number, params, held, replicate, run))
+                trial = Trial(name, condition, number, params, held, replicate, run)
+                trials.setdefault((condition, name), trial)
     return tuple(trials.values())
 
 
@@ -128,6 +127,7 @@ def save(path: Path, manifest: Manifest) -> None:
         "study": manifest.study,
         "fingerprint": manifest.fingerprint,
         "packs": manifest.packs,
+        "refit_packs": manifest.refit_packs,
         "trials": trials,
     }
     write_json(path, content)
@@ -140,8 +140,8 @@ def load(path: Path) -> Manifest:
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
         trials = tuple(Trial.from_tree(tree, source=str(path)) for tree in content["trials"])
-        packs = tuple(tuple(pack) for pack in content["packs"])
-        return Manifest(content["study"], content["fingerprint"], trials, packs)
+        packs, again = (tuple(tuple(pack) for pack in content[key]) for key in ("packs", "refit_packs"))
+        return Manifest(content["study"], content["fingerprint"], trials, packs, again)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
@@ -165,7 +165,7 @@ def _check(study: Study, total: int, source: str) -> None:
             f"sweep.{place}: {key}: cannot be swept; it would make the trials incomparable"
             for settings in keys
             for key in settings
-            if _is_fixed(key)
+            if _is_under(key, FIXED + FIXED_IN_GRID * (place == "grid"))
         ]
     overlap = {k for settings in study.sweep.conditions.values() for k in settings} & set(study.sweep.grid)
     problems += [f"sweep: {key} is set by both the grid and a condition" for key in sorted(overlap)]
@@ -177,8 +177,13 @@ def _check(study: Study, total: int, source: str) -> None:
         raise ConfigError(problems, source=source)
 
 
-def _is_fixed(key: str) -> bool:
-    return any(key == fixed or key.startswith(fixed + ".") for fixed in FIXED)
+def _is_under(key: str, sections: Sequence[str]) -> bool:
+    return any(key == section or key.startswith(section + ".") for section in sections)
+
+
+def unique(trials: Iterable[Trial]) -> list[Trial]:
+    """Every trial once, in the order of its first appearance."""
+    return list({trial.id: trial for trial in reversed(list(trials))}.values())[::-1]
 
 
 def sequence_digest(names: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ One way for every executor: whoever trains, in whatever process, only appends to
 
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -78,10 +79,13 @@ class Monitor:
             return
         if record["kind"] == "metrics":
             self._epochs[trial] = max(self._epochs[trial], record["step"])
-        if record["kind"] == "end":  # stopped early or failed: nothing of it is left to do
-            self._ended[trial] = record["values"]["status"]
+        if record["kind"] in {"end", "checkpoint"}:  # trained to its end, stopped early or failed
             self._epochs[trial] = self._limit[trial]
+        if record["kind"] == "end":
+            self._ended[trial] = record["values"]["status"]
 
     def _watch(self) -> None:
-        while not self._stop.wait(SECONDS_BETWEEN_LOOKS):
-            self.look()
+        """Until told to stop. What goes wrong here goes wrong again in the last look, where it is raised."""
+        with suppress(Exception):
+            while not self._stop.wait(SECONDS_BETWEEN_LOOKS):
+                self.look()

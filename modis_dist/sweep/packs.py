@@ -5,7 +5,7 @@ replicates of one stack. A stack is as large as allowed, but small enough that e
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 from modis_dist.config.parse import digest, to_tree
@@ -30,6 +30,27 @@ def arrange(
         alike[stack_key(trial, selection)].append(trial)
     packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), packing.max_trials)]
     return tuple(tuple(pack) for pack in _at_least(slots, packs))
+
+
+def layout(
+    trials: Sequence[Trial],
+    selection: Selection,
+    *,
+    earlier: Sequence[Sequence[str]],
+    done: Callable[[Trial], bool],
+    packing: Packing,
+    slots: int,
+) -> tuple[tuple[Trial, ...], ...]:
+    """The packs of a sweep that may have been started before.
+
+    A pack of an earlier start stays as it was, with its checkpoint, where all its trials are still wanted. The trials
+    that are in none and not done are packed anew; what is done is never trained again.
+    """
+    wanted = {trial.id: trial for trial in trials}
+    kept = [tuple(wanted[name] for name in pack) for pack in earlier if all(name in wanted for name in pack)]
+    packed = {trial.id for pack in kept for trial in pack}
+    rest = [trial for trial in wanted.values() if trial.id not in packed and not done(trial)]
+    return (*kept, *arrange(rest, selection, packing=packing, slots=slots))
 
 
 def stack_key(trial: Trial, selection: Selection) -> str:

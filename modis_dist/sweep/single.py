@@ -1,15 +1,16 @@
 """One run by itself: training it into a folder, and judging a trained folder on the rows of a store."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from modis_dist.config.parse import load_run
 from modis_dist.config.run import Run
-from modis_dist.data.index import UNLABELLED
+from modis_dist.data.index import UNLABELLED, Index
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
@@ -23,7 +24,7 @@ from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
-from modis_dist.train.prepare import Subset, load_cohort, prepare
+from modis_dist.train.prepare import Subset, load_cohort, prepare, select, training_rows
 from modis_dist.train.seeds import mix
 
 
@@ -51,7 +52,9 @@ def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Sto
         journal = JournalWriter(out / "journal.jsonl")
         try:
             (progress,) = fit([member], folder=out, device=device, ports=Ports(journal, reporter, stop))
-            result = conclude(member, progress, judged_on="validation", probe=True, baselines=Baselines())
+            result = conclude(
+                member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
+            )
             journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
         finally:
             journal.close()
@@ -71,16 +74,17 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """Judge the model of a folder on a store.
 
     On the store it was trained with: on the test rows of its split, or the validation rows where there are none, with
-    the baseline and the alignment probe. On any other store: on all rows of classes that the model knows.
+    the baseline and the alignment probe. On any other store: on all rows of classes that the model knows, without
+    those that have the sample or group id of a training row where the training's own store is still at hand.
 
-    Keys: ``rows`` ("test", "validation" or "all"), ``left_out`` (rows of unknown classes), ``evaluation``,
-    ``baseline`` (or None).
+    Keys: ``rows`` ("test", "validation" or "all"), ``left_out`` (rows of unknown classes),
+    ``training_rows_left_out`` (None where training rows may be among those judged), ``evaluation``, ``baseline`` (or
+    None).
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
     if trial_id(run, opened.fingerprint) != predictor.trial:
-        subset, left_out = _all_rows(predictor, opened)
-        return {"rows": "all", "left_out": left_out, "evaluation": evaluate(predictor, subset), "baseline": None}
+        return _judged_elsewhere(predictor, opened, learnt_from(run, predictor))
     prepared = prepare(run, load_cohort(opened, run.data), test=True)
     subset_or_none = prepared.test or prepared.validation
     if subset_or_none is None:
@@ -89,6 +93,7 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     return {
         "rows": "test" if prepared.test else "validation",
         "left_out": 0,
+        "training_rows_left_out": sum(prepared.train.rows().values()),
         "evaluation": evaluate(predictor, subset_or_none, absent_pairs=prepared.absent_pairs, probing=probing),
         "baseline": plain_baseline(prepared, subset_or_none),
     }
@@ -102,20 +107,80 @@ def _run_file(path: Path) -> Path:
     return file
 
 
-def _all_rows(predictor: Predictor, store: Store) -> tuple[Subset, int]:
-    """Every row of the store whose class the model knows, preprocessed as in training, and the number of others."""
+@dataclass(frozen=True)
+class Learnt:
+    """Ids of the rows a model was trained on, of all modalities together."""
+
+    samples: frozenset[str]
+    groups: frozenset[str]
+
+    def knows(self, index: Index) -> NDArray[np.bool_]:
+        """Which rows are of a known sample or group; shape [n]."""
+        pairs = zip(index.sample_id, index.group_id, strict=True)
+        return np.array([sample in self.samples or group in self.groups for sample, group in pairs], dtype=bool)
+
+
+def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
+    """The training rows of a model, from the store it was trained with; None where that is not at hand unchanged.
+
+    Nothing of a patient is kept with a model, so there is no other place to look.
+    """
+    folder = _run_file(predictor.path).parent
+    # a simulated store lies in the folder of its run or of its study (study/trials/ID, study/model)
+    places = [folder, folder.parent, folder.parent.parent]
+    named = [Path(run.data.store)] if run.data.store else [s for p in places for s in sorted(p.glob("store-*"))]
+    for path in named:
+        try:
+            store = Store.open(path)
+        except (DataError, OSError):
+            continue
+        if trial_id(run, store.fingerprint) == predictor.trial:
+            selection = select(store, run.data)
+            _, chosen = training_rows(run, selection)
+            parts = [selection.index[m].take(chosen[m].rows) for m in selection.modalities]
+            return Learnt(
+                frozenset(name for part in parts for name in part.sample_id),
+                frozenset(name for part in parts for name in part.group_id),
+            )
+    return None
+
+
+def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None) -> dict[str, Any]:
+    """Figures on a store that the model was not trained with."""
+    subset, unknown, known = _new_rows(predictor, store, learnt)
+    if not any(subset.rows().values()):
+        raise DataError(
+            f"{store.path}: no row is left to judge ({unknown} of classes that the model does not know, {known} with "
+            "the sample or group id of a training row)"
+        )
+    return {
+        "rows": "all",
+        "left_out": unknown,
+        "training_rows_left_out": None if learnt is None else known,
+        "evaluation": evaluate(predictor, subset),
+        "baseline": None,
+    }
+
+
+def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None) -> tuple[Subset, int, int]:
+    """The store's rows of known classes that were not learnt from, preprocessed as in training.
+
+    Also the numbers of rows left out: of unknown classes, and of the others those learnt from.
+    """
     modalities = [m for m in store.modalities if m in predictor.modalities]
     if not modalities:
         raise DataError(f"{store.path}: has none of the model's modalities ({', '.join(predictor.modalities)})")
     unknown = -2
     codes = [predictor.classes.index(c) if c in predictor.classes else unknown for c in store.classes]
     code = np.array([*codes, UNLABELLED])
-    whole, left_out = Subset({}, {}, {}), 0
+    whole, strangers, learnt_rows = Subset({}, {}, {}), 0, 0
     for modality in modalities:
         index = store.index(modality)
         label = code[index.label]
-        kept = np.flatnonzero(label != unknown)
-        left_out += len(index) - len(kept)
+        strange = label == unknown
+        trained_on = np.zeros(len(index), dtype=bool) if learnt is None else learnt.knows(index) & ~strange
+        strangers, learnt_rows = strangers + int(strange.sum()), learnt_rows + int(trained_on.sum())
+        kept = np.flatnonzero(~strange & ~trained_on)
         x = predictor.transform(_aligned(predictor, store, modality, kept), modality=modality)
         whole = replace(
             whole,
@@ -123,7 +188,7 @@ def _all_rows(predictor: Predictor, store: Store) -> tuple[Subset, int]:
             label={**whole.label, modality: label[kept]},
             sample_id={**whole.sample_id, modality: index.sample_id[kept]},
         )
-    return whole, left_out
+    return whole, strangers, learnt_rows
 
 
 def _aligned(predictor: Predictor, store: Store, modality: str, rows: Any) -> Any:

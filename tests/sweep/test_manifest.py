@@ -11,7 +11,7 @@ from modis_dist.errors import ConfigError, DataError
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import chosen, grouped, spread
 from modis_dist.sweep.manifest import Manifest, expand, refit, trial_id
-from modis_dist.sweep.packs import arrange, stack_key
+from modis_dist.sweep.packs import arrange, layout, stack_key
 from tests.sweep.toy_study import tree
 from tests.train import toy
 
@@ -62,6 +62,9 @@ def test_equal_grid_points_are_trained_once() -> None:
         ({"grid": {"optim.lrr": [1]}}, "optim.lrr: unknown key; did you mean 'lr'"),
         ({"grid": {"optim.lr": [1, -1]}}, "optim.lr: "),
         ({"grid": {"data.store": ["a"]}}, "data.store: cannot be swept"),
+        ({"grid": {"trainer.metric": ["nmi"]}}, "trainer.metric: cannot be swept"),
+        ({"grid": {"data.classes": [["a", "b"]]}}, "data.classes: cannot be swept"),
+        ({"conditions": {"a": {"trainer.metric": "nmi"}}}, "trainer.metric: cannot be swept"),
         ({"grid": {"seed": [1]}}, "seed: cannot be swept"),
         ({"grid": {"data.split.seed": [1]}}, "data.split.seed: cannot be swept"),
         ({"conditions": {"a": {"name": "b"}}}, "name: cannot be swept"),
@@ -129,6 +132,17 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
         assert max(map(len, packs)) - min(map(len, packs)) <= max(1, max(map(len, packs)) // 2 + 1)
+
+
+def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew() -> None:
+    selection = toy.cohort().selection
+    found = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
+    ids = [t.id for t in found]
+    earlier = [(ids[0], ids[1]), (ids[2], "gone")]
+    packs = layout(
+        found, selection, earlier=earlier, done=lambda t: t.id == ids[2], packing=Packing(max_trials=8), slots=1
+    )
+    assert [[t.id for t in pack] for pack in packs] == [[ids[0], ids[1]], [ids[3], ids[4]]]
 
 
 def test_without_packing_every_trial_is_a_pack() -> None:

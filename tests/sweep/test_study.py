@@ -87,15 +87,60 @@ def test_outputs_are_private_and_hold_no_pickle(done: Path) -> None:
     assert not {path.suffix for path in files} & {".pkl", ".pickle", ".pt", ".pth", ".ckpt", ".joblib"}
 
 
-def test_a_larger_grid_keeps_what_is_done(done: Path) -> None:
-    kept = {p.name for p in (done / "out" / "trials").iterdir()}
-    before = {p: p.stat().st_mtime_ns for p in (done / "out" / "trials").glob("*/result.json")}
-    study = write_study(done / "larger.yaml", done / "store", replicates=2, grid={"objective.beta": [1e-4, 1e-2, 1e-3]})
+def epochs_trained(out: Path) -> dict[str, int]:
+    """Epochs in the journals of all packs, by trial, however often they were trained."""
+    counts: dict[str, int] = {}
+    for journal in out.glob("packs/*/journal.jsonl"):
+        for line in journal.read_text().splitlines():
+            record = json.loads(line)["record"]
+            counts[record["trial"]] = counts.get(record["trial"], 0) + (record["kind"] == "metrics")
+    return counts
+
+
+def test_a_larger_grid_trains_only_what_is_new(done: Path) -> None:
+    before = epochs_trained(done / "out")
+    grid = {"objective.beta": [1e-4, 1e-2, 1e-3]}
+    study = write_study(done / "larger.yaml", done / "store", replicates=2, grid=grid)
     assert command(["tune", str(study), "--out", str(done / "out")]) == 0
-    assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert len({p.name for p in (done / "out" / "trials").iterdir()} - kept) >= 4
+    after = epochs_trained(done / "out")
+    assert {name: after[name] for name in before} == before
+    assert len(after) >= len(before) + 4
     assert summary_of(done)["trials"]["total"] == 12
     assert tune(done) == 0
+    assert epochs_trained(done / "out") == after
+
+
+def test_conditions_that_come_to_the_same_are_trained_once_and_shown_twice(tmp_path: Path) -> None:
+    same = {"default": {}, "pairwise": {"objective.adversarial_loss": "pairwise"}}
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=same)
+    assert tune(tmp_path) == 0
+    summary = summary_of(tmp_path)
+    assert summary["trials"] == {"total": 2, "done": 2, "failed": 0}
+    assert [c["condition"] for c in summary["conditions"]] == ["default", "pairwise"]
+    assert summary["conditions"][0]["test"] == summary["conditions"][1]["test"] is not None
+    before = epochs_trained(tmp_path / "out")
+    assert set(before.values()) <= {4, summary["best"]["epochs"]} and len(before) == 3
+    renamed = {"plain": {}, "pairwise": {"objective.adversarial_loss": "pairwise"}}
+    write_study(tmp_path / "study.yaml", tmp_path / "store", grid={}, conditions=renamed)
+    assert tune(tmp_path, "--set", "trainer.log_every=2") == 0
+    assert [c["condition"] for c in summary_of(tmp_path)["conditions"]] == ["plain", "pairwise"]
+    assert epochs_trained(tmp_path / "out") == before
+
+
+def test_the_model_of_an_earlier_study_does_not_outlive_a_study_without_one(tmp_path: Path) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={})
+    assert tune(tmp_path) == 0 and (tmp_path / "out" / "model").exists()
+    assert tune(tmp_path, "--set", "optim.lr=10", "--set", "optim.epochs=12") == 3
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    assert tune(tmp_path, "--set", "trainer.device=cuda:63") == 2
+    assert "asked for, this machine has" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,113 @@
+"""What a finished study leaves: ``summary.json``, ``report.md``, ``sweep.png`` and the delivered model."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modis_dist.files import write_json, write_text
+from modis_dist.report import figures
+from modis_dist.report.study import report
+from modis_dist.sweep.aggregate import Group, Results, figures_of_baseline, figures_on_test
+from modis_dist.sweep.execute import trial_folder
+from modis_dist.sweep.manifest import Manifest, Trial
+
+SUMMARY = "summary.json"
+MODEL = "model"
+REPORTS = ("report.md", "sweep.png", SUMMARY)
+
+
+def failures(results: Results) -> dict[str, str]:
+    return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
+
+
+def summarise(
+    listed: Manifest,
+    groups: Sequence[Group],
+    best: Mapping[str, Group],
+    refits: Mapping[str, Sequence[Trial]],
+    final: Results,
+    *,
+    metric: str,
+) -> dict[str, Any]:
+    """What scripts and tables read: counts, and for each condition its choice, its test figures, its baseline.
+
+    ``best``, ``test`` and ``baseline`` at the top are those of the first condition.
+    """
+    conditions = []
+    for condition in dict.fromkeys(group["condition"] for group in groups):
+        group = best.get(condition)
+        held = [final[t.id] for t in refits.get(condition, ()) if t.id in final]
+        held = [result for result in held if result["status"] == "done"]
+        conditions.append(
+            {
+                "condition": condition,
+                "best": None if group is None else _choice(group, metric),
+                "test": figures_on_test(held),
+                "baseline": figures_of_baseline(held),
+            }
+        )
+    expected = {name for group in groups for name in group["trials"]}
+    failed = {name for group in groups for name in group["failed_trials"]}
+    done = {name for group in groups for name in group["done_trials"]}
+    return {
+        "study": listed.study,
+        "trials": {"total": len(expected), "done": len(done), "failed": len(failed)},
+        **{key: conditions[0][key] for key in ("best", "test", "baseline")},
+        "conditions": conditions,
+        "metric": metric,
+        "groups": list(groups),
+    }
+
+
+def _choice(group: Group, metric: str) -> dict[str, Any]:
+    return {
+        "params": group["params"],
+        "metric": metric,
+        "mean": group["mean"],
+        "sd": group["sd"],
+        "n": group["n"],
+        "epochs": group["epochs"],
+        "baseline": group["baseline"],
+    }
+
+
+def write(
+    summary: dict[str, Any],
+    groups: Sequence[Group],
+    refits: Mapping[str, Sequence[Trial]],
+    final: Results,
+    *,
+    out: Path,
+    metric: str,
+) -> None:
+    """Tables, the overview figure, the delivered model, and last the summary."""
+    write_text(out / "report.md", report(summary, groups, metric=metric))
+    figures.sweep_overview(groups, out / "sweep.png", metric=metric)
+    done = [t for trials in refits.values() for t in trials if final.get(t.id, {}).get("status") == "done"]
+    if done:
+        _deliver(trial_folder(out, done[0]), out / MODEL)
+    else:
+        shutil.rmtree(out / MODEL, ignore_errors=True)  # one of an earlier start is not this study's
+    write_json(out / SUMMARY, summary)
+
+
+def _deliver(trained: Path, model: Path) -> None:
+    """Copy the first replicate's refit to ``model``: the first by seed, never the best by test rows."""
+    temporary = model.with_name(".model.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    shutil.copytree(trained, temporary)
+    shutil.rmtree(model, ignore_errors=True)
+    temporary.replace(model)
+
+
+def why_nothing(summary: Mapping[str, Any], out: Path) -> str:
+    """Why no configuration could be chosen, and what to do."""
+    trials, reasons = summary["trials"], sorted(set(summary["failures"].values()))
+    if not reasons:
+        return f"{out}: {summary['metric']} is undefined for every trial; are there labelled validation rows?"
+    return (
+        f"no configuration has all its folds and replicates: {trials['failed']} of {trials['total']} trials failed "
+        f"({'; '.join(reasons[:3])}); what is finished is kept in {out}; change the settings of those that diverged, "
+        "the same command tries those that crashed again"
+    )
