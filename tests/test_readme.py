@@ -78,3 +78,9 @@ def test_no_tracked_file_is_over_a_megabyte() -> None:
     if listed.returncode:
         pytest.skip("not a git checkout")
     assert not [name for name in listed.stdout.split("\n") if name and (ROOT / name).stat().st_size > 1_000_000]
+
+
+def test_the_shapes_that_the_readme_tells_are_those_of_the_study() -> None:
+    features = parse.load_study(ROOT / "tune_spaces" / "tcga10_small.yaml").model.modalities
+    told = {int(number) for number in re.findall(r"\d,\d{3} x (\d+)", TEXT)}
+    assert told == {one.features for one in features.values()}

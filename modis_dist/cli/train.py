@@ -58,21 +58,20 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
 
 
 def _print_tables(result: dict[str, Any], rows: str) -> None:
-    from rich.console import Console
+    from modis_dist.report.tables import class_table, evaluation_table, translation_table
+    from modis_dist.report.terminal import show, stdout
 
-    from modis_dist.report.tables import class_table, evaluation_table
-
-    console = Console()
+    console = stdout()
     judged = result["evaluation"]
-    for title, table in (
+    titled = [
         (f"On {rows} rows", evaluation_table(judged["classification"], result["baseline"])),
         ("By class", class_table(judged["classification"])),
-    ):
-        table.title = title
-        console.print(table)
+        ("Reconstruction and translation", translation_table({"": judged["translation"]})),
+    ]
+    show(titled, console)
     if "probe" in judged:
         probe = judged["probe"]
         console.print(
-            f"Alignment probe: logistic regression {probe['logistic_regression']:.3f}, "
-            f"kNN {probe['knn']:.3f}; perfect is {probe['perfect']:.3f}"
+            f"Alignment probe: telling the modality from the latent space, logistic regression "
+            f"{probe['logistic_regression']:.3f}, kNN {probe['knn']:.3f}; perfect is {probe['perfect']:.3f}"
         )

@@ -5,46 +5,109 @@ from typing import Any
 
 from rich.table import Table
 
-from modis_dist.report.tables import comparison_table, sweep_table, to_markdown
+from modis_dist.report.tables import (
+    ABSENT,
+    BASELINE,
+    add,
+    comparison_table,
+    empty,
+    escaped,
+    finished,
+    mean_sd,
+    numbers,
+    starred,
+    sweep_table,
+    to_markdown,
+    translation_table,
+)
 from modis_dist.report.text import plain
 
+FIGURES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
+HEADERS = ("balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI")
 
-def tables(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str) -> list[tuple[str, Table]]:
-    """Titled tables: the search, the test figures of each condition, per modality."""
+Titled = list[tuple[str, Table]]
+Conditions = Sequence[Mapping[str, Any]]
+
+
+def tables(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str) -> Titled:
+    """The titled tables of a terminal: search, comparison, by modality, translation, absent pairs if there are any."""
     found = [("Search, on validation rows", sweep_table(groups, metric=metric))]
-    tested = [condition for condition in summary["conditions"] if condition["test"] is not None]
+    tested = _tested(summary)
     if tested:
+        translations = {c["condition"]: c["test"]["translation"] for c in tested}
         found.append(("Chosen configuration, on test rows", comparison_table([_compared(c) for c in tested])))
         found.append(("Test balanced accuracy by modality", modality_table(tested)))
+        found.append(("Test error of reconstruction and translation", translation_table(translations)))
+    if any(condition["test"]["absent_pairs"] for condition in tested):
+        found.append(("Test recall of pairs absent in training", absent_table(tested)))
     return found
 
 
 def report(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str) -> str:
-    """The tables as Markdown."""
-    parts = [f"# {plain(summary['study'])}\n"]
-    for title, table in tables(summary, groups, metric=metric):
-        parts.append(f"## {title}\n\n{to_markdown(table)}")
+    """Those tables as Markdown, and all figures of the chosen configurations by condition and by class."""
+    parts = [f"# {escaped(summary['study'])}\n"]
+    for title, table in [*tables(summary, groups, metric=metric), *_details(_tested(summary))]:
+        parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
     return "\n".join(parts)
 
 
-def modality_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
-    """Mean test balanced accuracy of every modality, MODIS beside logistic regression."""
+def modality_table(conditions: Conditions) -> Table:
+    """Mean test balanced accuracy of every modality, MODIS beside the baseline."""
     prefix = "balanced_accuracy/"
-    names = dict.fromkeys(key for c in conditions for key in c["test"] if key.startswith(prefix))
-    table = Table("condition", "model")
-    for key in names:
-        table.add_column(plain(key.removeprefix(prefix)), justify="right")
+    keys = list(dict.fromkeys(key for c in conditions for key in c["test"] if key.startswith(prefix)))
+    return _beside_the_baseline(conditions, keys, [plain(key.removeprefix(prefix)) for key in keys])
+
+
+def figures_table(conditions: Conditions) -> Table:
+    """Every pooled test figure, MODIS beside the baseline."""
+    return _beside_the_baseline(conditions, FIGURES, HEADERS)
+
+
+def absent_table(conditions: Conditions) -> Table:
+    """Test recall on every class and modality without a training row."""
+    table = empty("condition", "class", "modality")
+    numbers(table, "recall", "n")
     for condition in conditions:
-        for model, figures in (("MODIS", condition["test"]), ("logistic regression", condition["baseline"])):
-            cells = [_mean_sd((figures or {}).get(key)) for key in names]
-            table.add_row(plain(condition["condition"]), model, *cells)
-    return table
+        for pair in condition["test"]["absent_pairs"]:
+            names = (condition["condition"], pair["label"], pair["modality"])
+            add(table, *map(plain, names), mean_sd(pair["recall"]), str(pair["recall"]["n"]))
+    return finished(table, "n: replicates.")
 
 
-def _mean_sd(figure: Mapping[str, Any] | None) -> str:
-    if figure is None or figure["mean"] is None:
-        return "-"
-    return f"{figure['mean']:.3f}" + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
+def class_table(test: Mapping[str, Any]) -> Table:
+    """Test recall and precision of every class, pooled and recall by modality; absent pairs carry a star."""
+    by_modality = test["per_modality_recall"]
+    table = empty("class")
+    numbers(table, "precision", "recall", *(f"recall {plain(m)}" for m in by_modality), "n")
+    absent = {(pair["label"], pair["modality"]) for pair in test["absent_pairs"]}
+    for label, held in test["per_class"].items():
+        recalls = [starred(mean_sd(one.get(label)), marked=(label, m) in absent) for m, one in by_modality.items()]
+        add(
+            table, plain(label), mean_sd(held["precision"]), mean_sd(held["recall"]), *recalls, str(held["recall"]["n"])
+        )
+    return finished(table, "n: replicates with rows of the class.", *([ABSENT] if absent else []))
+
+
+def _details(conditions: Conditions) -> Titled:
+    """What is too long for a terminal."""
+    by_class = [(f"Test figures by class: {c['condition']}", class_table(c["test"])) for c in conditions]
+    return [("All test figures", figures_table(conditions)), *by_class] if conditions else []
+
+
+def _tested(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [condition for condition in summary["conditions"] if condition["test"] is not None]
+
+
+def _beside_the_baseline(conditions: Conditions, keys: Sequence[str], headers: Sequence[str]) -> Table:
+    """Figures under ``keys``, a line of MODIS and one of the baseline for each condition."""
+    table = empty("condition", "model")
+    numbers(table, *headers, "n")
+    for condition in conditions:
+        for model, figures in (("MODIS", condition["test"]), ("baseline", condition["baseline"] or {})):
+            held = [figures.get(key) for key in keys]
+            n = max((figure["n"] for figure in held if figure is not None), default=0)
+            add(table, plain(condition["condition"]), model, *map(mean_sd, held), str(n))
+    return finished(table, f"{BASELINE}.", "n: replicates.")
 
 
 def _compared(condition: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,8 +5,9 @@ Every cell is a ``Text``, so that names from data are shown as they are written 
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
@@ -14,6 +15,12 @@ from modis_dist.report.text import best_of_each_condition, plain, settings, vary
 
 NOTHING = "-"
 FIGURES = ("balanced_accuracy", "macro_f1", "nmi", "ari")
+BASELINE = "baseline: logistic regression of every modality by itself, on the same rows"
+PROBE = "probe: balanced accuracy of telling the modality of a row from its place in the latent space."
+ABSENT = "* no row of this class and modality in training"
+
+
+# --- one model ----------------------------------------------------------------------------------------------
 
 
 def evaluation_table(model: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Table:
@@ -21,32 +28,54 @@ def evaluation_table(model: Mapping[str, Any], baseline: Mapping[str, Any] | Non
 
     ``baseline`` is a result of ``baseline.logistic_regression``. No difference is shown where it judged other rows.
     """
-    table = _table("modality", "rows", "balanced accuracy", "macro F1", "NMI", "ARI", "LR", "over LR")
+    table = empty("modality")
+    numbers(table, "rows", "balanced accuracy", "macro F1", "NMI", "ARI", "baseline", "gain")
     parts = {} if baseline is None else baseline["modalities"]
     lines = [(plain(name), held, parts.get(name)) for name, held in model["modalities"].items()]
     for name, ours, theirs in [*lines, ("all", model, baseline)]:
-        figures = [_number(ours[figure]) for figure in FIGURES]
-        compared = [NOTHING, NOTHING] if theirs is None else [_number(theirs["balanced_accuracy"]), _gain(ours, theirs)]
-        _add(table, name, f"{ours['n']:,}", *figures, *compared)
+        figures = [number(ours[figure]) for figure in FIGURES]
+        compared = [NOTHING, NOTHING] if theirs is None else [number(theirs["balanced_accuracy"]), _gain(ours, theirs)]
+        add(table, name, f"{ours['n']:,}", *figures, *compared)
     unlabelled = [f"Unlabelled rows left out: {model['unlabelled']:,}."] if model["unlabelled"] else []
-    table.caption = Text("\n".join([*unlabelled, *_baseline_notes(baseline)])) if unlabelled or baseline else None
-    return table
+    return finished(table, *unlabelled, *_baseline_notes(baseline))
 
 
 def class_table(result: Mapping[str, Any]) -> Table:
     """Recall and precision per class, pooled and per modality; pairs absent in training carry a star."""
     modalities = result["modalities"]
-    table = _table("class", "rows", "all", *map(plain, modalities))
+    table = empty("class")
+    numbers(table, "rows", "all", *map(plain, modalities))
     absent = {(pair["label"], pair["modality"]) for pair in result["absent_pairs"]}
     for label, pooled in result["per_class"].items():
         cells = [
-            ("* " if (label, name) in absent else "") + _recall_precision(held["per_class"][label])
+            starred(_recall_precision(held["per_class"][label]), marked=(label, name) in absent)
             for name, held in modalities.items()
         ]
-        _add(table, plain(label), f"{pooled['n']:,}", _recall_precision(pooled), *cells)
-    notes = ["Recall / precision.", *(["* no row of this class and modality in training."] if absent else [])]
-    table.caption = Text("\n".join(notes))
-    return table
+        add(table, plain(label), f"{pooled['n']:,}", _recall_precision(pooled), *cells)
+    return finished(table, "recall/precision", *([ABSENT] if absent else []))
+
+
+def translation_table(translations: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Errors of ``metrics.translation`` by condition: decoded modality down, encoded across, the all-pairs baseline.
+
+    The column of conditions is left out where there is one.
+    """
+    several = len(translations) > 1
+    table = empty(*(["condition"] if several else []), "decoded as")
+    sources = dict.fromkeys(a for one in translations.values() for a in one["mse"])
+    numbers(table, *(f"from {plain(a)}" for a in sources), "all pairs")
+    for condition, one in translations.items():
+        for b, reference in one["all_pairs_baseline"].items():
+            errors = [_error(one["mse"].get(a, {}).get(b)) for a in sources]
+            add(table, *([plain(condition)] if several else []), plain(b), *errors, _error(reference))
+    return finished(
+        table,
+        "Mean squared error of preprocessed features, lower is better; from a modality to itself: reconstruction.",
+        "all pairs: between two different samples. A decoder that knows only the mean has half of it.",
+    )
+
+
+# --- a sweep ------------------------------------------------------------------------------------------------
 
 
 def sweep_table(groups: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy") -> Table:
@@ -55,31 +84,26 @@ def sweep_table(groups: Sequence[Mapping[str, Any]], *, metric: str = "balanced_
     A group holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or
     None), ``n`` finished trials of ``expected``, ``failed``, and optionally ``baseline`` and ``probe`` (kNN).
     """
-    table = _table(
-        "condition",
-        "parameters",
-        plain(metric.replace("_", " ")),
-        "sd",
-        "LR",
-        "probe kNN",
-        "trials",
-        "failed",
-        text_columns=2,
-    )
+    shown = plain(metric.replace("_", " "))
+    table = empty("condition")
+    parameters(table, "parameters")
+    numbers(table, shown, "baseline", "probe", "trials")
     keys = varying(groups) if groups else []
     best = best_of_each_condition(groups, metric=metric)
     for place, group in enumerate(groups):
-        mean = ("* " if place in best else "") + _number(group["mean"])
-        trials = f"{group['n']} of {group['expected']}"
-        beside = (_number(group.get("baseline")), _number(group.get("probe")))
-        cells = (mean, _number(group["sd"]), *beside, trials, str(group["failed"]))
+        beside = (number(group.get("baseline")), number(group.get("probe")))
+        cells = (starred(mean_sd(group), marked=place in best), *beside, _trials(group))
         name, style = plain(group["condition"]), "bold" if place in best else ""
-        _add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
+        add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
     notes = ["* best of its condition"] if best else []
+    if any(group.get("baseline") is not None for group in groups):
+        notes.append(f"{BASELINE}.")
     if any(group.get("probe") is not None for group in groups):
-        notes.append("Probe: balanced accuracy of telling the modality; lower is better aligned.")
-    table.caption = Text("\n".join(notes)) if notes else None
-    return table
+        notes += [
+            f"{PROBE} 1: they lie apart, nothing is aligned; 1 / number of modalities: perfectly aligned.",
+            f"The choice looks at {shown} only: compare the probes before you rely on alignment.",
+        ]
+    return finished(table, *notes)
 
 
 def comparison_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
@@ -88,18 +112,19 @@ def comparison_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
     A condition holds ``condition``, ``mean`` and ``sd`` of the test balanced accuracy over ``n`` replicates (or
     None), ``probe`` {logistic_regression, knn, perfect} or None, and ``baseline``, a balanced accuracy or None.
     """
-    table = _table("condition", "test balanced accuracy", "replicates", "probe LR", "probe kNN", "LR", "over LR")
+    table = empty("condition")
+    numbers(table, "balanced accuracy", "n", "baseline", "gain", "probe logistic", "probe kNN")
     for row in conditions:
-        mean = _number(row["mean"]) + ("" if row["sd"] is None else f" ± {row['sd']:.3f}")
-        probes = [_number((row["probe"] or {}).get(name)) for name in ("logistic_regression", "knn")]
-        compared = [_number(row["baseline"]), _difference(row["mean"], row["baseline"])]
-        _add(table, plain(row["condition"]), mean, str(row["n"]), *probes, *compared)
+        probes = [number((row["probe"] or {}).get(name)) for name in ("logistic_regression", "knn")]
+        compared = [number(row["baseline"]), _difference(row["mean"], row["baseline"])]
+        add(table, plain(row["condition"]), mean_sd(row), str(row["n"]), *compared, *probes)
+    notes = ["n: replicates."]
+    if any(row["baseline"] is not None for row in conditions):
+        notes.append(f"{BASELINE}; gain: over it.")
     perfect = sorted({row["probe"]["perfect"] for row in conditions if row["probe"]})
     if perfect:
-        table.caption = Text(
-            f"Probe: balanced accuracy of telling the modality; {perfect[0]:.3f} is perfect alignment."
-        )
-    return table
+        notes.append(f"{PROBE} 1: they lie apart, nothing is aligned; {perfect[0]:.3f}: perfectly aligned.")
+    return finished(table, *notes)
 
 
 # --- as text ------------------------------------------------------------------------------------------------
@@ -108,22 +133,23 @@ def comparison_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
 def plain_rows(table: Table) -> list[list[str]]:
     """Header and cells of a table as they are shown, without markup."""
     return [
-        [_shown(column.header) for column in table.columns],
+        [_one_line(column.header) for column in table.columns],
         *map(list, zip(*map(_cells, table.columns), strict=True)),
     ]
 
 
 def to_markdown(table: Table) -> str:
     """A GitHub table; everything a name might mean in Markdown or HTML is escaped."""
-    header, *lines = ([_escaped(cell) for cell in row] for row in plain_rows(table))
+    header, *lines = ([escaped(cell) for cell in row] for row in plain_rows(table))
     rule = ["---:" if column.justify == "right" else "---" for column in table.columns]
     text = "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines))
     caption = _shown(table.caption) if table.caption else ""
-    notes = "".join(f"\n\n{_escaped(line)}" for line in caption.split("\n") if line)
+    notes = "".join(f"\n\n{escaped(line)}" for line in caption.split("\n") if line)
     return f"{text}{notes}\n"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
+    """A line of text that Markdown and HTML show as it is."""
     entities = plain(text, limit=1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]#|$~])", r"\\\1", entities)
 
@@ -133,27 +159,75 @@ def _shown(cell: Any) -> str:
 
 
 def _cells(column: Column) -> list[str]:
-    return [_shown(cell) for cell in column.cells]
+    return [_one_line(cell) for cell in column.cells]
 
 
-# --- parts --------------------------------------------------------------------------------------------------
+def _one_line(cell: Any) -> str:
+    """Names hold no line breaks (``plain``), so these are ours, in place of a space."""
+    return _shown(cell).replace("\n", " ")
 
 
-def _table(*headers: str, text_columns: int = 1) -> Table:
-    """An empty table whose first columns hold text and the others numbers."""
+# --- parts --- --------------------------------------------------------------------------------------------------
+
+
+def empty(*names: str) -> Table:
+    """A table that begins with columns of names, which may be folded where a terminal is narrow."""
     table = Table(caption_justify="left")
-    for place, header in enumerate(headers):
-        justify: Literal["left", "right"] = "left" if place < text_columns else "right"
-        table.add_column(Text(header), justify=justify, overflow="fold")
+    for name in names:
+        table.add_column(Text(name), overflow="fold")
     return table
 
 
-def _add(table: Table, *cells: str, style: str = "") -> None:
+def parameters(table: Table, header: str) -> None:
+    """Add a column of settings, wrapped between two of them and never within one."""
+    table.add_column(Text(header), overflow="crop")
+
+
+def numbers(table: Table, *headers: str) -> None:
+    """Add columns of numbers, never wrapped; their headers have a word on each line."""
+    for header in headers:
+        table.add_column(Text(header.replace(" ", "\n")), justify="right", no_wrap=True, overflow="crop")
+
+
+def add(table: Table, *cells: str, style: str = "") -> None:
+    """Add a row of plain text."""
     table.add_row(*map(Text, cells), style=style)
 
 
-def _number(value: float | None) -> str:
+def finished(table: Table, *notes: str) -> Table:
+    """With its notes below, and every column at least as wide as the longest piece that must stay whole."""
+    for column in table.columns:
+        cells = [] if column.overflow == "fold" else [_shown(cell) for cell in column.cells]
+        texts = [_shown(column.header), *cells]
+        pieces = [piece for text in texts for piece in (text.split("\n") if column.no_wrap else text.split())]
+        column.min_width = max(map(cell_len, pieces), default=1)
+    table.caption = Text("\n".join(notes)) if notes else None
+    return table
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or a dash."""
     return NOTHING if value is None else f"{value:.3f}"
+
+
+def mean_sd(figure: Mapping[str, Any] | None) -> str:
+    """``mean`` ± ``sd``, the latter where it is defined."""
+    if figure is None or figure["mean"] is None:
+        return NOTHING
+    return number(figure["mean"]) + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
+
+
+def starred(cell: str, *, marked: bool) -> str:
+    """The cell, with a star if it is marked."""
+    return f"* {cell}" if marked else cell
+
+
+def _trials(group: Mapping[str, Any]) -> str:
+    return f"{group['n']} of {group['expected']}" + (f",\n{group['failed']} failed" if group["failed"] else "")
+
+
+def _error(value: float | None) -> str:
+    return NOTHING if value is None else f"{value:#.3g}"
 
 
 def _difference(ours: float | None, theirs: float | None) -> str:
@@ -167,16 +241,16 @@ def _gain(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
 
 
 def _recall_precision(held: Mapping[str, Any]) -> str:
-    return f"{_number(held['recall'])} / {_number(held['precision'])}"
+    return f"{number(held['recall'])}/{number(held['precision'])}"
 
 
 def _baseline_notes(baseline: Mapping[str, Any] | None) -> list[str]:
     if baseline is None:
         return []
-    notes = [f"LR: balanced accuracy of logistic regression per modality (C = {baseline['C']:g})."]
+    notes = [f"{BASELINE} (C = {baseline['C']:g}), its balanced accuracy; gain: over it."]
     for name, held in baseline["modalities"].items():
         if held["reason"]:
-            notes.append(f"LR of {plain(name)}: {held['reason']}.")
+            notes.append(f"baseline of {plain(name)}: {held['reason']}.")
         elif not held["converged"]:
-            notes.append(f"LR of {plain(name)}: not converged in {baseline['max_iter']} iterations.")
+            notes.append(f"baseline of {plain(name)}: not converged in {baseline['max_iter']} iterations.")
     return notes

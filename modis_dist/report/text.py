@@ -43,5 +43,5 @@ def _value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:g}"
     if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_value, value)) + "]"
+        return "[" + ",".join(map(_value, value)) + "]"  # no space, so that it is never wrapped
     return str(value)

@@ -1,0 +1,26 @@
+"""Tables on standard output, whole at any width."""
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+WIDEST = 10_000
+PADDING = 3  # of a column: a space on either side and the line between two
+
+
+def stdout() -> Console:
+    """As wide as the terminal; where output goes into a file or a pipe nothing is wrapped."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=WIDEST)
+
+
+def show(titled: Iterable[tuple[str, Table]], console: Console) -> None:
+    """Print tables; one that is wider than the terminal is printed whole instead of with shortened numbers."""
+    for title, table in titled:
+        table.title = Text(title)
+        narrowest = sum((column.min_width or 1) + PADDING for column in table.columns) + 1
+        if narrowest > console.width:
+            table.width = narrowest
+        console.print(table, crop=False)
