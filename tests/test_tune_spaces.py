@@ -92,3 +92,13 @@ def test_cluster_profiles_are_yaml() -> None:
 def test_a_run_of_a_study_is_a_run_by_itself() -> None:
     (trial, *_) = expand(study("tcga10_small"), "", source="tcga10_small")
     assert build(Run, parse(dump(trial.run), source="dump"), source="dump") == trial.run
+
+
+def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    smaller = ["optim.epochs=1", "data.simulate.samples=240", "sweep.executor=local", "sweep.folds=2"]
+    settings = [part for setting in smaller for part in ("--set", setting)]
+    assert run(["tune", str(ROOT / "tune_spaces/quickstart.yaml"), *settings, "--out", str(tmp_path / "out")]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["trials"]["failed"] == 0 and summary["trials"]["done"] == summary["trials"]["total"] > 1
+    assert 0 < summary["test"]["balanced_accuracy"]["mean"] <= 1
+    assert "balanced accuracy" in capsys.readouterr().out

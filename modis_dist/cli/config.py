@@ -36,7 +36,11 @@ def config(
     elif explain is not None:
         typer.echo(keys.explain(explain))
     elif study is not None:
-        typer.echo(parse.dump(parse.load_study(study, settings or [])), nl=False)
+        from modis_dist.sweep.manifest import expand
+
+        loaded = parse.load_study(study, settings or [])
+        expand(loaded, "", source=str(study))  # what only combinations of the grid show; needs no data
+        typer.echo(parse.dump(loaded), nl=False)
 
 
 def model(

@@ -1,14 +1,12 @@
 """The `modis-dist data` commands: import, check, describe, simulate. They parse arguments and print, no more."""
 
-import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from modis_dist.cli.options import Json, print_json
 from modis_dist.errors import shown
 
 if TYPE_CHECKING:
@@ -22,7 +20,6 @@ app.add_typer(simulate_app, name="simulate")
 
 StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
 OutPath = Annotated[Path, typer.Option("--out", metavar="STORE", help="Folder to make; must not exist.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 
 
 @app.command("import")
@@ -39,9 +36,10 @@ def import_(
 
     Example: `modis-dist data import tables --out mystore`
     """
+    from modis_dist.cli.display import modality_bars
     from modis_dist.data.importers import import_source
 
-    with _progress() as progress:
+    with modality_bars() as progress:
         import_source(source, out, progress=progress)
     _print_made(out)
 
@@ -52,16 +50,17 @@ def check(store: StorePath, as_json: Json = False) -> None:
 
     Example: `modis-dist data check mystore`
     """
+    from modis_dist.cli.display import modality_bars
     from modis_dist.data.coverage import verify
 
-    with _progress() as progress:
+    with modality_bars() as progress:
         sound = verify(store, progress=progress)
     held = {
         name: {"rows": table.rows, "features": len(table.features), "shards": len(table.shards)}
         for name, table in sound.tables.items()
     }
     if as_json:
-        _print_json({"store": str(store), "ok": True, "fingerprint": sound.fingerprint, "modalities": held})
+        print_json({"store": str(store), "ok": True, "fingerprint": sound.fingerprint, "modalities": held})
         return
     for name, table in held.items():
         typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shards: sound")
@@ -74,13 +73,14 @@ def describe(store: StorePath, as_json: Json = False) -> None:
 
     Example: `modis-dist data describe mystore`
     """
+    from modis_dist.cli.display import modality_bars
     from modis_dist.data.coverage import measure
     from modis_dist.data.store import Store
 
-    with _progress() as progress:
+    with modality_bars() as progress:
         coverage = measure(Store.open(store), progress=progress)
     if as_json:
-        _print_json(coverage.as_tree())
+        print_json(coverage.as_tree())
         return
     _print_coverage(coverage)
 
@@ -115,29 +115,6 @@ def intersim(
 
 
 # --- printing -------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A function that shows how far each modality is: bars on stderr, nothing where that is no terminal."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskID, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-    bars: dict[str, TaskID] = {}
-    with Progress(*columns, console=console, disable=not console.is_terminal) as shown_bars:
-
-        def advance(modality: str, done: int, total: int) -> None:
-            if modality not in bars:
-                bars[modality] = shown_bars.add_task(modality)
-            shown_bars.update(bars[modality], completed=done, total=total)
-
-        yield advance
-
-
-def _print_json(tree: object) -> None:
-    typer.echo(json.dumps(tree, indent=2, allow_nan=False))
 
 
 def _print_made(out: Path) -> None:

@@ -1,10 +1,10 @@
 """Progress on a terminal; nothing where standard error is not one."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 FIGURES = {"val/balanced_accuracy": "balanced accuracy", "train/total_g": "loss"}
 
@@ -26,6 +26,32 @@ def run_bar(epochs: int) -> Iterator["RunBar"]:
     """A bar for one training."""
     with _bars() as bars:
         yield RunBar(bars, epochs)
+
+
+@contextmanager
+def rows_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar for rows going through a model; call it with the rows done and the rows in all."""
+    with _bars() as bars:
+        task = bars.add_task("rows", total=None, said="")
+
+        def told(done: int, rows: int) -> None:
+            bars.update(task, completed=done, total=rows, said=f"{done} of {rows}")
+
+        yield told
+
+
+@contextmanager
+def modality_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for each modality; call it with the modality, what is done of it and what there is."""
+    with _bars() as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def told(modality: str, done: int, total: int) -> None:
+            if modality not in tasks:
+                tasks[modality] = bars.add_task(modality, said="")
+            bars.update(tasks[modality], completed=done, total=total)
+
+        yield told
 
 
 def _bars() -> Progress:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from modis_dist.sweep.driver import Executor, Plan
 
 MLFLOW_PATIENCE_S = 60.0
+TRIALS_SHOWN = 20
 
 
 def tune(
@@ -35,15 +36,17 @@ def tune(
 
     from modis_dist.config.parse import load_study
     from modis_dist.data.opening import named_store
+    from modis_dist.sweep.manifest import expand
 
     wanted = load_study(study, settings or [])
+    expand(wanted, "", source=str(study))  # needs no data
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
     with _executor(wanted) as executor:
         if dry_run:
             with tempfile.TemporaryDirectory() as nowhere:
-                place = folder if folder.exists() else Path(nowhere)
-                _print_plan(_plan(wanted, place, executor, study), executor, as_json=as_json)
+                place = _place(wanted, folder, Path(nowhere))
+                _print_plan(_plan(wanted, place, executor, study), executor, place, as_json=as_json)
             return
         summary = _tune(wanted, folder, executor, study)
     if as_json:
@@ -78,7 +81,7 @@ def _executor(study: "Study") -> "Executor":
     if study.sweep.executor == "local":
         from modis_dist.sweep.local import LocalExecutor
 
-        return LocalExecutor()
+        return LocalExecutor(study.sweep.resources)
     from modis_dist.launch.ray_tune import RayExecutor
 
     return RayExecutor(study.sweep.resources, device=study.trainer.device)
@@ -87,7 +90,7 @@ def _executor(study: "Study") -> "Executor":
 def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
     from modis_dist.cli.display import errors
-    from modis_dist.config.parse import digest, to_tree
+    from modis_dist.config.parse import digest
     from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
     from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
     from modis_dist.launch.mlflow_study import Mirror
@@ -102,43 +105,85 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
         )
         return NullMirror()
     uri, experiment = wanted.uri or default_uri(folder), wanted.experiment or study.name
-    identity = digest([to_tree(study), str(folder)])[:16]
+    identity = digest([study.name, str(folder)])[:16]  # not the settings: the same study, continued
     return BackgroundMirror(Mirror(uri=uri, experiment=experiment, study=identity, folder=folder))
 
 
-def _print_plan(planned: "Plan", executor: "Executor", *, as_json: bool) -> None:
+def _place(study: "Study", folder: Path, nowhere: Path) -> Path:
+    """Where a dry run plans: the folder where a start has left all that is needed, else where nothing is kept."""
+    from modis_dist.data.opening import simulated_store
+
+    simulated = study.data.simulate
+    there = folder.exists() if simulated is None else simulated_store(simulated, out=folder).exists()
+    return folder if there else nowhere
+
+
+def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, Any]:
+    """What is left to do and about what it costs, as plain values."""
+    from modis_dist.sweep.estimate import START_UP_S, as_rows, costs, disk_bytes, refits, wall_seconds
+    from modis_dist.sweep.execute import trial_folder, unfinished
+    from modis_dist.sweep.manifest import unique
+    from modis_dist.train.outcome import read_result
+
+    trials = unique(planned.manifest.trials)
+    listed = [
+        {
+            "id": trial.id,
+            "name": trial.name,
+            "condition": trial.condition,
+            "params": trial.params,
+            "fold": trial.fold,
+            "seed": trial.run.seed,
+            "done": read_result(trial_folder(folder, trial)) is not None,
+        }
+        for trial in trials
+    ]
+    shape_of = {trial.condition: planned.shapes[trial.id] for trial in reversed(planned.manifest.trials)}
+    search = unfinished(folder, planned.packs())
+    again = refits(planned)
+    found = costs(search, planned.selection, [planned.shapes[p.trials[0].id] for p in search], threads=executor.threads)
+    later = costs(again, planned.selection, [shape_of[p.trials[0].condition] for p in again], threads=executor.threads)
+    seconds = wall_seconds(found, slots=executor.slots) + wall_seconds(later, slots=executor.slots)
+    return {
+        "study": planned.study.name,
+        "trials": len(trials),
+        "done": sum(trial["done"] for trial in listed),
+        "list": listed,
+        "packs": as_rows(search, found),
+        "refit_packs": as_rows(again, later),
+        "slots": executor.slots,
+        "seconds": seconds + START_UP_S[planned.study.sweep.executor],
+        "bytes": disk_bytes(found + later, slots=executor.slots),
+    }
+
+
+def _print_plan(planned: "Plan", executor: "Executor", folder: Path, *, as_json: bool) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    from modis_dist.sweep.estimate import as_rows, costs, wall_seconds
-
-    packs = planned.packs()
-    shapes = [planned.shapes[pack.trials[0].id] for pack in packs]
-    found = costs(packs, planned.selection, shapes, threads=executor.threads)
-    seconds, size = wall_seconds(found, slots=executor.slots), sum(cost.bytes for cost in found)
-    plain = {
-        "study": planned.study.name,
-        "trials": len(planned.manifest.trials),
-        "packs": as_rows(packs, found),
-        "slots": executor.slots,
-        "seconds": seconds,
-        "bytes": size,
-    }
+    plain = _foreseen(planned, executor, folder)
     if as_json:
         print_json(plain)
         return
-    table = Table("pack", "trials", "steps", "minutes", "disk MB", title=f"{planned.study.name}: the search")
-    for row in as_rows(packs, found):
-        numbers = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
-        table.add_row(row["pack"], *map(str, numbers))
-    for column in table.columns[1:]:
-        column.justify = "right"
     console = Console()
-    console.print(table)
+    trials = Table("trial", "settings", "", title=f"{plain['study']}: {plain['trials']} trials")
+    for trial in plain["list"][:TRIALS_SHOWN]:
+        trials.add_row(trial["id"], escape(trial["name"]), "done" if trial["done"] else "")
+    console.print(trials)
+    if plain["trials"] > TRIALS_SHOWN:
+        console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
+    packs = Table("pack", "trials", "steps", "minutes", "disk MB", title="Packs that are left, then the refit")
+    for row in [*plain["packs"], *(row | {"pack": "refit"} for row in plain["refit_packs"])]:
+        numbers = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
+        packs.add_row(row["pack"], *map(str, numbers))
+    for column in packs.columns[1:]:
+        column.justify = "right"
+    console.print(packs)
     console.print(
-        f"{plain['trials']} trials in {len(packs)} packs, {executor.slots} at a time: at most about "
-        f"{seconds / 60:.1f} minutes of training, {size / 1e6:,.0f} MB; then the refit of what is chosen. "
-        "Nothing was started."
+        f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
+        f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping, "
+        f"{plain['bytes'] / 1e6:,.0f} MB. Nothing was started."
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import get_close_matches
 from types import NoneType
 from typing import Annotated, Any, Literal, get_args, get_origin
 
@@ -13,6 +14,7 @@ from modis_dist.config.study import Study
 from modis_dist.errors import ConfigError, nearest, shown
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
+SLIP = 0.8  # likeness of two words, of 1
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
@@ -48,6 +50,11 @@ def every_key(section: type[BaseModel] = Study, *, path: str = "", kind: str | N
             yield from every_key(model, path=f"{here}.", kind=kind_of(model) if len(below) > 1 else kind)
 
 
+def alike(name: str, candidates: list[str]) -> list[str]:
+    """The candidates that differ by a slip: more telling than the same word in another section."""
+    return get_close_matches(name, candidates, cutoff=SLIP)
+
+
 def elsewhere(key: str, section: type[BaseModel] = Study) -> str:
     """`"; did you mean 'optim.lr'?"` for a key whose last part stands in another section, or nothing."""
     paths = dict.fromkeys(found.path for found in every_key(section))
@@ -66,7 +73,7 @@ def explain(key: str) -> str:
     known = list(every_key())
     found = [entry for entry in known if entry.path == key]
     if not found:
-        hint = elsewhere(key) or nearest(key, [entry.path for entry in known])
+        hint = nearest(key, _siblings(key, known)) or elsewhere(key) or nearest(key, [entry.path for entry in known])
         hint = hint or "; known: " + ", ".join(Study.model_fields)
         raise ConfigError([f"{shown(key)}: unknown key{hint}"], source="--explain")
     lines = [key]
@@ -74,6 +81,13 @@ def explain(key: str) -> str:
         lines += [f"  {kinds}{field.description}", *(f"    {name + ':':<9}{fact}" for name, fact in _facts(field))]
     below = [entry for entry in known if entry.path.startswith(key + ".") and "." not in entry.path[len(key) + 1 :]]
     return "\n".join([*lines, *_listed(below)])
+
+
+def _siblings(key: str, known: list[Key]) -> list[str]:
+    """The keys of the section that a key was looked for in that are much like it."""
+    section, _, last = key.rpartition(".")
+    parts = [entry.path.rpartition(".") for entry in known]
+    return [f"{section}.{name}".lstrip(".") for name in alike(last, [p[2] for p in parts if p[0] == section])]
 
 
 def _alike(found: list[Key]) -> list[tuple[str, FieldInfo]]:

@@ -7,7 +7,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from modis_dist.config.keys import elsewhere, kind_of, models_in
+from modis_dist.config.keys import alike, elsewhere, kind_of, models_in
 from modis_dist.config.run import DEVICE, NAME
 from modis_dist.errors import nearest, shown
 
@@ -62,9 +62,14 @@ def _problem(kind: type[BaseModel], detail: ErrorDetails) -> str:
 
 
 def _known_key(kind: type[BaseModel], section: type[BaseModel] | None, location: str, last: str) -> str:
-    """The key that was meant: a neighbour, one that stands elsewhere, or the list of what may stand here."""
+    """The key that was meant: the nearest neighbour, one that stands elsewhere, or the list of what may stand here."""
     known = sorted(section.model_fields) if section else []
-    return elsewhere(location, kind) or nearest(last, known) or "; known: " + ", ".join(known)
+    return (
+        nearest(last, alike(last, known))
+        or elsewhere(location, kind)
+        or nearest(last, known)
+        or "; known: " + ", ".join(known)
+    )
 
 
 def _wrong_kind(detail: ErrorDetails) -> str:

@@ -16,12 +16,20 @@ from modis_dist.errors import ConfigError, shown
 
 Tree = dict[str, Any]
 PATHS = ("data.store", "data.simulate.params")  # relative to the YAML file, or on the command line to where one is
+DOTTED = ((("sweep", "grid"), 0), (("sweep", "conditions"), 1))  # sections, and names below them, that hold dotted keys
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """The study in a YAML file, with ``key=value`` overrides applied. Raises ``ConfigError``."""
-    return build(Study, _read(path, overrides), source=str(path))
+    """The study in a YAML file, with ``key=value`` overrides applied.
+
+    Raises ``ConfigError`` with every mistake, those of the keys and values that are swept included.
+    """
+    tree = _read(path, overrides)
+    problems = [*_refused(Study, tree), *_mistakes_in_sweep(tree)]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)), source=str(path))
+    return build(Study, tree, source=str(path))
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> Run:
@@ -67,6 +75,40 @@ def build(kind: type[AnyRun], tree: Tree, *, source: str) -> AnyRun:
         raise ConfigError(mistakes(kind, error), source=source) from None
 
 
+def _refused(kind: type[BaseModel], tree: Tree) -> list[str]:
+    """Every mistake in a tree."""
+    try:
+        kind.model_validate(tree)
+    except ValidationError as error:
+        return mistakes(kind, error)
+    return []
+
+
+def _mistakes_in_sweep(tree: Tree) -> list[str]:
+    """What a run would refuse of each condition and of each value of the grid, by itself."""
+    sweep = tree.get("sweep")
+    if not isinstance(sweep, dict):
+        return []
+    base = {key: value for key, value in tree.items() if key != "sweep"}
+    swept = [(f"sweep.conditions.{shown(name)}", given) for name, given in _items(sweep.get("conditions"))]
+    for key, values in _items(sweep.get("grid")):
+        swept += [("sweep.grid", {key: value}) for value in (values if isinstance(values, list) else [])]
+    known = _refused(Run, base)
+    problems: list[str] = []
+    for place, settings in swept:
+        try:
+            run = with_settings(base, dict(_items(settings)), source="sweep")
+            found = [problem for problem in _refused(Run, run) if problem not in known]
+        except ConfigError as error:
+            found = error.problems
+        problems += [f"{place}: {problem}" for problem in found]
+    return problems
+
+
+def _items(section: Any) -> list[tuple[str, Any]]:
+    return list(section.items()) if isinstance(section, dict) else []
+
+
 def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
     """A copy of the tree with ``a.b=value`` settings written into it; values are YAML.
 
@@ -91,7 +133,7 @@ def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tr
     """A copy of the tree with dotted keys written into it."""
     changed: Tree = json.loads(json.dumps(tree))
     for key, value in settings.items():
-        *sections, last = key.split(".")
+        *sections, last = _parts(key)
         here = changed
         for section in sections:
             inner = here.setdefault(section, {})
@@ -102,6 +144,13 @@ def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tr
             here = inner
         here[last] = value
     return changed
+
+
+def _parts(key: str) -> list[str]:
+    """The parts of a dotted key; what stands below the grid or a condition is itself a dotted key of the run."""
+    parts = key.split(".")
+    named = next((len(place) + below for place, below in DOTTED if tuple(parts[: len(place)]) == place), len(parts))
+    return [*parts[:named], ".".join(parts[named:])] if named < len(parts) else parts
 
 
 def to_tree(run: BaseModel) -> Tree:

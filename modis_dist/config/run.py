@@ -156,11 +156,24 @@ PreprocessStep = Annotated[
 ]
 
 
+def _none_is_no_step(value: Any) -> Any:
+    """`none`, or `[none]`, is an empty list of steps."""
+    if value == "none" or (isinstance(value, list | tuple) and list(value) == ["none"]):
+        return []
+    if isinstance(value, list | tuple) and "none" in list(value):
+        raise ValueError("`none` stands alone, without other steps")
+    return value
+
+
+_Steps = tuple[PreprocessStep, ...]
+Steps = Annotated[_Steps, BeforeValidator(_none_is_no_step, json_schema_input_type=_Steps | Literal["none"])]
+
+
 class Preprocess(Section):
     """Ordered steps per modality; what they learn is learnt from training rows only and stored with the run."""
 
-    default: tuple[PreprocessStep, ...] = item((Standardise(),), "steps of every modality without its own list")
-    modalities: dict[Name, tuple[PreprocessStep, ...]] = item({}, "steps of single modalities, by name")
+    default: Steps = item((Standardise(),), "steps of every modality without its own list; none for no step")
+    modalities: dict[Name, Steps] = item({}, "steps of single modalities, by name; none for no step")
 
     def steps(self, modality: str) -> tuple[PreprocessStep, ...]:
         """The steps of one modality."""
@@ -316,10 +329,15 @@ Metric = Literal["balanced_accuracy", "mean_modality_balanced_accuracy", "macro_
 
 
 class Trainer(Section):
-    """How a training runs; nothing here but `metric` and `early_stopping` changes what is learnt."""
+    """How a training runs; `metric`, `early_stopping` and `validate_every` decide which epoch's model is kept."""
 
     device: str = item("auto", "auto, cpu, cuda or cuda:N", pattern=DEVICE)
-    threads: int | None = item(None, "CPU threads; all cores by default", ge=1, le=4096)
+    threads: int | None = item(
+        None,
+        "CPU threads of a training; by default all cores, in a sweep by Ray the cores shared out among its packs",
+        ge=1,
+        le=4096,
+    )
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
     metric: Metric = item("balanced_accuracy", "validation metric that chooses the best epoch")
     early_stopping: EarlyStopping | None = item(None, "stop early; never, by default")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data
+from modis_dist.config.run import Data, Simulate
 from modis_dist.data.intersim import simulate
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, shown
@@ -25,13 +25,18 @@ def named_store(data: Data, *, source: str) -> Store | None:
     return Store.open(path)
 
 
+def simulated_store(settings: Simulate, *, out: Path) -> Path:
+    """Where a simulated store is kept below ``out``."""
+    return out / f"store-{digest(to_tree(settings))[:8]}"
+
+
 def open_store(data: Data, *, out: Path, source: str) -> Store:
     """The store that ``data`` names, or one simulated below ``out``; raises as ``named_store``."""
     named = named_store(data, source=source)
     if named is not None:
         return named
     assert data.simulate is not None
-    path = out / f"store-{digest(to_tree(data.simulate))[:8]}"
+    path = simulated_store(data.simulate, out=out)
     if not path.exists():
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         simulate(data.simulate, path)

@@ -16,6 +16,8 @@ from modis_dist.errors import ConfigError, Interrupted
 from modis_dist.launch.ray_cluster import private_cluster
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
+from modis_dist.sweep.resources import cores as available_cores
+from modis_dist.sweep.resources import mistakes
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import StopFile, on_signal
 
@@ -28,8 +30,8 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
 
     def __init__(self, resources: Resources, *, device: str = "auto") -> None:
-        gpus, cores = 0 if device == "cpu" else _gpu_count(), len(os.sched_getaffinity(0))
-        _check(resources, device=device, gpus=gpus, cores=cores)
+        gpus, cores = 0 if device == "cpu" else _gpu_count(), available_cores()
+        _check(resources, device=device, gpus=gpus)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
         at_once = int(gpus / self._gpus) if self._gpus else cores
         self.threads = resources.cpus or max(1, cores // at_once)
@@ -104,14 +106,11 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     return {"pack": config["pack"], "crashed": reason}
 
 
-def _check(resources: Resources, *, device: str, gpus: int, cores: int) -> None:
+def _check(resources: Resources, *, device: str, gpus: int) -> None:
     problems = []
     if device not in {"auto", "cpu", "cuda"}:
         problems.append(f"trainer.device: {device}: Ray gives every pack a GPU of its own; say cuda")
-    if (resources.gpus or 0) > gpus:
-        problems.append(f"sweep.resources.gpus: {resources.gpus} asked for, this machine has {gpus}")
-    if (resources.cpus or 0) > cores:
-        problems.append(f"sweep.resources.cpus: {resources.cpus} asked for, this machine has {cores}")
+    problems += mistakes(resources, gpus=gpus)
     if problems:
         raise ConfigError(problems, source="study")
 

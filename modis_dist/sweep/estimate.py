@@ -1,4 +1,4 @@
-"""What a study will cost, from a short probe on random numbers of the right shape."""
+"""What a study will cost, from a short probe on random numbers of the right shape: about, not exactly."""
 
 import time
 from collections.abc import Sequence
@@ -11,50 +11,57 @@ import torch
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
-from modis_dist.model.networks import Shape
+from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Batch, Rules, Weights, adversary_phase, vae_phase
+from modis_dist.sweep.driver import Plan
 from modis_dist.sweep.execute import Pack, chosen_device
-from modis_dist.sweep.packs import training_steps
+from modis_dist.sweep.manifest import Trial, refit, unique
+from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.train.loop import update
-from modis_dist.train.prepare import Selection
+from modis_dist.train.prepare import Selection, training_rows
 from modis_dist.train.state import TrainState
 
 PROBE_STEPS = 5
 BYTES_PER_NUMBER = 4
-COPIES_OF_LAST = 4  # parameters, two moments, best
+COPIES_OF_LAST = 4  # parameters, two moments, best; removed when the pack is done
+START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one pack, trained to its last epoch; early stopping makes it cheaper."""
+    """Of one pack, trained and validated to its last epoch; early stopping makes it cheaper."""
 
     trials: int
     steps: int
     seconds: float
-    bytes: int
+    bytes: int  # that stay: the best model of each trial
+    passing: int = 0  # bytes while it is trained: its last checkpoint
 
 
 def costs(packs: Sequence[Pack], selection: Selection, shapes: Sequence[Shape], *, threads: int) -> list[Cost]:
     """Seconds and disk of every pack; packs of one shape and size are probed once."""
-    known: dict[str, float] = {}
+    known: dict[str, tuple[float, float]] = {}
     found = []
     before = torch.get_num_threads()
-    torch.set_num_threads(threads)
     try:
         for pack, shape in zip(packs, shapes, strict=True):
-            run, replicates = pack.trials[0].run, len(pack.trials)
-            key = digest([repr(shape), replicates, run.optim.batch_size, run.objective.lambda_r > 0])
+            run, runs = pack.trials[0].run, [trial.run for trial in pack.trials]
+            torch.set_num_threads(run.trainer.threads or threads)
+            key = probe_key(runs, shape)
             if key not in known:
-                known[key] = seconds_per_step(run, shape, replicates=replicates)
+                known[key] = seconds_per_step(runs, shape), seconds_per_row(runs, shape)
+            of_step, of_row = known[key]
             steps = training_steps(pack.trials[0], selection) * run.optim.epochs
-            found.append(Cost(replicates, steps, steps * known[key], _disk(shape, replicates)))
+            rows = validated_rows(run, selection)
+            kept = model_bytes(shape, replicates=len(runs))
+            found.append(Cost(len(runs), steps, steps * of_step + rows * of_row, kept, kept * COPIES_OF_LAST))
     finally:
         torch.set_num_threads(before)
     return found
 
 
 def wall_seconds(found: Sequence[Cost], *, slots: int) -> float:
-    """Time of all packs on so many slots, the longest first."""
+    """Time of all packs on so many slots, each taking the longest that is left."""
     busy = [0.0] * slots
     for cost in sorted(found, key=lambda c: -c.seconds):
         position = busy.index(min(busy))
@@ -62,11 +69,58 @@ def wall_seconds(found: Sequence[Cost], *, slots: int) -> float:
     return max(busy)
 
 
-def seconds_per_step(run: Run, shape: Shape, *, replicates: int) -> float:
-    """Median time of a two-phase step after one that warms up."""
+def refits(planned: Plan) -> list[Pack]:
+    """Stand-ins for the refits: of every condition the first configuration, each replicate, on all training rows.
+
+    Which configuration is chosen, and for how many epochs, is not known before the search.
+    """
+    first: dict[tuple[str, int], Trial] = {}
+    for trial in planned.manifest.trials:
+        first.setdefault((trial.condition, trial.replicate), trial)
+    fingerprint = planned.manifest.fingerprint
+    again = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in first.values())
+    packs = arrange(again, planned.selection, packing=planned.study.sweep.packing, slots=1)
+    return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
+
+
+def probe_key(runs: Sequence[Run], shape: Shape) -> str:
+    """Equal for stacks whose steps take the same time."""
+    shared = [runs[0].optim.batch_size, runs[0].objective.penalty, runs[0].objective.penalty_on]
+    own = sorted((run.objective.adversarial_loss, run.objective.lambda_r > 0) for run in runs)
+    return digest([repr(shape), runs[0].trainer.threads, shared, own])
+
+
+def validated_rows(run: Run, selection: Selection) -> int:
+    """Rows that one replicate's validations read in all epochs."""
+    parts, _ = training_rows(run, selection)
+    every = run.trainer.validate_every
+    return sum(len(part.validation) for part in parts.values()) * -(-run.optim.epochs // every)
+
+
+def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
+    """Median time in which a stack encodes, classifies and decodes one row of each replicate."""
+    run, replicates = runs[0], len(runs)
+    device = chosen_device(run)
+    model = Modis(shape, replicates=replicates).to(device).eval()
+    batch = _random_batch(run, shape, replicates, device)
+    times = []
+    for _ in range(PROBE_STEPS + 1):
+        begin = time.perf_counter()
+        with torch.no_grad():
+            for modality, x in zip(shape.features, batch.x, strict=True):
+                mu, _ = model.vae(modality).encode(x)
+                model.discriminator(mu).label.argmax(-1).cpu()
+                model.vae(modality).decode(mu).mean().cpu()
+        times.append(time.perf_counter() - begin)
+    return median(times[1:]) / (run.optim.batch_size * len(shape.features))
+
+
+def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
+    """Median time of a two-phase step of a stack after one that warms up."""
+    run, replicates = runs[0], len(runs)
     device = chosen_device(run)
     state = TrainState.start(shape, range(replicates), optim=run.optim, device=device, dtype=torch.float32)
-    batch, weights = _random_batch(run, shape, replicates, device), _equal_weights(run, shape, replicates, device)
+    batch, weights = _random_batch(run, shape, replicates, device), _weights(runs, shape, device)
     rules = Rules(run.objective.kl_reduction, run.objective.penalty, run.objective.penalty_on)
     times = []
     for _ in range(PROBE_STEPS + 1):
@@ -93,21 +147,24 @@ def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device)
     return Batch(x, label, normal(*noise), normal(*noise), signs)
 
 
-def _equal_weights(run: Run, shape: Shape, replicates: int, device: torch.device) -> Weights:
-    one = torch.ones(replicates, device=device)
-    objective = run.objective
-    prior = torch.full((replicates, shape.classes), 1 / shape.classes, device=device)
-    kinds = (objective.adversarial_loss,) * replicates
-    return Weights(one * objective.beta, one, one * objective.lambda_r, one, one, one, prior, kinds)
+def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
+    one = torch.ones(len(runs), device=device)
+    lambda_r = torch.tensor([run.objective.lambda_r for run in runs], device=device)
+    prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
+    kinds = tuple(run.objective.adversarial_loss for run in runs)
+    return Weights(one * runs[0].objective.beta, one, lambda_r, one, one, one, prior, kinds)
 
 
-def _disk(shape: Shape, replicates: int) -> int:
-    """Bytes of the last checkpoint of a pack and the best model of each trial."""
-    from modis_dist.model.networks import Modis
+def disk_bytes(found: Sequence[Cost], *, slots: int) -> int:
+    """The most that is on the disk at once: what stays, and the largest packs in training."""
+    return sum(cost.bytes for cost in found) + sum(sorted((cost.passing for cost in found), reverse=True)[:slots])
 
+
+def model_bytes(shape: Shape, *, replicates: int) -> int:
+    """Bytes of the model of every replicate."""
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
-    return int(numbers * BYTES_PER_NUMBER * replicates * (COPIES_OF_LAST + 1))
+    return int(numbers * BYTES_PER_NUMBER * replicates)
 
 
 def as_rows(packs: Sequence[Pack], found: Sequence[Cost]) -> list[dict[str, Any]]:

@@ -7,8 +7,10 @@ from types import TracebackType
 
 import torch
 
-from modis_dist.errors import Interrupted
+from modis_dist.config.study import Resources
+from modis_dist.errors import ConfigError, Interrupted
 from modis_dist.sweep.execute import Pack, attempt, trial_folder
+from modis_dist.sweep.resources import mistakes
 from modis_dist.train.outcome import read_result
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
@@ -19,8 +21,11 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
 
     slots = 1
 
-    def __init__(self) -> None:
-        self.threads = torch.get_num_threads()
+    def __init__(self, resources: Resources) -> None:
+        problems = mistakes(resources, gpus=torch.cuda.device_count())
+        if problems:
+            raise ConfigError(problems, source="study")
+        self.threads = resources.cpus or torch.get_num_threads()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -33,9 +38,7 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
         flag = Flag()
         with on_signal(flag.set):
             for pack in packs:
-                threads = pack.trials[0].run.trainer.threads
-                if threads is not None:
-                    torch.set_num_threads(threads)
+                torch.set_num_threads(pack.trials[0].run.trainer.threads or self.threads)
                 reason = attempt(pack, out=out, store=store, reporter=NullReporter(), stop=flag)
                 reasons |= crashed(pack, reason, out=out)
                 stopped = flag.requested()

@@ -288,3 +288,11 @@ def test_mistakes_that_need_no_torch_are_told_without_loading_it(toy_store: Path
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "{2} [] True\n"
     assert done.stderr.count("\n") == len(commands)
+
+
+@pytest.mark.parametrize("command", [["config"], ["tune"], ["tune", "--dry-run"]], ids=" ".join)
+def test_mistakes_of_the_sweep_need_no_data_to_be_told(command: list[str], tmp_path: Path, capsys: Captured) -> None:
+    file = study(tmp_path / "no-store", tmp_path, sweep={"grid": {"objective.betta": [1], "seed": [1]}})
+    assert "sweep.grid: objective.betta: unknown key" in refused(capsys, *command, file)
+    file = study(tmp_path / "no-store", tmp_path, sweep={"grid": {"seed": [1]}})
+    assert "seed: cannot be swept" in refused(capsys, *command, file)

@@ -267,3 +267,14 @@ def test_the_printed_schema_is_a_json_schema_that_shipped_studies_satisfy(capsys
         assert [error.message for error in validator.iter_errors(parse.yaml12.read(study))] == []
     assert [error.message for error in validator.iter_errors({"optim": {"lrr": 1}})]
     assert not list(validator.iter_errors({"preprocess": {"default": ["minmax"]}, "scenario": ["unpair"]}))
+
+
+def test_the_nearest_key_of_the_same_section_is_meant_before_one_elsewhere(capsys: pytest.CaptureFixture[str]) -> None:
+    assert problems({"sweep": {"fold": 3}}) == ["sweep.fold: unknown key; did you mean 'folds'?"]
+    assert run(["config", "--explain", "sweep.fold"]) == 2
+    assert "did you mean 'sweep.folds'?" in capsys.readouterr().err
+
+
+def test_explain_says_that_none_is_no_step(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["config", "--explain", "preprocess.default"]) == 0
+    assert "none for no step" in capsys.readouterr().out

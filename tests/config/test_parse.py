@@ -233,3 +233,36 @@ def test_a_study_is_no_run_but_a_run_is_a_study_of_one(file: Path) -> None:
 def test_a_tree_is_frozen(file: Path) -> None:
     with pytest.raises(ValueError, match="frozen"):
         load_run(file).optim.lr = 1.0
+
+
+# --- what is swept --------------------------------------------------------------------------------------------
+
+
+def test_mistakes_of_the_grid_and_of_conditions_are_told_with_the_others(file: Path) -> None:
+    told = refusal(
+        file,
+        "optim.epochs=0",
+        "sweep.grid={objective.betta: [1], optim.lr: [1e-3, high]}",
+        "sweep.conditions={a: {model.latent: 0}}",
+    )
+    assert "4 mistakes" in told and "optim.epochs: must be >= 1" in told
+    assert "sweep.grid: objective.betta: unknown key; did you mean 'beta'?" in told
+    assert "sweep.grid: optim.lr: must be a number (got 'high')" in told
+    assert "sweep.conditions.a: model.latent: must be >= 1 (got 0)" in told
+
+
+def test_a_dotted_key_below_the_grid_or_a_condition_is_the_entry_of_that_name(file: Path) -> None:
+    sweep = load_study(
+        file, ["sweep.grid.objective.beta=[1e-4]", "sweep.conditions.a.optim.lr=1", "sweep.folds=3"]
+    ).sweep
+    assert sweep.grid == {"objective.beta": (1e-4,)} and sweep.conditions == {"a": {"optim.lr": 1}} and sweep.folds == 3
+    assert "sweep.grid: objective.betta: unknown key" in refusal(file, "sweep.grid.objective.betta=[1]")
+    replaced = with_overrides({"sweep": {"grid": {"optim.lr": [1]}}}, ["sweep.grid.optim.lr=[2]"])
+    assert replaced == {"sweep": {"grid": {"optim.lr": [2]}}}
+
+
+@pytest.mark.parametrize("key", ["preprocess.default", "preprocess.modalities.mirna"])
+def test_none_is_no_preprocessing_by_itself_only(file: Path, key: str) -> None:
+    for value in ("none", "[none]"):
+        assert load_study(file, [f"{key}={value}"]).preprocess.steps("mirna") == ()
+    assert f"{key}: `none` stands alone" in refusal(file, f"{key}=[none, log1p]")

@@ -1,0 +1,20 @@
+"""What a pack may ask of this machine. Knows neither Ray nor torch."""
+
+import os
+
+from modis_dist.config.study import Resources
+
+
+def cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def mistakes(resources: Resources, *, gpus: int) -> list[str]:
+    """Where a pack asks for more than there is."""
+    there = {"gpus": (resources.gpus or 0, gpus), "cpus": (resources.cpus or 0, cores())}
+    return [
+        f"sweep.resources.{name}: {asked} asked for, this machine has {held}"
+        for name, (asked, held) in there.items()
+        if asked > held
+    ]

@@ -1,0 +1,129 @@
+"""What a dry run promises: time on slots, disk, trials that are left; nothing written."""
+
+import json
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modis_dist.cli.main import run as command
+from modis_dist.config.study import Resources
+from modis_dist.errors import ConfigError
+from modis_dist.model.networks import Shape
+from modis_dist.sweep.estimate import (
+    COPIES_OF_LAST,
+    Cost,
+    model_bytes,
+    probe_key,
+    seconds_per_row,
+    seconds_per_step,
+    wall_seconds,
+)
+from modis_dist.sweep.local import LocalExecutor
+from modis_dist.sweep.resources import cores
+from modis_dist.train.checkpoint import save
+from modis_dist.train.state import TrainState
+from tests.sweep.toy_study import write_store, write_study
+from tests.train import toy
+
+SHAPE = Shape(dict(toy.SIZES), {m: (p, p // 2) for m, p in toy.SIZES.items()}, 4, 3, (16, 8), 0.8, 0.2)
+LARGE = ["--set", "model.latent=256", "--set", "model.discriminator=[512, 256]", "--set", "optim.epochs=1"]
+
+
+@given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_time_on_slots_is_that_of_the_best_placement_or_at_most_a_third_more(lengths: list[int], slots: int) -> None:
+    placements = product(range(slots), repeat=len(lengths))
+    best = min(
+        max(sum(s for s, at in zip(lengths, p, strict=True) if at == k) for k in range(slots)) for p in placements
+    )
+    found = wall_seconds([Cost(1, 1, float(s), 1) for s in lengths], slots=slots)
+    assert best <= found <= best * 4 / 3 + 1e-9
+
+
+def test_a_step_and_a_validated_row_take_some_time() -> None:
+    runs = [toy.run(), toy.run("objective.adversarial_loss=published")]
+    assert seconds_per_step(runs, SHAPE) > 0
+    assert seconds_per_row(runs, SHAPE) > 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["adversarial_loss=published", "penalty=each", "penalty_on=z", "lambda_r=0"],
+)
+def test_stacks_with_other_losses_or_penalties_are_probed_by_themselves(setting: str) -> None:
+    assert probe_key([toy.run()], SHAPE) != probe_key([toy.run(f"objective.{setting}")], SHAPE)
+    assert probe_key([toy.run()], SHAPE) == probe_key([toy.run("objective.beta=1")], SHAPE)
+
+
+def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path: Path) -> None:
+    shape = Shape(dict.fromkeys(toy.SIZES, 100), dict.fromkeys(toy.SIZES, (100, 50)), 64, 3, (256, 128), 0.8, 0.2)
+    wanted = toy.run()
+    state = TrainState.start(shape, range(2), optim=wanted.optim, device=toy.CPU, dtype=torch.float32)
+    for optimiser in (state.adversary_optimiser, state.vae_optimiser):
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+    state.keep_best(0)
+    saved = save(tmp_path, state.checkpoint(identity={}, progress=[], sums=None))
+    held = sum(file.stat().st_size for file in saved.iterdir())
+    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(held, rel=0.2)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert command(["tune", *arguments, "--dry-run", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    study = [str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))), "--out", str(out), *LARGE]
+    before = plan(capsys, *study)
+    assert before["trials"] == len(before["list"]) == 4 and before["done"] == 0 and not out.exists()
+    assert {(t["params"]["objective.beta"], t["fold"]) for t in before["list"]} == set(product((1e-4, 1e-2), (0, 1)))
+    assert sum(p["trials"] for p in before["refit_packs"]) == 1
+    assert before["seconds"] > sum(p["seconds"] for p in before["packs"])
+
+    assert command(["tune", *study]) == 0
+    held = sum(p.stat().st_size for p in out.glob("trials/*/best/step-*/*.safetensors"))
+    assert sum(p["bytes"] for p in before["packs"] + before["refit_packs"]) == pytest.approx(held, rel=0.2)
+    assert before["bytes"] > held
+
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    after = plan(capsys, *study)
+    assert after["done"] == 4 and after["packs"] == []
+    next(out.glob(f"trials/{after['list'][0]['id']}/result.json")).unlink()
+    left = plan(capsys, *study)
+    assert left["done"] == 3 and len(left["packs"]) == 1
+    assert set(out.rglob("*")) == {p for p in files if p.exists()}
+
+
+def test_a_dry_run_of_a_simulated_study_writes_nothing_into_a_folder_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "out"
+    out.mkdir()
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "data: {simulate: {samples: 60, classes: 3}}\nmodel: {latent: 4, ratios: [0.1], discriminator: [8]}\n"
+        "optim: {epochs: 1}\nsweep: {executor: local, replicates: 23}\n"
+    )
+    assert command(["tune", str(file), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "... and 3 more" in said and "about" in said and "seed 19" in said and "seed 20" not in said
+    assert not list(out.iterdir())
+
+
+def test_the_local_executor_takes_the_cores_it_is_given_and_refuses_more_than_there_are() -> None:
+    assert LocalExecutor(Resources(cpus=1)).threads == 1
+    with pytest.raises(ConfigError, match=r"sweep.resources.cpus: \d+ asked for, this machine has"):
+        LocalExecutor(Resources(cpus=cores() + 1))
