@@ -9,6 +9,7 @@ Legend: r replicates, m modalities, b rows, p features, l latent dimensions, k c
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -48,6 +49,19 @@ class Weights:
     prior: Float[Tensor, "r k"]
     losses: tuple[AdversarialLoss, ...]  # of each replicate
 
+    # Decided once, not in every step: on a GPU each of these would wait for the device.
+
+    @cached_property
+    def any_penalised(self) -> bool:
+        """Whether a replicate has a gradient penalty."""
+        return bool((self.lambda_r > 0).any())
+
+    @cached_property
+    def members(self) -> dict[AdversarialLoss, Int[Tensor, " _"]]:
+        """Positions of the replicates of each kind of adversarial loss, on the device."""
+        of_kind = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
+        return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in of_kind.items()}
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -86,7 +100,7 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only."""
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     penalised = weights.lambda_r > 0
-    through_x = rules.penalty_on == "x" and bool(penalised.any())
+    through_x = rules.penalty_on == "x" and weights.any_penalised
     with frozen(model.vaes):
         inputs = tuple(x.detach().requires_grad_(through_x) for x in batch.x)
         with torch.set_grad_enabled(through_x):
@@ -99,7 +113,7 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         )
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
         squares = z.new_zeros(z.shape[:2])
-        if bool(penalised.any()):
+        if weights.any_penalised:
             gradient = adversarial.logit_gradient(judged.modality, z, batch.signs)
             squares = _squared_norms(gradient, encoded, inputs if through_x else None)
         # A replicate reports the same terms alone and beside others, and never 0 * infinity.
@@ -154,12 +168,12 @@ def _adversarial(
     judged: Judgement, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
     """The adversarial loss of each replicate, by the kind it was given."""
-    if len(set(weights.losses)) == 1:
-        return _one_kind(weights.losses[0], judged.modality, _confident(judged, label, weights.confidence), side)
+    needs_guesses = "class_conditional" in weights.losses
+    known = _confident(judged, label, weights.confidence) if needs_guesses else label
+    if len(weights.members) == 1:
+        return _one_kind(weights.losses[0], judged.modality, known, side)
     out = judged.modality.new_zeros(len(weights.losses))
-    known = _confident(judged, label, weights.confidence)
-    for kind in sorted(set(weights.losses)):
-        members = torch.tensor([r for r, name in enumerate(weights.losses) if name == kind], device=out.device)
+    for kind, members in weights.members.items():
         out = out.index_copy(0, members, _one_kind(kind, judged.modality[members], known[members], side))
     return out
 

@@ -56,9 +56,18 @@ def test_a_link_planted_where_the_temporary_file_goes_is_not_followed(tmp_path: 
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / f".a.txt.{os.getpid()}.tmp").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
+    files.write_text(tmp_path / "a.txt", "new")
+    assert victim.read_text() == "mine" and (tmp_path / "a.txt").read_text() == "new"
+
+
+def test_a_file_waiting_where_the_temporary_file_goes_is_not_written_to(tmp_path: Path) -> None:
+    planted = tmp_path / f".a.txt.{os.getpid()}.tmp"
+    planted.write_text("open to all")
+    planted.chmod(0o666)
+    with planted.open() as reader:
         files.write_text(tmp_path / "a.txt", "new")
-    assert victim.read_text() == "mine"
+        assert reader.read() == "open to all"
+    assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600 and names(tmp_path) == ["a.txt"]
 
 
 def test_a_new_folder_appears_whole_and_private(tmp_path: Path) -> None:

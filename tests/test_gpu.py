@@ -1,5 +1,6 @@
 """The training on a CUDA device; run where there is one, skipped with the reason elsewhere."""
 
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -30,7 +31,7 @@ def moved(held: Batch | Weights, device: torch.device) -> Batch | Weights:
             return tuple(part.to(device) for part in value)
         return value
 
-    return type(held)(**{name: move(value) for name, value in vars(held).items()})
+    return type(held)(**{field.name: move(getattr(held, field.name)) for field in fields(held)})
 
 
 def test_both_phases_give_the_same_losses_as_on_the_cpu_in_float64() -> None:

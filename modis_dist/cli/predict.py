@@ -62,36 +62,15 @@ def _write(
     *,
     only: Sequence[str] | None = None,
 ) -> None:
-    """Stream the store through the model; the file appears when it is whole."""
-    import pandas as pd
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
+    """Stream the store through the model, with a bar."""
     import modis_dist
+    from modis_dist.cli.display import rows_bar
     from modis_dist.data.store import Store
-    from modis_dist.errors import DataError, shown
+    from modis_dist.train.apply import apply_to_store
 
     model, opened = modis_dist.load(directory), Store.open(store)
-    modalities = only or [m for m in opened.modalities if m in model.modalities]
-    missing = [m for m in modalities if m not in opened.modalities]
-    if missing or not modalities:
-        asked = shown(missing[0]) if missing else "of the model's modalities"
-        raise DataError(f"{store}: has no modality {asked}; it has {', '.join(opened.modalities)}")
-    temporary = out.with_name(f".{out.name}.tmp")
-    writer: pq.ParquetWriter | None = None
-    try:
-        for modality in modalities:
-            for index, x in opened.batches(modality):
-                frame = pd.DataFrame(x, columns=list(opened.features(modality)))
-                result = work(model, frame, modality)
-                result.insert(0, "modality", modality)
-                result.insert(1, "sample_id", index.sample_id)
-                table = pa.Table.from_pandas(result, preserve_index=False)
-                writer = writer or pq.ParquetWriter(temporary, table.schema)
-                writer.write_table(table)
-        if writer is not None:
-            writer.close()
-            temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with rows_bar() as told:
+        apply_to_store(
+            model, opened, out=out, work=lambda frame, modality: work(model, frame, modality), only=only, told=told
+        )
     typer.echo(f"wrote {out}")

@@ -1,6 +1,7 @@
 """`modis-dist train` and `modis-dist evaluate`: one run by itself."""
 
 from pathlib import Path
+from shlex import quote
 from typing import Annotated, Any
 
 import typer
@@ -36,9 +37,13 @@ def train(
     if as_json:
         print_json(result)
         return
+    if result["evaluation"] is None:
+        typer.echo(f"trained {result['epochs']} epochs (no validation rows); model in {out}")
+        store = wanted.data.store or next(out.glob("store-*"), "STORE")
+        typer.echo(f"score its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
+        return
     typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures in {out}")
-    if result["evaluation"] is not None:
-        _print_tables(result, "validation")
+    _print_tables(result, "validation")
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
@@ -54,7 +59,23 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
         return
     if result["left_out"]:
         typer.echo(f"note: {result['left_out']} rows of classes that the model does not know are left out", err=True)
-    _print_tables(result, result["rows"])
+    _print_tables(result, _say_training_rows(result))
+
+
+def _say_training_rows(result: dict[str, Any]) -> str:
+    """Notes on rows the model may know already; returns what the judged rows are called."""
+    left_out = result["training_rows_left_out"]
+    if result["rows"] != "all" or left_out == 0:
+        return str(result["rows"])
+    if left_out is None:
+        typer.echo(
+            "WARNING: the store that the model was trained with is not at hand, so rows it was trained on may be "
+            "among those judged here; the figures may be too good",
+            err=True,
+        )
+        return "all"
+    typer.echo(f"note: {left_out} rows with the sample or group id of a training row are left out", err=True)
+    return "other"
 
 
 def _print_tables(result: dict[str, Any], rows: str) -> None:

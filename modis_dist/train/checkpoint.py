@@ -61,7 +61,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """The valid checkpoint with the highest step; invalid ones are renamed to ``*.bad``.
+    """For the training itself: the valid checkpoint with the highest step; invalid ones are renamed to ``*.bad``.
 
     None where there was never one. Raises ``DataError`` where there are only invalid ones, so that a training never
     starts anew by accident.
@@ -81,6 +81,23 @@ def newest(folder: Path) -> Path | None:
             f"{folder}: no valid checkpoint ({'; '.join(problems)}); the damaged ones are kept as *.bad; "
             "use another output folder to start anew"
         )
+    return None
+
+
+def latest(folder: Path) -> Path | None:
+    """For readers: the checkpoint with the highest step. Changes nothing, so a training may be running there.
+
+    None where there is none. Raises ``DataError`` where it is damaged; an older model is never taken in its place
+    unasked.
+    """
+    while (found := max(_numbered(folder), key=_step, default=None)) is not None:
+        wrong = problem(found)
+        if wrong is None:
+            return found
+        if max(_numbered(folder), key=_step, default=None) == found:  # not just replaced by a running training
+            others = sorted(other.name for other in _numbered(folder) if problem(other) is None)
+            advice = f"take another checkpoint by its own path ({', '.join(others)})" if others else "restore it"
+            raise DataError(f"{found}: damaged: {wrong}; {advice} or train again into another output folder")
     return None
 
 

@@ -1,6 +1,7 @@
 """Validation of a stack: class predictions from mu and reconstruction errors of rows that took no part in training."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ ROWS_AT_ONCE = 2048
 
 
 class HeldOut:
-    """Validation rows of R replicates on the device, padded to one length."""
+    """Validation rows of R replicates on the device, padded to one length; one copy where all have the same rows."""
 
     def __init__(self, prepared: Sequence[Prepared], *, device: torch.device, dtype: torch.dtype) -> None:
         self._classes = prepared[0].classes
@@ -25,11 +26,17 @@ class HeldOut:
         self._x = {m: self._padded(m, device, dtype) for m in prepared[0].train.x}
 
     def _padded(self, modality: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+        if all(subset is self._subsets[0] for subset in self._subsets):
+            shared = torch.as_tensor(self._subsets[0].x[modality]).to(device, dtype)
+            return shared.expand(len(self._subsets), *shared.shape)
         parts = [torch.as_tensor(subset.x[modality]) for subset in self._subsets]
         return torch.nn.utils.rnn.pad_sequence(parts, batch_first=True).to(device, dtype)
 
     def validate(self, model: Modis) -> list[dict[str, float]]:
-        """For each replicate ``balanced_accuracy`` and the like, and ``reconstruction_mse`` overall and by modality."""
+        """For each replicate ``balanced_accuracy`` and the like, and ``reconstruction_mse`` overall and by modality.
+
+        A figure that is undefined or not finite is left out, and so is an overall error that one enters.
+        """
         model.eval()
         predicted: list[dict[str, Scored]] = [{} for _ in self._subsets]
         errors: list[dict[str, float]] = [{} for _ in self._subsets]
@@ -47,7 +54,7 @@ class HeldOut:
         values = headline(classification(scored, classes=self._classes))
         values |= {f"reconstruction_mse/{modality}": error for modality, error in errors.items()}
         values["reconstruction_mse"] = sum(errors.values()) / max(len(errors), 1)
-        return values
+        return {name: value for name, value in values.items() if isfinite(value)}
 
 
 @torch.no_grad()

@@ -16,10 +16,11 @@ import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
+
+from modis_dist.train.ports import EventKind
 
 Record = dict[str, Any]
-EventKind = Literal["start", "end", "figure", "checkpoint"]
 
 
 class JournalWriter:

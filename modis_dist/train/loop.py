@@ -6,6 +6,7 @@ stops early leaves the stack and the others go on undisturbed. Knows nothing of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -299,7 +300,9 @@ class Training:
 
 
 def improves(value: float, best: float | None, *, metric: str, margin: float = 0.0) -> bool:
-    """Whether a metric's value is better than the best so far by more than a margin."""
+    """Whether a metric's value is better than the best so far by more than a margin; what is not finite never is."""
+    if not isfinite(value):
+        return False
     if best is None:
         return True
     return value < best - margin if metric in LOWER_IS_BETTER else value > best + margin

@@ -5,6 +5,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
+
 from modis_dist.config import parse
 from modis_dist.config.run import Run
 from modis_dist.errors import DataError
@@ -43,9 +45,18 @@ def write_run(folder: Path, run: Run) -> None:
 
 
 def conclude(
-    member: Member, progress: Progress, *, judged_on: Judged, probe: bool, baselines: Baselines
+    member: Member,
+    progress: Progress,
+    *,
+    judged_on: Judged,
+    probe: bool,
+    baselines: Baselines,
+    device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """Judge a member's best model on its held-out rows and write ``result.json``; a failed one is recorded as such."""
+    """Judge a member's best model on its held-out rows and write ``result.json``; a failed one is recorded as such.
+
+    The networks run on ``device``.
+    """
     result: dict[str, Any] = {
         "trial": member.trial,
         "status": progress.status,
@@ -61,7 +72,7 @@ def conclude(
     }
     subset = getattr(member.prepared, judged_on)
     if progress.status == "done" and subset is not None:
-        predictor = Predictor.open(member.folder)
+        predictor = Predictor.open(member.folder, device=device)
         prepared = member.prepared
         probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
         result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)

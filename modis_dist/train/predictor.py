@@ -39,10 +39,10 @@ class Predictor:
         self.trial = trial  # hash of the settings and data it was trained with
 
     @classmethod
-    def open(cls, folder: Path, *, device: str = "cpu") -> "Predictor":
+    def open(cls, folder: Path, *, device: str | torch.device = "cpu") -> "Predictor":
         """The best model of a run's output folder, a sweep's, or a checkpoint itself.
 
-        Raises ``DataError`` where there is none or it is damaged.
+        Only reads, so the folder may be read-only. Raises ``DataError`` where there is none or it is damaged.
         """
         path = _find(folder)
         held = checkpoint.load(path)
@@ -172,7 +172,7 @@ def _find(folder: Path) -> Path:
     if checkpoint.NAME.match(folder.name):
         return folder
     for place in (folder / "best", folder / "model" / "best", folder):
-        found = checkpoint.newest(place) if place.is_dir() else None
+        found = checkpoint.latest(place) if place.is_dir() else None
         if found is not None:
             return found
     raise DataError(f"{folder}: holds no finished model (looked for best/step-*)")

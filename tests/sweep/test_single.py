@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 
@@ -16,6 +17,7 @@ from modis_dist.data.store import Store
 from modis_dist.data.writer import StoreWriter
 from modis_dist.errors import DataError
 from modis_dist.sweep.single import Learnt, evaluate_folder, learnt_from
+from modis_dist.train.apply import apply_to_store
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import load_cohort, prepare
 from tests.sweep.toy_study import write_store
@@ -145,8 +147,6 @@ def test_a_file_is_replaced_whole_private_and_never_through_a_link(done: Path, t
     victim, out = tmp_path / "victim", tmp_path / "p.parquet"
     victim.write_text("mine")
     out.symlink_to(victim)
-    (tmp_path / ".p.parquet.tmp").symlink_to(victim)
-    (tmp_path / ".p.parquet.tmp").unlink()
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 0
     assert victim.read_text() == "mine" and not out.is_symlink()
     assert pq.read_metadata(out).num_rows == 90 + 90 + 60
@@ -163,18 +163,43 @@ def test_a_link_planted_at_a_temporary_name_is_not_written_through(done: Path, t
 
 
 def test_a_failure_in_the_middle_keeps_the_old_file_and_leaves_no_other(
-    done: Path, tmp_path: Path, capsys: Captured
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
-    store = write_store(tmp_path / "store")
-    out = tmp_path / "results" / "p.parquet"
-    out.parent.mkdir()
+    predict = Predictor.predict
+
+    def failing(self: Predictor, frame: pd.DataFrame, *, modality: str) -> pd.DataFrame:
+        if modality == "rppa":
+            raise DataError("the third modality fails")
+        return predict(self, frame, modality=modality)
+
+    monkeypatch.setattr(Predictor, "predict", failing)
+    out = tmp_path / "p.parquet"
     out.write_text("old")
-    tampered = next((store / "rppa").glob("*.parquet"))
-    Predictor.open(done / "run")
-    tampered.write_bytes(tampered.read_bytes()[:-9] + b"123456789")
-    assert command(["predict", str(done / "run"), str(store), "--out", str(out)]) == 2
-    assert out.read_text() == "old" and list(out.parent.iterdir()) == [out]
-    assert capsys.readouterr().err.count("\n") == 1
+    assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
+    assert out.read_text() == "old" and list(tmp_path.iterdir()) == [out]
+    assert capsys.readouterr().err == "error: the third modality fails\n"
+
+
+def test_a_store_without_rows_is_refused(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
+) -> None:
+    monkeypatch.setattr(Store, "rows", lambda *_: 0)
+    out = tmp_path / "p.parquet"
+    assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
+    assert "has no rows of mirna, cnv, rppa" in capsys.readouterr().err and not out.exists()
+
+
+def test_progress_is_told_to_the_last_row(done: Path, tmp_path: Path) -> None:
+    model, told = Predictor.open(done / "run"), []
+    apply_to_store(
+        model,
+        Store.open(done / "store"),
+        out=tmp_path / "e.parquet",
+        work=lambda frame, modality: model.embed(frame, modality=modality),
+        only=["cnv", "rppa"],
+        told=lambda rows, whole: told.append((rows, whole)),
+    )
+    assert told == [(90, 150), (150, 150)]
 
 
 def test_a_missing_folder_of_the_file_is_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -131,6 +131,13 @@ def test_a_lower_reconstruction_error_is_an_improvement() -> None:
     assert improves(0.3, 0.2, metric="nmi") and not improves(0.25, 0.2, metric="nmi", margin=0.1)
 
 
+@pytest.mark.parametrize("metric", ["nmi", "reconstruction_mse"])
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
+def test_a_value_that_is_no_number_is_never_the_best(odd: float, metric: str) -> None:
+    assert not improves(odd, None, metric=metric) and not improves(odd, 0.5, metric=metric)
+    assert improves(0.5, None, metric=metric)
+
+
 def test_few_rows_make_one_step_an_epoch(tmp_path: Path) -> None:
     wanted = toy.run("optim.batch_size=64", "optim.epochs=2")
     (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
