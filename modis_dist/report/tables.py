@@ -247,7 +247,9 @@ def _recall_precision(held: Mapping[str, Any]) -> str:
 def _baseline_notes(baseline: Mapping[str, Any] | None) -> list[str]:
     if baseline is None:
         return []
-    notes = [f"{BASELINE} (C = {baseline['C']:g}), its balanced accuracy; gain: over it."]
+    chosen = ", ".join(f"{held['C']:g}" for held in baseline["modalities"].values() if held["C"] is not None)
+    how = f" (C = {chosen}, chosen on training rows)" if chosen else ""
+    notes = [f"{BASELINE}{how}, its balanced accuracy; gain: over it."]
     for name, held in baseline["modalities"].items():
         if held["reason"]:
             notes.append(f"baseline of {plain(name)}: {held['reason']}.")

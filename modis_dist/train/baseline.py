@@ -4,7 +4,8 @@ Knows neither networks nor torch.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,15 @@ from numpy.typing import NDArray
 from modis_dist.data.index import UNLABELLED, Features, Rows
 from modis_dist.train.metrics import Scored, classification
 
-C = 0.01
-"""Inverse strength of the L2 penalty: strong, as suits hundreds of correlated features and few rows per class."""
+CHOICES = (0.01, 0.1, 1.0)
+"""Inverse strengths C of the L2 penalty that are chosen among, so that the baseline is as good as it can be."""
+
+UNTUNED = 0.1
+"""C where too few rows are labelled to choose."""
+
+FOLDS = 3
+TUNED_ON = 3000
+"""Labelled training rows that C is chosen on, at most; the regression itself learns from all of them."""
 
 MAX_ITER = 1000
 """Iterations of lbfgs at most; a regression stopped by it is reported with ``converged`` false."""
@@ -30,8 +38,9 @@ def logistic_regression(
     ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown; only labelled
     training rows are used, standardised by their own mean and deviation.
 
-    Returns what ``metrics.classification`` returns, with ``C``, ``max_iter`` and ``converged``, the latter also per
-    modality with ``reason``: None, or why there is no regression. A modality whose labelled training rows are all of
+    Returns what ``metrics.classification`` returns, with ``max_iter`` and ``converged``; per modality also ``C``, chosen
+    by cross-validation of the training rows, ``converged``, and ``reason``: None, or why there is no regression (then
+    ``C`` is None). A modality whose labelled training rows are all of
     one class predicts that class; one without any is not scored (n = 0, figures None).
     """
     outcomes = {name: _one_modality(train.get(name), rows) for name, rows in test.items()}
@@ -39,7 +48,7 @@ def logistic_regression(
     for name, (_, facts) in outcomes.items():
         result["modalities"][name] |= facts
     converged = all(facts["converged"] for _, facts in outcomes.values())
-    return {**result, "C": C, "max_iter": MAX_ITER, "converged": converged}
+    return {**result, "max_iter": MAX_ITER, "converged": converged}
 
 
 def _one_modality(train: Labelled | None, test: Labelled) -> tuple[Scored, dict[str, Any]]:
@@ -47,30 +56,65 @@ def _one_modality(train: Labelled | None, test: Labelled) -> tuple[Scored, dict[
     known = train[1] != UNLABELLED if train is not None else np.zeros(0, bool)
     if train is None or not known.any():
         nothing = np.zeros(0, np.int64)
-        return Scored(nothing, nothing), {"converged": True, "reason": "no labelled training row"}
+        return Scored(nothing, nothing), {"C": None, "converged": True, "reason": "no labelled training row"}
     labels = train[1][known]
     if (labels == labels[0]).all():
         reason = "one class among the labelled training rows"
-        return Scored(true, np.full_like(true, labels[0])), {"converged": True, "reason": reason}
-    predicted, converged = predict(train[0][known], labels, x, penalty=C)
-    return Scored(true, predicted), {"converged": converged, "reason": None}
+        return Scored(true, np.full_like(true, labels[0])), {"C": None, "converged": True, "reason": reason}
+    c = chosen_c(train[0][known], labels)
+    predicted, converged = predict(train[0][known], labels, x, c=c)
+    return Scored(true, predicted), {"C": c, "converged": converged, "reason": None}
 
 
-def predict(train_x: Features, train_y: Rows, test_x: Features, *, penalty: float) -> tuple[Rows, bool]:
-    """Classes [n_test] that a regression with C = ``penalty`` predicts, and whether lbfgs converged.
+def chosen_c(x: Features, label: Rows) -> float:
+    """The C of ``CHOICES`` with the best balanced accuracy in stratified cross-validation of labelled rows x [n, p].
+
+    Classes with fewer rows than folds take no part; ``UNTUNED`` where fewer than two classes are left.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import GridSearchCV, StratifiedKFold
+
+    draw = np.random.default_rng(0).permutation(len(label))[:TUNED_ON]
+    x, label = x[draw], label[draw]
+    enough = (np.bincount(label) >= FOLDS)[label]
+    x, label = x[enough], label[enough]
+    if len(np.unique(label)) < 2:
+        return UNTUNED
+    search = GridSearchCV(
+        LogisticRegression(max_iter=MAX_ITER),
+        {"C": CHOICES},
+        scoring="balanced_accuracy",
+        cv=StratifiedKFold(FOLDS, shuffle=True, random_state=0),
+        refit=False,
+    )
+    with _one_thread(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of convergence: the regression that counts reports its own
+        search.fit(standardised(x, x)[0], label)
+    return float(search.best_params_["C"])
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """One BLAS thread: the products are small, and threads that wait for each other on busy cores took 20 times longer."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1, user_api="blas"):
+        yield
+
+
+def predict(train_x: Features, train_y: Rows, test_x: Features, *, c: float) -> tuple[Rows, bool]:
+    """Classes [n_test] that a regression with C = ``c`` predicts, and whether lbfgs converged.
 
     There are at least two classes in ``train_y``.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
-    from threadpoolctl import threadpool_limits
 
     train_x, test_x = standardised(train_x, test_x)
     if not len(test_x):
         return np.zeros(0, np.int64), True
-    model = LogisticRegression(C=penalty, max_iter=MAX_ITER)
-    # One BLAS thread: the products are small, and threads that wait for each other on busy cores took 20 times longer.
-    with threadpool_limits(1, user_api="blas"), warnings.catch_warnings(record=True) as caught:
+    model = LogisticRegression(C=c, max_iter=MAX_ITER)
+    with _one_thread(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(train_x, train_y)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)

@@ -15,7 +15,7 @@ from modis_dist.train.baseline import predict, standardised
 
 NEIGHBOURS = 15
 C = 0.01
-"""As in the baseline: with hundreds of latent dimensions a weaker penalty fits noise and flatters the alignment."""
+"""Of the regression: with hundreds of latent dimensions a weaker penalty fits noise and flatters the alignment."""
 
 
 def alignment(
@@ -33,7 +33,7 @@ def alignment(
         return {"logistic_regression": 1.0, "knn": 1.0, "perfect": perfect}
     x, y = _balanced([train_z[name] for name in names], seed=[seed, 0], max_rows=max_rows)
     test_x, true = _balanced([test_z[name] for name in names], seed=[seed, 1], max_rows=max_rows)
-    linear, _ = predict(x, y, test_x, penalty=C)
+    linear, _ = predict(x, y, test_x, c=C)
     return {
         "logistic_regression": _accuracy(true, linear),
         "knn": _accuracy(true, _nearest(x, y, test_x)),

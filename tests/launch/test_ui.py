@@ -18,8 +18,9 @@ import pytest
 from modis_dist.errors import DataError
 from modis_dist.launch import ui, ui_guard
 
-MAIN = """import sys
+MAIN = """import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
 from modis_dist.launch.ui import serve
 sys.exit(serve(Path(sys.argv[1]), port=0))"""
 

@@ -7,6 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.model_selection import StratifiedKFold
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -25,15 +27,52 @@ def blobs(rows: int, seed: int, *, width: int = 6, spread: float = 1.5) -> tuple
     return (x * np.logspace(-2, 2, width) + 5).astype(np.float32), label.astype(np.int64)
 
 
-def test_it_is_scikit_learns_regression_on_standardised_rows_with_c_of_one_hundredth():
+def test_it_is_scikit_learns_regression_on_standardised_rows_with_the_c_that_cross_validates_best():
     (x, y), (test_x, true) = blobs(150, 0), blobs(90, 1)
     result = logistic_regression({"m": (x, y)}, {"m": (test_x, true)}, classes=CLASSES)
-    expected = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=1000)).fit(x, y).predict(test_x)
+    c = cross_validated(x, y)
+    expected = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(x, y).predict(test_x)
     counts = [[int(((true == i) & (expected == j)).sum()) for j in range(3)] for i in range(3)]
     assert result["confusion"] == counts
     assert 0.4 < result["balanced_accuracy"] < 1  # the check would be empty if every row were right
-    assert (result["C"], result["max_iter"], result["converged"]) == (0.01, 1000, True)
-    assert result["modalities"]["m"]["reason"] is None
+    assert (result["max_iter"], result["converged"]) == (1000, True)
+    assert (result["modalities"]["m"]["C"], result["modalities"]["m"]["reason"]) == (c, None)
+
+
+@pytest.mark.parametrize(("width", "spread", "rows"), [(60, 3.0, 60), (6, 0.8, 300), (200, 1.0, 30)])
+def test_c_is_chosen_by_cross_validation_of_the_training_rows(width, spread, rows):
+    x, y = blobs(rows, 3, width=width, spread=spread)
+    assert baseline.chosen_c(x, y) == cross_validated(x, y)
+
+
+def test_noise_is_met_with_a_strong_penalty_and_clear_classes_of_unequal_size_with_a_weak_one():
+    draw = np.random.default_rng(5)
+    wide, y = draw.normal(size=(90, 80)).astype(np.float32), np.arange(90) % 2
+    wide[:, 0] += 2 * y  # one feature in eighty says anything
+    assert baseline.chosen_c(wide, y) == 0.01
+    rare = np.r_[np.zeros(400, np.int64), np.ones(12, np.int64)]
+    narrow = (draw.normal(size=(412, 2)) + 2.5 * rare[:, None]).astype(np.float32)
+    assert baseline.chosen_c(narrow, rare) == 1.0
+
+
+def test_too_few_labelled_rows_to_choose_take_the_middle_c_and_rare_classes_take_no_part_in_the_choice():
+    x, y = blobs(120, 0)
+    assert baseline.chosen_c(x[:6], y[:6]) == baseline.UNTUNED  # two rows of each class
+    rare = np.r_[y, [3, 3]]
+    assert baseline.chosen_c(np.r_[x, x[:2]], rare) in baseline.CHOICES
+
+
+def cross_validated(x: np.ndarray, y: np.ndarray) -> float:
+    """The same choice, by a loop over folds; the rows are shuffled as the baseline shuffles them."""
+    draw = np.random.default_rng(0).permutation(len(y))
+    x, y = (x - x.mean(0, dtype=np.float64))[draw] / x.std(0, dtype=np.float64), y[draw]
+    folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(x, y))
+
+    def score(c: float) -> float:
+        fitted = [(LogisticRegression(C=c, max_iter=1000).fit(x[a], y[a]), b) for a, b in folds]
+        return float(np.mean([balanced_accuracy_score(y[b], model.predict(x[b])) for model, b in fitted]))
+
+    return max((0.01, 0.1, 1.0), key=score)
 
 
 def test_unlabelled_rows_neither_train_nor_count():
