@@ -316,6 +316,12 @@ class Optim(Section):
         "shortest",
         "an epoch ends when the shortest modality is used up (published) or the longest, the others starting over",
     )
+    labelled_share: float = item(
+        0.25,
+        "least share of labelled rows in a batch: where fewer are labelled, they are drawn again; 0: never (published)",
+        ge=0,
+        lt=1,
+    )
 
 
 class EarlyStopping(Section):

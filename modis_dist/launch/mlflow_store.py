@@ -6,6 +6,7 @@ Knows files, locks and addresses; must not know runs, trials or metrics.
 import fcntl
 import os
 import re
+import secrets
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -107,7 +108,7 @@ def prepare() -> None:
 
 
 def connect(uri: str) -> Any:
-    """An ``MlflowClient``; a new SQLite file is made private, and its tables by one process at a time."""
+    """An ``MlflowClient``; a new SQLite file is private, and made by one process at a time, whole or not at all."""
     prepare()
     from mlflow import MlflowClient
 
@@ -115,18 +116,41 @@ def connect(uri: str) -> Any:
     if path is None:
         return MlflowClient(uri, registry_uri=uri)
     with _locked(path.with_name(f".{path.name}.lock")):
-        _make_private(path)
-        client = MlflowClient(uri, registry_uri=uri)
-        client.search_experiments(max_results=1)  # makes or checks the tables
+        if _is_new(path):
+            with _replacing(path) as unfinished:
+                _make_tables(f"sqlite:///{unfinished}")
+        return _make_tables(uri)
+
+
+def _make_tables(uri: str) -> Any:
+    """A client of the database, whose tables are there."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri, registry_uri=uri)
+    client.search_experiments(max_results=1)  # makes, checks or migrates them
     return client
 
 
-def _make_private(path: Path) -> None:
-    """An empty file is a new database. Raises ``ConfigError`` for a file that is something else."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+def _is_new(path: Path) -> bool:
+    """Whether there is no file or an empty one. Raises ``ConfigError`` for a file that is something else."""
+    if not path.exists():
+        return True
     with path.open("rb") as file:
-        if file.read(len(MAGIC)) not in (b"", MAGIC):
-            _refuse(f"{shown(str(path))} is not a SQLite database; move it away or choose another folder")
+        start = file.read(len(MAGIC))
+    if start not in (b"", MAGIC):
+        _refuse(f"{shown(str(path))} is not a SQLite database; move it away or choose another folder")
+    return not start
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Another file that takes the path's place once it is made: MLflow cannot go on with half of its tables."""
+    for leftover in path.parent.glob(f".{path.name}.new-*"):
+        leftover.unlink()
+    unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow remembers addresses
+    os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
+    yield unfinished
+    unfinished.replace(path)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from modis_dist.config.parse import to_tree
 from modis_dist.config.study import Study
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
-from modis_dist.errors import DataError, RunFailed
+from modis_dist.errors import DataError, Interrupted, RunFailed
 from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
@@ -193,44 +193,81 @@ class _Sweep:
 
     def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
         self._planned = planned
+        self._listed = planned.manifest
         self._out = out
         self._executor = executor
         self._mirror = mirror
         self._display = display
 
     def train(self, trials: Sequence[Trial], packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
-        """Train what is not done of some trials, laid out in packs; returns why trials crashed, by id."""
+        """Train what is not done of some trials, laid out in packs; returns why trials crashed, by id.
+
+        Where the user stops it, the mirror is told what is finished and that the study is not.
+        """
         for trial in trials:
             name = trial.name if stage == "search" else f"{stage} {trial.name}"
             tags = {"stage": stage, "condition": trial.condition}
             self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
-        reasons: dict[str, str] = {}
-        with Monitor(packs, out=self._out, name=stage, feed=self._mirror, display=self._display):
-            remaining = unfinished(self._out, packs)
-            if remaining:
-                reasons = dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
+        try:
+            reasons = self._trained(packs, stage=stage)
+        except Interrupted:
+            for trial in trials:
+                if (result := self._result(trial)) is not None:
+                    self._end(trial, result)
+            self._mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)
+            raise
         for trial in trials:
-            self._end(trial, read_result(trial_folder(self._out, trial)))
+            self._end(trial, self._result(trial))
         return reasons
 
+    def _trained(self, packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
+        reasons = self._executed(packs, name=stage)
+        alone = one_by_one(packs, reasons)
+        if not alone:
+            return reasons
+        # One member may have brought its stack down; the others are not to suffer for it.
+        tried = {trial.id for pack in alone for trial in pack.trials}
+        whole = [pack for pack in packs if tried.isdisjoint(trial.id for trial in pack.trials)]
+        self._note(stage, [*whole, *alone])
+        kept = {name: reason for name, reason in reasons.items() if name not in tried}
+        return kept | self._executed(alone, name=f"{stage}, crashed packs one by one")
+
+    def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
+        with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
+            remaining = unfinished(self._out, packs)
+            if not remaining:
+                return {}
+            return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
+
+    def _note(self, stage: str, packs: Sequence[Pack]) -> None:
+        """Write down how a stage is laid out, so that an interrupted one continues."""
+        ids = _ids([pack.trials for pack in packs])
+        listed = self._listed
+        self._listed = replace(listed, packs=ids) if stage == "search" else replace(listed, refit_packs=ids)
+        manifest.save(self._out / "manifest.json", self._listed)
+
     def refit_packs(self, trials: Sequence[Trial]) -> list[Pack]:
-        """The packs of the refits, noted in the manifest so that an interrupted one continues."""
-        listed, study = self._planned.manifest, self._planned.study
-        packs = layout(
+        """The packs of the refits, noted in the manifest."""
+        study = self._planned.study
+        laid = layout(
             trials,
             self._planned.selection,
-            earlier=listed.refit_packs,
+            earlier=self._listed.refit_packs,
             done=partial(_is_done, self._out),
             packing=study.sweep.packing,
             slots=self._executor.slots,
         )
-        manifest.save(self._out / "manifest.json", replace(listed, refit_packs=_ids(packs)))
-        return [Pack(pack, "test", study.sweep.probe) for pack in packs]
+        packs = [Pack(pack, "test", study.sweep.probe) for pack in laid]
+        self._note("refit", packs)
+        return packs
 
     def results(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
         """The results there are, by trial id."""
-        found = {trial.id: read_result(trial_folder(self._out, trial)) for trial in trials}
+        found = {trial.id: self._result(trial) for trial in trials}
         return {name: result for name, result in found.items() if result is not None}
+
+    def _result(self, trial: Trial) -> dict[str, Any] | None:
+        return read_result(trial_folder(self._out, trial))
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tell the mirror how it ended."""
@@ -253,6 +290,12 @@ class _Sweep:
         metrics = {} if result["value"] is None else {result["metric"]: result["value"]}
         status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
+
+
+def one_by_one(packs: Sequence[Pack], crashed: Mapping[str, str]) -> list[Pack]:
+    """The crashed trials of stacks of several, each as a pack of its own."""
+    stacks = [pack for pack in packs if len(pack.trials) > 1]
+    return [replace(pack, trials=(trial,)) for pack in stacks for trial in pack.trials if trial.id in crashed]
 
 
 def _refits(planned: Plan, group: Group) -> list[Trial]:

@@ -38,10 +38,10 @@ def logistic_regression(
     ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown; only labelled
     training rows are used, standardised by their own mean and deviation.
 
-    Returns what ``metrics.classification`` returns, with ``max_iter`` and ``converged``; per modality also ``C``, chosen
-    by cross-validation of the training rows, ``converged``, and ``reason``: None, or why there is no regression (then
-    ``C`` is None). A modality whose labelled training rows are all of
-    one class predicts that class; one without any is not scored (n = 0, figures None).
+    Returns what ``metrics.classification`` returns, with ``max_iter`` and ``converged``. Per modality ``C``, chosen
+    by cross-validation of the training rows, ``converged``, and ``reason``: None, or why there is no regression and no
+    C. A modality whose labelled training rows are all of one class predicts that class; one without any is not scored
+    (n = 0, figures None).
     """
     outcomes = {name: _one_modality(train.get(name), rows) for name, rows in test.items()}
     result = classification({name: scored for name, (scored, _) in outcomes.items()}, classes=classes)
@@ -95,7 +95,7 @@ def chosen_c(x: Features, label: Rows) -> float:
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One BLAS thread: the products are small, and threads that wait for each other on busy cores took 20 times longer."""
+    """One BLAS thread: products are small, and threads that wait for each other on busy cores took 20 times longer."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):

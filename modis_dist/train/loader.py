@@ -23,6 +23,11 @@ def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_ends: Epo
     return max(1, (min(counts) if epoch_ends == "shortest" else max(counts)) // batch_size)
 
 
+def labelled_rows(labelled: int, rows: int, *, batch_size: int, share: float) -> int:
+    """How many rows of a batch are drawn from the labelled ones alone; 0 where the share is reached without."""
+    return min(round(share * batch_size), batch_size - 1) if 0 < labelled < share * rows else 0
+
+
 def row_order(rows: int, wanted: int, *, seed: int, epoch: int, modality: str) -> Tensor:
     """Positions of the rows an epoch visits: permutations one after the other, each row once per permutation."""
     passes = -(-wanted // rows)
@@ -30,6 +35,27 @@ def row_order(rows: int, wanted: int, *, seed: int, epoch: int, modality: str) -
         torch.randperm(rows, generator=generator(seed, "order", epoch, number, modality)) for number in range(passes)
     ]
     return torch.cat(drawn)[:wanted]
+
+
+def epoch_order(
+    label: Tensor, *, steps: int, batch_size: int, share: float, seed: int, epoch: int, modality: str
+) -> Tensor:
+    """Positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
+
+    Where less than ``share`` of the rows are labelled (``label`` [n] >= 0), every batch begins with that share of
+    labelled rows, drawn again and again, and the rest of it are unlabelled rows. Batches that mix two streams are
+    usual in semi-supervised learning (Tarvainen and Valpola 2017): a few labels, met once an epoch, are outweighed.
+    """
+    known = torch.nonzero(label >= 0).squeeze(1)
+    several = labelled_rows(len(known), len(label), batch_size=batch_size, share=share)
+    if not several:
+        return row_order(len(label), steps * batch_size, seed=seed, epoch=epoch, modality=modality)
+    others = torch.nonzero(label < 0).squeeze(1)
+    drawn = []
+    for rows, count, name in ((known, several, "labelled"), (others, batch_size - several, "unlabelled")):
+        order = row_order(len(rows), steps * count, seed=mix(seed, name), epoch=epoch, modality=modality)
+        drawn.append(rows[order].view(steps, count))
+    return torch.cat(drawn, 1).flatten()
 
 
 class Loader:
@@ -42,6 +68,7 @@ class Loader:
         *,
         batch_size: int,
         epoch_ends: EpochEnds,
+        labelled_share: float,
         latent: int,
         signs: bool,
         device: torch.device,
@@ -49,15 +76,17 @@ class Loader:
     ) -> None:
         self._seeds = list(seeds)
         self._batch_size = batch_size
+        self._labelled_share = labelled_share
         self._latent = latent
         self._signs = signs
         self._device = device
         self._dtype = dtype
         self.modalities = tuple(prepared[0].train.x)
-        self._rows = [p.train.rows() for p in prepared]
+        rows = [p.train.rows() for p in prepared]
+        self._labels = [{m: torch.as_tensor(label) for m, label in p.train.label.items()} for p in prepared]
         held = {id(p): _on_device(p, device, dtype) for p in prepared}
         self._data = [held[id(p)] for p in prepared]
-        lengths = {steps_per_epoch(rows, batch_size=batch_size, epoch_ends=epoch_ends) for rows in self._rows}
+        lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
         self._plan: tuple[int, Tensor] | None = None
@@ -81,17 +110,25 @@ class Loader:
     def _plan_of(self, epoch: int) -> Tensor:
         """Row positions [r, m, steps * b] of an epoch."""
         if self._plan is None or self._plan[0] != epoch:
-            wanted = self.steps * self._batch_size
-            plan = torch.stack(
-                [
-                    torch.stack(
-                        [row_order(rows[m], wanted, seed=seed, epoch=epoch, modality=m) for m in self.modalities]
-                    )
-                    for seed, rows in zip(self._seeds, self._rows, strict=True)
-                ]
-            )
+            plan = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
             self._plan = (epoch, plan.to(self._device))
         return self._plan[1]
+
+    def _order(self, replicate: int, epoch: int) -> Tensor:
+        """The same [m, steps * b] of one replicate."""
+        orders = [
+            epoch_order(
+                self._labels[replicate][m],
+                steps=self.steps,
+                batch_size=self._batch_size,
+                share=self._labelled_share,
+                seed=self._seeds[replicate],
+                epoch=epoch,
+                modality=m,
+            )
+            for m in self.modalities
+        ]
+        return torch.stack(orders)
 
     def _noise(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
         """Standard normal noise of both phases [r, m, b, l], and random signs [r, m, b, m] where asked for."""

@@ -162,6 +162,7 @@ class Training:
             [member.run.seed for member in active],
             batch_size=optim.batch_size,
             epoch_ends=optim.epoch_ends,
+            labelled_share=optim.labelled_share,
             latent=self.shape.latent,
             signs=self.rules.penalty == "each",
             device=self.device,

@@ -6,6 +6,8 @@ import math
 import multiprocessing
 import os
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -100,6 +102,20 @@ def test_the_database_and_the_artifacts_are_private_and_inside_the_folder(folder
     assert experiment.artifact_location == (folder / "mlflow-artifacts").as_uri()
     assert [p.name for p in folder.iterdir() if p.stat().st_mode & 0o077] == []
     assert (folder / "mlflow.db").is_file()
+
+
+def test_a_driver_killed_while_mlflow_makes_its_tables_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
+    code = "import sys; from modis_dist.launch.mlflow_store import connect; connect(sys.argv[1])"
+    uri, database = mlflow_store.default_uri(tmp_path), tmp_path / mlflow_store.DATABASE
+    with subprocess.Popen([sys.executable, "-c", code, uri]) as driver:
+        while not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.new-*")):
+            assert driver.poll() is None
+            time.sleep(0.005)
+        driver.kill()
+    assert driver.returncode == -9 and not database.exists()
+    client = mlflow_store.connect(uri)
+    assert client.create_experiment("after") and database.stat().st_mode & 0o077 == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".mlflow.db.lock", "mlflow.db"]
 
 
 def test_a_trial_is_nested_under_its_study_with_curves_final_values_and_files(

@@ -51,6 +51,7 @@ def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
         [SEEDS[r] for r in members],
         batch_size=ROWS,
         epoch_ends="shortest",
+        labelled_share=0.25,
         latent=SHAPE.latent,
         signs=rules.penalty == "each",
         device=CPU,

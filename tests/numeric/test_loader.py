@@ -1,14 +1,16 @@
 """The loader's order of rows, its batches and its noise."""
 
 from collections import Counter
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modis_dist.objective import Batch
-from modis_dist.train.loader import EpochEnds, Loader, row_order, steps_per_epoch
+from modis_dist.train.loader import EpochEnds, Loader, epoch_order, labelled_rows, row_order, steps_per_epoch
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
 from tests.numeric.toy_system import CPU, SHAPE, few, prepared
@@ -17,13 +19,20 @@ UNEVEN = {"a": 320, "b": 64, "c": 64}
 
 
 def loader(
-    sets: list[Prepared], seeds: list[int], *, batch_size: int = 32, ends: EpochEnds = "shortest", signs: bool = False
+    sets: list[Prepared],
+    seeds: list[int],
+    *,
+    batch_size: int = 32,
+    ends: EpochEnds = "shortest",
+    signs: bool = False,
+    share: float = 0.0,
 ) -> Loader:
     return Loader(
         sets,
         seeds,
         batch_size=batch_size,
         epoch_ends=ends,
+        labelled_share=share,
         latent=SHAPE.latent,
         signs=signs,
         device=CPU,
@@ -96,6 +105,62 @@ def test_seeds_depend_on_kind_order_and_borders_of_their_parts() -> None:
 def test_seeds_are_the_same_for_ever() -> None:
     assert mix(0, "weights") == 5_087_778_715_007_104_936
     assert mix(7, "order", 3, 0, "mrna") == 7_696_075_937_775_606_105
+
+
+# --- labelled rows ------------------------------------------------------------------------------------------
+
+
+def hidden(held: Prepared, *, keep: int) -> Prepared:
+    """The same with labels on the last rows alone."""
+    label = {m: np.where(np.arange(len(y)) >= len(y) - keep, y, -1) for m, y in held.train.label.items()}
+    return replace(held, train=replace(held.train, label=label))
+
+
+def test_few_labelled_rows_fill_their_share_of_every_batch_and_come_equally_often() -> None:
+    held = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], share=0.25)
+    for m in range(3):
+        visits: Counter[int] = Counter()
+        for at in range(held.steps):
+            batch = held.batch(epoch=0, step=at)
+            assert (batch.label[0, m] >= 0).sum() == 8 == 0.25 * 32
+            rows = numbers(batch, m)
+            assert len(set(rows) - set(range(315, 320))) == 24, "no unlabelled row comes twice"
+            visits.update(rows)
+        assert [visits[n] for n in range(315, 320)] == [8 * held.steps // 5] * 5
+        assert set(visits.values()) <= {1, 16} and len(visits) == 24 * held.steps + 5
+
+
+@pytest.mark.parametrize(("keep", "share"), [(0, 0.25), (80, 0.25), (320, 0.9), (5, 0.0)])
+def test_batches_stay_as_drawn_where_no_row_or_enough_rows_are_labelled(keep: int, share: float) -> None:
+    rows = dict.fromkeys(UNEVEN, 320)
+    asked, plain = (loader([hidden(prepared(rows), keep=keep)], [3], share=s) for s in (share, 0.0))
+    for m in range(3):
+        assert epoch_of(asked, 2, m) == epoch_of(plain, 2, m)
+        assert sorted(epoch_of(asked, 2, m)) == list(range(320))
+
+
+def test_the_share_is_decided_for_every_modality_and_replicate_by_itself() -> None:
+    few_labels, many = prepared({"a": 320, "b": 64, "c": 64}), prepared({"a": 320, "b": 64, "c": 64}, seed=1)
+    sets = [hidden(few_labels, keep=15), many]  # 15 of 64 is below a quarter, as is 15 of 320
+    stack = loader(sets, [4, 4], share=0.25)
+    assert epoch_of(stack, 1, 1, replicate=1) == epoch_of(loader([many], [4]), 1, 1)
+    assert [epoch_of(stack, 1, m) for m in range(3)] == [
+        epoch_of(loader(sets[:1], [4], share=0.25), 1, m) for m in range(3)
+    ]
+    assert all((stack.batch(epoch=1, step=1).label[0] >= 0).sum(1) == 8)
+
+
+@few
+@given(st.integers(2, 9), st.floats(0, 0.999), st.integers(1, 9), st.integers(0, 9))
+def test_any_share_leaves_room_for_an_unlabelled_row_and_fills_the_batch(
+    size: int, share: float, known: int, others: int
+) -> None:
+    label = torch.tensor([0] * known + [-1] * others)
+    where = {"seed": 0, "epoch": 0, "modality": "a"}
+    order = epoch_order(label, steps=3, batch_size=size, share=share, **where)
+    assert order.shape == (3 * size,) and order.min() >= 0 and order.max() < known + others
+    assert torch.equal(order, epoch_order(label, steps=3, batch_size=size, share=share, **where))
+    assert others == 0 or labelled_rows(known, known + others, batch_size=size, share=share) < size
 
 
 # --- epochs -------------------------------------------------------------------------------------------------

@@ -81,8 +81,8 @@ def test_evaluation_beside_the_baseline():
         "| cnv | 3 | 0.750 | 0.667 | 0.274 | -0.500 | - | - |\n"
         "| all | 7 | 0.708 | 0.708 | 0.130 | 0.028 | 0.500 | - |\n"
         "\nUnlabelled rows left out: 1.\n"
-        "\nbaseline: logistic regression of every modality by itself, on the same rows (C = 0.1, chosen on training rows), "
-        "its balanced accuracy; gain: over it.\n"
+        "\nbaseline: logistic regression of every modality by itself, on the same rows (C = 0.1, chosen on "
+        "training rows), its balanced accuracy; gain: over it.\n"
         "\nbaseline of mirna: not converged in 1000 iterations.\n"
         "\nbaseline of cnv: no labelled training row.\n"
     )

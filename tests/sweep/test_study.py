@@ -3,8 +3,11 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import time
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,9 @@ import pytest
 
 import modis_dist
 from modis_dist.cli.main import run as command
+from modis_dist.sweep import execute
 from modis_dist.train import outcome
+from modis_dist.train.loop import Member
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
@@ -162,6 +167,32 @@ def test_one_diverging_configuration_does_not_end_the_sweep(tmp_path: Path, caps
     assert all(" is " in reason for reason in summary["failures"].values())
 
 
+def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    genuine = execute.fit
+
+    def out_of_memory(members: Sequence[Member], **settings: Any) -> Any:
+        if any(m.run.objective.beta == 1e-2 and m.run.data.split.fold == 1 for m in members):
+            raise MemoryError("poisoned")
+        return genuine(members, **settings)
+
+    monkeypatch.setattr(execute, "fit", out_of_memory)
+    assert tune(tmp_path) == 4
+    assert "1 trials failed (MemoryError: poisoned)" in capsys.readouterr().err
+    summary = summary_of(tmp_path)
+    assert summary["trials"] == {"total": 4, "done": 3, "failed": 1}
+    assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2
+    before = epochs_trained(tmp_path / "out")
+    monkeypatch.setattr(execute, "fit", genuine)
+    assert tune(tmp_path) == 0
+    after = epochs_trained(tmp_path / "out")
+    assert summary_of(tmp_path)["trials"] == {"total": 4, "done": 4, "failed": 0}
+    (poisoned,) = summary["failures"]
+    assert {name: after[name] for name in before} == before and poisoned not in before and after[poisoned] == 4
+
+
 def test_where_no_configuration_is_complete_nothing_is_chosen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -180,15 +211,21 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
     assert "another process is training here" in capsys.readouterr().err
 
 
-def _killed_while_running(study: Path, out: Path, number: int) -> None:
-    """Start the study and send a signal when the first trial has a result but not all."""
+def _killed_while_running(study: Path, out: Path, number: int) -> int:
+    """Start the study and send a signal when the first trial has a result but not all; returns the exit status."""
     process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL)
     end = time.monotonic() + 120
     while not list(out.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
     assert process.poll() is None, "the study ended before it could be killed"
     os.kill(process.pid, number)
-    process.wait(60)
+    return process.wait(60)
+
+
+def _mlflow_states(out: Path) -> list[tuple[str, str]]:
+    """Name and status of every run in a study's database."""
+    with closing(sqlite3.connect(f"file:{out}/mlflow.db?mode=ro", uri=True)) as database:
+        return database.execute("select name, status from runs").fetchall()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
@@ -197,13 +234,19 @@ def test_a_study_that_was_killed_continues_and_no_trial_is_lost_or_run_twice(tmp
     settings = {"packing": {"enabled": False}, "folds": 3}
     study = write_study(tmp_path / "study.yaml", store, **settings)
     out = tmp_path / "out"
-    _killed_while_running(study, out, number)
+    status = _killed_while_running(study, out, number)
     finished = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
     assert 0 < len(finished) < 7
+    if number == signal.SIGINT:  # there was time to say so
+        states = _mlflow_states(out)
+        assert status == 75 and [state for name, state in states if name.startswith("toy")] == ["KILLED"]
+        assert sum(state == "FINISHED" for _, state in states) == len(finished)
+        assert {state for _, state in states} <= {"FINISHED", "KILLED"}
     assert tune(tmp_path) == 0
     assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished trial was run again"
     calm = tmp_path / "calm"
     assert command(["tune", str(study), "--out", str(calm)]) == 0
+    assert {state for _, state in _mlflow_states(out)} == {"FINISHED"}
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
     for part in ("trials", "best", "test", "baseline", "groups"):
         assert ours[part] == theirs[part], part
