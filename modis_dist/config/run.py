@@ -308,6 +308,9 @@ class Optim(Section):
 
     lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; lr by default", gt=0, le=10)
+    lr_schedule: Literal["constant", "cosine"] = item(
+        "constant", "learning rates over the epochs: the same (published) or falling to 0 along half a cosine"
+    )
     beta1: float = item(0.5, "first moment decay of Adam", ge=0, lt=1)
     beta2: float = item(0.999, "second moment decay of Adam", ge=0, lt=1)
     batch_size: int = item(32, "rows per modality in a global batch", unit="rows", ge=2, le=1_000_000)
@@ -345,7 +348,9 @@ class Trainer(Section):
         le=4096,
     )
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
-    metric: Metric = item("balanced_accuracy", "validation metric that chooses the best epoch")
+    metric: Metric = item(
+        "balanced_accuracy", "validation metric that chooses the best epoch; among equals the best reconstruction"
+    )
     early_stopping: EarlyStopping | None = item(None, "stop early; never, by default")
     log_every: int = item(10, "steps between transfers of losses to the host", unit="steps", ge=1)
     checkpoint_every: int = item(10, "epochs between checkpoints of the last state", unit="epochs", ge=1)

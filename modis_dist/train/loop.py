@@ -6,7 +6,7 @@ stops early leaves the stack and the others go on undisturbed. Knows nothing of 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from math import isfinite
+from math import cos, isfinite, pi
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,7 @@ def fit(
         state = training.state
         while training.running() and state.step_in_epoch < training.loader.steps:
             batch = training.loader.batch(epoch=state.epoch, step=state.step_in_epoch)
+            state.set_rates(training.rate())
 
             # Phase D: the discriminator learns to name modality and class; the encoders stand still.
             adversary = adversary_phase(state.model, batch, training.weights, training.rules)
@@ -178,6 +179,13 @@ class Training:
         """Whether a replicate is left to train."""
         return bool(self.state.members)
 
+    def rate(self) -> float:
+        """Learning rate of the next step, as a share of ``optim.lr``: 1, or from 1 to 0 along half a cosine."""
+        optim = self.run.optim
+        if optim.lr_schedule == "constant":
+            return 1.0
+        return 0.5 * (1 + cos(pi * self.state.updates / (optim.epochs * self.loader.steps)))
+
     def after_step(self) -> TrainState:
         """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for."""
         reason = self.ports.stop.requested()
@@ -255,12 +263,18 @@ class Training:
         for replicate, figures in enumerate(self.held_out.validate(self.state.model)):
             rows[replicate] |= {f"val/{name}": value for name, value in figures.items()}
             held = self._active()[replicate]
-            value = figures.get(trainer.metric)
             margin = trainer.early_stopping.min_delta if trainer.early_stopping else 0.0
             held.waited += 1
-            if value is not None and improves(value, held.best_value, metric=trainer.metric, margin=margin):
-                held.best_value, held.best_epoch, held.waited = value, epoch, 0
+            value, error = figures.get(trainer.metric), figures.get("reconstruction_mse")
+            if value is None:
+                continue
+            improved = improves(value, held.best_value, metric=trainer.metric, margin=margin)
+            equal = value == held.best_value
+            if improved or (equal and error is not None and _lower(error, held.best_error)):
+                held.best_value, held.best_error, held.best_epoch = value, error, epoch
                 self.state.keep_best(replicate)
+            if improved:
+                held.waited = 0
 
     def _finished(self, held: Progress) -> bool:
         patience = self.run.trainer.early_stopping
@@ -307,6 +321,10 @@ def improves(value: float, best: float | None, *, metric: str, margin: float = 0
     if best is None:
         return True
     return value < best - margin if metric in LOWER_IS_BETTER else value > best + margin
+
+
+def _lower(error: float, best: float | None) -> bool:
+    return improves(error, best, metric="reconstruction_mse")
 
 
 def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:

@@ -28,6 +28,7 @@ class Progress:
     status: Status = "running"
     reason: str | None = None  # why it failed
     best_value: float | None = None
+    best_error: float | None = None  # reconstruction error of the same epoch, which decides between equals
     best_epoch: int | None = None  # epochs done when it was reached
     waited: int = 0  # validations since
     epochs: int = 0  # epochs done
@@ -80,7 +81,7 @@ class TrainState:
             for name, parameter in module.named_parameters():
                 if f"{prefix}.{name}.first" in parts["optim"]:
                     optimiser.state[parameter] = {
-                        "step": torch.tensor(float(self.updates)),
+                        "step": torch.tensor(float(self.updates), device=parameter.device),
                         "exp_avg": parts["optim"][f"{prefix}.{name}.first"].to(parameter, copy=True),
                         "exp_avg_sq": parts["optim"][f"{prefix}.{name}.second"].to(parameter, copy=True),
                     }
@@ -98,6 +99,12 @@ class TrainState:
             {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
         )
         return smaller
+
+    def set_rates(self, share: float) -> None:
+        """Learning rates of the next step, as a share of those the training began with."""
+        for _, _, optimiser in self._optimised():
+            for group in optimiser.param_groups:
+                group["lr"] = share * optimiser.defaults["lr"]
 
     def keep_best(self, replicate: int) -> None:
         """Remember a replicate's present model as its best."""

@@ -10,9 +10,11 @@ import torch
 
 from modis_dist.errors import DataError, Interrupted
 from modis_dist.train import checkpoint
+from modis_dist.train.heldout import HeldOut
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Ports, improves
 from modis_dist.train.prepare import prepare
+from modis_dist.train.state import TrainState
 from tests.train import toy
 
 
@@ -48,9 +50,9 @@ def test_every_loss_term_falls_into_the_history_of_every_epoch(tmp_path: Path) -
 def test_training_stops_after_patience_validations_without_improvement(tmp_path: Path) -> None:
     wanted = toy.run("optim.epochs=60", "trainer.early_stopping={patience: 3}")
     (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
-    values = [row["val/balanced_accuracy"] for row in progress.history]
-    assert progress.best_epoch == int(np.argmax(values)) + 1
-    assert progress.epochs == progress.best_epoch + 3 < 60
+    values = [(row["val/balanced_accuracy"], -row["val/reconstruction_mse"]) for row in progress.history]
+    assert progress.best_epoch == values.index(max(values)) + 1
+    assert progress.epochs == int(np.argmax([value for value, _ in values])) + 1 + 3 < 60
 
 
 def test_the_best_model_on_disk_is_that_of_the_best_epoch(tmp_path: Path) -> None:
@@ -144,6 +146,43 @@ def test_few_rows_make_one_step_an_epoch(tmp_path: Path) -> None:
     assert progress.status == "done" and checkpoint.newest(tmp_path / "last").name == "step-00000002"
 
 
+def test_among_equal_validations_the_best_reconstruction_is_kept_and_patience_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = iter([(0.5, 3.0), (0.9, 2.0), (0.9, 1.0), (0.8, 0.1), (0.9, 1.5)])
+
+    def validate(*_: object) -> list[dict[str, float]]:
+        accuracy, error = next(told)
+        return [{"balanced_accuracy": accuracy, "reconstruction_mse": error}]
+
+    monkeypatch.setattr(HeldOut, "validate", validate)
+    wanted = toy.run("optim.epochs=25", "trainer.early_stopping={patience: 3}")
+    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    assert (progress.best_epoch, progress.best_value, progress.best_error) == (3, 0.9, 1.0)
+    assert progress.epochs == 5, "three validations without a better metric since the second"
+
+
+def test_learning_rates_fall_along_half_a_cosine_from_the_first_step_to_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[float, float]] = []
+    set_rates = TrainState.set_rates
+
+    def spy(state: TrainState, share: float) -> None:
+        set_rates(state, share)
+        optimisers = (state.vae_optimiser, state.adversary_optimiser)
+        seen.append(tuple(optimiser.param_groups[0]["lr"] for optimiser in optimisers))
+
+    monkeypatch.setattr(TrainState, "set_rates", spy)
+    rates = ("optim.lr=1e-3", "optim.lr_discriminator=4e-3", "optim.lr_schedule=cosine", "optim.epochs=3")
+    toy.train([toy.member("t", toy.run(*rates), tmp_path)], tmp_path)
+    n = len(seen)
+    assert n >= 6
+    for step, (vae, discriminator) in enumerate(seen):
+        assert vae == pytest.approx(1e-3 * np.cos(np.pi * step / n / 2) ** 2)
+        assert discriminator == pytest.approx(4 * vae)
+
+
 class StopAt:
     """Asks to stop at the n-th time it is asked."""
 
@@ -167,6 +206,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 def stack(folder: Path) -> list:
     """Two replicates with early stopping, 5 epochs at most."""
     shared = ("optim.epochs=5", "trainer.checkpoint_every=2", "trainer.early_stopping={patience: 2}")
+    shared += ("optim.lr_schedule=cosine",)
     return [toy.member(f"t{s}", toy.run(f"seed={s}", *shared), folder) for s in range(2)]
 
 
