@@ -5,6 +5,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from modis_dist.cli.main import run
@@ -12,6 +13,7 @@ from modis_dist.config.parse import build, dump, load_study
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.config.yaml12 import parse
+from modis_dist.data.writer import StoreWriter
 from modis_dist.sweep.manifest import expand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -102,3 +104,46 @@ def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.Ca
     assert summary["trials"]["failed"] == 0 and summary["trials"]["done"] == summary["trials"]["total"] > 1
     assert 0 < summary["test"]["balanced_accuracy"]["mean"] <= 1
     assert "balanced accuracy" in capsys.readouterr().out
+
+
+# --- every study as it is shipped, with little data, small networks and one epoch ---------------------------------
+
+SMALL = ("optim.epochs=1", "model.ratios=[0.05]", "model.latent=4", "model.discriminator=[8]", "optim.batch_size=8")
+HERE = ("sweep.executor=local", "sweep.replicates=1", "sweep.folds=1")
+
+
+def ten_cancers(path: Path, features: dict[str, int]) -> Path:
+    """Random numbers in tables of the sizes that ``tcga10_small`` states."""
+    draw = np.random.default_rng(0)
+    with StoreWriter(path, source={"kind": "random"}) as writer:
+        for modality, p in features.items():
+            names = [f"s{n}" for n in range(120)]
+            writer.begin(modality, [f"f{n}" for n in range(p)])
+            writer.write(
+                modality,
+                sample_id=names,
+                group_id=names,
+                label=[f"c{n % 10}" for n in range(120)],
+                split=[""] * 120,
+                x=draw.standard_normal((120, p)).astype(np.float32),
+            )
+    return path
+
+
+@pytest.mark.parametrize("name", ["intersim", "intersim_losses", "tcga10_small"])
+def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
+    loaded = study(name)
+    if loaded.data.simulate is not None:
+        data = ["data.simulate.samples=250"]
+    else:
+        sizes = {m: net.features or 0 for m, net in loaded.model.modalities.items()}
+        data = [f"data.store={ten_cancers(tmp_path / 'store', sizes)}"]
+    settings = [word for setting in (*SMALL, *HERE, *data) for word in ("--set", setting)]
+    out = tmp_path / "out"
+    assert run(["tune", str(ROOT / "tune_spaces" / f"{name}.yaml"), "--out", str(out), *settings]) == 0
+    summary = json.loads((out / "summary.json").read_text())
+    conditions = list(loaded.sweep.conditions) or ["all"]
+    assert [condition["condition"] for condition in summary["conditions"]] == conditions
+    assert all(condition["test"]["balanced_accuracy"]["n"] == 1 for condition in summary["conditions"])
+    text = (out / "report.md").read_text()
+    assert all(condition.replace("_", "\\_") in text for condition in conditions if condition != "all")

@@ -58,15 +58,15 @@ def model(
     if as_json:
         print_json(counts)
         return
-    from rich.console import Console
-    from rich.table import Table
+    from modis_dist.report.tables import add, empty, finished, numbers
+    from modis_dist.report.terminal import show, stdout
 
-    table = Table("module", "parameters")
-    table.columns[1].justify = "right"
+    table = empty("module")
+    numbers(table, "parameters")
     for name, number in counts["modules"].items():
-        table.add_row(name, f"{number:,}")
-    table.add_row("total", f"{counts['total']:,}", style="bold")
-    Console().print(table)
+        add(table, name, f"{number:,}")
+    add(table, "total", f"{counts['total']:,}", style="bold")
+    show([("", finished(table))], stdout())
 
 
 def _parameters(study: "Study", *, source: str) -> dict[str, Any]:

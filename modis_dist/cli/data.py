@@ -131,51 +131,45 @@ def _print_made(out: Path) -> None:
 
 
 def _print_coverage(coverage: "Coverage") -> None:
-    from rich.console import Console
+    from modis_dist.report.terminal import show, stdout
 
-    console = Console()
-    console.print(_class_table(coverage))
-    console.print(_modality_table(coverage))
+    console = stdout()
+    show([("Rows by class and modality", _class_table(coverage)), ("Modalities", _modality_table(coverage))], console)
     for count, samples in coverage.by_modality_count.items():
         console.print(f"{samples:,} samples have rows in {count} of {len(coverage.modalities)} modalities")
     for line in coverage.notices:
-        console.print(f"notice: {line}", markup=False)
+        console.print(f"notice: {line}", markup=False, soft_wrap=True)
 
 
 def _class_table(coverage: "Coverage") -> "Table":
     """Rows of each class in each modality; a class without a row stands out."""
-    from rich.table import Table
-    from rich.text import Text
+    from modis_dist.report.tables import add, empty, finished, numbers
 
-    table = Table("class", *coverage.modalities, title="Rows by class and modality")
+    table = empty("class")
+    numbers(table, *coverage.modalities)
+    held = coverage.modalities.values()
     for label in coverage.classes:
-        counts = [held.by_class[label] for held in coverage.modalities.values()]
-        table.add_row(Text(shown(label)), *(f"{count:,}" if count else "[bold red]none[/]" for count in counts))
+        add(table, shown(label), *(f"{m.by_class[label]:,}" if m.by_class[label] else "none" for m in held))
     table.add_section()
-    table.add_row("unlabelled", *(f"{held.unlabelled:,}" for held in coverage.modalities.values()))
-    table.add_row("labelled", *(f"{held.labelled_share:.1%}" for held in coverage.modalities.values()))
-    return _right_aligned(table)
+    add(table, "unlabelled", *(f"{m.unlabelled:,}" for m in held))
+    add(table, "labelled", *(f"{m.labelled_share:.1%}" for m in held))
+    return finished(table)
 
 
 def _modality_table(coverage: "Coverage") -> "Table":
-    from rich.table import Table
+    from modis_dist.report.tables import add, empty, finished, numbers
 
-    table = Table("", *coverage.modalities, title="Modalities")
+    table = empty("")
+    numbers(table, *coverage.modalities)
     held = list(coverage.modalities.values())
-    table.add_row("rows", *(f"{m.rows:,}" for m in held))
-    table.add_row("features", *(f"{m.features:,}" for m in held))
-    table.add_row("groups", *(f"{m.groups:,}" for m in held))
+    add(table, "rows", *(f"{m.rows:,}" for m in held))
+    add(table, "features", *(f"{m.features:,}" for m in held))
+    add(table, "groups", *(f"{m.groups:,}" for m in held))
     for name in ("minimum", "mean", "maximum"):
         values = [getattr(m, name) for m in held]
-        table.add_row(name, *("-" if value is None else f"{value:.4g}" for value in values))
-    table.add_row("missing values", *(f"{m.missing_share:.2%}" for m in held))
-    table.add_row("constant features", *(f"{m.constant_features:,}" for m in held))
+        add(table, name, *("-" if value is None else f"{value:.4g}" for value in values))
+    add(table, "missing values", *(f"{m.missing_share:.2%}" for m in held))
+    add(table, "constant features", *(f"{m.constant_features:,}" for m in held))
     for part in ("train", "test", "none"):
-        table.add_row(f"split: {part}", *(f"{m.by_split[part]:,}" for m in held))
-    return _right_aligned(table)
-
-
-def _right_aligned(table: "Table") -> "Table":
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+        add(table, f"split: {part}", *(f"{m.by_split[part]:,}" for m in held))
+    return finished(table)

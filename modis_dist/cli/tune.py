@@ -141,8 +141,12 @@ def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, 
     shape_of = {trial.condition: planned.shapes[trial.id] for trial in reversed(planned.manifest.trials)}
     search = unfinished(folder, planned.packs())
     again = refits(planned)
-    found = costs(search, planned.selection, [planned.shapes[p.trials[0].id] for p in search], threads=executor.threads)
-    later = costs(again, planned.selection, [shape_of[p.trials[0].condition] for p in again], threads=executor.threads)
+    found = costs(
+        search, planned.selection_of, [planned.shapes[p.trials[0].id] for p in search], threads=executor.threads
+    )
+    later = costs(
+        again, planned.selection_of, [shape_of[p.trials[0].condition] for p in again], threads=executor.threads
+    )
     seconds = wall_seconds(found, slots=executor.slots) + wall_seconds(later, slots=executor.slots)
     return {
         "study": planned.study.name,
@@ -158,41 +162,45 @@ def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, 
 
 
 def _print_plan(planned: "Plan", executor: "Executor", folder: Path, *, as_json: bool) -> None:
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
+    from modis_dist.report.tables import add, empty, finished, numbers, parameters
+    from modis_dist.report.terminal import show, stdout
+    from modis_dist.report.text import plain as readable
 
     plain = _foreseen(planned, executor, folder)
     if as_json:
         print_json(plain)
         return
-    console = Console()
-    trials = Table("trial", "settings", "", title=f"{plain['study']}: {plain['trials']} trials")
+    console = stdout()
+    trials = empty("trial")
+    parameters(trials, "settings")
+    numbers(trials, "")
     for trial in plain["list"][:TRIALS_SHOWN]:
-        trials.add_row(trial["id"], escape(trial["name"]), "done" if trial["done"] else "")
-    console.print(trials)
+        add(trials, trial["id"], readable(trial["name"], limit=200), "done" if trial["done"] else "")
+    show([(f"{plain['study']}: {plain['trials']} trials", finished(trials))], console)
     if plain["trials"] > TRIALS_SHOWN:
         console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
-    packs = Table("pack", "trials", "steps", "minutes", "disk MB", title="Packs that are left, then the refit")
+    packs = empty("pack")
+    numbers(packs, "trials", "steps", "minutes", "disk MB")
     for row in [*plain["packs"], *(row | {"pack": "refit"} for row in plain["refit_packs"])]:
-        numbers = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
-        packs.add_row(row["pack"], *map(str, numbers))
-    for column in packs.columns[1:]:
-        column.justify = "right"
-    console.print(packs)
+        cells = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
+        add(packs, row["pack"], *map(str, cells))
+    show([("Packs that are left, then the refit", finished(packs))], console)
     console.print(
         f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
         f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping, "
-        f"{plain['bytes'] / 1e6:,.0f} MB. Nothing was started."
+        f"{plain['bytes'] / 1e6:,.0f} MB. Nothing was started.",
+        soft_wrap=True,
     )
 
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
-    from modis_dist.report.study import tables
+    from modis_dist.report.study import models, tables
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
     show(tables(summary, summary["groups"], metric=summary["metric"]), console)
+    for line in models(summary):
+        console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.",
         markup=False,

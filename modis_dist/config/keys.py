@@ -71,6 +71,10 @@ def explain(key: str) -> str:
     Raises ``ConfigError`` for an unknown key.
     """
     known = list(every_key())
+    key = _without_names(key, known)
+    of_kind = _of_kind(key, known)
+    if of_kind:
+        return "\n".join([key, *_of_one_kind(of_kind)])
     found = [entry for entry in known if entry.path == key]
     if not found:
         hint = nearest(key, _siblings(key, known)) or elsewhere(key) or nearest(key, [entry.path for entry in known])
@@ -81,6 +85,40 @@ def explain(key: str) -> str:
         lines += [f"  {kinds}{field.description}", *(f"    {name + ':':<9}{fact}" for name, fact in _facts(field))]
     below = [entry for entry in known if entry.path.startswith(key + ".") and "." not in entry.path[len(key) + 1 :]]
     return "\n".join([*lines, *_listed(below)])
+
+
+def _without_names(key: str, known: list[Key]) -> str:
+    """The key without what the user named in it: modalities, conditions, and the keys of a run that a sweep sets."""
+    if any(entry.path == key for entry in known):
+        return key
+    for entry in known:
+        start = f"{entry.path}."
+        if not key.startswith(start) or get_origin(entry.field.annotation) is not dict:
+            continue
+        rest = key.removeprefix(start)
+        if entry.path == "sweep.grid":
+            return rest
+        below = rest.partition(".")[2]
+        if entry.path == "sweep.conditions":
+            return below or entry.path
+        return f"{start}{below}" if below else entry.path
+    return key
+
+
+def _of_kind(key: str, known: list[Key]) -> list[Key]:
+    """The keys of the steps of one kind, for a key like ``scenario.hide_labels``."""
+    section, _, kind = key.rpartition(".")
+    return [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
+
+
+def _of_one_kind(keys: list[Key]) -> list[str]:
+    lines = [f"  {entry.field.description}" for entry in keys if _last(entry) == "kind"]
+    for entry in keys:
+        if _last(entry) != "kind":
+            facts = _facts(entry.field)
+            lines += [f"  {_last(entry)}: {entry.field.description}"]
+            lines += [f"    {name + ':':<9}{fact}" for name, fact in facts]
+    return lines
 
 
 def _siblings(key: str, known: list[Key]) -> list[str]:

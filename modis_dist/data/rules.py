@@ -12,11 +12,13 @@ from dataclasses import dataclass, replace
 from modis_dist.errors import DataError, shown
 
 SPLITS = ("", "train", "test")
+METADATA = ("modality", "sample_id", "group_id", "label", "split")  # columns of tables that are read or written
 _MODALITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DATE = re.compile(r"\d{1,2}-(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE)
 _SCIENTIFIC = re.compile(r"\d(\.\d+)?e\+\d+", re.IGNORECASE)
 _SERIAL_DATE = re.compile(r"[34]\d{4}")
 _WHOLE = re.compile(r"[+-]?\d+\.0*")
+_NEGATIVE = re.compile(r"-\d+")
 _FRACTION = re.compile(r"[+-]?\d*\.\d+")
 
 
@@ -50,6 +52,9 @@ def check_features(names: Sequence[str], where: str) -> None:
         raise DataError(
             f"{where}: there are no feature columns; every column but sample_id, label, group_id and split is one"
         )
+    reserved = [name for name in names if name in METADATA]
+    if reserved:
+        raise DataError(f"{where}: no feature may be called {reserved[0]!r}, which our tables use; rename the column")
     first: dict[str, int] = {}
     for position, name in enumerate(names):
         if not name.strip():
@@ -75,7 +80,7 @@ def spoilt_names(names: Sequence[str]) -> list[str]:
 def class_name(value: object) -> str | None:
     """The class that a label of a source means: whole numbers without ``.0``, None for an empty label.
 
-    Raises ``ValueError`` for a number that is not whole: it is a measurement, not a class.
+    Raises ``ValueError`` for a number that is not whole (a measurement) or below 0 (a code): neither is a class.
     """
     if value is None or value == "" or value != value:
         return None
@@ -83,8 +88,11 @@ def class_name(value: object) -> str | None:
         return str(value).lower()
     text = value if isinstance(value, str) else str(value)
     whole = isinstance(value, float) and value.is_integer()
-    if whole or _WHOLE.fullmatch(text):
-        return str(int(float(text)))
+    if whole or _WHOLE.fullmatch(text) or _NEGATIVE.fullmatch(text):
+        number = int(float(text))
+        if number < 0:
+            raise ValueError(f"label {number} usually means unlabelled; leave it empty, or give the class a name")
+        return str(number)
     if isinstance(value, float) or _FRACTION.fullmatch(text):
         raise ValueError(f"label {shown(text)!r} is a number that is not whole; a label names a class")
     return text

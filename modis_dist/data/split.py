@@ -136,7 +136,7 @@ def _check_folds(cohort: _Cohort, rest: Mask, folds: int, classes: Sequence[str]
         if code != UNLABELLED and present[cell] and counts[cell] < folds:
             name = shown(classes[code]) if code < len(classes) else f"number {code}"
             raise DataError(
-                f"class {name}: has {counts[cell]} groups to divide into {folds} folds; lower data.split.folds"
+                f"class {name}: has {counts[cell]} groups to divide into {folds} folds; lower the number of folds"
             )
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from modis_dist.train.predictor import Predictor
 
 # Only what prediction needs: a run's folder may also hold predictions with sample ids.
-PARTS = ("best", "preprocess.json", "preprocess.safetensors", "run.yaml")
+PARTS = ("best", "run.yaml")
 
 
 class PyfuncModel:

@@ -49,13 +49,14 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
-        folders = [str(save_pack(out, pack)) for pack in packs]
         at_once = min(self.slots, len(packs))  # few packs share all the cores
-        settings = {"out": str(out), "store": str(store), "threads": self._resources["cpus"] // at_once}
+        threads = self._resources["cpus"] // at_once
+        folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
+        settings = {"out": str(out), "store": str(store)}
         with on_signal(partial(_ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
-            said = self._fit(folders, settings, storage=self._folder / packs[0].id)
+            said = self._fit(folders, settings, threads=threads, storage=self._folder / packs[0].id)
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
@@ -65,11 +66,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             reasons |= crashed(pack, said.get(folder, WORKER_DIED), out=out)
         return reasons
 
-    def _fit(self, folders: list[str], settings: Mapping[str, Any], *, storage: Path) -> dict[str, str | None]:
+    def _fit(
+        self, folders: list[str], settings: Mapping[str, Any], *, threads: int, storage: Path
+    ) -> dict[str, str | None]:
         """What became of each pack: None, or why it crashed."""
         from ray import tune
 
-        resources = {"cpu": settings["threads"], "gpu": self._gpus}
+        resources = {"cpu": threads, "gpu": self._gpus}
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), **settings},
@@ -95,8 +98,8 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     os.umask(0o077)
     out = Path(config["out"])
     stop = StopFile(out / STOP)
-    pack = load_pack(Path(config["pack"]))
-    torch.set_num_threads(pack.trials[0].run.trainer.threads or config["threads"])
+    pack, threads = load_pack(Path(config["pack"]))
+    torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
     reason: str | None = None
     try:
         if stop.requested() is None:

@@ -34,7 +34,8 @@ from modis_dist.report.drawing import (
     matrix,
     save,
 )
-from modis_dist.report.text import LOWER_IS_BETTER, best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import best_of_each_condition, plain, settings, varying
+from modis_dist.train.metrics import LOWER_IS_BETTER
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 MAX_POINTS = 20_000

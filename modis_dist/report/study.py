@@ -20,7 +20,7 @@ from modis_dist.report.tables import (
     to_markdown,
     translation_table,
 )
-from modis_dist.report.text import plain
+from modis_dist.report.text import plain, settings
 
 FIGURES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
 HEADERS = ("balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI")
@@ -48,7 +48,22 @@ def report(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, m
     parts = [f"# {escaped(summary['study'])}\n"]
     for title, table in [*tables(summary, groups, metric=metric), *_details(_tested(summary))]:
         parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
-    return "\n".join(parts)
+    return "\n".join([*parts, *(f"{escaped(line)}\n" for line in models(summary))])
+
+
+def models(summary: Mapping[str, Any]) -> list[str]:
+    """Lines that say whose model was delivered, and where those of other conditions are."""
+    if not summary["model"]:
+        return []
+    held = [condition["model"] for condition in summary["conditions"] if condition["model"]]
+    several = len(summary["conditions"]) > 1
+
+    def named(model: Mapping[str, Any]) -> str:
+        parts = [f"condition {plain(model['condition'])}"] if several else []
+        return ", ".join([*parts, *filter(None, [settings(model["params"])]), f"seed {model['seed']}"])
+
+    others = [f"The model of {named(model)} is in {model['folder']}." for model in held if model != summary["model"]]
+    return [f"The folder model holds the model of {named(summary['model'])}.", *others]
 
 
 def modality_table(conditions: Conditions) -> Table:

@@ -19,7 +19,7 @@ def stdout() -> Console:
 def show(titled: Iterable[tuple[str, Table]], console: Console) -> None:
     """Print tables; one that is wider than the terminal is printed whole instead of with shortened numbers."""
     for title, table in titled:
-        table.title = Text(title)
+        table.title = Text(title) if title else None
         narrowest = sum((column.min_width or 1) + PADDING for column in table.columns) + 1
         if narrowest > console.width:
             table.width = narrowest

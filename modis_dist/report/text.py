@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-LOWER_IS_BETTER = frozenset({"reconstruction_mse"})
+from modis_dist.train.metrics import LOWER_IS_BETTER
 
 
 def plain(name: object, *, limit: int = 60) -> str:

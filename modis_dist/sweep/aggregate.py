@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median_high, stdev
 from typing import Any
 
+from modis_dist.report.text import best_of_each_condition
 from modis_dist.sweep.manifest import Trial
-from modis_dist.train.loop import LOWER_IS_BETTER
-from modis_dist.train.metrics import headline
+from modis_dist.train.metrics import HEADLINES, headline
 
 Results = Mapping[str, Mapping[str, Any]]  # trial id -> result.json
 Group = dict[str, Any]
@@ -44,7 +44,7 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
     done = [results[name] for name in finished]
     failed = {t.id: reasons[t.id] for t in group if t.id in reasons}
     epochs = [result["best_epoch"] for result in done if result["best_epoch"] is not None]
-    baselines = [(result["baseline"] or {}).get(metric) for result in done]
+    baselines = [_comparable(result).get(metric) for result in done]
     probes = [(result["evaluation"] or {}).get("probe", {}).get("knn") for result in done]
     return {
         "condition": group[0].condition,
@@ -64,15 +64,9 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
 
 def chosen(groups: Sequence[Group], *, metric: str) -> dict[str, Group]:
     """The best complete group of each condition; the first of equals."""
-    best: dict[str, Group] = {}
-    sign = -1 if metric in LOWER_IS_BETTER else 1
-    for group in groups:
-        if group["n"] < group["expected"]:
-            continue
-        leader = best.get(group["condition"])
-        if leader is None or sign * group["mean"] > sign * leader["mean"]:
-            best[group["condition"]] = group
-    return best
+    return {
+        groups[place]["condition"]: groups[place] for place in sorted(best_of_each_condition(groups, metric=metric))
+    }
 
 
 def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
@@ -80,7 +74,7 @@ def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
     judged = [result["evaluation"] for result in results if result["evaluation"] is not None]
     if not judged:
         return None
-    figures: dict[str, Any] = spread_of_all([headline(one["classification"]) for one in judged])
+    figures: dict[str, Any] = spread_of_all([headline(one["classification"]) for one in judged], keys=HEADLINES)
     probes = [one["probe"] for one in judged if "probe" in one]
     return {
         **figures,
@@ -93,15 +87,55 @@ def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | No
 
 
 def figures_of_baseline(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The same of logistic regression per modality on the same rows."""
-    held = [headline(result["baseline"]) for result in results if result["baseline"] is not None]
-    return spread_of_all(held) if held else None
+    """The same of logistic regression per modality on the same rows; a figure of other rows is left undefined."""
+    held = [_comparable(result) for result in results if result["baseline"] is not None]
+    return spread_of_all(held, keys=HEADLINES) if held else None
 
 
-def spread_of_all(rows: Sequence[Mapping[str, float]]) -> dict[str, dict[str, float | int | None]]:
-    """``spread`` of every key."""
-    keys = dict.fromkeys(key for row in rows for key in row)
-    return {key: spread(row.get(key) for row in rows) for key in keys}
+def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of one training's held-out rows, flat: its own, ``probe/...`` and ``baseline/...``."""
+    evaluation = result["evaluation"]
+    if evaluation is None:
+        return {}
+    figures = headline(evaluation["classification"])
+    if result["value"] is not None:
+        figures[result["metric"]] = result["value"]
+    figures |= {f"probe/{name}": value for name, value in evaluation.get("probe", {}).items()}
+    return figures | {f"baseline/{name}": value for name, value in _comparable(result).items()}
+
+
+def tested(condition: Mapping[str, Any]) -> dict[str, float]:
+    """The same means of a condition's replicates on test rows."""
+    test, baseline = condition["test"] or {}, condition["baseline"] or {}
+    classes = {name: test[name] for name in test if name in HEADLINES or name.startswith("balanced_accuracy/")}
+    parts = {"": classes, "probe/": test.get("probe") or {}, "baseline/": baseline}
+    return {
+        f"{prefix}{name}": figure["mean"]
+        for prefix, figures in parts.items()
+        for name, figure in figures.items()
+        if figure["mean"] is not None
+    }
+
+
+def spread_of_all(
+    rows: Sequence[Mapping[str, float]], *, keys: Iterable[str] = ()
+) -> dict[str, dict[str, float | int | None]]:
+    """``spread`` of these keys and of every other that a row has."""
+    every = dict.fromkeys([*keys, *(key for row in rows for key in row)])
+    return {key: spread(row.get(key) for row in rows) for key in every}
+
+
+def _comparable(result: Mapping[str, Any]) -> dict[str, float]:
+    """The baseline's figures on the very rows that the model was judged on.
+
+    A modality without labelled training rows has no regression; figures of all modalities together are then of fewer
+    rows than the model's and would flatter either side.
+    """
+    baseline, evaluation = result["baseline"], result["evaluation"]
+    if baseline is None or evaluation is None:
+        return {}
+    same = baseline["n"] == evaluation["classification"]["n"]
+    return {name: value for name, value in headline(baseline).items() if same or name not in HEADLINES}
 
 
 def _per_class(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

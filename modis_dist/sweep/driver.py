@@ -24,14 +24,14 @@ from modis_dist.errors import DataError, Interrupted, RunFailed
 from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
-from modis_dist.sweep.aggregate import Group, chosen, grouped
+from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, tested
 from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, locked, trial_folder, unfinished
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
 from modis_dist.sweep.packs import layout
 from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
 from modis_dist.train.outcome import read_result
-from modis_dist.train.prepare import Selection, prepare, select, shape
+from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
 
 
 class Executor(AbstractContextManager["Executor"], Protocol):
@@ -81,7 +81,7 @@ class Plan:
 
     study: Study
     store: Store
-    selection: Selection
+    selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
 
@@ -101,21 +101,21 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
         manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
     chosen_device(study)
     store = open_store(study.data, out=out, source=source)
-    selection = select(store, study.data)
-    trials = manifest.expand(study, selection.fingerprint, source=source)
+    selection_of = selections(store)
+    trials = manifest.expand(study, store.fingerprint, source=source)
     shapes = _shapes(trials, store)
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
     packs = layout(
         unique(trials),
-        selection,
+        selection_of,
         earlier=earlier.packs,
         done=partial(_is_done, out),
         packing=study.sweep.packing,
         slots=slots,
     )
-    listed = Manifest(study.name, selection.fingerprint, trials, _ids(packs), earlier.refit_packs)
-    return Plan(study, store, selection, listed, shapes)
+    listed = Manifest(study.name, store.fingerprint, trials, _ids(packs), earlier.refit_packs)
+    return Plan(study, store, selection_of, listed, shapes)
 
 
 def _is_done(out: Path, trial: Trial) -> bool:
@@ -181,7 +181,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         summary["failures"] = reasons | failures(results) | failures(final)
         summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
-        write(summary, groups, refits, final, out=out, metric=metric)
+        write(summary, groups, out=out, metric=metric)
         sweep.finish(summary)
     if not best:
         raise RunFailed(why_nothing(summary, out))
@@ -251,7 +251,7 @@ class _Sweep:
         study = self._planned.study
         laid = layout(
             trials,
-            self._planned.selection,
+            self._planned.selection_of,
             earlier=self._listed.refit_packs,
             done=partial(_is_done, self._out),
             packing=study.sweep.packing,
@@ -271,8 +271,12 @@ class _Sweep:
 
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Tell the mirror how it ended."""
-        test = summary["test"] or {}
-        metrics = {f"test/{k}": v["mean"] for k, v in test.items() if isinstance(v, dict) and v.get("mean") is not None}
+        several = len(summary["conditions"]) > 1
+        metrics = {
+            f"test/{condition['condition'] + '/' if several else ''}{name}": value
+            for condition in summary["conditions"]
+            for name, value in tested(condition).items()
+        }
         artifacts = [path for path in (self._out / name for name in REPORTS) if path.exists()]
         model = self._out / MODEL
         self._mirror.finish(
@@ -287,7 +291,7 @@ class _Sweep:
             self._mirror.end_trial(trial.id, status="KILLED", metrics={}, artifacts=[])
             return
         figures_made = sorted((trial_folder(self._out, trial) / "figures").glob("*.png"))
-        metrics = {} if result["value"] is None else {result["metric"]: result["value"]}
+        metrics = figures_of(result)
         status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
 
@@ -304,5 +308,5 @@ def _refits(planned: Plan, group: Group) -> list[Trial]:
     for trial in planned.manifest.trials:
         if trial.condition == group["condition"] and trial.id in group["trials"]:
             first.setdefault(trial.replicate, trial)
-    fingerprint = planned.selection.fingerprint
+    fingerprint = planned.store.fingerprint
     return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in first.values()]

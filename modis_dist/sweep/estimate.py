@@ -4,7 +4,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from statistics import median
 from typing import Any
 
 import torch
@@ -18,7 +17,7 @@ from modis_dist.sweep.execute import Pack, chosen_device
 from modis_dist.sweep.manifest import Trial, refit, unique
 from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.train.loop import update
-from modis_dist.train.prepare import Selection, training_rows
+from modis_dist.train.prepare import SelectionOf, training_rows
 from modis_dist.train.state import TrainState
 
 PROBE_STEPS = 5
@@ -38,7 +37,7 @@ class Cost:
     passing: int = 0  # bytes while it is trained: its last checkpoint
 
 
-def costs(packs: Sequence[Pack], selection: Selection, shapes: Sequence[Shape], *, threads: int) -> list[Cost]:
+def costs(packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Shape], *, threads: int) -> list[Cost]:
     """Seconds and disk of every pack; packs of one shape and size are probed once."""
     known: dict[str, tuple[float, float]] = {}
     found = []
@@ -51,8 +50,8 @@ def costs(packs: Sequence[Pack], selection: Selection, shapes: Sequence[Shape], 
             if key not in known:
                 known[key] = seconds_per_step(runs, shape), seconds_per_row(runs, shape)
             of_step, of_row = known[key]
-            steps = training_steps(pack.trials[0], selection) * run.optim.epochs
-            rows = validated_rows(run, selection)
+            steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
+            rows = validated_rows(run, selection_of)
             kept = model_bytes(shape, replicates=len(runs))
             found.append(Cost(len(runs), steps, steps * of_step + rows * of_row, kept, kept * COPIES_OF_LAST))
     finally:
@@ -79,7 +78,7 @@ def refits(planned: Plan) -> list[Pack]:
         first.setdefault((trial.condition, trial.replicate), trial)
     fingerprint = planned.manifest.fingerprint
     again = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in first.values())
-    packs = arrange(again, planned.selection, packing=planned.study.sweep.packing, slots=1)
+    packs = arrange(again, planned.selection_of, packing=planned.study.sweep.packing, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
 
 
@@ -90,15 +89,15 @@ def probe_key(runs: Sequence[Run], shape: Shape) -> str:
     return digest([repr(shape), runs[0].trainer.threads, shared, own])
 
 
-def validated_rows(run: Run, selection: Selection) -> int:
+def validated_rows(run: Run, selection_of: SelectionOf) -> int:
     """Rows that one replicate's validations read in all epochs."""
-    parts, _ = training_rows(run, selection)
+    parts, _ = training_rows(run, selection_of(run))
     every = run.trainer.validate_every
     return sum(len(part.validation) for part in parts.values()) * -(-run.optim.epochs // every)
 
 
 def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
-    """Median time in which a stack encodes, classifies and decodes one row of each replicate."""
+    """Shortest time, of a few, in which a stack encodes, classifies and decodes one row of each replicate."""
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
     model = Modis(shape, replicates=replicates).to(device).eval()
@@ -112,11 +111,11 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
                 model.discriminator(mu).label.argmax(-1).cpu()
                 model.vae(modality).decode(mu).mean().cpu()
         times.append(time.perf_counter() - begin)
-    return median(times[1:]) / (run.optim.batch_size * len(shape.features))
+    return min(times[1:]) / (run.optim.batch_size * len(shape.features))
 
 
 def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
-    """Median time of a two-phase step of a stack after one that warms up."""
+    """Shortest time, of a few, of a two-phase step of a stack after one that warms up."""
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
     state = TrainState.start(shape, range(replicates), optim=run.optim, device=device, dtype=torch.float32)
@@ -130,7 +129,7 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)
-    return median(times[1:])
+    return min(times[1:])
 
 
 def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device) -> Batch:

@@ -57,20 +57,27 @@ def pack_folder(out: Path, pack: Pack) -> Path:
     return out / "packs" / pack.id
 
 
-def save_pack(out: Path, pack: Pack) -> Path:
-    """Write what a pack is into its folder, for whichever process trains it; returns the folder."""
+def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
+    """Write what a pack is into its folder, for whichever process trains it; returns the folder.
+
+    CPU threads stay those of its first start: sums are rounded by how they are shared out, and a pack that continues
+    is to end with the very numbers it would have had.
+    """
     folder = pack_folder(out, pack)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = folder / "pack.json"
+    if path.exists():
+        threads = load_pack(folder)[1]
     trials = [trial.as_tree() for trial in pack.trials]
-    write_json(folder / "pack.json", {"judged_on": pack.judged_on, "probe": pack.probe, "trials": trials})
+    write_json(path, {"judged_on": pack.judged_on, "probe": pack.probe, "threads": threads, "trials": trials})
     return folder
 
 
-def load_pack(folder: Path) -> Pack:
-    """The pack that ``save_pack`` wrote."""
+def load_pack(folder: Path) -> tuple[Pack, int]:
+    """The pack that ``save_pack`` wrote, and its CPU threads."""
     content = json.loads((folder / "pack.json").read_text())
     trials = tuple(Trial.from_tree(tree, source=str(folder)) for tree in content["trials"])
-    return Pack(trials, content["judged_on"], content["probe"])
+    return Pack(trials, content["judged_on"], content["probe"]), content["threads"]
 
 
 def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> str | None:
@@ -109,7 +116,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
         finally:
             journal.close()
-        shutil.rmtree(folder / "last")  # every trial has its result and its best model
+        shutil.rmtree(folder / "last", ignore_errors=True)  # every trial has its result; there is none if all diverged
 
 
 def _conclude(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> None:

@@ -13,28 +13,28 @@ from modis_dist.config.run import Objective
 from modis_dist.config.study import Packing
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.loader import steps_per_epoch
-from modis_dist.train.prepare import Selection, training_rows
+from modis_dist.train.prepare import SelectionOf, training_rows
 
 SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may differ within a stack
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
 def arrange(
-    trials: Sequence[Trial], selection: Selection, *, packing: Packing, slots: int
+    trials: Sequence[Trial], selection_of: SelectionOf, *, packing: Packing, slots: int
 ) -> tuple[tuple[Trial, ...], ...]:
     """The trials grouped into packs, at least ``slots`` of them where there are enough trials."""
     if not packing.enabled:
         return tuple((trial,) for trial in trials)
     alike: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
-        alike[stack_key(trial, selection)].append(trial)
+        alike[stack_key(trial, selection_of)].append(trial)
     packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), packing.max_trials)]
     return tuple(tuple(pack) for pack in _at_least(slots, packs))
 
 
 def layout(
     trials: Sequence[Trial],
-    selection: Selection,
+    selection_of: SelectionOf,
     *,
     earlier: Sequence[Sequence[str]],
     done: Callable[[Trial], bool],
@@ -50,10 +50,10 @@ def layout(
     kept = [tuple(wanted[name] for name in pack) for pack in earlier if all(name in wanted for name in pack)]
     packed = {trial.id for pack in kept for trial in pack}
     rest = [trial for trial in wanted.values() if trial.id not in packed and not done(trial)]
-    return (*kept, *arrange(rest, selection, packing=packing, slots=slots))
+    return (*kept, *arrange(rest, selection_of, packing=packing, slots=slots))
 
 
-def stack_key(trial: Trial, selection: Selection) -> str:
+def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     """Equal for trials that can be replicates of one stack."""
     tree = to_tree(trial.run)
     tree.pop("seed")
@@ -61,13 +61,13 @@ def stack_key(trial: Trial, selection: Selection) -> str:
     tree.pop("name")
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
-    return digest([tree, training_steps(trial, selection)])
+    return digest([tree, training_steps(trial, selection_of)])
 
 
-def training_steps(trial: Trial, selection: Selection) -> int:
+def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
     """Steps in one epoch of a trial."""
     optim = trial.run.optim
-    _, chosen = training_rows(trial.run, selection)
+    _, chosen = training_rows(trial.run, selection_of(trial.run))
     rows = {modality: len(part.rows) for modality, part in chosen.items()}
     return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
 

@@ -24,7 +24,7 @@ from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
-from modis_dist.train.prepare import Subset, load_cohort, prepare, select, training_rows
+from modis_dist.train.prepare import Subset, load_cohort, prepare, select, shape, training_rows
 from modis_dist.train.seeds import mix
 
 
@@ -43,7 +43,11 @@ def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Sto
         raise DataError(f"{out}: holds another run (settings or data differ); use another --out")
     if earlier is not None and earlier["status"] == "done":
         return earlier
-    member = Member(trial, run, prepare(run, cohort), out)
+    if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
+        raise DataError(f"{out}: holds a store or a study; use another --out")
+    prepared = prepare(run, cohort)
+    shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
+    member = Member(trial, run, prepared, out)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0):
         write_run(out, run)
@@ -83,7 +87,7 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
-    if trial_id(run, opened.fingerprint) != predictor.trial:
+    if opened.fingerprint != predictor.data:
         return _judged_elsewhere(predictor, opened, learnt_from(run, predictor))
     prepared = prepare(run, load_cohort(opened, run.data), test=True)
     subset_or_none = prepared.test or prepared.validation
@@ -134,7 +138,7 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
             store = Store.open(path)
         except (DataError, OSError):
             continue
-        if trial_id(run, store.fingerprint) == predictor.trial:
+        if store.fingerprint == predictor.data:
             selection = select(store, run.data)
             _, chosen = training_rows(run, selection)
             parts = [selection.index[m].take(chosen[m].rows) for m in selection.modalities]

@@ -30,21 +30,23 @@ def summarise(
     *,
     metric: str,
 ) -> dict[str, Any]:
-    """What scripts and tables read: counts, and for each condition its choice, its test figures, its baseline.
+    """What scripts and tables read: counts, and of each condition its choice, test figures, baseline and model.
 
-    ``best``, ``test`` and ``baseline`` at the top are those of the first condition.
+    ``best``, ``test`` and ``baseline`` at the top are those of the first condition. ``model`` at the top is the one
+    that is delivered to the folder ``model``: that of the first condition that has one.
     """
-    conditions = []
+    conditions: list[dict[str, Any]] = []
     for condition in dict.fromkeys(group["condition"] for group in groups):
         group = best.get(condition)
-        held = [final[t.id] for t in refits.get(condition, ()) if t.id in final]
-        held = [result for result in held if result["status"] == "done"]
+        trained = _done(refits.get(condition, ()), final)
+        held = [final[trial.id] for trial in trained]
         conditions.append(
             {
                 "condition": condition,
                 "best": None if group is None else _choice(group, metric),
                 "test": figures_on_test(held),
                 "baseline": figures_of_baseline(held),
+                "model": _model(trained[0]) if trained else None,
             }
         )
     expected = {name for group in groups for name in group["trials"]}
@@ -54,10 +56,21 @@ def summarise(
         "study": listed.study,
         "trials": {"total": len(expected), "done": len(done), "failed": len(failed)},
         **{key: conditions[0][key] for key in ("best", "test", "baseline")},
+        "model": next((one["model"] for one in conditions if one["model"]), None),
         "conditions": conditions,
         "metric": metric,
         "groups": list(groups),
     }
+
+
+def _done(trials: Sequence[Trial], results: Results) -> list[Trial]:
+    return [trial for trial in trials if results.get(trial.id, {}).get("status") == "done"]
+
+
+def _model(trial: Trial) -> dict[str, Any]:
+    """Which model stands for a condition: the first replicate by seed, never the best by test rows."""
+    folder = trial_folder(Path(), trial)
+    return {"condition": trial.condition, "params": trial.params, "seed": trial.run.seed, "folder": str(folder)}
 
 
 def _choice(group: Group, metric: str) -> dict[str, Any]:
@@ -75,8 +88,6 @@ def _choice(group: Group, metric: str) -> dict[str, Any]:
 def write(
     summary: dict[str, Any],
     groups: Sequence[Group],
-    refits: Mapping[str, Sequence[Trial]],
-    final: Results,
     *,
     out: Path,
     metric: str,
@@ -84,16 +95,15 @@ def write(
     """Tables, the overview figure, the delivered model, and last the summary."""
     write_text(out / "report.md", report(summary, groups, metric=metric))
     figures.sweep_overview(groups, out / "sweep.png", metric=metric)
-    done = [t for trials in refits.values() for t in trials if final.get(t.id, {}).get("status") == "done"]
-    if done:
-        _deliver(trial_folder(out, done[0]), out / MODEL)
+    if summary["model"]:
+        _deliver(out / summary["model"]["folder"], out / MODEL)
     else:
         shutil.rmtree(out / MODEL, ignore_errors=True)  # one of an earlier start is not this study's
     write_json(out / SUMMARY, summary)
 
 
 def _deliver(trained: Path, model: Path) -> None:
-    """Copy the first replicate's refit to ``model``: the first by seed, never the best by test rows."""
+    """Copy a refit to ``model``."""
     temporary = model.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(trained, temporary)

@@ -28,6 +28,10 @@ def apply_to_store(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    if out.suffix != ".parquet":
+        raise DataError(f"{shown(str(out))}: a Parquet file is written; let its name end in .parquet")
+    if store.path.resolve() in out.resolve().parents:
+        raise DataError(f"{shown(str(out))}: is inside the store; write elsewhere")
     if not out.parent.is_dir():
         raise DataError(f"{shown(str(out))}: the folder {shown(str(out.parent))} is not there; make it first")
     modalities = _chosen(model, store, only)

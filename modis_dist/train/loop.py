@@ -21,11 +21,10 @@ from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.loader import Loader
 from modis_dist.train.losslog import LossLog, NonFinite
+from modis_dist.train.metrics import LOWER_IS_BETTER
 from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
 from modis_dist.train.prepare import Prepared, shape
 from modis_dist.train.state import Progress, TrainState
-
-LOWER_IS_BETTER = {"reconstruction_mse"}
 
 
 @dataclass(frozen=True)
@@ -298,6 +297,7 @@ class Training:
             arrays |= {f"{modality}/{name}": torch.as_tensor(array) for name, array in parts.items()}
         values = {
             "trial": member.trial,
+            "data": member.prepared.fingerprint,
             "epoch": held.best_epoch or held.epochs,
             "metric": self.run.trainer.metric,
             "value": held.best_value,

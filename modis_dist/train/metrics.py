@@ -19,6 +19,7 @@ from modis_dist.data.index import UNLABELLED, Features, Rows, Strings
 Counts = NDArray[np.int64]
 Decode = Callable[[str, str, Rows], Features]
 
+LOWER_IS_BETTER = frozenset({"reconstruction_mse"})  # of the figures that may be chosen by
 HEADLINES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
 BLOCK_ROWS = 4096
 

@@ -22,14 +22,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROWS_AT_ONCE = 4096
-METADATA = ("sample_id", "label", "group_id", "split")
 
 
 class Predictor:
     """A trained model of one replicate and the preprocessing fitted with it."""
 
     def __init__(
-        self, model: Modis, pipelines: dict[str, Pipeline], classes: tuple[str, ...], *, path: Path, trial: str
+        self,
+        model: Modis,
+        pipelines: dict[str, Pipeline],
+        classes: tuple[str, ...],
+        *,
+        path: Path,
+        trial: str,
+        data: str,
     ) -> None:
         self._model = model.eval().requires_grad_(False)
         self._pipelines = pipelines
@@ -37,6 +43,7 @@ class Predictor:
         self.classes = classes
         self.path = path
         self.trial = trial  # hash of the settings and data it was trained with
+        self.data = data  # fingerprint of the store it was trained on
 
     @classmethod
     def open(cls, folder: Path, *, device: str | torch.device = "cpu") -> "Predictor":
@@ -52,9 +59,10 @@ class Predictor:
             model = Modis(shape, dtype=next(iter(held.tensors["model"].values())).dtype)
             model.load_state_dict(dict(held.tensors["model"]))
             classes = tuple(held.state["classes"])
+            known = {name: str(held.state[name]) for name in ("trial", "data")}
         except (KeyError, TypeError, RuntimeError) as error:
             raise DataError(f"{path}: is not a model of this program ({shown(str(error))})") from None
-        return cls(model.to(device), pipelines, classes, path=path, trial=str(held.state["trial"]))
+        return cls(model.to(device), pipelines, classes, path=path, **known)
 
     @property
     def modalities(self) -> tuple[str, ...]:
@@ -154,13 +162,21 @@ class Predictor:
 
     def _matrix(self, frame: "pd.DataFrame", modality: str) -> Features:
         """The model's features of a frame, by name. Raises ``DataError`` naming the columns that are missing."""
+        import pandas as pd
+
         wanted = self.features(modality)
+        if not isinstance(frame, pd.DataFrame):
+            raise DataError(f"modality {modality}: a pandas DataFrame is needed (got {type(frame).__name__})")
+        twice = frame.columns[frame.columns.duplicated()].intersection(list(wanted))
+        if len(twice):
+            raise DataError(f"modality {modality}: column {shown(str(twice[0]))} stands there twice; remove one")
         missing = [name for name in wanted if name not in frame.columns]
         if missing:
             some = ", ".join(shown(name) for name in missing[:5])
             raise DataError(f"modality {modality}: {len(missing)} of {len(wanted)} features are missing ({some})")
         try:
-            return np.ascontiguousarray(frame[list(wanted)].to_numpy(dtype=np.float32))
+            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite and is refused by name
+                return np.ascontiguousarray(frame[list(wanted)].to_numpy(dtype=np.float64).astype(np.float32))
         except (TypeError, ValueError) as error:
             raise DataError(f"modality {modality}: features must be numbers ({shown(str(error))})") from None
 

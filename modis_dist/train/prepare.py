@@ -3,7 +3,7 @@
 Everything fitted here is fitted on training rows only. Test rows are touched only where the caller asks for them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,6 +34,9 @@ class Selection:
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities."""
         return tuple(self.index)
+
+
+SelectionOf = Callable[[Run], Selection]
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Prepared:
     validation: Subset | None
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
+    fingerprint: str = ""  # of the store the rows are from
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -98,6 +102,19 @@ def select(store: Store, data: Data) -> Selection:
         chosen = whole.take(rows[modality])
         index[modality] = replace(chosen, label=label[rows[modality]])
     return Selection(store.fingerprint, tuple(classes), index, rows)
+
+
+def selections(store: Store) -> SelectionOf:
+    """``select`` for runs of one store, remembered; runs of a sweep may use different modalities and classes."""
+    known: dict[tuple[object, object], Selection] = {}
+
+    def selection_of(run: Run) -> Selection:
+        key = (run.data.modalities, run.data.classes)
+        if key not in known:
+            known[key] = select(store, run.data)
+        return known[key]
+
+    return selection_of
 
 
 def load_cohort(store: Store, data: Data) -> Cohort:
@@ -151,6 +168,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         _held_out(cohort, pipelines, parts, "validation"),
         _held_out(cohort, pipelines, parts, "test") if test else None,
         tuple(absent),
+        selection.fingerprint,
     )
 
 

@@ -4,6 +4,7 @@ A handler only sets a flag; the loop saves between steps. A second signal ends t
 checkpoint is whole or not there.
 """
 
+import logging
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -41,7 +42,7 @@ class StopFile:
 
 @contextmanager
 def on_signal(act: Callable[[str], None]) -> Iterator[None]:
-    """Call ``act`` with the signal's name at the first signal; later ones act as they did before.
+    """Call ``act`` with the signal's name at the first signal, and say so; later ones act as they did before.
 
     Only the main thread of a process may use this.
     """
@@ -50,7 +51,9 @@ def on_signal(act: Callable[[str], None]) -> Iterator[None]:
     def handle(number: int, _: FrameType | None) -> None:
         for each, handler in before.items():
             signal.signal(each, handler)
-        act(f"got {signal.Signals(number).name}")
+        name = signal.Signals(number).name
+        act(f"got {name}")
+        logging.getLogger(__name__).warning("%s: saving, then stopping; a second one stops at once", name)
 
     for number in SIGNALS:
         signal.signal(number, handle)

@@ -275,6 +275,28 @@ def test_the_nearest_key_of_the_same_section_is_meant_before_one_elsewhere(capsy
     assert "did you mean 'sweep.folds'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("key", "wanted"),
+    [
+        ("scenario.hide_labels", ["make labelled training rows unlabelled", "  fraction: share of the labels", ">= 0"]),
+        (
+            "preprocess.default.pca",
+            ["principal components", "  components: number", "default: none; the"],
+        ),
+        ("preprocess.modalities.mirna.pca", ["preprocess.modalities.pca", "principal components"]),
+        ("model.modalities.mirna.features", ["model.modalities.features", "features after preprocessing"]),
+        ("sweep.conditions.few.optim.lr", ["optim.lr", "learning rate of the VAEs"]),
+        ("sweep.grid.objective.beta", ["objective.beta", "weight of the KL divergence"]),
+    ],
+)
+def test_kinds_of_steps_and_names_of_the_user_are_explained(
+    key: str, wanted: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["config", "--explain", key]) == 0
+    said = capsys.readouterr().out
+    assert all(text in said for text in wanted), said
+
+
 def test_explain_says_that_none_is_no_step(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["config", "--explain", "preprocess.default"]) == 0
     assert "none for no step" in capsys.readouterr().out

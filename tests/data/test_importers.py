@@ -137,13 +137,24 @@ def test_whole_number_labels_are_the_same_class_however_they_are_stored(tmp_path
 @pytest.mark.parametrize(
     ("value", "name"),
     [
-        (None, None), ("", None), (float("nan"), None), (1, "1"), (1.0, "1"), ("1.0", "1"), ("-100", "-100"),
-        (-100, "-100"), ("LUAD", "LUAD"), ("007", "007"), ("1e3", "1e3"), (True, "true"),
+        (None, None), ("", None), (float("nan"), None), (1, "1"), (1.0, "1"), ("1.0", "1"), ("a-1", "a-1"),
+        ("LUAD", "LUAD"), ("007", "007"), ("1e3", "1e3"), (True, "true"),
         ("Luad ", "Luad "), ("v1.5", "v1.5"),
     ],
 )  # fmt: skip
 def test_a_label_means_one_class(value: object, name: str | None) -> None:
     assert class_name(value) == name
+
+
+def test_a_feature_has_no_name_of_our_own_tables(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"no feature may be called 'modality'.*rename the column"):
+        imported(import_changed(tmp_path, lambda held: held.assign(modality=1.0)))
+
+
+@pytest.mark.parametrize("value", [-1, -1.0, "-1", "-1.0", -100, "-100"])
+def test_a_code_for_unlabelled_is_no_class(value: object) -> None:
+    with pytest.raises(ValueError, match="usually means unlabelled"):
+        class_name(value)
 
 
 @pytest.mark.parametrize("value", [1.5, "1.5", ".5", float("inf")])

@@ -22,8 +22,6 @@ def write_run(folder: Path, *, seed: int = 0) -> Path:
         (kept / "state.json").write_text(json.dumps({"epoch": 12}))
         (kept / "manifest.json").write_text("{}")
     (folder / "run.yaml").write_text("name: tiny\n")
-    (folder / "preprocess.json").write_text("{}")
-    save_file({"mean": np.zeros(3)}, folder / "preprocess.safetensors")
     (folder / "journal.jsonl").write_text("")
     (folder / "predictions.csv").write_text("sample_id,predicted\nTCGA-AA-0001,BRCA\n")
     return folder

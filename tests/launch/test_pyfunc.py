@@ -50,7 +50,7 @@ def test_answers_through_mlflow_are_those_of_the_predictor_for_every_modality(sa
 
 def test_only_what_prediction_needs_is_stored_and_no_code_or_pickle(saved: Path) -> None:
     names = {path.name for path in saved.rglob("*") if path.is_file()}
-    assert {"model.safetensors", "run.yaml", "preprocess.json", "preprocess.safetensors", "MLmodel"} <= names
+    assert {"model.safetensors", "run.yaml", "MLmodel"} <= names
     assert not names & {"journal.jsonl", "predictions.csv"}
     assert not [name for name in names if name.endswith((".py", ".pkl", ".pickle", ".pt"))]
     assert not list(saved.rglob("last"))

@@ -30,14 +30,17 @@ def replicate(*, hit: int, absent: bool = True) -> dict:
 
 def condition(name: str, *, absent: bool = True) -> dict:
     results = [replicate(hit=1, absent=absent), replicate(hit=0, absent=absent)]
-    return {"condition": name, "test": figures_on_test(results), "baseline": figures_of_baseline(results)}
+    figures = {"test": figures_on_test(results), "baseline": figures_of_baseline(results)}
+    model = {"condition": name, "params": {"objective.beta": 1e-4}, "seed": 3, "folder": f"trials/{name}"}
+    return {"condition": name, **figures, "model": model}
 
 
 def summary(*conditions: dict) -> dict:
-    return {"study": "s_1", "conditions": list(conditions)}
+    model = next((one["model"] for one in conditions if one["model"]), None)
+    return {"study": "s_1", "conditions": list(conditions), "model": model}
 
 
-UNTESTED = {"condition": "lost", "test": None, "baseline": None}
+UNTESTED = {"condition": "lost", "test": None, "baseline": None, "model": None}
 
 
 def test_every_test_figure_stands_beside_the_baseline_with_spread_and_count():
@@ -101,6 +104,13 @@ def test_the_report_has_every_table_and_conditions_by_name():
     ]
     assert "| few | b | - | 0.250 | 1.00 |" in text  # decoded as b: no pairs from a, itself, the all-pairs baseline
     assert "lost" not in text
+    assert "The folder model holds the model of condition few, beta=0.0001, seed 3." in text
+    assert "The model of condition all\\_of, beta=0.0001, seed 3 is in trials/all\\_of." in text
+
+
+def test_a_study_of_one_condition_does_not_name_it():
+    text = report(summary(condition("all")), [group("all", 1e-4, 0.8)], metric="nmi")
+    assert "The folder model holds the model of beta=0.0001, seed 3." in text
 
 
 def test_a_study_that_tested_nothing_has_the_search_only():

@@ -12,6 +12,7 @@ from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import chosen, grouped, spread
 from modis_dist.sweep.manifest import Manifest, expand, refit, trial_id
 from modis_dist.sweep.packs import arrange, layout, stack_key
+from modis_dist.train.metrics import Scored, classification
 from tests.sweep.toy_study import tree
 from tests.train import toy
 
@@ -114,21 +115,21 @@ def test_trials_that_differ_in_seed_fold_scenario_and_weights_share_a_stack() ->
         "scenario": [[], [{"kind": "hide_labels", "fraction": 0.5}]],
     }
     selection = toy.cohort().selection
-    assert len({stack_key(t, selection) for t in trials(grid=grid, replicates=2, folds=3)}) == 1
+    assert len({stack_key(t, lambda _: selection) for t in trials(grid=grid, replicates=2, folds=3)}) == 1
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "model.latent", "optim.batch_size", "optim.epochs"])
 def test_trials_that_differ_in_what_a_stack_shares_do_not(key: str) -> None:
     selection = toy.cohort().selection
     found = trials(grid={key: [1, 2] if key != "optim.batch_size" else [8, 4]}, folds=2)
-    assert len({stack_key(t, selection) for t in found}) == 2
+    assert len({stack_key(t, lambda _: selection) for t in found}) == 2
 
 
 def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
     selection = toy.cohort().selection
     found = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
     for slots in (1, 2, 5, 20):
-        packs = arrange(found, selection, packing=Packing(max_trials=8), slots=slots)
+        packs = arrange(found, lambda _: selection, packing=Packing(max_trials=8), slots=slots)
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
         assert max(map(len, packs)) - min(map(len, packs)) <= max(1, max(map(len, packs)) // 2 + 1)
@@ -140,13 +141,18 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
     ids = [t.id for t in found]
     earlier = [(ids[0], ids[1]), (ids[2], "gone")]
     packs = layout(
-        found, selection, earlier=earlier, done=lambda t: t.id == ids[2], packing=Packing(max_trials=8), slots=1
+        found,
+        lambda _: selection,
+        earlier=earlier,
+        done=lambda t: t.id == ids[2],
+        packing=Packing(max_trials=8),
+        slots=1,
     )
     assert [[t.id for t in pack] for pack in packs] == [[ids[0], ids[1]], [ids[3], ids[4]]]
 
 
 def test_without_packing_every_trial_is_a_pack() -> None:
-    packs = arrange(trials(), toy.cohort().selection, packing=Packing(enabled=False), slots=1)
+    packs = arrange(trials(), lambda _: toy.cohort().selection, packing=Packing(enabled=False), slots=1)
     assert [len(pack) for pack in packs] == [1] * 4
 
 
@@ -158,8 +164,11 @@ def result(value: float | None, *, status: str = "done") -> dict:
         "status": status,
         "value": value,
         "best_epoch": 3,
-        "baseline": {"balanced_accuracy": 0.5},
-        "evaluation": {"probe": {"knn": 0.4}},
+        "baseline": classification({"m": Scored(np.array([0, 1]), np.array([0, 0]))}, classes=("a", "b")),
+        "evaluation": {
+            "probe": {"knn": 0.4},
+            "classification": classification({"m": Scored(np.array([0, 1]), np.array([0, 1]))}, classes=("a", "b")),
+        },
         "reason": "x",
     }
 

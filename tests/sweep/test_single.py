@@ -16,6 +16,7 @@ from modis_dist.data.index import Index
 from modis_dist.data.store import Store
 from modis_dist.data.writer import StoreWriter
 from modis_dist.errors import DataError
+from modis_dist.sweep import single
 from modis_dist.sweep.single import Learnt, evaluate_folder, learnt_from
 from modis_dist.train.apply import apply_to_store
 from modis_dist.train.predictor import Predictor
@@ -140,6 +141,24 @@ def test_a_run_without_validation_rows_says_so_and_names_the_command_that_scores
     assert "On test rows" in capsys.readouterr().out
 
 
+def test_training_rows_are_known_by_the_data_though_settings_are_hashed_otherwise(
+    done: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "trial_id", lambda *_: "of another version")
+    assert evaluate_folder(done / "run", done / "store")["rows"] == "test"
+
+
+def test_a_refused_training_leaves_nothing_and_a_store_is_no_output(
+    done: Path, tmp_path: Path, capsys: Captured
+) -> None:
+    file, out = str(done / "run.yaml"), tmp_path / "out"
+    assert command(["train", file, "--out", str(out), "--set", "model.classes=5"]) == 2
+    assert "model.classes: 5 stated, the data have 3" in capsys.readouterr().err and not out.exists()
+    before = sorted((done / "store").rglob("*"))
+    assert command(["train", file, "--out", str(done / "store")]) == 2
+    assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
+
+
 # --- files made with the model ------------------------------------------------------------------------------
 
 
@@ -200,6 +219,18 @@ def test_progress_is_told_to_the_last_row(done: Path, tmp_path: Path) -> None:
         told=lambda rows, whole: told.append((rows, whole)),
     )
     assert told == [(90, 150), (150, 150)]
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "mirna/part-00000.parquet", "mirna/new.parquet"])
+def test_nothing_is_written_into_a_store_or_over_what_is_no_table(
+    done: Path, tmp_path: Path, capsys: Captured, name: str
+) -> None:
+    shutil.copytree(done / "store", tmp_path / "store")
+    before = {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
+    arguments = [str(done / "run"), str(tmp_path / "store"), "--out", str(tmp_path / "store" / name)]
+    assert command(["predict", *arguments]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
 
 
 def test_a_missing_folder_of_the_file_is_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:

@@ -18,7 +18,7 @@ import pytest
 
 import modis_dist
 from modis_dist.cli.main import run as command
-from modis_dist.sweep import execute
+from modis_dist.sweep import execute, manifest
 from modis_dist.train import outcome
 from modis_dist.train.loop import Member
 from tests.sweep.toy_study import COMMAND, write_store, write_study
@@ -193,12 +193,86 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     assert {name: after[name] for name in before} == before and poisoned not in before and after[poisoned] == 4
 
 
+def test_test_rows_without_labels_are_reported_as_such(tmp_path: Path) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store", blind=20), grid={})
+    assert tune(tmp_path, "--set", "data.split.test=stored") == 0
+    summary = summary_of(tmp_path)
+    nothing = {"mean": None, "sd": None, "n": 0}
+    assert summary["test"]["balanced_accuracy"] == summary["baseline"]["balanced_accuracy"] == nothing
+    assert summary["best"]["mean"] is not None
+    assert "| all | - |" in (tmp_path / "out" / "report.md").read_text()
+
+
+def test_a_baseline_that_judged_fewer_rows_is_not_compared(tmp_path: Path) -> None:
+    scenario = [{"kind": "hide_labels", "keep": 0, "modalities": ["cnv", "rppa"]}]
+    write_study(
+        tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions={"few": {"scenario": scenario}}
+    )
+    assert tune(tmp_path) == 0
+    summary = summary_of(tmp_path)
+    assert summary["baseline"]["balanced_accuracy"]["n"] == 0, "it has a regression of one modality only"
+    assert summary["baseline"]["balanced_accuracy/mirna"]["n"] == 1 and summary["groups"][0]["baseline"] is None
+    assert "balanced_accuracy/cnv" not in summary["baseline"] and summary["test"]["balanced_accuracy"]["n"] == 1
+
+
+def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_rows(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditions = {
+        "two": {"data.modalities": ["mirna", "cnv"]},
+        "all": {},
+        "rare": {"data.classes": ["a", "b", "c"], "scenario": [{"kind": "cut_class", "label": "c", "rows": 4}]},
+    }
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=conditions)
+    assert tune(tmp_path, "--dry-run", "--json") == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert {pack["steps"] for pack in plan["packs"]} == {12, 16}, "rppa has fewer rows than the other two"
+    assert tune(tmp_path, "--set", "data.classes=[a, b]") == 0
+    assert list((tmp_path / "out").glob("packs/*/error.txt")) == []
+    labels = {c["condition"]: list(c["test"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}
+    assert labels == {"two": ["a", "b"], "all": ["a", "b"], "rare": ["a", "b", "c"]}
+
+
+def test_the_model_of_every_condition_is_named_and_its_figures_are_in_mlflow(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    conditions = {"weak": {"objective.lambda_r": 1.0}, "strong": {"objective.lambda_r": 10.0}}
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=conditions)
+    assert tune(tmp_path) == 0
+    said, summary = capsys.readouterr().out, summary_of(tmp_path)
+    models = {c["condition"]: c["model"] for c in summary["conditions"]}
+    assert summary["model"] == models["weak"] and "holds the model of condition weak, seed 0." in said
+    assert f"The model of condition strong, seed 0 is in {models['strong']['folder']}." in said
+    delivered, other = (modis_dist.load(tmp_path / "out" / f) for f in ("model", models["strong"]["folder"]))
+    assert delivered.trial == models["weak"]["folder"].removeprefix("trials/") != other.trial
+    with closing(sqlite3.connect(f"file:{tmp_path}/out/mlflow.db?mode=ro", uri=True)) as database:
+        query = "select r.name, m.key, m.value from latest_metrics m join runs r using (run_uuid)"
+        sent = {(name.split(" (")[0], key): value for name, key, value in database.execute(query)}
+    for condition in summary["conditions"]:
+        name, mean = condition["condition"], condition["test"]["balanced_accuracy"]["mean"]
+        assert sent["toy", f"test/{name}/balanced_accuracy"] == mean
+        assert sent["toy", f"test/{name}/probe/knn"] == condition["test"]["probe"]["knn"]["mean"]
+        assert sent[f"refit {name}: seed 0", "final/balanced_accuracy"] == mean
+        baseline = condition["baseline"]["balanced_accuracy"]["mean"]
+        assert sent[f"refit {name}: seed 0", "final/baseline/balanced_accuracy"] == baseline
+
+
+def test_a_pack_that_continues_keeps_the_threads_of_its_first_start(done: Path, tmp_path: Path) -> None:
+    trials = manifest.load(done / "out" / "manifest.json").trials
+    pack = execute.Pack(trials[:2])
+    folder = execute.save_pack(tmp_path, pack, threads=1)
+    assert execute.load_pack(folder) == (pack, 1)
+    execute.save_pack(tmp_path, pack, threads=2)
+    assert execute.load_pack(folder) == (pack, 1)
+
+
 def test_where_no_configuration_is_complete_nothing_is_chosen(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 3
     assert "no configuration has all its folds" in capsys.readouterr().err
+    assert list((tmp_path / "out").glob("packs/*/error.txt")) == [], "diverging is no crash"
     assert summary_of(tmp_path)["best"] is None
 
 
@@ -213,7 +287,8 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
 
 def _killed_while_running(study: Path, out: Path, number: int) -> int:
     """Start the study and send a signal when the first trial has a result but not all; returns the exit status."""
-    process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL)
+    with (out.parent / "stderr.txt").open("w") as said:
+        process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=said)
     end = time.monotonic() + 120
     while not list(out.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -238,6 +313,9 @@ def test_a_study_that_was_killed_continues_and_no_trial_is_lost_or_run_twice(tmp
     finished = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
     assert 0 < len(finished) < 7
     if number == signal.SIGINT:  # there was time to say so
+        said = (tmp_path / "stderr.txt").read_text().splitlines()
+        assert said[0] == "SIGINT: saving, then stopping; a second one stops at once"
+        assert said[1:] == ["got SIGINT; the same command continues"]
         states = _mlflow_states(out)
         assert status == 75 and [state for name, state in states if name.startswith("toy")] == ["KILLED"]
         assert sum(state == "FINISHED" for _, state in states) == len(finished)

@@ -12,18 +12,22 @@ from tests.train import toy
 COMMAND = [sys.executable, "-m", "modis_dist"]
 
 
-def write_store(path: Path, *, samples: int = 90, labels: bool = True) -> Path:
-    """The toy cohort as a store."""
+def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:
+    """The toy cohort as a store; the first ``blind`` samples are test rows without a label, the others for training."""
     held = toy.cohort(samples=samples)
     with StoreWriter(path, source={"kind": "toy"}) as writer:
         for modality, index in held.selection.index.items():
+            tested = [int(name.removeprefix("s")) < blind for name in index.sample_id]
             writer.begin(modality, held.features[modality])
             writer.write(
                 modality,
                 sample_id=list(index.sample_id),
                 group_id=list(index.group_id),
-                label=[toy.CLASSES[k] if labels and k >= 0 else None for k in index.label],
-                split=[""] * len(index),
+                label=[
+                    toy.CLASSES[k] if labels and k >= 0 and not unseen else None
+                    for k, unseen in zip(index.label, tested, strict=True)
+                ],
+                split=[("test" if unseen else "train") if blind else "" for unseen in tested],
                 x=held.x[modality],
             )
     return path

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -97,6 +98,18 @@ def test_a_checkpoint_replaced_while_it_is_read_is_not_called_damaged(
     monkeypatch.setattr(checkpoint, "problem", problem)
     found = checkpoint.latest(tmp_path)
     assert calls == [first] and found == tmp_path / "step-00000002"
+
+
+def test_what_is_no_frame_of_numbers_is_refused_by_name(model: Path) -> None:
+    predictor = Predictor.open(model)
+    x = toy.cohort().x["cnv"][:2]
+    frame = pd.DataFrame(x, columns=list(predictor.features("cnv")))
+    twice = pd.concat([frame, frame[["cnv3"]]], axis=1)
+    for given, message in ((x, "a pandas DataFrame is needed"), (twice, "column cnv3 stands there twice")):
+        with pytest.raises(DataError, match=message):
+            predictor.predict(given, modality="cnv")
+    with pytest.raises(DataError, match="finite"):
+        predictor.predict(frame.astype(float).assign(cnv0=1e39), modality="cnv")
 
 
 def test_a_folder_without_a_checkpoint_has_no_latest(tmp_path: Path) -> None:
