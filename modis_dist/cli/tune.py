@@ -67,6 +67,12 @@ def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> d
     from modis_dist.sweep.driver import run_study
 
     planned = _plan(study, folder, executor, source)
+    if planned.outdated:
+        errors().print(
+            f"note: {len(planned.outdated)} trials of an earlier start are not part of this study any more; "
+            f"their results stay in {folder / 'trials'}",
+            markup=False,
+        )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirror = _mirror(study, folder)
     try:

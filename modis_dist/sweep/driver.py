@@ -84,6 +84,7 @@ class Plan:
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
+    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
 
     def packs(self) -> list[Pack]:
         """The packs of the search."""
@@ -115,7 +116,8 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
         slots=slots,
     )
     listed = Manifest(study.name, store.fingerprint, trials, _ids(packs), earlier.refit_packs)
-    return Plan(study, store, selection_of, listed, shapes)
+    outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
+    return Plan(study, store, selection_of, listed, shapes, outdated)
 
 
 def _is_done(out: Path, trial: Trial) -> bool:

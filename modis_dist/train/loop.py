@@ -4,6 +4,7 @@
 stops early leaves the stack and the others go on undisturbed. Knows nothing of terminals, Ray, MLflow or SLURM.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import cos, isfinite, pi
@@ -130,6 +131,7 @@ class Training:
             return
         held = checkpoint.load(found)
         self._check_identity(held.state["identity"], found)
+        self._compare_machine(held.state["machine"])
         self.progress = [Progress(**values) for values in held.state["progress"]]
         state = TrainState(
             self.shape, held.state["members"], optim=self.run.optim, device=self.device, dtype=self.dtype
@@ -148,6 +150,18 @@ class Training:
             raise DataError(
                 f"{where}: belongs to another training (settings or data differ); use another output folder, "
                 "or the settings it was started with"
+            )
+
+    def _machine(self) -> dict[str, Any]:
+        """What decides how sums are rounded: a training that continues on the same ends with the same bits."""
+        return {"device": self.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+
+    def _compare_machine(self, before: Mapping[str, Any]) -> None:
+        now = self._machine()
+        changes = [f"{name} {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
+        if changes:
+            logging.getLogger(__name__).warning(
+                "%s: continues, though not to the bit, what began with %s", self.folder, "; ".join(changes)
             )
 
     def _adopt(self, state: TrainState) -> None:
@@ -282,7 +296,9 @@ class Training:
 
     def save(self) -> Path:
         """Write the last checkpoint of the stack."""
-        content = self.state.checkpoint(identity=self.identity(), progress=self.progress, sums=self.log.state())
+        content = self.state.checkpoint(
+            identity=self.identity(), machine=self._machine(), progress=self.progress, sums=self.log.state()
+        )
         return checkpoint.save(self.folder / "last", content)
 
     def _write_best(self, replicate: int) -> None:

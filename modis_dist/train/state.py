@@ -119,10 +119,16 @@ class TrainState:
         checks = [t.flatten(1).isfinite().all(1) for t in self.model_tensors().values()]
         return [bool(ok) for ok in torch.stack(checks).all(0).cpu()]
 
-    def checkpoint(self, *, identity: Mapping[str, Any], progress: Sequence[Progress], sums: Any) -> Checkpoint:
-        """The state as it is saved; ``identity`` says what it belongs to, ``sums`` are losses not yet averaged."""
+    def checkpoint(
+        self, *, identity: Mapping[str, Any], machine: Mapping[str, Any], progress: Sequence[Progress], sums: Any
+    ) -> Checkpoint:
+        """The state as it is saved.
+
+        ``identity`` says what it belongs to, ``machine`` what it was computed with; ``sums`` are losses not averaged.
+        """
         values = {
             "identity": dict(identity),
+            "machine": dict(machine),
             "members": self.members,
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,

@@ -69,7 +69,7 @@ def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path:
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()
     state.keep_best(0)
-    saved = save(tmp_path, state.checkpoint(identity={}, progress=[], sums=None))
+    saved = save(tmp_path, state.checkpoint(identity={}, machine={}, progress=[], sums=None))
     held = sum(file.stat().st_size for file in saved.iterdir())
     assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(held, rel=0.2)
 

@@ -12,7 +12,7 @@ from modis_dist.errors import DataError, Interrupted
 from modis_dist.train import checkpoint
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.journal import JournalWriter, read
-from modis_dist.train.loop import Ports, improves
+from modis_dist.train.loop import Ports, fit, improves
 from modis_dist.train.prepare import prepare
 from modis_dist.train.state import TrainState
 from tests.train import toy
@@ -201,6 +201,21 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
         held = checkpoint.load(checkpoint.newest(folder / part))
         found |= {f"{part}/{file}/{k}": v for file, tensors in held.tensors.items() for k, v in tensors.items()}
     return found
+
+
+def test_continuing_with_other_threads_says_that_the_bits_may_differ(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    members = [toy.member("t", toy.run(), tmp_path)]
+    with pytest.raises(Interrupted):
+        toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
+    torch.set_num_threads(2)
+    with pytest.raises(Interrupted):
+        fit(members, folder=tmp_path, device=toy.CPU, ports=Ports(stop=StopAt(2)))
+    assert "continues, though not to the bit, what began with threads 1, now 2" in caplog.text
+    caplog.clear()
+    fit(members, folder=tmp_path, device=toy.CPU)
+    assert caplog.text == ""
 
 
 def stack(folder: Path) -> list:
