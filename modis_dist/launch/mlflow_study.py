@@ -210,7 +210,7 @@ class Mirror:
         done = sum(run.info.status == "FINISHED" for run in runs)
         rows = [
             {"trial": run.info.run_name, "status": run.info.status.lower()}
-            | {n.removeprefix(FINAL): mlflow_text.number(v) for n, v in run.data.metrics.items() if n.startswith(FINAL)}
+            | {name: mlflow_text.number(value) for name, value in _pooled(run.data.metrics).items()}
             for run in runs
         ]
         head = f"**{done} of {len(runs)} trials finished.** Output folder: {mlflow_text.plain(str(self._folder))}"
@@ -229,6 +229,12 @@ def _batches(records: Records) -> Iterator[list[Mapping[str, Any]]]:
         size += len(record["values"])
     if batch:
         yield batch
+
+
+def _pooled(metrics: Mapping[str, float]) -> dict[str, float]:
+    """The final figures of all modalities together; those of one, of the probe and the baseline are on the run's page."""
+    final = {name.removeprefix(FINAL): value for name, value in metrics.items() if name.startswith(FINAL)}
+    return {name: value for name, value in final.items() if "/" not in name}
 
 
 def _raise(problems: Sequence[str]) -> None:

@@ -213,11 +213,12 @@ def draw_confusion(result: Mapping[str, Any], classes: Sequence[str]) -> Figure:
     side = min(max(0.42 * len(classes), 2.4), 8.0) + 1.1
     columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
     figure, panels = grid(len(matrices), columns=columns, width=side + 0.3, height=side)
+    rotation = 90 if len(classes) > 4 or max(map(len, classes)) > 6 else 0
     for axes, (name, figures) in zip(panels, matrices.items(), strict=True):
         counts = np.array(figures["confusion"])
         rows = counts.sum(1, keepdims=True)
         share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
-        image = matrix(axes, share, classes, classes, colours="Blues", rotation=90 if len(classes) > 4 else 0)
+        image = matrix(axes, share, classes, classes, colours="Blues", rotation=rotation)
         if len(classes) <= CROWDED:
             cell_texts(axes, image, [[str(n) if n else "" for n in line] for line in counts], size=7.5)
         accuracy = figures["balanced_accuracy"]
@@ -293,7 +294,7 @@ def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "bal
             )
     axes.set_yticks(range(len(shown)), _configuration_names(shown), parse_math=False, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel(drawable(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0]), parse_math=False)
+    axes.set_xlabel(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0], parse_math=False)
     axes.grid(axis="x", color=PALE, lw=0.6)
     left_out = f" (best {len(shown)} of {len(rows)})" if len(shown) < len(rows) else ""
     heading(axes, f"Mean ± SD over folds and replicates{left_out}")

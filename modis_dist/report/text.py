@@ -7,9 +7,15 @@ from modis_dist.train.metrics import LOWER_IS_BETTER
 
 
 def plain(name: object, *, limit: int = 60) -> str:
-    """The name with control, format and other unprintable characters as escapes, cut to ``limit`` characters."""
+    """The name with control, format and other unprintable characters as escapes, at most ``limit`` characters.
+
+    A longer one is cut in the middle: names that begin alike, as those of one panel do, can still be told apart.
+    """
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    if len(text) <= limit:
+        return text
+    end = (limit - 3) // 2
+    return f"{text[: limit - 3 - end]}...{text[-end:]}"
 
 
 def settings(params: Mapping[str, Any], keys: Iterable[str] | None = None) -> str:

@@ -1,5 +1,6 @@
 """Figures hold exactly the numbers they were given, and names that try to be formulas stay names."""
 
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -321,7 +322,29 @@ def test_hostile_names_are_drawn_as_they_are_written(tmp_path):
 def test_what_the_font_cannot_draw_is_escaped():
     assert drawable("méthyl") == "méthyl"
     assert drawable("漢\u202e\x1b") == "\\u6f22\\u202e\\x1b"
-    assert drawable("x" * 90) == "x" * 21 + "..."
+    assert drawable("x" * 90) == "x" * 11 + "..." + "x" * 10
+
+
+@pytest.mark.parametrize("metric", ["mean_modality_balanced_accuracy", "reconstruction_mse", "nmi"])
+def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
+    row = {"condition": "all", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1}
+    (axes,) = figures.draw_sweep_overview([row], metric=metric).axes
+    assert axes.get_xlabel() and "..." not in axes.get_xlabel()
+
+
+def test_long_class_names_of_a_confusion_matrix_do_not_overlap() -> None:
+    classes = ["adrenocortical carcinoma", "colon adenocarcinoma", "uveal melanoma"]
+    codes = np.arange(3)
+    figure = figures.draw_confusion(classification({"m": Scored(codes, codes)}, classes=classes), classes)
+    figure.canvas.draw()
+    for axes in figure.axes[:2]:
+        boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
+        assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
+
+
+def test_long_names_that_begin_alike_stay_apart():
+    names = [drawable(f"proteome_of_the_discovery_cohort_{part}", limit=16) for part in ("plasma", "tissue")]
+    assert names == ["proteom...plasma", "proteom...tissue"]
 
 
 def test_each_figure_is_written_by_its_function(tmp_path):
