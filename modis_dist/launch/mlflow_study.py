@@ -232,7 +232,7 @@ def _batches(records: Records) -> Iterator[list[Mapping[str, Any]]]:
 
 
 def _pooled(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The final figures of all modalities together; those of one, of the probe and the baseline are on the run's page."""
+    """The final figures of all modalities together; the others are on the run's own page."""
     final = {name.removeprefix(FINAL): value for name, value in metrics.items() if name.startswith(FINAL)}
     return {name: value for name, value in final.items() if "/" not in name}
 
