@@ -24,7 +24,7 @@ from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
-from modis_dist.train.prepare import Subset, load_cohort, prepare, select, shape, training_rows
+from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
 from modis_dist.train.seeds import mix
 
 
@@ -87,7 +87,7 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
-    if opened.fingerprint != predictor.data:
+    if data_key(run, opened.fingerprint) != predictor.data:
         return _judged_elsewhere(predictor, opened, learnt_from(run, predictor))
     prepared = prepare(run, load_cohort(opened, run.data), test=True)
     subset_or_none = prepared.test or prepared.validation
@@ -138,7 +138,7 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
             store = Store.open(path)
         except (DataError, OSError):
             continue
-        if store.fingerprint == predictor.data:
+        if data_key(run, store.fingerprint) == predictor.data:
             selection = select(store, run.data)
             _, chosen = training_rows(run, selection)
             parts = [selection.index[m].take(chosen[m].rows) for m in selection.modalities]

@@ -313,7 +313,7 @@ class Training:
             arrays |= {f"{modality}/{name}": torch.as_tensor(array) for name, array in parts.items()}
         values = {
             "trial": member.trial,
-            "data": member.prepared.fingerprint,
+            "data": member.prepared.key,
             "epoch": held.best_epoch or held.epochs,
             "metric": self.run.trainer.metric,
             "value": held.best_value,

@@ -43,7 +43,7 @@ class Predictor:
         self.classes = classes
         self.path = path
         self.trial = trial  # hash of the settings and data it was trained with
-        self.data = data  # fingerprint of the store it was trained on
+        self.data = data  # ``data_key`` of what it learnt from
 
     @classmethod
     def open(cls, folder: Path, *, device: str | torch.device = "cpu") -> "Predictor":

@@ -71,7 +71,7 @@ class Prepared:
     validation: Subset | None
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
-    fingerprint: str = ""  # of the store the rows are from
+    key: str = ""  # ``data_key`` of the run
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -168,7 +168,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         _held_out(cohort, pipelines, parts, "validation"),
         _held_out(cohort, pipelines, parts, "test") if test else None,
         tuple(absent),
-        selection.fingerprint,
+        data_key(run, selection.fingerprint),
     )
 
 

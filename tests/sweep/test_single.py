@@ -148,6 +148,16 @@ def test_training_rows_are_known_by_the_data_though_settings_are_hashed_otherwis
     assert evaluate_folder(done / "run", done / "store")["rows"] == "test"
 
 
+def test_a_run_file_edited_afterwards_is_not_taken_for_the_split_of_the_training(done: Path, tmp_path: Path) -> None:
+    shutil.copytree(done / "run", tmp_path / "run")
+    file = tmp_path / "run" / "run.yaml"
+    tree = yaml12.read(file)
+    tree["data"]["split"]["seed"] = 5
+    file.write_text(yaml12.dump(tree))
+    judged = evaluate_folder(tmp_path / "run", done / "store")
+    assert (judged["rows"], judged["training_rows_left_out"]) == ("all", None), "training rows may be among these"
+
+
 def test_a_refused_training_leaves_nothing_and_a_store_is_no_output(
     done: Path, tmp_path: Path, capsys: Captured
 ) -> None:
