@@ -3,7 +3,12 @@
 Phase D teaches the discriminator while the encoders stand still; phase G teaches the VAEs while the discriminator
 stands still (paper, equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
 
-Legend: r replicates, m modalities, b rows, p features, l latent dimensions, k classes.
+Of several ranks each encodes, judges and decodes its own rows; losses in the latent space are computed by all of them
+on the global batch, and averages divide by its counts. Where a lower precision is asked for, networks use it and
+losses do not; nor do the networks that a gradient penalty differentiates twice.
+
+Legend: r replicates, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
+l latent dimensions, k classes.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,15 +26,19 @@ from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
 from modis_dist.model.networks import Judgement, Modis
+from modis_dist.world import ALONE, World
 
 AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
 
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch; label -1 is unlabelled. Noise is standard normal, a fresh draw for each phase."""
+    """One global batch, of which ``x`` has this rank's rows only; label -1 is unlabelled.
 
-    x: tuple[Float[Tensor, "r b _"], ...]  # one entry per modality, each with its own number of features
+    Noise is standard normal, a fresh draw for each phase.
+    """
+
+    x: tuple[Float[Tensor, "r _ _"], ...]  # one entry per modality, each with its own number of features
     label: Int[Tensor, "r m b"]
     noise_d: Float[Tensor, "r m b l"]
     noise_g: Float[Tensor, "r m b l"]
@@ -70,19 +79,38 @@ class Rules:
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
     penalty_on: Literal["x", "z"] = "x"
+    lower: torch.dtype | None = None  # precision of the networks where it is not the parameters' own
 
 
 @dataclass
 class Terms:
-    """Named parts of a phase's loss, unweighted, each [r] or, per modality, [r, m]; and their weighted total [r]."""
+    """Named parts of a phase's loss, unweighted, each [r] or, per modality, [r, m]; and their weighted total [r].
 
-    total: Float[Tensor, " r"]
+    ``loss`` is what this rank differentiates. ``parts`` and ``total`` are its shares of the figures of the global
+    batch: sums over ranks are the figures.
+    """
+
+    loss: Float[Tensor, " r"]
+    world: World = ALONE
     parts: dict[str, Tensor] = field(default_factory=dict)
+    total: Tensor | float = 0.0
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term; one given per modality is summed over modalities in the total."""
+        """Add a term that covers this rank's rows; one given per modality is summed over modalities in the total."""
+        weighted = weight * (value.sum(1) if value.dim() == 2 else value)
+        self.loss = self.loss + weighted
+        self._show(name, value, weighted)
+
+    def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
+        """Add a term of the global batch, which every rank has computed: one of them shows it."""
+        weighted = weight * (value.sum(1) if value.dim() == 2 else value)
+        self.loss = self.loss + weighted
+        mine = self.world.rank == 0
+        self._show(name, value if mine else torch.zeros_like(value), weighted if mine else torch.zeros_like(weighted))
+
+    def _show(self, name: str, value: Tensor, weighted: Tensor) -> None:
         self.parts[name] = value.detach()
-        self.total = self.total + weight * (value.sum(1) if value.dim() == 2 else value)
+        self.total = self.total + weighted.detach()
 
 
 @contextmanager
@@ -99,69 +127,77 @@ def frozen(module: nn.Module) -> Iterator[None]:
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
     """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only."""
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
-    penalised = weights.lambda_r > 0
-    through_x = rules.penalty_on == "x" and weights.any_penalised
+    world, penalised = model.world, weights.any_penalised
+    through_x = rules.penalty_on == "x" and penalised
     with frozen(model.vaes):
         inputs = tuple(x.detach().requires_grad_(through_x) for x in batch.x)
-        with torch.set_grad_enabled(through_x):
-            encoded = _encode(model, inputs, batch.noise_d)
+        with torch.set_grad_enabled(through_x), _arithmetic(rules, batch, allowed=not through_x):
+            encoded = _encode(model, inputs, world.own(batch.noise_d))
         z = encoded.detach().requires_grad_()
-        judged = _judge(model, z)
-        terms = Terms(z.new_zeros(len(z)))
-        terms.add(
-            "adversarial_d", _adversarial(judged, batch.label, weights, side="discriminator"), weights.adversarial
-        )
+        with _arithmetic(rules, batch, allowed=not penalised):
+            own = model.discriminator(z)
+        judged = _of_all_ranks(own, batch, world)
+        terms = Terms(z.new_zeros(len(z)), world)
+        value = _adversarial(judged, batch.label, weights, side="discriminator")
+        terms.add_shared("adversarial_d", value, weights.adversarial)
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
-        squares = z.new_zeros(z.shape[:2])
-        if weights.any_penalised:
-            gradient = adversarial.logit_gradient(judged.modality, z, batch.signs)
-            squares = _squared_norms(gradient, encoded, inputs if through_x else None)
+        squares = z.new_zeros(len(z), len(inputs))
+        if penalised:
+            signs = None if batch.signs is None else world.own(batch.signs)
+            gradient = adversarial.logit_gradient(own.modality, z, signs)
+            squares = _squared_norms(gradient, encoded, inputs, through_x=through_x) / batch.label.shape[2]
         # A replicate reports the same terms alone and beside others, and never 0 * infinity.
-        terms.add("penalty", torch.where(penalised[:, None], 0.5 * squares, 0.0), weights.lambda_r)
+        terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
     return terms
 
 
 def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
+    world, rows = model.world, batch.label.shape[2]
+    sizes = [x.shape[1] for x in batch.x]
     with frozen(model.discriminator):
-        encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
-        mu, logvar = (torch.stack(parts, 1) for parts in zip(*encodings, strict=True))
-        z = mu + torch.exp(0.5 * logvar) * batch.noise_g
-        decoded = [vae.decode(z[:, m]) for m, vae in enumerate(model.vaes)]  # type: ignore[operator]
-        judged = _judge(model, z)
-        terms = Terms(z.new_zeros(len(z)))
-        errors = [squared_error(x, x_hat).mean(1) for x, x_hat in zip(batch.x, decoded, strict=True)]
-        terms.add("reconstruction", torch.stack(errors, 1))
-        rows = kl_divergence(mu, logvar)
-        kl = rows.sum(-1) if rules.kl_reduction == "sum" else rows.mean(-1)
-        terms.add("kl", kl, weights.beta)
-        terms.add("adversarial_g", _adversarial(judged, batch.label, weights, side="encoder"), weights.adversarial)
+        with _arithmetic(rules, batch):
+            encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
+            mu, logvar = (torch.cat(parts, 1).to(batch.noise_g.dtype) for parts in zip(*encodings, strict=True))
+            z = mu + torch.exp(0.5 * logvar) * world.own(batch.noise_g)
+            decoded = [vae.decode(part) for vae, part in zip(model.vaes, torch.split(z, sizes, 1), strict=True)]  # type: ignore[operator]
+            own = model.discriminator(z)
+        judged = _of_all_ranks(own, batch, world)
+        terms = Terms(z.new_zeros(len(z)), world)
+        errors = [squared_error(x, x_hat.to(x.dtype)).sum(1) for x, x_hat in zip(batch.x, decoded, strict=True)]
+        terms.add("reconstruction", torch.stack(errors, 1) / rows)
+        kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
+        terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
+        value = _adversarial(judged, batch.label, weights, side="encoder")
+        terms.add_shared("adversarial_g", value, weights.adversarial)
         _add_class_terms(terms, judged, batch.label, weights, suffix="g")
     return terms
 
 
-def _encode(model: Modis, inputs: Sequence[Tensor], noise: Tensor) -> Tensor:
-    """Sampled latents [r, m, b, l]."""
-    sampled = []
-    for position, (vae, x) in enumerate(zip(model.vaes, inputs, strict=True)):
-        mu, logvar = vae.encode(x)  # type: ignore[operator]
-        sampled.append(mu + torch.exp(0.5 * logvar) * noise[:, position])
-    return torch.stack(sampled, 1)
+def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
+    """The lower precision inside, where the rules have one."""
+    lower = rules.lower if allowed else None
+    return torch.autocast(batch.label.device.type, dtype=lower, enabled=lower is not None)
 
 
-def _judge(model: Modis, z: Float[Tensor, "r m b l"]) -> Judgement:
-    """The discriminator on the rows of all modalities in one call; outputs keep [r, m, b, ...]."""
-    judged = model.discriminator(z.flatten(1, 2))
-    shape = z.shape[1:3]
-    return Judgement(*(part.unflatten(1, shape) for part in (judged.h, judged.modality, judged.label)))
+def _encode(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> Float[Tensor, "r n l"]:
+    """Sampled latents of this rank's rows."""
+    encodings = [vae.encode(x) for vae, x in zip(model.vaes, inputs, strict=True)]  # type: ignore[operator]
+    mu, logvar = (torch.cat(parts, 1).to(noise.dtype) for parts in zip(*encodings, strict=True))
+    return mu + torch.exp(0.5 * logvar) * noise
+
+
+def _of_all_ranks(own: Judgement, batch: Batch, world: World) -> Judgement:
+    """What the discriminator says of the whole global batch, each [r, m, b, ...], in the precision of losses."""
+    parts = [part.to(batch.noise_d.dtype) for part in (own.h, own.modality, own.label)]
+    return Judgement(*world.whole(parts, *batch.label.shape[1:]))
 
 
 def _add_class_terms(terms: Terms, judged: Judgement, label: Tensor, weights: Weights, *, suffix: str) -> None:
-    """L_C and L_clustering, summed over modalities, the latter in full precision."""
-    terms.add(f"class_{suffix}", labelled_cross_entropy(judged.label, label), weights.label)
-    probability = judged.label.softmax(-1)
-    value = clustering(probability, judged.h, weights.prior.unsqueeze(1))
-    terms.add(f"clustering_{suffix}", value, weights.clustering)
+    """L_C and L_clustering, summed over modalities."""
+    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(judged.label, label), weights.label)
+    value = clustering(judged.label.softmax(-1), judged.h, weights.prior.unsqueeze(1))
+    terms.add_shared(f"clustering_{suffix}", value, weights.clustering)
 
 
 def _adversarial(
@@ -206,13 +242,13 @@ def _confident(judged: Judgement, label: Tensor, confidence: Tensor) -> Int[Tens
 
 
 def _squared_norms(
-    gradient: Float[Tensor, "r m b l"], encoded: Tensor, inputs: tuple[Tensor, ...] | None
+    gradient: Float[Tensor, "r n l"], encoded: Tensor, inputs: tuple[Tensor, ...], *, through_x: bool
 ) -> Float[Tensor, "r m"]:
-    """Mean over rows of |gradient|^2, with respect to z, or carried back to x through the frozen encoders.
+    """Sum over this rank's rows of |gradient|^2, with respect to z, or carried back to x through the frozen encoders.
 
     The encoders run with running statistics here, so rows are independent and one product gives every row's gradient.
     """
-    if inputs is None:
-        return gradient.square().sum(-1).mean(-1)
-    carried = torch.autograd.grad(encoded, inputs, grad_outputs=gradient, create_graph=True)
-    return torch.stack([part.square().sum(-1).mean(-1) for part in carried], 1)
+    parts = torch.split(gradient, [x.shape[1] for x in inputs], 1)
+    if through_x:
+        parts = torch.autograd.grad(encoded, inputs, grad_outputs=gradient, create_graph=True)
+    return torch.stack([part.square().sum(-1).sum(-1) for part in parts], 1)

@@ -347,6 +347,18 @@ class Trainer(Section):
         ge=1,
         le=4096,
     )
+    workers: int = item(
+        1,
+        "processes that share one training through Ray Train, each with a part of every batch; the step they take "
+        "together does not depend on their number",
+        ge=1,
+        le=4096,
+    )
+    precision: Literal["fp32", "bf16", "fp16"] = item(
+        "fp32",
+        "of the networks: bf16 on newer CPUs and GPUs, fp16 on GPUs with scaled losses; losses and all that the "
+        "gradient penalty differentiates twice stay in fp32",
+    )
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
     metric: Metric = item(
         "balanced_accuracy", "validation metric that chooses the best epoch; among equals the best reconstruction"

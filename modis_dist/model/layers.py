@@ -11,6 +11,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from modis_dist.world import ALONE, World
+
 
 class StackedLinear(nn.Module):
     """R affine maps at once: weight [r, o, i], bias [r, o]."""
@@ -36,16 +38,24 @@ class StackedLinear(nn.Module):
 
 
 class StackedBatchNorm(nn.Module):
-    """R batch normalisations over rows; running statistics [r, i] as in ``torch.nn.BatchNorm1d``."""
+    """R batch normalisations over the rows of all ranks; running statistics [r, i] as in ``torch.nn.BatchNorm1d``."""
 
     weight: Tensor
     running_mean: Tensor
     running_var: Tensor
 
     def __init__(
-        self, replicates: int, features: int, *, eps: float, momentum: float = 0.1, dtype: torch.dtype = torch.float32
+        self,
+        replicates: int,
+        features: int,
+        *,
+        eps: float,
+        momentum: float = 0.1,
+        dtype: torch.dtype = torch.float32,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
+        self.world = world
         self.eps = eps
         self.momentum = momentum
         self.weight = nn.Parameter(torch.ones(replicates, features, dtype=dtype))
@@ -58,6 +68,8 @@ class StackedBatchNorm(nn.Module):
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+        if self.world.size > 1:
+            return self._of_all_ranks(x)
         replicates, rows, features = x.shape
         flat = x.transpose(0, 1).reshape(rows, replicates * features)
         normal = F.batch_norm(
@@ -72,6 +84,24 @@ class StackedBatchNorm(nn.Module):
         )
         return normal.view(rows, replicates, features).transpose(0, 1)
 
+    def _of_all_ranks(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
+        """Normalised by the rows of the global batch; differentiable once, which is all that phase G asks for.
+
+        Sums are taken of x less the running mean, so that E[x^2] - E[x]^2 does not cancel.
+        """
+        shift = self.running_mean.unsqueeze(1)
+        moved = x.to(shift.dtype) - shift
+        count = moved.new_full((1,), x.shape[1])
+        sums = self.world.sum(torch.cat([moved.sum(1).flatten(), moved.square().sum(1).flatten(), count]))
+        rows = sums[-1].detach()
+        mean, square = (sums[:-1] / rows).view(2, *self.running_mean.shape)
+        variance = (square - mean.square()).clamp_min(0)
+        with torch.no_grad():
+            self.running_mean += self.momentum * mean
+            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias.unsqueeze(1), moved - mean.unsqueeze(1), scale.unsqueeze(1)).to(x.dtype)
+
 
 class Hidden(nn.Module):
     """``Linear -> BatchNorm -> LeakyReLU``, or without the normalisation where ``eps`` is None."""
@@ -85,10 +115,13 @@ class Hidden(nn.Module):
         eps: float | None,
         slope: float,
         dtype: torch.dtype = torch.float32,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
         self.linear = StackedLinear(replicates, inputs, outputs, dtype=dtype)
-        self.norm = StackedBatchNorm(replicates, outputs, eps=eps, dtype=dtype) if eps is not None else nn.Identity()
+        self.norm: nn.Module = nn.Identity()
+        if eps is not None:
+            self.norm = StackedBatchNorm(replicates, outputs, eps=eps, dtype=dtype, world=world)
         self.slope = slope
 
     def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:

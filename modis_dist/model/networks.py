@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modis_dist.model.layers import Hidden, StackedLinear
+from modis_dist.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,23 @@ class Vae(nn.Module):
         eps: float,
         slope: float,
         dtype: torch.dtype = torch.float32,
+        world: World = ALONE,
     ) -> None:
         super().__init__()
+
+        def hidden_layer(i: int, o: int) -> Hidden:
+            return Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype, world=world)
+
         down = [features, *hidden]
         up = [latent, *reversed(hidden)]
         self.encoder = nn.Sequential(
-            *(Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype) for i, o in pairwise(down[:-1])),
+            *(hidden_layer(i, o) for i, o in pairwise(down[:-1])),
             StackedLinear(replicates, down[-2], down[-1], dtype=dtype),
         )
         self.mu = StackedLinear(replicates, down[-1], latent, dtype=dtype)
         self.logvar = StackedLinear(replicates, down[-1], latent, dtype=dtype)
         self.decoder = nn.Sequential(
-            *(Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype) for i, o in pairwise(up)),
+            *(hidden_layer(i, o) for i, o in pairwise(up)),
             StackedLinear(replicates, up[-1], features, dtype=dtype),
         )
 
@@ -108,14 +114,19 @@ class Discriminator(nn.Module):
 
 
 class Modis(nn.Module):
-    """One VAE per modality and the discriminator, for R replicates."""
+    """One VAE per modality and the discriminator, for R replicates; on each rank of a world the whole of it."""
 
-    def __init__(self, shape: Shape, *, replicates: int = 1, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, shape: Shape, *, replicates: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
+    ) -> None:
         super().__init__()
+        self.world = world
         self.shape = shape
         self.modalities = tuple(shape.features)
         self.vaes = nn.ModuleList(
-            Vae(replicates, p, shape.hidden[m], shape.latent, eps=shape.eps, slope=shape.slope, dtype=dtype)
+            Vae(
+                replicates, p, shape.hidden[m], shape.latent, eps=shape.eps, slope=shape.slope, dtype=dtype, world=world
+            )
             for m, p in shape.features.items()
         )
         self.discriminator = Discriminator(

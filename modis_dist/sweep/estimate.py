@@ -11,12 +11,12 @@ import torch
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
 from modis_dist.model.networks import Modis, Shape
-from modis_dist.objective import Batch, Rules, Weights, adversary_phase, vae_phase
+from modis_dist.objective import Batch, Rules, Weights
 from modis_dist.sweep.driver import Plan
 from modis_dist.sweep.execute import Pack, chosen_device
 from modis_dist.sweep.manifest import Trial, refit, unique
 from modis_dist.sweep.packs import arrange, training_steps
-from modis_dist.train.loop import update
+from modis_dist.train.loop import LOWER_PRECISION
 from modis_dist.train.prepare import SelectionOf, training_rows
 from modis_dist.train.state import TrainState
 
@@ -84,7 +84,8 @@ def refits(planned: Plan) -> list[Pack]:
 
 def probe_key(runs: Sequence[Run], shape: Shape) -> str:
     """Equal for stacks whose steps take the same time."""
-    shared = [runs[0].optim.batch_size, runs[0].objective.penalty, runs[0].objective.penalty_on]
+    objective = runs[0].objective
+    shared = [runs[0].optim.batch_size, objective.penalty, objective.penalty_on, runs[0].trainer.precision]
     own = sorted((run.objective.adversarial_loss, run.objective.lambda_r > 0) for run in runs)
     return digest([repr(shape), runs[0].trainer.threads, shared, own])
 
@@ -118,14 +119,22 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     """Shortest time, of a few, of a two-phase step of a stack after one that warms up."""
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
-    state = TrainState.start(shape, range(replicates), optim=run.optim, device=device, dtype=torch.float32)
+    scaled = run.trainer.precision == "fp16"
+    state = TrainState.start(
+        shape, range(replicates), optim=run.optim, device=device, dtype=torch.float32, scaled=scaled
+    )
     batch, weights = _random_batch(run, shape, replicates, device), _weights(runs, shape, device)
-    rules = Rules(run.objective.kl_reduction, run.objective.penalty, run.objective.penalty_on)
+    rules = Rules(
+        run.objective.kl_reduction,
+        run.objective.penalty,
+        run.objective.penalty_on,
+        LOWER_PRECISION[run.trainer.precision],
+    )
     times = []
     for _ in range(PROBE_STEPS + 1):
         begin = time.perf_counter()
-        update(state.adversary_optimiser, adversary_phase(state.model, batch, weights, rules).total)
-        update(state.vae_optimiser, vae_phase(state.model, batch, weights, rules).total)
+        state.adversary.learn(batch, weights, rules)
+        state.vaes.learn(batch, weights, rules)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         times.append(time.perf_counter() - begin)

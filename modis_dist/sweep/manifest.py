@@ -20,7 +20,7 @@ from modis_dist.files import write_json
 VERSION = 1
 MOST_TRIALS = 100_000
 ONLY_CONDITION = "all"
-NOT_LEARNT = ("device", "threads", "log_every", "checkpoint_every")  # of trainer: they change no result
+NOT_LEARNT = ("device", "threads", "workers", "log_every", "checkpoint_every")  # of trainer: they change no result
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
 FIXED_IN_GRID = ("data.modalities", "data.classes")  # conditions may differ in their rows, what is chosen among may not
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from modis_dist.errors import DataError, shown
 from modis_dist.files import new_folder, sha256, write_json
 
-VERSION = 2
+VERSION = 3
 NAME = re.compile(r"^step-(\d{8,})$")
 
 Tensors = Mapping[str, Tensor]

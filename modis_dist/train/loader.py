@@ -13,6 +13,7 @@ from torch import Tensor
 from modis_dist.objective import Batch
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
+from modis_dist.world import ALONE, World
 
 EpochEnds = Literal["shortest", "longest"]
 
@@ -73,7 +74,9 @@ class Loader:
         signs: bool,
         device: torch.device,
         dtype: torch.dtype,
+        world: World = ALONE,
     ) -> None:
+        self._world = world
         self._seeds = list(seeds)
         self._batch_size = batch_size
         self._labelled_share = labelled_share
@@ -92,9 +95,10 @@ class Loader:
         self._plan: tuple[int, Tensor] | None = None
 
     def batch(self, *, epoch: int, step: int) -> Batch:
-        """The batch at a step of an epoch, both counted from 0."""
+        """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
         rows = self._plan_of(epoch)[:, :, step * self._batch_size : (step + 1) * self._batch_size]
-        x = tuple(self._gather(rows[:, m], m) for m in range(len(self.modalities)))
+        own = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
+        x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(own))
         label = torch.stack(
             [
                 torch.stack([labels[m][rows[r, m]] for m in range(len(self.modalities))])

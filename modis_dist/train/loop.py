@@ -16,7 +16,7 @@ from torch import Tensor
 
 from modis_dist.config.run import Run
 from modis_dist.errors import DataError, Interrupted
-from modis_dist.objective import Rules, Weights, adversary_phase, vae_phase
+from modis_dist.objective import Rules, Weights
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.heldout import HeldOut
@@ -26,6 +26,9 @@ from modis_dist.train.metrics import LOWER_IS_BETTER
 from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
 from modis_dist.train.prepare import Prepared, shape
 from modis_dist.train.state import Progress, TrainState
+from modis_dist.world import ALONE, World
+
+LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -54,14 +57,15 @@ def fit(
     device: torch.device,
     ports: Ports | None = None,
     dtype: torch.dtype = torch.float32,
+    world: World = ALONE,
 ) -> list[Progress]:
     """Train a stack, or continue it from ``folder/last``; returns every member's progress, done or failed.
 
     The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
-    ``folder/best``. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DataError`` where
-    ``folder`` belongs to another training.
+    ``folder/best``. Of several ranks all call this, with the same members, and rank 0 writes. Raises ``Interrupted``
+    after saving, where the stop port asks for it, ``DataError`` where ``folder`` belongs to another training.
     """
-    training = Training(members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype)
+    training = Training(members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype, world=world)
     training.begin()
     while training.running():
         state = training.state
@@ -70,12 +74,10 @@ def fit(
             state.set_rates(training.rate())
 
             # Phase D: the discriminator learns to name modality and class; the encoders stand still.
-            adversary = adversary_phase(state.model, batch, training.weights, training.rules)
-            update(state.adversary_optimiser, adversary.total)
+            adversary = state.adversary.learn(batch, training.weights, training.rules)
 
             # Phase G: the VAEs learn to reconstruct, to be classified and to hide the modality.
-            vae = vae_phase(state.model, batch, training.weights, training.rules)
-            update(state.vae_optimiser, vae.total)
+            vae = state.vaes.learn(batch, training.weights, training.rules)
 
             state.step_in_epoch += 1
             state.updates += 1
@@ -90,42 +92,49 @@ def fit(
     return training.progress
 
 
-def update(optimiser: torch.optim.Optimizer, total: Tensor) -> None:
-    """One optimiser step on the sum over replicates, whose gradients are independent."""
-    optimiser.zero_grad(set_to_none=True)
-    parameters = [p for group in optimiser.param_groups for p in group["params"]]
-    total.sum().backward(inputs=parameters)  # type: ignore[no-untyped-call]
-    optimiser.step()
-
-
 class Training:
     """The moving parts of ``fit``: the state, and what must shrink with it when a replicate leaves."""
 
     def __init__(
-        self, members: Sequence[Member], *, folder: Path, device: torch.device, ports: Ports, dtype: torch.dtype
+        self,
+        members: Sequence[Member],
+        *,
+        folder: Path,
+        device: torch.device,
+        ports: Ports,
+        dtype: torch.dtype,
+        world: World,
     ) -> None:
         first = members[0]
         self.members = list(members)
         self.run = first.run
         self.folder = folder
-        self.ports = ports
+        self.ports = ports if world.rank == 0 else Ports(stop=ports.stop)
+        self.world = world
         self.device = device
         self.dtype = dtype
         sizes = {m: len(pipeline.features_out) for m, pipeline in first.prepared.pipelines.items()}
         self.shape = shape(first.run, sizes, len(first.prepared.classes))
         self.progress = [Progress(member.trial) for member in members]
         objective = first.run.objective
-        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on)
+        lower = LOWER_PRECISION[first.run.trainer.precision]
+        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on, lower)
         self.validated = first.prepared.validation is not None
 
     # --- starting and continuing ----------------------------------------------------------------------------
 
     def begin(self) -> None:
         """Start afresh, or from the newest valid checkpoint."""
-        found = checkpoint.newest(self.folder / "last")
+        found = self.world.agreed(lambda: checkpoint.newest(self.folder / "last"))
+        how: dict[str, Any] = {
+            "optim": self.run.optim,
+            "device": self.device,
+            "dtype": self.dtype,
+            "world": self.world,
+            "scaled": self.rules.lower == torch.float16,
+        }
         if found is None:
-            seeds = [member.run.seed for member in self.members]
-            self._adopt(TrainState.start(self.shape, seeds, optim=self.run.optim, device=self.device, dtype=self.dtype))
+            self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], **how))
             for member in self.members:
                 self.ports.tracker.event(member.trial, kind="start", values={"epoch": 0})
             return
@@ -133,9 +142,7 @@ class Training:
         self._check_identity(held.state["identity"], found)
         self._compare_machine(held.state["machine"])
         self.progress = [Progress(**values) for values in held.state["progress"]]
-        state = TrainState(
-            self.shape, held.state["members"], optim=self.run.optim, device=self.device, dtype=self.dtype
-        )
+        state = TrainState(self.shape, held.state["members"], **how)
         state.restore(held)
         self._adopt(state)
         self.log.restore(held.state["sums"])
@@ -154,7 +161,12 @@ class Training:
 
     def _machine(self) -> dict[str, Any]:
         """What decides how sums are rounded: a training that continues on the same ends with the same bits."""
-        return {"device": self.device.type, "threads": torch.get_num_threads(), "torch": str(torch.__version__)}
+        return {
+            "device": self.device.type,
+            "ranks": self.world.size,
+            "threads": torch.get_num_threads(),
+            "torch": str(torch.__version__),
+        }
 
     def _compare_machine(self, before: Mapping[str, Any]) -> None:
         now = self._machine()
@@ -181,10 +193,15 @@ class Training:
             signs=self.rules.penalty == "each",
             device=self.device,
             dtype=self.dtype,
+            world=self.world,
         )
         self.weights = stack_weights(active, device=self.device, dtype=self.dtype)
-        self.held_out = HeldOut(prepared, device=self.device, dtype=self.dtype) if self.validated else None
-        self.log = LossLog(self.loader.modalities, replicates=len(active), window=self.run.trainer.log_every)
+        self.held_out = (
+            HeldOut(prepared, device=self.device, dtype=self.dtype, world=self.world) if self.validated else None
+        )
+        self.log = LossLog(
+            self.loader.modalities, replicates=len(active), window=self.run.trainer.log_every, world=self.world
+        )
 
     # --- during an epoch ------------------------------------------------------------------------------------
 
@@ -201,13 +218,19 @@ class Training:
 
     def after_step(self) -> TrainState:
         """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for."""
-        reason = self.ports.stop.requested()
+        reason = self._stop_requested()
         if self.log.full() or reason:
             self._drop_failed(self.log.flush(update=self.state.updates))
         if reason and self.running():
             saved = self.save()
             raise Interrupted(f"{reason}; saved {saved}; the same command continues")
         return self.state
+
+    def _stop_requested(self) -> str | None:
+        """Why to stop; of several ranks the first decides, once in a window, since asking it takes time."""
+        if self.world.size > 1 and self.state.updates % self.run.trainer.log_every:
+            return None
+        return self.world.agreed(self.ports.stop.requested)
 
     def _active(self) -> list[Progress]:
         return [self.progress[i] for i in self.state.members]
@@ -299,7 +322,7 @@ class Training:
         content = self.state.checkpoint(
             identity=self.identity(), machine=self._machine(), progress=self.progress, sums=self.log.state()
         )
-        return checkpoint.save(self.folder / "last", content)
+        return self.world.agreed(lambda: checkpoint.save(self.folder / "last", content))
 
     def _write_best(self, replicate: int) -> None:
         """Write a replicate's best model (its last, without validation) with all that prediction needs."""
@@ -324,9 +347,8 @@ class Training:
         }
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
         step = (held.best_epoch or held.epochs) * self.loader.steps
-        where = checkpoint.save(
-            member.folder / "best", Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
-        )
+        best = Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
+        where = self.world.agreed(lambda: checkpoint.save(member.folder / "best", best))
         self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
 
 

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from modis_dist.objective import Terms
+from modis_dist.world import ALONE, World
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class NonFinite:
 class LossLog:
     """Sums of each replicate's terms since the epoch began, and the window not yet looked at."""
 
-    def __init__(self, modalities: Sequence[str], *, replicates: int, window: int) -> None:
+    def __init__(self, modalities: Sequence[str], *, replicates: int, window: int, world: World = ALONE) -> None:
+        self._world = world
         self._modalities = modalities
         self._window = window
         self._pending: list[torch.Tensor] = []
@@ -47,7 +49,7 @@ class LossLog:
         columns = []
         for phase in phases:
             columns += [part if part.dim() == 2 else part.unsqueeze(1) for part in phase.parts.values()]
-            columns.append(phase.total.detach().unsqueeze(1))
+            columns.append(torch.as_tensor(phase.total).unsqueeze(1))
         self._pending.append(torch.cat(columns, 1))
 
     def full(self) -> bool:
@@ -55,10 +57,13 @@ class LossLog:
         return len(self._pending) >= self._window
 
     def flush(self, *, update: int) -> list[NonFinite]:
-        """Add the window to the sums; ``update`` is the last step in it. Returns each replicate's first bad loss."""
+        """Add the window, of all ranks, to the sums; ``update`` is the last step in it.
+
+        Returns each replicate's first bad loss, the same on every rank.
+        """
         if not self._pending:
             return []
-        values = torch.stack(self._pending).double().cpu().numpy()  # [steps, r, terms]
+        values = self._world.sum(torch.stack(self._pending).double()).cpu().numpy()  # [steps, r, terms]
         first = update - len(self._pending) + 1
         self._pending.clear()
         self.sums = self.sums + values.sum(0)

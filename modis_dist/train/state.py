@@ -1,4 +1,4 @@
-"""Everything a training changes: the stacked model, two optimisers, and each replicate's progress.
+"""Everything a training changes: the stacked model, its two learners, and each replicate's progress.
 
 All tensors carry the replicates on their first axis, so that leaving a replicate out, saving, and loading are the same
 operation on a dictionary of tensors.
@@ -9,13 +9,16 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from modis_dist.config.run import Optim
 from modis_dist.model.layers import initialise
 from modis_dist.model.networks import Modis, Shape
+from modis_dist.objective import adversary_phase, vae_phase
 from modis_dist.train.checkpoint import Checkpoint, Tensors
+from modis_dist.train.learner import Learner
 from modis_dist.train.seeds import mix
+from modis_dist.world import ALONE, World
 
 Status = Literal["running", "done", "failed"]
 
@@ -39,52 +42,69 @@ class TrainState:
     """The replicates in training. ``members`` are positions in the list the training was started with."""
 
     def __init__(
-        self, shape: Shape, members: Sequence[int], *, optim: Optim, device: torch.device, dtype: torch.dtype
+        self,
+        shape: Shape,
+        members: Sequence[int],
+        *,
+        optim: Optim,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World = ALONE,
+        scaled: bool = False,
     ) -> None:
         self.shape = shape
         self.members = list(members)
         self.optim = optim
-        self.model = Modis(shape, replicates=len(self.members), dtype=dtype).to(device)
-        betas = (optim.beta1, optim.beta2)
+        self.scaled = scaled
+        self.model = model = Modis(shape, replicates=len(self.members), dtype=dtype, world=world).to(device)
         adversary_lr = optim.lr_discriminator or optim.lr
-        self.vae_optimiser = torch.optim.Adam(self.model.vaes.parameters(), lr=optim.lr, betas=betas, fused=True)
-        self.adversary_optimiser = torch.optim.Adam(
-            self.model.discriminator.parameters(), lr=adversary_lr, betas=betas, fused=True
+        self.adversary = Learner(
+            adversary_phase, model, model.discriminator, optim=optim, lr=adversary_lr, scaled=scaled
         )
+        self.vaes = Learner(vae_phase, model, model.vaes, optim=optim, lr=optim.lr, scaled=scaled)
         self.best: dict[str, Tensor] = {}  # model tensors of each replicate's best epoch
         self.epoch = 0
         self.step_in_epoch = 0
-        self.updates = 0  # optimiser steps done
+        self.updates = 0  # steps done
 
     @classmethod
     def start(
-        cls, shape: Shape, seeds: Sequence[int], *, optim: Optim, device: torch.device, dtype: torch.dtype
+        cls,
+        shape: Shape,
+        seeds: Sequence[int],
+        *,
+        optim: Optim,
+        device: torch.device,
+        dtype: torch.dtype,
+        world: World = ALONE,
+        scaled: bool = False,
     ) -> "TrainState":
         """A fresh state with initial weights drawn from each replicate's seed."""
-        state = cls(shape, range(len(seeds)), optim=optim, device=device, dtype=dtype)
+        state = cls(shape, range(len(seeds)), optim=optim, device=device, dtype=dtype, world=world, scaled=scaled)
         initialise(state.model, [mix(seed, "weights") for seed in seeds])
         return state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
         """All tensors by part; each has the replicates on its first axis."""
-        parts = {"model": self.model_tensors(), "optim": self._moments()}
+        moments = {f"{name}.{key}": t for name, learner in self._learners() for key, t in learner.moments().items()}
+        parts = {"model": self.model_tensors(), "optim": moments}
         return parts | ({"best": dict(self.best)} if self.best else {})
 
     def model_tensors(self) -> dict[str, Tensor]:
         """Parameters and running statistics."""
         return dict(self.model.state_dict())
 
-    def load_tensors(self, parts: Mapping[str, Tensors]) -> None:
-        """The inverse of ``tensors``; ``updates`` must be set before."""
+    def learners(self) -> dict[str, dict[str, Any]]:
+        """Plain values of both learners."""
+        return {name: learner.state() for name, learner in self._learners()}
+
+    def load(self, parts: Mapping[str, Tensors], learners: Mapping[str, dict[str, Any]]) -> None:
+        """The inverse of ``tensors`` and ``learners``."""
         self.model.load_state_dict(dict(parts["model"]))
-        for prefix, module, optimiser in self._optimised():
-            for name, parameter in module.named_parameters():
-                if f"{prefix}.{name}.first" in parts["optim"]:
-                    optimiser.state[parameter] = {
-                        "step": torch.tensor(float(self.updates), device=parameter.device),
-                        "exp_avg": parts["optim"][f"{prefix}.{name}.first"].to(parameter, copy=True),
-                        "exp_avg_sq": parts["optim"][f"{prefix}.{name}.second"].to(parameter, copy=True),
-                    }
+        for name, learner in self._learners():
+            prefix = f"{name}."
+            moments = {key.removeprefix(prefix): t for key, t in parts["optim"].items() if key.startswith(prefix)}
+            learner.restore(moments, learners[name])
         device = next(self.model.parameters()).device
         self.best = {name: tensor.to(device, copy=True) for name, tensor in parts.get("best", {}).items()}
 
@@ -93,18 +113,24 @@ class TrainState:
         kept = [r for r in range(len(self.members)) if r not in dropped]
         first = next(self.model.parameters())
         members = [self.members[r] for r in kept]
-        smaller = TrainState(self.shape, members, optim=self.optim, device=first.device, dtype=first.dtype)
-        smaller.epoch, smaller.step_in_epoch, smaller.updates = self.epoch, self.step_in_epoch, self.updates
-        smaller.load_tensors(
-            {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
+        smaller = TrainState(
+            self.shape,
+            members,
+            optim=self.optim,
+            device=first.device,
+            dtype=first.dtype,
+            world=self.model.world,
+            scaled=self.scaled,
         )
+        smaller.epoch, smaller.step_in_epoch, smaller.updates = self.epoch, self.step_in_epoch, self.updates
+        parts = {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
+        smaller.load(parts, self.learners())
         return smaller
 
     def set_rates(self, share: float) -> None:
         """Learning rates of the next step, as a share of those the training began with."""
-        for _, _, optimiser in self._optimised():
-            for group in optimiser.param_groups:
-                group["lr"] = share * optimiser.defaults["lr"]
+        for _, learner in self._learners():
+            learner.set_rate(share)
 
     def keep_best(self, replicate: int) -> None:
         """Remember a replicate's present model as its best."""
@@ -133,6 +159,7 @@ class TrainState:
             "epoch": self.epoch,
             "step_in_epoch": self.step_in_epoch,
             "updates": self.updates,
+            "learners": self.learners(),
             "sums": sums,
             "progress": [asdict(p) for p in progress],
         }
@@ -143,19 +170,7 @@ class TrainState:
         self.epoch = checkpoint.state["epoch"]
         self.step_in_epoch = checkpoint.state["step_in_epoch"]
         self.updates = checkpoint.state["updates"]
-        self.load_tensors(checkpoint.tensors)
+        self.load(checkpoint.tensors, checkpoint.state["learners"])
 
-    def _optimised(self) -> tuple[tuple[str, nn.Module, torch.optim.Optimizer], ...]:
-        return (
-            ("vaes", self.model.vaes, self.vae_optimiser),
-            ("discriminator", self.model.discriminator, self.adversary_optimiser),
-        )
-
-    def _moments(self) -> dict[str, Tensor]:
-        found = {}
-        for prefix, module, optimiser in self._optimised():
-            for name, parameter in module.named_parameters():
-                if parameter in optimiser.state:
-                    found[f"{prefix}.{name}.first"] = optimiser.state[parameter]["exp_avg"]
-                    found[f"{prefix}.{name}.second"] = optimiser.state[parameter]["exp_avg_sq"]
-        return found
+    def _learners(self) -> tuple[tuple[str, Learner], ...]:
+        return ("vaes", self.vaes), ("discriminator", self.adversary)

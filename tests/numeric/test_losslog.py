@@ -16,8 +16,8 @@ NAMES = ["adversarial_d", "penalty/a", "penalty/b", "total_d", "kl/a", "kl/b", "
 
 def phases(values: Tensor) -> tuple[Terms, Terms]:
     """The two phases of a step from values [r, 7] in the order of NAMES."""
-    first = Terms(values[:, 3], {"adversarial_d": values[:, 0], "penalty": values[:, 1:3]})
-    return first, Terms(values[:, 6], {"kl": values[:, 4:6]})
+    first = Terms(values[:, 3], parts={"adversarial_d": values[:, 0], "penalty": values[:, 1:3]}, total=values[:, 3])
+    return first, Terms(values[:, 6], parts={"kl": values[:, 4:6]}, total=values[:, 6])
 
 
 def fresh(*, replicates: int = 2, window: int = 4) -> LossLog:

@@ -33,7 +33,7 @@ def test_gradient_of_the_penalty_in_the_discriminator_is_that_of_finite_differen
     how = replace(how, clustering=torch.zeros(1).double())
     rules = Rules(penalty=penalty, penalty_on=on)
     parameter = model.discriminator.modality.weight
-    adversary_phase(model, given, how, rules).total.sum().backward(inputs=list(model.discriminator.parameters()))
+    adversary_phase(model, given, how, rules).loss.sum().backward(inputs=list(model.discriminator.parameters()))
     assert parameter.grad is not None
     eps = 1e-6
     for position in [(0, 0, 0), (0, 1, 3), (0, 2, 5)]:

@@ -24,7 +24,7 @@ RULES = [
 def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_leaves_statistics_alone(rules: Rules) -> None:
     model = start().model
     before = {name: tensor.clone() for name, tensor in model.vaes.state_dict().items()}
-    adversary_phase(model, batch(signs=rules.penalty == "each"), weights(), rules).total.sum().backward()
+    adversary_phase(model, batch(signs=rules.penalty == "each"), weights(), rules).loss.sum().backward()
     assert all(p.grad is None for p in model.vaes.parameters())
     assert all(p.grad is not None and p.grad.any() for p in model.discriminator.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.vaes.state_dict().items())
@@ -33,7 +33,7 @@ def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_leaves_st
 def test_vae_phase_gives_gradients_to_the_vaes_only_and_moves_their_statistics() -> None:
     model = start().model
     norms = [layer for layer in model.vaes.modules() if isinstance(layer, StackedBatchNorm)]
-    vae_phase(model, batch(), weights(), Rules()).total.sum().backward()
+    vae_phase(model, batch(), weights(), Rules()).loss.sum().backward()
     assert all(p.grad is None for p in model.discriminator.parameters())
     assert all(p.grad is not None for p in model.vaes.parameters())
     assert norms

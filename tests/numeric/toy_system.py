@@ -9,8 +9,7 @@ from torch import Tensor
 
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Shape
-from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights, adversary_phase, vae_phase
-from modis_dist.train.loop import update
+from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import TrainState
 
@@ -78,11 +77,7 @@ def weights(
 
 def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:
     """One training step, both phases."""
-    adversary = adversary_phase(state.model, given, how, rules)
-    update(state.adversary_optimiser, adversary.total)
-    vae = vae_phase(state.model, given, how, rules)
-    update(state.vae_optimiser, vae.total)
-    return adversary, vae
+    return state.adversary.learn(given, how, rules), state.vaes.learn(given, how, rules)
 
 
 def prepared(rows: dict[str, int], *, seed: int = 0, features: dict[str, int] | None = None) -> Prepared:

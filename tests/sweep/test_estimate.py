@@ -64,7 +64,7 @@ def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path:
     shape = Shape(dict.fromkeys(toy.SIZES, 100), dict.fromkeys(toy.SIZES, (100, 50)), 64, 3, (256, 128), 0.8, 0.2)
     wanted = toy.run()
     state = TrainState.start(shape, range(2), optim=wanted.optim, device=toy.CPU, dtype=torch.float32)
-    for optimiser in (state.adversary_optimiser, state.vae_optimiser):
+    for optimiser in (state.adversary.optimiser, state.vaes.optimiser):
         for parameter in (p for group in optimiser.param_groups for p in group["params"]):
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()

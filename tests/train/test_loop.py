@@ -170,7 +170,7 @@ def test_learning_rates_fall_along_half_a_cosine_from_the_first_step_to_the_last
 
     def spy(state: TrainState, share: float) -> None:
         set_rates(state, share)
-        optimisers = (state.vae_optimiser, state.adversary_optimiser)
+        optimisers = (state.vaes.optimiser, state.adversary.optimiser)
         seen.append(tuple(optimiser.param_groups[0]["lr"] for optimiser in optimisers))
 
     monkeypatch.setattr(TrainState, "set_rates", spy)

@@ -1,0 +1,101 @@
+"""One side of the game: a phase, the networks that learn in it, and their optimiser; on one rank or on several."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from modis_dist.config.run import Optim
+from modis_dist.model.networks import Modis
+from modis_dist.objective import Batch, Rules, Terms, Weights
+from modis_dist.train.checkpoint import Tensors
+
+Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
+
+
+class _WithinOneForward(nn.Module):
+    """A phase as a module, as DDP wants it: all that leads to a loss happens in one forward.
+
+    Only what learns is a sub-module, so that the two sides never share a parameter; losses that differentiate on the
+    way (the penalty) are then exact, which they are not with ``static_graph``.
+    """
+
+    def __init__(self, phase: Phase, networks: nn.Module) -> None:
+        super().__init__()
+        self.networks = networks
+        self._phase = phase
+
+    def forward(self, model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
+        """The terms of the phase."""
+        return self._phase(model, batch, weights, rules)
+
+
+class Learner:
+    """Takes the optimiser steps of one side, all replicates at once.
+
+    With ``scaled`` losses (fp16) a step whose gradients overflow is skipped, on every rank alike, and the scale is
+    lowered.
+    """
+
+    def __init__(
+        self, phase: Phase, model: Modis, networks: nn.Module, *, optim: Optim, lr: float, scaled: bool
+    ) -> None:
+        self._model = model
+        self.networks = networks
+        self._parameters = list(networks.parameters())
+        self._phase: nn.Module = _WithinOneForward(phase, networks)
+        if model.world.size > 1:
+            # Statistics of normalisation are equal on all ranks by themselves.
+            self._phase = DistributedDataParallel(self._phase, broadcast_buffers=False, gradient_as_bucket_view=True)
+        self.optimiser = torch.optim.Adam(self._parameters, lr=lr, betas=(optim.beta1, optim.beta2), fused=True)
+        self.scaler = torch.amp.GradScaler(self._parameters[0].device.type, enabled=scaled)
+
+    def learn(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
+        """One step on the sum over replicates, whose gradients are independent."""
+        terms: Terms = self._phase(self._model, batch, weights, rules)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss = self._model.world.size * terms.loss.sum()  # DDP averages over ranks what is to be summed
+        scaled: Tensor = self.scaler.scale(loss)
+        scaled.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        return terms
+
+    def set_rate(self, share: float) -> None:
+        """Learning rate of the next step, as a share of the one it began with."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = share * self.optimiser.defaults["lr"]
+
+    # --- what a checkpoint holds ----------------------------------------------------------------------------
+
+    def steps(self) -> int:
+        """Optimiser steps taken, skipped ones not counted."""
+        held = self.optimiser.state.get(self._parameters[0])
+        return int(held["step"]) if held else 0
+
+    def moments(self) -> dict[str, Tensor]:
+        """Both moments of every parameter."""
+        found = {}
+        for name, parameter in self.networks.named_parameters():
+            if parameter in self.optimiser.state:
+                found[f"{name}.first"] = self.optimiser.state[parameter]["exp_avg"]
+                found[f"{name}.second"] = self.optimiser.state[parameter]["exp_avg_sq"]
+        return found
+
+    def state(self) -> dict[str, Any]:
+        """What is not a tensor with replicates: plain values."""
+        return {"steps": self.steps(), "scaler": self.scaler.state_dict()}
+
+    def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
+        """The inverse of ``moments`` and ``state``."""
+        for name, parameter in self.networks.named_parameters():
+            if f"{name}.first" in moments:
+                self.optimiser.state[parameter] = {
+                    "step": torch.tensor(float(state["steps"]), device=parameter.device),
+                    "exp_avg": moments[f"{name}.first"].to(parameter, copy=True),
+                    "exp_avg_sq": moments[f"{name}.second"].to(parameter, copy=True),
+                }
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
