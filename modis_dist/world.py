@@ -19,7 +19,6 @@ import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 from torch.nn import functional as F
 
 T = TypeVar("T")
@@ -65,7 +64,7 @@ class World:
         """Sum over ranks, equal to the bit on all of them; differentiable."""
         if self.size == 1:
             return share
-        summed: Tensor = all_reduce(share.contiguous())  # type: ignore[no-untyped-call]
+        summed: Tensor = _Sum.apply(share)  # type: ignore[no-untyped-call]
         return summed
 
     def agreed(self, make: Callable[[], T]) -> T:
@@ -86,6 +85,20 @@ class World:
 
 
 ALONE = World()
+
+
+class _Sum(torch.autograd.Function):
+    """All-reduce, whose gradient is the sum of the gradients of all ranks."""
+
+    @staticmethod
+    def forward(_: Any, share: Tensor) -> Tensor:
+        summed = share.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(summed)
+        return summed
+
+    @staticmethod
+    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        return _Sum.forward(None, gradient)
 
 
 @lru_cache(maxsize=64)

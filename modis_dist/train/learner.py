@@ -1,6 +1,6 @@
 """One side of the game: a phase, the networks that learn in it, and their optimiser; on one rank or on several."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,13 +18,14 @@ Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
 class _WithinOneForward(nn.Module):
     """A phase as a module, as DDP wants it: all that leads to a loss happens in one forward.
 
-    Only what learns is a sub-module, so that the two sides never share a parameter; losses that differentiate on the
-    way (the penalty) are then exact, which they are not with ``static_graph``.
+    DDP sees the parameters that learn and nothing else: the two sides share none, and statistics of normalisation are
+    equal on all ranks by themselves. A loss that differentiates on the way (the penalty) is exact this way, which it
+    would not be with ``static_graph``.
     """
 
-    def __init__(self, phase: Phase, networks: nn.Module) -> None:
+    def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter]) -> None:
         super().__init__()
-        self.networks = networks
+        self.learning = nn.ParameterList(parameters)
         self._phase = phase
 
     def forward(self, model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
@@ -45,10 +46,9 @@ class Learner:
         self._model = model
         self.networks = networks
         self._parameters = list(networks.parameters())
-        self._phase: nn.Module = _WithinOneForward(phase, networks)
+        self._phase: nn.Module = _WithinOneForward(phase, self._parameters)
         if model.world.size > 1:
-            # Statistics of normalisation are equal on all ranks by themselves.
-            self._phase = DistributedDataParallel(self._phase, broadcast_buffers=False, gradient_as_bucket_view=True)
+            self._phase = DistributedDataParallel(self._phase, gradient_as_bucket_view=True)
         self.optimiser = torch.optim.Adam(self._parameters, lr=lr, betas=(optim.beta1, optim.beta2), fused=True)
         self.scaler = torch.amp.GradScaler(self._parameters[0].device.type, enabled=scaled)
 

@@ -1,0 +1,139 @@
+"""Ranks that meet, and what happens when one of them is lost.
+
+A collective that is not answered within a minute ends the training on every rank that notices, with the name of the
+rank that did not. Ranks on one machine meet in a file and talk over the loopback interface: nothing listens elsewhere.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from pathlib import Path
+
+import psutil
+import torch
+import torch.distributed as dist
+
+from modis_dist.errors import ModisError, RunFailed, shown
+from modis_dist.world import ALONE, World
+
+TIMEOUT_S = 60.0  # of a collective in the middle of training
+PATIENCE_S = 1800.0  # until all ranks have their data, or rank 0 has written a checkpoint
+SETTLE_S = 5.0  # in which every rank that still runs notices that another is lost
+
+
+@contextmanager
+def joined(
+    rank: int, size: int, *, meeting: str, device: torch.device, timeout_s: float = TIMEOUT_S
+) -> Iterator[World]:
+    """Join the other ranks at a ``file://`` or ``tcp://`` address that no other training has used; yields the world.
+
+    Raises ``RunFailed`` naming the ranks that are lost, where that is why this one cannot go on.
+    """
+    if size == 1:
+        yield ALONE
+        return
+    if meeting.startswith("file://"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    store, _, _ = next(dist.rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
+    roll = _Roll(store, rank, size)
+    roll.wait_for_all()
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    limit = timedelta(seconds=timeout_s)
+    dist.init_process_group(backend, store=dist.PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
+    try:
+        patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
+        yield World(rank, size, patient)
+        roll.leave("")
+    except ModisError:
+        roll.leave("")
+        raise
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        roll.leave(why)
+        if not _of_the_connection(why):
+            raise
+        lost = roll.lost(waited_s=timeout_s)
+        if lost:
+            raise RunFailed(lost) from error
+        raise
+    finally:
+        with suppress(Exception):  # the connections of a lost rank cannot be closed in order
+            dist.destroy_process_group()
+
+
+def _of_the_connection(why: str) -> bool:
+    """Whether an error says only that another rank did not answer."""
+    return any(sign in why for sign in ("gloo", "Gloo", "NCCL", "DistNetworkError", "DistBackendError", "onnection"))
+
+
+class _Roll:
+    """Who is there, on the store that the ranks share: a key per rank when it comes and one when it leaves."""
+
+    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(size) if other != rank]
+        store.set(f"here/{rank}", f"{os.getpid()} {socket.gethostname()}")
+
+    def wait_for_all(self) -> None:
+        """Until every rank is there."""
+        self._store.wait([f"here/{other}" for other in self._others], timedelta(seconds=PATIENCE_S))
+
+    def leave(self, why: str) -> None:
+        """Say that this rank does not go on, and why."""
+        with suppress(Exception):  # the store itself may be gone with its rank
+            self._store.set(f"left/{self._rank}", why)
+
+    def lost(self, *, waited_s: float) -> str:
+        """Which ranks neither train nor have left, in words; where all have left, which of them failed by itself."""
+        end = time.monotonic() + SETTLE_S
+        missing = self._missing()
+        while missing and time.monotonic() < end:
+            time.sleep(0.1)
+            missing = self._missing()
+        if missing:
+            return "; ".join(self._described(other, waited_s) for other in missing)
+        said = {other: self._store.get(f"left/{other}").decode() for other in self._others}
+        own = {other: why for other, why in said.items() if why and not _of_the_connection(why)}
+        return "; ".join(f"{self._name(other)} ended: {shown(why)}" for other, why in own.items())
+
+    def _missing(self) -> list[int]:
+        try:
+            return [other for other in self._others if not self._store.check([f"left/{other}"])]
+        except Exception:
+            return [0]  # a store over TCP is kept by rank 0
+
+    def _name(self, rank: int) -> str:
+        return f"rank {rank} of {len(self._others) + 1}"
+
+    def _described(self, rank: int, waited_s: float) -> str:
+        name = self._name(rank)
+        try:
+            pid, host = self._store.get(f"here/{rank}").decode().split(" ", 1)
+        except Exception:
+            return f"{name} is gone"
+        name = f"{name} (process {pid} on {shown(host)})"
+        if host != socket.gethostname():
+            return f"{name} has not answered for {waited_s:.0f} s"
+        try:
+            status = psutil.Process(int(pid)).status()
+        except psutil.NoSuchProcess:
+            return f"{name} is gone; was it killed, by the user or for want of memory?"
+        if status == psutil.STATUS_ZOMBIE:
+            return f"{name} is gone; was it killed, by the user or for want of memory?"
+        why = "it is stopped (SIGSTOP)" if status == psutil.STATUS_STOPPED else f"it is {status}"
+        return f"{name} has not answered for {waited_s:.0f} s: {why}"
+
+
+def _loopback() -> str:
+    """Name of the loopback interface."""
+    held = psutil.net_if_addrs()
+    return next(name for name, addresses in held.items() if any(a.address == "127.0.0.1" for a in addresses))
+
+
+def meeting_file(folder: Path) -> str:
+    """An address in a folder that all ranks see and nobody else may enter."""
+    return f"file://{folder / 'ranks'}"

@@ -1,0 +1,129 @@
+"""One, two and three ranks take the same steps: real processes against one process with the whole batch, in float64."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from modis_dist.model.layers import StackedBatchNorm
+from modis_dist.objective import AdversarialLoss, Batch, Rules
+from modis_dist.train.state import TrainState
+from modis_dist.world import ALONE, World
+from tests.numeric.toy_system import CPU, KINDS, OPTIM, SHAPE, batch, few, step, weights
+from tests.ranks import on_ranks
+
+STEPS = 4
+
+
+@dataclass(frozen=True)
+class Case:
+    """A few steps of the toy system."""
+
+    losses: tuple[AdversarialLoss, ...] = ("pairwise",)
+    rules: Rules = Rules()
+    rows: int = 8
+    labelled_from: int = 0  # rows before this one are not labelled
+
+    def batch(self, number: int) -> Batch:
+        """The global batch of a step."""
+        signs = self.rules.penalty == "each"
+        whole = batch(number, replicates=len(self.losses), rows=self.rows, signs=signs)
+        hidden = torch.arange(self.rows) < self.labelled_from
+        return replace(whole, label=whole.label.masked_fill(hidden, -1))
+
+
+CASES = {
+    **{kind: Case((kind,)) for kind in KINDS},
+    "penalty of each logit on x": Case(rules=Rules("mean", "each", "x")),
+    "penalty on z": Case(rules=Rules("sum", "each", "z")),
+    "uneven blocks": Case(rows=7),
+    "three rows: no rank has more than one of a modality": Case(rows=3),
+    "two rows: of three ranks each lacks a modality": Case(rows=2),
+    "the first rank has no labelled row": Case(rows=9, labelled_from=5),
+    "no label at all": Case(labelled_from=8),
+    "a stack of all losses": Case(KINDS, rows=7),
+}
+
+
+def block_of(world: World, whole: Batch) -> Batch:
+    """What a rank gets of a global batch."""
+    rows = whole.label.shape[2]
+    return replace(whole, x=tuple(x[:, world.block(m, rows)] for m, x in enumerate(whole.x)))
+
+
+def run(world: World, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """All parameters and statistics after some steps, and the terms of the last one."""
+    seeds = range(len(case.losses))
+    state = TrainState.start(SHAPE, seeds, optim=OPTIM, device=CPU, dtype=torch.float64, world=world)
+    for number in range(STEPS):
+        phases = step(state, block_of(world, case.batch(number)), weights(case.losses), case.rules)
+    terms = {name: world.sum(value) for phase in phases for name, value in phase.parts.items()}
+    terms |= {f"total {number}": world.sum(torch.as_tensor(phase.total)) for number, phase in enumerate(phases)}
+    return {name: tensor.clone() for name, tensor in state.model_tensors().items()}, terms
+
+
+def all_cases(world: World, folder: Path) -> dict[str, Any]:
+    del folder
+    return {name: run(world, case) for name, case in CASES.items()}
+
+
+def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
+    del folder
+    StackedBatchNorm._of_all_ranks = lambda self, x: replaced(self, x)  # type: ignore[method-assign]
+    return run(world, CASES["uneven blocks"])[0]
+
+
+def replaced(layer: StackedBatchNorm, x: Tensor) -> Tensor:
+    """What ``torch.nn.BatchNorm1d`` under DDP does: every rank normalises by its own rows."""
+    layer.world = ALONE
+    found = layer(x)
+    layer.world = World(0, 2)
+    return found
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
+    """What every rank of a world found in all cases."""
+    yield on_ranks(request.param, all_cases, tmp_path_factory.mktemp("world"))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_any_number_of_ranks_takes_the_same_steps(name: str, worlds: list[dict[str, Any]]) -> None:
+    expected, terms = run(ALONE, CASES[name])
+    for found, found_terms in (rank[name] for rank in worlds):
+        for key, tensor in expected.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+        for key, value in terms.items():
+            torch.testing.assert_close(found_terms[key], value, rtol=1e-8, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ranks_agree_with_each_other_to_the_bit(name: str, worlds: list[dict[str, Any]]) -> None:
+    first = worlds[0][name][0]
+    assert all(torch.equal(rank[name][0][key], tensor) for rank in worlds[1:] for key, tensor in first.items())
+
+
+def test_steps_would_differ_if_every_rank_normalised_by_its_own_rows(tmp_path: Path) -> None:
+    expected = run(ALONE, CASES["uneven blocks"])[0]
+    found = on_ranks(2, with_statistics_of_its_own, tmp_path)[0]
+    assert max(float((found[key] - tensor).abs().max()) for key, tensor in expected.items()) > 1e-4
+
+
+@few
+@given(st.integers(1, 9), st.integers(0, 40), st.integers(1, 5))
+def test_blocks_of_all_ranks_are_the_batch_and_their_sizes_differ_by_one_at_most(size: int, rows: int, m: int) -> None:
+    for modality in range(m):
+        blocks = [range(rows)[World(rank, size).block(modality, rows)] for rank in range(size)]
+        assert sorted(row for block in blocks for row in block) == list(range(rows))
+        assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
+
+
+def test_longer_blocks_go_to_other_ranks_in_other_modalities() -> None:
+    lengths = [[len(range(7)[World(rank, 3).block(m, 7)]) for m in range(3)] for rank in range(3)]
+    assert [sum(of_rank) for of_rank in lengths] == [7, 7, 7]

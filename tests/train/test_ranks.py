@@ -1,0 +1,181 @@
+"""Whole trainings on several ranks: the same answer, resumed to the bit after any death, lost ranks named."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.train import checkpoint
+from modis_dist.train.loop import Ports, fit
+from modis_dist.world import World
+from tests.ranks import LIMIT_S, answers, on_ranks, start
+from tests.train import toy
+from tests.train.test_loop import StopAt
+
+SETTINGS = ("trainer.checkpoint_every=2", "optim.batch_size=7", "optim.lr_schedule=cosine", "trainer.log_every=1")
+
+
+def train(world: World, folder: Path, dtype: torch.dtype = torch.float32, stop: int = 0) -> list[Any]:
+    """A stack of two replicates; the history of both. ``stop``: asked to stop that often, rank 0 says yes."""
+    members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
+    ports = Ports(stop=StopAt(stop)) if stop else Ports()
+    try:
+        progress = fit(members, folder=folder, device=toy.CPU, ports=ports, dtype=dtype, world=world)
+    except Interrupted as interruption:
+        return [str(interruption)]
+    return [one.history for one in progress]
+
+
+def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
+    """Everything in the last and best checkpoints."""
+    held = {part: checkpoint.load(checkpoint.newest(folder / part)) for part in ("last", "t0/best", "t1/best")}
+    return {
+        f"{part}/{file}/{name}": tensor
+        for part, one in held.items()
+        for file, tensors in one.tensors.items()
+        for name, tensor in tensors.items()
+    }
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
+    """History and tensors of a training on two ranks that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("calm")
+    found = on_ranks(2, train, folder)
+    assert found[0] == found[1]
+    return json.dumps(found[0]), tensors_of(folder)
+
+
+def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    (tmp_path / "1").mkdir()
+    expected = train(World(), tmp_path / "1", torch.float64)
+    want = tensors_of(tmp_path / "1")
+    for size in (2, 3):
+        found = on_ranks(size, train, tmp_path / str(size), torch.float64)
+        for history in found:
+            for ours, theirs in zip(history, expected, strict=True):
+                assert [row.keys() for row in ours] == [row.keys() for row in theirs]
+                for row, right in zip(ours, theirs, strict=True):
+                    assert row == pytest.approx(right, rel=1e-8, abs=1e-9)
+        got = tensors_of(tmp_path / str(size))
+        for name, tensor in want.items():
+            torch.testing.assert_close(got[name], tensor, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("stop", [1, 5, 8])
+def test_a_stop_is_agreed_and_continued_to_the_bit(stop: int, tmp_path: Path, calm: Any) -> None:
+    said = on_ranks(2, train, tmp_path, torch.float32, stop)
+    assert said[0] == said[1] and said[0][0].startswith("told to; saved")
+    (tmp_path / "ranks").unlink()
+    found = on_ranks(2, train, tmp_path)
+    assert json.dumps(found[0]) == calm[0]
+    got = tensors_of(tmp_path)
+    assert all(torch.equal(got[name], tensor) for name, tensor in calm[1].items())
+
+
+def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any:
+    """``train``, but a rank is sent a signal before a step."""
+    from modis_dist.train.loader import Loader
+
+    batch, calls = Loader.batch, 0
+
+    def counted(self: Loader, **place: int) -> Any:
+        nonlocal calls
+        calls += 1
+        if world.rank == rank and calls == step:
+            os.kill(os.getpid(), number)
+            time.sleep(LIMIT_S if number == signal.SIGSTOP else 0)
+        return batch(self, **place)
+
+    Loader.batch = counted  # type: ignore[method-assign]
+    return train(world, folder)
+
+
+@pytest.mark.parametrize(("rank", "step"), [(1, 1), (0, 6), (1, 9)])
+def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
+    rank: int, step: int, tmp_path: Path, calm: Any
+) -> None:
+    processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
+    (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
+    assert f"RunFailed: rank {rank} of 2 (process {pid} on " in error and "is gone; was it killed" in error
+    (tmp_path / "ranks").unlink()
+    found = on_ranks(2, train, tmp_path)
+    assert json.dumps(found[0]) == calm[0]
+    got = tensors_of(tmp_path)
+    assert all(torch.equal(got[name], tensor) for name, tensor in calm[1].items())
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path) -> None:
+    began = time.monotonic()
+    processes, pipes = start(2, doomed, tmp_path, rank, 4, signal.SIGSTOP, timeout_s=3.0)
+    try:
+        (_, error) = answers([pipes[1 - rank]])[0]
+    finally:
+        processes[rank].kill()
+    assert f"RunFailed: rank {rank} of 2 (process {processes[rank].pid} on " in error
+    assert "has not answered for 3 s: it is stopped (SIGSTOP)" in error
+    assert time.monotonic() - began < LIMIT_S / 2
+
+
+def poisoned(world: World, folder: Path) -> Any:
+    """One row of the second rank's block turns into nan in every batch from the third on."""
+    from modis_dist.train.loader import Loader
+
+    batch, calls = Loader.batch, 0
+
+    def spoilt(self: Loader, **place: int) -> Any:
+        nonlocal calls
+        calls += 1
+        found = batch(self, **place)
+        if world.rank == 1 and calls >= 3 and len(found.x[0]) == 2:
+            found.x[0][1, 0, 0] = float("nan")
+        return found
+
+    Loader.batch = spoilt  # type: ignore[method-assign]
+    members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
+    return [(p.status, p.reason) for p in fit(members, folder=folder, device=toy.CPU, world=world)]
+
+
+def test_a_loss_that_is_not_finite_on_one_rank_ends_its_replicate_alone_and_on_all_ranks(tmp_path: Path) -> None:
+    first, second = on_ranks(2, poisoned, tmp_path)
+    assert first == second
+    assert first[0] == ("done", None)
+    assert first[1][0] == "failed" and first[1][1].startswith("step 3: class_d/mirna is nan")
+
+
+def failing(world: World, folder: Path) -> None:
+    del folder
+    world.agreed(lambda: 1)
+    if world.rank == 1:
+        raise ZeroDivisionError("of its own")
+    world.agreed(lambda: 2)
+    world.sum(torch.zeros(1))
+
+
+def test_an_error_of_one_rank_is_not_taken_for_a_lost_rank(tmp_path: Path) -> None:
+    _, pipes = start(2, failing, tmp_path, timeout_s=3.0)
+    (_, first), (_, second) = answers(pipes)
+    assert second.startswith("ZeroDivisionError: of its own")
+    assert "rank 1 of 2 ended: ZeroDivisionError: of its own" in first
+
+
+def refusing(world: World, folder: Path) -> None:
+    del folder
+
+    def refuse() -> None:
+        raise RunFailed("on the first rank")
+
+    world.agreed(refuse)
+
+
+def test_what_the_first_rank_refuses_is_refused_on_all(tmp_path: Path) -> None:
+    _, pipes = start(3, refusing, tmp_path)
+    assert all(error.startswith("RunFailed: on the first rank") for _, error in answers(pipes))
