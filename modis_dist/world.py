@@ -97,7 +97,7 @@ class _Sum(torch.autograd.Function):
         return summed
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(_: Any, gradient: Tensor) -> Tensor:
         return _Sum.forward(None, gradient)
 
 

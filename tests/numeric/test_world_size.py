@@ -1,7 +1,7 @@
 """One, two and three ranks take the same steps: real processes against one process with the whole batch, in float64."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ class Case:
     """A few steps of the toy system."""
 
     losses: tuple[AdversarialLoss, ...] = ("pairwise",)
-    rules: Rules = Rules()
+    rules: Rules = field(default_factory=Rules)
     rows: int = 8
     labelled_from: int = 0  # rows before this one are not labelled
 
@@ -75,7 +75,7 @@ def all_cases(world: World, folder: Path) -> dict[str, Any]:
 
 def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
     del folder
-    StackedBatchNorm._of_all_ranks = lambda self, x: replaced(self, x)  # type: ignore[method-assign]
+    StackedBatchNorm._of_all_ranks = replaced  # type: ignore[method-assign]
     return run(world, CASES["uneven blocks"])[0]
 
 
