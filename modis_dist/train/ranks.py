@@ -15,6 +15,8 @@ from pathlib import Path
 import psutil
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from modis_dist.errors import ModisError, RunFailed, shown
 from modis_dist.world import ALONE, World
@@ -37,12 +39,12 @@ def joined(
         return
     if meeting.startswith("file://"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
-    store, _, _ = next(dist.rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
+    store, _, _ = next(rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
     roll = _Roll(store, rank, size)
     roll.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
-    dist.init_process_group(backend, store=dist.PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
+    dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
     try:
         patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
         yield World(rank, size, patient)
@@ -72,7 +74,7 @@ def _of_the_connection(why: str) -> bool:
 class _Roll:
     """Who is there, on the store that the ranks share: a key per rank when it comes and one when it leaves."""
 
-    def __init__(self, store: dist.Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int) -> None:
         self._store = store
         self._rank = rank
         self._others = [other for other in range(size) if other != rank]
