@@ -63,6 +63,10 @@ class RunFailed(ModisError):
     exit_code = 3
 
 
+class RankLost(RunFailed):
+    """A rank of a training does not answer; those that noticed have stopped, and all can continue together."""
+
+
 class SweepIncomplete(ModisError):
     """A sweep ended with failed trials; the others are finished and kept."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from modis_dist.train.ranks import joined, meeting_file
+from modis_dist.train.ranks import Seat, joined, meeting_file
 
 LIMIT_S = 120.0
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -58,8 +58,8 @@ def start(
 def _live(rank: int, size: int, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float) -> None:
     torch.set_num_threads(1)
     try:
-        meeting = meeting_file(folder)
-        with joined(rank, size, meeting=meeting, device=torch.device("cpu"), timeout_s=timeout_s) as world:
+        seat = Seat(rank, size, meeting_file(folder))
+        with joined(seat, device=torch.device("cpu"), timeout_s=timeout_s) as world:
             found = work(world, folder, *arguments)
     except BaseException as error:
         pipe.send_bytes(pickle.dumps((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")))

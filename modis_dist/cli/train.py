@@ -2,11 +2,15 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from modis_dist.cli.options import Json, ModelFolder, Set, StoreFolder, print_json
+
+if TYPE_CHECKING:
+    from modis_dist.cli.display import RunBar
+    from modis_dist.config.run import Run
 
 
 def train(
@@ -14,6 +18,9 @@ def train(
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False, file_okay=False)
     ],
+    workers: Annotated[
+        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes that share it; sets trainer.workers.")
+    ] = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -25,15 +32,12 @@ def train(
     from modis_dist.config.parse import load_run
     from modis_dist.data.opening import named_store
 
-    wanted = load_run(run, settings or [])
+    shared = [] if workers is None else [f"trainer.workers={workers}"]
+    wanted = load_run(run, [*(settings or []), *shared])
     named_store(wanted.data, source=str(run))  # what is missing is said before torch is loaded
 
-    from modis_dist.sweep.single import train_run
-    from modis_dist.train.signals import Flag, on_signal
-
-    flag = Flag()
-    with run_bar(wanted.optim.epochs) as bar, on_signal(flag.set):
-        result = train_run(wanted, out=out.absolute(), source=str(run), reporter=bar, stop=flag)
+    with run_bar(wanted.optim.epochs) as bar:
+        result = _trained(wanted, out.absolute(), str(run), bar)
     if as_json:
         print_json(result)
         return
@@ -44,6 +48,19 @@ def train(
         return
     typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures in {out}")
     _print_tables(result, "validation")
+
+
+def _trained(run: "Run", out: Path, source: str, bar: "RunBar") -> dict[str, Any]:
+    if run.trainer.workers > 1:
+        from modis_dist.launch.ray_train import train_run_on_ranks
+
+        return train_run_on_ranks(run, out=out, source=source, reporter=bar)
+    from modis_dist.sweep.single import train_run
+    from modis_dist.train.signals import Flag, on_signal
+
+    flag = Flag()
+    with on_signal(flag.set):
+        return train_run(run, out=out, source=source, reporter=bar, stop=flag)
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:

@@ -90,7 +90,7 @@ def _executor(study: "Study") -> "Executor":
         return LocalExecutor(study.sweep.resources)
     from modis_dist.launch.ray_tune import RayExecutor
 
-    return RayExecutor(study.sweep.resources, device=study.trainer.device)
+    return RayExecutor(study.sweep.resources, device=study.trainer.device, workers=study.trainer.workers)
 
 
 def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":

@@ -12,31 +12,35 @@ from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
-from modis_dist.errors import ConfigError, Interrupted
+from modis_dist.errors import ConfigError, Interrupted, RunFailed
 from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.launch.ray_train import STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.resources import cores as available_cores
-from modis_dist.sweep.resources import mistakes
+from modis_dist.sweep.resources import gpu_count, mistakes
 from modis_dist.train.ports import NullReporter
+from modis_dist.train.ranks import Seat
 from modis_dist.train.signals import StopFile, on_signal
 
 DEATHS = 2  # of a worker before its pack is given up
-STOP = "stop"
 WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 
 
 class RayExecutor(AbstractContextManager["RayExecutor"]):
     """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
 
-    def __init__(self, resources: Resources, *, device: str = "auto") -> None:
-        gpus, cores = 0 if device == "cpu" else _gpu_count(), available_cores()
-        _check(resources, device=device, gpus=gpus)
+    def __init__(self, resources: Resources, *, device: str = "auto", workers: int = 1) -> None:
+        gpus, cores = 0 if device == "cpu" else gpu_count(), available_cores()
+        _check(resources, device=device, gpus=gpus, cores=cores, workers=workers)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
-        at_once = int(gpus / self._gpus) if self._gpus else cores
-        self.threads = resources.cpus or max(1, cores // at_once)
-        self.slots = max(1, min(at_once, cores // self.threads))
-        self._resources = {"cpus": self.threads * self.slots, "gpus": gpus if self._gpus else 0}
+        self._workers = workers
+        at_once = int(gpus / (self._gpus * workers)) if self._gpus else cores // workers
+        self.threads = (resources.cpus or max(1, cores // at_once)) // workers
+        self.slots = max(1, min(at_once, cores // (self.threads * workers)))
+        self._cores = self.threads * workers * self.slots
+        spare = 1 if workers > 1 else 0  # for those that wait for ranks
+        self._resources = {"cpus": self._cores + spare, "gpus": gpus if self._gpus else 0}
         self._open = ExitStack()
         self._folder: Path | None = None
 
@@ -50,10 +54,10 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         stop = out / STOP
         stop.unlink(missing_ok=True)
         at_once = min(self.slots, len(packs))  # few packs share all the cores
-        threads = self._resources["cpus"] // at_once
+        threads = self._cores // (at_once * self._workers)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
-        settings = {"out": str(out), "store": str(store)}
-        with on_signal(partial(_ask_to_stop, stop)):
+        settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
+        with on_signal(partial(ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
             said = self._fit(folders, settings, threads=threads, storage=self._folder / packs[0].id)
@@ -72,10 +76,11 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """What became of each pack: None, or why it crashed."""
         from ray import tune
 
-        resources = {"cpu": threads, "gpu": self._gpus}
+        # A pack of several workers waits for its ranks, which hold the resources: `max_concurrent_trials` counts them.
+        resources = {"cpu": threads, "gpu": self._gpus} if self._workers == 1 else {"cpu": 1 / self.slots}
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
-            param_space={"pack": tune.grid_search(folders), **settings},
+            param_space={"pack": tune.grid_search(folders), "storage": str(storage), **settings},
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.slots),
             run_config=tune.RunConfig(
                 name="sweep",
@@ -102,27 +107,51 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
     reason: str | None = None
     try:
-        if stop.requested() is None:
+        if stop.requested() is None and config["workers"] == 1:
             reason = attempt(pack, out=out, store=Path(config["store"]), reporter=NullReporter(), stop=stop)
+        elif stop.requested() is None:
+            reason = _attempt_on_ranks(config, threads)
     except Interrupted:
         pass  # saved; the driver knows
     return {"pack": config["pack"], "crashed": reason}
 
 
-def _check(resources: Resources, *, device: str, gpus: int) -> None:
+def _attempt_on_ranks(config: Mapping[str, Any], threads: int) -> str | None:
+    """``attempt`` on several ranks, which Ray Train starts."""
+    folder = Path(config["storage"]) / "ranks" / Path(config["pack"]).name
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return on_ranks(
+            _attempt_of_rank,
+            config,
+            workers=config["workers"],
+            threads=threads,
+            gpus=config["gpus"],
+            folder=folder,
+        )
+    except RunFailed as error:
+        return str(error)
+
+
+def _attempt_of_rank(seat: Seat, config: Mapping[str, Any]) -> str | None:
+    out = Path(config["out"])
+    pack, _ = load_pack(Path(config["pack"]))
+    stop = StopFile(out / STOP)
+    return attempt(pack, out=out, store=Path(config["store"]), reporter=NullReporter(), stop=stop, seat=seat)
+
+
+def _check(resources: Resources, *, device: str, gpus: int, cores: int, workers: int) -> None:
     problems = []
+    if workers > 1 and gpus and device != "cpu" and (resources.gpus or 1.0) != 1.0:
+        problems.append("sweep.resources.gpus: with several workers each has one GPU; leave it out")
+    if gpus and device != "cpu" and workers > gpus:
+        problems.append(f"trainer.workers: {workers} asked for, this machine has {gpus} GPU(s)")
+    if workers > cores:
+        problems.append(f"trainer.workers: {workers} asked for, this machine has {cores} core(s)")
+    if resources.cpus is not None and resources.cpus % workers:
+        problems.append(f"sweep.resources.cpus: {resources.cpus} cannot be shared out among {workers} workers")
     if device not in {"auto", "cpu", "cuda"}:
         problems.append(f"trainer.device: {device}: Ray gives every pack a GPU of its own; say cuda")
     problems += mistakes(resources, gpus=gpus)
     if problems:
         raise ConfigError(problems, source="study")
-
-
-def _ask_to_stop(file: Path, reason: str) -> None:
-    file.write_text(reason)
-
-
-def _gpu_count() -> int:
-    import torch
-
-    return torch.cuda.device_count()

@@ -19,7 +19,7 @@ import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, DataError, Interrupted, shown
+from modis_dist.errors import ConfigError, DataError, Interrupted, RankLost, shown
 from modis_dist.files import write_json, write_text
 from modis_dist.report.trial import draw, drawn
 from modis_dist.sweep.manifest import Trial, sequence_digest
@@ -28,6 +28,7 @@ from modis_dist.train.loop import Member, Ports, fit
 from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
+from modis_dist.train.ranks import ALONE, Seat, joined
 from modis_dist.train.state import Progress
 
 LOCK_PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
@@ -80,14 +81,15 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
     return Pack(trials, content["judged_on"], content["probe"]), content["threads"]
 
 
-def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> str | None:
+def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> str | None:
     """``run_pack`` for an executor: what goes wrong with one pack must not end the others.
 
-    Returns why it crashed, or None; the traceback is kept in ``error.txt``. ``Interrupted`` is passed on.
+    Returns why it crashed, or None; the traceback is kept in ``error.txt``. ``Interrupted`` and ``RankLost`` are passed
+    on.
     """
     try:
-        run_pack(pack, out=out, store=store, reporter=reporter, stop=stop)
-    except Interrupted:
+        run_pack(pack, out=out, store=store, reporter=reporter, stop=stop, seat=seat)
+    except (Interrupted, RankLost):
         raise
     except Exception as error:
         write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
@@ -100,16 +102,26 @@ def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:
     return [p for p in packs if any(read_result(trial_folder(out, t)) is None for t in p.trials)]
 
 
-def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> None:
-    """Train a pack to its end, or continue it. Raises what ``fit`` raises."""
+def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> None:
+    """Train a pack to its end, or continue it; of several ranks the first writes. Raises what ``fit`` raises."""
     folder = pack_folder(out, pack)
+    if seat.rank > 0:
+        device = chosen_device(pack.trials[0].run)
+        members = _members(pack, out=out, store=store)
+        with joined(seat, device=device) as world:
+            fit(members, folder=folder, device=device, ports=Ports(stop=stop), world=world)
+        return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder):
         device = chosen_device(pack.trials[0].run)
         members = _members(pack, out=out, store=store)
         journal = JournalWriter(folder / "journal.jsonl")
         try:
-            progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
+            for member in members:
+                write_run(member.folder, member.run)
+            with joined(seat, device=device) as world:
+                ports = Ports(journal, reporter, stop)
+                progress = fit(members, folder=folder, device=device, ports=ports, world=world)
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
                 _conclude(member, one, pack, device=device, baselines=baselines)
@@ -166,9 +178,7 @@ def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
         key = data_key(trial.run, cohort.selection.fingerprint)
         if key not in prepared:
             prepared[key] = prepare(trial.run, cohort, test=pack.judged_on == "test")
-        folder = trial_folder(out, trial)
-        write_run(folder, trial.run)
-        members.append(Member(trial.id, trial.run, prepared[key], folder))
+        members.append(Member(trial.id, trial.run, prepared[key], trial_folder(out, trial)))
     return members
 
 

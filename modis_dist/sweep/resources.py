@@ -1,4 +1,4 @@
-"""What a pack may ask of this machine. Knows neither Ray nor torch."""
+"""What a pack may ask of this machine. Does not know Ray."""
 
 import os
 
@@ -8,6 +8,13 @@ from modis_dist.config.study import Resources
 def cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0))
+
+
+def gpu_count() -> int:
+    """The GPUs that this process may use."""
+    import torch
+
+    return torch.cuda.device_count()
 
 
 def mistakes(resources: Resources, *, gpus: int) -> list[str]:

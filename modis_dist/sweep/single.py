@@ -25,11 +25,16 @@ from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
+from modis_dist.train.ranks import ALONE, Seat, joined
 from modis_dist.train.seeds import mix
 
 
-def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop) -> dict[str, Any]:
+def train_run(
+    run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop, seat: Seat = ALONE
+) -> dict[str, Any]:
     """Train a run into ``out``, or continue it there; returns its result.
+
+    Of several ranks all call this; the first writes and judges, and the others return nothing of use.
 
     Raises ``RunFailed`` where the training diverged, ``Interrupted`` where it was asked to stop, ``DataError`` where
     ``out`` belongs to another run.
@@ -48,14 +53,20 @@ def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Sto
     prepared = prepare(run, cohort)
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
+    if run.trainer.threads is not None:
+        torch.set_num_threads(run.trainer.threads)
+    if seat.rank > 0:
+        with joined(seat, device=device) as world:
+            fit([member], folder=out, device=device, ports=Ports(stop=stop), world=world)
+        return {}
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0):
         write_run(out, run)
-        if run.trainer.threads is not None:
-            torch.set_num_threads(run.trainer.threads)
         journal = JournalWriter(out / "journal.jsonl")
         try:
-            (progress,) = fit([member], folder=out, device=device, ports=Ports(journal, reporter, stop))
+            with joined(seat, device=device) as world:
+                ports = Ports(journal, reporter, stop)
+                (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
             result = conclude(
                 member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
             )

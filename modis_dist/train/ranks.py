@@ -9,6 +9,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,24 +19,35 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from modis_dist.errors import ModisError, RunFailed, shown
-from modis_dist.world import ALONE, World
+from modis_dist.errors import ModisError, RankLost, shown
+from modis_dist.world import World
 
 TIMEOUT_S = 60.0  # of a collective in the middle of training
 PATIENCE_S = 1800.0  # until all ranks have their data, or rank 0 has written a checkpoint
 SETTLE_S = 5.0  # in which every rank that still runs notices that another is lost
 
 
-@contextmanager
-def joined(
-    rank: int, size: int, *, meeting: str, device: torch.device, timeout_s: float = TIMEOUT_S
-) -> Iterator[World]:
-    """Join the other ranks at a ``file://`` or ``tcp://`` address that no other training has used; yields the world.
+@dataclass(frozen=True)
+class Seat:
+    """Which rank a process is, and the ``file://`` or ``tcp://`` address where the ranks meet; used once."""
 
-    Raises ``RunFailed`` naming the ranks that are lost, where that is why this one cannot go on.
+    rank: int = 0
+    size: int = 1
+    meeting: str = ""
+
+
+ALONE = Seat()
+
+
+@contextmanager
+def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+    """Join the other ranks; yields the world.
+
+    Raises ``RankLost`` naming the ranks that are lost, where that is why this one cannot go on.
     """
+    rank, size, meeting = seat.rank, seat.size, seat.meeting
     if size == 1:
-        yield ALONE
+        yield World()
         return
     if meeting.startswith("file://"):
         os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
@@ -59,7 +71,7 @@ def joined(
             raise
         lost = roll.lost(waited_s=timeout_s)
         if lost:
-            raise RunFailed(lost) from error
+            raise RankLost(lost) from error
         raise
     finally:
         with suppress(Exception):  # the connections of a lost rank cannot be closed in order

@@ -104,7 +104,7 @@ def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
     (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
-    assert f"RunFailed: rank {rank} of 2 (process {pid} on " in error and "is gone; was it killed" in error
+    assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone; was it killed" in error
     (tmp_path / "ranks").unlink()
     found = on_ranks(2, train, tmp_path)
     assert json.dumps(found[0]) == calm[0]
@@ -120,7 +120,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
         (_, error) = answers([pipes[1 - rank]])[0]
     finally:
         processes[rank].kill()
-    assert f"RunFailed: rank {rank} of 2 (process {processes[rank].pid} on " in error
+    assert f"RankLost: rank {rank} of 2 (process {processes[rank].pid} on " in error
     assert "has not answered for 3 s: it is stopped (SIGSTOP)" in error
     assert time.monotonic() - began < LIMIT_S / 2
 

@@ -1,0 +1,195 @@
+"""Ray Train as the starter of ranks: one training spread over several processes, started again where one dies.
+
+Ray places the ranks and watches them. How they meet, what they compute and what they save is ours: nothing of a
+training passes through Ray but its outcome.
+"""
+
+import os
+import secrets
+import threading
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from modis_dist.config.run import Run
+from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
+from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.sweep.resources import cores, gpu_count
+from modis_dist.train.journal import JournalReader
+from modis_dist.train.ports import NullReporter, Reporter
+from modis_dist.train.ranks import Seat, meeting_file
+from modis_dist.train.signals import StopFile, on_signal
+
+T = TypeVar("T")
+RESTARTS = 2  # of all ranks, after the death of one
+SECONDS_BETWEEN_LOOKS = 0.5
+STOP = "stop"
+
+
+def on_ranks(
+    work: Callable[[Seat, Mapping[str, Any]], T],
+    settings: Mapping[str, Any],
+    *,
+    workers: int,
+    threads: int,
+    gpus: float,
+    folder: Path,
+) -> T:
+    """``work(seat, settings)`` on every rank, in processes of a Ray that runs already; what it returns on the first.
+
+    After a death all ranks start again; ``work`` continues from its checkpoint. ``folder`` is private and shared by the
+    ranks. Raises what ``work`` refuses, and ``RunFailed`` where ranks died too often.
+    """
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.backend import Backend
+    from ray.train.torch import TorchConfig, TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    class MeetingByThemselves(TorchConfig):  # type: ignore[misc]
+        """Ray would have them meet at a port that is open to every machine."""
+
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    trainer = TorchTrainer(
+        _rank,
+        train_loop_config={"work": work, "settings": dict(settings), "folder": str(folder), "threads": threads},
+        torch_config=MeetingByThemselves(),
+        scaling_config=ScalingConfig(
+            num_workers=workers,
+            use_gpu=gpus > 0,
+            resources_per_worker={"CPU": threads, **({"GPU": gpus} if gpus else {})},
+        ),
+        run_config=RunConfig(
+            name=secrets.token_hex(8), storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS)
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise RunFailed(_why(error)) from None
+    if outcome["refused"] is not None:
+        raise outcome["refused"]
+    value: T = outcome["value"]
+    return value
+
+
+def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
+    """One rank. What a user must mend is handed back, for starting again would not help."""
+    import torch
+    from ray.train import get_context
+    from ray.train.collective import broadcast_from_rank_zero
+
+    os.umask(0o077)
+    torch.set_num_threads(config["threads"])
+    context = get_context()
+    place = broadcast_from_rank_zero(secrets.token_hex(8))  # a new one after every death
+    meeting = Path(config["folder"]) / place
+    meeting.mkdir(mode=0o700, exist_ok=True)
+    seat = Seat(context.get_world_rank(), context.get_world_size(), meeting_file(meeting))
+    try:
+        return {"value": config["work"](seat, config["settings"]), "refused": None}
+    except RankLost:
+        raise
+    except (UserError, Interrupted, RunFailed) as error:
+        return {"value": None, "refused": error}
+
+
+def _why(error: Any) -> str:
+    """Why the ranks gave up, in one line."""
+    failures = getattr(error, "worker_failures", None) or {}
+    said = [str(getattr(failure, "cause", failure)) for failure in failures.values()]
+    lost = next((text for text in said if "rank " in text and " of " in text), None)
+    text = (lost or (said[0] if said else str(error))).strip().splitlines()[-1]
+    return f"after {RESTARTS} restarts: {shown(text)}; the same command continues from the last checkpoint"
+
+
+def check(run: Run, *, source: str) -> None:
+    """Raises ``ConfigError`` where this machine has not what the run's workers need."""
+    workers, threads = run.trainer.workers, run.trainer.threads or 1
+    gpus = 0 if run.trainer.device == "cpu" else gpu_count()
+    problems = []
+    if run.trainer.device not in {"auto", "cpu", "cuda"}:
+        problems.append(f"trainer.device: {run.trainer.device}: with several workers each has its own GPU; say cuda")
+    if gpus and gpus < workers:
+        problems.append(f"trainer.workers: {workers} asked for, this machine has {gpus} GPU(s)")
+    if workers * threads > cores():
+        asked = f"{workers} of {threads} thread(s)"
+        problems.append(f"trainer.workers: {asked} asked for, this machine has {cores()} core(s)")
+    if problems:
+        raise ConfigError(problems, source=source)
+
+
+def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) -> dict[str, Any]:
+    """``train_run`` on as many workers as the run asks for, on a Ray of its own; returns its result.
+
+    Raises what ``train_run`` raises.
+    """
+    from modis_dist.config.parse import to_tree
+    from modis_dist.data.opening import open_store
+
+    check(run, source=source)
+    workers = run.trainer.workers
+    threads = run.trainer.threads or max(1, cores() // workers)
+    gpus = min(1, 0 if run.trainer.device == "cpu" else gpu_count())
+    open_store(run.data, out=out, source=source)  # simulated once, not by every rank
+    settings = {"run": to_tree(run), "out": str(out), "source": source}
+    with private_cluster(cpus=workers * threads, gpus=workers * gpus) as folder:
+        stop = folder / STOP
+        with on_signal(partial(ask_to_stop, stop)), _Watched(out / "journal.jsonl", run.optim.epochs, reporter):
+            return on_ranks(
+                _run_of_rank,
+                settings | {"stop": str(stop)},
+                workers=workers,
+                threads=threads,
+                gpus=gpus,
+                folder=folder,
+            )
+
+
+def ask_to_stop(file: Path, reason: str) -> None:
+    """Make the file that every rank and worker looks for."""
+    file.write_text(reason)
+
+
+def _run_of_rank(seat: Seat, settings: Mapping[str, Any]) -> dict[str, Any]:
+    from modis_dist.config.parse import build
+    from modis_dist.sweep.single import train_run
+
+    run = build(Run, settings["run"], source=settings["source"])
+    return train_run(
+        run,
+        out=Path(settings["out"]),
+        source=settings["source"],
+        reporter=NullReporter(),
+        stop=StopFile(Path(settings["stop"])),
+        seat=seat,
+    )
+
+
+class _Watched:
+    """Tells a reporter what a training in other processes writes to its journal."""
+
+    def __init__(self, journal: Path, epochs: int, reporter: Reporter) -> None:
+        self._reader = JournalReader(journal)
+        self._epochs = epochs
+        self._reporter = reporter
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="journal", daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
+            for record in self._reader.new():
+                if record["kind"] == "metrics":
+                    self._reporter.progress(
+                        epoch=record["step"], epochs=self._epochs, active=1, headline=record["values"]
+                    )
