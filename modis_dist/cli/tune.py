@@ -87,7 +87,7 @@ def _executor(study: "Study") -> "Executor":
     if study.sweep.executor == "local":
         from modis_dist.sweep.local import LocalExecutor
 
-        return LocalExecutor(study.sweep.resources)
+        return LocalExecutor(study.sweep.resources, workers=study.trainer.workers)
     from modis_dist.launch.ray_tune import RayExecutor
 
     return RayExecutor(study.sweep.resources, device=study.trainer.device, workers=study.trainer.workers)

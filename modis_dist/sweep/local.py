@@ -21,8 +21,10 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
 
     slots = 1
 
-    def __init__(self, resources: Resources) -> None:
+    def __init__(self, resources: Resources, *, workers: int = 1) -> None:
         problems = mistakes(resources, gpus=gpu_count())
+        if workers > 1:
+            problems.append(f"trainer.workers: {workers} are started by Ray; say sweep.executor: ray")
         if problems:
             raise ConfigError(problems, source="study")
         self.threads = resources.cpus or torch.get_num_threads()

@@ -61,7 +61,9 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     tree.pop("name")
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
-    return digest([tree, training_steps(trial, selection_of)])
+    # An overflow in fp16 skips a step of the whole stack, and a replicate's result is its own.
+    alone = trial.id if trial.run.trainer.precision == "fp16" else None
+    return digest([tree, training_steps(trial, selection_of), alone])
 
 
 def training_steps(trial: Trial, selection_of: SelectionOf) -> int:

@@ -269,6 +269,8 @@ class Training:
         state = self.state
         state.epoch, state.step_in_epoch = state.epoch + 1, 0
         rows = self.log.means()
+        if self._count_skipped(rows):
+            return
         self._validate(rows)
         for held, row in zip(self._active(), rows, strict=True):
             held.epochs = state.epoch
@@ -290,6 +292,22 @@ class Training:
         for replicate in bad:
             self._fail(replicate, f"step {self.state.updates}: parameters are not finite")
         self._leave(bad)
+
+    def _count_skipped(self, rows: list[dict[str, float]]) -> bool:
+        """With scaled losses, add the steps skipped so far; true where an epoch of nothing else ended the training."""
+        state = self.state
+        if not state.scaled:
+            return False
+        skipped = {f"skipped_{side}": float(number) for side, number in state.skipped().items()}
+        for number, held in enumerate(self._active()):
+            before = held.history[-1] if held.history else {}
+            lost = [side for side, now in skipped.items() if now - before.get(f"train/{side}", 0) >= self.loader.steps]
+            if lost:
+                reason = f"epoch {state.epoch}: every step overflowed in fp16 ({', '.join(lost)}); say bf16, or fp32"
+                self._fail(number, reason)
+            rows[number] |= {f"train/{side}": now for side, now in skipped.items()}
+        self._leave([r for r, held in enumerate(self._active()) if held.status == "failed"])
+        return not self.running()
 
     def _validate(self, rows: list[dict[str, float]]) -> None:
         """Add validation figures to the rows of this epoch and keep the models that improved."""

@@ -140,6 +140,10 @@ class TrainState:
         for name, tensor in self.model_tensors().items():
             self.best[name][replicate] = tensor[replicate]
 
+    def skipped(self) -> dict[str, int]:
+        """Steps that each side has left out since the training began, because its gradients overflowed."""
+        return {"d": self.updates - self.adversary.steps(), "g": self.updates - self.vaes.steps()}
+
     def finite(self) -> list[bool]:
         """For each replicate whether all its parameters and statistics are finite."""
         checks = [t.flatten(1).isfinite().all(1) for t in self.model_tensors().values()]

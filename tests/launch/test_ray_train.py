@@ -1,0 +1,106 @@
+"""Trainings spread over real ranks by Ray Train: one answer, deaths survived, packs of a sweep, refusals. Slow."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.sweep.resources import cores
+from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.train import toy
+
+needs_two_cores = pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise, and four epochs magnify it
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run on the toy store."""
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"] = str(write_store(tmp_path / "store"))
+    tree["optim"]["epochs"], tree["trainer"]["metric"] = 4, "reconstruction_mse"
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml12.dump(tree))
+    return path
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = json.loads((out / "history.json").read_text())
+    return rows
+
+
+def ranks_of(driver: int) -> list[psutil.Process]:
+    """Processes of Ray below the driver that train."""
+    family = psutil.Process(driver).children(recursive=True)
+    return [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
+
+
+@needs_two_cores
+def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Path, tmp_path: Path) -> None:
+    out, alone = tmp_path / "two", tmp_path / "one"
+    with (tmp_path / "said.txt").open("w") as said:
+        arguments = ["train", str(run), "--out", str(out), "--workers", "2", "--set", "optim.epochs=40"]
+        driver = subprocess.Popen([*COMMAND, *arguments], stdout=said, stderr=said, start_new_session=True)
+        try:
+            end = time.monotonic() + 120
+            while not list(out.glob("last/step-*")) and time.monotonic() < end:
+                time.sleep(0.02)
+            os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
+            assert driver.wait(180) == 0, (tmp_path / "said.txt").read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=40"]) == 0
+    ours, theirs = history(out), history(alone)
+    assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
+    for row, right in list(zip(ours, theirs, strict=True))[:4]:
+        assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)
+
+
+@needs_two_cores
+def test_packs_of_a_sweep_may_have_several_workers_each_and_never_wait_for_ever(tmp_path: Path) -> None:
+    store, out, alone = write_store(tmp_path / "store"), tmp_path / "two", tmp_path / "one"
+    settings = {"folds": 1, "packing": {"max_trials": 1}}
+    study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
+    assert command(["tune", str(study), "--out", str(out), "--set", "trainer.workers=2"]) == 0
+    local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
+    assert command(["tune", str(local), "--out", str(alone)]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
+    assert ours["trials"] == theirs["trials"] == {"total": 2, "done": 2, "failed": 0}
+    assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(p.name for p in (alone / "trials").iterdir())
+    for trial in (out / "trials").iterdir():
+        for row, right in zip(history(trial), history(alone / "trials" / trial.name), strict=True):
+            losses = [name for name in right if name.startswith("train/")]
+            assert [row[name] for name in losses] == pytest.approx([right[n] for n in losses], rel=CLOSE, abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) asked for"),
+        (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "each has its own GPU"),
+        (
+            ["train", "RUN", "--out", "o", "--set", "trainer.precision=fp16", "--set", "trainer.device=cpu"],
+            "needs a GPU",
+        ),
+        (["tune", "STUDY", "--set", "trainer.workers=2"], "are started by Ray; say sweep.executor: ray"),
+        (["tune", "STUDY", "--set", "trainer.workers=999", "--set", "sweep.executor=ray"], "this machine has"),
+    ],
+)
+def test_workers_and_precision_that_cannot_be_are_refused_in_one_line(
+    arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study.yaml", tmp_path / "store")
+    before = sorted(tmp_path.iterdir())
+    filled = [{"RUN": str(run), "STUDY": str(study), "o": str(tmp_path / "o")}.get(a, a) for a in arguments]
+    assert command(filled) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert sorted(tmp_path.iterdir()) == before

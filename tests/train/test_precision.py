@@ -1,0 +1,152 @@
+"""Networks in bf16 and fp16: what stays in full precision, scaled losses, skipped steps, resuming, several ranks."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from modis_dist import objective
+from modis_dist.errors import ConfigError, Interrupted
+from modis_dist.objective import Rules, adversary_phase, vae_phase
+from modis_dist.sweep.execute import chosen_device
+from modis_dist.train import checkpoint
+from modis_dist.train.learner import Learner
+from modis_dist.train.loop import Ports, fit
+from modis_dist.train.state import TrainState
+from modis_dist.world import World
+from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
+from tests.ranks import on_ranks
+from tests.train import toy
+from tests.train.test_loop import StopAt
+
+
+def single(held: Any) -> Any:
+    """The same values in float32."""
+    moved = {}
+    for name, value in vars(held).items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            value = value.float()
+        if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
+            value = tuple(part.float() for part in value)
+        moved[name] = value
+    return type(held)(**moved)
+
+
+def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, torch.Tensor]:
+    """Every term of a step's two phases, of networks in float32 or lower."""
+    state = TrainState.start(SHAPE, [1], optim=OPTIM, device=toy.CPU, dtype=torch.float32)
+    given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
+    terms = [phase(state.model, given, how, Rules(lower=lower)) for phase in (adversary_phase, vae_phase)]
+    assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
+    return {name: part for term in terms for name, part in term.parts.items()}
+
+
+@pytest.mark.parametrize(("lower", "close"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
+def test_lower_precision_moves_the_losses_of_the_networks_a_little_and_those_beside_the_penalty_not_at_all(
+    lower: torch.dtype, close: float
+) -> None:
+    full, found = phases(None), phases(lower)
+    for name, value in full.items():
+        if name == "penalty" or name.endswith("_d"):
+            assert torch.equal(found[name], value), name
+        else:
+            torch.testing.assert_close(found[name], value, rtol=close, atol=close)
+    assert any(not torch.equal(found[name], full[name]) for name in ("reconstruction", "kl"))
+
+
+def test_without_a_penalty_the_discriminator_learns_in_lower_precision_too() -> None:
+    full, found = phases(None, lambda_r=0.0), phases(torch.bfloat16, lambda_r=0.0)
+    assert not torch.equal(found["class_d"], full["class_d"])
+
+
+def test_losses_are_computed_outside_lower_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def spy(probability: torch.Tensor, h: torch.Tensor, *_: object) -> torch.Tensor:
+        seen.append((probability.dtype, h.dtype, torch.is_autocast_enabled("cpu")))
+        return h.sum((-1, -2)) * 0
+
+    monkeypatch.setattr(objective, "clustering", spy)
+    phases(torch.bfloat16, lambda_r=0.0)
+    assert seen == [(torch.float32, torch.float32, False)] * 2
+
+
+def train(world: World, folder: Path, precision: str, stop: int = 0) -> list[Any]:
+    settings = (f"trainer.precision={precision}", "trainer.log_every=1", "optim.epochs=3")
+    ports = Ports(stop=StopAt(stop)) if stop else Ports()
+    members = [toy.member("t", toy.run(*settings), folder)]
+    try:
+        return [p.history for p in fit(members, folder=folder, device=toy.CPU, ports=ports, world=world)]
+    except Interrupted as interruption:
+        return [str(interruption)]
+
+
+def last(folder: Path) -> dict[str, torch.Tensor]:
+    held = checkpoint.load(checkpoint.newest(folder / "last"))
+    return {f"{part}/{name}": t for part, tensors in held.tensors.items() for name, t in tensors.items()}
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_a_training_in_lower_precision_resumes_to_the_bit_and_keeps_parameters_in_full(
+    precision: str, tmp_path: Path
+) -> None:
+    torch.set_num_threads(1)
+    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
+    expected = train(World(), calm, precision)
+    assert "told to" in train(World(), stopped, precision, 8)[0]
+    assert train(World(), stopped, precision) == expected
+    want, got = last(calm), last(stopped)
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
+    assert {tensor.dtype for tensor in want.values()} == {torch.float32}
+
+
+def overflowing(world: World, folder: Path, steps: int) -> Any:
+    """A training in fp16 of which the second rank's gradients of the VAEs overflow in the first steps."""
+    phase, calls = Learner.learn, 0
+
+    def spoilt(self: Learner, given: Any, how: Any, rules: Any) -> Any:
+        nonlocal calls
+        if self.networks is self._model.vaes:
+            calls += 1
+            if world.rank == world.size - 1 and calls <= steps:
+                handle = self._parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+                try:
+                    return phase(self, given, how, rules)
+                finally:
+                    handle.remove()
+        return phase(self, given, how, rules)
+
+    Learner.learn = spoilt  # type: ignore[method-assign]
+    try:
+        members = [toy.member("t", toy.run("trainer.precision=fp16", "optim.epochs=2"), folder)]
+        (progress,) = fit(members, folder=folder, device=toy.CPU, world=world)
+    finally:
+        Learner.learn = phase  # type: ignore[method-assign]
+    return progress.status, progress.reason, progress.history
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_steps_whose_gradients_overflow_on_one_rank_are_skipped_counted_and_the_scale_is_lowered(
+    size: int, tmp_path: Path
+) -> None:
+    found = on_ranks(size, overflowing, tmp_path, 2)
+    assert all(rank == found[0] for rank in found)
+    status, _, history = found[0]
+    assert status == "done" and [row["train/skipped_g"] for row in history] == [2.0, 2.0]
+    assert [row["train/skipped_d"] for row in history] == [0.0, 0.0]
+    held = checkpoint.load(checkpoint.newest(tmp_path / "last")).state
+    assert held["learners"]["vaes"]["steps"] == held["updates"] - 2
+    scales = {name: learner["scaler"]["scale"] for name, learner in held["learners"].items()}
+    assert scales["vaes"] == scales["discriminator"] / 4
+
+
+def test_an_epoch_of_skipped_steps_ends_the_training_with_the_reason(tmp_path: Path) -> None:
+    torch.set_num_threads(1)
+    status, reason, _ = overflowing(World(), tmp_path, 10**6)
+    assert status == "failed" and reason == "epoch 1: every step overflowed in fp16 (skipped_g); say bf16, or fp32"
+
+
+def test_fp16_without_a_gpu_is_refused_before_anything_starts() -> None:
+    with pytest.raises(ConfigError, match=r"trainer\.precision: fp16 needs a GPU"):
+        chosen_device(toy.run("trainer.precision=fp16", "trainer.device=cpu"))
