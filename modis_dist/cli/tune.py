@@ -79,7 +79,9 @@ def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> d
         with sweep_bars() as bars:
             return run_study(planned, out=folder, executor=executor, mirror=mirror, display=bars)
     finally:
-        for problem in mirror.close(MLFLOW_PATIENCE_S):
+        with errors().status(f"MLflow gets at most {MLFLOW_PATIENCE_S:.0f} s for what is left"):
+            problems = mirror.close(MLFLOW_PATIENCE_S)
+        for problem in problems:
             errors().print(f"note: MLflow: {problem}; the same command sends it again", markup=False)
 
 

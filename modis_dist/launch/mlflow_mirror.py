@@ -4,10 +4,12 @@ The journals are the truth: what MLflow could not take is sent by the next start
 """
 
 import logging
+import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
 __all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
 
 MAX_PENDING = 20_000  # records held while MLflow does not answer; they stay in the journals
+SHARE = 0.01  # of the cores, for sending curves while others train; a transaction costs as much as ten epochs in it
+LONGEST_REST_S = 30.0  # between two transactions of curves, however slow the processor
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
 PERMANENT = frozenset(
     {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
@@ -58,16 +62,20 @@ class NullMirror:
 class BackgroundMirror:
     """A mirror behind a queue: no call waits for MLflow and none raises.
 
-    One daemon thread sends in order and tries again, with growing pauses, what MLflow could not take. What is left at
-    ``close`` is sent by the next start of the same study, since the journals stay.
+    One daemon thread sends in order and tries again, with growing pauses, what MLflow could not take. Curves gather
+    while it rests, so that they take a hundredth of the processor. What is left at ``close`` is sent by the next start
+    of the same study, since the journals stay.
     """
 
     def __init__(self, mirror: Mirror) -> None:
         self._mirror = mirror
-        self._tasks: queue.SimpleQueue[tuple[Callable[[], None], int] | None] = queue.SimpleQueue()
+        self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
-        self._waiting = 0  # records in the queue
+        self._waiting = 0  # records not sent yet
+        self._gathering: list[Mapping[str, Any]] | None = None  # where they go while nothing else stands behind it
         self._left = 0  # tasks not done
+        self._rest_s = 0.0  # before curves are sent again
+        self._hurry = threading.Event()  # no rest any more
         self._deadline = float("inf")
         self._closing = threading.Event()
         self._problems: dict[str, None] = {}
@@ -84,10 +92,19 @@ class BackgroundMirror:
 
     def feed(self, records: Records) -> None:
         """See ``Mirror.feed``. While MLflow does not answer, records beyond 20,000 are left to the next start."""
-        if self._waiting + len(records) > MAX_PENDING:
-            self._lose("too slow for now")
-        elif records:
-            self._put(lambda: self._mirror.feed(records), len(records))
+        with self._counting:
+            fits = self._waiting + len(records) <= MAX_PENDING
+            self._waiting += len(records) if fits else 0
+            gathering = self._gathering
+            if fits and gathering is not None:
+                gathering += records
+            if self._waiting > MAX_PENDING // 2:
+                self._hurry.set()
+        if not fits:
+            self._lose(RuntimeError("too slow for now"))
+        elif records and gathering is None:
+            batch = [*records]
+            self._put(lambda: self._send(batch), gathering=batch)
 
     def end_trial(self, trial: str, *, status: Status, metrics: Mapping[str, float], artifacts: Sequence[Path]) -> None:
         """See ``Mirror.end_trial``."""
@@ -107,6 +124,7 @@ class BackgroundMirror:
         """Give the queue some time to empty; returns what went wrong, one line each, without passwords."""
         self._deadline = time.monotonic() + timeout_s
         self._closing.set()
+        self._hurry.set()
         self._tasks.put(None)
         self._thread.join(timeout_s)
         problems = list(self._problems)
@@ -114,20 +132,40 @@ class BackgroundMirror:
             problems.append(f"MLflow: {self._left} updates not delivered; the next start of the same study sends them")
         return problems
 
-    def _put(self, send: Callable[[], None], records: int = 0) -> None:
+    def _put(self, send: Callable[[], None], gathering: list[Mapping[str, Any]] | None = None) -> None:
         with self._counting:
-            self._waiting += records
             self._left += 1
-        self._tasks.put((send, records))
+            self._gathering = gathering
+            self._tasks.put(send)
 
     def _work(self) -> None:
-        while (task := self._tasks.get()) is not None:
-            send, records = task
+        while (send := self._tasks.get()) is not None:
             if not self._deliver(send):
                 return
             with self._counting:
-                self._waiting -= records
                 self._left -= 1
+
+    def _send(self, batch: list[Mapping[str, Any]]) -> None:
+        """Send the records of a batch, after the rest that the last one has earned; until then others come to it."""
+        self._hurry.wait(self._rest_s)
+        with self._counting:
+            if self._gathering is batch:
+                self._gathering = None
+        began = time.thread_time()
+        try:
+            self._mirror.feed(batch)
+        except Exception as error:
+            if not _is_permanent(error):
+                raise
+            self._lose(error)
+            for record in batch:  # one of them is to blame
+                self._deliver(partial(self._mirror.feed, [record]))
+        spent = time.thread_time() - began
+        self._rest_s = min(spent / (SHARE * (os.cpu_count() or 1)), LONGEST_REST_S)
+        with self._counting:
+            self._waiting -= len(batch)
+            if self._waiting <= MAX_PENDING // 2 and not self._closing.is_set():
+                self._hurry.clear()
 
     def _deliver(self, send: Callable[[], None]) -> bool:
         """Send until it succeeds or never will; false where the thread must give up."""
@@ -150,9 +188,9 @@ class BackgroundMirror:
                 time.sleep(FIRST_PAUSE_S)
             pause = min(2 * pause, LAST_PAUSE_S)
 
-    def _lose(self, reason: str) -> None:
+    def _lose(self, reason: Exception) -> None:
         self._mirror.gaps = True
-        self._report(RuntimeError(reason))
+        self._report(reason)
 
     def _report(self, error: Exception) -> None:
         text = f"MLflow: {shown(scrubbed(str(error) or type(error).__name__, self._mirror.uri))}"

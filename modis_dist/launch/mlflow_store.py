@@ -34,6 +34,7 @@ FORCED = {
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results stand there, as JSON where asked for
 }
 PREFERRED = {
     "MLFLOW_LOGGING_LEVEL": "WARNING",

@@ -25,7 +25,8 @@ from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, tested
-from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, locked, trial_folder, unfinished
+from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder, unfinished
+from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
 from modis_dist.sweep.packs import layout

@@ -4,13 +4,10 @@ A pack's folder is locked while it is trained, so that two processes never write
 ``result.json`` is there, which is written last; whatever dies before is done again from the last checkpoint.
 """
 
-import fcntl
 import json
 import shutil
-import time
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,9 +16,10 @@ import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, DataError, Interrupted, RankLost, shown
+from modis_dist.errors import ConfigError, Interrupted, RankLost, shown
 from modis_dist.files import write_json, write_text
 from modis_dist.report.trial import draw, drawn
+from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
@@ -30,8 +28,6 @@ from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
 from modis_dist.train.ranks import ALONE, Seat, joined
 from modis_dist.train.state import Progress
-
-LOCK_PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
 
 
 @dataclass(frozen=True)
@@ -153,22 +149,6 @@ def chosen_device(run: Run) -> torch.device:
     if device.type == "cuda" and (device.index or 0) >= count:
         raise ConfigError([f"trainer.device: {asked} asked for, this machine has {count} GPU(s)"], source=run.name)
     return device
-
-
-@contextmanager
-def locked(folder: Path, *, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
-    """Hold a folder's lock. Raises ``DataError`` where another process keeps it for longer than the patience."""
-    with (folder / "lock").open("a") as file:
-        end = time.monotonic() + patience_s
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > end:
-                    raise DataError(f"{folder}: another process is training here; wait for it or stop it") from None
-                time.sleep(0.2)
-        yield
 
 
 def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:

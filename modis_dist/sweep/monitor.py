@@ -4,6 +4,7 @@ One way for every executor: whoever trains, in whatever process, only appends to
 """
 
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from modis_dist.sweep.execute import Pack, pack_folder
 from modis_dist.train.journal import JournalReader
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SHARE = 0.01  # of a core, at most, for looking: with a thousand journals less often
 
 
 class Feed(Protocol):
@@ -87,5 +89,8 @@ class Monitor:
     def _watch(self) -> None:
         """Until told to stop. What goes wrong here goes wrong again in the last look, where it is raised."""
         with suppress(Exception):
-            while not self._stop.wait(SECONDS_BETWEEN_LOOKS):
+            spent = 0.0
+            while not self._stop.wait(max(SECONDS_BETWEEN_LOOKS, spent / SHARE)):
+                began = time.thread_time()
                 self.look()
+                spent = time.thread_time() - began

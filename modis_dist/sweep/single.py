@@ -15,7 +15,8 @@ from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
-from modis_dist.sweep.execute import chosen_device, locked
+from modis_dist.sweep.execute import chosen_device
+from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import trial_id
 from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline

@@ -27,6 +27,7 @@ from modis_dist.errors import (
 HEAVY = ("torch", "ray", "mlflow", "pandas", "sklearn", "matplotlib", "numpy", "pyarrow", "pydantic", "yaml")
 COMMANDS = [
     ["tune"],
+    ["status"],
     ["train"],
     ["evaluate"],
     ["predict"],

@@ -286,7 +286,7 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
     with (done / "out" / "lock").open("a") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         assert tune(done) == 2
-    assert "another process is training here" in capsys.readouterr().err
+    assert "is training here; wait for it or stop it" in capsys.readouterr().err
 
 
 def _killed_while_running(study: Path, out: Path, number: int) -> int:

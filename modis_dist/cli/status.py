@@ -1,0 +1,100 @@
+"""`modis-dist status DIR`: how far a study or a training is, whether it lives, and what to do next."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from modis_dist.cli.options import Json, print_json
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from modis_dist.sweep.status import Status
+
+FAILURES_SHOWN = 10
+BAR_WIDTH = 30
+MINUTE_S, HOUR_S = 60, 3600
+
+
+def status(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Output folder of a study or a run.", show_default=False, exists=True, file_okay=False
+        ),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Show how far a study or a training is: trials, time left, failures, and what to do. Changes nothing.
+
+    Example: `modis-dist status runs/quickstart`
+    """
+    import time
+    from dataclasses import asdict
+
+    from modis_dist.sweep.status import status as status_of
+
+    found = status_of(directory)
+    if as_json:
+        print_json(asdict(found))
+    else:
+        _print(found, now=time.time())
+
+
+def _print(found: "Status", *, now: float) -> None:
+    from modis_dist.errors import shown
+    from modis_dist.report.terminal import stdout
+
+    console = stdout()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
+    by = f" by process {found.holder.pid} on {found.holder.host}" if found.holder else ""
+    say(f"{found.name}: {found.state}{by}; stage: {found.stage}")
+    say(f"trials: {_counted(found.trials)}")
+    if found.refits:
+        say(f"refits: {_counted(found.refits)}")
+    if any(pack.state == "running" for pack in found.packs):
+        console.print(_bars(found))
+    if found.last_sign is not None:
+        say(f"last sign of life: {_duration(now - found.last_sign)} ago")
+    if found.state == "running" and found.stage != "done":
+        left = "unknown yet" if found.eta_s is None else f"about {_duration(found.eta_s)}, less with early stopping"
+        say(f"time left in this stage: {left}")
+    for name, reason in list(found.failures.items())[:FAILURES_SHOWN]:
+        say(f"failed: {shown(name)}: {shown(reason)}")
+    if len(found.failures) > FAILURES_SHOWN:
+        say(f"... and {len(found.failures) - FAILURES_SHOWN} more; --json lists all")
+    say(f"next: {found.advice}")
+
+
+def _bars(found: "Status") -> "Table":
+    """A bar for every running pack."""
+    from rich.progress_bar import ProgressBar
+    from rich.table import Table
+
+    bars = Table.grid(padding=(0, 2))
+    for pack in found.packs:
+        if pack.state == "running":
+            of = "" if pack.epochs is None else f" of {pack.epochs}"
+            many = f"{len(pack.trials)} trials" if len(pack.trials) > 1 else "1 trial"
+            pace = "" if pack.seconds_per_epoch is None else f"{pack.seconds_per_epoch:.2g} s an epoch"
+            bar = ProgressBar(total=pack.epochs or 1, completed=pack.epoch if pack.epochs else 0, width=BAR_WIDTH)
+            bars.add_row(pack.id, bar, f"epoch {pack.epoch}{of}", many, pace)
+    return bars
+
+
+def _counted(trials: Mapping[str, int]) -> str:
+    parts = ", ".join(f"{number} {state}" for state, number in trials.items())
+    return f"{sum(trials.values())}: {parts}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 2 * MINUTE_S:
+        return f"{max(seconds, 0):.0f} s"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds / MINUTE_S:.0f} min"
+    return f"{seconds / HOUR_S:.1f} h"
