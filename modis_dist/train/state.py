@@ -17,7 +17,7 @@ from modis_dist.model.networks import Modis, Shape
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.seeds import mix
 
-Status = Literal["running", "done", "failed"]
+Status = Literal["running", "done", "failed", "pruned"]
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Progress:
 
     trial: str
     status: Status = "running"
-    reason: str | None = None  # why it failed
+    reason: str | None = None  # why it failed or was pruned
     best_value: float | None = None
     best_error: float | None = None  # reconstruction error of the same epoch, which decides between equals
     best_epoch: int | None = None  # epochs done when it was reached
