@@ -101,7 +101,7 @@ def sweep_table(
     notes = [f"... and {len(rows) - len(groups)} more; report.md lists all."] if len(groups) < len(rows) else []
     notes += ["* best of its condition"] if best else []
     if any(group.get("pruned") for group in groups):
-        notes.append("pruned: was not among the best at that epoch; its value is the best up to there.")
+        notes.append("pruned at: the epoch at which it was not among the best; its value is the best up to there.")
     if any(group.get("baseline") is not None for group in groups):
         notes.append(f"{BASELINE}.")
     if any(group.get("probe") is not None for group in groups):
@@ -230,7 +230,7 @@ def starred(cell: str, *, marked: bool) -> str:
 
 def _trials(group: Mapping[str, Any]) -> str:
     pruned = group.get("pruned")
-    trained = f"pruned at\nepoch {pruned['epoch']}" if pruned else f"{group['n']} of {group['expected']}"
+    trained = f"pruned at {pruned['epoch']}" if pruned else f"{group['n']} of {group['expected']}"
     return trained + (f",\n{group['failed']} failed" if group["failed"] else "")
 
 

@@ -88,6 +88,7 @@ class Plan:
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
+    to_come: float  # rounds whose configurations depend on results
 
     def packs(self) -> list[Pack]:
         """The packs of the search."""
@@ -106,7 +107,8 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
     chosen_device(study)
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
-    trials = Search(study, store.fingerprint, out=out, source=source).trials
+    search = Search(study, store.fingerprint, out=out, source=source)
+    trials = search.trials
     shapes = _shapes(trials, store)
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
@@ -120,7 +122,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
     )
     listed = Manifest(study.name, store.fingerprint, trials, _ids(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, outdated)
+    return Plan(study, store, selection_of, listed, shapes, outdated, search.to_come)
 
 
 def _is_done(out: Path, trial: Trial) -> bool:

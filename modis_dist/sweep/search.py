@@ -46,6 +46,14 @@ class Search:
         search = self._study.sweep.search
         return -(-search.configurations // search.at_once) if isinstance(search, OptunaSearch) else 1
 
+    @property
+    def to_come(self) -> float:
+        """Rounds that are not known yet; the last may be a part of one."""
+        search = self._study.sweep.search
+        if not isinstance(search, OptunaSearch):
+            return 0.0
+        return max(0.0, search.configurations / search.at_once - self.rounds)
+
     def round(self, number: int) -> list[Trial]:
         """The trials of a round, from 0; a configuration that was there before is not tried again."""
         search = self._study.sweep.search
