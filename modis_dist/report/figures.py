@@ -286,14 +286,16 @@ def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "bal
     """
     shown = best_in_order(rows, MAX_CONFIGURATIONS, metric=metric)
     best = best_of_each_condition(shown, metric=metric)
-    figure, (axes,) = grid(1, columns=1, width=9, height=0.27 * len(shown) + 1.5)
+    names = _configuration_names(shown)
+    width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # the more settings, the longer the names
+    figure, (axes,) = grid(1, columns=1, width=width, height=0.27 * len(shown) + 1.5)
     for place, row in enumerate(shown):
         if row.get("baseline") is not None:
             axes.vlines(row["baseline"], place - 0.5, place + 0.5, color=GREY, ls="--", lw=1.2)
         if row["mean"] is not None:
             marker = BEST if place in best else PRUNED if row.get("pruned") else COMPLETE
             axes.errorbar(row["mean"], place, xerr=row["sd"], ls="", ms=5, capsize=3, **marker)
-    axes.set_yticks(range(len(shown)), _configuration_names(shown), parse_math=False, fontsize=9)
+    axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0], parse_math=False)
     axes.grid(axis="x", color=PALE, lw=0.6)
@@ -318,5 +320,5 @@ def _configuration_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         missing = f"  ({row['n']} of {row['expected']})" if row["n"] < row["expected"] else ""
         if row.get("pruned"):
             missing = f"  (epoch {row['pruned']['epoch']})"
-        names.append(drawable("  ".join(parts) or "the run", limit=60) + missing)
+        names.append(drawable("  ".join(parts) or "the run", limit=100) + missing)
     return names
