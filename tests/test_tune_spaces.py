@@ -11,7 +11,7 @@ import pytest
 from modis_dist.cli.main import run
 from modis_dist.config.parse import build, dump, load_study
 from modis_dist.config.run import Run
-from modis_dist.config.study import Study
+from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.config.yaml12 import parse
 from modis_dist.data.writer import StoreWriter
 from modis_dist.sweep.manifest import expand
@@ -39,6 +39,8 @@ def test_a_study_expands_to_conditions_by_grid_by_folds_by_replicates(path: Path
     trials = expand(loaded, "0" * 64, source=str(path))
     sweep = loaded.sweep
     points = math.prod(len(values) for values in sweep.grid.values())
+    if isinstance(sweep.search, OptunaSearch):
+        points = sweep.search.at_once  # what comes later depends on results
     assert len(trials) == max(len(sweep.conditions), 1) * points * sweep.folds * sweep.replicates
     assert len({trial.id for trial in trials}) == len(trials)
 
@@ -147,3 +149,18 @@ def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
     assert all(condition["test"]["balanced_accuracy"]["n"] == 1 for condition in summary["conditions"])
     text = (out / "report.md").read_text()
     assert all(condition.replace("_", "\\_") in text for condition in conditions if condition != "all")
+
+
+def test_the_shipped_search_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
+    search = ("sweep.search.configurations=5", "sweep.search.at_once=3", "sweep.pruning.min_epochs=1")
+    smaller = (
+        *(one.replace("optim.epochs=1", "optim.epochs=2") for one in SMALL),
+        *HERE,
+        *search,
+        "data.simulate.samples=250",
+    )
+    settings = [word for setting in smaller for word in ("--set", setting)]
+    assert run(["tune", str(ROOT / "tune_spaces/search.yaml"), "--out", str(tmp_path / "out"), *settings]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["trials"] == {"total": 5, "done": 2, "failed": 0, "pruned": 3}, "one of three, one of two"
+    assert summary["test"]["balanced_accuracy"]["n"] == 1

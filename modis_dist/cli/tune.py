@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 MLFLOW_PATIENCE_S = 60.0
 TRIALS_SHOWN = 20
+CONFIGURATIONS_SHOWN = 20
 
 
 def tune(
@@ -128,7 +129,7 @@ def _place(study: "Study", folder: Path, nowhere: Path) -> Path:
 
 def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, Any]:
     """What is left to do and about what it costs, as plain values."""
-    from modis_dist.sweep.estimate import START_UP_S, as_rows, costs, disk_bytes, refits, wall_seconds
+    from modis_dist.sweep.estimate import START_UP_S, as_rows, costs, disk_bytes, first_round, refits, wall_seconds
     from modis_dist.sweep.execute import trial_folder, unfinished
     from modis_dist.sweep.manifest import unique
     from modis_dist.train.outcome import read_result
@@ -155,7 +156,12 @@ def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, 
     later = costs(
         again, planned.selection_of, [shape_of[p.trials[0].condition] for p in again], threads=executor.threads
     )
+    first = first_round(planned)  # as large as those whose configurations are not known yet
+    of_round = costs(
+        first, planned.selection_of, [planned.shapes[p.trials[0].id] for p in first], threads=executor.threads
+    )
     seconds = wall_seconds(found, slots=executor.slots) + wall_seconds(later, slots=executor.slots)
+    seconds += planned.to_come * wall_seconds(of_round, slots=executor.slots)
     return {
         "study": planned.study.name,
         "trials": len(trials),
@@ -164,8 +170,10 @@ def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, 
         "packs": as_rows(search, found),
         "refit_packs": as_rows(again, later),
         "slots": executor.slots,
+        "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
         "seconds": seconds + START_UP_S[planned.study.sweep.executor],
-        "bytes": disk_bytes(found + later, slots=executor.slots),
+        "bytes": disk_bytes(found + later, slots=executor.slots)
+        + round(planned.to_come * sum(cost.bytes for cost in of_round)),
     }
 
 
@@ -193,10 +201,15 @@ def _print_plan(planned: "Plan", executor: "Executor", folder: Path, *, as_json:
         cells = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
         add(packs, row["pack"], *map(str, cells))
     show([("Packs that are left, then the refit", finished(packs))], console)
+    unknown = (
+        f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
+        if plain["later_trials"]
+        else ""
+    )
     console.print(
         f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
-        f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping, "
-        f"{plain['bytes'] / 1e6:,.0f} MB. Nothing was started.",
+        f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping "
+        f"or pruning, {plain['bytes'] / 1e6:,.0f} MB.{unknown} Nothing was started.",
         soft_wrap=True,
     )
 
@@ -206,7 +219,7 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
-    show(tables(summary, summary["groups"], metric=summary["metric"]), console)
+    show(tables(summary, summary["groups"], metric=summary["metric"], most=CONFIGURATIONS_SHOWN), console)
     for line in models(summary):
         console.print(line, markup=False, soft_wrap=True)
     console.print(

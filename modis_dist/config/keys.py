@@ -10,6 +10,7 @@ from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.errors import ConfigError, nearest, shown
 
@@ -62,6 +63,22 @@ def elsewhere(key: str, section: type[BaseModel] = Study) -> str:
     return f"; did you mean {' or '.join(known[:3])}?" if known else ""
 
 
+def is_whole(key: str) -> bool:
+    """Whether the values of a dotted key of a run are whole numbers."""
+    known = list(every_key(Run))
+    path = _without_names(key, known)
+    kinds = {kind for entry in known if entry.path == path for kind in _scalars(entry.field.annotation)}
+    return int in kinds and float not in kinds
+
+
+def _scalars(annotation: Any) -> set[Any]:
+    """The types of single values that an annotation allows."""
+    if get_origin(annotation) in {tuple, dict, Literal}:
+        return set()
+    below = get_args(annotation)
+    return {kind for argument in below for kind in _scalars(argument)} if below else {annotation}
+
+
 # --- explanations ---------------------------------------------------------------------------------------------
 
 
@@ -96,7 +113,7 @@ def _without_names(key: str, known: list[Key]) -> str:
         if not key.startswith(start) or get_origin(entry.field.annotation) is not dict:
             continue
         rest = key.removeprefix(start)
-        if entry.path == "sweep.grid":
+        if entry.path in {"sweep.grid", "sweep.space"}:
             return rest
         below = rest.partition(".")[2]
         if entry.path == "sweep.conditions":
@@ -198,8 +215,8 @@ def _words(annotation: Any) -> str:
         return "a list of steps" if len(models) > 1 else f"a list, each {_words(arguments[0])}"
     if origin is dict:
         return f"names, each with {_words(arguments[1])}"
-    if len(models) == 1:
-        return "a section"
+    if models and NoneType not in arguments:
+        return "a section" if len(models) == 1 else "a section with `kind`, or its kind alone"
     return WORDS.get(annotation) or " or ".join(
         "none" if argument is NoneType else _words(argument) for argument in arguments
     )

@@ -27,7 +27,7 @@ EXPECTED = {
     "tuple_type": "must be a list",
     "dict_type": "must be a section of keys",
     "model_type": "must be a section of keys",
-    "model_attributes_type": "must be a step: its name, or a section with `kind`",
+    "model_attributes_type": "must be a name, or a section with `kind`",
     NAME: "must be 1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or digit",
     DEVICE: "must be auto, cpu, cuda or cuda:N",
 }
@@ -74,7 +74,7 @@ def _known_key(kind: type[BaseModel], section: type[BaseModel] | None, location:
 
 def _wrong_kind(detail: ErrorDetails) -> str:
     if "ctx" not in detail or "expected_tags" not in detail["ctx"]:
-        return f"a step is a name or a section with `kind` (got {_given(detail['input'])})"
+        return f"must be a name, or a section with `kind` (got {_given(detail['input'])})"
     known = [tag.strip("' ") for tag in detail["ctx"]["expected_tags"].split(",")]
     given = str(detail["ctx"]["tag"])
     return f"unknown kind '{shown(given)}'{nearest(given, known) or '; known: ' + ', '.join(known)}"

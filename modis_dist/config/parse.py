@@ -16,7 +16,11 @@ from modis_dist.errors import ConfigError, shown
 
 Tree = dict[str, Any]
 PATHS = ("data.store", "data.simulate.params")  # relative to the YAML file, or on the command line to where one is
-DOTTED = ((("sweep", "grid"), 0), (("sweep", "conditions"), 1))  # sections, and names below them, that hold dotted keys
+DOTTED = (
+    (("sweep", "grid"), 0),
+    (("sweep", "space"), 0),
+    (("sweep", "conditions"), 1),
+)  # sections, and names below them, that hold dotted keys
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
@@ -85,7 +89,7 @@ def _refused(kind: type[BaseModel], tree: Tree) -> list[str]:
 
 
 def _mistakes_in_sweep(tree: Tree) -> list[str]:
-    """What a run would refuse of each condition and of each value of the grid, by itself."""
+    """What a run would refuse of each condition, and of each value of the grid or end of a range, by itself."""
     sweep = tree.get("sweep")
     if not isinstance(sweep, dict):
         return []
@@ -93,6 +97,11 @@ def _mistakes_in_sweep(tree: Tree) -> list[str]:
     swept = [(f"sweep.conditions.{shown(name)}", given) for name, given in _items(sweep.get("conditions"))]
     for key, values in _items(sweep.get("grid")):
         swept += [("sweep.grid", {key: value}) for value in (values if isinstance(values, list) else [])]
+    for key, dimension in _items(sweep.get("space")):
+        ends = dict(_items(dimension))
+        choices = ends.get("choices")
+        values = [*(choices if isinstance(choices, list) else []), *(ends[e] for e in ("low", "high") if e in ends)]
+        swept += [("sweep.space", {key: value}) for value in values]
     known = _refused(Run, base)
     problems: list[str] = []
     for place, settings in swept:

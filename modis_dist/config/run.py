@@ -142,8 +142,8 @@ class Pca(Section):
     seed: int = item(0, "seed of the randomised solver", ge=0, lt=2**31)
 
 
-def _kind_only(value: Any) -> Any:
-    """`- standardise` is short for `- kind: standardise`."""
+def kind_only(value: Any) -> Any:
+    """`standardise` is short for `kind: standardise`."""
     return {"kind": value} if isinstance(value, str) else value
 
 
@@ -151,7 +151,7 @@ _Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | Variance | Pca, 
 PreprocessStep = Annotated[
     _Preprocess,
     BeforeValidator(
-        _kind_only, json_schema_input_type=_Preprocess | Literal["standardise", "minmax", "log1p", "impute"]
+        kind_only, json_schema_input_type=_Preprocess | Literal["standardise", "minmax", "log1p", "impute"]
     ),
 ]
 
@@ -244,7 +244,7 @@ class Subsample(Section):
 
 
 _Scenario = Annotated[HideLabels | CutClass | DropPairs | KeepPairs | Unpair | Subsample, Field(discriminator="kind")]
-ScenarioStep = Annotated[_Scenario, BeforeValidator(_kind_only, json_schema_input_type=_Scenario | Literal["unpair"])]
+ScenarioStep = Annotated[_Scenario, BeforeValidator(kind_only, json_schema_input_type=_Scenario | Literal["unpair"])]
 
 # --- model and objective ------------------------------------------------------------------------------------
 

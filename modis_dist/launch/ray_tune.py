@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
+from tempfile import mkdtemp
 from types import TracebackType
 from typing import Any
 
@@ -60,7 +61,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         with on_signal(partial(ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
-            said = self._fit(folders, settings, threads=threads, storage=self._folder / packs[0].id)
+            said = self._fit(folders, settings, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()

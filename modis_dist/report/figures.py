@@ -34,10 +34,12 @@ from modis_dist.report.drawing import (
     matrix,
     save,
 )
-from modis_dist.report.text import best_of_each_condition, plain, settings, varying
-from modis_dist.train.metrics import LOWER_IS_BETTER
+from modis_dist.report.text import best_in_order, best_of_each_condition, plain, settings, varying
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
+BEST: dict[str, Any] = {"marker": "D", "color": OKABE_ITO[1]}
+COMPLETE: dict[str, Any] = {"marker": "o", "color": OKABE_ITO[0]}
+PRUNED: dict[str, Any] = {"marker": "o", "color": GREY, "markerfacecolor": "none"}
 MAX_POINTS = 20_000
 MAX_CONFIGURATIONS = 60
 
@@ -279,38 +281,33 @@ def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "bal
     """Mean and standard deviation of each configuration, the best of each condition marked.
 
     A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` (or None), ``n`` finished trials of
-    ``expected``, and optionally ``baseline``. Of more than ``MAX_CONFIGURATIONS`` the best are drawn.
+    ``expected``, and optionally ``baseline`` and ``pruned`` (its ``epoch``). Of more than ``MAX_CONFIGURATIONS`` the
+    best are drawn.
     """
-    shown = _drawn_configurations(rows, metric)
+    shown = best_in_order(rows, MAX_CONFIGURATIONS, metric=metric)
     best = best_of_each_condition(shown, metric=metric)
-    figure, (axes,) = grid(1, columns=1, width=9, height=0.27 * len(shown) + 1.5)
+    names = _configuration_names(shown)
+    width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # the more settings, the longer the names
+    figure, (axes,) = grid(1, columns=1, width=width, height=0.27 * len(shown) + 1.5)
     for place, row in enumerate(shown):
         if row.get("baseline") is not None:
             axes.vlines(row["baseline"], place - 0.5, place + 0.5, color=GREY, ls="--", lw=1.2)
         if row["mean"] is not None:
-            colour = OKABE_ITO[1] if place in best else OKABE_ITO[0]
-            axes.errorbar(
-                row["mean"], place, xerr=row["sd"], fmt="D" if place in best else "o", color=colour, ms=5, capsize=3
-            )
-    axes.set_yticks(range(len(shown)), _configuration_names(shown), parse_math=False, fontsize=9)
+            marker = BEST if place in best else PRUNED if row.get("pruned") else COMPLETE
+            axes.errorbar(row["mean"], place, xerr=row["sd"], ls="", ms=5, capsize=3, **marker)
+    axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.set_xlabel(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0], parse_math=False)
     axes.grid(axis="x", color=PALE, lw=0.6)
     left_out = f" (best {len(shown)} of {len(rows)})" if len(shown) < len(rows) else ""
     heading(axes, f"Mean ± SD over folds and replicates{left_out}")
-    entries = [("best of its condition", Line2D([], [], ls="", marker="D", color=OKABE_ITO[1]))]
+    entries = [("best of its condition", Line2D([], [], ls="", **BEST))]
+    if any(row.get("pruned") for row in shown):
+        entries.append(("pruned, value so far", Line2D([], [], ls="", **PRUNED)))
     if any(row.get("baseline") is not None for row in shown):
         entries.append(("baseline", Line2D([], [], color=GREY, ls="--")))
     axes_legend(axes, entries)
     return figure
-
-
-def _drawn_configurations(rows: Sequence[Mapping[str, Any]], metric: str) -> list[Mapping[str, Any]]:
-    """The best, in the order given."""
-    sign = 1 if metric in LOWER_IS_BETTER else -1
-    ranked = sorted(rows, key=lambda row: math.inf if row["mean"] is None else sign * row["mean"])
-    kept = set(map(id, ranked[:MAX_CONFIGURATIONS]))
-    return [row for row in rows if id(row) in kept]
 
 
 def _configuration_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -321,5 +318,7 @@ def _configuration_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         parts = [row["condition"]] if conditions else []
         parts += [settings(row["params"], keys)] if keys else []
         missing = f"  ({row['n']} of {row['expected']})" if row["n"] < row["expected"] else ""
-        names.append(drawable("  ".join(parts) or "the run", limit=60) + missing)
+        if row.get("pruned"):
+            missing = f"  (epoch {row['pruned']['epoch']})"
+        names.append(drawable("  ".join(parts) or "the run", limit=100) + missing)
     return names

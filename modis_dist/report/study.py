@@ -29,9 +29,14 @@ Titled = list[tuple[str, Table]]
 Conditions = Sequence[Mapping[str, Any]]
 
 
-def tables(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str) -> Titled:
-    """The titled tables of a terminal: search, comparison, by modality, translation, absent pairs if there are any."""
-    found = [("Search, on validation rows", sweep_table(groups, metric=metric))]
+def tables(
+    summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str, most: int | None = None
+) -> Titled:
+    """The titled tables of a terminal: search, comparison, by modality, translation, absent pairs if there are any.
+
+    Of the search the best ``most`` configurations are listed, or all.
+    """
+    found = [("Search, on validation rows", sweep_table(groups, metric=metric, most=most))]
     tested = _tested(summary)
     if tested:
         translations = {c["condition"]: c["test"]["translation"] for c in tested}

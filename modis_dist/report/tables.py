@@ -11,7 +11,7 @@ from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
-from modis_dist.report.text import best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import best_in_order, best_of_each_condition, plain, settings, varying
 
 NOTHING = "-"
 FIGURES = ("balanced_accuracy", "macro_f1", "nmi", "ari")
@@ -78,24 +78,30 @@ def translation_table(translations: Mapping[str, Mapping[str, Any]]) -> Table:
 # --- a sweep ------------------------------------------------------------------------------------------------
 
 
-def sweep_table(groups: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy") -> Table:
-    """One line per configuration; the best of each condition carries a star.
+def sweep_table(
+    rows: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy", most: int | None = None
+) -> Table:
+    """One line per configuration, or the best ``most`` of them; the best of each condition carries a star.
 
-    A group holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or
-    None), ``n`` finished trials of ``expected``, ``failed``, and optionally ``baseline`` and ``probe`` (kNN).
+    A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or None),
+    ``n`` finished trials of ``expected``, ``failed``, and optionally ``baseline``, ``probe`` (kNN) and ``pruned``.
     """
     shown = plain(metric.replace("_", " "))
     table = empty("condition")
     parameters(table, "parameters")
     numbers(table, shown, "baseline", "probe", "trials")
-    keys = varying(groups) if groups else []
+    keys = varying(rows) if rows else []
+    groups = best_in_order(rows, len(rows) if most is None else most, metric=metric)
     best = best_of_each_condition(groups, metric=metric)
     for place, group in enumerate(groups):
         beside = (number(group.get("baseline")), number(group.get("probe")))
         cells = (starred(mean_sd(group), marked=place in best), *beside, _trials(group))
         name, style = plain(group["condition"]), "bold" if place in best else ""
         add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
-    notes = ["* best of its condition"] if best else []
+    notes = [f"... and {len(rows) - len(groups)} more; report.md lists all."] if len(groups) < len(rows) else []
+    notes += ["* best of its condition"] if best else []
+    if any(group.get("pruned") for group in groups):
+        notes.append("pruned at: the epoch at which it was not among the best; its value is the best up to there.")
     if any(group.get("baseline") is not None for group in groups):
         notes.append(f"{BASELINE}.")
     if any(group.get("probe") is not None for group in groups):
@@ -223,7 +229,9 @@ def starred(cell: str, *, marked: bool) -> str:
 
 
 def _trials(group: Mapping[str, Any]) -> str:
-    return f"{group['n']} of {group['expected']}" + (f",\n{group['failed']} failed" if group["failed"] else "")
+    pruned = group.get("pruned")
+    trained = f"pruned at {pruned['epoch']}" if pruned else f"{group['n']} of {group['expected']}"
+    return trained + (f",\n{group['failed']} failed" if group["failed"] else "")
 
 
 def _error(value: float | None) -> str:

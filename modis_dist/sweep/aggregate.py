@@ -7,12 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median_high, stdev
 from typing import Any
 
-from modis_dist.report.text import best_of_each_condition
+from modis_dist.report.text import best_first, best_of_each_condition
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.metrics import HEADLINES, headline
 
 Results = Mapping[str, Mapping[str, Any]]  # trial id -> result.json
 Group = dict[str, Any]
+Configuration = tuple[str, int]  # condition and number: a group of all its folds and replicates
 
 
 def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
@@ -25,17 +26,38 @@ def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
     }
 
 
-def grouped(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> list[Group]:
-    """One row per condition and configuration, in the order of the grid.
+def by_configuration(trials: Sequence[Trial]) -> dict[Configuration, list[Trial]]:
+    """Trials by condition and configuration, in their order."""
+    found: dict[Configuration, list[Trial]] = {}
+    for trial in trials:
+        found.setdefault((trial.condition, trial.configuration), []).append(trial)
+    return found
+
+
+def grouped(
+    trials: Sequence[Trial],
+    results: Results,
+    reasons: Mapping[str, str],
+    pruned: Mapping[Configuration, Mapping[str, Any]] | None = None,
+) -> list[Group]:
+    """One row per condition and configuration, in the order of the grid or the search.
 
     Keys: ``condition``, ``params``, ``mean``, ``sd``, ``n``, ``expected``, ``failed``, ``reasons``, ``baseline``,
-    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``trials``,
-    ``done_trials`` and ``failed_trials`` (ids).
+    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``pruned``, ``trials``, ``done_trials`` and ``failed_trials``
+    (ids). ``pruned`` is None, or ``epoch``, ``rank`` and ``of``; ``mean``, ``sd`` and ``n`` are then of that epoch.
     """
-    members: dict[tuple[str, int], list[Trial]] = {}
-    for trial in trials:
-        members.setdefault((trial.condition, trial.configuration), []).append(trial)
-    return [_group(group, results, reasons) for group in members.values()]
+    verdicts = pruned or {}
+    members = by_configuration(trials)
+    return [_group(group, results, reasons) | _cut_short(verdicts.get(key)) for key, group in members.items()]
+
+
+def _cut_short(verdict: Mapping[str, Any] | None) -> Group:
+    """What a verdict at a rung changes in a row."""
+    if verdict is None:
+        return {"pruned": None}
+    figures = {name: verdict[name] for name in ("mean", "sd", "n")}
+    nothing = dict.fromkeys(("baseline", "probe", "epochs"))
+    return {**figures, **nothing, "pruned": {name: verdict[name] for name in ("epoch", "rank", "of")}}
 
 
 def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> Group:
@@ -60,6 +82,15 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
         "done_trials": finished,
         "failed_trials": sorted(failed),
     }
+
+
+def ranked(groups: Sequence[Group], *, metric: str) -> list[Group]:
+    """The groups of each condition from the best to the worst."""
+    found: list[Group] = []
+    for condition in dict.fromkeys(group["condition"] for group in groups):
+        mine = [group for group in groups if group["condition"] == condition]
+        found += [dict(row) for row in best_first(mine, metric=metric)]
+    return found
 
 
 def chosen(groups: Sequence[Group], *, metric: str) -> dict[str, Group]:

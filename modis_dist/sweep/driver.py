@@ -1,14 +1,15 @@
 """A study from its first trial to its summary.
 
-1. The trials are listed and written down. 2. What is not done yet is trained, pack by pack. 3. Groups over folds and
-replicates are compared on validation rows. 4. The chosen configuration is trained on all training rows and scored,
-once, on the test rows. Re-running the same study on the same folder continues wherever it stopped.
+1. The trials are listed and written down. 2. What is not done yet is trained, pack by pack; where the study prunes, up
+to a rung, and what is among the best there further. Where Optuna proposes, this is done round by round. 3. Groups over
+folds and replicates are compared on validation rows. 4. The chosen configuration is trained on all training rows and
+scored, once, on the test rows. Re-running the same study on the same folder continues wherever it stopped.
 
 Who executes packs (Ray, this process) and who is told about it are ports; this module knows neither Ray nor MLflow.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -24,12 +25,14 @@ from modis_dist.errors import DataError, Interrupted, RunFailed
 from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
-from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, tested
+from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, ranked, tested
 from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder, unfinished
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
 from modis_dist.sweep.packs import layout
+from modis_dist.sweep.rungs import Round
+from modis_dist.sweep.search import Search
 from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
 from modis_dist.train.outcome import read_result
 from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
@@ -86,6 +89,7 @@ class Plan:
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
+    to_come: float  # rounds whose configurations depend on results
 
     def packs(self) -> list[Pack]:
         """The packs of the search."""
@@ -104,7 +108,8 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
     chosen_device(study)
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
-    trials = manifest.expand(study, store.fingerprint, source=source)
+    search = Search(study, store.fingerprint, out=out, source=source)
+    trials = search.trials
     shapes = _shapes(trials, store)
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
@@ -118,7 +123,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
     )
     listed = Manifest(study.name, store.fingerprint, trials, _ids(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, outdated)
+    return Plan(study, store, selection_of, listed, shapes, outdated, search.to_come)
 
 
 def _is_done(out: Path, trial: Trial) -> bool:
@@ -166,18 +171,18 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         mirror.start(params=to_tree(study.base()), tags={"study": study.name, "data": listed.fingerprint})
         sweep = _Sweep(planned, out, executor, mirror, display)
 
-        # Search: every trial of the manifest that is not done.
-        trials = unique(listed.trials)
-        reasons = sweep.train(trials, planned.packs(), stage="search")
-        results = sweep.results(trials)
-        groups = grouped(listed.trials, results, reasons | failures(results))
+        # Search: every trial that is not done, round by round; a round is known when those before it are done.
+        reasons = sweep.search()
+        results = sweep.results(sweep.trials)
+        groups = sweep.groups(reasons)
+        groups = ranked(groups, metric=metric) if study.sweep.search else groups
         best = chosen(groups, metric=metric)
 
         # Refit: the chosen configuration of each condition, on all training rows; test rows are scored here only.
-        refits = {condition: _refits(planned, group) for condition, group in best.items()}
+        refits = {condition: _refits(sweep.trials, group, listed.fingerprint) for condition, group in best.items()}
         again = unique(trial for group in refits.values() for trial in group)
         packs = sweep.refit_packs(again)
-        reasons |= sweep.train(again, packs, stage="refit")
+        reasons |= sweep.train(again, partial(sweep.trained, packs, stage="refit"), stage="refit")
         final = sweep.results(again)
 
         summary = summarise(listed, groups, best, refits, final, metric=metric)
@@ -197,22 +202,70 @@ class _Sweep:
     def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
         self._planned = planned
         self._listed = planned.manifest
+        self._search = Search(planned.study, planned.manifest.fingerprint, out=out, source=planned.study.name)
+        self._declared: set[str] = set()  # trials that the mirror knows of
         self._out = out
         self._executor = executor
         self._mirror = mirror
         self._display = display
 
-    def train(self, trials: Sequence[Trial], packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
-        """Train what is not done of some trials, laid out in packs; returns why trials crashed, by id.
+    @property
+    def trials(self) -> Sequence[Trial]:
+        """The trials of all rounds so far."""
+        return self._search.trials
+
+    def groups(self, reasons: Mapping[str, str]) -> list[Group]:
+        """What they add up to; ``reasons``: why trials crashed."""
+        results = self.results(self.trials)
+        return grouped(self.trials, results, {**reasons, **failures(results)}, self._search.pruned)
+
+    def search(self) -> dict[str, str]:
+        """Train every round; returns why trials crashed, by id."""
+        reasons: dict[str, str] = {}
+        for number in range(self._search.most_rounds):
+            if number == self._search.rounds:
+                self._search.propose(self.groups(reasons))
+                self.lay_out()
+            trials = self._search.round(number)
+            name = f"round {number + 1}" if self._search.most_rounds > 1 else "search"
+            work = Round(trials, self._search, self, out=self._out, name=name)
+            reasons |= self.train(unique(trials), work.train, stage="search")
+        return reasons
+
+    def packs(self) -> list[Pack]:
+        """The packs of all rounds so far."""
+        return replace(self._planned, manifest=self._listed).packs()
+
+    def lay_out(self, *, without: Sequence[Pack] = ()) -> None:
+        """Put what is not done and in none of the packs, leaving some out, into packs; note it in the manifest."""
+        left_out = _ids([pack.trials for pack in without])
+        laid = self._laid_out(unique(self.trials), [pack for pack in self._listed.packs if pack not in left_out])
+        self._listed = replace(self._listed, trials=tuple(self.trials), packs=_ids(laid))
+        manifest.save(self._out / "manifest.json", self._listed)
+
+    def _laid_out(self, trials: Sequence[Trial], earlier: Sequence[Sequence[str]]) -> tuple[tuple[Trial, ...], ...]:
+        return layout(
+            trials,
+            self._planned.selection_of,
+            earlier=earlier,
+            done=partial(_is_done, self._out),
+            packing=self._planned.study.sweep.packing,
+            slots=self._executor.slots,
+        )
+
+    def train(self, trials: Sequence[Trial], work: Callable[[], dict[str, str]], *, stage: str) -> dict[str, str]:
+        """Do the work of training some trials; returns why trials crashed, by id.
 
         Where the user stops it, the mirror is told what is finished and that the study is not.
         """
         for trial in trials:
-            name = trial.name if stage == "search" else f"{stage} {trial.name}"
-            tags = {"stage": stage, "condition": trial.condition}
-            self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
+            if trial.id not in self._declared:
+                name = trial.name if stage == "search" else f"{stage} {trial.name}"
+                tags = {"stage": stage, "condition": trial.condition}
+                self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
+        self._declared |= {trial.id for trial in trials}
         try:
-            reasons = self._trained(packs, stage=stage)
+            reasons = work()
         except Interrupted:
             for trial in trials:
                 if (result := self._result(trial)) is not None:
@@ -223,8 +276,9 @@ class _Sweep:
             self._end(trial, self._result(trial))
         return reasons
 
-    def _trained(self, packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
-        reasons = self._executed(packs, name=stage)
+    def trained(self, packs: Sequence[Pack], *, stage: str, name: str = "") -> dict[str, str]:
+        """Train packs; a stack that crashed once more, one by one. Returns why trials crashed, by id."""
+        reasons = self._executed(packs, name=name or stage)
         alone = one_by_one(packs, reasons)
         if not alone:
             return reasons
@@ -232,8 +286,8 @@ class _Sweep:
         tried = {trial.id for pack in alone for trial in pack.trials}
         whole = [pack for pack in packs if tried.isdisjoint(trial.id for trial in pack.trials)]
         self._note(stage, [*whole, *alone])
-        kept = {name: reason for name, reason in reasons.items() if name not in tried}
-        return kept | self._executed(alone, name=f"{stage}, crashed packs one by one")
+        kept = {trial: reason for trial, reason in reasons.items() if trial not in tried}
+        return kept | self._executed(alone, name=f"{name or stage}, crashed packs one by one")
 
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
@@ -243,24 +297,19 @@ class _Sweep:
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
 
     def _note(self, stage: str, packs: Sequence[Pack]) -> None:
-        """Write down how a stage is laid out, so that an interrupted one continues."""
-        ids = _ids([pack.trials for pack in packs])
-        listed = self._listed
-        self._listed = replace(listed, packs=ids) if stage == "search" else replace(listed, refit_packs=ids)
+        """Write down how some trials of a stage are laid out, so that an interrupted one continues."""
+        ids, listed = _ids([pack.trials for pack in packs]), self._listed
+        if stage == "search":
+            held = {name for pack in ids for name in pack}
+            self._listed = replace(listed, packs=(*(pack for pack in listed.packs if held.isdisjoint(pack)), *ids))
+        else:
+            self._listed = replace(listed, refit_packs=ids)
         manifest.save(self._out / "manifest.json", self._listed)
 
     def refit_packs(self, trials: Sequence[Trial]) -> list[Pack]:
         """The packs of the refits, noted in the manifest."""
-        study = self._planned.study
-        laid = layout(
-            trials,
-            self._planned.selection_of,
-            earlier=self._listed.refit_packs,
-            done=partial(_is_done, self._out),
-            packing=study.sweep.packing,
-            slots=self._executor.slots,
-        )
-        packs = [Pack(pack, "test", study.sweep.probe) for pack in laid]
+        laid = self._laid_out(trials, self._listed.refit_packs)
+        packs = [Pack(pack, "test", self._planned.study.sweep.probe) for pack in laid]
         self._note("refit", packs)
         return packs
 
@@ -295,7 +344,8 @@ class _Sweep:
             return
         figures_made = sorted((trial_folder(self._out, trial) / "figures").glob("*.png"))
         metrics = figures_of(result)
-        status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
+        ended: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {"done": "FINISHED", "pruned": "KILLED"}
+        status = ended.get(result["status"], "FAILED")
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
 
 
@@ -305,11 +355,10 @@ def one_by_one(packs: Sequence[Pack], crashed: Mapping[str, str]) -> list[Pack]:
     return [replace(pack, trials=(trial,)) for pack in stacks for trial in pack.trials if trial.id in crashed]
 
 
-def _refits(planned: Plan, group: Group) -> list[Trial]:
+def _refits(trials: Sequence[Trial], group: Group, fingerprint: str) -> list[Trial]:
     """One refit per replicate of the chosen group, for as many epochs as its middle best epoch."""
     first: dict[int, Trial] = {}
-    for trial in planned.manifest.trials:
+    for trial in trials:
         if trial.condition == group["condition"] and trial.id in group["trials"]:
             first.setdefault(trial.replicate, trial)
-    fingerprint = planned.store.fingerprint
     return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in first.values()]

@@ -10,6 +10,7 @@ import torch
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
+from modis_dist.config.study import OptunaSearch
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Batch, Rules, Weights
 from modis_dist.sweep.driver import Plan
@@ -80,6 +81,14 @@ def refits(planned: Plan) -> list[Pack]:
     again = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in first.values())
     packs = arrange(again, planned.selection_of, packing=planned.study.sweep.packing, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
+
+
+def first_round(planned: Plan) -> list[Pack]:
+    """The packs of the first round, where rounds are still to come; they may be done already."""
+    search = planned.study.sweep.search
+    if not planned.to_come or not isinstance(search, OptunaSearch):
+        return []
+    return [pack for pack in planned.packs() if pack.trials[0].configuration < search.at_once]
 
 
 def probe_key(runs: Sequence[Run], shape: Shape) -> str:

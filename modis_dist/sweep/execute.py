@@ -7,8 +7,8 @@ A pack's folder is locked while it is trained, so that two processes never write
 import json
 import shutil
 import traceback
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -23,7 +23,16 @@ from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
-from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_run
+from modis_dist.train.outcome import (
+    RESULT,
+    Baselines,
+    Judged,
+    conclude,
+    note_standing,
+    read_result,
+    read_standing,
+    write_run,
+)
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
 from modis_dist.train.ranks import ALONE, Seat, joined
@@ -37,11 +46,17 @@ class Pack:
     trials: tuple[Trial, ...]
     judged_on: Judged = "validation"
     probe: bool = True
+    until: int | None = None  # epoch at which it waits to be compared with others; None: to its end, 0: no further
+
+    @property
+    def ids(self) -> list[str]:
+        """The ids of its trials."""
+        return [trial.id for trial in self.trials]
 
     @property
     def id(self) -> str:
         """Name of the pack's folder."""
-        return sequence_digest([trial.id for trial in self.trials])
+        return sequence_digest(self.ids)
 
 
 def trial_folder(out: Path, trial: Trial) -> Path:
@@ -65,8 +80,8 @@ def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
     path = folder / "pack.json"
     if path.exists():
         threads = load_pack(folder)[1]
-    trials = [trial.as_tree() for trial in pack.trials]
-    write_json(path, {"judged_on": pack.judged_on, "probe": pack.probe, "threads": threads, "trials": trials})
+    settings = {"judged_on": pack.judged_on, "probe": pack.probe, "until": pack.until, "threads": threads}
+    write_json(path, settings | {"trials": [trial.as_tree() for trial in pack.trials]})
     return folder
 
 
@@ -74,7 +89,7 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
     """The pack that ``save_pack`` wrote, and its CPU threads."""
     content = json.loads((folder / "pack.json").read_text())
     trials = tuple(Trial.from_tree(tree, source=str(folder)) for tree in content["trials"])
-    return Pack(trials, content["judged_on"], content["probe"]), content["threads"]
+    return Pack(trials, content["judged_on"], content["probe"], content["until"]), content["threads"]
 
 
 def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> str | None:
@@ -94,18 +109,25 @@ def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Sto
 
 
 def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:
-    """The packs with a trial that has no result yet."""
-    return [p for p in packs if any(read_result(trial_folder(out, t)) is None for t in p.trials)]
+    """The packs with a trial that has no result yet, and is not as far as they are to be trained."""
+    return [p for p in packs if not all(_is_there(trial_folder(out, t), p.until) for t in p.trials)]
+
+
+def _is_there(folder: Path, until: int | None) -> bool:
+    if read_result(folder) is not None or until is None:
+        return read_result(folder) is not None
+    standing = read_standing(folder)
+    return (standing["epochs"] if standing else 0) >= until
 
 
 def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> None:
-    """Train a pack to its end, or continue it; of several ranks the first writes. Raises what ``fit`` raises."""
+    """Train a pack to its end, or as far as it is to be trained, or continue it; of several ranks the first writes.
+
+    Raises what ``fit`` raises.
+    """
     folder = pack_folder(out, pack)
     if seat.rank > 0:
-        device = chosen_device(pack.trials[0].run)
-        members = _members(pack, out=out, store=store)
-        with joined(seat, device=device) as world:
-            fit(members, folder=folder, device=device, ports=Ports(stop=stop), world=world)
+        _fitted(pack, _members(pack, out=out, store=store), out=out, ports=Ports(stop=stop), seat=seat)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(folder):
@@ -115,16 +137,61 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
         try:
             for member in members:
                 write_run(member.folder, member.run)
-            with joined(seat, device=device) as world:
-                ports = Ports(journal, reporter, stop)
-                progress = fit(members, folder=folder, device=device, ports=ports, world=world)
+            progress = _fitted(pack, members, out=out, ports=Ports(journal, reporter, stop), seat=seat)
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
+                if one.status == "running":
+                    note_standing(member, one, judged_on=pack.judged_on)
+                    continue
                 _conclude(member, one, pack, device=device, baselines=baselines)
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
         finally:
             journal.close()
-        shutil.rmtree(folder / "last", ignore_errors=True)  # every trial has its result; there is none if all diverged
+        if not unfinished(out, [replace(pack, until=None)]):
+            shutil.rmtree(folder / "last", ignore_errors=True)  # there is none if all diverged
+
+
+def _fitted(pack: Pack, members: Sequence[Member], *, out: Path, ports: Ports, seat: Seat) -> list[Progress]:
+    """What this rank has to train of a pack."""
+    folder, device, pruned = pack_folder(out, pack), chosen_device(pack.trials[0].run), _pruned(pack, out)
+    with joined(seat, device=device) as world:
+        return fit(members, folder=folder, device=device, ports=ports, world=world, until=pack.until, pruned=pruned)
+
+
+def _pruned(pack: Pack, out: Path) -> dict[str, str]:
+    """Why trials of a pack were pruned, by id."""
+    results = [result for trial in pack.trials if (result := read_result(trial_folder(out, trial))) is not None]
+    return {result["trial"]: result["reason"] for result in results if result["status"] == "pruned"}
+
+
+def prune(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
+    """Give the trials of a pack that are not trained any further their result: how they stand, and why they leave."""
+    folder = pack_folder(out, pack)
+    leaving = [t for t in pack.trials if t.id in reasons and read_result(trial_folder(out, t)) is None]
+    standing = {t.id: read_standing(trial_folder(out, t)) for t in leaving}
+    if not any(standing.values()):
+        return
+    with locked(folder):
+        journal = JournalWriter(folder / "journal.jsonl")
+        try:
+            for trial in leaving:
+                if (held := standing[trial.id]) is not None:  # else it crashed
+                    journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": held["epochs"]})
+                    result = held | {"status": "pruned", "reason": reasons[trial.id]}
+                    write_json(trial_folder(out, trial) / RESULT, result)
+        finally:
+            journal.close()
+        if not unfinished(out, [replace(pack, until=None)]):
+            shutil.rmtree(folder / "last", ignore_errors=True)
+
+
+def reopen(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None:
+    """Forget that trials were pruned; these packs of theirs begin again, for the state of the pruned is gone."""
+    for pack in packs:
+        with locked(pack_folder(out, pack)):
+            shutil.rmtree(pack_folder(out, pack) / "last", ignore_errors=True)
+    for trial in trials:
+        (trial_folder(out, trial) / RESULT).unlink(missing_ok=True)
 
 
 def _conclude(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> None:

@@ -8,21 +8,27 @@ import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
+from math import prod
 from pathlib import Path
 from typing import Any
 
+from modis_dist.config.keys import is_whole
 from modis_dist.config.parse import Tree, build, digest, to_tree, with_settings
 from modis_dist.config.run import Run
-from modis_dist.config.study import Study
+from modis_dist.config.study import OptunaSearch, Study, Sweep
 from modis_dist.errors import ConfigError, DataError
 from modis_dist.files import write_json
+from modis_dist.sweep.space import drawn
 
 VERSION = 1
 MOST_TRIALS = 100_000
 ONLY_CONDITION = "all"
 NOT_LEARNT = ("device", "threads", "workers", "log_every", "checkpoint_every")  # of trainer: they change no result
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
-FIXED_IN_GRID = ("data.modalities", "data.classes")  # conditions may differ in their rows, what is chosen among may not
+FIXED_IN_CHOICE = (
+    "data.modalities",
+    "data.classes",
+)  # conditions may have other rows, what is chosen among may not
 
 
 @dataclass(frozen=True)
@@ -31,8 +37,8 @@ class Trial:
 
     id: str
     condition: str
-    configuration: int  # position in the grid
-    params: dict[str, Any]  # what the grid set
+    configuration: int  # position in the grid or the search
+    params: dict[str, Any]  # what the grid or the search set
     fold: int | None
     replicate: int
     run: Run
@@ -78,23 +84,27 @@ def trial_id(run: Run, fingerprint: str) -> str:
     return digest([fingerprint, tree])[:16]
 
 
-def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
-    """Conditions x grid x folds x replicates, in this order; equal trials of one condition are listed once.
+def expand(
+    study: Study, fingerprint: str, *, source: str, proposed: Sequence[Mapping[str, Any]] = ()
+) -> tuple[Trial, ...]:
+    """Conditions x configurations x folds x replicates, in this order; equal trials of one condition are listed once.
 
+    Configurations are the grid, or those drawn, with those ``proposed`` in later rounds: condition -> configurations.
     Raises ``ConfigError`` for keys or values that no run accepts, before anything is started.
     """
     sweep = study.sweep
     conditions = sweep.conditions or {ONLY_CONDITION: {}}
-    combinations = [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
-    total = len(conditions) * len(combinations) * sweep.folds * sweep.replicates
-    _check(study, total, source)
+    _check(study, len(conditions) * _configurations(sweep) * sweep.folds * sweep.replicates, source)
+    first = _first_round(sweep)
+    most = _configurations(sweep)
     base = to_tree(study.base())
     trials: dict[tuple[str, str], Trial] = {}
     for condition, settings in conditions.items():
         under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
-        for number, params in enumerate(combinations):
+        later = [params for following in proposed for params in following[condition]]
+        for number, params in enumerate([*first, *later][:most]):
             tree = with_settings(under, params, source=f"{source}: sweep.grid")
-            where = f"{source}: sweep, condition {condition}, grid point {number}"
+            where = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
             for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
                 run = build(Run, _placed(tree, study, fold, replicate), source=where)
                 name = trial_id(run, fingerprint)
@@ -102,6 +112,20 @@ def expand(study: Study, fingerprint: str, *, source: str) -> tuple[Trial, ...]:
                 trial = Trial(name, condition, number, params, held, replicate, run)
                 trials.setdefault((condition, name), trial)
     return tuple(trials.values())
+
+
+def _configurations(sweep: Sweep) -> int:
+    """How many configurations are tried in the end."""
+    return prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
+
+
+def _first_round(sweep: Sweep) -> list[dict[str, Any]]:
+    """The configurations that depend on no result."""
+    search = sweep.search
+    if search is None:
+        return [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
+    count = search.at_once if isinstance(search, OptunaSearch) else search.configurations
+    return [drawn(sweep.space, seed=search.seed, number=number) for number in range(count)]
 
 
 def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
@@ -160,21 +184,47 @@ def _check(study: Study, total: int, source: str) -> None:
     problems = []
     if total > MOST_TRIALS:
         problems.append(f"sweep: {total} trials; at most {MOST_TRIALS} are allowed")
-    for place, keys in (("grid", [study.sweep.grid]), ("conditions", list(study.sweep.conditions.values()))):
+    sweep = study.sweep
+    conditions = [*sweep.conditions.values()]
+    for place, keys in (("grid", [sweep.grid]), ("space", [sweep.space]), ("conditions", conditions)):
         problems += [
             f"sweep.{place}: {key}: cannot be swept; it would make the trials incomparable"
             for settings in keys
             for key in settings
-            if _is_under(key, FIXED + FIXED_IN_GRID * (place == "grid"))
+            if _is_under(key, FIXED + FIXED_IN_CHOICE * (place != "conditions"))
         ]
-    overlap = {k for settings in study.sweep.conditions.values() for k in settings} & set(study.sweep.grid)
-    problems += [f"sweep: {key} is set by both the grid and a condition" for key in sorted(overlap)]
+    for place, chosen in (("grid", set(sweep.grid)), ("space", set(sweep.space))):
+        overlap = {k for settings in conditions for k in settings} & chosen
+        problems += [f"sweep: {key} is set by both the {place} and a condition" for key in sorted(overlap)]
+    problems += [
+        f"sweep.space: {key}: step must be a whole number (got {one.step:g})"
+        for key, one in sweep.space.items()
+        if one.step is not None and one.step % 1 and is_whole(key)
+    ]
+    problems += _mistakes_in_pruning(study)
     if study.sweep.folds == 1 and study.data.split.validation_fraction == 0:
         problems.append("data.split.validation_fraction: 0 leaves no rows to choose by; or set sweep.folds")
     if study.data.split.folds is not None:
         problems.append("data.split.folds: set sweep.folds in a study")
     if problems:
         raise ConfigError(problems, source=source)
+
+
+def _mistakes_in_pruning(study: Study) -> list[str]:
+    """Rungs at which there is nothing to compare, or nothing left to save."""
+    pruning, optim, trainer = study.sweep.pruning, study.optim, study.trainer
+    if pruning is None:
+        return []
+    problems = []
+    swept = {*study.sweep.grid, *study.sweep.space}
+    if pruning.min_epochs >= optim.epochs and "optim.epochs" not in swept:
+        problems.append(f"sweep.pruning.min_epochs: must be below optim.epochs ({optim.epochs}), else nothing is saved")
+    if pruning.min_epochs < trainer.validate_every:
+        problems.append(
+            f"sweep.pruning.min_epochs: must be at least trainer.validate_every ({trainer.validate_every}), "
+            "else there is no validation to compare"
+        )
+    return problems
 
 
 def _is_under(key: str, sections: Sequence[str]) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modis_dist.sweep.execute import Pack, pack_folder
+from modis_dist.sweep.manifest import Trial
 from modis_dist.train.journal import JournalReader
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -41,12 +42,17 @@ class Silent:
         """Nothing."""
 
 
+def _epochs(pack: Pack, trial: Trial) -> int:
+    """How many a trial is trained, at most."""
+    return trial.run.optim.epochs if pack.until is None else min(pack.until, trial.run.optim.epochs)
+
+
 class Monitor:
     """Reads the journals of some packs in a thread, from entering to leaving the ``with`` block."""
 
     def __init__(self, packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> None:
         self._readers = [JournalReader(pack_folder(out, pack) / "journal.jsonl") for pack in packs]
-        self._limit = {trial.id: trial.run.optim.epochs for pack in packs for trial in pack.trials}
+        self._limit = {t.id: _epochs(p, t) for p in packs for t in p.trials}
         self._epochs = dict.fromkeys(self._limit, 0)
         self._ended: dict[str, str] = {}
         self._feed = feed
@@ -80,7 +86,7 @@ class Monitor:
         if trial not in self._limit:
             return
         if record["kind"] == "metrics":
-            self._epochs[trial] = max(self._epochs[trial], record["step"])
+            self._epochs[trial] = min(max(self._epochs[trial], record["step"]), self._limit[trial])
         if record["kind"] in {"end", "checkpoint"}:  # trained to its end, stopped early or failed
             self._epochs[trial] = self._limit[trial]
         if record["kind"] == "end":

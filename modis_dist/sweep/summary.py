@@ -52,9 +52,10 @@ def summarise(
     expected = {name for group in groups for name in group["trials"]}
     failed = {name for group in groups for name in group["failed_trials"]}
     done = {name for group in groups for name in group["done_trials"]}
+    pruned = {name for group in groups if group["pruned"] for name in group["trials"]} - done - failed
     return {
         "study": listed.study,
-        "trials": {"total": len(expected), "done": len(done), "failed": len(failed)},
+        "trials": {"total": len(expected), "done": len(done), "failed": len(failed), "pruned": len(pruned)},
         **{key: conditions[0][key] for key in ("best", "test", "baseline")},
         "model": next((one["model"] for one in conditions if one["model"]), None),
         "conditions": conditions,

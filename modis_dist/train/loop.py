@@ -58,15 +58,22 @@ def fit(
     ports: Ports | None = None,
     dtype: torch.dtype = torch.float32,
     world: World = ALONE,
+    until: int | None = None,
+    pruned: Mapping[str, str] | None = None,
 ) -> list[Progress]:
     """Train a stack, or continue it from ``folder/last``; returns every member's progress, done or failed.
 
     The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
-    ``folder/best``. Of several ranks all call this, with the same members, and rank 0 writes. Raises ``Interrupted``
-    after saving, where the stop port asks for it, ``DataError`` where ``folder`` belongs to another training.
+    ``folder/best``. Of several ranks all call this, with the same members, and rank 0 writes. ``until`` is an epoch to
+    save at and return, with members still running; ``pruned`` says why members (by trial) leave before anything else
+    is done. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DataError`` where ``folder``
+    belongs to another training.
     """
-    training = Training(members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype, world=world)
+    training = Training(
+        members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype, world=world, until=until
+    )
     training.begin()
+    training.prune(pruned or {})
     while training.running():
         state = training.state
         while training.running() and state.step_in_epoch < training.loader.steps:
@@ -104,6 +111,7 @@ class Training:
         ports: Ports,
         dtype: torch.dtype,
         world: World,
+        until: int | None,
     ) -> None:
         first = members[0]
         self.members = list(members)
@@ -113,6 +121,7 @@ class Training:
         self.world = world
         self.device = device
         self.dtype = dtype
+        self.until = first.run.optim.epochs if until is None else until
         sizes = {m: len(pipeline.features_out) for m, pipeline in first.prepared.pipelines.items()}
         self.shape = shape(first.run, sizes, len(first.prepared.classes))
         self.progress = [Progress(member.trial) for member in members]
@@ -147,6 +156,13 @@ class Training:
         self._adopt(state)
         self.log.restore(held.state["sums"])
         self._leave([r for r, p in enumerate(self._active()) if p.status == "done"])
+
+    def prune(self, reasons: Mapping[str, str]) -> None:
+        """Continue without the members that are not wanted any further."""
+        leaving = [r for r, held in enumerate(self._active()) if held.trial in reasons]
+        for held in [self._active()[r] for r in leaving]:
+            held.status, held.reason = "pruned", reasons[held.trial]
+        self._leave(leaving)
 
     def identity(self) -> dict[str, Any]:
         """What a checkpoint belongs to."""
@@ -206,8 +222,8 @@ class Training:
     # --- during an epoch ------------------------------------------------------------------------------------
 
     def running(self) -> bool:
-        """Whether a replicate is left to train."""
-        return bool(self.state.members)
+        """Whether a replicate is left to train, and an epoch to train it."""
+        return bool(self.state.members) and self.state.epoch < self.until
 
     def rate(self) -> float:
         """Learning rate of the next step, as a share of ``optim.lr``: 1, or from 1 to 0 along half a cosine."""
@@ -255,7 +271,7 @@ class Training:
         log = self.log
         log.without(dropped)
         self._adopt(self.state.without(dropped))
-        if self.running():
+        if self.state.members:
             self.log.restore(log.state())
 
     # --- end of an epoch ------------------------------------------------------------------------------------
@@ -279,7 +295,7 @@ class Training:
         finished = [r for r, held in enumerate(self._active()) if self._finished(held)]
         for r in finished:
             self._active()[r].status = "done"
-        if finished or state.epoch % self.run.trainer.checkpoint_every == 0:
+        if finished or state.epoch % self.run.trainer.checkpoint_every == 0 or state.epoch == self.until:
             self.save()
         self.ports.reporter.progress(
             epoch=state.epoch, epochs=self.run.optim.epochs, active=len(state.members), headline=rows[0]

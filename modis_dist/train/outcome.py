@@ -20,6 +20,7 @@ from modis_dist.train.state import Progress
 
 RESULT = "result.json"
 HISTORY = "history.json"
+STANDING = "standing.json"
 Judged = Literal["validation", "test"]
 
 
@@ -57,7 +58,26 @@ def conclude(
 
     The networks run on ``device``.
     """
-    result: dict[str, Any] = {
+    result = _so_far(member, progress, judged_on)
+    subset = getattr(member.prepared, judged_on)
+    if progress.status == "done" and subset is not None:
+        predictor = Predictor.open(member.folder, device=device)
+        prepared = member.prepared
+        probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
+        result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
+        result["baseline"] = baselines.of(member.prepared, judged_on)
+    _write(member, progress, result, RESULT)
+    return result
+
+
+def note_standing(member: Member, progress: Progress, *, judged_on: Judged) -> None:
+    """Write how a member stands that is not trained to its end yet: ``standing.json``, like a result."""
+    _write(member, progress, _so_far(member, progress, judged_on), STANDING)
+
+
+def _so_far(member: Member, progress: Progress, judged_on: Judged) -> dict[str, Any]:
+    """What is known without judging the model."""
+    return {
         "trial": member.trial,
         "status": progress.status,
         "reason": progress.reason,
@@ -70,21 +90,25 @@ def conclude(
         "evaluation": None,
         "baseline": None,
     }
-    subset = getattr(member.prepared, judged_on)
-    if progress.status == "done" and subset is not None:
-        predictor = Predictor.open(member.folder, device=device)
-        prepared = member.prepared
-        probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
-        result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
-        result["baseline"] = baselines.of(member.prepared, judged_on)
+
+
+def _write(member: Member, progress: Progress, result: dict[str, Any], name: str) -> None:
+    """The history first: where a result is, so is what it came from."""
     write_json(member.folder / HISTORY, [_finite(row) for row in progress.history])
-    write_json(member.folder / RESULT, result)
-    return result
+    write_json(member.folder / name, result)
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
     """The result in a training's folder, or None where it is not finished. Raises ``DataError`` if damaged."""
-    path = folder / RESULT
+    return _read(folder / RESULT)
+
+
+def read_standing(folder: Path) -> dict[str, Any] | None:
+    """How a training stood when it was last compared with others, or None. Raises ``DataError`` if damaged."""
+    return _read(folder / STANDING)
+
+
+def _read(path: Path) -> dict[str, Any] | None:
     try:
         result: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
@@ -95,7 +119,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
 
 
 def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """One row per epoch of a finished training."""
+    """One row per epoch, of a training that is finished or was compared with others."""
     rows: list[dict[str, float | None]] = json.loads((folder / HISTORY).read_text())
     return rows
 

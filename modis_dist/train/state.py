@@ -20,7 +20,7 @@ from modis_dist.train.learner import Learner
 from modis_dist.train.seeds import mix
 from modis_dist.world import ALONE, World
 
-Status = Literal["running", "done", "failed"]
+Status = Literal["running", "done", "failed", "pruned"]
 
 
 @dataclass
@@ -29,7 +29,7 @@ class Progress:
 
     trial: str
     status: Status = "running"
-    reason: str | None = None  # why it failed
+    reason: str | None = None  # why it failed or was pruned
     best_value: float | None = None
     best_error: float | None = None  # reconstruction error of the same epoch, which decides between equals
     best_epoch: int | None = None  # epochs done when it was reached

@@ -67,8 +67,11 @@ NEEDED = {
     "DropPairs": {"pairs": [{"label": "a", "modality": "m"}]},
     "Variance": {"features": 1},
     "Pca": {"components": 1},
+    "Dimension": {"choices": [1]},
     "Pair": {"label": "a", "modality": "m"},
 }
+
+BESIDE = {"search": {"space": {"optim.lr": {"choices": [1]}}}, "space": {"search": "random"}}  # accepted only together
 
 
 def places(
@@ -78,13 +81,14 @@ def places(
     for option in alternatives(rule):
         if option.get("type") == "array":
             yield from (p for inner in alternatives(option["items"]) for p in places(inner, (*path, 0), around))
-        for inner in option.get("patternProperties", {}).values():
+        named = option["additionalProperties"] if isinstance(option.get("additionalProperties"), dict) else {}
+        for inner in [*option.get("patternProperties", {}).values(), *([named] if "$ref" in named else [])]:
             yield from places(inner, (*path, FREE), around)
         for name, inner in option.get("properties", {}).items():
             needed = NEEDED.get(str(option.get("title")), {})
-            if "kind" in option["properties"] and len(path) > 0 and isinstance(path[-1], int):
+            if "kind" in option["properties"] and path and (isinstance(path[-1], int) or path[-1] == "search"):
                 needed = {"kind": option["properties"]["kind"]["const"], **needed}
-            here = {**around, len(path): {k: v for k, v in needed.items() if k != name}}
+            here = {**around, len(path): {k: v for k, v in needed.items() if k != name} | BESIDE.get(name, {})}
             yield Place((*path, name), here, inner)
             yield from places(inner, (*path, name), here)
 
@@ -110,9 +114,9 @@ def test_the_schema_was_walked_whole() -> None:
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.shown)
 def test_a_misspelt_key_is_refused_and_the_right_one_named(place: Place) -> None:
     name = str(place.path[-1])
-    if name == "kind" and isinstance(place.path[-2], int):
+    if name == "kind" and (isinstance(place.path[-2], int) or place.path[-2] == "search"):
         (problem,) = problems(place.tree(1, key="knid"))
-        assert "a step is a name or a section with `kind`" in problem
+        assert "must be a name, or a section with `kind`" in problem
         return
     wrong = name[:-1] + name[-1] * 2 + "x"  # a slip at the end
     location = place.shown[: -len(name)] + wrong
@@ -176,10 +180,16 @@ LIMITED = [(place, inside, outside) for place in PLACES for inside, outside in l
 def test_most_numbers_have_limits() -> None:
     numbers = [p for p in PLACES if any(o.get("type") in {"integer", "number"} for o in alternatives(p.rule))]
     assert len({p.shown for p in numbers}) > 40
-    assert {p.shown for p in numbers} == {place.shown for place, _, _ in LIMITED}, "a number without a limit"
+    ends = {f"sweep.space.{FREE}.low", f"sweep.space.{FREE}.high"}  # have the limits of the key that is searched
+    assert {p.shown for p in numbers} - ends == {place.shown for place, _, _ in LIMITED}, "a number without a limit"
 
 
-PARTNERS = {"data.split.folds": {"fold": 0}, "data.split.fold": {"folds": 100}}  # accepted only together
+PARTNERS = {  # accepted only together
+    "data.split.folds": {"fold": 0},
+    "data.split.fold": {"folds": 100},
+    f"sweep.space.{FREE}.step": {"low": 0, "high": 1},
+}
+INSTEAD = {"scenario[0].fraction": {"keep", "rows"}, f"sweep.space.{FREE}.step": {"choices"}}  # refused together
 
 
 @pytest.mark.parametrize(("place", "inside", "outside"), LIMITED, ids=lambda value: getattr(value, "shown", str(value)))
@@ -188,9 +198,7 @@ def test_a_limit_admits_the_value_inside_and_refuses_the_one_outside_with_key_an
 ) -> None:
     partners = PARTNERS.get(place.shown, {})
     depth = len(place.path) - 1
-    needed = {
-        k: v for k, v in place.around[depth].items() if not (place.shown == "scenario[0].fraction" and k != "kind")
-    }
+    needed = {k: v for k, v in place.around[depth].items() if k not in INSTEAD.get(place.shown, ())}
     at = Place(place.path, {**place.around, depth: needed | partners}, place.rule)
     assert problems(at.tree(inside)) == []
     (problem,) = problems(at.tree(outside))

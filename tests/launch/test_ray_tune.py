@@ -112,7 +112,7 @@ def test_ctrl_c_saves_and_the_same_command_continues(study: Path, tmp_path: Path
         assert driver.wait(60) == 75, (tmp_path / "stderr.txt").read_text()
     assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGINT; the same command continues"
     assert command(["tune", str(study), "--out", str(out)]) == 0
-    assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0}
+    assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
 def listening(process: psutil.Process) -> list:

@@ -272,6 +272,16 @@ def test_configurations_show_mean_spread_baseline_and_what_is_missing():
     assert names == ["a  lr=0.0001", "a  lr=0.001  (3 of 5)", "b  lr=0.001  (0 of 5)"]
 
 
+def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best():
+    rows = [configuration("a", 1e-4, 0.7), configuration("a", 1e-3, 0.9) | {"pruned": {"epoch": 20}}]
+    figure = figures.draw_sweep_overview(rows)
+    axes = figure.axes[0]
+    drawn = {line.get_xdata()[0]: line for line in axes.lines if line.get_marker() in ("o", "D")}
+    assert drawn[0.7].get_marker() == "D" and drawn[0.9].get_markerfacecolor() == "none"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.0001", "lr=0.001  (epoch 20)"]
+    assert "pruned, value so far" in [text.get_text() for text in axes.get_legend().get_texts()]
+
+
 def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
     monkeypatch.setattr(figures, "MAX_CONFIGURATIONS", 2)
     rows = [configuration("a", lr, mean) for lr, mean in ((1, 0.1), (2, None), (3, 0.9), (4, 0.5))]

@@ -23,7 +23,7 @@ from modis_dist.report.tables import (
     translation_table,
 )
 from modis_dist.report.terminal import show, stdout
-from modis_dist.report.text import best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import best_first, best_of_each_condition, plain, settings, varying
 from modis_dist.train.metrics import Scored, classification
 
 HOSTILE = [
@@ -127,6 +127,42 @@ def test_sweep_marks_the_best_of_each_condition_and_shows_what_is_missing():
         "1: they lie apart, nothing is aligned; 1 / number of modalities: perfectly aligned.\n"
         "\nThe choice looks at balanced accuracy only: compare the probes before you rely on alignment.\n"
     )
+
+
+def pruned(lr: float, mean: float, *, epoch: int) -> dict:
+    return group("base", lr, mean) | {"pruned": {"epoch": epoch, "rank": 3, "of": 3}}
+
+
+def test_a_pruned_configuration_says_where_and_is_never_the_best():
+    groups = [group("base", 1e-4, 0.81), pruned(1e-3, 0.9, epoch=20)]
+    text = to_markdown(sweep_table(groups))
+    assert "| base | lr=0.0001 | \\* 0.810 ± 0.010 | - | - | 5 of 5 |" in text
+    assert "| base | lr=0.001 | 0.900 ± 0.010 | - | - | pruned at 20 |" in text
+    assert "pruned at: the epoch at which it was not among the best; its value is the best up to there." in text
+
+
+def test_the_complete_come_before_the_pruned_and_those_before_the_incomplete():
+    rows = [
+        group("base", 1, None, n=0),
+        group("base", 2, 0.99, n=4),
+        pruned(3, 0.9, epoch=20),
+        group("base", 4, 0.5),
+        pruned(5, 0.7, epoch=60),
+        pruned(6, 0.95, epoch=20),
+        group("base", 7, 0.6),
+    ]
+    order = [row["params"]["optim.lr"] for row in best_first(rows, metric="nmi")]
+    assert order == [7, 4, 5, 6, 3, 2, 1]
+    errors = [row["params"]["optim.lr"] for row in best_first(rows, metric="reconstruction_mse")]
+    assert errors == [4, 7, 5, 3, 6, 2, 1]
+
+
+def test_a_long_table_lists_the_best_in_their_order_and_says_how_many_are_left_out():
+    rows = [group("base", lr, mean) for lr, mean in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.7))]
+    header, *lines = plain_rows(sweep_table(rows, most=2))
+    assert [line[header.index("parameters")] for line in lines] == ["lr=2", "lr=4"]
+    assert "... and 2 more; report.md lists all." in to_markdown(sweep_table(rows, most=2)).replace("\\", "")
+    assert "more; report.md" not in to_markdown(sweep_table(rows, most=4))
 
 
 def test_of_errors_the_smallest_is_best():

@@ -45,7 +45,7 @@ def tune(folder: Path, *arguments: str) -> int:
 def test_the_summary_has_what_scripts_read(done: Path) -> None:
     summary = summary_of(done)
     assert summary["study"] == "toy"
-    assert summary["trials"] == {"total": 8, "done": 8, "failed": 0}
+    assert summary["trials"] == {"total": 8, "done": 8, "failed": 0, "pruned": 0}
     assert set(summary["best"]) >= {"params", "metric", "mean", "sd", "n"}
     assert summary["best"]["n"] == 4 and summary["best"]["metric"] == "balanced_accuracy"
     for part in ("test", "baseline"):
@@ -124,7 +124,7 @@ def test_conditions_that_come_to_the_same_are_trained_once_and_shown_twice(tmp_p
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=same)
     assert tune(tmp_path) == 0
     summary = summary_of(tmp_path)
-    assert summary["trials"] == {"total": 2, "done": 2, "failed": 0}
+    assert summary["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
     assert [c["condition"] for c in summary["conditions"]] == ["default", "pairwise"]
     assert summary["conditions"][0]["test"] == summary["conditions"][1]["test"] is not None
     before = epochs_trained(tmp_path / "out")
@@ -186,13 +186,13 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     assert tune(tmp_path) == 4
     assert "1 trials failed (MemoryError: poisoned)" in capsys.readouterr().err
     summary = summary_of(tmp_path)
-    assert summary["trials"] == {"total": 4, "done": 3, "failed": 1}
+    assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2
     before = epochs_trained(tmp_path / "out")
     monkeypatch.setattr(execute, "fit", genuine)
     assert tune(tmp_path) == 0
     after = epochs_trained(tmp_path / "out")
-    assert summary_of(tmp_path)["trials"] == {"total": 4, "done": 4, "failed": 0}
+    assert summary_of(tmp_path)["trials"] == {"total": 4, "done": 4, "failed": 0, "pruned": 0}
     (poisoned,) = summary["failures"]
     assert {name: after[name] for name in before} == before and poisoned not in before and after[poisoned] == 4
 

@@ -5,8 +5,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from modis_dist.config import yaml12
+import torch
+
+from modis_dist.config import parse, yaml12
+from modis_dist.config.study import Study
 from modis_dist.data.writer import StoreWriter
+from modis_dist.launch.mlflow_mirror import NullMirror
+from modis_dist.sweep.driver import plan, run_study
+from modis_dist.sweep.local import LocalExecutor
+from modis_dist.sweep.monitor import Silent
 from tests.train import toy
 
 COMMAND = [sys.executable, "-m", "modis_dist"]
@@ -39,6 +46,15 @@ def tree(store: Path, **sweep: Any) -> dict[str, Any]:
     base["data"]["store"] = str(store)
     settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"} | sweep
     return base | {"sweep": settings}
+
+
+def study_here(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
+    """The study trained in this process, without MLflow; its summary."""
+    torch.set_num_threads(1)
+    study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")
+    planned = plan(study, out=out, slots=1, source="study.yaml")
+    executor = LocalExecutor(study.sweep.resources)
+    return run_study(planned, out=out, executor=executor, mirror=NullMirror(), display=Silent())
 
 
 def write_study(path: Path, store: Path, **sweep: Any) -> Path:

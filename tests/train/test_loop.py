@@ -239,3 +239,27 @@ def test_resuming_from_any_step_equals_the_uninterrupted_training_to_the_bit(tmp
         assert json.dumps([p.history for p in again]) == json.dumps([p.history for p in expected]), stop
         got = tensors_of(folder)
         assert got.keys() == want.keys() and all(torch.equal(got[k], want[k]) for k in want), stop
+
+
+def test_a_stack_that_waits_at_epochs_ends_with_the_same_bits(tmp_path: Path) -> None:
+    calm, waiting = tmp_path / "calm", tmp_path / "waiting"
+    expected = toy.train(stack(calm), calm)
+    for until in (1, 1, 3):
+        held = fit(stack(waiting), folder=waiting, device=toy.CPU, until=until)
+        assert all(one.epochs == until for one in held if one.status == "running") and held[0].status == "running"
+    assert fit(stack(waiting), folder=waiting, device=toy.CPU) == expected
+    want, got = tensors_of(calm), tensors_of(waiting)
+    assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
+
+
+def test_a_pruned_member_leaves_the_stack_and_the_other_learns_what_it_would_have(tmp_path: Path) -> None:
+    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    fit(stack(shared), folder=shared, device=toy.CPU, until=2)
+    kept, left = fit(stack(shared), folder=shared, device=toy.CPU, pruned={"t1": "rank 2 of 2"})
+    assert (left.status, left.reason, left.epochs, len(left.history)) == ("pruned", "rank 2 of 2", 2, 2)
+    assert kept.status == "done" and not (shared / "t1" / "best").exists()
+    (single,) = toy.train(stack(alone)[:1], alone)
+    assert single.epochs == kept.epochs > 2
+    for ours, theirs in zip(single.history, kept.history, strict=True):
+        for key in (key for key in ours if key.startswith("train/")):
+            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), key
