@@ -323,7 +323,7 @@ class Training:
                 self._fail(number, reason)
             rows[number] |= {f"train/{side}": now for side, now in skipped.items()}
         self._leave([r for r, held in enumerate(self._active()) if held.status == "failed"])
-        return not self.running()
+        return not self.state.members
 
     def _validate(self, rows: list[dict[str, float]]) -> None:
         """Add validation figures to the rows of this epoch and keep the models that improved."""
