@@ -53,10 +53,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         threads = self._resources["cpus"] // at_once
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store)}
-        with on_signal(partial(_ask_to_stop, stop)):
-            if self._folder is None:
+        if self._folder is None:
+            with on_signal(partial(_ask_to_stop, stop)):
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
-            said = self._fit(folders, settings, threads=threads, storage=self._folder / packs[0].id)
+        said: dict[str, str | None] = {}
+        with on_signal(partial(_ask_to_stop, stop)):  # anew: starting Ray puts its own handler in the place of ours
+            if not stop.exists():
+                said = self._fit(folders, settings, threads=threads, storage=self._folder / packs[0].id)
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
