@@ -8,6 +8,8 @@ import logging
 import os
 import secrets
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,6 +17,8 @@ from functools import cache
 from pathlib import Path
 
 import psutil
+
+from modis_dist.launch import ray_reaper
 
 PREFIX = "modis-"  # short: Ray's socket paths may have 107 bytes
 OWNER = "owner.pid"
@@ -26,29 +30,34 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     _remove_leftovers()
     folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700: what Ray opens below it stays closed
     (folder / OWNER).write_text(str(os.getpid()))
-    try:
-        with _environment(_settings(folder)):
-            import ray
+    with _reaper(folder), _environment(_settings(folder)):
+        import ray
 
-            ray.init(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.ERROR,
-                _temp_dir=str(folder / "r"),
-            )
-            try:
-                yield folder
-            finally:
-                ray.shutdown()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        ray.init(
+            num_cpus=cpus,
+            num_gpus=gpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _temp_dir=str(folder / "r"),
+        )
+        try:
+            yield folder
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def _reaper(folder: Path) -> Iterator[None]:
+    """Whoever clears up after this process, even where it is killed; done when the block is left."""
+    command = [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
+        yield
 
 
 def _settings(folder: Path) -> dict[str, str | None]:
     """Environment of the driver and, inherited from it, of every process of Ray; None removes a variable."""
-    token = folder / "token"
+    token = folder / ray_reaper.TOKEN
     token.touch(mode=0o600)
     token.write_text(_token())
     package = str(Path(__file__).resolve().parents[2])  # workers start in another folder

@@ -8,6 +8,7 @@ import os
 import secrets
 import threading
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -138,8 +139,13 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
     settings = {"run": to_tree(run), "out": str(out), "source": source}
     with private_cluster(cpus=workers * threads, gpus=workers * gpus) as folder:
         stop = folder / STOP
-        with on_signal(partial(ask_to_stop, stop)), _Watched(out / "journal.jsonl", run.optim.epochs, reporter):
-            return on_ranks(
+        with (
+            on_signal(partial(ask_to_stop, stop)),
+            _Watched(out / "journal.jsonl", run.optim.epochs, reporter),
+            ThreadPoolExecutor(1) as beside,  # in the main thread Ray Train would put its own handler for Ctrl-C
+        ):
+            training = beside.submit(
+                on_ranks,
                 _run_of_rank,
                 settings | {"stop": str(stop)},
                 workers=workers,
@@ -147,6 +153,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
                 gpus=gpus,
                 folder=folder,
             )
+            return training.result()
 
 
 def ask_to_stop(file: Path, reason: str) -> None:

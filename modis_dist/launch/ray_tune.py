@@ -58,10 +58,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         threads = self._cores // (at_once * self._workers)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
-        with on_signal(partial(ask_to_stop, stop)):
-            if self._folder is None:
+        if self._folder is None:
+            with on_signal(partial(ask_to_stop, stop)):
                 self._folder = self._open.enter_context(private_cluster(**self._resources))
-            said = self._fit(folders, settings, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
+        said: dict[str, str | None] = {}
+        with on_signal(partial(ask_to_stop, stop)):  # anew: starting Ray puts its own handler in the place of ours
+            if not stop.exists():
+                said = self._fit(folders, settings, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()

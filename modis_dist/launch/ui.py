@@ -19,6 +19,8 @@ from rich.console import Console
 
 from modis_dist.errors import DataError, RunFailed, shown
 from modis_dist.launch import mlflow_store, ui_guard
+from modis_dist.launch.mlflow_runs import FOLDER
+from modis_dist.sweep.lock import holder
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -37,6 +39,7 @@ def serve(folder: Path, *, port: int) -> int:
     if mlflow_store.sqlite_path(uri) is None:
         console.print(f"This study is tracked on a server: {uri}", markup=False, soft_wrap=True)
         return 0
+    end_abandoned(uri)
     log, token = folder / LOG, secrets.token_urlsafe(24)
     with _sigterm_as_interrupt(), _server(uri, port or _free_port(), log, token) as (server, url):
         try:
@@ -73,6 +76,24 @@ def first_page(uri: str) -> str:
     return "/#/experiments" + (f"/{newest}/runs?workflowType=machine_learning" if newest else "")
 
 
+def end_abandoned(uri: str) -> None:
+    """End as KILLED the runs of killed studies, which MLflow would show as running; a study that goes on opens its own.
+
+    Written to the tables, since MLflow needs seconds to load. A database that is locked or made otherwise is left as
+    it is.
+    """
+    path = mlflow_store.sqlite_path(uri)
+    open_in = "status = 'RUNNING' and run_uuid in (select run_uuid from tags where key = ? and value = ?)"
+    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=1)) as database:
+        folders = database.execute("select distinct value from tags where key = ?", [FOLDER]).fetchall()
+        for (folder,) in folders:
+            there = holder(Path(folder))
+            if there is None or there.alive is False:
+                values = [int(1000 * time.time()), FOLDER, folder]
+                database.execute(f"update runs set status = 'KILLED', end_time = ? where {open_in}", values)
+        database.commit()
+
+
 def _in_summary(path: Path) -> str:
     try:
         return str(json.loads(path.read_text())["mlflow"]["uri"])
@@ -99,7 +120,7 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
     try:
         server = subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,  # its end tells the server of ours
             stdout=output,
             stderr=output,
             env=environment,

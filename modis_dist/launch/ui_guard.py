@@ -6,6 +6,8 @@ Under gunicorn MLflow serves its pages and tracking API only: its assistant, whi
 
 import hmac
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 from typing import Any
@@ -24,6 +26,17 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 def post_worker_init(worker: Any) -> None:
     """Put the guard before what the worker serves."""
     worker.wsgi = guarded(worker.wsgi, token=os.environ[TOKEN], page=os.environ[PAGE])
+    threading.Thread(target=_end_with_the_command, name="modis-dist ui", daemon=True).start()
+
+
+def _end_with_the_command() -> None:
+    """End the whole server, a process group of its own, once the command is gone, however it ended.
+
+    Standard input is a pipe whose other end it holds.
+    """
+    while os.read(0, 1):
+        pass
+    os.killpg(0, signal.SIGKILL)
 
 
 def guarded(application: Application, *, token: str, page: str) -> Application:

@@ -2,12 +2,15 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -25,7 +28,7 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 @contextmanager
 def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
-    """The study in a process of its own, which does not outlive the test."""
+    """The study in a process of its own, with the most careless umask, which does not outlive the test."""
     with (out.parent / "stderr.txt").open("w") as said, (out.parent / "stdout.txt").open("w") as shown:
         driver = subprocess.Popen(
             [*COMMAND, "tune", str(study), "--out", str(out)],
@@ -33,12 +36,59 @@ def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
             stdout=shown,
             stderr=said,
             text=True,
+            umask=0,
         )
         try:
             yield driver
         finally:
             driver.kill()
             driver.wait()
+
+
+class Watch:
+    """Looks at a process and all its descendants again and again, in the background."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._seen: dict[int, psutil.Process] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.commands: set[str] = set()
+        self.listeners: set[str] = set()
+        self.folder: Path | None = None
+        """Where Ray keeps its files."""
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def alive(self) -> list[psutil.Process]:
+        return [process for process in self._seen.values() if lives(process)]
+
+    def _look(self) -> None:
+        while not self._stop.wait(1):
+            with suppress(psutil.NoSuchProcess):
+                for process in [self._root, *self._root.children(recursive=True)]:
+                    self._note(process)
+
+    def _note(self, process: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._seen[process.pid] = process
+            self.commands.add(" ".join(process.cmdline()))
+            self.listeners |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+            if "RAY_AUTH_TOKEN_PATH" in (environment := process.environ()):
+                self.folder = Path(environment["RAY_AUTH_TOKEN_PATH"]).parent
+
+
+def lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def results(out: Path) -> list[Path]:
@@ -54,17 +104,6 @@ def wait_for(condition: Callable[[], object], *, seconds: float) -> bool:
     return False
 
 
-def workers_of(out: Path) -> list[psutil.Process]:
-    """Processes that Ray started for a study, by the private folder they were given."""
-    found = []
-    for process in psutil.process_iter(["cmdline", "environ"]):
-        line = " ".join(process.info["cmdline"] or [])
-        named = (process.info["environ"] or {}).get("MODIS_TEST", "")
-        if named == str(out) and ("ray::" in line or "raylet" in line or "gcs_server" in line):
-            found.append(process)
-    return found
-
-
 @pytest.fixture
 def study(tmp_path: Path) -> Path:
     """Six unpacked trials for two slots."""
@@ -72,27 +111,28 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
 
 
-def test_a_study_on_ray_listens_on_loopback_only_and_survives_the_death_of_driver_and_worker(
+def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_driver_which_takes_all_with_it(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, calm = tmp_path / "out", tmp_path / "calm"
-    monkeypatch.setenv("MODIS_TEST", str(out))
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody else's Ray is not used
-    with started(study, out) as driver:
+    with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: results(out), seconds=120), (tmp_path / "stderr.txt").read_text()
-        family = psutil.Process(driver.pid).children(recursive=True)
-        beyond = {
-            f"{process.name()} {connection.laddr}"
-            for process in [psutil.Process(driver.pid), *family]
-            for connection in listening(process)
-            if connection.laddr.ip not in LOOPBACK
-        }
-        assert family and not beyond
+        folder = watch.folder
+        assert folder is not None
+        _assert_private(folder)
+        token = (folder / "token").read_text()
+        assert not any(token in line for line in watch.commands)
+        said = [path for path in [*folder.rglob("*"), *out.rglob("*"), *tmp_path.glob("*.txt")] if path.is_file()]
+        assert {path for path in said if token.encode() in path.read_bytes()} == {folder / "token"}
+        _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
+        assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
+        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+    assert len(watch.commands) > 5 and watch.listeners and watch.listeners <= LOOPBACK
     finished = {path: path.stat().st_mtime_ns for path in results(out)}
-    assert 0 < len(finished) < 8
-    assert wait_for(lambda: not workers_of(out), seconds=10), "a process of Ray outlived its driver by 10 s"
+    assert 0 < len(finished) < 8 and not folder.exists()
 
     assert command(["tune", str(study), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished trial was run again"
@@ -104,22 +144,49 @@ def test_a_study_on_ray_listens_on_loopback_only_and_survives_the_death_of_drive
         assert ours[part] == theirs[part], part
 
 
-def test_ctrl_c_saves_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
+def _assert_private(folder: Path) -> None:
+    """Nobody else gets into the folder; what Ray opens to everybody below it is out of reach."""
+    assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
+    opened = next(path for path in folder.rglob("session_*") if path.stat().st_mode & 0o007)
+    if os.geteuid() == 0:
+        nobody = 65534
+        for path in (folder, folder / "token", opened):
+            assert subprocess.run(["ls", str(path)], user=nobody, capture_output=True, check=False).returncode != 0
+
+
+def _assert_refused(address: str) -> None:
+    """A process without the token is not let in."""
+    code = f"from ray._raylet import GcsClient; GcsClient(address='{address}')"
+    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    said = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, check=False)
+    assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
+
+
+def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    with started(study, out) as driver:
+    with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: list(out.glob("packs/*/last/step-*")), seconds=120)
-        os.kill(driver.pid, signal.SIGINT)
+        os.kill(driver.pid, signal.SIGTERM)  # whose handler Ray replaces by its own
         assert driver.wait(60) == 75, (tmp_path / "stderr.txt").read_text()
-    assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGINT; the same command continues"
+        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+    assert watch.folder is not None and not watch.folder.exists()
+    assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
     assert command(["tune", str(study), "--out", str(out)]) == 0
     assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
-def listening(process: psutil.Process) -> list:
-    try:
-        return [c for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    except psutil.NoSuchProcess:
-        return []
+def test_an_exception_leaves_neither_processes_nor_folder_behind() -> None:
+    code = "from modis_dist.launch.ray_cluster import private_cluster\n"
+    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, flush=True)\n    input()\n    1 / 0"
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", code], text=True, **streams) as driver:
+        assert driver.stdout is not None
+        folder = Path(driver.stdout.readline().strip())
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert folder.is_dir() and len(family) > 4
+        assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
+    assert not folder.exists()
+    assert wait_for(lambda: not any(map(lives, family)), seconds=10)
 
 
 def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(

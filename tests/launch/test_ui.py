@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import sqlite3
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import psutil
@@ -17,6 +19,7 @@ import pytest
 
 from modis_dist.errors import DataError
 from modis_dist.launch import ui, ui_guard
+from modis_dist.sweep.lock import locked
 
 MAIN = """import signal, sys
 from pathlib import Path
@@ -49,8 +52,16 @@ def status(opener: urllib.request.OpenerDirector, url: str) -> int:
         return error.code
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
-    served: tuple["subprocess.Popen[str]", str], tmp_path: Path
+    ending: signal.Signals, served: tuple["subprocess.Popen[str]", str], tmp_path: Path
 ) -> None:
     process, address = served
     url, token = address.split("/?token=")
@@ -68,12 +79,12 @@ def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
     assert not any(token in word for member in family for word in member.cmdline())
     listening = {c.laddr.ip for p in family for c in p.net_connections() if c.status == psutil.CONN_LISTEN}
     assert listening == {"127.0.0.1"}
-    process.send_signal(signal.SIGINT)
-    assert process.wait(20) == 0
-    end = time.monotonic() + 5
-    while any(p.is_running() and p.status() != psutil.STATUS_ZOMBIE for p in family) and time.monotonic() < end:
+    process.send_signal(ending)
+    assert process.wait(20) == (0 if ending == signal.SIGINT else -ending)
+    end = time.monotonic() + 10
+    while (alive := [p for p in family if _lives(p)]) and time.monotonic() < end:
         time.sleep(0.05)
-    assert [p for p in family if p.is_running() and p.status() != psutil.STATUS_ZOMBIE] == []
+    assert alive == []
     assert [p.name for p in tmp_path.iterdir() if p.stat().st_mode & 0o077] == []
 
 
@@ -102,6 +113,31 @@ def test_the_first_page_is_that_of_the_newest_experiment(tmp_path: Path) -> None
         database.executemany("insert into experiments values (?)", [(0,), (1,), (12,)])
     database.close()
     assert ui.first_page(f"sqlite:///{path}") == "/#/experiments/12/runs?workflowType=machine_learning"
+
+
+def test_runs_of_a_killed_study_are_shown_as_killed_and_those_of_a_living_one_as_running(tmp_path: Path) -> None:
+    path = tmp_path / "mlflow.db"
+    folders = {name: tmp_path / name for name in ("dead", "living")}
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("create table runs (run_uuid text, status text, end_time integer)")
+        database.execute("create table tags (run_uuid text, key text, value text)")
+        for name, folder in folders.items():
+            folder.mkdir()
+            database.executemany("insert into runs values (?, ?, null)", [(name, "RUNNING"), (f"{name}+", "FINISHED")])
+            rows = [(name, "modis.folder", str(folder)), (f"{name}+", "modis.folder", str(folder))]
+            database.executemany("insert into tags values (?, ?, ?)", rows)
+        database.execute("insert into runs values ('foreign', 'RUNNING', null)")
+        database.commit()
+    gone = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": 1.0}
+    (folders["dead"] / "lock").write_text(json.dumps(gone))
+    with locked(folders["living"]):
+        ui.end_abandoned(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as database:
+        found = dict(database.execute("select run_uuid, status from runs"))
+    assert {name for name, status in found.items() if status == "RUNNING"} == {"living", "foreign"}
+    assert {name for name, status in found.items() if status == "KILLED"} == {"dead"}
+    ui.end_abandoned(f"sqlite:///{tmp_path}/none.db")
+    assert not (tmp_path / "none.db").exists()
 
 
 @pytest.mark.parametrize(
