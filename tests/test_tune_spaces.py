@@ -153,12 +153,8 @@ def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
 
 def test_the_shipped_search_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
     search = ("sweep.search.configurations=5", "sweep.search.at_once=3", "sweep.pruning.min_epochs=1")
-    smaller = (
-        *(one.replace("optim.epochs=1", "optim.epochs=2") for one in SMALL),
-        *HERE,
-        *search,
-        "data.simulate.samples=250",
-    )
+    longer = [setting.replace("optim.epochs=1", "optim.epochs=2") for setting in SMALL]
+    smaller = (*longer, *HERE, *search, "data.simulate.samples=120", "sweep.probe=false")
     settings = [word for setting in smaller for word in ("--set", setting)]
     assert run(["tune", str(ROOT / "tune_spaces/search.yaml"), "--out", str(tmp_path / "out"), *settings]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
