@@ -10,7 +10,7 @@ import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -19,8 +19,8 @@ import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, DataError, Interrupted, shown
-from modis_dist.files import write_json, write_text
+from modis_dist.errors import ConfigError, DataError, Interrupted, ModisError, RunFailed, shown
+from modis_dist.files import clear_leftovers, write_json, write_text
 from modis_dist.report.trial import draw, drawn
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
@@ -90,8 +90,9 @@ def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Sto
     except Interrupted:
         raise
     except Exception as error:
-        write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
-        return f"{type(error).__name__}: {shown(str(error))}"
+        with suppress(OSError):  # the disk may be what is wrong
+            write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
+        return str(error) if isinstance(error, ModisError) else f"{type(error).__name__}: {shown(str(error))}"
     return None
 
 
@@ -104,18 +105,16 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
     """Train a pack to its end, or continue it. Raises what ``fit`` raises."""
     folder = pack_folder(out, pack)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(folder):
-        device = chosen_device(pack.trials[0].run)
+    run = pack.trials[0].run
+    with locked(folder), enough_memory(folder, run, stacked=len(pack.trials)):
+        device = chosen_device(run)
         members = _members(pack, out=out, store=store)
-        journal = JournalWriter(folder / "journal.jsonl")
-        try:
+        with sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
             progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
                 _conclude(member, one, pack, device=device, baselines=baselines)
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
-        finally:
-            journal.close()
         shutil.rmtree(folder / "last", ignore_errors=True)  # every trial has its result; there is none if all diverged
 
 
@@ -143,8 +142,38 @@ def chosen_device(run: Run) -> torch.device:
 
 
 @contextmanager
+def enough_memory(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]:
+    """Turn what a machine without memory raises into ``RunFailed`` that says what to do."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        size = f"optim.batch_size {run.optim.batch_size}" + f" and {stacked} trials in a stack" * (stacked > 1)
+        smaller = "lower it" + " or sweep.packing.max_trials" * (stacked > 1)
+        why = shown(str(error).partition("\n")[0])
+        raise RunFailed(f"{folder}: out of memory with {size}; {smaller}, or take a larger machine ({why})") from error
+
+
+@contextmanager
+def sound_disk(folder: Path) -> Iterator[None]:
+    """Turn what a full or failing disk raises into ``RunFailed`` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        where = shown(str(error.filename)) if error.filename else folder
+        why = error.strerror or error
+        raise RunFailed(f"{where}: {why}; make room or mend the disk, then the same command continues") from error
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """PyTorch has a type for a GPU that is full, and only words for a machine that is."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+@contextmanager
 def locked(folder: Path, *, patience_s: float = LOCK_PATIENCE_S) -> Iterator[None]:
-    """Hold a folder's lock. Raises ``DataError`` where another process keeps it for longer than the patience."""
+    """Hold a folder's lock, and clear it. Raises ``DataError`` where another process keeps it beyond the patience."""
     with (folder / "lock").open("a") as file:
         end = time.monotonic() + patience_s
         while True:
@@ -155,6 +184,7 @@ def locked(folder: Path, *, patience_s: float = LOCK_PATIENCE_S) -> Iterator[Non
                 if time.monotonic() > end:
                     raise DataError(f"{folder}: another process is training here; wait for it or stop it") from None
                 time.sleep(0.2)
+        clear_leftovers(folder)
         yield
 
 
@@ -168,6 +198,7 @@ def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
             prepared[key] = prepare(trial.run, cohort, test=pack.judged_on == "test")
         folder = trial_folder(out, trial)
         write_run(folder, trial.run)
+        clear_leftovers(folder)
         members.append(Member(trial.id, trial.run, prepared[key], folder))
     return members
 

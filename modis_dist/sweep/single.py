@@ -15,7 +15,7 @@ from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
-from modis_dist.sweep.execute import chosen_device, locked
+from modis_dist.sweep.execute import chosen_device, enough_memory, locked, sound_disk
 from modis_dist.sweep.manifest import trial_id
 from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
@@ -31,12 +31,11 @@ from modis_dist.train.seeds import mix
 def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop) -> dict[str, Any]:
     """Train a run into ``out``, or continue it there; returns its result.
 
-    Raises ``RunFailed`` where the training diverged, ``Interrupted`` where it was asked to stop, ``DataError`` where
-    ``out`` belongs to another run.
+    Raises ``RunFailed`` where the training diverged, the disk refuses or memory is out, ``Interrupted`` where it was
+    asked to stop, ``DataError`` where ``out`` belongs to another run.
     """
     device = chosen_device(run)
     store = open_store(run.data, out=out, source=source)
-    cohort = load_cohort(store, run.data)
     trial = trial_id(run, store.fingerprint)
     earlier = read_result(out)
     if earlier is not None and earlier["trial"] != trial:
@@ -45,23 +44,21 @@ def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Sto
         return earlier
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
-    prepared = prepare(run, cohort)
+    with enough_memory(out, run):
+        prepared = prepare(run, load_cohort(store, run.data))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(out, patience_s=0):
+    with locked(out, patience_s=0), enough_memory(out, run), sound_disk(out):
         write_run(out, run)
         if run.trainer.threads is not None:
             torch.set_num_threads(run.trainer.threads)
-        journal = JournalWriter(out / "journal.jsonl")
-        try:
+        with JournalWriter(out / "journal.jsonl") as journal:
             (progress,) = fit([member], folder=out, device=device, ports=Ports(journal, reporter, stop))
             result = conclude(
                 member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
             )
             journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
-        finally:
-            journal.close()
         if progress.status == "failed":
             raise RunFailed(f"{out}: {progress.reason}; {_last_good(out)}")
         draw(member, result)

@@ -5,6 +5,8 @@ by time. Nothing is deleted before its successor has been read back. No pickle i
 """
 
 import json
+import logging
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -16,8 +18,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modis_dist.errors import DataError, shown
-from modis_dist.files import new_folder, sha256, write_json
+from modis_dist.errors import DataError, RunFailed, shown
+from modis_dist.files import clear_leftovers, new_folder, sha256, write_json
 
 VERSION = 2
 NAME = re.compile(r"^step-(\d{8,})$")
@@ -40,6 +42,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises ``OSError`` where the disk is full or fails; the predecessors are then still there.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clear_leftovers(folder)
     target = folder / f"step-{checkpoint.step:08d}"
     if target.exists():
         if problem(target) is None:
@@ -47,7 +50,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _set_aside(target)
     with new_folder(target) as temporary:
         for part, tensors in checkpoint.tensors.items():
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary / f"{part}.safetensors")
+            _write(temporary / f"{part}.safetensors", tensors)
         write_json(temporary / "state.json", dict(checkpoint.state))
         sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"version": VERSION, "step": checkpoint.step, "sha256": sums})
@@ -60,14 +63,50 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     return target
 
 
+def must_save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """``save`` for what nothing later would replace. Raises ``RunFailed`` where the disk refuses."""
+    try:
+        return save(folder, checkpoint)
+    except OSError as error:
+        said = _refusal(folder, checkpoint, error)
+        raise RunFailed(f"{said}; make room, then the same command continues from there") from error
+
+
+def try_to_save(folder: Path, checkpoint: Checkpoint) -> Path | None:
+    """``save`` for a checkpoint that the next one replaces: where the disk refuses, a warning says so; returns None."""
+    try:
+        return save(folder, checkpoint)
+    except OSError as error:
+        said = _refusal(folder, checkpoint, error)
+        logging.getLogger(__name__).warning("%s; training goes on and saves again at the next checkpoint", said)
+        return None
+
+
+def _refusal(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
+    needed = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
+    earlier = max(_numbered(folder), key=_step, default=None)
+    kept = "no earlier checkpoint is there" if earlier is None else f"{earlier.name} is kept"
+    why = error.strerror or error
+    return f"{folder}: step {checkpoint.step} could not be saved: {why} ({needed:,} bytes needed); {kept}"
+
+
+def _write(path: Path, tensors: Tensors) -> None:
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:  # its writer tells of a full disk in words only
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+
+
 def newest(folder: Path) -> Path | None:
     """For the training itself: the valid checkpoint with the highest step; invalid ones are renamed to ``*.bad``.
 
     None where there was never one. Raises ``DataError`` where there are only invalid ones, so that a training never
     starts anew by accident.
     """
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(folder)
     found = sorted(_numbered(folder), key=_step, reverse=True)
     problems = []
     for candidate in found:

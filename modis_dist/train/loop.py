@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.errors import DataError, Interrupted
+from modis_dist.errors import DataError, Interrupted, RunFailed
 from modis_dist.objective import Rules, Weights, adversary_phase, vae_phase
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
@@ -58,8 +58,8 @@ def fit(
     """Train a stack, or continue it from ``folder/last``; returns every member's progress, done or failed.
 
     The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
-    ``folder/best``. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DataError`` where
-    ``folder`` belongs to another training.
+    ``folder/best``. Raises ``Interrupted`` after saving, where the stop port asks for it, ``RunFailed`` where a
+    checkpoint that must be saved cannot be, ``DataError`` where ``folder`` belongs to another training.
     """
     training = Training(members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype)
     training.begin()
@@ -205,7 +205,10 @@ class Training:
         if self.log.full() or reason:
             self._drop_failed(self.log.flush(update=self.state.updates))
         if reason and self.running():
-            saved = self.save()
+            try:
+                saved = checkpoint.must_save(self.folder / "last", self._content())
+            except RunFailed as failure:
+                raise RunFailed(f"{reason}; {failure}") from failure
             raise Interrupted(f"{reason}; saved {saved}; the same command continues")
         return self.state
 
@@ -254,8 +257,10 @@ class Training:
         finished = [r for r, held in enumerate(self._active()) if self._finished(held)]
         for r in finished:
             self._active()[r].status = "done"
-        if finished or state.epoch % self.run.trainer.checkpoint_every == 0:
-            self.save()
+        if len(finished) == len(state.members):
+            checkpoint.must_save(self.folder / "last", self._content())
+        elif finished or state.epoch % self.run.trainer.checkpoint_every == 0:
+            checkpoint.try_to_save(self.folder / "last", self._content())
         self.ports.reporter.progress(
             epoch=state.epoch, epochs=self.run.optim.epochs, active=len(state.members), headline=rows[0]
         )
@@ -294,12 +299,11 @@ class Training:
         stopped = patience is not None and self.validated and held.waited >= patience.patience
         return stopped or self.state.epoch >= self.run.optim.epochs
 
-    def save(self) -> Path:
-        """Write the last checkpoint of the stack."""
-        content = self.state.checkpoint(
+    def _content(self) -> Checkpoint:
+        """The stack as it is saved."""
+        return self.state.checkpoint(
             identity=self.identity(), machine=self._machine(), progress=self.progress, sums=self.log.state()
         )
-        return checkpoint.save(self.folder / "last", content)
 
     def _write_best(self, replicate: int) -> None:
         """Write a replicate's best model (its last, without validation) with all that prediction needs."""
@@ -324,7 +328,7 @@ class Training:
         }
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
         step = (held.best_epoch or held.epochs) * self.loader.steps
-        where = checkpoint.save(
+        where = checkpoint.must_save(
             member.folder / "best", Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
         )
         self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
