@@ -73,6 +73,15 @@ def new_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def remove_folder(path: Path) -> None:
+    """Remove a folder that no reader may see by halves: it loses its name first. One that is not there is no error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
 def clear_leftovers(folder: Path) -> None:
     """Remove what killed writers left in a folder; for whoever is its only writer, who holds its lock."""
     for leftover in folder.glob(".*.tmp"):

@@ -6,7 +6,6 @@ A pack's folder is locked while it is trained, so that two processes never write
 
 import fcntl
 import json
-import shutil
 import time
 import traceback
 from collections.abc import Iterator, Sequence
@@ -14,18 +13,19 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DataError, Interrupted, ModisError, RunFailed, shown
-from modis_dist.files import clear_leftovers, write_json, write_text
-from modis_dist.report.trial import draw, drawn
+from modis_dist.files import clear_leftovers, remove_folder, write_json, write_text
+from modis_dist.report.trial import draw
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
-from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_run
+from modis_dist.train.outcome import Baselines, Judged, conclude, read_result, write_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
 from modis_dist.train.state import Progress
@@ -101,6 +101,13 @@ def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:
     return [p for p in packs if any(read_result(trial_folder(out, t)) is None for t in p.trials)]
 
 
+def forget_last(out: Path, pack: Pack) -> None:
+    """Remove the last checkpoint of a pack whose trials all have their results."""
+    folder = pack_folder(out, pack)
+    remove_folder(folder / "last")
+    clear_leftovers(folder)
+
+
 def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop) -> None:
     """Train a pack to its end, or continue it. Raises what ``fit`` raises."""
     folder = pack_folder(out, pack)
@@ -113,20 +120,21 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
             progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
-                _conclude(member, one, pack, device=device, baselines=baselines)
-                journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
-        shutil.rmtree(folder / "last", ignore_errors=True)  # every trial has its result; there is none if all diverged
+                if read_result(member.folder) is None:
+                    result = _concluded(member, one, pack, device=device, baselines=baselines)
+                    journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
+                    write_result(member.folder, result)
+        forget_last(out, pack)
 
 
-def _conclude(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> None:
-    """The result and the figures of a member, as far as they are not there yet."""
-    result = read_result(member.folder)
-    if result is None:
-        result = conclude(
-            member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device
-        )
-    if pack.judged_on == "test" and not drawn(member):
+def _concluded(
+    member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines
+) -> dict[str, Any]:
+    """The result of a member, with the figures of a refit drawn."""
+    result = conclude(member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device)
+    if pack.judged_on == "test":
         draw(member, result)
+    return result
 
 
 def chosen_device(run: Run) -> torch.device:

@@ -21,7 +21,7 @@ from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
-from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
+from modis_dist.train.outcome import Baselines, conclude, read_result, write_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
@@ -58,10 +58,11 @@ def train_run(run: Run, *, out: Path, source: str, reporter: Reporter, stop: Sto
             result = conclude(
                 member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
             )
+            draw(member, result)
             journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
+        write_result(out, result)
         if progress.status == "failed":
             raise RunFailed(f"{out}: {progress.reason}; {_last_good(out)}")
-        draw(member, result)
     return result
 
 

@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from modis_dist.errors import DataError, RunFailed, shown
-from modis_dist.files import clear_leftovers, new_folder, sha256, write_json
+from modis_dist.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
 
 VERSION = 2
 NAME = re.compile(r"^step-(\d{8,})$")
@@ -57,10 +56,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     wrong = problem(target)
     if wrong is not None:
         raise OSError(f"{target}: {wrong} right after it was written; the disk is failing")
-    for older in _numbered(folder):
-        if older != target:
-            shutil.rmtree(older)
-    return target
+    return _without_older(folder, target)
 
 
 def must_save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -80,6 +76,14 @@ def try_to_save(folder: Path, checkpoint: Checkpoint) -> Path | None:
         said = _refusal(folder, checkpoint, error)
         logging.getLogger(__name__).warning("%s; training goes on and saves again at the next checkpoint", said)
         return None
+
+
+def _without_older(folder: Path, path: Path) -> Path:
+    """``path``, known to be valid, after the removal of its predecessors."""
+    for other in _numbered(folder):
+        if _step(other) < _step(path):
+            remove_folder(other)
+    return path
 
 
 def _refusal(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
@@ -112,7 +116,7 @@ def newest(folder: Path) -> Path | None:
     for candidate in found:
         wrong = problem(candidate)
         if wrong is None:
-            return candidate
+            return _without_older(folder, candidate)  # a killed process may not have come to it
         problems.append(f"{candidate.name}: {wrong}")
         _set_aside(candidate)
     if problems:
@@ -146,8 +150,9 @@ def load(path: Path) -> Checkpoint:
     if wrong is not None:
         raise DataError(f"{path}: {wrong}")
     state = json.loads((path / "state.json").read_text())
+    named = (path / name for name in json.loads((path / "manifest.json").read_text())["sha256"])
     try:
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        tensors = {file.stem: load_file(file) for file in named if file.suffix == ".safetensors"}
     except SafetensorError as error:
         raise DataError(f"{path}: not readable: {shown(str(error))}") from None
     return Checkpoint(_step(path), tensors, state)

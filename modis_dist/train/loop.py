@@ -116,6 +116,7 @@ class Training:
         self.progress = [Progress(member.trial) for member in members]
         objective = first.run.objective
         self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on)
+        self.asked: str | None = None  # why to stop
         self.validated = first.prepared.validation is not None
 
     # --- starting and continuing ----------------------------------------------------------------------------
@@ -200,17 +201,25 @@ class Training:
         return 0.5 * (1 + cos(pi * self.state.updates / (optim.epochs * self.loader.steps)))
 
     def after_step(self) -> TrainState:
-        """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for."""
-        reason = self.ports.stop.requested()
-        if self.log.full() or reason:
+        """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for.
+
+        After the last step of an epoch the epoch is closed first: a checkpoint's number stands for one state only.
+        """
+        self.asked = self.ports.stop.requested()
+        if self.log.full() or self.asked:
             self._drop_failed(self.log.flush(update=self.state.updates))
-        if reason and self.running():
-            try:
-                saved = checkpoint.must_save(self.folder / "last", self._content())
-            except RunFailed as failure:
-                raise RunFailed(f"{reason}; {failure}") from failure
-            raise Interrupted(f"{reason}; saved {saved}; the same command continues")
+        if self.state.step_in_epoch < self.loader.steps:
+            self._stop_if_asked()
         return self.state
+
+    def _stop_if_asked(self) -> None:
+        if not self.asked or not self.running():
+            return
+        try:
+            saved = checkpoint.must_save(self.folder / "last", self._content())
+        except RunFailed as failure:
+            raise RunFailed(f"{self.asked}; {failure}") from failure
+        raise Interrupted(f"{self.asked}; saved {saved}; the same command continues")
 
     def _active(self) -> list[Progress]:
         return [self.progress[i] for i in self.state.members]
@@ -265,6 +274,7 @@ class Training:
             epoch=state.epoch, epochs=self.run.optim.epochs, active=len(state.members), headline=rows[0]
         )
         self._leave(finished)
+        self._stop_if_asked()
 
     def _drop_unsound(self) -> None:
         """A finite loss may still have had a gradient that is not; such a state is never saved."""

@@ -1,6 +1,7 @@
 """What a finished training leaves behind beside its checkpoints: ``run.yaml``, ``result.json`` and figures' data."""
 
 import json
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -53,9 +54,10 @@ def conclude(
     baselines: Baselines,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """Judge a member's best model on its held-out rows and write ``result.json``; a failed one is recorded as such.
+    """Judge a member's best model on its held-out rows; returns its result, where it failed with the reason.
 
-    The networks run on ``device``.
+    The history is written, the result is not: it says that all else is there (``write_result``). The networks run on
+    ``device``.
     """
     result: dict[str, Any] = {
         "trial": member.trial,
@@ -78,8 +80,12 @@ def conclude(
         result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
         result["baseline"] = baselines.of(member.prepared, judged_on)
     write_json(member.folder / HISTORY, [_finite(row) for row in progress.history])
-    write_json(member.folder / RESULT, result)
     return result
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Say that a training is done, figures and journal included: whoever finds the file does nothing any more."""
+    write_json(folder / RESULT, dict(result))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:
