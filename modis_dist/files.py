@@ -50,7 +50,10 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it becomes ``path`` on success and vanishes on failure."""
+    """A temporary sibling to fill; it becomes ``path`` on success and vanishes on failure.
+
+    A folder whose name may not have reached the disk is a failure too: after a failed sync a second one proves nothing.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(mode=0o700, parents=True)
@@ -63,7 +66,29 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    sync(path.parent)
+    try:
+        sync(path.parent)
+    except OSError:
+        shutil.rmtree(path, ignore_errors=True)
+        raise
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder that no reader may see by halves: it loses its name first. One that is not there is no error."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        path.rename(temporary)
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def clear_leftovers(folder: Path) -> None:
+    """Remove what killed writers left in a folder; for whoever is its only writer, who holds its lock."""
+    for leftover in folder.glob(".*.tmp"):
+        if leftover.is_dir() and not leftover.is_symlink():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def sync(path: Path) -> None:

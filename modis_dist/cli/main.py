@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import typer
 
-from modis_dist.cli import config, data, predict, status, train, tune, ui
+from modis_dist.cli import config, data, predict, status, train, tune, ui, verify
 from modis_dist.errors import ModisError, shown
 from modis_dist.files import PRIVATE_UMASK
 from modis_dist.version import __version__
@@ -33,6 +33,7 @@ app.command("tune")(tune.tune)
 app.command("status")(status.status)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
+app.command("verify-resume")(verify.verify_resume)
 app.command("predict")(predict.predict)
 app.command("embed")(predict.embed)
 app.command("translate")(predict.translate)

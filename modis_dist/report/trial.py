@@ -13,11 +13,6 @@ from modis_dist.train.predictor import Predictor
 FIGURES = ("loss_curves", "latent_pca", "confusion", "mse_heatmap")
 
 
-def drawn(member: Member) -> bool:
-    """Whether all figures are there."""
-    return all((member.folder / "figures" / f"{name}.png").exists() for name in FIGURES)
-
-
 def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
     """Loss curves, latent PCA, confusion matrices and MSE heat map into ``figures/`` of the member's folder."""
     if result["evaluation"] is None:

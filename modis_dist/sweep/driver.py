@@ -26,7 +26,7 @@ from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, ranked, tested
-from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder, unfinished
+from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, forget_last, trial_folder, unfinished
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
@@ -292,6 +292,9 @@ class _Sweep:
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
             remaining = unfinished(self._out, packs)
+            for pack in packs:
+                if pack not in remaining:
+                    forget_last(self._out, pack)  # a killed process may not have come to it
             if not remaining:
                 return {}
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))

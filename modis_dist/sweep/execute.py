@@ -5,20 +5,22 @@ A pack's folder is locked while it is trained, so that two processes never write
 """
 
 import json
-import shutil
 import traceback
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, Interrupted, RankLost, shown
-from modis_dist.files import write_json, write_text
-from modis_dist.report.trial import draw, drawn
+from modis_dist.errors import ConfigError, Interrupted, ModisError, RankLost, shown
+from modis_dist.files import clear_leftovers, remove_folder, write_json, write_text
+from modis_dist.report.trial import draw
+from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
@@ -31,6 +33,7 @@ from modis_dist.train.outcome import (
     note_standing,
     read_result,
     read_standing,
+    write_result,
     write_run,
 )
 from modis_dist.train.ports import Reporter, Stop
@@ -103,8 +106,9 @@ def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Sto
     except (Interrupted, RankLost):
         raise
     except Exception as error:
-        write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
-        return f"{type(error).__name__}: {shown(str(error))}"
+        with suppress(OSError):  # the disk may be what is wrong
+            write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
+        return str(error) if isinstance(error, ModisError) else f"{type(error).__name__}: {shown(str(error))}"
     return None
 
 
@@ -120,6 +124,13 @@ def _is_there(folder: Path, until: int | None) -> bool:
     return (standing["epochs"] if standing else 0) >= until
 
 
+def forget_last(out: Path, pack: Pack) -> None:
+    """Remove the last checkpoint of a pack whose trials all have their results."""
+    folder = pack_folder(out, pack)
+    remove_folder(folder / "last")
+    clear_leftovers(folder)
+
+
 def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> None:
     """Train a pack to its end, or as far as it is to be trained, or continue it; of several ranks the first writes.
 
@@ -130,25 +141,25 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
         _fitted(pack, _members(pack, out=out, store=store), out=out, ports=Ports(stop=stop), seat=seat)
         return
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(folder):
-        device = chosen_device(pack.trials[0].run)
+    run = pack.trials[0].run
+    with locked(folder), enough_memory(folder, run, stacked=len(pack.trials)):
+        device = chosen_device(run)
         members = _members(pack, out=out, store=store)
-        journal = JournalWriter(folder / "journal.jsonl")
-        try:
+        with sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
             for member in members:
                 write_run(member.folder, member.run)
+                clear_leftovers(member.folder)
             progress = _fitted(pack, members, out=out, ports=Ports(journal, reporter, stop), seat=seat)
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):
                 if one.status == "running":
                     note_standing(member, one, judged_on=pack.judged_on)
-                    continue
-                _conclude(member, one, pack, device=device, baselines=baselines)
-                journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
-        finally:
-            journal.close()
+                elif read_result(member.folder) is None:
+                    result = _concluded(member, one, pack, device=device, baselines=baselines)
+                    journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
+                    write_result(member.folder, result)
         if not unfinished(out, [replace(pack, until=None)]):
-            shutil.rmtree(folder / "last", ignore_errors=True)  # there is none if all diverged
+            forget_last(out, pack)
 
 
 def _fitted(pack: Pack, members: Sequence[Member], *, out: Path, ports: Ports, seat: Seat) -> list[Progress]:
@@ -172,37 +183,32 @@ def prune(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
     if not any(standing.values()):
         return
     with locked(folder):
-        journal = JournalWriter(folder / "journal.jsonl")
-        try:
+        with JournalWriter(folder / "journal.jsonl") as journal:
             for trial in leaving:
                 if (held := standing[trial.id]) is not None:  # else it crashed
                     journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": held["epochs"]})
-                    result = held | {"status": "pruned", "reason": reasons[trial.id]}
-                    write_json(trial_folder(out, trial) / RESULT, result)
-        finally:
-            journal.close()
+                    write_result(trial_folder(out, trial), held | {"status": "pruned", "reason": reasons[trial.id]})
         if not unfinished(out, [replace(pack, until=None)]):
-            shutil.rmtree(folder / "last", ignore_errors=True)
+            forget_last(out, pack)
 
 
 def reopen(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None:
     """Forget that trials were pruned; these packs of theirs begin again, for the state of the pruned is gone."""
     for pack in packs:
         with locked(pack_folder(out, pack)):
-            shutil.rmtree(pack_folder(out, pack) / "last", ignore_errors=True)
+            remove_folder(pack_folder(out, pack) / "last")
     for trial in trials:
         (trial_folder(out, trial) / RESULT).unlink(missing_ok=True)
 
 
-def _conclude(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> None:
-    """The result and the figures of a member, as far as they are not there yet."""
-    result = read_result(member.folder)
-    if result is None:
-        result = conclude(
-            member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device
-        )
-    if pack.judged_on == "test" and not drawn(member):
+def _concluded(
+    member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines
+) -> dict[str, Any]:
+    """The result of a member, with the figures of a refit drawn."""
+    result = conclude(member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device)
+    if pack.judged_on == "test":
         draw(member, result)
+    return result
 
 
 def chosen_device(run: Run) -> torch.device:

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 
 from modis_dist.errors import DataError
+from modis_dist.files import clear_leftovers
 
 LOCK = "lock"
 PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
@@ -46,7 +47,10 @@ class Holder:
 
 @contextmanager
 def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold a folder's lock. Raises ``DataError`` where another process keeps it for longer than the patience."""
+    """Hold a folder's lock, and clear the folder of what killed processes left.
+
+    Raises ``DataError`` where another process keeps it for longer than the patience.
+    """
     with (folder / LOCK).open("a") as file:
         end = time.monotonic() + patience_s
         while True:
@@ -59,6 +63,7 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
                 time.sleep(0.2)
         me = Holder(os.getpid(), socket.gethostname(), psutil.Process().create_time())
         _write(file.fileno(), json.dumps(asdict(me)))
+        clear_leftovers(folder)
         try:
             yield
         finally:

@@ -16,13 +16,14 @@ from modis_dist.data.store import Store
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
 from modis_dist.sweep.execute import chosen_device
+from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import trial_id
 from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Member, Ports, fit
-from modis_dist.train.outcome import Baselines, conclude, read_result, write_run
+from modis_dist.train.outcome import Baselines, conclude, read_result, write_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
@@ -37,12 +38,11 @@ def train_run(
 
     Of several ranks all call this; the first writes and judges, and the others return nothing of use.
 
-    Raises ``RunFailed`` where the training diverged, ``Interrupted`` where it was asked to stop, ``DataError`` where
-    ``out`` belongs to another run.
+    Raises ``RunFailed`` where the training diverged, the disk refuses or memory is out, ``Interrupted`` where it was
+    asked to stop, ``DataError`` where ``out`` belongs to another run.
     """
     device = chosen_device(run)
     store = open_store(run.data, out=out, source=source)
-    cohort = load_cohort(store, run.data)
     trial = trial_id(run, store.fingerprint)
     earlier = read_result(out)
     if earlier is not None and earlier["trial"] != trial:
@@ -51,7 +51,8 @@ def train_run(
         return earlier
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
-    prepared = prepare(run, cohort)
+    with enough_memory(out, run):
+        prepared = prepare(run, load_cohort(store, run.data))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
     if run.trainer.threads is not None:
@@ -61,22 +62,20 @@ def train_run(
             fit([member], folder=out, device=device, ports=Ports(stop=stop), world=world)
         return {}
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(out, patience_s=0):
+    with locked(out, patience_s=0), enough_memory(out, run), sound_disk(out):
         write_run(out, run)
-        journal = JournalWriter(out / "journal.jsonl")
-        try:
+        with JournalWriter(out / "journal.jsonl") as journal:
             with joined(seat, device=device) as world:
                 ports = Ports(journal, reporter, stop)
                 (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
             result = conclude(
                 member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
             )
+            draw(member, result)
             journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
-        finally:
-            journal.close()
+        write_result(out, result)
         if progress.status == "failed":
             raise RunFailed(f"{out}: {progress.reason}; {_last_good(out)}")
-        draw(member, result)
     return result
 
 

@@ -5,8 +5,9 @@ by time. Nothing is deleted before its successor has been read back. No pickle i
 """
 
 import json
+import logging
+import os
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modis_dist.errors import DataError, shown
-from modis_dist.files import new_folder, sha256, write_json
+from modis_dist.errors import DataError, RunFailed, shown
+from modis_dist.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
 
 VERSION = 3
 NAME = re.compile(r"^step-(\d{8,})$")
@@ -40,6 +41,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     Raises ``OSError`` where the disk is full or fails; the predecessors are then still there.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    clear_leftovers(folder)
     target = folder / f"step-{checkpoint.step:08d}"
     if target.exists():
         if problem(target) is None:
@@ -47,17 +49,59 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         _set_aside(target)
     with new_folder(target) as temporary:
         for part, tensors in checkpoint.tensors.items():
-            save_file({k: v.detach().contiguous() for k, v in tensors.items()}, temporary / f"{part}.safetensors")
+            _write(temporary / f"{part}.safetensors", tensors)
         write_json(temporary / "state.json", dict(checkpoint.state))
         sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"version": VERSION, "step": checkpoint.step, "sha256": sums})
     wrong = problem(target)
     if wrong is not None:
         raise OSError(f"{target}: {wrong} right after it was written; the disk is failing")
-    for older in _numbered(folder):
-        if older != target:
-            shutil.rmtree(older)
-    return target
+    return _without_older(folder, target)
+
+
+def must_save(folder: Path, checkpoint: Checkpoint) -> Path:
+    """``save`` for what nothing later would replace. Raises ``RunFailed`` where the disk refuses."""
+    try:
+        return save(folder, checkpoint)
+    except OSError as error:
+        said = _refusal(folder, checkpoint, error)
+        raise RunFailed(f"{said}; make room, then the same command continues from there") from error
+
+
+def try_to_save(folder: Path, checkpoint: Checkpoint) -> Path | None:
+    """``save`` for a checkpoint that the next one replaces: where the disk refuses, a warning says so; returns None."""
+    try:
+        return save(folder, checkpoint)
+    except OSError as error:
+        said = _refusal(folder, checkpoint, error)
+        logging.getLogger(__name__).warning("%s; training goes on and saves again at the next checkpoint", said)
+        return None
+
+
+def _without_older(folder: Path, path: Path) -> Path:
+    """``path``, known to be valid, after the removal of its predecessors."""
+    for other in _numbered(folder):
+        if _step(other) < _step(path):
+            remove_folder(other)
+    return path
+
+
+def _refusal(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
+    needed = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
+    earlier = max(_numbered(folder), key=_step, default=None)
+    kept = "no earlier checkpoint is there" if earlier is None else f"{earlier.name} is kept"
+    why = error.strerror or error
+    return f"{folder}: step {checkpoint.step} could not be saved: {why} ({needed:,} bytes needed); {kept}"
+
+
+def _write(path: Path, tensors: Tensors) -> None:
+    try:
+        save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
+    except SafetensorError as error:  # its writer tells of a full disk in words only
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
 
 
 def newest(folder: Path) -> Path | None:
@@ -66,14 +110,13 @@ def newest(folder: Path) -> Path | None:
     None where there was never one. Raises ``DataError`` where there are only invalid ones, so that a training never
     starts anew by accident.
     """
-    for leftover in folder.glob(".step-*.tmp"):
-        shutil.rmtree(leftover, ignore_errors=True)
+    clear_leftovers(folder)
     found = sorted(_numbered(folder), key=_step, reverse=True)
     problems = []
     for candidate in found:
         wrong = problem(candidate)
         if wrong is None:
-            return candidate
+            return _without_older(folder, candidate)  # a killed process may not have come to it
         problems.append(f"{candidate.name}: {wrong}")
         _set_aside(candidate)
     if problems:
@@ -107,8 +150,9 @@ def load(path: Path) -> Checkpoint:
     if wrong is not None:
         raise DataError(f"{path}: {wrong}")
     state = json.loads((path / "state.json").read_text())
+    named = (path / name for name in json.loads((path / "manifest.json").read_text())["sha256"])
     try:
-        tensors = {file.stem: load_file(file) for file in sorted(path.glob("*.safetensors"))}
+        tensors = {file.stem: load_file(file) for file in named if file.suffix == ".safetensors"}
     except SafetensorError as error:
         raise DataError(f"{path}: not readable: {shown(str(error))}") from None
     return Checkpoint(_step(path), tensors, state)

@@ -10,12 +10,16 @@ values of metrics are floats again when read.
 
 import errno
 import json
+import logging
 import math
 import os
 import time
 import zlib
+from collections import deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from modis_dist.train.ports import EventKind
@@ -23,14 +27,17 @@ from modis_dist.train.ports import EventKind
 Record = dict[str, Any]
 
 
-class JournalWriter:
+class JournalWriter(AbstractContextManager["JournalWriter"]):
     """Appends records to a journal. One writer per file; the folder must be there.
 
     Every record is one ``os.write`` to a file opened with O_APPEND, so a killed process leaves at most one torn last
-    line, and the next writer begins on a new one. Raises ``OSError`` where the disk refuses.
+    line, and the next writer begins on a new one. Records that the disk refuses wait for the next one, and a training
+    goes on; raises ``OSError`` where an ``end`` or the closed file would lack some.
     """
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._waiting: deque[bytes] = deque()
         self._torn = _ends_in_the_middle_of_a_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
@@ -43,21 +50,47 @@ class JournalWriter:
         """Something that happened once; ``values`` are plain JSON values. An ``end`` is on disk when this returns."""
         self._append({"kind": kind, "trial": trial, "time_ms": _now_ms(), "values": dict(values)})
         if kind == "end":
+            self._write()
             os.fsync(self._file)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close; what goes wrong then never hides what went wrong before."""
+        with suppress(OSError) if kind else nullcontext():
+            self.close()
 
     def close(self) -> None:
         """Bring everything to disk; a second call does nothing."""
-        if self._file >= 0:
+        if self._file < 0:
+            return
+        try:
+            self._write()
             os.fsync(self._file)
+        finally:
             os.close(self._file)
             self._file = -1
 
     def _append(self, record: Record) -> None:
-        line = b"\n" * self._torn + _line(record)
-        self._torn = True
-        if os.write(self._file, line) != len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        self._torn = False
+        self._waiting.append(_line(record))
+        try:
+            self._write()
+        except OSError as error:
+            if len(self._waiting) == 1:
+                logging.getLogger(__name__).warning("%s; its records wait for room, training goes on", error)
+
+    def _write(self) -> None:
+        while self._waiting:
+            line = b"\n" * self._torn + self._waiting[0]
+            self._torn = True
+            try:
+                written = os.write(self._file, line)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(self._path)) from None
+            if written != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self._path))
+            self._torn = False
+            self._waiting.popleft()
 
 
 class JournalReader:

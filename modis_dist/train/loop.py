@@ -5,17 +5,17 @@ stops early leaves the stack and the others go on undisturbed. Knows nothing of 
 """
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import cos, isfinite, pi
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.errors import DataError, Interrupted
+from modis_dist.errors import DataError, Interrupted, RunFailed
 from modis_dist.objective import Rules, Weights
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
@@ -28,6 +28,7 @@ from modis_dist.train.prepare import Prepared, shape
 from modis_dist.train.state import Progress, TrainState
 from modis_dist.world import ALONE, World
 
+T = TypeVar("T")
 LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,8 +67,8 @@ def fit(
     The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
     ``folder/best``. Of several ranks all call this, with the same members, and rank 0 writes. ``until`` is an epoch to
     save at and return, with members still running; ``pruned`` says why members (by trial) leave before anything else
-    is done. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DataError`` where ``folder``
-    belongs to another training.
+    is done. Raises ``Interrupted`` after saving, where the stop port asks for it, ``RunFailed`` where a checkpoint that
+    must be saved cannot be, ``DataError`` where ``folder`` belongs to another training.
     """
     training = Training(
         members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype, world=world, until=until
@@ -128,6 +129,7 @@ class Training:
         objective = first.run.objective
         lower = LOWER_PRECISION[first.run.trainer.precision]
         self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on, lower)
+        self.asked: str | None = None  # why to stop
         self.validated = first.prepared.validation is not None
 
     # --- starting and continuing ----------------------------------------------------------------------------
@@ -233,13 +235,15 @@ class Training:
         return 0.5 * (1 + cos(pi * self.state.updates / (optim.epochs * self.loader.steps)))
 
     def after_step(self) -> TrainState:
-        """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for."""
-        reason = self._stop_requested()
-        if self.log.full() or reason:
+        """Look at the window where it is full; save and raise ``Interrupted`` where a stop is asked for.
+
+        After the last step of an epoch the epoch is closed first: a checkpoint's number stands for one state only.
+        """
+        self.asked = self._stop_requested()
+        if self.log.full() or self.asked:
             self._drop_failed(self.log.flush(update=self.state.updates))
-        if reason and self.running():
-            saved = self.save()
-            raise Interrupted(f"{reason}; saved {saved}; the same command continues")
+        if self.state.step_in_epoch < self.loader.steps:
+            self._stop_if_asked()
         return self.state
 
     def _stop_requested(self) -> str | None:
@@ -247,6 +251,15 @@ class Training:
         if self.world.size > 1 and self.state.updates % self.run.trainer.log_every:
             return None
         return self.world.agreed(self.ports.stop.requested)
+
+    def _stop_if_asked(self) -> None:
+        if not self.asked or not self.state.members:
+            return
+        try:
+            saved = self._save(checkpoint.must_save)
+        except RunFailed as failure:
+            raise RunFailed(f"{self.asked}; {failure}") from failure
+        raise Interrupted(f"{self.asked}; saved {saved}; the same command continues")
 
     def _active(self) -> list[Progress]:
         return [self.progress[i] for i in self.state.members]
@@ -295,12 +308,15 @@ class Training:
         finished = [r for r, held in enumerate(self._active()) if self._finished(held)]
         for r in finished:
             self._active()[r].status = "done"
-        if finished or state.epoch % self.run.trainer.checkpoint_every == 0 or state.epoch == self.until:
-            self.save()
+        if len(finished) == len(state.members) or state.epoch == self.until:
+            self._save(checkpoint.must_save)
+        elif finished or state.epoch % self.run.trainer.checkpoint_every == 0:
+            self._save(checkpoint.try_to_save)
         self.ports.reporter.progress(
             epoch=state.epoch, epochs=self.run.optim.epochs, active=len(state.members), headline=rows[0]
         )
         self._leave(finished)
+        self._stop_if_asked()
 
     def _drop_unsound(self) -> None:
         """A finite loss may still have had a gradient that is not; such a state is never saved."""
@@ -351,12 +367,16 @@ class Training:
         stopped = patience is not None and self.validated and held.waited >= patience.patience
         return stopped or self.state.epoch >= self.run.optim.epochs
 
-    def save(self) -> Path:
-        """Write the last checkpoint of the stack."""
-        content = self.state.checkpoint(
+    def _content(self) -> Checkpoint:
+        """The stack as it is saved."""
+        return self.state.checkpoint(
             identity=self.identity(), machine=self._machine(), progress=self.progress, sums=self.log.state()
         )
-        return self.world.agreed(lambda: checkpoint.save(self.folder / "last", content))
+
+    def _save(self, save: Callable[[Path, Checkpoint], T]) -> T:
+        """Write the last checkpoint of the stack, on the first rank."""
+        content = self._content()
+        return self.world.agreed(lambda: save(self.folder / "last", content))
 
     def _write_best(self, replicate: int) -> None:
         """Write a replicate's best model (its last, without validation) with all that prediction needs."""
@@ -382,7 +402,7 @@ class Training:
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
         step = (held.best_epoch or held.epochs) * self.loader.steps
         best = Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
-        where = self.world.agreed(lambda: checkpoint.save(member.folder / "best", best))
+        where = self.world.agreed(lambda: checkpoint.must_save(member.folder / "best", best))
         self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
 
 

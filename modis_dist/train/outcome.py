@@ -1,6 +1,7 @@
 """What a finished training leaves behind beside its checkpoints: ``run.yaml``, ``result.json`` and figures' data."""
 
 import json
+from collections.abc import Mapping
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
@@ -54,9 +55,10 @@ def conclude(
     baselines: Baselines,
     device: str | torch.device = "cpu",
 ) -> dict[str, Any]:
-    """Judge a member's best model on its held-out rows and write ``result.json``; a failed one is recorded as such.
+    """Judge a member's best model on its held-out rows; returns its result, where it failed with the reason.
 
-    The networks run on ``device``.
+    The history is written, the result is not: it says that all else is there (``write_result``). The networks run on
+    ``device``.
     """
     result = _so_far(member, progress, judged_on)
     subset = getattr(member.prepared, judged_on)
@@ -66,13 +68,14 @@ def conclude(
         probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
         result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
         result["baseline"] = baselines.of(member.prepared, judged_on)
-    _write(member, progress, result, RESULT)
+    _write_history(member, progress)
     return result
 
 
 def note_standing(member: Member, progress: Progress, *, judged_on: Judged) -> None:
     """Write how a member stands that is not trained to its end yet: ``standing.json``, like a result."""
-    _write(member, progress, _so_far(member, progress, judged_on), STANDING)
+    _write_history(member, progress)
+    write_json(member.folder / STANDING, _so_far(member, progress, judged_on))
 
 
 def _so_far(member: Member, progress: Progress, judged_on: Judged) -> dict[str, Any]:
@@ -92,10 +95,14 @@ def _so_far(member: Member, progress: Progress, judged_on: Judged) -> dict[str, 
     }
 
 
-def _write(member: Member, progress: Progress, result: dict[str, Any], name: str) -> None:
-    """The history first: where a result is, so is what it came from."""
+def _write_history(member: Member, progress: Progress) -> None:
+    """Before any result: where one is, so is what it came from."""
     write_json(member.folder / HISTORY, [_finite(row) for row in progress.history])
-    write_json(member.folder / name, result)
+
+
+def write_result(folder: Path, result: Mapping[str, Any]) -> None:
+    """Say that a training is done, figures and journal included: whoever finds the file does nothing any more."""
+    write_json(folder / RESULT, dict(result))
 
 
 def read_result(folder: Path) -> dict[str, Any] | None:

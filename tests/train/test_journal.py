@@ -136,17 +136,36 @@ def test_a_killed_writer_loses_nothing_that_it_said_it_had_written(path: Path) -
     assert steps == list(range(len(steps))) and steps[-1] >= said
 
 
-def test_a_full_disk_is_an_error_and_the_journal_can_go_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_full_disk_refuses_is_written_as_soon_as_there_is_room(
+    path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     write(path, 0)
-    writer = JournalWriter(path)
     real = os.write
+    with JournalWriter(path) as writer:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "write", lambda file, data: real(file, data[:20]))
+            for step in (1, 2):
+                writer.metrics("t", step=step, values={"a": 1.0})
+        assert caplog.text.count("No space left") == 1
+        writer.metrics("t", step=3, values={"a": 1.0})
+    assert [r["step"] for r in read(path)] == [0, 1, 2, 3]
+
+
+def test_a_journal_that_is_not_whole_is_never_said_to_be(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    writer = JournalWriter(path)
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", lambda file, data: real(file, data[:20]))
+        patch.setattr(os, "write", lambda _, data: len(data) // 2)
+        with pytest.raises(OSError, match=r"No space left.*journal"):
+            writer.event("t", kind="end", values={})
         with pytest.raises(OSError, match="No space left"):
-            writer.metrics("t", step=1, values={"a": 1.0})
-    writer.metrics("t", step=2, values={"a": 1.0})
-    writer.close()
-    assert [r["step"] for r in read(path)] == [0, 2]
+            writer.close()
+    with pytest.raises(KeyError), JournalWriter(path) as other:
+        monkeypatch.setattr(os, "fsync", _failing)
+        raise KeyError(other)  # is not hidden by what goes wrong on closing
+
+
+def _failing(_: int) -> None:
+    raise OSError(5, "Input/output error")
 
 
 def test_the_file_is_private_and_a_missing_one_is_empty(path: Path) -> None:

@@ -14,7 +14,7 @@ from modis_dist.errors import DataError
 from modis_dist.model.networks import Modis
 from modis_dist.train import checkpoint, outcome
 from modis_dist.train.heldout import HeldOut
-from modis_dist.train.outcome import Baselines, conclude
+from modis_dist.train.outcome import Baselines, conclude, write_result
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import prepare, shape
 from modis_dist.train.state import Progress
@@ -150,7 +150,8 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
     assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
     assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
     assert not any("val/reconstruction_mse" in row for row in progress.history)
-    conclude(member, replace(progress, status="failed"), judged_on="validation", probe=False, baselines=Baselines())
+    how = {"judged_on": "validation", "probe": False, "baselines": Baselines()}
+    write_result(member.folder, conclude(member, replace(progress, status="failed"), **how))
     written = [*tmp_path.rglob("*.json")]
     assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}
     for path in written:

@@ -1,0 +1,211 @@
+"""Whether a run that is killed ends with the bits of one that is not: tried, on the user's own data and machine.
+
+The run is trained for a few epochs in a process of its own, then again in processes that die by SIGKILL at random
+optimiser steps, each continuing from what the one before had saved.
+"""
+
+import json
+import os
+import random
+import signal
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from modis_dist.config.parse import build, to_tree, with_settings
+from modis_dist.config.run import Run
+from modis_dist.data.opening import open_store
+from modis_dist.data.store import Store
+from modis_dist.errors import ConfigError, DataError, ModisError, RunFailed
+from modis_dist.files import write_text
+from modis_dist.sweep.execute import chosen_device
+from modis_dist.sweep.guards import enough_memory, sound_disk
+from modis_dist.train import checkpoint
+from modis_dist.train.checkpoint import Checkpoint, Tensors
+from modis_dist.train.journal import JournalReader, JournalWriter
+from modis_dist.train.loader import steps_per_epoch
+from modis_dist.train.loop import Member, Ports, fit
+from modis_dist.train.ports import Reporter
+from modis_dist.train.prepare import load_cohort, prepare, shape
+
+REFUSED = "refused.txt"
+SECONDS_BETWEEN_LOOKS = 0.2
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of it."""
+
+    epochs: int
+    steps: int  # optimiser steps of the undisturbed training
+    kills: tuple[int, ...]  # the steps after which a process was killed
+    tensors: int  # compared
+    differences: tuple[str, ...]  # the first things that differ, none where all is equal
+
+    @property
+    def equal(self) -> bool:
+        """Whether every bit is."""
+        return not self.differences
+
+
+def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter) -> Verdict:
+    """Train ``run`` for some epochs with and without being killed, both below ``folder``, and compare.
+
+    Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` where the training fails.
+    """
+    chosen_device(run)
+    store = open_store(run.data, out=folder, source=source)
+    settings = {
+        "data.store": str(store.path),
+        "data.simulate": None,
+        "optim.epochs": epochs,
+        "trainer.early_stopping": None,
+        "trainer.checkpoint_every": 1,
+    }
+    short = build(Run, with_settings(to_tree(run), settings, source=source), source=source)
+    steps = _steps(short, store)
+    if kills >= steps:
+        raise ConfigError([f"{epochs} epochs have only {steps} steps; lower --kills or raise --epochs"], source=source)
+    moments = tuple(sorted(random.Random(seed).sample(range(1, steps), kills)))
+    calm, killed = folder / "calm", folder / "killed"
+    _live(short, calm, reporter, before=0)
+    for moment in moments:
+        _live(short, killed, reporter, before=epochs, die_at=moment)
+    _live(short, killed, reporter, before=epochs)
+    compared = sum(len(part) for part in checkpoint.load(_last(calm)).tensors.values())
+    return Verdict(epochs, steps, moments, compared, tuple(differences(killed, calm)))
+
+
+def _steps(run: Run, store: Store) -> int:
+    """Optimiser steps of a run, after everything has been tried that its data may refuse."""
+    prepared = prepare(run, load_cohort(store, run.data))
+    shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
+    optim = run.optim
+    rows = prepared.train.rows()
+    return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
+
+
+# --- lives --------------------------------------------------------------------------------------------------
+
+
+class DieAt:
+    """A stop port that kills its process after an optimiser step."""
+
+    def __init__(self, steps: int) -> None:
+        self._left = steps
+
+    def requested(self) -> str | None:
+        """None, or no answer at all."""
+        self._left -= 1
+        if self._left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return None
+
+
+def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: int | None = None) -> None:
+    """One process that trains or continues, to its end or its death after step ``die_at``.
+
+    ``before`` is the number of epochs shown as done by others.
+    """
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = checkpoint.latest(folder / "last")
+    left = 0 if die_at is None else die_at - (checkpoint.load(found).step if found else 0)
+    child = get_context("spawn").Process(target=_train, args=(run, folder, left), daemon=True)
+    child.start()
+    reader = JournalReader(folder / "journal.jsonl")
+    while child.exitcode is None:
+        child.join(SECONDS_BETWEEN_LOOKS)
+        for record in reader.new():
+            if record["kind"] == "metrics":
+                done, epochs = before + record["step"], 2 * run.optim.epochs
+                reporter.progress(epoch=done, epochs=epochs, active=1, headline=record["values"])
+    if child.exitcode == (-signal.SIGKILL if left else 0):
+        return
+    refused = folder / REFUSED
+    if refused.exists():
+        raise (DataError if child.exitcode == DataError.exit_code else RunFailed)(refused.read_text())
+    raise RunFailed(f"{run.name}: a process that trained it ended with {child.exitcode} (out of memory?)")
+
+
+def _train(run: Run, folder: Path, die_after: int) -> None:
+    """In the process: train, and die after some steps, or never where that is 0."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
+    try:
+        if run.trainer.threads is not None:
+            torch.set_num_threads(run.trainer.threads)
+        with enough_memory(folder, run), sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
+            assert run.data.store is not None
+            prepared = prepare(run, load_cohort(Store.open(Path(run.data.store)), run.data))
+            member = Member("verified", run, prepared, folder)
+            ports = Ports(journal, stop=DieAt(die_after))
+            (progress,) = fit([member], folder=folder, device=chosen_device(run), ports=ports)
+            if progress.status == "failed":
+                raise RunFailed(f"{run.name}: the training itself fails: {progress.reason}")
+    except ModisError as error:
+        write_text(folder / REFUSED, str(error))
+        sys.exit(error.exit_code)
+
+
+def _last(folder: Path) -> Path:
+    found = checkpoint.latest(folder / "last")
+    assert found is not None, "a finished training has saved"
+    return found
+
+
+# --- comparing ----------------------------------------------------------------------------------------------
+
+
+def differences(ours: Path, theirs: Path) -> list[str]:
+    """What differs, bit for bit, between the checkpoints in two folders of one training; figures before tensors.
+
+    Raises ``DataError`` where one is damaged.
+    """
+    found: list[str] = []
+    for part in ("last", "best"):
+        one, other = (checkpoint.latest(folder / part) for folder in (ours, theirs))
+        if one is not None and other is not None:
+            found += [f"{part}: {what}" for what in _between(checkpoint.load(one), checkpoint.load(other))]
+        elif one != other:
+            found.append(f"{part}: is missing in {ours if one is None else theirs}")
+    return found
+
+
+def _between(one: Checkpoint, other: Checkpoint) -> Iterator[str]:
+    if one.step != other.step:
+        yield f"step {one.step} against {other.step}"
+    yield from _in_values(one.state, other.state)
+    for file in sorted({*one.tensors, *other.tensors}):
+        yield from (f"{file}/{name}" for name in _in_tensors(one.tensors.get(file, {}), other.tensors.get(file, {})))
+
+
+def _in_values(one: Any, other: Any, *where: str) -> Iterator[str]:
+    """Leaves of two JSON values that differ; the rows of a history are called by their epoch."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        for key in {**one, **other}:
+            yield from _in_values(one.get(key), other.get(key), *where, key)
+    elif isinstance(one, list) and isinstance(other, list):
+        for place, (a, b) in enumerate(zip_longest(one, other)):
+            row = a or b
+            name = f"epoch {row['epoch']:.0f}" if isinstance(row, Mapping) and "train/total_g" in row else str(place)
+            yield from _in_values(a, b, *where, name)
+    elif json.dumps(one) != json.dumps(other):
+        yield f"{' '.join(where)}: {one} against {other}"
+
+
+def _in_tensors(one: Tensors, other: Tensors) -> Iterator[str]:
+    for name in sorted({*one, *other}):
+        if name not in one or name not in other or not _same_bits(one[name], other[name]):
+            yield name
+
+
+def _same_bits(one: Tensor, other: Tensor) -> bool:
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    return torch.equal(*(tensor.cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other)))

@@ -1,0 +1,362 @@
+"""Killing a training exactly where it is: at every optimiser step, in every phase of a write, again and again.
+
+One process imports PyTorch and forks each life of a training (0.1 s instead of 3). The life announces markers over a
+pipe and waits for an answer, so a SIGKILL falls exactly there. What it leaves behind in the end is compared, bit for
+bit, with what an undisturbed life leaves. Only the forked life is patched; nothing here is known to the package.
+
+To be used from a process that has set one thread before anything: a fork keeps no thread but its own.
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+
+from modis_dist import files
+from modis_dist.config.run import Run
+from modis_dist.data.store import Store
+from modis_dist.errors import Interrupted
+from modis_dist.sweep import execute, single
+from modis_dist.sweep.manifest import Trial, trial_id
+from modis_dist.sweep.verify import differences
+from modis_dist.train import checkpoint, journal, outcome
+from modis_dist.train.ports import NullReporter
+from tests.train import toy
+
+SHORT = ("optim.epochs=3",)
+EACH = ("objective.penalty=each", "objective.adversarial_loss=class_conditional")
+PATIENT = ("optim.epochs=5", "trainer.checkpoint_every=2", "optim.lr_schedule=cosine")
+PATIENT += ("trainer.early_stopping={patience: 1}",)
+
+# One run is trained as `modis-dist train` does it, several as a pack of a sweep.
+KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
+    "pairwise, penalty of the sum": ((*SHORT,),),
+    "class_conditional, penalty of each": ((*SHORT, *EACH, "seed=3"),),
+    "stack of pairwise, early stopping": tuple((*PATIENT, f"seed={seed}") for seed in range(3)),
+    "stack of three losses, penalty of each": tuple(
+        (*SHORT, "objective.penalty=each", f"objective.adversarial_loss={loss}", f"seed={seed}")
+        for seed, loss in enumerate(("pairwise", "class_conditional", "published"))
+    ),
+}
+
+GO, STOP, KILL = b"g", b"s", b""
+INTERRUPTED = Interrupted.exit_code
+Answer = Callable[[str], bytes]  # marker -> what to do there
+
+
+@dataclass
+class Tally:
+    """What was done and what came of it."""
+
+    lives: int = 0
+    kills: int = 0
+    stops: int = 0  # asked politely, in the middle of an epoch
+    runs: int = 0
+    differences: list[str] = field(default_factory=list)
+
+
+class Kind:
+    """One kind of training: where its data are, what an undisturbed one leaves and which markers it passes."""
+
+    def __init__(self, name: str, store: Path, folder: Path) -> None:
+        self.name = name
+        self.runs = [toy.run(*overrides, f"data.store={store}") for overrides in KINDS[name]]
+        self.store = store
+        self.folder = folder
+        folder.mkdir()
+        self.calm = folder / "calm"
+        self.markers: list[str] = []
+        self.live(self.calm, self._note)
+        self._number = 0
+
+    def _note(self, marker: str) -> bytes:
+        self.markers.append(marker)
+        return GO
+
+    def disturbed(self, answer: Answer, tally: Tally) -> None:
+        """One training to its end, through as many lives as it takes; what differs is added to the tally."""
+        self._number += 1
+        out = self.folder / f"disturbed{self._number}"
+        last = "start"
+
+        def noted(marker: str) -> bytes:
+            nonlocal last
+            said = answer(marker)
+            last = last if said == GO else marker
+            return said
+
+        status = None
+        while status != 0:
+            status = self.live(out, noted)
+            tally.lives += 1
+            tally.kills += status == -signal.SIGKILL
+            tally.stops += status == INTERRUPTED
+        tally.runs += 1
+        tally.differences += [f"{self.name}, last disturbed at {last}: {what}" for what in compared(out, self.calm)]
+        shutil.rmtree(out)
+
+    def live(self, out: Path, answer: Answer) -> int:
+        """Fork one life and answer its markers; returns its exit code, 0 where it came to the end of the training."""
+        (hears, parent_says), (parent_hears, says) = os.pipe(), os.pipe()
+        child = os.fork()
+        if child == 0:
+            os.close(parent_says)
+            os.close(parent_hears)
+            _life_of(self.runs, self.store, out, Announcer(says, hears))
+        os.close(says)
+        os.close(hears)
+        killed = False
+        with os.fdopen(parent_hears, "rb", buffering=0) as stream:
+            for line in iter(stream.readline, b""):
+                said = answer(line.decode().rstrip("\n"))
+                if said == KILL:
+                    os.kill(child, signal.SIGKILL)
+                    killed = True
+                    break
+                os.write(parent_says, said)
+        os.close(parent_says)
+        _, status = os.waitpid(child, 0)
+        code = os.waitstatus_to_exitcode(status)
+        expected = {-signal.SIGKILL} if killed else {0, INTERRUPTED}
+        assert code in expected, f"{self.name}: a life ended with {code}"
+        return code
+
+
+# --- how to disturb -----------------------------------------------------------------------------------------
+
+
+def chain(chance: random.Random, *, share: float) -> Answer:
+    """Disturbs a training at a share of all its markers, each once: the next life gets as far as the next one.
+
+    At a third of the steps it is asked to stop, until a life has come to saving in the middle of an epoch.
+    """
+    decided: dict[str, bytes] = {}
+
+    def answer(marker: str) -> bytes:
+        if marker in decided:
+            return decided[marker]
+        stopped = marker.startswith("step") and chance.random() < 1 / 3
+        decided[marker] = STOP if stopped else GO
+        return STOP if stopped else KILL if chance.random() < share else GO
+
+    return answer
+
+
+def once(marker: str) -> Answer:
+    """Kills at one marker, the first time it is passed."""
+    left = [marker]
+
+    def answer(passed: str) -> bytes:
+        return KILL if passed in left and left.pop() else GO
+
+    return answer
+
+
+def soak(kills: int, *, seed: int, folder: Path, store: Path, told: Callable[[Tally], None]) -> Tally:
+    """Disturb trainings of every kind until so many kills are done.
+
+    First every kind is killed at each of its markers within one training; then kinds take turns in being killed once,
+    at a random marker, or at a random half of them. ``told`` hears of every training.
+    """
+    tally, chance = Tally(), random.Random(seed)
+    kinds = [Kind(name, store, folder / str(number)) for number, name in enumerate(KINDS)]
+    for kind, answer in _plan(kinds, chance):
+        if tally.kills >= kills:
+            return tally
+        kind.disturbed(answer, tally)
+        told(tally)
+    raise AssertionError("a plan has no end")
+
+
+def _plan(kinds: list[Kind], chance: random.Random) -> Iterator[tuple[Kind, Answer]]:
+    yield from ((kind, chain(chance, share=1.0)) for kind in kinds)
+    while True:
+        for kind in kinds:
+            yield from ((kind, once(chance.choice(kind.markers))) for _ in range(5))
+            yield kind, chain(chance, share=0.5)
+
+
+# --- what is left behind ------------------------------------------------------------------------------------
+
+
+def compared(out: Path, calm: Path) -> list[str]:
+    """What differs between the folders of two finished trainings."""
+    found = []
+    for folder in sorted({p.parent.parent for p in calm.rglob("step-*")}):
+        found += differences(out / folder.relative_to(calm), folder)
+    for path in (*calm.rglob("result.json"), *calm.rglob("history.json")):
+        if (out / path.relative_to(calm)).read_bytes() != path.read_bytes():
+            found.append(f"{path.relative_to(calm)} is another")
+    found += [f"journal: {what}" for what in _journals(out, calm)]
+    names = {p.relative_to(calm) for p in calm.rglob("*")}
+    return found + [f"{path} is left over" for p in out.rglob("*") if (path := p.relative_to(out)) not in names]
+
+
+def _journals(out: Path, calm: Path) -> Iterator[str]:
+    for path in calm.rglob("journal.jsonl"):
+        ours, theirs = journal.read(out / path.relative_to(calm)), journal.read(path)
+        for kind in ("start", "metrics", "checkpoint", "end"):
+            held = [
+                [_plain(record, folder) for record in records if record["kind"] == kind]
+                for records, folder in ((ours, out), (theirs, calm))
+            ]
+            if kind != "metrics":  # an event is told again where it is not known whether it had been told
+                held = [sorted(set(lines)) for lines in held]
+            if held[0] != held[1]:
+                yield f"{kind}: {len(held[0])} against {len(held[1])}, or with other values"
+
+
+def _plain(record: journal.Record, folder: Path) -> str:
+    told = {key: value for key, value in record.items() if key != "time_ms"}
+    return json.dumps(told, sort_keys=True).replace(str(folder), "")
+
+
+# --- in the forked life -------------------------------------------------------------------------------------
+
+
+class Announcer:
+    """Says where the life is, and waits to be told to go on."""
+
+    def __init__(self, says: int, hears: int) -> None:
+        self._says, self._hears = says, hears
+
+    def __call__(self, marker: str) -> bytes:
+        os.write(self._says, f"{marker}\n".encode())
+        answer = os.read(self._hears, 1)
+        if answer == b"":  # whoever asks is gone
+            os._exit(1)
+        return answer
+
+
+class AtEveryStep:
+    """A stop port that announces optimiser steps, by their number since the training began."""
+
+    def __init__(self, at: Announcer, last: Path) -> None:
+        self._at = at
+        found = checkpoint.latest(last)
+        self._step = checkpoint.load(found).step if found else 0
+
+    def requested(self) -> str | None:
+        self._step += 1
+        return "asked to stop" if self._at(f"step {self._step}") == STOP else None
+
+
+def _life_of(runs: list[Run], store: Path, out: Path, at: Announcer) -> None:
+    """Train as the commands do, to the end; never returns."""
+    code = 1
+    try:
+        os.umask(0o077)
+        _patch(at)
+        fingerprint = Store.open(store).fingerprint
+        if len(runs) == 1:
+            stop = AtEveryStep(at, out / "last")
+            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop)
+        else:
+            trials = [Trial(trial_id(run, fingerprint), "all", 0, {}, None, 0, run) for run in runs]
+            pack = execute.Pack(tuple(trials), probe=False)
+            stop = AtEveryStep(at, execute.pack_folder(out, pack) / "last")
+            if execute.unfinished(out, [pack]):
+                execute.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop)
+            else:
+                execute.forget_last(out, pack)
+        code = 0
+    except Interrupted:
+        code = INTERRUPTED
+    except BaseException:
+        traceback.print_exc()
+        sys.stderr.flush()
+    finally:
+        os._exit(code)
+
+
+def _patch(at: Announcer) -> None:
+    """Announce every phase of every write; leave out what costs time and has no state."""
+    single.draw = lambda *_: None
+    outcome.plain_baseline = lambda *_: {}
+    evaluate = outcome.evaluate
+    outcome.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
+    _patch_checkpoints(at)
+    _patch_journal(at)
+    _patch_results(at)
+
+
+def _patch_checkpoints(at: Announcer) -> None:
+    new_folder, save_file, write_json = checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json
+    remove_folder, rmtree = files.remove_folder, shutil.rmtree
+    place = [""]
+
+    @contextmanager
+    def folder(target: Path) -> Iterator[Path]:
+        place[0] = f"{target.parents[1].name}/{target.parent.name}/{target.name}"
+        at(f"{place[0]}: before its folder")
+        with new_folder(target) as temporary:
+            yield temporary
+            at(f"{place[0]}: with its manifest, before it is renamed")
+        at(f"{place[0]}: renamed, its predecessors still there")
+
+    def torn(tensors: object, path: Path) -> None:
+        save_file(tensors, path)
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        at(f"{place[0]}: {path.name} torn")
+        path.write_bytes(whole)
+
+    def json_file(path: Path, value: object) -> None:
+        if path.name == "manifest.json":
+            at(f"{place[0]}: without a manifest")
+        write_json(path, value)
+
+    def forgotten(path: Path) -> None:
+        """The last checkpoint of a pack; it is kept aside to be compared."""
+        kept = path.parent / "kept" / "last"
+        if path.exists() and not kept.exists():
+            shutil.copytree(path, kept)
+        remove_folder(path)
+
+    def removed(path: Path, **named: bool) -> None:
+        if path.exists():
+            next((file for file in sorted(path.rglob("*")) if file.is_file()), path / "none").unlink(missing_ok=True)
+            at(f"{path.parent.name}/{path.name.split('.')[1]} half removed")
+            rmtree(path, **named)
+
+    checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json = folder, torn, json_file
+    execute.remove_folder = forgotten
+    files.shutil = SimpleNamespace(rmtree=removed)
+
+
+def _patch_journal(at: Announcer) -> None:
+    write = journal.os.write
+
+    def torn(file: int, line: bytes) -> int:
+        record = json.loads(line)["record"]
+        marker = f"journal: {record['kind']} {record.get('step', '')} of {record['trial']}"
+        at(f"{marker}, before")
+        end = os.lseek(file, 0, os.SEEK_END)
+        write(file, line[: len(line) // 2])
+        at(f"{marker}, torn")
+        os.ftruncate(file, end)
+        written = write(file, line)
+        at(f"{marker}, after")
+        return written
+
+    journal.os = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)} | {"write": torn})
+
+
+def _patch_results(at: Announcer) -> None:
+    write_json = outcome.write_json
+
+    def announced(path: Path, value: object) -> None:
+        marker = f"{path.parent.name}/{path.name}"
+        at(f"{marker}, before")
+        write_json(path, value)
+        at(f"{marker}, after")
+
+    outcome.write_json = announced

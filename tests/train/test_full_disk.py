@@ -1,0 +1,189 @@
+"""A disk that is full or fails while a training saves: nothing is lost, nothing is taken for saved that is not."""
+
+import errno
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+
+from modis_dist import files
+from modis_dist.cli.display import RunBar
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.sweep import single
+from modis_dist.sweep.verify import differences
+from modis_dist.train import checkpoint
+from modis_dist.train.journal import JournalWriter, read
+from modis_dist.train.loop import Ports
+from tests.sweep.toy_study import write_store
+from tests.train import toy
+from tests.train.test_checkpoint import made
+
+FAILING = [errno.EIO, errno.EROFS, errno.EDQUOT, errno.ESTALE]
+SETTINGS = ("optim.epochs=5", "optim.batch_size=16")
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+class AtEpoch:
+    """A reporter that does something after some epochs, and notes what is in ``last`` after every epoch."""
+
+    def __init__(self, last: Path, acts: Mapping[int, Callable[[], None]]) -> None:
+        self.last, self.acts, self.held = last, acts, dict[int, list[str]]()
+
+    def progress(self, *, epoch: int, **_: object) -> None:
+        self.held[epoch] = names(self.last)
+        self.acts.get(epoch, lambda: None)()
+
+
+def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], mend: Callable[[], None]) -> AtEpoch:
+    """Train the toy for five epochs on a disk that takes nothing in epochs two and three."""
+    reporter = AtEpoch(folder / "last", {1: spoil, 3: mend})
+    folder.mkdir()
+    with JournalWriter(folder / "journal.jsonl") as journal:
+        toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, ports=Ports(journal, reporter))
+    return reporter
+
+
+def check_nothing_was_lost(folder: Path, calm: Path, reporter: AtEpoch, said: str) -> None:
+    first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
+    assert reporter.held == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
+    warnings = [line for line in said.splitlines() if "could not be saved" in line]
+    assert len(warnings) == 2 and all(f"bytes needed); {first} is kept; training goes on" in line for line in warnings)
+    steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
+    assert steps == [1, 2, 3, 4, 5]
+    toy.train([toy.member("t", toy.run(*SETTINGS), calm)], calm)
+    assert differences(folder, calm) == differences(folder / "t", calm / "t") == []
+
+
+def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(_: int) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        reporter = spoilt_in_between(
+            tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), mend=patch.undo
+        )
+    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "calm", reporter, caplog.text)
+    assert "could not be saved: Input/output error (" in caplog.text
+
+
+@pytest.mark.parametrize("number", FAILING)
+@pytest.mark.parametrize("call", range(1, 7))
+def test_what_could_not_be_brought_to_the_disk_is_not_taken_for_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: int
+) -> None:
+    kept = checkpoint.save(tmp_path, made(1))
+    genuine, left = files.sync, [call]
+
+    def failing(path: Path) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(number, os.strerror(number))
+        genuine(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "sync", failing)
+        try:
+            checkpoint.save(tmp_path, made(2))
+        except OSError as error:
+            assert error.errno == number
+    assert left[0] <= 0, "there are at least as many calls"
+    assert list(tmp_path.iterdir()) == [kept] and checkpoint.problem(kept) is None
+    assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
+
+
+def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = checkpoint.save(tmp_path, made(1))
+    genuine = files.sync
+
+    def rotting(path: Path) -> None:
+        genuine(path)
+        if path.name == "model.safetensors":
+            path.write_bytes(path.read_bytes()[:-1] + b"\x00")
+
+    monkeypatch.setattr(files, "sync", rotting)
+    with pytest.raises(OSError, match="right after it was written; the disk is failing"):
+        checkpoint.save(tmp_path, made(2))
+    assert checkpoint.newest(tmp_path) == kept
+
+
+# --- a real small disk --------------------------------------------------------------------------------------
+
+USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+    if shutil.which("unshare") is None or subprocess.run([*USER_NAMESPACE, "true"], check=False).returncode:
+        pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")
+    code = "import sys; from pathlib import Path; from tests.train import test_full_disk as tests\n"
+    code += "tests.on_a_small_disk(Path(sys.argv[1]))"
+    command_line = [*USER_NAMESPACE, sys.executable, "-c", code, tmp_path]
+    child = subprocess.run(command_line, capture_output=True, text=True, check=False)
+    assert child.returncode == 0, child.stdout + child.stderr
+
+
+def on_a_small_disk(place: Path) -> None:
+    """In a process with mounts of its own: the same on a disk of two megabytes, then by the command."""
+    disk, ballast = place / "disk", place / "disk" / "ballast"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
+
+    def fill() -> None:
+        with ballast.open("wb", buffering=0) as file:
+            for size in (1 << 16, 1 << 12, 1):
+                try:
+                    while True:
+                        file.write(b"x" * size)
+                except OSError as error:
+                    assert error.errno == errno.ENOSPC
+
+    log = place / "log"
+    logging.basicConfig(filename=log)
+    reporter = spoilt_in_between(disk / "spoilt", spoil=fill, mend=ballast.unlink)
+    check_nothing_was_lost(disk / "spoilt", place / "calm", reporter, log.read_text())
+    assert "could not be saved: No space left on device (" in log.read_text()
+    shutil.rmtree(disk / "spoilt")
+
+    single.draw = lambda *_: None
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"] = str(write_store(place / "store"))
+    tree["optim"] |= {"epochs": 5, "batch_size": 16}
+    (place / "run.yaml").write_text(yaml12.dump(tree))
+    by_command(place, disk / "last", {4: fill}, "step 10 could not be saved: No space left on device (")
+    ballast.unlink()
+    by_command(place, disk / "last", {}, "")
+    stop = lambda: (fill(), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
+    by_command(place, disk / "stop", {2: stop}, "error: got SIGTERM; ")
+    ballast.unlink()
+    by_command(place, disk / "stop", {}, "")
+    assert differences(disk / "stop", disk / "last") == []
+
+
+def by_command(place: Path, out: Path, acts: Mapping[int, Callable[[], None]], message: str) -> None:
+    """Run ``modis-dist train``; with a message it must end with 3 and one line that holds it."""
+    RunBar.progress = lambda _, **told: AtEpoch(out / "last", acts).progress(**told)  # type: ignore[method-assign]
+    before, said = os.dup(2), place / "stderr"
+    with said.open("w") as file:
+        os.dup2(file.fileno(), 2)
+        status = command(["train", str(place / "run.yaml"), "--out", str(out)])
+        sys.stderr.flush()
+        os.dup2(before, 2)
+    lines = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == ((3, 1) if message else (0, 0)), said.read_text()
+    assert message in said.read_text() and "Traceback" not in said.read_text()
+    if message:
+        assert "the same command continues" in lines[0] and len(names(out / "last")) == 1

@@ -1,0 +1,72 @@
+"""Killed at every step and in every phase of every write, a training ends with the same bits."""
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modis_dist.train import checkpoint
+from modis_dist.train.journal import JournalWriter
+from tests.train import kills, toy
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> None:
+    soak = [sys.executable, "tools/soak.py", "--kills", "240", "--json"]
+    ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    tally = json.loads(ended.stdout)
+    assert tally["kills"] >= 240 and tally["differences"] == []
+    assert tally["lives"] == tally["kills"] + tally["stops"] + tally["runs"]
+
+
+# --- the comparison would find it ---------------------------------------------------------------------------
+
+
+def trained(folder: Path) -> Path:
+    with JournalWriter(folder / "journal.jsonl") as journal:
+        toy.train([toy.member("t", toy.run("optim.epochs=2"), folder)], folder, ports=toy.Ports(journal))
+    (folder / "result.json").write_text("{}")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("calm"))
+
+
+def nudge(folder: Path) -> None:
+    held = checkpoint.load(checkpoint.latest(folder / "t" / "best"))
+    shutil.rmtree(folder / "t" / "best")
+    first = next(iter(held.tensors["model"].values()))
+    first.view(-1)[0] = first.view(-1)[0].nextafter(first.new_tensor(9.0))
+    checkpoint.save(folder / "t" / "best", held)
+
+
+def cut_journal(folder: Path) -> None:
+    lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
+    (folder / "journal.jsonl").write_text("".join(line for line in lines if '"step":2' not in line))
+
+
+def test_twins_have_no_difference(calm: Path, tmp_path: Path) -> None:
+    assert kills.compared(trained(tmp_path), calm) == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "found"),
+    [
+        (nudge, "best: model/"),
+        (cut_journal, "journal: metrics: 1 against 2"),
+        (lambda folder: (folder / "result.json").write_text("{ }"), "result.json is another"),
+        (lambda folder: (folder / "last" / ".step-1.9.tmp").mkdir(), ".step-1.9.tmp is left over"),
+    ],
+)
+def test_a_difference_is_found(calm: Path, tmp_path: Path, spoil: Callable[[Path], object], found: str) -> None:
+    spoil(trained(tmp_path))
+    (told,) = kills.compared(tmp_path, calm)
+    assert found in told
