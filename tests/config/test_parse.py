@@ -100,7 +100,7 @@ def test_what_a_user_wrote_is_shown_escaped_and_shortened() -> None:
         ({"scenario": [{"kind": "cut_class", "rows": 1}]}, "scenario[0].label: is required"),
         ({"scenario": [{"rows": 1}]}, "scenario[0]: must be a name, or a section with `kind`"),
         ({"scenario": [3]}, "scenario[0]: must be a name, or a section with `kind` (got 3)"),
-        ({"optim": {"precision": "fp16"}}, "optim.precision: unknown key; known: batch_size, beta1"),
+        ({"optim": {"momentum": "fp16"}}, "optim.momentum: unknown key; known: batch_size, beta1"),
         ({"fp16": True}, "fp16: unknown key; known: data, model, name"),
         ({"trainer": {"device": "gpu"}}, "trainer.device: must be auto, cpu, cuda or cuda:N (got 'gpu')"),
         ({"seed": True}, "seed: must be a whole number (got 'true')"),
