@@ -5,8 +5,8 @@ from math import exp, floor, log
 from typing import Any
 
 from modis_dist.config.keys import is_whole
+from modis_dist.config.parse import digest
 from modis_dist.config.study import Dimension
-from modis_dist.train.seeds import mix
 
 DIGITS = 3  # what is shown of a value is then all of it
 STEP_DIGITS = 12  # a sum of steps without its rounding error
@@ -21,7 +21,7 @@ def drawn(space: Space, *, seed: int, number: int) -> dict[str, Any]:
 
 def share(seed: int, number: int, key: str) -> float:
     """A uniform number in [0, 1)."""
-    return (mix(seed, "search", number, key) >> 10) / 2**53
+    return int(digest(["search", seed, number, key])[:13], 16) / 16**13
 
 
 def at(dimension: Dimension, place: float, *, whole: bool) -> Any:

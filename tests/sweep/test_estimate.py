@@ -127,3 +127,18 @@ def test_the_local_executor_takes_the_cores_it_is_given_and_refuses_more_than_th
     assert LocalExecutor(Resources(cpus=1)).threads == 1
     with pytest.raises(ConfigError, match=r"sweep.resources.cpus: \d+ asked for, this machine has"):
         LocalExecutor(Resources(cpus=cores() + 1))
+
+
+def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, plans = write_store(tmp_path / "store"), {}
+    for configurations in (2, 7):
+        search = {"kind": "optuna", "configurations": configurations, "at_once": 2}
+        sweep = {"grid": {}, "search": search, "space": {"objective.beta": {"low": 0.1, "high": 0.9}}}
+        study = write_study(tmp_path / f"{configurations}.yaml", store, **sweep)
+        plans[configurations] = plan(capsys, str(study), "--out", str(tmp_path / "out"), *LARGE)
+    assert [plans[n]["trials"] for n in (2, 7)] == [4, 4] and [plans[n]["later_trials"] for n in (2, 7)] == [0, 10]
+    of_round = sum(pack["bytes"] for pack in plans[2]["packs"])
+    assert plans[7]["bytes"] - plans[2]["bytes"] == pytest.approx(2.5 * of_round)
+    assert plans[7]["packs"][0]["steps"] == plans[2]["packs"][0]["steps"]
