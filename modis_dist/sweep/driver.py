@@ -25,11 +25,21 @@ from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, tested
-from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, forget_last, locked, trial_folder, unfinished
+from modis_dist.sweep.execute import (
+    Pack,
+    chosen_device,
+    cohort_of,
+    forget_last,
+    journal_file,
+    locked,
+    trial_folder,
+    unfinished,
+)
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
 from modis_dist.sweep.packs import layout
 from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
+from modis_dist.train.journal import copy_trial
 from modis_dist.train.outcome import read_result
 from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
 
@@ -224,15 +234,24 @@ class _Sweep:
 
     def _trained(self, packs: Sequence[Pack], *, stage: str) -> dict[str, str]:
         reasons = self._executed(packs, name=stage)
-        alone = one_by_one(packs, reasons)
-        if not alone:
+        down = [pack for pack in packs if len(pack.trials) > 1 and any(trial.id in reasons for trial in pack.trials)]
+        if not down:
             return reasons
         # One member may have brought its stack down; the others are not to suffer for it.
-        tried = {trial.id for pack in alone for trial in pack.trials}
-        whole = [pack for pack in packs if tried.isdisjoint(trial.id for trial in pack.trials)]
-        self._note(stage, [*whole, *alone])
+        alone = [one for pack in down for one in self._one_by_one(pack)]
+        tried = {pack.trials[0].id for pack in alone}
+        self._note(stage, [*(pack for pack in packs if pack not in down), *alone])
         kept = {name: reason for name, reason in reasons.items() if name not in tried}
         return kept | self._executed(alone, name=f"{stage}, crashed packs one by one")
+
+    def _one_by_one(self, stack: Pack) -> list[Pack]:
+        """Every member of a stack as a pack of its own; one that is finished takes its records along."""
+        alone = [replace(stack, trials=(trial,)) for trial in stack.trials]
+        for pack in alone:
+            (trial,) = pack.trials
+            if _is_done(self._out, trial):
+                copy_trial(journal_file(self._out, stack), journal_file(self._out, pack), trial=trial.id)
+        return alone
 
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
@@ -299,12 +318,6 @@ class _Sweep:
         metrics = figures_of(result)
         status: Literal["FINISHED", "FAILED"] = "FINISHED" if result["status"] == "done" else "FAILED"
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
-
-
-def one_by_one(packs: Sequence[Pack], crashed: Mapping[str, str]) -> list[Pack]:
-    """The crashed trials of stacks of several, each as a pack of its own."""
-    stacks = [pack for pack in packs if len(pack.trials) > 1]
-    return [replace(pack, trials=(trial,)) for pack in stacks for trial in pack.trials if trial.id in crashed]
 
 
 def _refits(planned: Plan, group: Group) -> list[Trial]:

@@ -57,6 +57,11 @@ def pack_folder(out: Path, pack: Pack) -> Path:
     return out / "packs" / pack.id
 
 
+def journal_file(out: Path, pack: Pack) -> Path:
+    """Where a pack's records are."""
+    return pack_folder(out, pack) / "journal.jsonl"
+
+
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
     """Write what a pack is into its folder, for whichever process trains it; returns the folder.
 
@@ -116,7 +121,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
     with locked(folder), enough_memory(folder, run, stacked=len(pack.trials)):
         device = chosen_device(run)
         members = _members(pack, out=out, store=store)
-        with sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
+        with sound_disk(folder), JournalWriter(journal_file(out, pack)) as journal:
             progress = fit(members, folder=folder, device=device, ports=Ports(journal, reporter, stop))
             baselines = Baselines()
             for member, one in zip(members, progress, strict=True):

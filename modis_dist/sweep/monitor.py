@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from modis_dist.sweep.execute import Pack, pack_folder
+from modis_dist.sweep.execute import Pack, journal_file
 from modis_dist.train.journal import JournalReader
 
 SECONDS_BETWEEN_LOOKS = 0.5
@@ -43,7 +43,7 @@ class Monitor:
     """Reads the journals of some packs in a thread, from entering to leaving the ``with`` block."""
 
     def __init__(self, packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> None:
-        self._readers = [JournalReader(pack_folder(out, pack) / "journal.jsonl") for pack in packs]
+        self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
         self._limit = {trial.id: trial.run.optim.epochs for pack in packs for trial in pack.trials}
         self._epochs = dict.fromkeys(self._limit, 0)
         self._ended: dict[str, str] = {}
