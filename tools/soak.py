@@ -1,6 +1,7 @@
 """Kills trainings a thousand times and compares what is left, bit for bit: `python tools/soak.py --kills 1000`.
 
-Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
+With `--sweep local` or `--sweep ray` it kills studies of twelve trials at random moments: their driver, and workers of
+Ray. Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
 """
 
 import os
@@ -13,16 +14,19 @@ import sys
 import tempfile
 import time
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
-import pandas  # noqa: F401, this and torch._dynamo are imported late, which takes longer than a life
+import mlflow  # noqa: F401, this and the next two are imported late, which takes longer than a life
+import pandas  # noqa: F401
 import torch
 import torch._dynamo
 from rich.console import Console
 from rich.progress import Progress
 
+from tests.sweep import kills as sweep_kills
 from tests.sweep.toy_study import write_store
 from tests.train import kills
 
@@ -34,6 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="at least so many (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="chooses where (default 0)")
+    parser.add_argument("--sweep", choices=["local", "ray"], help="kill studies with this executor")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,7 +50,8 @@ def main() -> int:
         bar = bars.add_task("kills", total=options.kills)
         folder = Path(name)
         store = made_elsewhere(folder / "store")
-        tally = kills.soak(
+        victims = partial(sweep_kills.soak, executor=options.sweep) if options.sweep else kills.soak
+        tally = victims(
             options.kills,
             seed=options.seed,
             folder=folder,

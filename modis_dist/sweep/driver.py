@@ -26,7 +26,15 @@ from modis_dist.files import write_text
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, ranked, tested
-from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, forget_last, trial_folder, unfinished
+from modis_dist.sweep.execute import (
+    Pack,
+    chosen_device,
+    cohort_of,
+    forget_last,
+    journal_file,
+    trial_folder,
+    unfinished,
+)
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
@@ -34,6 +42,7 @@ from modis_dist.sweep.packs import layout
 from modis_dist.sweep.rungs import Round
 from modis_dist.sweep.search import Search
 from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
+from modis_dist.train.journal import copy_trial
 from modis_dist.train.outcome import read_result
 from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
 
@@ -279,15 +288,24 @@ class _Sweep:
     def trained(self, packs: Sequence[Pack], *, stage: str, name: str = "") -> dict[str, str]:
         """Train packs; a stack that crashed once more, one by one. Returns why trials crashed, by id."""
         reasons = self._executed(packs, name=name or stage)
-        alone = one_by_one(packs, reasons)
-        if not alone:
+        down = [pack for pack in packs if len(pack.trials) > 1 and any(trial.id in reasons for trial in pack.trials)]
+        if not down:
             return reasons
         # One member may have brought its stack down; the others are not to suffer for it.
-        tried = {trial.id for pack in alone for trial in pack.trials}
-        whole = [pack for pack in packs if tried.isdisjoint(trial.id for trial in pack.trials)]
-        self._note(stage, [*whole, *alone])
+        alone = [one for pack in down for one in self._one_by_one(pack)]
+        tried = {pack.trials[0].id for pack in alone}
+        self._note(stage, [*(pack for pack in packs if pack not in down), *alone])
         kept = {trial: reason for trial, reason in reasons.items() if trial not in tried}
         return kept | self._executed(alone, name=f"{name or stage}, crashed packs one by one")
+
+    def _one_by_one(self, stack: Pack) -> list[Pack]:
+        """Every member of a stack as a pack of its own; one that is finished takes its records along."""
+        alone = [replace(stack, trials=(trial,)) for trial in stack.trials]
+        for pack in alone:
+            (trial,) = pack.trials
+            if _is_done(self._out, trial):
+                copy_trial(journal_file(self._out, stack), journal_file(self._out, pack), trial=trial.id)
+        return alone
 
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
@@ -350,12 +368,6 @@ class _Sweep:
         ended: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {"done": "FINISHED", "pruned": "KILLED"}
         status = ended.get(result["status"], "FAILED")
         self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
-
-
-def one_by_one(packs: Sequence[Pack], crashed: Mapping[str, str]) -> list[Pack]:
-    """The crashed trials of stacks of several, each as a pack of its own."""
-    stacks = [pack for pack in packs if len(pack.trials) > 1]
-    return [replace(pack, trials=(trial,)) for pack in stacks for trial in pack.trials if trial.id in crashed]
 
 
 def _refits(trials: Sequence[Trial], group: Group, fingerprint: str) -> list[Trial]:

@@ -72,6 +72,11 @@ def pack_folder(out: Path, pack: Pack) -> Path:
     return out / "packs" / pack.id
 
 
+def journal_file(out: Path, pack: Pack) -> Path:
+    """Where a pack's records are."""
+    return pack_folder(out, pack) / "journal.jsonl"
+
+
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
     """Write what a pack is into its folder, for whichever process trains it; returns the folder.
 
@@ -145,7 +150,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
     with locked(folder), enough_memory(folder, run, stacked=len(pack.trials)):
         device = chosen_device(run)
         members = _members(pack, out=out, store=store)
-        with sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
+        with sound_disk(folder), JournalWriter(journal_file(out, pack)) as journal:
             for member in members:
                 write_run(member.folder, member.run)
                 clear_leftovers(member.folder)
@@ -183,7 +188,7 @@ def prune(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
     if not any(standing.values()):
         return
     with locked(folder):
-        with JournalWriter(folder / "journal.jsonl") as journal:
+        with JournalWriter(journal_file(out, pack)) as journal:
             for trial in leaving:
                 if (held := standing[trial.id]) is not None:  # else it crashed
                     journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": held["epochs"]})

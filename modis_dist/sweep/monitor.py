@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
-from modis_dist.sweep.execute import Pack, pack_folder
+from modis_dist.sweep.execute import Pack, journal_file
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.journal import JournalReader
 
@@ -51,7 +51,7 @@ class Monitor:
     """Reads the journals of some packs in a thread, from entering to leaving the ``with`` block."""
 
     def __init__(self, packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> None:
-        self._readers = [JournalReader(pack_folder(out, pack) / "journal.jsonl") for pack in packs]
+        self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
         self._limit = {t.id: _epochs(p, t) for p in packs for t in p.trials}
         self._epochs = dict.fromkeys(self._limit, 0)
         self._ended: dict[str, str] = {}

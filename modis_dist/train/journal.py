@@ -22,6 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from modis_dist.files import write_bytes
 from modis_dist.train.ports import EventKind
 
 Record = dict[str, Any]
@@ -135,6 +136,14 @@ class JournalReader:
 def read(path: Path) -> list[Record]:
     """Every valid record of a journal, in the order written; see ``JournalReader`` for what is left out."""
     return JournalReader(path).new()
+
+
+def copy_trial(source: Path, target: Path, *, trial: str) -> None:
+    """Make a journal of the valid records of one trial in another; one that is not there yet is empty."""
+    target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    lines = source.read_bytes().split(b"\n") if source.exists() else []
+    held = [line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial]
+    write_bytes(target, b"".join(line + b"\n" for line in held))
 
 
 def _now_ms() -> int:

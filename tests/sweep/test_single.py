@@ -1,13 +1,17 @@
 """One run by itself: what a trained folder is judged on, and files made with its model."""
 
 import json
+import os
+import resource
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import torch
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
@@ -266,3 +270,35 @@ def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: 
     out = tmp_path / "p.parquet"
     assert command(["predict", str(done / "run"), str(tmp_path / "foreign"), "--out", str(out)]) == 2
     assert "has no modality of the model's modalities" in capsys.readouterr().err and not out.exists()
+
+
+# --- a machine too small ------------------------------------------------------------------------------------
+
+
+def test_out_of_memory_is_one_line_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
+    said = tmp_path / "stderr"
+    torch.set_num_threads(1)
+    child = os.fork()
+    if child == 0:
+        sys.stderr = said.open("w", buffering=1)
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
+        huge = ["--set", "model.discriminator=[30000, 30000]"]  # 3.6 GB of weights
+        os._exit(command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out"), *huge]))
+    _, status = os.waitpid(child, 0)
+    lines = said.read_text().splitlines()
+    assert os.waitstatus_to_exitcode(status) == 3 and len(lines) == 1, lines
+    assert lines[0].startswith("error: ") and "out of memory with optim.batch_size 8; lower it" in lines[0]
+
+
+@pytest.mark.parametrize("full", [MemoryError("host"), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")])
+def test_whatever_memory_is_full_the_training_failed(
+    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, full: Exception
+) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise full
+
+    monkeypatch.setattr(single, "fit", fit)
+    assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
+    said = capsys.readouterr().err
+    assert "out of memory with optim.batch_size 8" in said and said.count("\n") == 1

@@ -20,6 +20,7 @@ import modis_dist
 from modis_dist.cli.main import run as command
 from modis_dist.sweep import execute, manifest
 from modis_dist.train import outcome
+from modis_dist.train.journal import read
 from modis_dist.train.loop import Member
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
@@ -184,7 +185,8 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
 
     monkeypatch.setattr(execute, "fit", out_of_memory)
     assert tune(tmp_path) == 4
-    assert "1 trials failed (MemoryError: poisoned)" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8; lower it" in said
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2
@@ -195,6 +197,31 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     assert summary_of(tmp_path)["trials"] == {"total": 4, "done": 4, "failed": 0, "pruned": 0}
     (poisoned,) = summary["failures"]
     assert {name: after[name] for name in before} == before and poisoned not in before and after[poisoned] == 4
+
+
+def test_what_a_stack_had_finished_when_it_came_down_stays_in_the_list_with_its_records(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    genuine, concluded = execute.conclude, []
+
+    def failing_once(member: Member, *given: Any, **named: Any) -> Any:
+        concluded.append(member.trial)
+        if len(concluded) == 3:
+            raise RuntimeError("once")
+        return genuine(member, *given, **named)
+
+    monkeypatch.setattr(execute, "conclude", failing_once)
+    assert tune(tmp_path) == 0
+    out = tmp_path / "out"
+    listed = manifest.load(out / "manifest.json")
+    assert [len(pack) for pack in listed.packs] == [1, 1, 1, 1]
+    assert {name for pack in listed.packs for name in pack} == {trial.id for trial in listed.trials}
+    for trial in listed.trials:
+        records = read(execute.journal_file(out, execute.Pack((trial,))))
+        assert [r["step"] for r in records if r["kind"] == "metrics"] == [1, 2, 3, 4]
+        assert {r["trial"] for r in records} == {trial.id}
+    assert sorted(concluded[:2]) == sorted(set(concluded[:2])) and not set(concluded[:2]) & set(concluded[3:])
 
 
 def test_test_rows_without_labels_are_reported_as_such(tmp_path: Path) -> None:
