@@ -57,15 +57,23 @@ def block_of(world: World, whole: Batch) -> Batch:
     return replace(whole, x=tuple(x[:, world.block(m, rows)] for m, x in enumerate(whole.x)))
 
 
-def run(world: World, case: Case) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def run(world: World, case: Case, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All parameters and statistics after some steps, and the terms of the last one."""
     seeds = range(len(case.losses))
-    state = TrainState.start(SHAPE, seeds, optim=OPTIM, device=CPU, dtype=torch.float64, world=world)
+    state = TrainState.start(SHAPE, seeds, optim=OPTIM, device=CPU, dtype=dtype, world=world)
     for number in range(STEPS):
-        phases = step(state, block_of(world, case.batch(number)), weights(case.losses), case.rules)
+        given = cast(block_of(world, case.batch(number)), dtype)
+        phases = step(state, given, weights(case.losses, dtype=dtype), case.rules)
     terms = {name: world.sum(value) for phase in phases for name, value in phase.parts.items()}
     terms |= {f"total {number}": world.sum(torch.as_tensor(phase.total)) for number, phase in enumerate(phases)}
     return {name: tensor.clone() for name, tensor in state.model_tensors().items()}, terms
+
+
+def cast(held: Batch, dtype: torch.dtype) -> Batch:
+    """The same batch in another precision."""
+    signs = None if held.signs is None else held.signs.to(dtype)
+    x = tuple(part.to(dtype) for part in held.x)
+    return Batch(x, held.label, held.noise_d.to(dtype), held.noise_g.to(dtype), signs)
 
 
 def all_cases(world: World, folder: Path) -> dict[str, Any]:
