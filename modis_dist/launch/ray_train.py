@@ -4,11 +4,14 @@ Ray places the ranks and watches them. How they meet, what they compute and what
 training passes through Ray but its outcome.
 """
 
+import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -26,6 +29,7 @@ T = TypeVar("T")
 RESTARTS = 2  # of all ranks, after the death of one
 SECONDS_BETWEEN_LOOKS = 0.5
 STOP = "stop"
+RECORD = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 
 
 def on_ranks(
@@ -36,11 +40,13 @@ def on_ranks(
     threads: int,
     gpus: float,
     folder: Path,
+    record: Path,
 ) -> T:
     """``work(seat, settings)`` on every rank, in processes of a Ray that runs already; what it returns on the first.
 
     After a death all ranks start again; ``work`` continues from its checkpoint. ``folder`` is private and shared by the
-    ranks. Raises what ``work`` refuses, and ``RunFailed`` where ranks died too often.
+    ranks; ``record`` gets a line for every death. Raises what ``work`` refuses, and ``RunFailed`` where ranks died too
+    often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.backend import Backend
@@ -56,7 +62,13 @@ def on_ranks(
 
     trainer = TorchTrainer(
         _rank,
-        train_loop_config={"work": work, "settings": dict(settings), "folder": str(folder), "threads": threads},
+        train_loop_config={
+            "work": work,
+            "settings": dict(settings),
+            "folder": str(folder),
+            "record": str(record),
+            "threads": threads,
+        },
         torch_config=MeetingByThemselves(),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -92,10 +104,19 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     seat = Seat(context.get_world_rank(), context.get_world_size(), meeting_file(meeting))
     try:
         return {"value": config["work"](seat, config["settings"]), "refused": None}
-    except RankLost:
+    except RankLost as error:
+        _note(str(error), meeting, Path(config["record"]))
         raise
     except (UserError, Interrupted, RunFailed) as error:
         return {"value": None, "refused": error}
+
+
+def _note(why: str, meeting: Path, record: Path) -> None:
+    """Keep why ranks start again; of those that noticed the first one writes."""
+    with suppress(FileExistsError):
+        (meeting / "lost").touch(exist_ok=False)
+        with record.open("a") as file:
+            file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {why}; all ranks start again from the last checkpoint\n")
 
 
 def _why(error: Any) -> str:
@@ -141,7 +162,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
         stop = folder / STOP
         with (
             on_signal(partial(ask_to_stop, stop)),
-            _Watched(out / "journal.jsonl", run.optim.epochs, reporter),
+            _Watched(out, run.optim.epochs, reporter),
             ThreadPoolExecutor(1) as beside,  # in the main thread Ray Train would put its own handler for Ctrl-C
         ):
             training = beside.submit(
@@ -152,6 +173,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
                 threads=threads,
                 gpus=gpus,
                 folder=folder,
+                record=out / RECORD,
             )
             return training.result()
 
@@ -177,10 +199,12 @@ def _run_of_rank(seat: Seat, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class _Watched:
-    """Tells a reporter what a training in other processes writes to its journal."""
+    """Tells a reporter what a training in other processes writes to its journal, and the user of deaths."""
 
-    def __init__(self, journal: Path, epochs: int, reporter: Reporter) -> None:
-        self._reader = JournalReader(journal)
+    def __init__(self, out: Path, epochs: int, reporter: Reporter) -> None:
+        self._reader = JournalReader(out / "journal.jsonl")
+        self._record = out / RECORD
+        self._told = len(self._deaths())
         self._epochs = epochs
         self._reporter = reporter
         self._over = threading.Event()
@@ -192,11 +216,19 @@ class _Watched:
     def __exit__(self, *_: object) -> None:
         self._over.set()
         self._thread.join()
+        self._look()
 
     def _watch(self) -> None:
         while not self._over.wait(SECONDS_BETWEEN_LOOKS):
-            for record in self._reader.new():
-                if record["kind"] == "metrics":
-                    self._reporter.progress(
-                        epoch=record["step"], epochs=self._epochs, active=1, headline=record["values"]
-                    )
+            self._look()
+
+    def _look(self) -> None:
+        for record in self._reader.new():
+            if record["kind"] == "metrics":
+                self._reporter.progress(epoch=record["step"], epochs=self._epochs, active=1, headline=record["values"])
+        for line in self._deaths()[self._told :]:
+            logging.getLogger(__name__).warning("%s", line)
+            self._told += 1
+
+    def _deaths(self) -> list[str]:
+        return self._record.read_text().splitlines() if self._record.exists() else []

@@ -15,7 +15,7 @@ from typing import Any
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, Interrupted, RunFailed
 from modis_dist.launch.ray_cluster import private_cluster
-from modis_dist.launch.ray_train import STOP, ask_to_stop, on_ranks
+from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.resources import cores as available_cores
@@ -132,6 +132,7 @@ def _attempt_on_ranks(config: Mapping[str, Any], threads: int) -> str | None:
             threads=threads,
             gpus=config["gpus"],
             folder=folder,
+            record=Path(config["pack"]) / RECORD,
         )
     except RunFailed as error:
         return str(error)

@@ -42,6 +42,11 @@ def ranks_of(driver: int) -> list[psutil.Process]:
     return [p for p in family if "RayTrainWorker" in " ".join(p.cmdline())]
 
 
+def said_text(folder: Path) -> str:
+    """What the command said, its folded lines joined."""
+    return " ".join((folder / "said.txt").read_text().split("\n"))
+
+
 @needs_two_cores
 def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Path, tmp_path: Path) -> None:
     out, alone = tmp_path / "two", tmp_path / "one"
@@ -52,11 +57,14 @@ def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Pa
             end = time.monotonic() + 120
             while not list(out.glob("last/step-*")) and time.monotonic() < end:
                 time.sleep(0.02)
-            os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
+            victim = ranks_of(driver.pid)[1].pid
+            os.kill(victim, signal.SIGKILL)
             assert driver.wait(180) == 0, (tmp_path / "said.txt").read_text()
         finally:
             driver.kill()
             driver.wait()
+    (line,) = (out / "ranks.log").read_text().splitlines()
+    assert f"of 2 (process {victim} on " in line and "is gone; was it killed" in line and line in said_text(tmp_path)
     assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=40"]) == 0
     ours, theirs = history(out), history(alone)
     assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
@@ -73,7 +81,7 @@ def test_packs_of_a_sweep_may_have_several_workers_each_and_never_wait_for_ever(
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(alone)]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
-    assert ours["trials"] == theirs["trials"] == {"total": 2, "done": 2, "failed": 0}
+    assert ours["trials"] == theirs["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
     assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(p.name for p in (alone / "trials").iterdir())
     for trial in (out / "trials").iterdir():
         for row, right in zip(history(trial), history(alone / "trials" / trial.name), strict=True):
