@@ -99,13 +99,18 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     torch.set_num_threads(config["threads"])
     context = get_context()
     place = broadcast_from_rank_zero(secrets.token_hex(8))  # a new one after every death
-    meeting = Path(config["folder"]) / place
-    meeting.mkdir(mode=0o700, exist_ok=True)
+    meetings, record = Path(config["folder"]) / "meetings", Path(config["record"])
+    meeting = meetings / place
+    meeting.mkdir(mode=0o700, parents=True, exist_ok=True)
     seat = Seat(context.get_world_rank(), context.get_world_size(), meeting_file(meeting))
+    if seat.rank == 0:
+        for earlier in meetings.iterdir():
+            if earlier != meeting:  # Ray may have seen a death before the other ranks did
+                _note("a rank died; was it killed, by the user or for want of memory?", earlier, record)
     try:
         return {"value": config["work"](seat, config["settings"]), "refused": None}
     except RankLost as error:
-        _note(str(error), meeting, Path(config["record"]))
+        _note(str(error), meeting, record)
         raise
     except (UserError, Interrupted, RunFailed) as error:
         return {"value": None, "refused": error}

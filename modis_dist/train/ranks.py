@@ -24,6 +24,7 @@ from modis_dist.world import World
 
 TIMEOUT_S = 60.0  # of a collective in the middle of training
 PATIENCE_S = 1800.0  # until all ranks have their data, or rank 0 has written a checkpoint
+GONE = "is gone"
 SETTLE_S = 5.0  # in which every rank that still runs notices that another is lost
 
 
@@ -105,7 +106,7 @@ class _Roll:
         """Which ranks neither train nor have left, in words; where all have left, which of them failed by itself."""
         end = time.monotonic() + SETTLE_S
         missing = self._missing()
-        while missing and time.monotonic() < end:
+        while missing and time.monotonic() < end and not any(self._is_gone(other) for other in missing):
             time.sleep(0.1)
             missing = self._missing()
         if missing:
@@ -120,6 +121,9 @@ class _Roll:
         except Exception:
             return [0]  # a store over TCP is kept by rank 0
 
+    def _is_gone(self, rank: int) -> bool:
+        return GONE in self._described(rank, 0.0)
+
     def _name(self, rank: int) -> str:
         return f"rank {rank} of {len(self._others) + 1}"
 
@@ -128,16 +132,16 @@ class _Roll:
         try:
             pid, host = self._store.get(f"here/{rank}").decode().split(" ", 1)
         except Exception:
-            return f"{name} is gone"
+            return f"{name} {GONE}"
         name = f"{name} (process {pid} on {shown(host)})"
         if host != socket.gethostname():
             return f"{name} has not answered for {waited_s:.0f} s"
         try:
             status = psutil.Process(int(pid)).status()
         except psutil.NoSuchProcess:
-            return f"{name} is gone; was it killed, by the user or for want of memory?"
+            return f"{name} {GONE}; was it killed, by the user or for want of memory?"
         if status == psutil.STATUS_ZOMBIE:
-            return f"{name} is gone; was it killed, by the user or for want of memory?"
+            return f"{name} {GONE}; was it killed, by the user or for want of memory?"
         why = "it is stopped (SIGSTOP)" if status == psutil.STATUS_STOPPED else f"it is {status}"
         return f"{name} has not answered for {waited_s:.0f} s: {why}"
 

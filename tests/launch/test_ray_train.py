@@ -57,14 +57,14 @@ def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Pa
             end = time.monotonic() + 120
             while not list(out.glob("last/step-*")) and time.monotonic() < end:
                 time.sleep(0.02)
-            victim = ranks_of(driver.pid)[1].pid
-            os.kill(victim, signal.SIGKILL)
+            os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
             assert driver.wait(180) == 0, (tmp_path / "said.txt").read_text()
         finally:
             driver.kill()
             driver.wait()
     (line,) = (out / "ranks.log").read_text().splitlines()
-    assert f"of 2 (process {victim} on " in line and "is gone; was it killed" in line and line in said_text(tmp_path)
+    assert "was it killed" in line and line.endswith("all ranks start again from the last checkpoint")
+    assert line in said_text(tmp_path)
     assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=40"]) == 0
     ours, theirs = history(out), history(alone)
     assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
