@@ -1,7 +1,9 @@
 """Progress on a terminal; nothing where standard error is not one."""
 
+import sys
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any, TextIO, cast
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -11,7 +13,25 @@ FIGURES = {"val/balanced_accuracy": "balanced accuracy", "train/total_g": "loss"
 
 def errors() -> Console:
     """Where progress and notices go."""
-    return Console(stderr=True, soft_wrap=True, highlight=False)
+    return Console(file=cast(TextIO, _StandardError()), soft_wrap=True, highlight=False)
+
+
+class _StandardError:
+    """Standard error that never fails: a terminal that went away is no reason to end a training."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stderr, name)
+
+    def write(self, text: str) -> int:
+        """As of a text stream."""
+        with suppress(OSError):
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """As of a text stream."""
+        with suppress(OSError):
+            sys.stderr.flush()
 
 
 @contextmanager

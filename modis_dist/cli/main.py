@@ -5,6 +5,8 @@ import select
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 import typer
 
@@ -65,6 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run a command; returns the exit code. Outputs are private to their owner."""
     os.umask(PRIVATE_UMASK)
+    _open_closed_streams()
     debug = "--debug" in arguments
     try:
         return _invoke([argument for argument in arguments if argument != "--debug"])
@@ -74,6 +77,14 @@ def run(arguments: Sequence[str]) -> int:
         return _explain(error)
     except KeyboardInterrupt:
         return _say("interrupted; what was saved is kept, the same command continues", INTERRUPTED)
+
+
+def _open_closed_streams() -> None:
+    """A shell may start us without standard output or error (``>&-``): what is said then goes nowhere."""
+    if sys.stdout is None:
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
+    if sys.stderr is None:
+        sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -130,5 +141,6 @@ def _reader_left() -> bool:
 def _say(message: str, code: int) -> int:
     """Print one line, whatever the message holds."""
     line = "".join(letter if letter.isprintable() else " " if letter.isspace() else shown(letter) for letter in message)
-    typer.echo(f"error: {line}" if code != INTERRUPTED else line, err=True)
+    with suppress(OSError):  # nobody listens any more
+        typer.echo(f"error: {line}" if code != INTERRUPTED else line, err=True)
     return code

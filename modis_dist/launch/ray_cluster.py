@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -33,14 +34,15 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     with _reaper(folder), _environment(_settings(folder)):
         import ray
 
-        ray.init(
-            num_cpus=cpus,
-            num_gpus=gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder / "r"),
-        )
+        with _children_survive_hang_up():
+            ray.init(
+                num_cpus=cpus,
+                num_gpus=gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder / "r"),
+            )
         try:
             yield folder
         finally:
@@ -53,6 +55,16 @@ def _reaper(folder: Path) -> Iterator[None]:
     command = [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield
+
+
+@contextmanager
+def _children_survive_hang_up() -> Iterator[None]:
+    """A closing terminal tells all processes of its group; the driver alone is to obey: it has them save, and ends."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in new programs
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def _settings(folder: Path) -> dict[str, str | None]:

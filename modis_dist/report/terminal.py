@@ -1,5 +1,7 @@
 """Tables on standard output, whole at any width."""
 
+import os
+import sys
 from collections.abc import Iterable
 
 from rich.console import Console
@@ -12,8 +14,17 @@ PADDING = 3  # of a column: a space on either side and the line between two
 
 def stdout() -> Console:
     """As wide as the terminal; where output goes into a file or a pipe nothing is wrapped."""
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDEST)
+    console = _Output(highlight=False)
+    return console if console.is_terminal else _Output(highlight=False, width=WIDEST)
+
+
+class _Output(Console):
+    """One that says nothing more once its reader is gone (``| head``), instead of ending the process with 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Called by rich."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def show(titled: Iterable[tuple[str, Table]], console: Console) -> None:

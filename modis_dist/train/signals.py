@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Flag:
@@ -44,9 +44,11 @@ class StopFile:
 def on_signal(act: Callable[[str], None]) -> Iterator[None]:
     """Call ``act`` with the signal's name at the first signal, and say so; later ones act as they did before.
 
-    Only the main thread of a process may use this.
+    Only the main thread of a process may use this. A hang-up is obeyed unless it is ignored already (``nohup``).
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
+    if before[signal.SIGHUP] is signal.SIG_IGN:
+        del before[signal.SIGHUP]
 
     def handle(number: int, _: FrameType | None) -> None:
         for each, handler in before.items():
@@ -55,7 +57,7 @@ def on_signal(act: Callable[[str], None]) -> Iterator[None]:
         act(f"got {name}")
         logging.getLogger(__name__).warning("%s: saving, then stopping; a second one stops at once", name)
 
-    for number in SIGNALS:
+    for number in before:
         signal.signal(number, handle)
     try:
         yield

@@ -1,0 +1,80 @@
+"""Streams that are closed or that nobody reads, and a terminal that goes away: the work goes on, or is saved."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from modis_dist.config import yaml12
+from modis_dist.sweep.status import status
+from tests.sweep.toy_study import COMMAND, write_store
+from tests.train import toy
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    path = tmp_path / "run.yaml"
+    data = toy.TREE["data"] | {"store": str(write_store(tmp_path / "store"))}  # type: ignore[operator]
+    path.write_text(yaml12.dump(toy.TREE | {"data": data}))
+    return path
+
+
+def started(
+    run: Path, out: Path, *options: str, prepare: Callable[[], object], error: int
+) -> "subprocess.Popen[bytes]":
+    """A training in a session of its own, ``prepare`` called before it in its process; nobody reads its output."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        return subprocess.Popen(
+            [*COMMAND, "train", str(run), "--out", str(out), *options],
+            stdout=writing,
+            stderr=error,
+            preexec_fn=prepare,  # noqa: PLW1509
+            start_new_session=True,
+        )
+    finally:
+        os.close(writing)
+
+
+def _close_both() -> None:
+    os.close(1)
+    os.close(2)
+
+
+@pytest.mark.parametrize("prepare", [_close_both, lambda: None], ids=["closed", "not read"])
+def test_a_training_whose_output_goes_nowhere_is_finished_all_the_same(
+    prepare: Callable[[], None], run: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with (tmp_path / "stderr.txt").open("wb") as said:
+        process = started(run, out, prepare=prepare, error=said.fileno())
+    assert process.wait(120) == 0 and (tmp_path / "stderr.txt").read_text() == ""
+    assert json.loads((out / "result.json").read_text())["status"] == "done"
+
+
+@pytest.mark.parametrize("ignored", [False, True], ids=["hang-up", "nohup"])
+def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
+    ignored: bool, run: Path, tmp_path: Path
+) -> None:
+    out, (master, terminal) = tmp_path / "out", pty.openpty()
+
+    def prepare() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+
+    process = started(run, out, "--set", "optim.epochs=30", prepare=prepare, error=terminal)
+    os.close(terminal)
+    end = time.monotonic() + 120
+    while not list(out.glob("last/step-*")) and time.monotonic() < end:
+        assert process.poll() is None
+        time.sleep(0.02)
+    os.close(master)
+    process.send_signal(signal.SIGHUP)  # as from the kernel, had it been the controlling terminal
+    assert process.wait(120) == (0 if ignored else 75)
+    assert status(out).state == ("finished" if ignored else "interrupted")
