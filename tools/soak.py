@@ -1,7 +1,8 @@
 """Kills trainings a thousand times and compares what is left, bit for bit: `python tools/soak.py --kills 1000`.
 
-With `--sweep local` or `--sweep ray` it kills studies of twelve trials at random moments: their driver, and workers of
-Ray. Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
+With `--sweep local ray` it kills studies of twelve trials at random moments: their driver, and workers of Ray.
+
+Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
 """
 
 import os
@@ -19,8 +20,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
-import mlflow  # noqa: F401, this and the next two are imported late, which takes longer than a life
-import pandas  # noqa: F401
+import pandas  # noqa: F401, this and torch._dynamo are imported late, which takes longer than a life
 import torch
 import torch._dynamo
 from rich.console import Console
@@ -30,6 +30,7 @@ from tests.sweep import kills as sweep_kills
 from tests.sweep.toy_study import write_store
 from tests.train import kills
 
+MOST_SHOWN = 20  # differences; --json has all
 MEMORY = Path("/dev/shm")  # a killed process loses nothing there that it would keep on a disk
 
 
@@ -38,10 +39,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="at least so many (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="chooses where (default 0)")
-    parser.add_argument("--sweep", choices=["local", "ray"], help="kill studies with this executor")
+    parser.add_argument("--sweep", nargs="+", choices=["local", "ray"], help="kill studies with these executors")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    if options.sweep:
+        import mlflow  # noqa: F401, for the same reason
     console, start, cpu = Console(stderr=True), time.monotonic(), sum(os.times()[:4])
     with (
         tempfile.TemporaryDirectory(prefix="soak-", dir=MEMORY if MEMORY.is_dir() else None) as name,
@@ -50,7 +53,7 @@ def main() -> int:
         bar = bars.add_task("kills", total=options.kills)
         folder = Path(name)
         store = made_elsewhere(folder / "store")
-        victims = partial(sweep_kills.soak, executor=options.sweep) if options.sweep else kills.soak
+        victims = partial(sweep_kills.soak, executors=options.sweep) if options.sweep else kills.soak
         tally = victims(
             options.kills,
             seed=options.seed,
@@ -64,7 +67,7 @@ def main() -> int:
         print(json.dumps(report, indent=1))
     else:
         print(", ".join(f"{name} {value}" for name, value in report.items() if name != "differences"))
-        print("\n".join(tally.differences) or "no difference")
+        print("\n".join(tally.differences[:MOST_SHOWN]) or "no difference")
     return 3 if tally.differences else 0
 
 

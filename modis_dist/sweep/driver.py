@@ -35,6 +35,7 @@ from modis_dist.sweep.execute import (
     trial_folder,
     unfinished,
 )
+from modis_dist.sweep.guards import sound_disk
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Display, Monitor
@@ -168,11 +169,12 @@ def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
 def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
     """Train, choose, refit and test; returns the summary that is also written to ``summary.json``.
 
-    Raises ``Interrupted`` where the user stops it, ``RunFailed`` where no configuration is complete.
+    Raises ``Interrupted`` where the user stops it, ``RunFailed`` where no configuration is complete or the disk
+    refuses.
     """
     started = time.monotonic()
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(out, patience_s=0):
+    with locked(out, patience_s=0), sound_disk(out):
         study, listed = planned.study, planned.manifest
         metric = study.trainer.metric
         write_text(out / "study.yaml", parse.dump(study))

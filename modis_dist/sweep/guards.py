@@ -29,6 +29,8 @@ def sound_disk(folder: Path) -> Iterator[None]:
     """Turn what a full or failing disk raises into ``RunFailed`` that says what to do."""
     try:
         yield
+    except (ConnectionError, TimeoutError):  # no disk's
+        raise
     except OSError as error:
         where = shown(str(error.filename)) if error.filename else folder
         why = error.strerror or error

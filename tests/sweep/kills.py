@@ -11,7 +11,8 @@ import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -26,29 +27,36 @@ from tests.sweep.toy_study import write_study
 from tests.train.kills import Tally
 
 POLL_S = 0.005
-PATIENCE_S = 120.0  # for a worker of Ray, or for the end
-SIZE = {"replicates": 2, "grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "packing": {"max_trials": 3}, "probe": False}
-TRIALS = 12  # 3 settings, 2 folds, 2 seeds
+PATIENCE_S = 120.0  # for a sign of life, or a worker of Ray
+KILLS_OF_A_STUDY = 4
+# Twelve trials, stacked alike by every executor, and one refit: other stacks would be rounded otherwise.
+GRID = {"objective.beta": [1e-4, 1e-3, 1e-2], "objective.lambda_r": [1.0, 10.0]}
+SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
 
 
-def soak(kills: int, *, seed: int, folder: Path, store: Path, executor: str, told: Callable[[Tally], None]) -> Tally:
-    """Disturb studies of twelve trials until so many processes are killed and the last study has ended.
+def soak(
+    kills: int, *, seed: int, folder: Path, store: Path, executors: Sequence[str], told: Callable[[Tally], None]
+) -> Tally:
+    """Disturb studies, each executor's in turn, until so many processes are killed and the last study has ended.
 
-    ``executor`` is that of the study; with "ray" half of the victims are workers. ``told`` hears of every kill.
+    With "ray" some of the victims are workers. ``told`` hears of every kill.
     """
     tally, chance = Tally(), random.Random(seed)
     calm = Study(folder, "calm", store, "local")
-    assert calm.live().wait() == 0, (folder / "calm.log").read_text()
-    while tally.kills < kills:
+    status = calm.live().wait()
+    assert status == 0, f"the undisturbed study ended with {status}: {calm.said()}"
+    for executor in cycle(executors):
+        if tally.kills >= kills:
+            break
         tally.runs += 1
         study = Study(folder, f"study{tally.runs}", store, executor)
-        status: int | None = None
-        while status is None:
-            tally.lives += 1
-            status = _life(study, chance, tally, most=kills, told=told)
+        most = min(kills, tally.kills + KILLS_OF_A_STUDY)
+        while (status := _life(study, chance, tally, most=most, told=told)) is None:
+            pass
         if status:
             tally.differences.append(f"study {tally.runs}: ended with {status}: {study.said()}")
-        tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, calm.out)]
+        else:
+            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, calm.out)]
         shutil.rmtree(study.out)
     return tally
 
@@ -58,7 +66,8 @@ def _life(
 ) -> int | None:
     """One driver until it is killed (None) or ends by itself (its exit status)."""
     driver = study.live()
-    workers = chance.randint(0, DEATHS) if study.executor == "ray" else 0  # more, and a pack is given up
+    tally.lives += 1
+    workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # more, and a pack is given up
     for victim in (*["worker"] * workers, "driver"):
         if tally.kills >= most:
             break
@@ -68,6 +77,7 @@ def _life(
             break
         found.kill()
         tally.kills += 1
+        tally.workers += victim == "worker"
         told(tally)
         if victim == "driver":
             driver.wait()
@@ -93,11 +103,13 @@ class Study:
     def __init__(self, folder: Path, name: str, store: Path, executor: str) -> None:
         self.executor = executor
         self.out = folder / name
+        self.lives = 0
         self._log = folder / f"{name}.log"
         self._file = write_study(folder / f"{name}.yaml", store, executor=executor, **SIZE)
 
     def live(self) -> "Driver":
         """Start its driver."""
+        self.lives += 1
         child = os.fork()
         if child == 0:
             status = 1

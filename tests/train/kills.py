@@ -58,6 +58,7 @@ class Tally:
 
     lives: int = 0
     kills: int = 0
+    workers: int = 0  # of the kills, those of workers of a study
     stops: int = 0  # asked politely, in the middle of an epoch
     runs: int = 0
     differences: list[str] = field(default_factory=list)
