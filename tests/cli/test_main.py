@@ -30,6 +30,7 @@ COMMANDS = [
     ["status"],
     ["train"],
     ["evaluate"],
+    ["verify-resume"],
     ["predict"],
     ["embed"],
     ["translate"],
