@@ -136,7 +136,8 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
 
     assert command(["tune", str(study), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished trial was run again"
-    assert not [p for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if (p / OWNER).exists()]
+    owners = [p / OWNER for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")]
+    assert not {p.read_text() for p in owners if p.exists()} & {str(driver.pid), str(os.getpid())}
     local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
     assert command(["tune", str(local), "--out", str(calm)]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
