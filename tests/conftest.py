@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-# The same code gets the same answer, on a busy machine too; `pytest --hypothesis-profile=default` looks for new examples.
+# The same code gets the same answer, on a busy machine too.
+# `pytest --hypothesis-profile=default` looks for new examples.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
