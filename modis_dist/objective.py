@@ -97,20 +97,17 @@ class Terms:
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add a term that covers this rank's rows; one given per modality is summed over modalities in the total."""
-        weighted = weight * (value.sum(1) if value.dim() == 2 else value)
-        self.loss = self.loss + weighted
-        self._show(name, value, weighted)
+        self._add(name, value, weight, counted=True)
 
     def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
         """Add a term of the global batch, which every rank has computed: one of them shows it."""
+        self._add(name, value, weight, counted=self.world.rank == 0)
+
+    def _add(self, name: str, value: Tensor, weight: Tensor | float, *, counted: bool) -> None:
         weighted = weight * (value.sum(1) if value.dim() == 2 else value)
         self.loss = self.loss + weighted
-        mine = self.world.rank == 0
-        self._show(name, value if mine else torch.zeros_like(value), weighted if mine else torch.zeros_like(weighted))
-
-    def _show(self, name: str, value: Tensor, weighted: Tensor) -> None:
-        self.parts[name] = value.detach()
-        self.total = self.total + weighted.detach()
+        self.parts[name] = value.detach() if counted else torch.zeros_like(value)
+        self.total = self.total + (weighted.detach() if counted else torch.zeros_like(weighted))
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from modis_dist.config.run import Run
 from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
 from modis_dist.launch.ray_cluster import private_cluster
-from modis_dist.sweep.resources import cores, gpu_count
+from modis_dist.sweep.resources import cores, gpu_count, workers_mistakes
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
 from modis_dist.train.ranks import Seat, meeting_file
@@ -133,22 +133,6 @@ def _why(error: Any) -> str:
     return f"after {RESTARTS} restarts: {shown(text)}; the same command continues from the last checkpoint"
 
 
-def check(run: Run, *, source: str) -> None:
-    """Raises ``ConfigError`` where this machine has not what the run's workers need."""
-    workers, threads = run.trainer.workers, run.trainer.threads or 1
-    gpus = 0 if run.trainer.device == "cpu" else gpu_count()
-    problems = []
-    if run.trainer.device not in {"auto", "cpu", "cuda"}:
-        problems.append(f"trainer.device: {run.trainer.device}: with several workers each has its own GPU; say cuda")
-    if gpus and gpus < workers:
-        problems.append(f"trainer.workers: {workers} asked for, this machine has {gpus} GPU(s)")
-    if workers * threads > cores():
-        asked = f"{workers} of {threads} thread(s)"
-        problems.append(f"trainer.workers: {asked} asked for, this machine has {cores()} core(s)")
-    if problems:
-        raise ConfigError(problems, source=source)
-
-
 def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) -> dict[str, Any]:
     """``train_run`` on as many workers as the run asks for, on a Ray of its own; returns its result.
 
@@ -157,10 +141,12 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
     from modis_dist.config.parse import to_tree
     from modis_dist.data.opening import open_store
 
-    check(run, source=source)
-    workers = run.trainer.workers
-    threads = run.trainer.threads or max(1, cores() // workers)
-    gpus = min(1, 0 if run.trainer.device == "cpu" else gpu_count())
+    workers, device = run.trainer.workers, run.trainer.device
+    gpus = 0 if device == "cpu" else gpu_count()
+    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, gpus=gpus)
+    if problems:
+        raise ConfigError(problems, source=source)
+    threads, gpus = run.trainer.threads or cores() // workers, min(1, gpus)
     open_store(run.data, out=out, source=source)  # simulated once, not by every rank
     settings = {"run": to_tree(run), "out": str(out), "source": source}
     with private_cluster(cpus=workers * threads, gpus=workers * gpus) as folder:

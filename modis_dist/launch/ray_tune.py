@@ -19,7 +19,7 @@ from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.resources import cores as available_cores
-from modis_dist.sweep.resources import gpu_count, mistakes
+from modis_dist.sweep.resources import gpu_count, mistakes, workers_mistakes
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.ranks import Seat
 from modis_dist.train.signals import StopFile, on_signal
@@ -33,11 +33,11 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
 
     def __init__(self, resources: Resources, *, device: str = "auto", workers: int = 1) -> None:
         gpus, cores = 0 if device == "cpu" else gpu_count(), available_cores()
-        _check(resources, device=device, gpus=gpus, cores=cores, workers=workers)
+        _check(resources, device=device, gpus=gpus, workers=workers)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
         self._workers = workers
         at_once = int(gpus / (self._gpus * workers)) if self._gpus else cores // workers
-        self.threads = (resources.cpus or max(1, cores // at_once)) // workers
+        self.threads = max(1, (resources.cpus or cores // at_once) // workers)
         self.slots = max(1, min(at_once, cores // (self.threads * workers)))
         self._cores = self.threads * workers * self.slots
         spare = 1 if workers > 1 else 0  # for those that wait for ranks
@@ -145,18 +145,12 @@ def _attempt_of_rank(seat: Seat, config: Mapping[str, Any]) -> str | None:
     return attempt(pack, out=out, store=Path(config["store"]), reporter=NullReporter(), stop=stop, seat=seat)
 
 
-def _check(resources: Resources, *, device: str, gpus: int, cores: int, workers: int) -> None:
-    problems = []
-    if workers > 1 and gpus and device != "cpu" and (resources.gpus or 1.0) != 1.0:
+def _check(resources: Resources, *, device: str, gpus: int, workers: int) -> None:
+    problems = workers_mistakes(workers, threads=1, device=device, gpus=gpus if workers > 1 else 0)
+    if workers > 1 and gpus and (resources.gpus or 1.0) != 1.0:
         problems.append("sweep.resources.gpus: with several workers each has one GPU; leave it out")
-    if gpus and device != "cpu" and workers > gpus:
-        problems.append(f"trainer.workers: {workers} asked for, this machine has {gpus} GPU(s)")
-    if workers > cores:
-        problems.append(f"trainer.workers: {workers} asked for, this machine has {cores} core(s)")
     if resources.cpus is not None and resources.cpus % workers:
         problems.append(f"sweep.resources.cpus: {resources.cpus} cannot be shared out among {workers} workers")
-    if device not in {"auto", "cpu", "cuda"}:
-        problems.append(f"trainer.device: {device}: Ray gives every pack a GPU of its own; say cuda")
     problems += mistakes(resources, gpus=gpus)
     if problems:
         raise ConfigError(problems, source="study")

@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modis_dist.report import figures
 from modis_dist.train.evaluate import latent
 from modis_dist.train.loop import Member
 from modis_dist.train.outcome import read_history
@@ -17,6 +16,8 @@ def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
     """Loss curves, latent PCA, confusion matrices and MSE heat map into ``figures/`` of the member's folder."""
     if result["evaluation"] is None:
         return []
+    from modis_dist.report import figures  # loads matplotlib, which the workers of a search never need
+
     folder = member.folder / "figures"
     folder.mkdir(mode=0o700, exist_ok=True)
     classes = member.prepared.classes

@@ -19,7 +19,7 @@ from modis_dist.sweep.manifest import Trial, refit, unique
 from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.train.loop import LOWER_PRECISION
 from modis_dist.train.prepare import SelectionOf, training_rows
-from modis_dist.train.state import TrainState
+from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5
 BYTES_PER_NUMBER = 4
@@ -128,10 +128,8 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     """Shortest time, of a few, of a two-phase step of a stack after one that warms up."""
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
-    scaled = run.trainer.precision == "fp16"
-    state = TrainState.start(
-        shape, range(replicates), optim=run.optim, device=device, dtype=torch.float32, scaled=scaled
-    )
+    setup = Setup(run.optim, device, scaled=run.trainer.precision == "fp16")
+    state = TrainState.start(shape, range(replicates), setup)
     batch, weights = _random_batch(run, shape, replicates, device), _weights(runs, shape, device)
     rules = Rules(
         run.objective.kl_reduction,

@@ -25,7 +25,7 @@ from modis_dist.train.losslog import LossLog, NonFinite
 from modis_dist.train.metrics import LOWER_IS_BETTER
 from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
 from modis_dist.train.prepare import Prepared, shape
-from modis_dist.train.state import Progress, TrainState
+from modis_dist.train.state import Progress, Setup, TrainState
 from modis_dist.world import ALONE, World
 
 T = TypeVar("T")
@@ -137,15 +137,9 @@ class Training:
     def begin(self) -> None:
         """Start afresh, or from the newest valid checkpoint."""
         found = self.world.agreed(lambda: checkpoint.newest(self.folder / "last"))
-        how: dict[str, Any] = {
-            "optim": self.run.optim,
-            "device": self.device,
-            "dtype": self.dtype,
-            "world": self.world,
-            "scaled": self.rules.lower == torch.float16,
-        }
+        setup = Setup(self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.lower == torch.float16)
         if found is None:
-            self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], **how))
+            self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], setup))
             for member in self.members:
                 self.ports.tracker.event(member.trial, kind="start", values={"epoch": 0})
             return
@@ -153,7 +147,7 @@ class Training:
         self._check_identity(held.state["identity"], found)
         self._compare_machine(held.state["machine"])
         self.progress = [Progress(**values) for values in held.state["progress"]]
-        state = TrainState(self.shape, held.state["members"], **how)
+        state = TrainState(self.shape, held.state["members"], setup)
         state.restore(held)
         self._adopt(state)
         self.log.restore(held.state["sums"])
@@ -328,7 +322,7 @@ class Training:
     def _count_skipped(self, rows: list[dict[str, float]]) -> bool:
         """With scaled losses, add the steps skipped so far; true where an epoch of nothing else ended the training."""
         state = self.state
-        if not state.scaled:
+        if not state.setup.scaled:
             return False
         skipped = {f"skipped_{side}": float(number) for side, number in state.skipped().items()}
         for number, held in enumerate(self._active()):

@@ -38,49 +38,41 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What all states of a training share: where it runs, in which precision, by which optimisers."""
+
+    optim: Optim
+    device: torch.device
+    dtype: torch.dtype = torch.float32
+    world: World = ALONE
+    scaled: bool = False  # losses, as fp16 needs
+
+
 class TrainState:
     """The replicates in training. ``members`` are positions in the list the training was started with."""
 
-    def __init__(
-        self,
-        shape: Shape,
-        members: Sequence[int],
-        *,
-        optim: Optim,
-        device: torch.device,
-        dtype: torch.dtype,
-        world: World = ALONE,
-        scaled: bool = False,
-    ) -> None:
+    def __init__(self, shape: Shape, members: Sequence[int], setup: Setup) -> None:
         self.shape = shape
         self.members = list(members)
-        self.optim = optim
-        self.scaled = scaled
-        self.model = model = Modis(shape, replicates=len(self.members), dtype=dtype, world=world).to(device)
+        self.setup = setup
+        model = Modis(shape, replicates=len(self.members), dtype=setup.dtype, world=setup.world).to(setup.device)
+        optim = setup.optim
         adversary_lr = optim.lr_discriminator or optim.lr
+        self.model = model
         self.adversary = Learner(
-            adversary_phase, model, model.discriminator, optim=optim, lr=adversary_lr, scaled=scaled
+            adversary_phase, model, model.discriminator, optim=optim, lr=adversary_lr, scaled=setup.scaled
         )
-        self.vaes = Learner(vae_phase, model, model.vaes, optim=optim, lr=optim.lr, scaled=scaled)
+        self.vaes = Learner(vae_phase, model, model.vaes, optim=optim, lr=optim.lr, scaled=setup.scaled)
         self.best: dict[str, Tensor] = {}  # model tensors of each replicate's best epoch
         self.epoch = 0
         self.step_in_epoch = 0
         self.updates = 0  # steps done
 
     @classmethod
-    def start(
-        cls,
-        shape: Shape,
-        seeds: Sequence[int],
-        *,
-        optim: Optim,
-        device: torch.device,
-        dtype: torch.dtype,
-        world: World = ALONE,
-        scaled: bool = False,
-    ) -> "TrainState":
+    def start(cls, shape: Shape, seeds: Sequence[int], setup: Setup) -> "TrainState":
         """A fresh state with initial weights drawn from each replicate's seed."""
-        state = cls(shape, range(len(seeds)), optim=optim, device=device, dtype=dtype, world=world, scaled=scaled)
+        state = cls(shape, range(len(seeds)), setup)
         initialise(state.model, [mix(seed, "weights") for seed in seeds])
         return state
 
@@ -105,23 +97,12 @@ class TrainState:
             prefix = f"{name}."
             moments = {key.removeprefix(prefix): t for key, t in parts["optim"].items() if key.startswith(prefix)}
             learner.restore(moments, learners[name])
-        device = next(self.model.parameters()).device
-        self.best = {name: tensor.to(device, copy=True) for name, tensor in parts.get("best", {}).items()}
+        self.best = {name: tensor.to(self.setup.device, copy=True) for name, tensor in parts.get("best", {}).items()}
 
     def without(self, dropped: Sequence[int]) -> "TrainState":
         """A state of the replicates not in ``dropped`` (positions on the replicate axis)."""
         kept = [r for r in range(len(self.members)) if r not in dropped]
-        first = next(self.model.parameters())
-        members = [self.members[r] for r in kept]
-        smaller = TrainState(
-            self.shape,
-            members,
-            optim=self.optim,
-            device=first.device,
-            dtype=first.dtype,
-            world=self.model.world,
-            scaled=self.scaled,
-        )
+        smaller = TrainState(self.shape, [self.members[r] for r in kept], self.setup)
         smaller.epoch, smaller.step_in_epoch, smaller.updates = self.epoch, self.step_in_epoch, self.updates
         parts = {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
         smaller.load(parts, self.learners())

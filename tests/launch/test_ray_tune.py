@@ -209,6 +209,14 @@ def test_slots_share_out_the_cores() -> None:
     assert RayExecutor(Resources(cpus=cores)).slots == 1
 
 
+def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("modis_dist.launch.ray_tune.gpu_count", lambda: 8)
+    monkeypatch.setattr("modis_dist.launch.ray_tune.available_cores", lambda: 4)
+    monkeypatch.setattr("modis_dist.sweep.resources.cores", lambda: 4)
+    executor = RayExecutor(Resources(), workers=4)
+    assert (executor.threads, executor.slots) == (1, 1)
+
+
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
 def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
     with pytest.raises(ConfigError, match="asked for, this machine has"):

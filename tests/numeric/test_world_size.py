@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modis_dist.model.layers import StackedBatchNorm
 from modis_dist.objective import AdversarialLoss, Batch, Rules
-from modis_dist.train.state import TrainState
+from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import ALONE, World
 from tests.numeric.toy_system import CPU, KINDS, OPTIM, SHAPE, batch, few, step, weights
 from tests.ranks import on_ranks
@@ -60,7 +60,7 @@ def block_of(world: World, whole: Batch) -> Batch:
 def run(world: World, case: Case, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All parameters and statistics after some steps, and the terms of the last one."""
     seeds = range(len(case.losses))
-    state = TrainState.start(SHAPE, seeds, optim=OPTIM, device=CPU, dtype=dtype, world=world)
+    state = TrainState.start(SHAPE, seeds, Setup(OPTIM, CPU, dtype, world))
     for number in range(STEPS):
         given = cast(block_of(world, case.batch(number)), dtype)
         phases = step(state, given, weights(case.losses, dtype=dtype), case.rules)

@@ -11,7 +11,7 @@ from modis_dist.config.run import Optim
 from modis_dist.model.networks import Shape
 from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
 from modis_dist.train.prepare import Prepared, Subset
-from modis_dist.train.state import TrainState
+from modis_dist.train.state import Setup, TrainState
 
 KINDS: tuple[AdversarialLoss, ...] = ("published", "pairwise", "class_conditional", "cross_entropy")
 SHAPE = Shape(
@@ -40,7 +40,7 @@ def labels(*size: int, seed: int = 0, classes: int = SHAPE.classes) -> Tensor:
 
 def start(seeds: Sequence[int] = (0,), *, dtype: torch.dtype = torch.float64, optim: Optim = OPTIM) -> TrainState:
     """A fresh toy training."""
-    return TrainState.start(SHAPE, seeds, optim=optim, device=CPU, dtype=dtype)
+    return TrainState.start(SHAPE, seeds, Setup(optim, CPU, dtype))
 
 
 def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool = False) -> Batch:

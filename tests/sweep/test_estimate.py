@@ -26,7 +26,7 @@ from modis_dist.sweep.estimate import (
 from modis_dist.sweep.local import LocalExecutor
 from modis_dist.sweep.resources import cores
 from modis_dist.train.checkpoint import save
-from modis_dist.train.state import TrainState
+from modis_dist.train.state import Setup, TrainState
 from tests.sweep.toy_study import write_store, write_study
 from tests.train import toy
 
@@ -63,7 +63,7 @@ def test_stacks_with_other_losses_or_penalties_are_probed_by_themselves(setting:
 def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path: Path) -> None:
     shape = Shape(dict.fromkeys(toy.SIZES, 100), dict.fromkeys(toy.SIZES, (100, 50)), 64, 3, (256, 128), 0.8, 0.2)
     wanted = toy.run()
-    state = TrainState.start(shape, range(2), optim=wanted.optim, device=toy.CPU, dtype=torch.float32)
+    state = TrainState.start(shape, range(2), Setup(wanted.optim, toy.CPU))
     for optimiser in (state.adversary.optimiser, state.vaes.optimiser):
         for parameter in (p for group in optimiser.param_groups for p in group["params"]):
             parameter.grad = torch.zeros_like(parameter)

@@ -13,7 +13,7 @@ from modis_dist.sweep.execute import chosen_device
 from modis_dist.train import checkpoint
 from modis_dist.train.learner import Learner
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.state import TrainState
+from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import World
 from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
 from tests.ranks import on_ranks
@@ -35,7 +35,7 @@ def single(held: Any) -> Any:
 
 def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, torch.Tensor]:
     """Every term of a step's two phases, of networks in float32 or lower."""
-    state = TrainState.start(SHAPE, [1], optim=OPTIM, device=toy.CPU, dtype=torch.float32)
+    state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
     given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
     terms = [phase(state.model, given, how, Rules(lower=lower)) for phase in (adversary_phase, vae_phase)]
     assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
