@@ -33,16 +33,30 @@ def main(folder: Path) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Living processes that were started with the token of a folder."""
+    """Living processes that were started with the token of a folder.
+
+    Those that give themselves a title, as Ray's agents do, may wipe their environment from its start; they are known by the logs
+    they hold open in the folder.
+    """
     return [int(place.name) for place in Path("/proc").glob("[0-9]*") if _belongs(place, folder)]
 
 
 def _belongs(place: Path, folder: Path) -> bool:
     mark = os.fsencode(f"RAY_AUTH_TOKEN_PATH={folder / TOKEN}")
     try:
-        return mark in (place / "environ").read_bytes().split(b"\0")  # empty of one that waits to be reaped
+        environment = (place / "environ").read_bytes()  # empty of one that waits to be reaped
+        if mark in environment.split(b"\0"):
+            return True
+        wiped = environment.startswith(b"\0")
+        return wiped and any(_is_below(file, folder) for file in (place / "fd").iterdir())
     except OSError:  # somebody else's, or gone
         return False
+
+
+def _is_below(link: Path, folder: Path) -> bool:
+    with suppress(OSError):  # closed in the meantime
+        return link.readlink().is_relative_to(folder)
+    return False
 
 
 if __name__ == "__main__":

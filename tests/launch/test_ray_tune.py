@@ -19,6 +19,7 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
+from modis_dist.launch import ray_reaper
 from modis_dist.launch.ray_cluster import OWNER, PREFIX, _remove_leftovers
 from modis_dist.launch.ray_tune import RayExecutor
 from tests.sweep.toy_study import COMMAND, write_store, write_study
@@ -84,6 +85,20 @@ class Watch:
                 self.folder = Path(environment["RAY_AUTH_TOKEN_PATH"]).parent
 
 
+def strangers(driver: int, folder: Path) -> list[psutil.Process]:
+    """Living processes below a driver that the reaper would not find; itself is none."""
+    family = psutil.Process(driver).children(recursive=True)
+    known = set(ray_reaper.processes_of(folder))
+    return [p for p in family if lives(p) and p.pid not in known and ray_reaper.__file__ not in cmdline(p)]
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
 def lives(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
@@ -127,6 +142,7 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
         assert {path for path in said if token.encode() in path.read_bytes()} == {folder / "token"}
         _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
         assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
+        assert wait_for(lambda: not strangers(driver.pid, folder), seconds=10), strangers(driver.pid, folder)
         os.kill(driver.pid, signal.SIGKILL)
         driver.wait()
         assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
@@ -188,6 +204,27 @@ def test_an_exception_leaves_neither_processes_nor_folder_behind() -> None:
         assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
     assert not folder.exists()
     assert wait_for(lambda: not any(map(lives, family)), seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("environment", "held", "belongs"),
+    [
+        ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER/token\0", "elsewhere", True),
+        ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER2/token\0", "elsewhere", False),
+        ("A=1\0", "FOLDER/r/logs/tail", False),  # somebody who reads a log
+        ("\0\0\0\0B=2\0", "FOLDER/r/logs/agent.log", True),  # a title has wiped what stood first
+        ("\0\0\0\0B=2\0", "FOLDER2/r/logs/agent.log", False),
+        ("", "FOLDER/r/logs/agent.log", False),  # waits to be reaped
+    ],
+)
+def test_the_reaper_knows_the_processes_of_its_folder_by_token_or_where_that_is_wiped_by_their_logs(
+    environment: str, held: str, belongs: bool, tmp_path: Path
+) -> None:
+    process, folder = tmp_path / "proc", tmp_path / "modis"
+    (process / "fd").mkdir(parents=True)
+    (process / "environ").write_text(environment.replace("FOLDER", str(folder)))
+    (process / "fd" / "7").symlink_to(held.replace("FOLDER", str(folder)))
+    assert ray_reaper._belongs(process, folder) == belongs
 
 
 def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(
