@@ -35,8 +35,8 @@ def main(folder: Path) -> None:
 def processes_of(folder: Path) -> list[int]:
     """Living processes that were started with the token of a folder.
 
-    Those that give themselves a title, as Ray's agents do, may wipe their environment from its start; they are known by the logs
-    they hold open in the folder.
+    Those that give themselves a title, as Ray's agents do, may wipe their environment from its start; they are known
+    by the logs they hold open in the folder.
     """
     return [int(place.name) for place in Path("/proc").glob("[0-9]*") if _belongs(place, folder)]
 
