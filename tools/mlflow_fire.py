@@ -1,0 +1,159 @@
+"""What MLflow costs the trainings of a study: without it, with a SQLite file, a hanging and a refusing server.
+
+`python tools/mlflow_fire.py` trains the same small study in this machine's cores once for each of the four, again and
+again in turn, and compares the seconds of training within each turn, so that a slower minute of the machine slows all
+four. Two figures: the whole stage, and its later part, which the one-time loading of MLflow (seconds of processor time,
+the same for a study of hours) does not touch; the aim, 1 %, is meant for the latter. Run it on an idle machine.
+"""
+
+import argparse
+import json
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import track
+
+from modis_dist.config import yaml12
+from modis_dist.train.journal import read
+
+KINDS = ("none", "sqlite", "hangs", "refuses")
+AIM = 1.01
+LOADED = 1 / 3  # of the epochs; MLflow is loaded by then
+
+
+def study(*, epochs: int, store: Path) -> dict[str, Any]:
+    """Four trials in one stack, in the driver's own process, where MLflow can disturb them most."""
+    return {
+        "name": "fire",
+        "data": {"store": str(store), "split": {"test_fraction": 0.2, "validation_fraction": 0.2}},
+        "model": {"latent": 16, "ratios": [0.25, 0.125], "discriminator": [64, 32]},
+        "optim": {"epochs": epochs},
+        "trainer": {"checkpoint_every": 10},
+        "sweep": {"grid": {"objective.beta": [1e-4, 1e-3, 1e-2, 1e-1]}, "executor": "local", "probe": False},
+    }
+
+
+def live(kind: str, uri: str, path: Path, out: Path) -> None:
+    """One study in this process; writes what MLflow's thread used. Stops after the search: the rest is not measured."""
+    from modis_dist.cli import main, tune
+    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
+    from modis_dist.sweep import driver
+
+    used = {"mirror_cpu_s": 0.0}
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    def close(self: BackgroundMirror, timeout_s: float) -> list[str]:
+        del timeout_s
+        threads = {thread.id: thread for thread in psutil.Process().threads()}
+        mine = threads.get(self._thread.native_id)
+        used["mirror_cpu_s"] = mine.user_time + mine.system_time if mine else 0.0
+        return []
+
+    driver.grouped = stop
+    BackgroundMirror.close = close
+    if kind == "none":
+        tune._mirror = lambda *_: NullMirror()
+    main.run(["tune", str(path), "--out", str(out), *(["--set", f"sweep.mlflow.uri={uri}"] if uri else [])])
+    (out / "used.json").write_text(json.dumps(used))
+
+
+@contextmanager
+def hanging() -> Iterator[str]:
+    """Address of a server that accepts and never answers."""
+    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def refusing() -> str:
+    """Address where nobody listens."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{probe.getsockname()[1]}"
+
+
+def measured(kind: str, uri: str, path: Path, out: Path) -> dict[str, float]:
+    """Seconds of one study's search."""
+    command = [sys.executable, __file__, "--live", kind, uri, str(path), str(out)]
+    subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
+    records = [record for file in out.glob("packs/*/journal.jsonl") for record in read(file)]
+    started = min(record["time_ms"] for record in records)
+    ends: dict[int, int] = {}
+    for record in records:
+        if record["kind"] == "metrics":
+            ends[record["step"]] = max(ends.get(record["step"], 0), record["time_ms"])
+    loaded = max(1, int(len(ends) * LOADED))
+    used = json.loads((out / "used.json").read_text())
+    return {
+        "stage_s": (max(ends.values()) - started) / 1000,
+        "later_s": (max(ends.values()) - ends[loaded]) / 1000,
+    } | used
+
+
+def compared(turns: list[dict[str, dict[str, float]]], figure: str) -> dict[str, Any]:
+    """Ratios to no MLflow: the middle one, and the smallest and largest of all turns."""
+    found = {}
+    for kind in KINDS[1:]:
+        ratios = [turn[kind][figure] / turn["none"][figure] for turn in turns]
+        found[kind] = {"ratio": round(median(ratios), 4), "from": round(min(ratios), 4), "to": round(max(ratios), 4)}
+    return found
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--turns", type=int, default=4, help="comparisons of all four")
+    parser.add_argument("--epochs", type=int, default=60)
+    parser.add_argument("--samples", type=int, default=600)
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    parser.add_argument("--live", nargs=4, metavar=("KIND", "URI", "STUDY", "OUT"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.live:
+        kind, uri, path, out = options.live
+        live(kind, uri, Path(path), Path(out))
+        return
+    from modis_dist.config.run import Simulate
+    from modis_dist.data.intersim import simulate
+
+    began = time.monotonic()
+    turns: list[dict[str, dict[str, float]]] = []
+    with tempfile.TemporaryDirectory() as name, hanging() as hangs:
+        folder = Path(name)
+        simulate(Simulate(samples=options.samples, classes=5, seed=1), folder / "store")
+        path = folder / "study.yaml"
+        path.write_text(yaml12.dump(study(epochs=options.epochs, store=folder / "store")))
+        uris = {"none": "", "sqlite": "", "hangs": hangs, "refuses": refusing()}
+        order = [(turn, kind) for turn in range(options.turns) for kind in (KINDS, KINDS[::-1])[turn % 2]]
+        for turn, kind in track(order, "measuring", console=Console(stderr=True)):
+            if len(turns) == turn:
+                turns.append({})
+            turns[turn][kind] = measured(kind, uris[kind], path, folder / f"{turn}-{kind}")
+    report: dict[str, Any] = {"turns": turns, "seconds": round(time.monotonic() - began)}
+    report |= {figure: compared(turns, figure) for figure in ("stage_s", "later_s")}
+    report["mirror_cpu_s"] = {kind: round(median(t[kind]["mirror_cpu_s"] for t in turns), 2) for kind in KINDS[1:]}
+    report["within_aim"] = all(found["ratio"] <= AIM for found in report["later_s"].values())
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"seconds of training against none of MLflow ({options.turns} turns; middle, smallest to largest)")
+    for kind in KINDS[1:]:
+        cells = [
+            f"{report[f][kind]['ratio']:.3f} ({report[f][kind]['from']:.3f} to {report[f][kind]['to']:.3f})"
+            for f in ("stage_s", "later_s")
+        ]
+        print(f"{kind:8}  whole stage {cells[0]}   once loaded {cells[1]}   processor {report['mirror_cpu_s'][kind]} s")
+
+
+if __name__ == "__main__":
+    main()

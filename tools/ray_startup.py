@@ -1,0 +1,103 @@
+"""Where the seconds of a study on Ray go that are not training: its start, the first pack, gaps, the next stage.
+
+`python tools/ray_startup.py` starts a private Ray twice in one process: once alone, then for two stages of small packs,
+as search and refit are. Run it on an idle machine.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from modis_dist.config.parse import build
+from modis_dist.config.study import Study
+from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.sweep.driver import plan
+from modis_dist.sweep.execute import Pack, pack_folder
+from modis_dist.train.journal import read
+
+TREE = {
+    "name": "startup",
+    "data": {"simulate": {"samples": 200, "classes": 3, "seed": 1}, "split": {"validation_fraction": 0.3}},
+    "model": {"latent": 8, "ratios": [0.25, 0.125], "discriminator": [32, 16]},
+    "optim": {"epochs": 4},
+}
+
+
+def cluster_seconds() -> dict[str, float]:
+    """Of a Ray that does nothing."""
+    began = time.monotonic()
+    with private_cluster(cpus=2, gpus=0):
+        started = time.monotonic()
+    return {"start": started - began, "stop": time.monotonic() - started}
+
+
+def stage_seconds(executor: RayExecutor, packs: Sequence[Pack], *, out: Path, store: Path) -> dict[str, float]:
+    """Of one stage: until the first pack begins, idle between packs, from the last pack's end until it is over."""
+    called = time.time()
+    reasons = executor.execute(packs, out=out, store=store)
+    over = time.time()
+    if reasons:
+        raise SystemExit(f"packs crashed: {reasons}")
+    spans = []
+    for pack in packs:
+        times = [record["time_ms"] / 1000 for record in read(pack_folder(out, pack) / "journal.jsonl")]
+        spans.append((min(times), max(times)))
+    began, ended = min(start for start, _ in spans), max(end for _, end in spans)
+    slots = min(executor.slots, len(packs))
+    training = sum(end - start for start, end in spans)
+    return {
+        "packs": len(packs),
+        "before_first_pack": began - called,
+        "idle_per_pack": max(0.0, ((ended - began) * slots - training) / len(packs)),
+        "after_last_pack": over - ended,
+        "training_per_pack": training / len(packs),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--packs", type=int, default=8, help="of the first stage; the second has one")
+    parser.add_argument("--json", action="store_true", help="print JSON for scripts")
+    options = parser.parse_args()
+    sweep = {"replicates": options.packs + 1, "packing": {"enabled": False}, "probe": False}
+    study = build(Study, TREE | {"sweep": sweep}, source="startup")
+    report: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as bars:
+        task = bars.add_task("starting Ray alone", total=4)
+        report["cluster_s"] = cluster_seconds()
+        bars.update(task, advance=1, description="first stage, with its Ray")
+        out = Path(name)
+        with RayExecutor(study.sweep.resources) as executor:
+            planned = plan(study, out=out, slots=executor.slots, source="startup")
+            packs, store = planned.packs(), planned.store.path
+            report["first_stage_s"] = stage_seconds(executor, packs[:-1], out=out, store=store)
+            bars.update(task, advance=1, description="second stage, same Ray")
+            report["second_stage_s"] = stage_seconds(executor, packs[-1:], out=out, store=store)
+            bars.update(task, advance=1, description="stopping Ray")
+            began = time.monotonic()
+        report["stop_s"] = time.monotonic() - began
+        bars.update(task, advance=1, description="done")
+    report = json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 2))
+    if options.json:
+        print(json.dumps(report, indent=2))
+        return
+    print(f"Ray alone: {report['cluster_s']['start']} s to start, {report['cluster_s']['stop']} s to stop")
+    for stage in ("first", "second"):
+        held = report[f"{stage}_stage_s"]
+        started = "starting Ray included, " if stage == "first" else ""
+        print(f"{stage} stage: {held['packs']} packs of {held['training_per_pack']} s")
+        print(f"  {held['before_first_pack']} s until the first trains ({started}loading torch in a worker)")
+        print(f"  {held['idle_per_pack']} s idle for each, {held['after_last_pack']} s after the last")
+
+
+if __name__ == "__main__":
+    main()
