@@ -17,7 +17,7 @@ from rich.progress import Progress
 
 from modis_dist.config.parse import build
 from modis_dist.config.study import Study
-from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.launch.ray_cluster import PrivateRay, private_cluster
 from modis_dist.launch.ray_tune import RayExecutor
 from modis_dist.sweep.driver import plan
 from modis_dist.sweep.execute import Pack, pack_folder
@@ -76,7 +76,7 @@ def main() -> None:
         report["cluster_s"] = cluster_seconds()
         bars.update(task, advance=1, description="first stage, with its Ray")
         out = Path(name)
-        with RayExecutor(study.sweep.resources) as executor:
+        with RayExecutor(study.sweep.resources, place=PrivateRay()) as executor:
             planned = plan(study, out=out, slots=executor.slots, source="startup")
             packs, store = planned.packs(), planned.store.path
             report["first_stage_s"] = stage_seconds(executor, packs[:-1], out=out, store=store)
