@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from modis_dist.errors import DataError
 from modis_dist.launch import ray_reaper
@@ -28,6 +28,7 @@ PREFIX = "modis-"  # short: Ray's socket paths may have 107 bytes
 OF_DRIVER: Mapping[str, str | None] = {  # in its environment, with what its workers find in theirs; None removes one
     "RAY_ADDRESS": None,
     "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # where Ray is lost, it would start another one, open to everybody
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -64,15 +65,7 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     with temporary_folder(Path(tempfile.gettempdir())) as folder, _reaper(folder), environment(_private(folder)):
         import ray
 
-        with own_signals():
-            ray.init(
-                num_cpus=cpus,
-                num_gpus=gpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,  # what is to be said we say
-                _temp_dir=str(folder / "r"),
-            )
+        connect(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder / "r"))
         try:
             yield folder
         finally:
@@ -109,8 +102,18 @@ def _reaper(folder: Path) -> Iterator[None]:
         yield
 
 
+def connect(**settings: Any) -> None:
+    """``ray.init`` with some settings, which says nothing on the terminal: what a user must know we say."""
+    import ray
+    from ray._private import worker
+
+    worker.print_to_stdstream = lambda *_, **__: None  # the end of nodes and workers, with pages of their state
+    with _own_signals():
+        ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **settings)
+
+
 @contextmanager
-def own_signals() -> Iterator[None]:
+def _own_signals() -> Iterator[None]:
     """Keep Ray from putting its own handlers in the place of ours.
 
     A closing terminal tells all processes of its group, which the children of Ray are not to obey; the driver alone

@@ -3,7 +3,6 @@
 Its address is always given by the user; where it listens, and who may enter, is decided by whoever started it.
 """
 
-import logging
 import os
 import re
 import socket
@@ -19,9 +18,9 @@ from modis_dist.launch.ray_cluster import (
     OF_DRIVER,
     Place,
     PrivateRay,
+    connect,
     environment,
     for_workers,
-    own_signals,
     temporary_folder,
 )
 from modis_dist.sweep.resources import Cluster, Node
@@ -112,13 +111,8 @@ def _attach(address: str, workers: Mapping[str, str]) -> None:
     import ray
 
     try:
-        with own_signals(), _silent_library():
-            ray.init(
-                address=address,
-                runtime_env={"env_vars": dict(workers)},
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,  # what is to be said we say
-            )
+        with _silent_library():
+            connect(address=address, runtime_env={"env_vars": dict(workers)})
     except Exception as error:  # of many types
         ray.shutdown()  # it may have come half way
         raise UserError(f"--ray: {address}: {refusal(error)}") from error

@@ -1,6 +1,9 @@
 """Noticing the end of Ray's head, or of its node here, which Ray tells nobody for a minute, or never."""
 
+import atexit
+import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -30,11 +33,20 @@ def while_ray_lives(work: Callable[[], T]) -> T:
         if all(map(_listens, listeners)):
             last = time.monotonic()
         elif time.monotonic() - last > PATIENCE_S:
+            atexit.register(_leave)
             raise RunFailed(
                 "Ray's own processes are gone (killed, by the user or for want of memory?); what was saved is kept, "
                 "the same command continues"
             )
     return result.result()
+
+
+def _leave() -> None:
+    """End the process at its end, before what Ray has registered for then: that would wait for the dead head."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    os._exit(RunFailed.exit_code)
 
 
 def _settle(result: "Future[T]", work: Callable[[], T]) -> None:

@@ -1,0 +1,66 @@
+"""The death of Ray's own processes: one line, nothing lost, nothing left, and the same command continues. Slow."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.sweep.resources import cores
+from tests.launch.processes import lives, wait_for
+from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.train import toy
+
+
+def killed_in(arguments: list[str], out: Path, victim: str) -> str:
+    """What a command says whose ``victim``, a process of its Ray, is killed at the first checkpoint below ``out``."""
+    said = out.parent / "said.txt"
+    with said.open("w") as file:
+        driver = subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file, start_new_session=True)
+        try:
+            there = wait_for(lambda: list(out.glob("**/last/step-*")), seconds=120)
+            assert there and driver.poll() is None, said.read_text()
+            family = psutil.Process(driver.pid).children(recursive=True)
+            (found,) = [process for process in family if process.name() == victim]
+            os.kill(found.pid, signal.SIGKILL)
+            assert driver.wait(60) == 3, said.read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    assert wait_for(lambda: not any(map(lives, family)), seconds=10), f"10 s later: {list(filter(lives, family))}"
+    return said.read_text()
+
+
+def assert_one_line(said: str) -> None:
+    assert said.startswith("error: Ray's own processes are gone") and said.count("\n") == 1, said
+
+
+def test_a_study_whose_ray_loses_its_head_says_so_and_continues_to_the_summary_it_would_have_had(
+    tmp_path: Path,
+) -> None:
+    store, out = write_store(tmp_path / "store"), tmp_path / "out"
+    settings = {"packing": {"enabled": False}, "folds": 1, "probe": False}
+    study = write_study(tmp_path / "study.yaml", store, executor="ray", **settings)
+    arguments = ["tune", str(study), "--out", str(out)]
+    assert_one_line(killed_in(arguments, out, "gcs_server"))
+    assert command(arguments) == 0
+    local = write_study(tmp_path / "local.yaml", store, **settings)
+    assert command(["tune", str(local), "--out", str(tmp_path / "calm")]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "calm"))
+    for told in (ours, theirs):
+        del told["seconds"], told["mlflow"]
+    assert ours == theirs
+
+
+@pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+def test_a_training_whose_ray_loses_its_node_says_so(tmp_path: Path) -> None:
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"], tree["optim"]["epochs"] = str(write_store(tmp_path / "store")), 200
+    run, out = tmp_path / "run.yaml", tmp_path / "out"
+    run.write_text(yaml12.dump(tree))
+    assert_one_line(killed_in(["train", str(run), "--workers", "2", "--out", str(out)], out, "raylet"))
