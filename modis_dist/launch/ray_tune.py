@@ -18,6 +18,7 @@ from modis_dist.launch.ray_cluster import private_cluster
 from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
+from modis_dist.sweep.memory import Room, fitting
 from modis_dist.sweep.resources import cores as available_cores
 from modis_dist.sweep.resources import gpu_count, mistakes, workers_mistakes
 from modis_dist.train.ports import NullReporter
@@ -54,8 +55,8 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
-        at_once = min(self.slots, len(packs))  # few packs share all the cores
-        threads = self._cores // (at_once * self._workers)
+        fit = self._room(packs, out=out, store=store)
+        threads = self._cores // (fit.packs * self._workers)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
         if self._folder is None:
@@ -64,7 +65,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         said: dict[str, str | None] = {}
         with on_signal(partial(ask_to_stop, stop)):  # anew: starting Ray puts its own handler in the place of ours
             if not stop.exists():
-                said = self._fit(folders, settings, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
+                said = self._fit(folders, settings, fit, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
@@ -74,18 +75,25 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             reasons |= crashed(pack, said.get(folder, WORKER_DIED), out=out)
         return reasons
 
+    def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Room:
+        """How many of the packs are trained at once; few share all the cores."""
+        wanted = Room(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
+        threads = self._cores // (wanted.packs * self._workers)
+        return fitting(packs, wanted, workers=self._workers, threads=threads, out=out, store=store)
+
     def _fit(
-        self, folders: list[str], settings: Mapping[str, Any], *, threads: int, storage: Path
+        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, storage: Path
     ) -> dict[str, str | None]:
         """What became of each pack: None, or why it crashed."""
         from ray import tune
 
         # A pack of several workers waits for its ranks, which hold the resources: `max_concurrent_trials` counts them.
-        resources = {"cpu": threads, "gpu": self._gpus} if self._workers == 1 else {"cpu": 1 / self.slots}
+        gpus = max(self._gpus, 1 / room.per_gpu) if self._gpus else 0
+        resources = {"cpu": threads, "gpu": gpus} if self._workers == 1 else {"cpu": 1 / self.slots}
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), "storage": str(storage), **settings},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.slots),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=room.packs),
             run_config=tune.RunConfig(
                 name="sweep",
                 storage_path=str(storage),

@@ -13,6 +13,8 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.sweep.resources import cores
+from modis_dist.sweep.verify import differences
+from modis_dist.train.journal import JournalReader
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
@@ -70,6 +72,43 @@ def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Pa
     assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
     for row, right in list(zip(ours, theirs, strict=True))[:4]:
         assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)
+
+
+@needs_two_cores
+def test_two_workers_save_at_every_signal_and_end_with_the_bits_of_an_undisturbed_training(
+    run: Path, tmp_path: Path
+) -> None:
+    arguments = ["train", str(run), "--workers", "2", "--set", "optim.epochs=120", "--set", "trainer.log_every=5"]
+    out, calm = tmp_path / "stopped", tmp_path / "calm"
+    for number, wanted in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), start=1):
+        with (tmp_path / "said.txt").open("w") as said:
+            command_line = [*COMMAND, *arguments, "--out", str(out)]
+            driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+            try:
+                assert wait_for_epoch(out, 20 * number), said_text(tmp_path)
+                family = psutil.Process(driver.pid).children(recursive=True)
+                os.kill(driver.pid, wanted)
+                assert driver.wait(60) == 75, said_text(tmp_path)
+            finally:
+                driver.kill()
+                driver.wait()
+        assert f"got {wanted.name}; saved " in said_text(tmp_path)
+        assert not (out / "result.json").exists()
+        assert not psutil.wait_procs(family, timeout=10)[1]
+    assert command([*arguments, "--out", str(out)]) == 0
+    assert command([*arguments, "--out", str(calm)]) == 0
+    assert history(out) == history(calm) and len(history(out)) == 120
+    assert differences(out, calm) == []
+
+
+def wait_for_epoch(out: Path, epoch: int) -> bool:
+    """Until a training has come to an epoch."""
+    reader, end = JournalReader(out / "journal.jsonl"), time.monotonic() + 120
+    while time.monotonic() < end:
+        if any(record["kind"] == "metrics" and record["step"] >= epoch for record in reader.new()):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @needs_two_cores
