@@ -52,7 +52,7 @@ def live(kind: str, uri: str, path: Path, out: Path) -> None:
     from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
     from modis_dist.sweep import driver
 
-    half = TRIALS * yaml12.load(path.read_text(), source=str(path))["optim"]["epochs"] * LOADED
+    half = TRIALS * yaml12.read(path)["optim"]["epochs"] * LOADED
     used, told, feed = {"at_half_s": 0.0, "at_end_s": 0.0}, [0], BackgroundMirror.feed
 
     def stop(*_: object, **__: object) -> None:
