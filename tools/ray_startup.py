@@ -18,7 +18,7 @@ from rich.progress import Progress
 from modis_dist.config.parse import build
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
-from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.launch.ray_cluster import PrivateRay, private_cluster
 from modis_dist.launch.ray_train import train_run_on_ranks
 from modis_dist.launch.ray_tune import RayExecutor
 from modis_dist.sweep.execute import Pack, pack_folder
@@ -69,7 +69,7 @@ def ranks_seconds(out: Path) -> dict[str, float]:
     """Of a training on two ranks: until it trains, and from its last record until it is over."""
     run = build(Run, TREE | {"trainer": {"workers": 2}}, source="startup")
     called = time.time()
-    train_run_on_ranks(run, out=out, source="startup", reporter=NullReporter())
+    train_run_on_ranks(run, out=out, source="startup", reporter=NullReporter(), place=PrivateRay())
     over = time.time()
     times = [record["time_ms"] / 1000 for record in read(out / "journal.jsonl")]
     return {"before_training": min(times) - called, "training": max(times) - min(times), "after": over - max(times)}
@@ -89,7 +89,7 @@ def main() -> None:
         report["cluster_s"] = cluster_seconds()
         bars.update(task, advance=1, description="first stage, with its Ray")
         out = Path(name)
-        with RayExecutor(study.sweep.resources) as executor:
+        with RayExecutor(study.sweep.resources, place=PrivateRay()) as executor:
             planned = plan(study, out=out, slots=executor.slots, source="startup")
             packs, store = planned.packs(), planned.store.path
             report["first_stage_s"] = stage_seconds(executor, packs[:-1], out=out, store=store)

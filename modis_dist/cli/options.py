@@ -11,6 +11,12 @@ Set = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=1e-3. May be repeated."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option(
+        "--ray", metavar="HOST:PORT", help="Use the Ray that runs there, on one node or more, instead of a private one."
+    ),
+]
 ModelFolder = Annotated[
     Path,
     typer.Argument(

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modis_dist.cli.options import Json, ModelFolder, Set, StoreFolder, print_json
+from modis_dist.cli.options import Json, ModelFolder, RayAddress, Set, StoreFolder, print_json
+from modis_dist.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.cli.display import RunBar
@@ -21,12 +22,15 @@ def train(
     workers: Annotated[
         int | None, typer.Option("--workers", metavar="N", min=1, help="Processes that share it; sets trainer.workers.")
     ] = None,
+    ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Train one run, or continue it where it stopped. The run.yaml of a finished run runs again.
 
     Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
+
+    On the nodes of a Ray: `modis-dist train run.yaml --out runs/one --workers 4 --ray node1:6379`
     """
     from modis_dist.cli.display import run_bar
     from modis_dist.config.parse import load_run
@@ -34,10 +38,12 @@ def train(
 
     shared = [] if workers is None else [f"trainer.workers={workers}"]
     wanted = load_run(run, [*(settings or []), *shared])
+    if ray is not None and wanted.trainer.workers == 1:
+        raise UserError("--ray: one worker trains in this process; say how many with --workers")
     named_store(wanted.data, source=str(run))  # what is missing is said before torch is loaded
 
     with run_bar(wanted.optim.epochs) as bar:
-        result = _trained(wanted, out.absolute(), str(run), bar)
+        result = _trained(wanted, out.absolute(), str(run), bar, ray)
     if as_json:
         print_json(result)
         return
@@ -50,11 +56,13 @@ def train(
     _print_tables(result, "validation")
 
 
-def _trained(run: "Run", out: Path, source: str, bar: "RunBar") -> dict[str, Any]:
+def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> dict[str, Any]:
     if run.trainer.workers > 1:
+        from modis_dist.launch.ray_given import ray_at
         from modis_dist.launch.ray_train import train_run_on_ranks
 
-        return train_run_on_ranks(run, out=out, source=source, reporter=bar)
+        with ray_at(ray) as place:
+            return train_run_on_ranks(run, out=out, source=source, reporter=bar, place=place)
     from modis_dist.sweep.single import train_run
     from modis_dist.train.signals import Flag, on_signal
 

@@ -1,11 +1,14 @@
 """`modis-dist tune`: the main job, a study from its YAML file to its summary."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modis_dist.cli.options import Json, Set, print_json
+from modis_dist.cli.options import Json, RayAddress, Set, print_json
+from modis_dist.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
@@ -27,12 +30,15 @@ def tune(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print trials, packs, time and disk; start nothing.")
     ] = False,
+    ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
     """Train every trial of a study, choose, refit, test. Running it again continues where it stopped.
 
     Example: `modis-dist tune tune_spaces/quickstart.yaml --dry-run`
+
+    On the nodes of a Ray: `modis-dist tune my_study.yaml --ray node1:6379`
     """
     import tempfile
 
@@ -44,7 +50,7 @@ def tune(
     expand(wanted, "", source=str(study))  # needs no data
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
-    with _executor(wanted) as executor:
+    with _executor(wanted, ray) as executor:
         if dry_run:
             with tempfile.TemporaryDirectory() as nowhere:
                 place = _place(wanted, folder, Path(nowhere))
@@ -87,14 +93,25 @@ def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> d
             errors().print(f"note: MLflow: {problem}; the same command sends it again", markup=False)
 
 
-def _executor(study: "Study") -> "Executor":
+@contextmanager
+def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
+    resources, workers = study.sweep.resources, study.trainer.workers
     if study.sweep.executor == "local":
         from modis_dist.sweep.local import LocalExecutor
 
-        return LocalExecutor(study.sweep.resources, workers=study.trainer.workers)
-    from modis_dist.launch.ray_tune import RayExecutor
+        if ray is not None:
+            raise UserError("--ray: the study trains in this process; --set sweep.executor=ray has it use a Ray")
+        with LocalExecutor(resources, workers=workers) as executor:
+            yield executor
+    else:
+        from modis_dist.launch.ray_given import ray_at
+        from modis_dist.launch.ray_tune import RayExecutor
 
-    return RayExecutor(study.sweep.resources, device=study.trainer.device, workers=study.trainer.workers)
+        with (
+            ray_at(ray) as place,
+            RayExecutor(resources, place=place, device=study.trainer.device, workers=workers) as executor,
+        ):
+            yield executor
 
 
 def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":

@@ -13,28 +13,58 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
+from typing import Protocol
 
-import psutil
-
+from modis_dist.errors import DataError
 from modis_dist.launch import ray_reaper
+from modis_dist.sweep.lock import LOCK, locked
+from modis_dist.sweep.resources import Cluster, this_machine
 
 PREFIX = "modis-"  # short: Ray's socket paths may have 107 bytes
-OWNER = "owner.pid"
+OF_DRIVER: Mapping[str, str | None] = {  # in its environment, with what its workers find in theirs; None removes one
+    "RAY_ADDRESS": None,
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+}
+
+
+class Place(Protocol):
+    """Where Ray's workers run."""
+
+    @property
+    def cluster(self) -> Cluster:
+        """Its nodes."""
+        ...
+
+    def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:
+        """Ray, connected, with workers that see these folders; yields one for temporary files that all of them see."""
+        ...
+
+
+@dataclass(frozen=True)
+class PrivateRay:
+    """A Ray of one's own on this machine, started when it is needed."""
+
+    cluster: Cluster = field(default_factory=this_machine)
+
+    def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:  # noqa: ARG002
+        """Its folder is its own: nobody is elsewhere."""
+        (node,) = self.cluster.nodes
+        return private_cluster(cpus=node.cores, gpus=node.gpus)
 
 
 @contextmanager
 def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     """Start Ray with some resources; yields a temporary folder that nobody else may enter. Stops it at the end."""
-    _remove_leftovers()
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # 0700: what Ray opens below it stays closed
-    (folder / OWNER).write_text(str(os.getpid()))
-    with _reaper(folder), _environment(_settings(folder)):
+    with temporary_folder(Path(tempfile.gettempdir())) as folder, _reaper(folder), environment(_private(folder)):
         import ray
 
-        with _children_survive_hang_up():
+        with own_signals():
             ray.init(
                 num_cpus=cpus,
                 num_gpus=gpus,
@@ -50,6 +80,28 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
 
 
 @contextmanager
+def temporary_folder(parent: Path) -> Iterator[Path]:
+    """A folder that nobody else may enter, gone afterwards; those of drivers that were killed go first."""
+    for left in parent.glob(f"{PREFIX}*"):
+        _remove_if_left(left)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # 0700: what Ray opens below it stays closed
+    try:
+        with locked(folder):
+            yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_if_left(folder: Path) -> None:
+    """Remove a folder whose driver, on whatever machine, does not hold its lock any more."""
+    with suppress(OSError, DataError):  # not ours, or in use
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not (folder / LOCK).exists():
+            return
+        with locked(folder, patience_s=0):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
 def _reaper(folder: Path) -> Iterator[None]:
     """Whoever clears up after this process, even where it is killed; done when the block is left."""
     command = [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)]
@@ -58,37 +110,46 @@ def _reaper(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _children_survive_hang_up() -> Iterator[None]:
-    """A closing terminal tells all processes of its group; the driver alone is to obey: it has them save, and ends."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in new programs
-    try:
+def own_signals() -> Iterator[None]:
+    """Keep Ray from putting its own handlers in the place of ours.
+
+    A closing terminal tells all processes of its group, which the children of Ray are not to obey; the driver alone
+    is: it has them save, and ends.
+    """
+    terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:  # what is ignored stays so in new programs
         yield
     finally:
-        signal.signal(signal.SIGHUP, before)
+        signal.signal(signal.SIGHUP, hang_up)
+        signal.signal(signal.SIGTERM, terminate)
 
 
-def _settings(folder: Path) -> dict[str, str | None]:
-    """Environment of the driver and, inherited from it, of every process of Ray; None removes a variable."""
-    token = folder / ray_reaper.TOKEN
-    token.touch(mode=0o600)
-    token.write_text(_token())
+def for_workers() -> dict[str, str]:
+    """What the processes of our trainings must find in their environment, wherever they run."""
     package = str(Path(__file__).resolve().parents[2])  # workers start in another folder
     before = os.environ.get("PYTHONPATH")
     return {
-        "RAY_ADDRESS": None,
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listeners on 127.0.0.1
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_AIR_NEW_OUTPUT": "0",
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how soon the end, or a death, of a rank is seen
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a pack without a GPU sees none
-        "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-        "TUNE_DISABLE_SIGINT_HANDLER": "1",
         "PYTHONPATH": f"{package}{os.pathsep}{before}" if before else package,
+    }
+
+
+def _private(folder: Path) -> dict[str, str | None]:
+    """Environment of the driver and, inherited from it, of every process of a private Ray."""
+    token = folder / ray_reaper.TOKEN
+    token.touch(mode=0o600)
+    token.write_text(_token())
+    return {
+        **for_workers(),
+        **OF_DRIVER,
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listeners on 127.0.0.1
+        "RAY_USAGE_STATS_ENABLED": "0",
     }
 
 
@@ -99,7 +160,8 @@ def _token() -> str:
 
 
 @contextmanager
-def _environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+def environment(settings: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables for the time of the block; None removes one."""
     before = {name: os.environ.get(name) for name in settings}
     _apply(settings)
     try:
@@ -114,15 +176,3 @@ def _apply(settings: Mapping[str, str | None]) -> None:
             os.environ.pop(name, None)
         else:
             os.environ[name] = value
-
-
-def _remove_leftovers() -> None:
-    """Folders of drivers that were killed."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        owner = folder / OWNER
-        try:
-            mine = folder.stat().st_uid == os.getuid() and not folder.is_symlink()
-            if mine and not psutil.pid_exists(int(owner.read_text())):
-                shutil.rmtree(folder, ignore_errors=True)
-        except (OSError, ValueError):
-            continue  # not one of ours

@@ -9,7 +9,6 @@ import os
 import secrets
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any, TypeVar
 
 from modis_dist.config.run import Run
 from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
-from modis_dist.launch.ray_cluster import private_cluster
-from modis_dist.sweep.resources import cores, gpu_count, workers_mistakes
+from modis_dist.launch.ray_cluster import Place
+from modis_dist.launch.ray_head import while_ray_lives
+from modis_dist.sweep.resources import workers_mistakes
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
-from modis_dist.train.ranks import Seat, meeting_file
+from modis_dist.train.ranks import Seat, meeting_file, meeting_port
 from modis_dist.train.signals import StopFile, on_signal
 from modis_dist.train.watching import watching
 
@@ -59,7 +59,17 @@ def on_ranks(
         def backend_cls(self) -> Any:
             return Backend
 
-    trainer = TorchTrainer(
+    class Trainer(TorchTrainer):  # type: ignore[misc]
+        """Without the actor that outlives its driver to clear up after it, for it asks a dashboard whether it is due.
+
+        What it would remove ends with its driver anyway.
+        """
+
+        def _create_default_callbacks(self) -> list[Any]:
+            made = super()._create_default_callbacks()
+            return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
+
+    trainer = Trainer(
         _rank,
         train_loop_config={
             "work": work,
@@ -97,11 +107,11 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     os.umask(0o077)
     torch.set_num_threads(config["threads"])
     context = get_context()
-    place = broadcast_from_rank_zero(secrets.token_hex(8))  # a new one after every death
+    name, port = broadcast_from_rank_zero((secrets.token_hex(8), _port(context)))  # a new one after every death
     meetings, record = Path(config["folder"]) / "meetings", Path(config["record"])
-    meeting = meetings / place
+    meeting = meetings / name
     meeting.mkdir(mode=0o700, parents=True, exist_ok=True)
-    seat = Seat(context.get_world_rank(), context.get_world_size(), meeting_file(meeting))
+    seat = Seat(context.get_world_rank(), context.get_world_size(), port or meeting_file(meeting))
     if seat.rank == 0:
         for earlier in meetings.iterdir():
             if earlier != meeting:  # Ray may have seen a death before the other ranks did
@@ -113,6 +123,14 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
         raise
     except (UserError, Interrupted, RunFailed) as error:
         return {"value": None, "refused": error}
+
+
+def _port(context: Any) -> str | None:
+    """Where this rank can be met by those on other nodes; None where there are none."""
+    from ray.util import get_node_ip_address
+
+    alone = context.get_local_world_size() == context.get_world_size()
+    return None if alone else meeting_port(get_node_ip_address())
 
 
 def _note(why: str, meeting: Path, record: Path) -> None:
@@ -132,8 +150,8 @@ def _why(error: Any) -> str:
     return f"after {RESTARTS} restarts: {shown(text)}; the same command continues from the last checkpoint"
 
 
-def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) -> dict[str, Any]:
-    """``train_run`` on as many workers as the run asks for, on a Ray of its own; returns its result.
+def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, place: Place) -> dict[str, Any]:
+    """``train_run`` on as many workers as the run asks for; returns its result.
 
     Raises what ``train_run`` raises.
     """
@@ -141,31 +159,28 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter) 
     from modis_dist.data.opening import open_store
 
     workers, device = run.trainer.workers, run.trainer.device
-    gpus = 0 if device == "cpu" else gpu_count()
-    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, gpus=gpus)
+    cluster = place.cluster.without_gpus() if device == "cpu" else place.cluster
+    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
     if problems:
         raise ConfigError(problems, source=source)
-    threads, gpus = run.trainer.threads or cores() // workers, min(1, gpus)
-    open_store(run.data, out=out, source=source)  # simulated once, not by every rank
+    gpus = min(1, cluster.gpus)
+    threads = run.trainer.threads or cluster.threads(workers=workers, gpus=gpus)
+    store = open_store(run.data, out=out, source=source)  # simulated once, not by every rank
     settings = {"run": to_tree(run), "out": str(out), "source": source}
-    with private_cluster(cpus=workers * threads, gpus=workers * gpus) as folder:
+    with place.ready(out=out, store=store.path) as folder:
         stop = folder / STOP
-        with (
-            on_signal(partial(ask_to_stop, stop)),
-            watching(_Told(out, run.optim.epochs, reporter).look),
-            ThreadPoolExecutor(1) as beside,  # in the main thread Ray Train would put its own handler for Ctrl-C
-        ):
-            training = beside.submit(
-                on_ranks,
-                _run_of_rank,
-                settings | {"stop": str(stop)},
-                workers=workers,
-                threads=threads,
-                gpus=gpus,
-                folder=folder,
-                record=out / RECORD,
-            )
-            return training.result()
+        training = partial(
+            on_ranks,
+            _run_of_rank,
+            settings | {"stop": str(stop)},
+            workers=workers,
+            threads=threads,
+            gpus=gpus,
+            folder=folder,
+            record=out / RECORD,
+        )
+        with on_signal(partial(ask_to_stop, stop)), watching(_Told(out, run.optim.epochs, reporter).look):
+            return while_ray_lives(training)
 
 
 def ask_to_stop(file: Path, reason: str) -> None:

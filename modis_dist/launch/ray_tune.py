@@ -14,37 +14,40 @@ from typing import Any
 
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, Interrupted, RunFailed
-from modis_dist.launch.ray_cluster import private_cluster
+from modis_dist.launch.ray_cluster import Place
+from modis_dist.launch.ray_head import while_ray_lives
 from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.memory import Room, fitting
-from modis_dist.sweep.resources import cores as available_cores
-from modis_dist.sweep.resources import gpu_count, mistakes, workers_mistakes
+from modis_dist.sweep.resources import Cluster, mistakes, workers_mistakes
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.ranks import Seat
 from modis_dist.train.signals import StopFile, on_signal
 
 DEATHS = 2  # of a worker before its pack is given up
+WAITING = {"cpu": 0, "node:__internal_head__": 0.001}  # Ray's first node has one of these
 WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 
 
 class RayExecutor(AbstractContextManager["RayExecutor"]):
-    """As many packs at a time as the cores, or GPUs, allow. Ray is started at the first pack, stopped on leaving."""
+    """As many packs at a time as the cores, or GPUs, allow. Ray is made ready at the first pack, left at the end."""
 
-    def __init__(self, resources: Resources, *, device: str = "auto", workers: int = 1) -> None:
-        gpus, cores = 0 if device == "cpu" else gpu_count(), available_cores()
-        _check(resources, device=device, gpus=gpus, workers=workers)
-        self._gpus = resources.gpus if resources.gpus is not None else min(1.0, gpus)
+    def __init__(self, resources: Resources, *, place: Place, device: str = "auto", workers: int = 1) -> None:
+        self._place = place
+        self._cluster = place.cluster.without_gpus() if device == "cpu" else place.cluster
+        _check(resources, device=device, cluster=self._cluster, workers=workers)
+        self._gpus = resources.gpus if resources.gpus is not None else min(1.0, self._cluster.gpus)
         self._workers = workers
-        at_once = int(gpus / (self._gpus * workers)) if self._gpus else cores // workers
-        self.threads = max(1, (resources.cpus or cores // at_once) // workers)
-        self.slots = max(1, min(at_once, cores // (self.threads * workers)))
-        self._cores = self.threads * workers * self.slots
-        spare = 1 if workers > 1 else 0  # for those that wait for ranks
-        self._resources = {"cpus": self._cores + spare, "gpus": gpus if self._gpus else 0}
+        most = max(1, self._cluster.places(threads=1, gpus=self._gpus) // workers)
+        self.threads = resources.cpus // workers if resources.cpus else self._shared_out(most)
+        self.slots = max(1, self._cluster.places(threads=self.threads, gpus=self._gpus) // workers)
         self._open = ExitStack()
         self._folder: Path | None = None
+
+    def _shared_out(self, packs: int) -> int:
+        """The threads of each worker where so many packs share all cores."""
+        return self._cluster.threads(workers=packs * self._workers, gpus=self._gpus)
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -56,14 +59,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         stop = out / STOP
         stop.unlink(missing_ok=True)
         fit = self._room(packs, out=out, store=store)
-        threads = self._cores // (fit.packs * self._workers)
+        threads = self._threads(fit.packs)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
-        if self._folder is None:
-            with on_signal(partial(ask_to_stop, stop)):
-                self._folder = self._open.enter_context(private_cluster(**self._resources))
         said: dict[str, str | None] = {}
-        with on_signal(partial(ask_to_stop, stop)):  # anew: starting Ray puts its own handler in the place of ours
+        with on_signal(partial(ask_to_stop, stop)):
+            if self._folder is None:
+                self._folder = self._open.enter_context(self._place.ready(out=out, store=store))
             if not stop.exists():
                 said = self._fit(folders, settings, fit, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
         if stop.exists():
@@ -76,10 +78,16 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         return reasons
 
     def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Room:
-        """How many of the packs are trained at once; few share all the cores."""
+        """How many of the packs are trained at once."""
         wanted = Room(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
-        threads = self._cores // (wanted.packs * self._workers)
-        return fitting(packs, wanted, workers=self._workers, threads=threads, out=out, store=store)
+        nodes = len(self._cluster.nodes)
+        return fitting(
+            packs, wanted, workers=self._workers, nodes=nodes, threads=self._threads(wanted.packs), out=out, store=store
+        )
+
+    def _threads(self, packs: int) -> int:
+        """Of each worker of so many packs; few share all the cores."""
+        return self.threads if packs == self.slots else self._shared_out(packs)
 
     def _fit(
         self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, storage: Path
@@ -89,7 +97,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
 
         # A pack of several workers waits for its ranks, which hold the resources: `max_concurrent_trials` counts them.
         gpus = max(self._gpus, 1 / room.per_gpu) if self._gpus else 0
-        resources = {"cpu": threads, "gpu": gpus} if self._workers == 1 else {"cpu": 1 / self.slots}
+        resources = {"cpu": threads, "gpu": gpus} if self._workers == 1 else WAITING
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), "storage": str(storage), **settings},
@@ -102,7 +110,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             ),
         )
         said: dict[str, str | None] = {}
-        for result in tuner.fit():
+        for result in while_ray_lives(tuner.fit):
             if result.error is None and result.metrics:
                 said[result.metrics["pack"]] = result.metrics["crashed"]
         return said
@@ -153,12 +161,15 @@ def _attempt_of_rank(seat: Seat, config: Mapping[str, Any]) -> str | None:
     return attempt(pack, out=out, store=Path(config["store"]), reporter=NullReporter(), stop=stop, seat=seat)
 
 
-def _check(resources: Resources, *, device: str, gpus: int, workers: int) -> None:
-    problems = workers_mistakes(workers, threads=1, device=device, gpus=gpus if workers > 1 else 0)
-    if workers > 1 and gpus and (resources.gpus or 1.0) != 1.0:
+def _check(resources: Resources, *, device: str, cluster: Cluster, workers: int) -> None:
+    cpus = resources.cpus or workers
+    threads = max(1, cpus // workers) if workers > 1 else 1
+    problems = workers_mistakes(workers, threads=threads, device=device, cluster=cluster)
+    if workers > 1 and cluster.gpus and (resources.gpus or 1.0) != 1.0:
         problems.append("sweep.resources.gpus: with several workers each has one GPU; leave it out")
-    if resources.cpus is not None and resources.cpus % workers:
-        problems.append(f"sweep.resources.cpus: {resources.cpus} cannot be shared out among {workers} workers")
-    problems += mistakes(resources, gpus=gpus)
+    if cpus % workers:
+        problems.append(f"sweep.resources.cpus: {cpus} cannot be shared out among {workers} workers")
+    of_one_node = resources if workers == 1 else resources.model_copy(update={"cpus": None})
+    problems += mistakes(of_one_node, cluster=cluster)
     if problems:
         raise ConfigError(problems, source="study")

@@ -143,7 +143,7 @@ class _Sweep:
     def train(self, trials: Sequence[Trial], work: Callable[[], dict[str, str]], *, stage: str) -> dict[str, str]:
         """Do the work of training some trials; returns why trials crashed, by id.
 
-        Where the user stops it, the mirror is told what is finished and that the study is not.
+        Where the user, or a failure of Ray's, stops it, the mirror is told what is finished and that the study is not.
         """
         for trial in trials:
             if trial.id not in self._declared:
@@ -153,7 +153,7 @@ class _Sweep:
         self._declared |= {trial.id for trial in trials}
         try:
             reasons = work()
-        except Interrupted:
+        except (Interrupted, RunFailed):
             for trial in trials:
                 if (result := self._result(trial)) is not None:
                     self._end(trial, result)

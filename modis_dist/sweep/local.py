@@ -10,7 +10,7 @@ import torch
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, Interrupted
 from modis_dist.sweep.execute import Pack, attempt, trial_folder
-from modis_dist.sweep.resources import gpu_count, mistakes
+from modis_dist.sweep.resources import mistakes, this_machine
 from modis_dist.train.outcome import read_result
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
@@ -22,7 +22,7 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
     slots = 1
 
     def __init__(self, resources: Resources, *, workers: int = 1) -> None:
-        problems = mistakes(resources, gpus=gpu_count())
+        problems = mistakes(resources, cluster=this_machine())
         if workers > 1:
             problems.append(f"trainer.workers: {workers} are started by Ray; say sweep.executor: ray")
         if problems:

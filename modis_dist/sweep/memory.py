@@ -56,14 +56,16 @@ class Room:
     per_gpu: int = 1
 
 
-def fitting(packs: Sequence[Pack], wanted: Room, *, workers: int, threads: int, out: Path, store: Path) -> Room:
+def fitting(
+    packs: Sequence[Pack], wanted: Room, *, workers: int, threads: int, out: Path, store: Path, nodes: int = 1
+) -> Room:
     """As many of the packs at once as wanted, or as few as fit where every one has so many workers.
 
-    Where less than wanted fit, a warning says so.
+    Of several nodes all are taken to have the memory of this one. Where less than wanted fit, a warning says so.
     """
     if wanted == Room(1, 1):
         return wanted
-    held, limit = Store.open(store), SHARE * memory_limit()
+    held, limit = Store.open(store), SHARE * memory_limit() * nodes
     largest = max(packs, key=lambda pack: rough(pack, held))
     if DOUBT * wanted.packs * workers * rough(largest, held) <= limit and wanted.per_gpu == 1:
         return wanted

@@ -30,7 +30,7 @@ from modis_dist.errors import ConfigError, DataError, ModisError, RankLost, RunF
 from modis_dist.files import write_text
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
-from modis_dist.sweep.resources import cores, gpu_count, workers_mistakes
+from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
@@ -67,8 +67,8 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
     Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` where the training fails.
     """
     device, workers = chosen_device(run).type, run.trainer.workers
-    gpus = gpu_count() if device == "cuda" else 0
-    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, gpus=gpus)
+    cluster = this_machine() if device == "cuda" else this_machine().without_gpus()
+    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
     if workers > 1 and problems:
         raise ConfigError(problems, source=source)
     store = open_store(run.data, out=folder, source=source)

@@ -2,6 +2,8 @@
 
 A collective that is not answered within a minute ends the training on every rank that notices, with the name of the
 rank that did not. Ranks on one machine meet in a file and talk over the loopback interface: nothing listens elsewhere.
+Ranks on several meet at an address of the first one's, where a ``TCPStore`` listens, on every interface of its machine
+and without a password, and talk over the interface that leads there; who gives an address asks for that.
 """
 
 import os
@@ -12,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import torch
@@ -50,8 +53,9 @@ def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) ->
     if size == 1:
         yield World()
         return
-    if meeting.startswith("file://"):
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", _loopback())
+    interface = _interface("127.0.0.1" if meeting.startswith("file://") else _address_towards(meeting))
+    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
+    os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
     store, _, _ = next(rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
     roll = _Roll(store, rank, size)
     roll.wait_for_all()
@@ -146,12 +150,31 @@ class _Roll:
         return f"{name} has not answered for {waited_s:.0f} s: {why}"
 
 
-def _loopback() -> str:
-    """Name of the loopback interface."""
+def _interface(address: str) -> str:
+    """Name of the interface of this machine that has an address."""
     held = psutil.net_if_addrs()
-    return next(name for name, addresses in held.items() if any(a.address == "127.0.0.1" for a in addresses))
+    return next(name for name, has in held.items() if any(a.address.partition("%")[0] == address for a in has))
+
+
+def _address_towards(meeting: str) -> str:
+    """The address of this machine from which it reaches a ``tcp://`` address."""
+    place = urlsplit(meeting)
+    assert place.hostname is not None
+    family, kind, _, _, destination = socket.getaddrinfo(place.hostname, place.port, type=socket.SOCK_DGRAM)[0]
+    with socket.socket(family, kind) as asking:  # nothing is sent
+        asking.connect(destination)
+        return str(asking.getsockname()[0])
 
 
 def meeting_file(folder: Path) -> str:
     """An address in a folder that all ranks see and nobody else may enter."""
     return f"file://{folder / 'ranks'}"
+
+
+def meeting_port(address: str) -> str:
+    """An address on this machine, the first rank's, that ranks on others reach; its port is free now."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    with socket.socket(family) as trying:
+        trying.bind((address, 0))
+        port = trying.getsockname()[1]
+    return f"tcp://[{address}]:{port}" if ":" in address else f"tcp://{address}:{port}"

@@ -8,8 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -20,8 +19,11 @@ from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
 from modis_dist.launch import ray_reaper
-from modis_dist.launch.ray_cluster import OWNER, PREFIX, _remove_leftovers
+from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, temporary_folder
 from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.sweep.lock import LOCK, holder, locked
+from modis_dist.sweep.resources import Cluster, Node
+from tests.launch.processes import lives, wait_for
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -99,24 +101,8 @@ def cmdline(process: psutil.Process) -> list[str]:
         return []
 
 
-def lives(process: psutil.Process) -> bool:
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def results(out: Path) -> list[Path]:
     return list(out.glob("trials/*/result.json"))
-
-
-def wait_for(condition: Callable[[], object], *, seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.05)
-    return False
 
 
 @pytest.fixture
@@ -152,8 +138,8 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
 
     assert command(["tune", str(study), "--out", str(out)]) == 0
     assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished trial was run again"
-    owners = [p / OWNER for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*")]
-    assert not {p.read_text() for p in owners if p.exists()} & {str(driver.pid), str(os.getpid())}
+    owners = [owner.pid for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if (owner := holder(p)) is not None]
+    assert not {driver.pid, os.getpid()} & set(owners)
     local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
     assert command(["tune", str(local), "--out", str(calm)]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
@@ -231,34 +217,30 @@ def test_the_reaper_knows_the_processes_of_its_folder_by_token_or_where_that_is_
     assert ray_reaper._belongs(process, folder) == belongs
 
 
-def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    for name, owner in (("dead", 2**22 + 1), ("living", os.getpid())):
-        folder = tmp_path / f"{PREFIX}{name}"
-        folder.mkdir()
-        (folder / OWNER).write_text(str(owner))
-    (tmp_path / f"{PREFIX}foreign").mkdir()
-    _remove_leftovers()
+def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    for name in ("dead", "living", "foreign"):
+        (tmp_path / f"{PREFIX}{name}").mkdir()
+    (tmp_path / f"{PREFIX}dead" / LOCK).write_text("")
+    with locked(tmp_path / f"{PREFIX}living"), temporary_folder(tmp_path) as mine:
+        assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign", mine.name}
+        assert mine.stat().st_mode & 0o777 == 0o700
     assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
 
 
 def test_slots_share_out_the_cores() -> None:
     cores = len(os.sched_getaffinity(0))
-    assert (RayExecutor(Resources()).slots, RayExecutor(Resources()).threads) == (cores, 1)
-    assert RayExecutor(Resources(cpus=cores)).slots == 1
+    executor = RayExecutor(Resources(), place=PrivateRay())
+    assert (executor.slots, executor.threads) == (cores, 1)
+    assert RayExecutor(Resources(cpus=cores), place=PrivateRay()).slots == 1
 
 
-def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("modis_dist.launch.ray_tune.gpu_count", lambda: 8)
-    monkeypatch.setattr("modis_dist.launch.ray_tune.available_cores", lambda: 4)
-    monkeypatch.setattr("modis_dist.sweep.resources.cores", lambda: 4)
-    executor = RayExecutor(Resources(), workers=4)
+def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores() -> None:
+    place = PrivateRay(Cluster("this machine", (Node(cores=4, gpus=8),)))
+    executor = RayExecutor(Resources(), place=place, workers=4)
     assert (executor.threads, executor.slots) == (1, 1)
 
 
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
 def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
     with pytest.raises(ConfigError, match="asked for, this machine has"):
-        RayExecutor(asked)
+        RayExecutor(asked, place=PrivateRay())
