@@ -70,7 +70,7 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
                 num_gpus=gpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,  # what is to be said we say
                 _temp_dir=str(folder / "r"),
             )
         try:

@@ -117,7 +117,7 @@ def _attach(address: str, workers: Mapping[str, str]) -> None:
                 address=address,
                 runtime_env={"env_vars": dict(workers)},
                 log_to_driver=False,
-                logging_level=logging.ERROR,
+                logging_level=logging.CRITICAL,  # what is to be said we say
             )
     except Exception as error:  # of many types
         ray.shutdown()  # it may have come half way

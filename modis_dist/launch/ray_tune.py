@@ -62,12 +62,10 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         threads = self._threads(fit.packs)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
-        said: dict[str, str | None] = {}
         with on_signal(partial(ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(self._place.ready(out=out, store=store))
-            if not stop.exists():
-                said = self._fit(folders, settings, fit, threads=threads, storage=Path(mkdtemp(dir=self._folder)))
+            said = self._trained(folders, settings, fit, threads=threads)
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
@@ -89,10 +87,25 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Of each worker of so many packs; few share all the cores."""
         return self.threads if packs == self.slots else self._shared_out(packs)
 
-    def _fit(
-        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, storage: Path
+    def _trained(
+        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int
     ) -> dict[str, str | None]:
-        """What became of each pack: None, or why it crashed."""
+        """What became of each pack: None, or why it crashed; nothing of one whose worker died too often.
+
+        Where a worker dies between two packs, Tune gives up the next one, which had not begun; it gets another turn.
+        """
+        storage, said, left = Path(mkdtemp(dir=self._folder)), dict[str, str | None](), folders
+        for turn in range(DEATHS + 1):
+            if not left or (Path(settings["out"]) / STOP).exists():
+                break
+            said |= self._fit(left, {**settings, "storage": str(storage)}, room, threads=threads, turn=turn)
+            left = [folder for folder in left if folder not in said and _starts(storage, folder) <= DEATHS]
+        return said
+
+    def _fit(
+        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, turn: int
+    ) -> dict[str, str | None]:
+        """What became of each pack that Tune did not give up: None, or why it crashed."""
         from ray import tune
 
         # A pack of several workers waits for its ranks, which hold the resources: `max_concurrent_trials` counts them.
@@ -100,11 +113,11 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         resources = {"cpu": threads, "gpu": gpus} if self._workers == 1 else WAITING
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
-            param_space={"pack": tune.grid_search(folders), "storage": str(storage), **settings},
+            param_space={"pack": tune.grid_search(folders), **settings},
             tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=room.packs),
             run_config=tune.RunConfig(
-                name="sweep",
-                storage_path=str(storage),
+                name=f"turn{turn}",
+                storage_path=settings["storage"],
                 verbose=0,
                 failure_config=tune.FailureConfig(max_failures=DEATHS),
             ),
@@ -123,6 +136,7 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     os.umask(0o077)
     out = Path(config["out"])
     stop = StopFile(out / STOP)
+    _note_start(Path(config["storage"]), config["pack"])
     pack, threads = load_pack(Path(config["pack"]))
     torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
     reason: str | None = None
@@ -134,6 +148,17 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     except Interrupted:
         pass  # saved; the driver knows
     return {"pack": config["pack"], "crashed": reason}
+
+
+def _note_start(storage: Path, pack: str) -> None:
+    with (storage / f"starts-{Path(pack).name}").open("ab") as file:
+        file.write(b".")
+
+
+def _starts(storage: Path, pack: str) -> int:
+    """How often a pack was begun."""
+    noted = storage / f"starts-{Path(pack).name}"
+    return noted.stat().st_size if noted.exists() else 0
 
 
 def _attempt_on_ranks(config: Mapping[str, Any], threads: int) -> str | None:

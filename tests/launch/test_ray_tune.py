@@ -8,9 +8,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -20,7 +21,7 @@ from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
 from modis_dist.launch import ray_reaper
 from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, temporary_folder
-from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start
 from modis_dist.sweep.lock import LOCK, holder, locked
 from modis_dist.sweep.resources import Cluster, Node
 from tests.launch.processes import lives, wait_for
@@ -225,6 +226,25 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp
         assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign", mine.name}
         assert mine.stat().st_mode & 0o777 == 0o700
     assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
+
+
+def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_that_killed_its_workers_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[list[str]] = []
+
+    def fit(_: RayExecutor, folders: list[str], settings: Mapping[str, Any], **__: object) -> dict[str, None]:
+        turns.append(folders)
+        deaths = DEATHS + 1 if len(turns) == 1 else 0
+        for _ in range(deaths):
+            _note_start(Path(settings["storage"]), "packs/deadly")
+        return {folder: None for folder in folders if folder == "packs/calm" or len(turns) > 1}
+
+    monkeypatch.setattr(RayExecutor, "_fit", fit)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
+    said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, threads=1)
+    assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
 
 
 def test_slots_share_out_the_cores() -> None:

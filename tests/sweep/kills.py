@@ -159,18 +159,20 @@ class Driver:
         """A worker of Ray that trains."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and not self.ended():
-            found = [p for p in self.process.children(recursive=True) if _trains(p)]
+            found = [p for p in self.process.children(recursive=True) if trains(p)]
             if found:
                 return chance.choice(sorted(found, key=lambda process: process.pid))
             time.sleep(POLL_S)
         return None
 
 
-def _trains(process: psutil.Process) -> bool:
+def trains(process: psutil.Process) -> bool:
+    """Whether a process is a worker of Ray that has something to do; an agent of Ray's takes the node with it."""
     try:
-        return "ray::" in " ".join(process.cmdline()) and "IDLE" not in " ".join(process.cmdline())
+        name = " ".join(process.cmdline()).strip()
     except psutil.NoSuchProcess:
         return False
+    return name.startswith("ray::") and name != "ray::IDLE" and not name.endswith("Agent")
 
 
 # --- comparing ----------------------------------------------------------------------------------------------
