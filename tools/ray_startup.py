@@ -1,7 +1,7 @@
-"""Where the seconds of a study on Ray go that are not training: its start, the first pack, gaps, the next stage.
+"""Where the seconds on Ray go that are not training: its start, the first pack, gaps, the next stage, several ranks.
 
-`python tools/ray_startup.py` starts a private Ray twice in one process: once alone, then for two stages of small packs,
-as search and refit are. Run it on an idle machine.
+`python tools/ray_startup.py` starts a private Ray three times in one process: alone, for two stages of small packs, as
+search and refit are, and for one training on two ranks. Run it on an idle machine.
 """
 
 import argparse
@@ -16,12 +16,15 @@ from rich.console import Console
 from rich.progress import Progress
 
 from modis_dist.config.parse import build
+from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.launch.ray_cluster import PrivateRay, private_cluster
+from modis_dist.launch.ray_train import train_run_on_ranks
 from modis_dist.launch.ray_tune import RayExecutor
-from modis_dist.sweep.driver import plan
 from modis_dist.sweep.execute import Pack, pack_folder
+from modis_dist.sweep.plan import plan
 from modis_dist.train.journal import read
+from modis_dist.train.ports import NullReporter
 
 TREE = {
     "name": "startup",
@@ -62,6 +65,16 @@ def stage_seconds(executor: RayExecutor, packs: Sequence[Pack], *, out: Path, st
     }
 
 
+def ranks_seconds(out: Path) -> dict[str, float]:
+    """Of a training on two ranks: until it trains, and from its last record until it is over."""
+    run = build(Run, TREE | {"trainer": {"workers": 2}}, source="startup")
+    called = time.time()
+    train_run_on_ranks(run, out=out, source="startup", reporter=NullReporter(), place=PrivateRay())
+    over = time.time()
+    times = [record["time_ms"] / 1000 for record in read(out / "journal.jsonl")]
+    return {"before_training": min(times) - called, "training": max(times) - min(times), "after": over - max(times)}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -72,7 +85,7 @@ def main() -> None:
     study = build(Study, TREE | {"sweep": sweep}, source="startup")
     report: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name, Progress(console=Console(stderr=True)) as bars:
-        task = bars.add_task("starting Ray alone", total=4)
+        task = bars.add_task("starting Ray alone", total=5)
         report["cluster_s"] = cluster_seconds()
         bars.update(task, advance=1, description="first stage, with its Ray")
         out = Path(name)
@@ -85,6 +98,8 @@ def main() -> None:
             bars.update(task, advance=1, description="stopping Ray")
             began = time.monotonic()
         report["stop_s"] = time.monotonic() - began
+        bars.update(task, advance=1, description="two ranks")
+        report["ranks_s"] = ranks_seconds(out / "ranks")
         bars.update(task, advance=1, description="done")
     report = json.loads(json.dumps(report), parse_float=lambda text: round(float(text), 2))
     if options.json:
@@ -97,6 +112,10 @@ def main() -> None:
         print(f"{stage} stage: {held['packs']} packs of {held['training_per_pack']} s")
         print(f"  {held['before_first_pack']} s until the first trains ({started}loading torch in a worker)")
         print(f"  {held['idle_per_pack']} s idle for each, {held['after_last_pack']} s after the last")
+    held = report["ranks_s"]
+    print(
+        f"two ranks: {held['before_training']} s until they train (starting Ray included), {held['after']} s after it"
+    )
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from modis_dist.errors import UserError
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
     from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
-    from modis_dist.sweep.driver import Executor, Plan
+    from modis_dist.sweep.plan import Plan
+    from modis_dist.sweep.ports import Executor
 
 MLFLOW_PATIENCE_S = 60.0
 TRIALS_SHOWN = 20
@@ -64,7 +65,7 @@ def tune(
 
 
 def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Plan":
-    from modis_dist.sweep.driver import plan
+    from modis_dist.sweep.plan import plan
 
     return plan(study, out=folder, slots=executor.slots, source=str(source))
 

@@ -28,8 +28,8 @@ def verify_resume(
 ) -> None:
     """Train a run for a few epochs, undisturbed and killed again and again, and compare every bit of the two.
 
-    On your data, device and precision, by one worker, in a temporary folder; the run's own folder is only read. Exit
-    code 0 where all is equal, 3 where something differs.
+    On your data, device, precision and number of workers, in a temporary folder; the run's own folder is only read.
+    Exit code 0 where all is equal, 3 where something differs.
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """

@@ -7,7 +7,6 @@ training passes through Ray but its outcome.
 import logging
 import os
 import secrets
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -24,10 +23,10 @@ from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
 from modis_dist.train.ranks import Seat, meeting_file, meeting_port
 from modis_dist.train.signals import StopFile, on_signal
+from modis_dist.train.watching import watching
 
 T = TypeVar("T")
 RESTARTS = 2  # of all ranks, after the death of one
-SECONDS_BETWEEN_LOOKS = 0.5
 STOP = "stop"
 RECORD = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 
@@ -180,7 +179,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
             folder=folder,
             record=out / RECORD,
         )
-        with on_signal(partial(ask_to_stop, stop)), _Watched(out, run.optim.epochs, reporter):
+        with on_signal(partial(ask_to_stop, stop)), watching(_Told(out, run.optim.epochs, reporter).look):
             return while_ray_lives(training)
 
 
@@ -204,7 +203,7 @@ def _run_of_rank(seat: Seat, settings: Mapping[str, Any]) -> dict[str, Any]:
     )
 
 
-class _Watched:
+class _Told:
     """Tells a reporter what a training in other processes writes to its journal, and the user of deaths."""
 
     def __init__(self, out: Path, epochs: int, reporter: Reporter) -> None:
@@ -213,22 +212,9 @@ class _Watched:
         self._told = len(self._deaths())
         self._epochs = epochs
         self._reporter = reporter
-        self._over = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="journal", daemon=True)
 
-    def __enter__(self) -> None:
-        self._thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._thread.join()
-        self._look()
-
-    def _watch(self) -> None:
-        while not self._over.wait(SECONDS_BETWEEN_LOOKS):
-            self._look()
-
-    def _look(self) -> None:
+    def look(self) -> None:
+        """Read what is new, and tell it."""
         for record in self._reader.new():
             if record["kind"] == "metrics":
                 self._reporter.progress(epoch=record["step"], epochs=self._epochs, active=1, headline=record["values"])

@@ -19,6 +19,7 @@ from modis_dist.launch.ray_head import while_ray_lives
 from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
+from modis_dist.sweep.memory import Room, fitting
 from modis_dist.sweep.resources import Cluster, mistakes, workers_mistakes
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.ranks import Seat
@@ -57,14 +58,14 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
-        at_once = min(self.slots, len(packs))
-        threads = self.threads if at_once == self.slots else self._shared_out(at_once)  # few share all the cores
+        fit = self._room(packs, out=out, store=store)
+        threads = self._threads(fit.packs)
         folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
         with on_signal(partial(ask_to_stop, stop)):
             if self._folder is None:
                 self._folder = self._open.enter_context(self._place.ready(out=out, store=store))
-            said = self._trained(folders, settings, threads=threads)
+            said = self._trained(folders, settings, fit, threads=threads)
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
@@ -74,7 +75,21 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             reasons |= crashed(pack, said.get(folder, WORKER_DIED), out=out)
         return reasons
 
-    def _trained(self, folders: list[str], settings: Mapping[str, Any], *, threads: int) -> dict[str, str | None]:
+    def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Room:
+        """How many of the packs are trained at once."""
+        wanted = Room(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
+        nodes = len(self._cluster.nodes)
+        return fitting(
+            packs, wanted, workers=self._workers, nodes=nodes, threads=self._threads(wanted.packs), out=out, store=store
+        )
+
+    def _threads(self, packs: int) -> int:
+        """Of each worker of so many packs; few share all the cores."""
+        return self.threads if packs == self.slots else self._shared_out(packs)
+
+    def _trained(
+        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int
+    ) -> dict[str, str | None]:
         """What became of each pack: None, or why it crashed; nothing of one whose worker died too often.
 
         Where a worker dies between two packs, Tune gives up the next one, which had not begun; it gets another turn.
@@ -83,22 +98,23 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         for turn in range(DEATHS + 1):
             if not left or (Path(settings["out"]) / STOP).exists():
                 break
-            said |= self._fit(left, {**settings, "storage": str(storage)}, threads=threads, turn=turn)
+            said |= self._fit(left, {**settings, "storage": str(storage)}, room, threads=threads, turn=turn)
             left = [folder for folder in left if folder not in said and _starts(storage, folder) <= DEATHS]
         return said
 
     def _fit(
-        self, folders: list[str], settings: Mapping[str, Any], *, threads: int, turn: int
+        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, turn: int
     ) -> dict[str, str | None]:
         """What became of each pack that Tune did not give up: None, or why it crashed."""
         from ray import tune
 
         # A pack of several workers waits for its ranks, which hold the resources: `max_concurrent_trials` counts them.
-        resources = {"cpu": threads, "gpu": self._gpus} if self._workers == 1 else WAITING
+        gpus = max(self._gpus, 1 / room.per_gpu) if self._gpus else 0
+        resources = {"cpu": threads, "gpu": gpus} if self._workers == 1 else WAITING
         tuner = tune.Tuner(
             tune.with_resources(train_pack, resources),
             param_space={"pack": tune.grid_search(folders), **settings},
-            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=self.slots),
+            tune_config=tune.TuneConfig(reuse_actors=True, max_concurrent_trials=room.packs),
             run_config=tune.RunConfig(
                 name=f"turn{turn}",
                 storage_path=settings["storage"],

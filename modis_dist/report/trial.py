@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.train.evaluate import latent
-from modis_dist.train.loop import Member
+from modis_dist.train.members import Member
 from modis_dist.train.outcome import read_history
 from modis_dist.train.predictor import Predictor
 

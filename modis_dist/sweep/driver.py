@@ -10,26 +10,19 @@ Who executes packs (Ray, this process) and who is told about it are ports; this 
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from modis_dist.config import parse
 from modis_dist.config.parse import to_tree
-from modis_dist.config.study import Study
-from modis_dist.data.opening import open_store
-from modis_dist.data.store import Store
-from modis_dist.errors import DataError, Interrupted, RunFailed
+from modis_dist.errors import Interrupted, RunFailed
 from modis_dist.files import write_text
-from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, ranked, tested
 from modis_dist.sweep.execute import (
     Pack,
-    chosen_device,
-    cohort_of,
     forget_last,
     journal_file,
     trial_folder,
@@ -37,133 +30,16 @@ from modis_dist.sweep.execute import (
 )
 from modis_dist.sweep.guards import sound_disk
 from modis_dist.sweep.lock import locked
-from modis_dist.sweep.manifest import Manifest, Trial, unique
-from modis_dist.sweep.monitor import Display, Monitor
+from modis_dist.sweep.manifest import Trial, unique
+from modis_dist.sweep.monitor import Display, monitored
 from modis_dist.sweep.packs import layout
+from modis_dist.sweep.plan import Plan, ids_of, is_done
+from modis_dist.sweep.ports import Executor, Mirror
 from modis_dist.sweep.rungs import Round
 from modis_dist.sweep.search import Search
 from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
 from modis_dist.train.journal import copy_trial
 from modis_dist.train.outcome import read_result
-from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
-
-
-class Executor(AbstractContextManager["Executor"], Protocol):
-    """Who trains packs; to be used in a ``with`` block."""
-
-    slots: int  # packs trained at once
-    threads: int  # CPU threads of each
-
-    def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` where the user stops it."""
-        ...
-
-
-class Mirror(Protocol):
-    """Who is told about trials; every call returns at once."""
-
-    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
-
-    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
-
-    def feed(self, records: Sequence[Mapping[str, Any]]) -> None: ...
-
-    def end_trial(
-        self,
-        trial: str,
-        *,
-        status: Literal["FINISHED", "FAILED", "KILLED"],
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-    ) -> None: ...
-
-    def finish(
-        self,
-        *,
-        status: Literal["FINISHED", "FAILED", "KILLED"],
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-        model: Path | None,
-    ) -> None: ...
-
-    def describe(self) -> dict[str, str]: ...
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a study comes to on its data, before anything is trained."""
-
-    study: Study
-    store: Store
-    selection_of: SelectionOf
-    manifest: Manifest
-    shapes: Mapping[str, Shape]  # by trial id
-    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
-    to_come: float  # rounds whose configurations depend on results
-
-    def packs(self) -> list[Pack]:
-        """The packs of the search."""
-        trials = {trial.id: trial for trial in self.manifest.trials}
-        probe = self.study.sweep.probe
-        return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
-
-
-def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
-    """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
-
-    Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything is trained.
-    """
-    if study.data.simulate is not None:
-        manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
-    chosen_device(study)
-    store = open_store(study.data, out=out, source=source)
-    selection_of = selections(store)
-    search = Search(study, store.fingerprint, out=out, source=source)
-    trials = search.trials
-    shapes = _shapes(trials, store)
-    path = out / "manifest.json"
-    earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
-    packs = layout(
-        unique(trials),
-        selection_of,
-        earlier=earlier.packs,
-        done=partial(_is_done, out),
-        packing=study.sweep.packing,
-        slots=slots,
-    )
-    listed = Manifest(study.name, store.fingerprint, trials, _ids(packs), earlier.refit_packs)
-    outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, outdated, search.to_come)
-
-
-def _is_done(out: Path, trial: Trial) -> bool:
-    return read_result(trial_folder(out, trial)) is not None
-
-
-def _ids(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(trial.id for trial in pack) for pack in packs)
-
-
-def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
-    """Sizes of the networks of every trial, by id.
-
-    The first trial of every kind of data is prepared for it, so that what the data refuse is said before anything
-    starts.
-    """
-    sizes: dict[str, tuple[dict[str, int], int]] = {}
-    found = {}
-    for trial in trials:
-        tree = to_tree(trial.run)
-        tree["data"]["split"].pop("fold")
-        key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
-        if key not in sizes:
-            prepared = prepare(trial.run, cohort_of(store.path, trial.run))
-            if prepared.validation is None:
-                raise DataError(f"{store.path}: the split leaves no validation rows; see data.split")
-            features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
-            sizes[key] = (features, len(prepared.classes))
-        found[trial.id] = shape(trial.run, *sizes[key])
-    return found
 
 
 def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
@@ -249,9 +125,9 @@ class _Sweep:
 
     def lay_out(self, *, without: Sequence[Pack] = ()) -> None:
         """Put what is not done and in none of the packs, leaving some out, into packs; note it in the manifest."""
-        left_out = _ids([pack.trials for pack in without])
+        left_out = ids_of([pack.trials for pack in without])
         laid = self._laid_out(unique(self.trials), [pack for pack in self._listed.packs if pack not in left_out])
-        self._listed = replace(self._listed, trials=tuple(self.trials), packs=_ids(laid))
+        self._listed = replace(self._listed, trials=tuple(self.trials), packs=ids_of(laid))
         manifest.save(self._out / "manifest.json", self._listed)
 
     def _laid_out(self, trials: Sequence[Trial], earlier: Sequence[Sequence[str]]) -> tuple[tuple[Trial, ...], ...]:
@@ -259,7 +135,7 @@ class _Sweep:
             trials,
             self._planned.selection_of,
             earlier=earlier,
-            done=partial(_is_done, self._out),
+            done=partial(is_done, self._out),
             packing=self._planned.study.sweep.packing,
             slots=self._executor.slots,
         )
@@ -305,12 +181,12 @@ class _Sweep:
         alone = [replace(stack, trials=(trial,)) for trial in stack.trials]
         for pack in alone:
             (trial,) = pack.trials
-            if _is_done(self._out, trial):
+            if is_done(self._out, trial):
                 copy_trial(journal_file(self._out, stack), journal_file(self._out, pack), trial=trial.id)
         return alone
 
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
-        with Monitor(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
+        with monitored(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
             remaining = unfinished(self._out, packs)
             for pack in packs:
                 if pack not in remaining:
@@ -321,7 +197,7 @@ class _Sweep:
 
     def _note(self, stage: str, packs: Sequence[Pack]) -> None:
         """Write down how some trials of a stage are laid out, so that an interrupted one continues."""
-        ids, listed = _ids([pack.trials for pack in packs]), self._listed
+        ids, listed = ids_of([pack.trials for pack in packs]), self._listed
         if stage == "search":
             held = {name for pack in ids for name in pack}
             self._listed = replace(listed, packs=(*(pack for pack in listed.packs if held.isdisjoint(pack)), *ids))

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any
 
 import torch
@@ -13,17 +12,18 @@ from modis_dist.config.run import Run
 from modis_dist.config.study import OptunaSearch
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Batch, Rules, Weights
-from modis_dist.sweep.driver import Plan
 from modis_dist.sweep.execute import Pack, chosen_device
 from modis_dist.sweep.manifest import Trial, refit, unique
+from modis_dist.sweep.memory import model_bytes
 from modis_dist.sweep.packs import arrange, training_steps
+from modis_dist.sweep.plan import Plan
 from modis_dist.train.loop import LOWER_PRECISION
 from modis_dist.train.prepare import SelectionOf, training_rows
 from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5
-BYTES_PER_NUMBER = 4
 COPIES_OF_LAST = 4  # parameters, two moments, best; removed when the pack is done
+RANKS_START_S = 10.0  # of the ranks of a pack, by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
 
 
@@ -54,7 +54,8 @@ def costs(packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Sha
             steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
             rows = validated_rows(run, selection_of)
             kept = model_bytes(shape, replicates=len(runs))
-            found.append(Cost(len(runs), steps, steps * of_step + rows * of_row, kept, kept * COPIES_OF_LAST))
+            seconds = steps * of_step + rows * of_row + (RANKS_START_S if run.trainer.workers > 1 else 0)
+            found.append(Cost(len(runs), steps, seconds, kept, kept * COPIES_OF_LAST))
     finally:
         torch.set_num_threads(before)
     return found
@@ -94,9 +95,14 @@ def first_round(planned: Plan) -> list[Pack]:
 def probe_key(runs: Sequence[Run], shape: Shape) -> str:
     """Equal for stacks whose steps take the same time."""
     objective = runs[0].objective
-    shared = [runs[0].optim.batch_size, objective.penalty, objective.penalty_on, runs[0].trainer.precision]
+    shared = [rows_of_rank(runs[0]), objective.penalty, objective.penalty_on, runs[0].trainer.precision]
     own = sorted((run.objective.adversarial_loss, run.objective.lambda_r > 0) for run in runs)
     return digest([repr(shape), runs[0].trainer.threads, shared, own])
+
+
+def rows_of_rank(run: Run) -> int:
+    """Rows of each modality in the largest block that a rank has of a batch."""
+    return -(-run.optim.batch_size // run.trainer.workers)
 
 
 def validated_rows(run: Run, selection_of: SelectionOf) -> int:
@@ -107,7 +113,10 @@ def validated_rows(run: Run, selection_of: SelectionOf) -> int:
 
 
 def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
-    """Shortest time, of a few, in which a stack encodes, classifies and decodes one row of each replicate."""
+    """Shortest time, of a few, in which a stack encodes, classifies and decodes one row of each replicate.
+
+    Several ranks share out the rows.
+    """
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
     model = Modis(shape, replicates=replicates).to(device).eval()
@@ -121,11 +130,14 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
                 model.discriminator(mu).label.argmax(-1).cpu()
                 model.vae(modality).decode(mu).mean().cpu()
         times.append(time.perf_counter() - begin)
-    return min(times[1:]) / (run.optim.batch_size * len(shape.features))
+    return min(times[1:]) / (run.trainer.workers * rows_of_rank(run) * len(shape.features))
 
 
 def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
-    """Shortest time, of a few, of a two-phase step of a stack after one that warms up."""
+    """Shortest time, of a few, of a two-phase step of a stack after one that warms up.
+
+    Of several ranks one is timed, on its block of a batch; what they tell each other is not counted.
+    """
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
     setup = Setup(run.optim, device, scaled=run.trainer.precision == "fp16")
@@ -149,7 +161,7 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
 
 
 def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device) -> Batch:
-    rows, modalities = run.optim.batch_size, len(shape.features)
+    rows, modalities = rows_of_rank(run), len(shape.features)
     generator = torch.Generator().manual_seed(0)
 
     def normal(*size: int) -> torch.Tensor:
@@ -173,13 +185,6 @@ def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights
 def disk_bytes(found: Sequence[Cost], *, slots: int) -> int:
     """The most that is on the disk at once: what stays, and the largest packs in training."""
     return sum(cost.bytes for cost in found) + sum(sorted((cost.passing for cost in found), reverse=True)[:slots])
-
-
-def model_bytes(shape: Shape, *, replicates: int) -> int:
-    """Bytes of the model of every replicate."""
-    with torch.device("meta"):
-        numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
-    return int(numbers * BYTES_PER_NUMBER * replicates)
 
 
 def as_rows(packs: Sequence[Pack], found: Sequence[Cost]) -> list[dict[str, Any]]:

@@ -24,7 +24,8 @@ from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.manifest import Trial, sequence_digest
 from modis_dist.train.journal import JournalWriter
-from modis_dist.train.loop import Member, Ports, fit
+from modis_dist.train.loop import Ports, fit
+from modis_dist.train.members import Member
 from modis_dist.train.outcome import (
     RESULT,
     Baselines,
@@ -38,8 +39,8 @@ from modis_dist.train.outcome import (
 )
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
+from modis_dist.train.progress import Progress
 from modis_dist.train.ranks import ALONE, Seat, joined
-from modis_dist.train.state import Progress
 
 
 @dataclass(frozen=True)

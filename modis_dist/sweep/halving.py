@@ -9,8 +9,8 @@ from math import inf
 from typing import Any
 
 from modis_dist.sweep.aggregate import spread
-from modis_dist.train.loop import improves
 from modis_dist.train.metrics import LOWER_IS_BETTER
+from modis_dist.train.progress import improves
 
 Verdict = dict[str, Any]
 

@@ -3,19 +3,15 @@
 One way for every executor: whoever trains, in whatever process, only appends to a journal.
 """
 
-import threading
-import time
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
 from modis_dist.sweep.execute import Pack, journal_file
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.journal import JournalReader
-
-SECONDS_BETWEEN_LOOKS = 0.5
-SHARE = 0.01  # of a core, at most, for looking: with a thousand journals less often
+from modis_dist.train.watching import watching
 
 
 class Feed(Protocol):
@@ -48,28 +44,15 @@ def _epochs(pack: Pack, trial: Trial) -> int:
 
 
 class Monitor:
-    """Reads the journals of some packs in a thread, from entering to leaving the ``with`` block."""
+    """Reads what is new in the journals of some packs, passes it on and counts."""
 
-    def __init__(self, packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> None:
+    def __init__(self, packs: Sequence[Pack], *, out: Path, feed: Feed, display: Display) -> None:
         self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
-        self._limit = {t.id: _epochs(p, t) for p in packs for t in p.trials}
-        self._epochs = dict.fromkeys(self._limit, 0)
+        self.limit = {t.id: _epochs(p, t) for p in packs for t in p.trials}
+        self._epochs = dict.fromkeys(self.limit, 0)
         self._ended: dict[str, str] = {}
         self._feed = feed
         self._display = display
-        self._name = name
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, name="sweep monitor", daemon=True)
-
-    def __enter__(self) -> "Monitor":
-        self._display.stage(self._name, trials=len(self._limit), epochs=sum(self._limit.values()))
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self.look()
 
     def look(self) -> None:
         """Read what is new and pass it on."""
@@ -83,20 +66,20 @@ class Monitor:
 
     def _count(self, record: Mapping[str, Any]) -> None:
         trial = record["trial"]
-        if trial not in self._limit:
+        if trial not in self.limit:
             return
         if record["kind"] == "metrics":
-            self._epochs[trial] = min(max(self._epochs[trial], record["step"]), self._limit[trial])
+            self._epochs[trial] = min(max(self._epochs[trial], record["step"]), self.limit[trial])
         if record["kind"] in {"end", "checkpoint"}:  # trained to its end, stopped early or failed
-            self._epochs[trial] = self._limit[trial]
+            self._epochs[trial] = self.limit[trial]
         if record["kind"] == "end":
             self._ended[trial] = record["values"]["status"]
 
-    def _watch(self) -> None:
-        """Until told to stop. What goes wrong here goes wrong again in the last look, where it is raised."""
-        with suppress(Exception):
-            spent = 0.0
-            while not self._stop.wait(max(SECONDS_BETWEEN_LOOKS, spent / SHARE)):
-                began = time.thread_time()
-                self.look()
-                spent = time.thread_time() - began
+
+@contextmanager
+def monitored(packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> Iterator[None]:
+    """Watch the journals of some packs while they are trained."""
+    monitor = Monitor(packs, out=out, feed=feed, display=display)
+    display.stage(name, trials=len(monitor.limit), epochs=sum(monitor.limit.values()))
+    with watching(monitor.look):
+        yield

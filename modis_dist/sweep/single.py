@@ -22,7 +22,8 @@ from modis_dist.sweep.manifest import trial_id
 from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
 from modis_dist.train.journal import JournalWriter
-from modis_dist.train.loop import Member, Ports, fit
+from modis_dist.train.loop import Ports, fit
+from modis_dist.train.members import Member
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_result, write_run
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor

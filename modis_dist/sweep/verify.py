@@ -9,11 +9,14 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import zip_longest
-from multiprocessing import get_context
+from multiprocessing import connection, get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -23,17 +26,20 @@ from modis_dist.config.parse import build, to_tree, with_settings
 from modis_dist.config.run import Run
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, DataError, ModisError, RunFailed
+from modis_dist.errors import ConfigError, DataError, ModisError, RankLost, RunFailed
 from modis_dist.files import write_text
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
+from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
-from modis_dist.train.loop import Member, Ports, fit
-from modis_dist.train.ports import Reporter
+from modis_dist.train.loop import Ports, fit
+from modis_dist.train.members import Member
+from modis_dist.train.ports import NullTracker, Reporter
 from modis_dist.train.prepare import load_cohort, prepare, shape
+from modis_dist.train.ranks import Seat, joined, meeting_file
 
 REFUSED = "refused.txt"
 SECONDS_BETWEEN_LOOKS = 0.2
@@ -60,7 +66,11 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
 
     Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` where the training fails.
     """
-    chosen_device(run)
+    device, workers = chosen_device(run).type, run.trainer.workers
+    cluster = this_machine() if device == "cuda" else this_machine().without_gpus()
+    problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
+    if workers > 1 and problems:
+        raise ConfigError(problems, source=source)
     store = open_store(run.data, out=folder, source=source)
     settings = {
         "data.store": str(store.path),
@@ -68,6 +78,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
         "optim.epochs": epochs,
         "trainer.early_stopping": None,
         "trainer.checkpoint_every": 1,
+        **({"trainer.log_every": 1} if run.trainer.workers > 1 else {}),  # several ranks ask once in a window
     }
     short = build(Run, with_settings(to_tree(run), settings, source=source), source=source)
     steps = _steps(short, store)
@@ -95,59 +106,79 @@ def _steps(run: Run, store: Store) -> int:
 # --- lives --------------------------------------------------------------------------------------------------
 
 
-class DieAt:
-    """A stop port that kills its process after an optimiser step."""
+class KillAfter:
+    """A stop port that kills a process, its own or another rank's, after some optimiser steps."""
 
-    def __init__(self, steps: int) -> None:
+    def __init__(self, steps: int, victim: Path) -> None:
         self._left = steps
+        self._victim = victim  # holds its process id
 
     def requested(self) -> str | None:
         """None, or no answer at all."""
         self._left -= 1
         if self._left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
+            os.kill(int(self._victim.read_text()), signal.SIGKILL)
         return None
 
 
 def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: int | None = None) -> None:
-    """One process that trains or continues, to its end or its death after step ``die_at``.
+    """The processes of one training, which start or continue it, to its end or to a death after step ``die_at``.
 
-    ``before`` is the number of epochs shown as done by others.
+    Of several ranks one dies, another each time. ``before`` is the number of epochs shown as done by others.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     found = checkpoint.latest(folder / "last")
     left = 0 if die_at is None else die_at - (checkpoint.load(found).step if found else 0)
-    child = get_context("spawn").Process(target=_train, args=(run, folder, left), daemon=True)
-    child.start()
-    reader = JournalReader(folder / "journal.jsonl")
-    while child.exitcode is None:
-        child.join(SECONDS_BETWEEN_LOOKS)
-        for record in reader.new():
-            if record["kind"] == "metrics":
-                done, epochs = before + record["step"], 2 * run.optim.epochs
-                reporter.progress(epoch=done, epochs=epochs, active=1, headline=record["values"])
-    if child.exitcode == (-signal.SIGKILL if left else 0):
+    workers = run.trainer.workers
+    victim = (die_at or 0) % workers
+    with TemporaryDirectory(dir=folder, prefix="ranks-") as name:
+        place = Path(name)
+        seats = [Seat(rank, workers, meeting_file(place)) for rank in range(workers)]
+        start, end = get_context("spawn").Process, (left, place / str(victim))
+        ranks = [start(target=_train, args=(run, folder, seat, place, end), daemon=True) for seat in seats]
+        for rank in ranks:
+            rank.start()
+        _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
+    ended = [rank.exitcode for rank in ranks]
+    if (left and ended[victim] == -signal.SIGKILL) or (not left and not any(ended)):
         return
     refused = folder / REFUSED
     if refused.exists():
-        raise (DataError if child.exitcode == DataError.exit_code else RunFailed)(refused.read_text())
-    raise RunFailed(f"{run.name}: a process that trained it ended with {child.exitcode} (out of memory?)")
+        raise (DataError if DataError.exit_code in ended else RunFailed)(refused.read_text())
+    raise RunFailed(f"{run.name}: processes that trained it ended with {ended} (out of memory?)")
 
 
-def _train(run: Run, folder: Path, die_after: int) -> None:
-    """In the process: train, and die after some steps, or never where that is 0."""
+def _watch(ranks: Sequence[BaseProcess], folder: Path, reporter: Reporter, *, before: int, epochs: int) -> None:
+    """Until all ranks have ended; where one dies the others notice, and end."""
+    reader = JournalReader(folder / "journal.jsonl")
+    while any(rank.exitcode is None for rank in ranks):
+        connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], SECONDS_BETWEEN_LOOKS)
+        for record in reader.new():
+            if record["kind"] == "metrics":
+                done = before + record["step"]
+                reporter.progress(epoch=done, epochs=epochs, active=1, headline=record["values"])
+
+
+def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path]) -> None:
+    """In the process: train, until a rank is killed after some steps, or to the end where these are 0."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
+    (place / str(seat.rank)).write_text(str(os.getpid()))
     try:
-        if run.trainer.threads is not None:
-            torch.set_num_threads(run.trainer.threads)
-        with enough_memory(folder, run), sound_disk(folder), JournalWriter(folder / "journal.jsonl") as journal:
+        torch.set_num_threads(run.trainer.threads or max(1, cores() // seat.size))
+        with enough_memory(folder, run), sound_disk(folder), ExitStack() as stack:
+            tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
             prepared = prepare(run, load_cohort(Store.open(Path(run.data.store)), run.data))
-            member = Member("verified", run, prepared, folder)
-            ports = Ports(journal, stop=DieAt(die_after))
-            (progress,) = fit([member], folder=folder, device=chosen_device(run), ports=ports)
+            member, device = Member("verified", run, prepared, folder), chosen_device(run)
+            if seat.size > 1 and device.type == "cuda":
+                torch.cuda.set_device(seat.rank)
+            with joined(seat, device=device) as world:
+                ports = Ports(tracker, stop=KillAfter(*end))
+                (progress,) = fit([member], folder=folder, device=device, ports=ports, world=world)
             if progress.status == "failed":
                 raise RunFailed(f"{run.name}: the training itself fails: {progress.reason}")
+    except RankLost:
+        sys.exit(RankLost.exit_code)  # as wanted
     except ModisError as error:
         write_text(folder / REFUSED, str(error))
         sys.exit(error.exit_code)

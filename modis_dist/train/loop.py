@@ -6,40 +6,29 @@ stops early leaves the stack and the others go on undisturbed. Knows nothing of 
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from math import cos, isfinite, pi
+from dataclasses import dataclass, field
+from math import cos, pi
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
 
-from modis_dist.config.run import Run
 from modis_dist.errors import DataError, Interrupted, RunFailed
-from modis_dist.objective import Rules, Weights
+from modis_dist.objective import Rules
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.loader import Loader
 from modis_dist.train.losslog import LossLog, NonFinite
-from modis_dist.train.metrics import LOWER_IS_BETTER
+from modis_dist.train.members import Member, best_model, stack_weights
 from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
-from modis_dist.train.prepare import Prepared, shape
-from modis_dist.train.state import Progress, Setup, TrainState
+from modis_dist.train.prepare import shape
+from modis_dist.train.progress import Progress
+from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import ALONE, World
 
 T = TypeVar("T")
 LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-
-@dataclass(frozen=True)
-class Member:
-    """One replicate of a stack: what it is, what it learns from, where its best model goes."""
-
-    trial: str
-    run: Run
-    prepared: Prepared
-    folder: Path
 
 
 @dataclass(frozen=True)
@@ -294,9 +283,10 @@ class Training:
         rows = self.log.means()
         if self._count_skipped(rows):
             return
+        for held in self._active():
+            held.epochs = state.epoch
         self._validate(rows)
         for held, row in zip(self._active(), rows, strict=True):
-            held.epochs = state.epoch
             held.history.append({"epoch": float(state.epoch)} | row)
             self.ports.tracker.metrics(held.trial, step=state.epoch, values=row)
         finished = [r for r, held in enumerate(self._active()) if self._finished(held)]
@@ -340,21 +330,11 @@ class Training:
         trainer, epoch = self.run.trainer, self.state.epoch
         if self.held_out is None or (epoch % trainer.validate_every and epoch < self.run.optim.epochs):
             return
+        margin = trainer.early_stopping.min_delta if trainer.early_stopping else 0.0
         for replicate, figures in enumerate(self.held_out.validate(self.state.model)):
             rows[replicate] |= {f"val/{name}": value for name, value in figures.items()}
-            held = self._active()[replicate]
-            margin = trainer.early_stopping.min_delta if trainer.early_stopping else 0.0
-            held.waited += 1
-            value, error = figures.get(trainer.metric), figures.get("reconstruction_mse")
-            if value is None:
-                continue
-            improved = improves(value, held.best_value, metric=trainer.metric, margin=margin)
-            equal = value == held.best_value
-            if improved or (equal and error is not None and _lower(error, held.best_error)):
-                held.best_value, held.best_error, held.best_epoch = value, error, epoch
+            if self._active()[replicate].validated(figures, metric=trainer.metric, margin=margin):
                 self.state.keep_best(replicate)
-            if improved:
-                held.waited = 0
 
     def _finished(self, held: Progress) -> bool:
         patience = self.run.trainer.early_stopping
@@ -373,66 +353,12 @@ class Training:
         return self.world.agreed(lambda: save(self.folder / "last", content))
 
     def _write_best(self, replicate: int) -> None:
-        """Write a replicate's best model (its last, without validation) with all that prediction needs."""
+        """Write a replicate's best model, on the first rank."""
         held = self._active()[replicate]
         member = self.members[self.state.members[replicate]]
         source = self.state.best if held.best_epoch is not None else self.state.model_tensors()
-        arrays: dict[str, Tensor] = {}
-        description: dict[str, object] = {}
-        for modality, pipeline in member.prepared.pipelines.items():
-            parts, description[modality] = pipeline.to_arrays()
-            arrays |= {f"{modality}/{name}": torch.as_tensor(array) for name, array in parts.items()}
-        values = {
-            "trial": member.trial,
-            "data": member.prepared.key,
-            "epoch": held.best_epoch or held.epochs,
-            "metric": self.run.trainer.metric,
-            "value": held.best_value,
-            "shape": asdict(self.shape),
-            "classes": list(member.prepared.classes),
-            "absent_pairs": [list(pair) for pair in member.prepared.absent_pairs],
-            "preprocess": description,
-        }
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
-        step = (held.best_epoch or held.epochs) * self.loader.steps
-        best = Checkpoint(step, {"model": tensors, "preprocess": arrays}, values)
+        best = best_model(member, held, tensors, shape=self.shape, steps=self.loader.steps)
         where = self.world.agreed(lambda: checkpoint.must_save(member.folder / "best", best))
-        self.ports.tracker.event(member.trial, kind="checkpoint", values={"path": str(where), "epoch": values["epoch"]})
-
-
-def improves(value: float, best: float | None, *, metric: str, margin: float = 0.0) -> bool:
-    """Whether a metric's value is better than the best so far by more than a margin; what is not finite never is."""
-    if not isfinite(value):
-        return False
-    if best is None:
-        return True
-    return value < best - margin if metric in LOWER_IS_BETTER else value > best + margin
-
-
-def _lower(error: float, best: float | None) -> bool:
-    return improves(error, best, metric="reconstruction_mse")
-
-
-def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:
-    """The loss weights of every member, stacked."""
-    objectives = [member.run.objective for member in members]
-
-    def column(name: str) -> Tensor:
-        return torch.tensor([getattr(o, name) for o in objectives], device=device, dtype=dtype)
-
-    priors = []
-    for member, objective in zip(members, objectives, strict=True):
-        classes = len(member.prepared.classes)
-        uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
-        shares = torch.as_tensor(member.prepared.class_shares())
-        priors.append(shares if objective.class_prior == "empirical" and shares.sum() > 0 else uniform)
-    return Weights(
-        beta=column("beta"),
-        adversarial=column("adversarial_weight"),
-        lambda_r=column("lambda_r"),
-        label=column("class_weight"),
-        clustering=column("clustering_weight"),
-        confidence=column("confidence"),
-        prior=torch.stack(priors).to(device, dtype),
-        losses=tuple(o.adversarial_loss for o in objectives),
-    )
+        values = {"path": str(where), "epoch": best.state["epoch"]}
+        self.ports.tracker.event(member.trial, kind="checkpoint", values=values)

@@ -13,11 +13,11 @@ from modis_dist.config.run import Run
 from modis_dist.errors import DataError
 from modis_dist.files import write_json, write_text
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
-from modis_dist.train.loop import Member
+from modis_dist.train.members import Member
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import Prepared
+from modis_dist.train.progress import Progress
 from modis_dist.train.seeds import mix
-from modis_dist.train.state import Progress
 
 RESULT = "result.json"
 HISTORY = "history.json"

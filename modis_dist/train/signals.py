@@ -30,14 +30,17 @@ class Flag:
 
 
 class StopFile:
-    """A stop port that is a file; whoever creates it stops every training that looks for it."""
+    """A stop port that is a file with the reason; whoever creates it stops every training that looks for it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def requested(self) -> str | None:
         """Why to stop, or None."""
-        return "stopped by the driver" if self._path.exists() else None
+        try:
+            return self._path.read_text() or "asked to stop"
+        except FileNotFoundError:
+            return None
 
 
 @contextmanager

@@ -5,8 +5,8 @@ operation on a dictionary of tensors.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,25 +17,9 @@ from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import adversary_phase, vae_phase
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.learner import Learner
+from modis_dist.train.progress import Progress
 from modis_dist.train.seeds import mix
 from modis_dist.world import ALONE, World
-
-Status = Literal["running", "done", "failed", "pruned"]
-
-
-@dataclass
-class Progress:
-    """How far one replicate is, and its best validation so far; plain values, saved as JSON."""
-
-    trial: str
-    status: Status = "running"
-    reason: str | None = None  # why it failed or was pruned
-    best_value: float | None = None
-    best_error: float | None = None  # reconstruction error of the same epoch, which decides between equals
-    best_epoch: int | None = None  # epochs done when it was reached
-    waited: int = 0  # validations since
-    epochs: int = 0  # epochs done
-    history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
 
 
 @dataclass(frozen=True)

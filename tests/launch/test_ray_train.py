@@ -5,6 +5,8 @@ import os
 import signal
 import subprocess
 import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -12,7 +14,13 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
+from modis_dist.config.parse import load_run
 from modis_dist.sweep.resources import cores
+from modis_dist.sweep.single import train_run
+from modis_dist.sweep.verify import differences
+from modis_dist.train.journal import JournalReader
+from modis_dist.train.ports import NeverStop, NullReporter
+from modis_dist.train.ranks import Seat, meeting_file
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
@@ -70,6 +78,52 @@ def test_two_workers_give_the_answer_of_one_though_one_of_them_is_killed(run: Pa
     assert [row["epoch"] for row in ours] == [row["epoch"] for row in theirs] == list(range(1, 41))
     for row, right in list(zip(ours, theirs, strict=True))[:4]:
         assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)
+
+
+@needs_two_cores
+def test_two_workers_save_at_every_signal_and_end_with_the_bits_of_an_undisturbed_training(
+    run: Path, tmp_path: Path
+) -> None:
+    settings = ["optim.epochs=120", "trainer.log_every=5"]
+    arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
+    out, calm = tmp_path / "stopped", tmp_path / "calm"
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as ranks:  # as Ray would have them, without Ray
+        list(ranks.map(rank_without_ray, (0, 1), [run] * 2, [settings] * 2, [calm] * 2))
+    for number, wanted in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), start=1):
+        with (tmp_path / "said.txt").open("w") as said:
+            command_line = [*COMMAND, *arguments, "--out", str(out)]
+            driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+            try:
+                assert wait_for_epoch(out, 20 * number), said_text(tmp_path)
+                family = psutil.Process(driver.pid).children(recursive=True)
+                os.kill(driver.pid, wanted)
+                assert driver.wait(60) == 75, said_text(tmp_path)
+            finally:
+                driver.kill()
+                driver.wait()
+        assert f"got {wanted.name}; saved " in said_text(tmp_path)
+        assert not (out / "result.json").exists()
+        assert not psutil.wait_procs(family, timeout=10)[1]
+    subprocess.run(command_line, check=True, capture_output=True)
+    assert history(out) == history(calm) and len(history(out)) == 120
+    assert differences(out, calm) == []
+
+
+def rank_without_ray(rank: int, run: Path, settings: list[str], out: Path) -> None:
+    """One of two ranks of a training."""
+    wanted = load_run(run, [*settings, "trainer.workers=2"])
+    seat = Seat(rank, 2, meeting_file(run.parent))
+    train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), seat=seat)
+
+
+def wait_for_epoch(out: Path, epoch: int) -> bool:
+    """Until a training has come to an epoch."""
+    reader, end = JournalReader(out / "journal.jsonl"), time.monotonic() + 120
+    while time.monotonic() < end:
+        if any(record["kind"] == "metrics" and record["step"] >= epoch for record in reader.new()):
+            return True
+        time.sleep(0.02)
+    return False
 
 
 @needs_two_cores

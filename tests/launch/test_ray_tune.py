@@ -166,7 +166,9 @@ def _assert_refused(address: str) -> None:
     assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
 
 
-def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues(study: Path, tmp_path: Path) -> None:
+def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues_with_less_memory_too(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     out = tmp_path / "out"
     with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: list(out.glob("packs/*/last/step-*")), seconds=120)
@@ -175,7 +177,9 @@ def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues(
         assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
     assert watch.folder is not None and not watch.folder.exists()
     assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
+    monkeypatch.setattr("modis_dist.sweep.memory.memory_limit", lambda: 2**30)
     assert command(["tune", str(study), "--out", str(out)]) == 0
+    assert "(measured), packs may have 0.9 GB: 1 at a time instead of 2" in caplog.text
     assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 

@@ -10,7 +10,7 @@ import pytest
 from modis_dist.sweep import decisions, execute, manifest
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train import journal
-from modis_dist.train.loop import Member
+from modis_dist.train.members import Member
 from modis_dist.train.outcome import read_history
 from tests.sweep.toy_study import study_here, write_store
 

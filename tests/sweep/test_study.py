@@ -20,7 +20,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.sweep import execute, manifest
 from modis_dist.train import outcome
 from modis_dist.train.journal import read
-from modis_dist.train.loop import Member
+from modis_dist.train.members import Member
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 

@@ -35,6 +35,14 @@ def test_a_run_that_is_killed_twice_is_found_equal_and_the_folder_is_left_alone(
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
+def test_ranks_that_are_killed_in_turn_are_found_equal(place: Path, capsys: Captured) -> None:
+    settings = ["--set", "trainer.workers=2", "--kills", "2", "--seed", "3", "--json"]
+    assert command(["verify-resume", str(place), *settings]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["equal"] and said["differences"] == [] and said["tensors"] > 100
+    assert {kill % 2 for kill in said["kills"]} == {0, 1}, "each rank is to die once"
+
+
 def test_a_difference_ends_with_3_and_is_named(place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
     monkeypatch.setattr(verify, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, found))
@@ -52,6 +60,7 @@ def test_a_difference_ends_with_3_and_is_named(place: Path, capsys: Captured, mo
         (["{place}/run.yaml", "--set", "data.store={place}/nowhere"], "data.store: no such folder"),
         (["{place}/run.yaml", "--set", "data.modalities=[rna]"], "rna"),
         (["{place}/run.yaml", "--kills", "1000", "--epochs", "1"], "1 epochs have only 3 steps; lower --kills"),
+        (["{place}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000 of 1 thread(s) asked for"),
     ],
 )
 def test_what_cannot_be_verified_is_one_line(place: Path, capsys: Captured, arguments: list[str], message: str) -> None:

@@ -11,9 +11,10 @@ from modis_dist.config import parse, yaml12
 from modis_dist.config.study import Study
 from modis_dist.data.writer import StoreWriter
 from modis_dist.launch.mlflow_mirror import NullMirror
-from modis_dist.sweep.driver import plan, run_study
+from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.local import LocalExecutor
 from modis_dist.sweep.monitor import Silent
+from modis_dist.sweep.plan import plan
 from tests.train import toy
 
 COMMAND = [sys.executable, "-m", "modis_dist"]

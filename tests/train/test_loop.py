@@ -11,8 +11,9 @@ from modis_dist.errors import DataError, Interrupted
 from modis_dist.train import checkpoint
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.journal import JournalWriter, read
-from modis_dist.train.loop import Ports, fit, improves
+from modis_dist.train.loop import Ports, fit
 from modis_dist.train.prepare import prepare
+from modis_dist.train.progress import improves
 from modis_dist.train.state import TrainState
 from tests.train import toy
 

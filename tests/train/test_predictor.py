@@ -17,7 +17,7 @@ from modis_dist.train.heldout import HeldOut
 from modis_dist.train.outcome import Baselines, conclude, write_result
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import prepare, shape
-from modis_dist.train.state import Progress
+from modis_dist.train.progress import Progress
 from tests.train import toy
 
 

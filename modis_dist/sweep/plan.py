@@ -1,0 +1,98 @@
+"""What a study comes to on its data: its trials, its packs and the sizes of its networks. Trains nothing."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from modis_dist.config import parse
+from modis_dist.config.parse import to_tree
+from modis_dist.config.study import Study
+from modis_dist.data.opening import open_store
+from modis_dist.data.store import Store
+from modis_dist.errors import DataError
+from modis_dist.model.networks import Shape
+from modis_dist.sweep import manifest
+from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder
+from modis_dist.sweep.manifest import Manifest, Trial, unique
+from modis_dist.sweep.packs import layout
+from modis_dist.sweep.search import Search
+from modis_dist.train.outcome import read_result
+from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a study comes to on its data, before anything is trained."""
+
+    study: Study
+    store: Store
+    selection_of: SelectionOf
+    manifest: Manifest
+    shapes: Mapping[str, Shape]  # by trial id
+    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
+    to_come: float  # rounds whose configurations depend on results
+
+    def packs(self) -> list[Pack]:
+        """The packs of the search."""
+        trials = {trial.id: trial for trial in self.manifest.trials}
+        probe = self.study.sweep.probe
+        return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
+
+
+def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
+    """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
+
+    Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything is trained.
+    """
+    if study.data.simulate is not None:
+        manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
+    chosen_device(study)
+    store = open_store(study.data, out=out, source=source)
+    selection_of = selections(store)
+    search = Search(study, store.fingerprint, out=out, source=source)
+    trials = search.trials
+    shapes = _shapes(trials, store)
+    path = out / "manifest.json"
+    earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
+    packs = layout(
+        unique(trials),
+        selection_of,
+        earlier=earlier.packs,
+        done=partial(is_done, out),
+        packing=study.sweep.packing,
+        slots=slots,
+    )
+    listed = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
+    outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
+    return Plan(study, store, selection_of, listed, shapes, outdated, search.to_come)
+
+
+def is_done(out: Path, trial: Trial) -> bool:
+    return read_result(trial_folder(out, trial)) is not None
+
+
+def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
+    return tuple(tuple(trial.id for trial in pack) for pack in packs)
+
+
+def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
+    """Sizes of the networks of every trial, by id.
+
+    The first trial of every kind of data is prepared for it, so that what the data refuse is said before anything
+    starts.
+    """
+    sizes: dict[str, tuple[dict[str, int], int]] = {}
+    found = {}
+    for trial in trials:
+        tree = to_tree(trial.run)
+        tree["data"]["split"].pop("fold")
+        key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
+        if key not in sizes:
+            prepared = prepare(trial.run, cohort_of(store.path, trial.run))
+            if prepared.validation is None:
+                raise DataError(f"{store.path}: the split leaves no validation rows; see data.split")
+            features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
+            sizes[key] = (features, len(prepared.classes))
+        found[trial.id] = shape(trial.run, *sizes[key])
+    return found

@@ -1,0 +1,74 @@
+"""The replicates of a stack: what each is and learns from, their loss weights, and what is kept of the best model."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from modis_dist.config.run import Run
+from modis_dist.model.networks import Shape
+from modis_dist.objective import Weights
+from modis_dist.train.checkpoint import Checkpoint
+from modis_dist.train.prepare import Prepared
+from modis_dist.train.progress import Progress
+
+
+@dataclass(frozen=True)
+class Member:
+    """One replicate of a stack: what it is, what it learns from, where its best model goes."""
+
+    trial: str
+    run: Run
+    prepared: Prepared
+    folder: Path
+
+
+def best_model(
+    member: Member, progress: Progress, tensors: Mapping[str, Tensor], *, shape: Shape, steps: int
+) -> Checkpoint:
+    """A member's best model (its last, without validation) with all that prediction needs; ``steps`` make an epoch."""
+    arrays: dict[str, Tensor] = {}
+    description: dict[str, object] = {}
+    for modality, pipeline in member.prepared.pipelines.items():
+        parts, description[modality] = pipeline.to_arrays()
+        arrays |= {f"{modality}/{name}": torch.as_tensor(array) for name, array in parts.items()}
+    epoch = progress.best_epoch or progress.epochs
+    values = {
+        "trial": member.trial,
+        "data": member.prepared.key,
+        "epoch": epoch,
+        "metric": member.run.trainer.metric,
+        "value": progress.best_value,
+        "shape": asdict(shape),
+        "classes": list(member.prepared.classes),
+        "absent_pairs": [list(pair) for pair in member.prepared.absent_pairs],
+        "preprocess": description,
+    }
+    return Checkpoint(epoch * steps, {"model": dict(tensors), "preprocess": arrays}, values)
+
+
+def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:
+    """The loss weights of every member, stacked."""
+    objectives = [member.run.objective for member in members]
+
+    def column(name: str) -> Tensor:
+        return torch.tensor([getattr(o, name) for o in objectives], device=device, dtype=dtype)
+
+    priors = []
+    for member, objective in zip(members, objectives, strict=True):
+        classes = len(member.prepared.classes)
+        uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
+        shares = torch.as_tensor(member.prepared.class_shares())
+        priors.append(shares if objective.class_prior == "empirical" and shares.sum() > 0 else uniform)
+    return Weights(
+        beta=column("beta"),
+        adversarial=column("adversarial_weight"),
+        lambda_r=column("lambda_r"),
+        label=column("class_weight"),
+        clustering=column("clustering_weight"),
+        confidence=column("confidence"),
+        prior=torch.stack(priors).to(device, dtype),
+        losses=tuple(o.adversarial_loss for o in objectives),
+    )

@@ -1,0 +1,122 @@
+"""How many packs fit: the memory of a job, what a pack takes, and what is made of the two."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.config.parse import build
+from modis_dist.config.run import Run
+from modis_dist.config.study import Study
+from modis_dist.data.store import Store
+from modis_dist.sweep import memory
+from modis_dist.sweep.execute import Pack
+from modis_dist.sweep.memory import Footprint, Room, fitting, measured, memory_limit, rough
+from modis_dist.sweep.plan import plan
+from tests.sweep.toy_study import tree, write_store
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store", samples=60)
+
+
+def packs_of(store: Path, out: Path, **settings: object) -> list[Pack]:
+    """Packs of one trial each, with some settings of the run changed."""
+    wanted = tree(store, packing={"enabled": False})
+    for section, values in settings.items():
+        wanted[section] = wanted[section] | values
+    study = build(Study, wanted, source="study.yaml")
+    return plan(study, out=out, slots=1, source="study.yaml").packs()
+
+
+@pytest.mark.parametrize(
+    ("groups", "root", "file"),
+    [
+        ("0::/job_7/step_0\n", "", "memory.max"),
+        ("9:name=systemd:/job_7\n4:cpu,memory:/job_7/step_0\n0::/\n", "memory", "memory.limit_in_bytes"),
+    ],
+)
+def test_a_job_may_have_the_least_that_its_groups_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, root: str, file: str
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "fs")
+    assert memory_limit() == psutil.virtual_memory().total
+    step = tmp_path / "fs" / root / "job_7" / "step_0"
+    step.mkdir(parents=True)
+    (step / file).write_text("max\n" if root == "" else f"{2**63}\n")
+    assert memory_limit() == psutil.virtual_memory().total
+    (step.parent / file).write_text("123456789\n")
+    assert memory_limit() == 123456789
+
+
+def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(store: Path, tmp_path: Path) -> None:
+    (small, *_), (large, *_) = (
+        packs_of(store, tmp_path),
+        packs_of(store, tmp_path, model={"discriminator": [4096, 4096]}),
+    )
+    before = sorted(tmp_path.iterdir())
+    one, other = (measured(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
+    assert one is not None and other is not None
+    parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
+    assert 4 * parameters < other.host - one.host < 16 * parameters
+    assert 200e6 < one.host < 3 * rough(small, Store.open(store)) and one.gpu == 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
+    packs = packs_of(store, tmp_path)
+    assert fitting(packs, Room(8), workers=1, threads=1, out=tmp_path, store=store) == Room(8)
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1)
+    assert fitting(packs, Room(1), workers=4, threads=1, out=tmp_path, store=store) == Room(1)  # nothing to lower
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "workers", "fit"),
+    [
+        (Footprint(2 * GB), Room(8), 1, Room(4)),
+        (Footprint(2 * GB), Room(8), 2, Room(2)),
+        (Footprint(2 * GB), Room(3), 1, Room(3)),
+        (Footprint(90 * GB), Room(8), 1, Room(1)),  # it is tried all the same, and says itself what is wrong
+        (Footprint(1 * GB, 9 * GB, 40 * GB), Room(8, 4), 1, Room(8, 3)),
+        (Footprint(1 * GB, 50 * GB, 40 * GB), Room(8, 4), 1, Room(8, 1)),
+        (None, Room(8, 4), 1, Room(1, 1)),
+    ],
+)
+def test_as_many_packs_at_once_as_have_room(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found: Footprint | None,
+    wanted: Room,
+    workers: int,
+    fit: Room,
+) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
+    monkeypatch.setattr(memory, "rough", lambda *_: GB)
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: found)
+    with caplog.at_level(logging.WARNING):
+        settings = {"workers": workers, "threads": 1, "out": tmp_path, "store": store}
+        assert fitting(packs_of(store, tmp_path), wanted, **settings) == fit
+    told = [record.getMessage() for record in caplog.records]
+    assert bool(told) == (fit != wanted) and all("at a time" in line and "\n" not in line for line in told)
+
+
+def test_a_pack_that_cannot_be_tried_is_no_reason_to_fail(store: Path, tmp_path: Path) -> None:
+    pack, *_ = packs_of(store, tmp_path)
+    missing = replace(pack, trials=(replace(pack.trials[0], run=fp16(pack.trials[0].run)),))
+    assert measured(missing, threads=1, out=tmp_path, store=store) is None
+
+
+def fp16(run: Run) -> Run:
+    """The run in a precision that needs a GPU."""
+    return run.model_copy(update={"trainer": run.trainer.model_copy(update={"precision": "fp16"})})
