@@ -23,6 +23,7 @@ from modis_dist.launch import ray_reaper
 from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, temporary_folder
 from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start
 from modis_dist.sweep.lock import LOCK, holder, locked
+from modis_dist.sweep.memory import Room
 from modis_dist.sweep.resources import Cluster, Node
 from tests.launch.processes import lives, wait_for
 from tests.sweep.toy_study import COMMAND, write_store, write_study
@@ -243,7 +244,7 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
-    said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, threads=1)
+    said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, Room(2), threads=1)
     assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
 
 
