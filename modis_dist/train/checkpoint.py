@@ -44,7 +44,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     clear_leftovers(folder)
     target = folder / f"step-{checkpoint.step:08d}"
     if target.exists():
-        if problem(target) is None:
+        if _is_sound(target):
             return target
         _set_aside(target)
     with new_folder(target) as temporary:
@@ -105,24 +105,37 @@ def _write(path: Path, tensors: Tensors) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """For the training itself: the valid checkpoint with the highest step; invalid ones are renamed to ``*.bad``.
+    """For the training itself: the valid checkpoint with the highest step; damaged ones above it are set aside.
 
-    None where there was never one. Raises ``DataError`` where there are only invalid ones, so that a training never
-    starts anew by accident.
+    None where there was never one. Raises ``DataError`` where there are only damaged ones, set aside or not, or one of
+    another format version, and ``RunFailed`` where the disk does not let one be judged, so that a training never starts
+    anew by accident. Nothing is changed then.
     """
-    clear_leftovers(folder)
-    found = sorted(_numbered(folder), key=_step, reverse=True)
-    problems = []
-    for candidate in found:
-        wrong = problem(candidate)
-        if wrong is None:
-            return _without_older(folder, candidate)  # a killed process may not have come to it
-        problems.append(f"{candidate.name}: {wrong}")
-        _set_aside(candidate)
+    damaged: dict[Path, str] = {}
+    try:
+        clear_leftovers(folder)
+        aside = sorted(folder.glob("step-*.bad*"))
+        for candidate in sorted(_numbered(folder), key=_step, reverse=True):
+            wrong = _damage(candidate)
+            if wrong is None:
+                for path in damaged:
+                    _set_aside(path)
+                return _without_older(folder, candidate)  # a killed process may not have come to it
+            damaged[candidate] = wrong
+    except Foreign as error:
+        raise DataError(
+            f"{folder}: {error}; nothing was changed: go on with the modis_dist that wrote it, or use another output "
+            "folder to start anew"
+        ) from None
+    except OSError as error:
+        where = shown(str(error.filename or folder))
+        raise RunFailed(f"{where}: {_refused(error)}; nothing was changed, the same command tries again") from error
+    problems = [f"{path.name}: {wrong}" for path, wrong in damaged.items()]
+    problems += [f"{path.name}: was found damaged" for path in aside]
     if problems:
         raise DataError(
-            f"{folder}: no valid checkpoint ({'; '.join(problems)}); the damaged ones are kept as *.bad; "
-            "use another output folder to start anew"
+            f"{folder}: no valid checkpoint ({'; '.join(problems)}); restore it, or use another output folder to start "
+            "anew"
         )
     return None
 
@@ -130,7 +143,7 @@ def newest(folder: Path) -> Path | None:
 def latest(folder: Path) -> Path | None:
     """For readers: the checkpoint with the highest step. Changes nothing, so a training may be running there.
 
-    None where there is none. Raises ``DataError`` where it is damaged; an older model is never taken in its place
+    None where there is none. Raises ``DataError`` where it cannot be used; an older model is never taken in its place
     unasked.
     """
     while (found := max(_numbered(folder), key=_step, default=None)) is not None:
@@ -140,7 +153,7 @@ def latest(folder: Path) -> Path | None:
         if max(_numbered(folder), key=_step, default=None) == found:  # not just replaced by a running training
             others = sorted(other.name for other in _numbered(folder) if problem(other) is None)
             advice = f"take another checkpoint by its own path ({', '.join(others)})" if others else "restore it"
-            raise DataError(f"{found}: damaged: {wrong}; {advice} or train again into another output folder")
+            raise DataError(f"{found}: {wrong}; {advice} or train again into another output folder")
     return None
 
 
@@ -159,11 +172,25 @@ def load(path: Path) -> Checkpoint:
 
 
 def problem(path: Path) -> str | None:
-    """What is wrong with a checkpoint folder, or None."""
+    """Why a checkpoint folder cannot be used, or None."""
+    try:
+        return _damage(path)
+    except Foreign as error:
+        return str(error)
+    except OSError as error:
+        return _refused(error)
+
+
+class Foreign(Exception):
+    """A checkpoint of another format version, which may be sound."""
+
+
+def _damage(path: Path) -> str | None:
+    """What is damaged in a checkpoint folder, or None. Raises ``Foreign`` or ``OSError`` where that is not known."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["version"] != VERSION:
-            return f"format version {shown(manifest['version'])}; this program reads version {VERSION}"
+            raise Foreign(f"format version {shown(manifest['version'])}; this program reads version {VERSION}")
         if manifest["step"] != _step(path):
             return f"the manifest is of step {shown(manifest['step'])}"
         for name, expected in manifest["sha256"].items():
@@ -173,13 +200,30 @@ def problem(path: Path) -> str | None:
             return "the manifest does not name state.json"
     except FileNotFoundError as error:
         return f"{Path(str(error.filename)).name} is missing"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         return f"the manifest is not readable ({type(error).__name__})"
     return None
 
 
+def _is_sound(path: Path) -> bool:
+    """Whether a checkpoint can be used. Raises ``OSError`` where that is not known."""
+    try:
+        return _damage(path) is None
+    except Foreign:
+        return False
+
+
+def _refused(error: OSError) -> str:
+    return f"cannot be read at the moment ({error.strerror or error})"
+
+
 def _numbered(folder: Path) -> list[Path]:
-    return [entry for entry in folder.glob("step-*") if entry.is_dir() and NAME.match(entry.name)]
+    """Checkpoints by their names. Raises ``OSError`` where that is not known, which ``glob`` would not tell."""
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if NAME.match(entry.name) and entry.is_dir()]
+    except FileNotFoundError:
+        return []
 
 
 def _step(path: Path) -> int:

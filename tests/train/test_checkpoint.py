@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, the newest valid one wins, damage is never read silently."""
 
+import errno
 import json
 import os
 import random
@@ -9,9 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from modis_dist.errors import DataError
+from modis_dist.errors import DataError, RunFailed
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
+from tests.train import toy
 
 
 def made(step: int) -> Checkpoint:
@@ -84,19 +86,90 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: 
     assert [p.suffix for p in folder.iterdir() if p != older] == [".bad"]
 
 
-def test_only_damaged_checkpoints_never_start_a_training_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("aside", ["", ".bad", ".bad1"])
+def test_only_damaged_checkpoints_never_start_a_training_anew_however_often_it_is_started(
+    tmp_path: Path, aside: str
+) -> None:
     path = checkpoint.save(tmp_path, made(1))
     (path / "state.json").write_text("{}")
-    with pytest.raises(DataError, match=r"no valid checkpoint \(step-00000001: state.json does not match"):
-        checkpoint.newest(tmp_path)
+    path.rename(f"{path}{aside}")
+    why = "was found damaged" if aside else "state.json does not match"
+    for _ in range(3):
+        with pytest.raises(DataError, match=rf"no valid checkpoint \({path.name}{aside}: {why}"):
+            checkpoint.newest(tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [f"{path.name}{aside}"]
+
+
+def test_a_training_whose_only_checkpoint_is_damaged_is_refused_at_every_start(tmp_path: Path) -> None:
+    member = toy.member("t", toy.run("optim.epochs=1"), tmp_path)
+    toy.train([member], tmp_path)
+    (last,) = (tmp_path / "last").iterdir()
+    (last / "model.safetensors").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(DataError, match="model.safetensors does not match its checksum"):
+            toy.train([member], tmp_path)
+
+
+def test_a_disk_that_refuses_while_a_step_is_saved_again_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = checkpoint.save(tmp_path, made(1))
+
+    def refuse(_: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(checkpoint, "sha256", refuse)
+        assert checkpoint.try_to_save(tmp_path, made(1)) is None
+    assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
+
+
+def test_a_sound_checkpoint_is_taken_beside_those_set_aside(tmp_path: Path) -> None:
+    (tmp_path / "step-00000009.bad").mkdir()
+    assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
+
+
+def of_version(path: Path, version: object) -> Path:
+    manifest = json.loads((path / "manifest.json").read_text())
+    (path / "manifest.json").write_text(json.dumps(manifest | {"version": version}))
+    return path
+
+
+@pytest.mark.parametrize("version", [2, 99])
+def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path: Path, version: int) -> None:
+    path = of_version(checkpoint.save(tmp_path, made(1)), version)
+    for _ in range(2):
+        with pytest.raises(DataError, match=f"format version {version}; this program reads .* nothing was changed"):
+            checkpoint.newest(tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+    assert checkpoint.newest(of_version(path, checkpoint.VERSION).parent) == path
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
+@pytest.mark.parametrize(("owner", "name"), [(os, "scandir"), (Path, "read_text"), (checkpoint, "sha256")])
+def test_a_disk_that_refuses_for_a_moment_costs_no_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, owner: object, name: str
+) -> None:
+    path = checkpoint.save(tmp_path, made(1))
+
+    def refuse(*_: object) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(owner, name, refuse)
+        for _ in range(2):
+            with pytest.raises(RunFailed) as refused:
+                checkpoint.newest(tmp_path)
+    said = str(refused.value)
+    assert os.strerror(number) in said and "the same command tries again" in said and "\n" not in said
+    assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
 
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
-    path = checkpoint.save(tmp_path, made(1))
-    manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(manifest | {"version": 99}))
-    with pytest.raises(DataError, match="format version 99"):
-        checkpoint.load(path)
+    path = of_version(checkpoint.save(tmp_path, made(1)), 99)
+    for read in (checkpoint.load, lambda path: checkpoint.latest(path.parent)):
+        with pytest.raises(DataError, match="step-00000001: format version 99"):
+            read(path)
 
 
 def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> None:
