@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modis_dist.cli.options import Json, Set, print_json
+from modis_dist.errors import DataError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from modis_dist.sweep.verify import Verdict
@@ -36,7 +37,6 @@ def verify_resume(
     from modis_dist.cli.display import run_bar
     from modis_dist.config.parse import load_run
     from modis_dist.data.opening import named_store
-    from modis_dist.errors import DataError, RunFailed
 
     file = run / "run.yaml" if run.is_dir() else run
     if not file.exists():
@@ -45,8 +45,9 @@ def verify_resume(
     named_store(wanted.data, source=str(file))  # what is missing is said before torch is loaded
 
     from modis_dist.sweep.verify import verify
+    from modis_dist.train.signals import on_signal
 
-    with TemporaryDirectory(prefix="verify-") as folder, run_bar(2 * epochs) as bar:
+    with on_signal(_leave), TemporaryDirectory(prefix="verify-") as folder, run_bar(2 * epochs) as bar:
         verdict = verify(
             wanted, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=bar
         )
@@ -56,6 +57,11 @@ def verify_resume(
         _print(verdict)
     if not verdict.equal:
         raise RunFailed(f"{file}: a killed run differs from an undisturbed one, first in {verdict.differences[0]}")
+
+
+def _leave(reason: str) -> None:
+    """Out of whatever is being done: nothing of it is worth saving."""
+    raise Interrupted(f"{reason}; nothing is known yet, and nothing is left behind; the same command begins anew")
 
 
 def _print(verdict: "Verdict") -> None:

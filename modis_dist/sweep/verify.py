@@ -10,7 +10,7 @@ import random
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import zip_longest
 from multiprocessing import connection, get_context
@@ -28,6 +28,7 @@ from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DataError, ModisError, RankLost, RunFailed
 from modis_dist.files import write_text
+from modis_dist.processes import end_with_parent
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
@@ -64,7 +65,8 @@ class Verdict:
 def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter) -> Verdict:
     """Train ``run`` for some epochs with and without being killed, both below ``folder``, and compare.
 
-    Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` where the training fails.
+    Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` where the training fails. Whatever
+    else is raised in this process on the way, no process of a training outlives it.
     """
     device, workers = chosen_device(run).type, run.trainer.workers
     cluster = this_machine() if device == "cuda" else this_machine().without_gpus()
@@ -136,9 +138,10 @@ def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: in
         seats = [Seat(rank, workers, meeting_file(place)) for rank in range(workers)]
         start, end = get_context("spawn").Process, (left, place / str(victim))
         ranks = [start(target=_train, args=(run, folder, seat, place, end), daemon=True) for seat in seats]
-        for rank in ranks:
-            rank.start()
-        _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
+        with _ended(ranks):
+            for rank in ranks:
+                rank.start()
+            _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
     ended = [rank.exitcode for rank in ranks]
     if (left and ended[victim] == -signal.SIGKILL) or (not left and not any(ended)):
         return
@@ -146,6 +149,18 @@ def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: in
     if refused.exists():
         raise (DataError if DataError.exit_code in ended else RunFailed)(refused.read_text())
     raise RunFailed(f"{run.name}: processes that trained it ended with {ended} (out of memory?)")
+
+
+@contextmanager
+def _ended(ranks: Sequence[BaseProcess]) -> Iterator[None]:
+    """However the block ends, none of these processes writes anything after it."""
+    try:
+        yield
+    finally:
+        for rank in ranks:
+            if rank.pid is not None:
+                rank.kill()
+                rank.join()
 
 
 def _watch(ranks: Sequence[BaseProcess], folder: Path, reporter: Reporter, *, before: int, epochs: int) -> None:
@@ -161,6 +176,7 @@ def _watch(ranks: Sequence[BaseProcess], folder: Path, reporter: Reporter, *, be
 
 def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path]) -> None:
     """In the process: train, until a rank is killed after some steps, or to the end where these are 0."""
+    end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
     (place / str(seat.rank)).write_text(str(os.getpid()))
     try:

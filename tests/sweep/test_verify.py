@@ -1,8 +1,12 @@
 """`modis-dist verify-resume`: real kills, an honest verdict, and nothing of the user's touched."""
 
 import json
+import os
+import signal
+import subprocess
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 
@@ -11,8 +15,9 @@ from modis_dist.sweep import verify
 from modis_dist.sweep.verify import Verdict, differences
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
+from tests.launch.processes import lives, wait_for
 from tests.sweep.test_single import write_run
-from tests.sweep.toy_study import write_store
+from tests.sweep.toy_study import COMMAND, write_store
 
 Captured = pytest.CaptureFixture[str]
 
@@ -67,6 +72,46 @@ def test_what_cannot_be_verified_is_one_line(place: Path, capsys: Captured, argu
     assert command(["verify-resume", *(argument.format(place=place) for argument in arguments)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+
+
+def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil.Process:
+    """A process that trains for a command, as soon as it is there, or has trained an epoch."""
+
+    def found() -> psutil.Process | None:
+        journals = "".join(path.read_text() for path in folder.rglob("journal.jsonl"))
+        known = [child for child in command.children() if "spawn_main" in " ".join(child.cmdline())]
+        return known[0] if known and (not begun or '"metrics"' in journals) else None
+
+    assert wait_for(found, seconds=60)
+    child = found()
+    assert child is not None
+    return child
+
+
+@pytest.mark.parametrize(
+    ("number", "begun"),
+    [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGINT, False), (signal.SIGKILL, True)],
+)
+def test_a_signal_ends_the_command_its_trainings_and_their_folder(
+    place: Path, tmp_path: Path, number: signal.Signals, begun: bool
+) -> None:
+    long = [*COMMAND, "verify-resume", str(place), "--epochs", "10000"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        child = training_of(psutil.Process(process.pid), tmp_path, begun=begun)
+        # A terminal asks everybody in it; whoever else ends a command knows this one only.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert wait_for(lambda: not lives(child), seconds=10)
+    finally:
+        process.kill()
+    if number == signal.SIGKILL:
+        return  # nobody is left to clear up
+    assert process.returncode == 75 and list(tmp_path.iterdir()) == []
+    assert (
+        said == f"got {number.name}; nothing is known yet, and nothing is left behind; the same command begins anew\n"
+    )
 
 
 # --- comparing ----------------------------------------------------------------------------------------------
