@@ -3,7 +3,8 @@
 Every message a user sees is one line: what is wrong, where (file, key, row), why, what to do.
 """
 
-from typing import ClassVar
+from functools import partial
+from typing import Any, ClassVar
 
 MAX_SHOWN = 200
 MAX_MISTAKES = 20
@@ -43,6 +44,10 @@ class ConfigError(UserError):
         self.problems = problems
         self.source = source
         super().__init__(f"{shown(source)}: {_numbered(problems)}")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent from one process to another, it would be made from its message alone."""
+        return partial(ConfigError, source=self.source), (self.problems,)
 
 
 def _numbered(problems: list[str]) -> str:

@@ -4,7 +4,7 @@ The list of trials and what is done of it are ours; Ray is told what is left and
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from functools import partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
-from modis_dist.errors import ConfigError, Interrupted, RunFailed
+from modis_dist.errors import ConfigError, Interrupted, ModisError, RunFailed, shown
 from modis_dist.launch.ray_cluster import Place
 from modis_dist.launch.ray_head import while_ray_lives
 from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
@@ -122,11 +122,35 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
                 failure_config=tune.FailureConfig(max_failures=DEATHS),
             ),
         )
-        said: dict[str, str | None] = {}
-        for result in while_ray_lives(tuner.fit):
-            if result.error is None and result.metrics:
-                said[result.metrics["pack"]] = result.metrics["crashed"]
-        return said
+        return _outcomes(folders, while_ray_lives(tuner.fit))
+
+
+def _outcomes(folders: Sequence[str], results: Iterable[Any]) -> dict[str, str | None]:
+    """What became of packs, from Tune's results, which are in their order: None, or why it crashed.
+
+    Nothing of one whose worker died.
+    """
+    said: dict[str, str | None] = {}
+    for folder, result in zip(folders, results, strict=False):  # of a study that is stopped some have none
+        if result.error is None and result.metrics:
+            said[result.metrics["pack"]] = result.metrics["crashed"]
+        elif (why := _raised(result.error)) is not None:
+            said[folder] = why
+    return said
+
+
+def _raised(error: object) -> str | None:
+    """What Python raised in a worker, in one line; None where nothing did: the worker died."""
+    from ray.exceptions import RayActorError, RayTaskError
+
+    cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
+    if isinstance(cause, ModisError):
+        return str(cause)
+    if isinstance(cause, Exception):
+        return f"{type(cause).__name__}: {shown(str(cause))}"
+    if isinstance(error, RayActorError) and error.actor_init_failed:
+        return f"its worker could not begin: {shown(str(error).strip().splitlines()[-1])}"
+    return None
 
 
 def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:

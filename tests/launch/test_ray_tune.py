@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -11,17 +12,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
 import pytest
+from ray.exceptions import ActorDiedError, ActorUnavailableError, GetTimeoutError, RayTaskError
 
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
-from modis_dist.errors import ConfigError
+from modis_dist.errors import ConfigError, DataError
 from modis_dist.launch import ray_reaper
 from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, temporary_folder
-from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start
+from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start, _outcomes
 from modis_dist.sweep.lock import LOCK, holder, locked
 from modis_dist.sweep.memory import Room
 from modis_dist.sweep.resources import Cluster, Node
@@ -234,7 +237,9 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
 ) -> None:
     turns: list[list[str]] = []
 
-    def fit(_: RayExecutor, folders: list[str], settings: Mapping[str, Any], **__: object) -> dict[str, None]:
+    def fit(
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], *__: object, **___: object
+    ) -> dict[str, None]:
         turns.append(folders)
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
@@ -246,6 +251,32 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
     said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, Room(2), threads=1)
     assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (DataError("pack.json: is damaged"), "pack.json: is damaged"),
+        (ConfigError(["optim.lr: must be positive"], source="pack.json"), "pack.json: optim.lr: must be positive"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (GetTimeoutError("two\nlines"), "GetTimeoutError: two\\nlines"),
+    ],
+)
+def test_what_python_raises_in_a_worker_is_told_in_its_own_words(raised: Exception, why: str) -> None:
+    sent = pickle.loads(pickle.dumps(RayTaskError("train_pack", "Traceback\n", raised)))
+    for error in (sent, sent.as_instanceof_cause()):
+        assert _outcomes(["packs/one"], [SimpleNamespace(error=error, metrics={})]) == {"packs/one": why}
+
+
+def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why() -> None:
+    missing = ModuleNotFoundError("No module named 'modis_dist'")
+    told = ActorDiedError(RayTaskError("__init__", f"Traceback\nModuleNotFoundError: {missing}", missing))
+    done = SimpleNamespace(error=None, metrics={"pack": "packs/done", "crashed": None})
+    died = [SimpleNamespace(error=error, metrics={}) for error in (ActorDiedError(), ActorUnavailableError("", None))]
+    began = SimpleNamespace(error=told, metrics={})
+    said = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
+    why = "its worker could not begin: ModuleNotFoundError: No module named 'modis_dist'"
+    assert said == {"packs/done": None, "packs/new": why}
 
 
 def test_slots_share_out_the_cores() -> None:
