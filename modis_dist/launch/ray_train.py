@@ -22,7 +22,7 @@ from modis_dist.sweep.resources import workers_mistakes
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
 from modis_dist.train.ranks import Seat, meeting_file, meeting_port
-from modis_dist.train.signals import StopFile, on_signal
+from modis_dist.train.signals import Flag, StopFile, on_signal
 from modis_dist.train.watching import watching
 
 T = TypeVar("T")
@@ -167,7 +167,8 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
     threads = run.trainer.threads or cluster.threads(workers=workers, gpus=gpus)
     store = open_store(run.data, out=out, source=source)  # simulated once, not by every rank
     settings = {"run": to_tree(run), "out": str(out), "source": source}
-    with place.ready(out=out, store=store.path) as folder:
+    asked = Flag()
+    with on_signal(asked.set), place.ready(out=out, store=store.path) as folder:
         stop = folder / STOP
         training = partial(
             on_ranks,
@@ -180,6 +181,8 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
             record=out / RECORD,
         )
         with on_signal(partial(ask_to_stop, stop)), watching(_Told(out, run.optim.epochs, reporter).look):
+            if asked.requested():  # while Ray was started
+                raise Interrupted(f"{asked.requested()}; nothing was trained; the same command starts again")
             return while_ray_lives(training)
 
 
