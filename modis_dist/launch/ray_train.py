@@ -18,6 +18,7 @@ from modis_dist.config.run import Run
 from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
 from modis_dist.launch.ray_cluster import Place
 from modis_dist.launch.ray_head import while_ray_lives
+from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import workers_mistakes
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
@@ -163,6 +164,9 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
     problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
     if problems:
         raise ConfigError(problems, source=source)
+    if (out / LOCK).exists():
+        with locked(out, patience_s=0):
+            pass  # or it says who trains here, before Ray starts
     gpus = min(1, cluster.gpus)
     threads = run.trainer.threads or cluster.threads(workers=workers, gpus=gpus)
     store = open_store(run.data, out=out, source=source)  # simulated once, not by every rank
