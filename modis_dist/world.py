@@ -10,10 +10,11 @@ the gradients of the parameters are the sums over ranks.
 Legend: r replicates, m modalities, b rows of the global batch, n rows of all modalities on one rank, w widths.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -24,13 +25,28 @@ from torch.nn import functional as F
 T = TypeVar("T")
 
 
+@runtime_checkable
+class Roll(Protocol):
+    """Who of several ranks is there."""
+
+    def says(self, word: str) -> None:
+        """Tell the others that this rank has come to a point; each word is said once."""
+        ...
+
+    def wait_for(self, rank: int, word: str) -> None:
+        """Until a rank has said a word, for as long as it runs; raises where it is lost."""
+        ...
+
+
 @dataclass(frozen=True)
 class World:
     """One rank among ``size``; with several, a process group must be there and every rank makes the same calls."""
 
     rank: int = 0
     size: int = 1
-    patient: Any = None  # process group for what may take rank 0 minutes; the default one gives up within seconds
+    host: Any = None  # process group for what is on the host
+    roll: Roll | None = None
+    count: Iterator[int] = field(default_factory=itertools.count, compare=False)  # of what was awaited
 
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
         """Rows of a global batch of a modality (by position) that a rank has; some may have none.
@@ -68,20 +84,48 @@ class World:
         return summed
 
     def agreed(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on rank 0, on every rank; what it raises there is raised on every rank."""
+        """What ``make`` returns on rank 0, on every rank; what it raises there is raised on every rank.
+
+        It must take seconds only, or the others take rank 0 for lost.
+        """
         if self.size == 1:
             return make()
-        told: list[Any] = [None, None]
+        agreed: T = self._told(_tried(make) if self.rank == 0 else [None, None])
+        return agreed
+
+    def awaited(self, make: Callable[[], T]) -> T:
+        """As ``agreed``, where ``make`` may take minutes: the others wait for as long as rank 0 runs."""
+        if self.size == 1:
+            return make()
+        assert self.roll is not None
+        word, told = f"awaited {next(self.count)}", [None, None]
         if self.rank == 0:
-            try:
-                told = [make(), None]
-            except Exception as error:
-                told = [None, error]
-        dist.broadcast_object_list(told, src=0, group=self.patient)
+            told = _tried(make)
+            self.roll.says(word)
+        else:
+            self.roll.wait_for(0, word)
+        awaited: T = self._told(told)
+        return awaited
+
+    def first(self, make: Callable[[], T]) -> T | None:
+        """What ``make`` returns on rank 0; None on the others, which wait. What it raises is raised on every rank."""
+        made: list[T] = []
+        self.awaited(lambda: made.append(make()))
+        return made[0] if made else None
+
+    def _told(self, told: list[Any]) -> Any:
+        dist.broadcast_object_list(told, src=0, group=self.host)
         if told[1] is not None:
             raise told[1]
-        agreed: T = told[0]
-        return agreed
+        return told[0]
+
+
+def _tried(make: Callable[[], Any]) -> list[Any]:
+    """What it returns, or what it raises."""
+    try:
+        return [make(), None]
+    except Exception as error:
+        return [None, error]
 
 
 ALONE = World()

@@ -18,11 +18,12 @@ from modis_dist.config.run import Run
 from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
 from modis_dist.launch.ray_cluster import Place
 from modis_dist.launch.ray_head import while_ray_lives
+from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import workers_mistakes
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
 from modis_dist.train.ranks import Seat, meeting_file, meeting_port
-from modis_dist.train.signals import StopFile, on_signal
+from modis_dist.train.signals import Flag, StopFile, on_signal
 from modis_dist.train.watching import watching
 
 T = TypeVar("T")
@@ -163,11 +164,15 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
     problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
     if problems:
         raise ConfigError(problems, source=source)
+    if (out / LOCK).exists():
+        with locked(out, patience_s=0):
+            pass  # or it says who trains here, before Ray starts
     gpus = min(1, cluster.gpus)
     threads = run.trainer.threads or cluster.threads(workers=workers, gpus=gpus)
     store = open_store(run.data, out=out, source=source)  # simulated once, not by every rank
     settings = {"run": to_tree(run), "out": str(out), "source": source}
-    with place.ready(out=out, store=store.path) as folder:
+    asked = Flag()
+    with on_signal(asked.set), place.ready(out=out, store=store.path) as folder:
         stop = folder / STOP
         training = partial(
             on_ranks,
@@ -180,6 +185,8 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
             record=out / RECORD,
         )
         with on_signal(partial(ask_to_stop, stop)), watching(_Told(out, run.optim.epochs, reporter).look):
+            if asked.requested():  # while Ray was started
+                raise Interrupted(f"{asked.requested()}; nothing was trained; the same command starts again")
             return while_ray_lives(training)
 
 

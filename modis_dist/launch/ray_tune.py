@@ -19,7 +19,7 @@ from modis_dist.launch.ray_head import while_ray_lives
 from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
-from modis_dist.sweep.memory import Room, fitting
+from modis_dist.sweep.memory import Footprint, Room, fitting
 from modis_dist.sweep.resources import Cluster, mistakes, workers_mistakes
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.ranks import Seat
@@ -44,6 +44,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         self.slots = max(1, self._cluster.places(threads=self.threads, gpus=self._gpus) // workers)
         self._open = ExitStack()
         self._folder: Path | None = None
+        self._footprints: dict[int, Footprint | None] = {}
 
     def _shared_out(self, packs: int) -> int:
         """The threads of each worker where so many packs share all cores."""
@@ -58,11 +59,11 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
-        fit = self._room(packs, out=out, store=store)
-        threads = self._threads(fit.packs)
-        folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
         with on_signal(partial(ask_to_stop, stop)):
+            fit = self._room(packs, out=out, store=store)
+            threads = self._threads(fit.packs)
+            folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
             if self._folder is None:
                 self._folder = self._open.enter_context(self._place.ready(out=out, store=store))
             said = self._trained(folders, settings, fit, threads=threads)
@@ -78,9 +79,15 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Room:
         """How many of the packs are trained at once."""
         wanted = Room(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
-        nodes = len(self._cluster.nodes)
         return fitting(
-            packs, wanted, workers=self._workers, nodes=nodes, threads=self._threads(wanted.packs), out=out, store=store
+            packs,
+            wanted,
+            machine=self._cluster,
+            workers=self._workers,
+            threads=self._threads(wanted.packs),
+            out=out,
+            store=store,
+            known=self._footprints,
         )
 
     def _threads(self, packs: int) -> int:

@@ -6,8 +6,8 @@ A pack's folder is locked while it is trained, so that two processes never write
 
 import json
 import traceback
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -42,6 +42,8 @@ from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, pr
 from modis_dist.train.progress import Progress
 from modis_dist.train.ranks import ALONE, Seat, joined
 
+JOURNAL = "journal.jsonl"
+
 
 @dataclass(frozen=True)
 class Pack:
@@ -75,7 +77,7 @@ def pack_folder(out: Path, pack: Pack) -> Path:
 
 def journal_file(out: Path, pack: Pack) -> Path:
     """Where a pack's records are."""
-    return pack_folder(out, pack) / "journal.jsonl"
+    return pack_folder(out, pack) / JOURNAL
 
 
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
@@ -142,37 +144,41 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
 
     Raises what ``fit`` raises.
     """
-    folder = pack_folder(out, pack)
-    if seat.rank > 0:
-        _fitted(pack, _members(pack, out=out, store=store), out=out, ports=Ports(stop=stop), seat=seat)
-        return
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    run = pack.trials[0].run
-    with locked(folder), enough_memory(folder, run, stacked=len(pack.trials)):
-        device = chosen_device(run)
+    folder, run = pack_folder(out, pack), pack.trials[0].run
+    device = chosen_device(run)
+    with enough_memory(folder, run, stacked=len(pack.trials)), ExitStack() as held:
         members = _members(pack, out=out, store=store)
-        with sound_disk(folder), JournalWriter(journal_file(out, pack)) as journal:
-            for member in members:
-                write_run(member.folder, member.run)
-                clear_leftovers(member.folder)
-            progress = _fitted(pack, members, out=out, ports=Ports(journal, reporter, stop), seat=seat)
-            baselines = Baselines()
-            for member, one in zip(members, progress, strict=True):
-                if one.status == "running":
-                    note_standing(member, one, judged_on=pack.judged_on)
-                elif read_result(member.folder) is None:
-                    result = _concluded(member, one, pack, device=device, baselines=baselines)
-                    journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
-                    write_result(member.folder, result)
+        held.enter_context(sound_disk(folder))
+        with joined(seat, device=device) as world:
+            journal = world.first(lambda: held.enter_context(_begun(folder, members)))
+            ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
+            pruned = _pruned(pack, out)
+            progress = fit(
+                members, folder=folder, device=device, ports=ports, world=world, until=pack.until, pruned=pruned
+            )
+        if journal is None:
+            return
+        baselines = Baselines()
+        for member, one in zip(members, progress, strict=True):
+            if one.status == "running":
+                note_standing(member, one, judged_on=pack.judged_on)
+            elif read_result(member.folder) is None:
+                result = _concluded(member, one, pack, device=device, baselines=baselines)
+                journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
+                write_result(member.folder, result)
         if not unfinished(out, [replace(pack, until=None)]):
             forget_last(out, pack)
 
 
-def _fitted(pack: Pack, members: Sequence[Member], *, out: Path, ports: Ports, seat: Seat) -> list[Progress]:
-    """What this rank has to train of a pack."""
-    folder, device, pruned = pack_folder(out, pack), chosen_device(pack.trials[0].run), _pruned(pack, out)
-    with joined(seat, device=device) as world:
-        return fit(members, folder=folder, device=device, ports=ports, world=world, until=pack.until, pruned=pruned)
+@contextmanager
+def _begun(folder: Path, members: Sequence[Member]) -> Iterator[JournalWriter]:
+    """The journal of a pack whose folder is locked and whose members have theirs."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(folder), JournalWriter(folder / JOURNAL) as journal:
+        for member in members:
+            write_run(member.folder, member.run)
+            clear_leftovers(member.folder)
+        yield journal
 
 
 def _pruned(pack: Pack, out: Path) -> dict[str, str]:

@@ -6,13 +6,12 @@ whenever it is started.
 """
 
 import logging
+import sys
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import suppress
 from dataclasses import dataclass
 from math import prod
 from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,6 +23,7 @@ from modis_dist.errors import Interrupted, ModisError
 from modis_dist.files import clear_leftovers
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.sweep.execute import Pack, chosen_device, run_pack
+from modis_dist.sweep.resources import Cluster
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.prepare import build_shape, data_key
 
@@ -57,51 +57,69 @@ class Room:
 
 
 def fitting(
-    packs: Sequence[Pack], wanted: Room, *, workers: int, threads: int, out: Path, store: Path, nodes: int = 1
+    packs: Sequence[Pack],
+    wanted: Room,
+    *,
+    machine: Cluster,
+    workers: int,
+    threads: int,
+    out: Path,
+    store: Path,
+    known: dict[int, Footprint | None],
 ) -> Room:
     """As many of the packs at once as wanted, or as few as fit where every one has so many workers.
 
     Of several nodes all are taken to have the memory of this one. Where less than wanted fit, a warning says so.
+    ``known`` is what was measured before, by the rough count of the pack; what is measured now is added.
     """
-    if wanted == Room(1, 1):
-        return wanted
-    held, limit = Store.open(store), SHARE * memory_limit() * nodes
+    wanted = Room(wanted.packs, min(wanted.per_gpu, wanted.packs))
+    held, nodes, limit = Store.open(store), len(machine.nodes), SHARE * memory_limit()
     largest = max(packs, key=lambda pack: rough(pack, held))
-    if DOUBT * wanted.packs * workers * rough(largest, held) <= limit and wanted.per_gpu == 1:
+    count = rough(largest, held)
+    certain = DOUBT * wanted.packs * workers * count <= nodes * limit
+    if wanted == Room(1, 1) or (certain and wanted.per_gpu == 1):
         return wanted
-    found = measured(largest, threads=threads, out=out, store=store)
+    larger = [size for size in known if size >= count]
+    size = min(larger, default=count)
+    if not larger:
+        known[size] = measured(largest, threads=threads, out=out, store=store)
+    found = known[size]
     if found is None:
         logging.getLogger(__name__).warning("a pack could not be tried for its memory; one is trained at a time")
         return Room(1, 1)
-    fit = Room(
-        max(1, min(wanted.packs, int(limit / (found.host * workers)))),
-        max(1, min(wanted.per_gpu, int(SHARE * found.gpu_total / found.gpu))) if found.gpu else wanted.per_gpu,
-    )
-    if fit != wanted:
+    per_gpu = max(1, min(wanted.per_gpu, int(SHARE * found.gpu_total / found.gpu))) if found.gpu else wanted.per_gpu
+    on_gpus = machine.gpus * per_gpu if per_gpu < wanted.per_gpu else wanted.packs
+    in_memory = nodes * int(limit / found.host) // workers
+    fit = Room(max(1, min(wanted.packs, in_memory, on_gpus)), per_gpu)
+    if fit != wanted and not larger:
         logging.getLogger(__name__).warning("%s", _told(found, fit, wanted, workers=workers, limit=limit))
     return fit
 
 
 def _told(found: Footprint, fit: Room, wanted: Room, *, workers: int, limit: float) -> str:
-    takes = f"a pack takes {found.host * workers / 1e9:.1f} GB of memory"
-    has = f"packs may have {limit / 1e9:.1f} GB"
     if fit.per_gpu < wanted.per_gpu:
-        takes += f" and {found.gpu / 1e9:.1f} GB of its GPU"
-        has += f" and {SHARE * found.gpu_total / 1e9:.1f} GB, {fit.per_gpu} of {wanted.per_gpu} fit on a GPU"
-    return f"{takes} (measured), {has}: {fit.packs} at a time instead of {wanted.packs}"
+        takes = f"a pack takes {found.gpu / 1e9:.1f} GB of its GPU (measured), packs may have"
+        return f"{takes} {SHARE * found.gpu_total / 1e9:.1f} GB of each: {fit.per_gpu} share one, {fit.packs} at a time"
+    takes = f"a worker takes {found.host / 1e9:.1f} GB of memory (measured), a node may give {limit / 1e9:.1f} GB"
+    each = f" of {workers} workers" if workers > 1 else ""
+    return f"{takes}: {fit.packs} pack(s){each} at a time instead of {wanted.packs}"
 
 
 def measured(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | None:
     """What a pack takes, by trying it below ``out``; None where the trial fails, as the pack itself then will."""
     clear_leftovers(out)
-    with (
-        TemporaryDirectory(dir=out, prefix=".probe-", suffix=".tmp") as folder,
-        ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
-    ):
+    spawn = get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    with TemporaryDirectory(dir=out, prefix=".probe-", suffix=".tmp") as folder:
+        trial = spawn.Process(target=_tried, args=(pack, threads, Path(folder), store, theirs), daemon=True)
+        trial.start()
+        theirs.close()
         try:
-            taken = process.submit(_tried, pack, threads, Path(folder), store).result()
-        except (BrokenProcessPool, ModisError):
+            taken: Footprint = ours.recv()
+        except EOFError:  # it has died, or said why it fails
             return None
+        finally:
+            trial.join()
     # The best model so far is kept from the first validation on.
     best = model_bytes(_shape(pack, Store.open(store)), replicates=len(pack.trials))
     if taken.gpu:
@@ -109,16 +127,21 @@ def measured(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint |
     return Footprint(int(MARGIN * (taken.host + best)))
 
 
-def _tried(pack: Pack, threads: int, out: Path, store: Path) -> Footprint:
+def _tried(pack: Pack, threads: int, out: Path, store: Path, answer: Connection) -> None:
     """In the process: the peak of reading, preparing, a few steps and a checkpoint."""
     torch.set_num_threads(threads)
-    with suppress(Interrupted):
+    try:
         run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=AfterSteps(STEPS))
-    host = _peak_of_this_process()
+    except Interrupted:
+        pass  # as wanted
+    except ModisError:
+        sys.exit(1)  # the pack itself will say why
     device = chosen_device(pack.trials[0].run)
-    if device.type != "cuda":
-        return Footprint(host)
-    return Footprint(host, torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[1])
+    host = _peak_of_this_process()
+    if device.type == "cuda":
+        answer.send(Footprint(host, torch.cuda.max_memory_reserved(device), torch.cuda.mem_get_info(device)[1]))
+    else:
+        answer.send(Footprint(host))
 
 
 class AfterSteps:

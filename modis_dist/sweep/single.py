@@ -1,5 +1,7 @@
 """One run by itself: training it into a folder, and judging a trained folder on the rows of a store."""
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
-from modis_dist.sweep.lock import locked
+from modis_dist.sweep.lock import PATIENCE_S, locked
 from modis_dist.sweep.manifest import trial_id
 from modis_dist.train import checkpoint
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
@@ -58,26 +60,32 @@ def train_run(
     member = Member(trial, run, prepared, out)
     if run.trainer.threads is not None:
         torch.set_num_threads(run.trainer.threads)
-    if seat.rank > 0:
+    with enough_memory(out, run), sound_disk(out), ExitStack() as held:
         with joined(seat, device=device) as world:
-            fit([member], folder=out, device=device, ports=Ports(stop=stop), world=world)
-        return {}
+            # Ranks that start again may find the one that was killed not gone yet.
+            patience_s = PATIENCE_S if seat.size > 1 else 0
+            journal = world.first(lambda: held.enter_context(_begun(out, run, patience_s=patience_s)))
+            ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
+            (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
+        if journal is None:
+            return {}
+        result = conclude(member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device)
+        draw(member, result)
+        journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
+        write_result(out, result)
+    if progress.status == "failed":
+        raise RunFailed(f"{out}: {progress.reason}; {_last_good(out)}")
+    return result
+
+
+@contextmanager
+def _begun(out: Path, run: Run, *, patience_s: float) -> Iterator[JournalWriter]:
+    """The journal of a training whose folder is locked."""
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(out, patience_s=0), enough_memory(out, run), sound_disk(out):
+    with locked(out, patience_s=patience_s):
         write_run(out, run)
         with JournalWriter(out / "journal.jsonl") as journal:
-            with joined(seat, device=device) as world:
-                ports = Ports(journal, reporter, stop)
-                (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
-            result = conclude(
-                member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device
-            )
-            draw(member, result)
-            journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
-        write_result(out, result)
-        if progress.status == "failed":
-            raise RunFailed(f"{out}: {progress.reason}; {_last_good(out)}")
-    return result
+            yield journal
 
 
 def _last_good(out: Path) -> str:

@@ -125,7 +125,7 @@ class Training:
 
     def begin(self) -> None:
         """Start afresh, or from the newest valid checkpoint."""
-        found = self.world.agreed(lambda: checkpoint.newest(self.folder / "last"))
+        found = self.world.awaited(lambda: checkpoint.newest(self.folder / "last"))
         setup = Setup(self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.lower == torch.float16)
         if found is None:
             self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], setup))
@@ -350,7 +350,7 @@ class Training:
     def _save(self, save: Callable[[Path, Checkpoint], T]) -> T:
         """Write the last checkpoint of the stack, on the first rank."""
         content = self._content()
-        return self.world.agreed(lambda: save(self.folder / "last", content))
+        return self.world.awaited(lambda: save(self.folder / "last", content))
 
     def _write_best(self, replicate: int) -> None:
         """Write a replicate's best model, on the first rank."""
@@ -359,6 +359,6 @@ class Training:
         source = self.state.best if held.best_epoch is not None else self.state.model_tensors()
         tensors = {name: tensor[replicate : replicate + 1] for name, tensor in source.items()}
         best = best_model(member, held, tensors, shape=self.shape, steps=self.loader.steps)
-        where = self.world.agreed(lambda: checkpoint.must_save(member.folder / "best", best))
+        where = self.world.awaited(lambda: checkpoint.must_save(member.folder / "best", best))
         values = {"path": str(where), "epoch": best.state["epoch"]}
         self.ports.tracker.event(member.trial, kind="checkpoint", values=values)

@@ -28,6 +28,8 @@ from modis_dist.world import World
 TIMEOUT_S = 60.0  # of a collective in the middle of training
 PATIENCE_S = 1800.0  # until all ranks have their data, or rank 0 has written a checkpoint
 GONE = "is gone"
+STOPPED = "it is stopped (SIGSTOP)"
+BETWEEN_LOOKS_S = 0.05
 SETTLE_S = 5.0  # in which every rank that still runs notices that another is lost
 
 
@@ -54,17 +56,15 @@ def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) ->
         yield World()
         return
     interface = _interface("127.0.0.1" if meeting.startswith("file://") else _address_towards(meeting))
-    os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
-    os.environ.setdefault("NCCL_SOCKET_IFNAME", interface)
+    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}  # whatever the cluster sets
     store, _, _ = next(rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
-    roll = _Roll(store, rank, size)
+    roll = _Roll(store, rank, size, timeout_s)
     roll.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
     try:
-        patient = dist.new_group(backend="gloo", timeout=timedelta(seconds=PATIENCE_S))
-        yield World(rank, size, patient)
+        yield World(rank, size, dist.new_group(backend="gloo", timeout=limit), roll)
         roll.leave("")
     except ModisError:
         roll.leave("")
@@ -91,15 +91,30 @@ def _of_the_connection(why: str) -> bool:
 class _Roll:
     """Who is there, on the store that the ranks share: a key per rank when it comes and one when it leaves."""
 
-    def __init__(self, store: Store, rank: int, size: int) -> None:
+    def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
         self._store = store
         self._rank = rank
+        self._timeout_s = timeout_s
         self._others = [other for other in range(size) if other != rank]
         store.set(f"here/{rank}", f"{os.getpid()} {socket.gethostname()}")
 
     def wait_for_all(self) -> None:
         """Until every rank is there."""
         self._store.wait([f"here/{other}" for other in self._others], timedelta(seconds=PATIENCE_S))
+
+    def says(self, word: str) -> None:
+        """As in ``world.Roll``."""
+        self._store.set(f"{word}/{self._rank}", "said")
+
+    def wait_for(self, rank: int, word: str) -> None:
+        """As in ``world.Roll``; raises ``RankLost`` where the rank is gone, or has been stopped for the timeout."""
+        end, moved = time.monotonic() + PATIENCE_S, time.monotonic()
+        while not self._store.check([f"{word}/{rank}"]):
+            told, now = self._described(rank, self._timeout_s), time.monotonic()
+            moved = moved if STOPPED in told else now
+            if GONE in told or now - moved > self._timeout_s or now > end or self._store.check([f"left/{rank}"]):
+                raise RankLost(told)
+            time.sleep(BETWEEN_LOOKS_S)
 
     def leave(self, why: str) -> None:
         """Say that this rank does not go on, and why."""
@@ -146,7 +161,7 @@ class _Roll:
             return f"{name} {GONE}; was it killed, by the user or for want of memory?"
         if status == psutil.STATUS_ZOMBIE:
             return f"{name} {GONE}; was it killed, by the user or for want of memory?"
-        why = "it is stopped (SIGSTOP)" if status == psutil.STATUS_STOPPED else f"it is {status}"
+        why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
         return f"{name} has not answered for {waited_s:.0f} s: {why}"
 
 

@@ -13,7 +13,7 @@ SHARE = 0.01  # of a core, at most, for looking: where a look takes long, less o
 def watching(look: Callable[[], None]) -> Iterator[None]:
     """Call ``look`` in a thread while the ``with`` block runs, and once more, in this thread, when it is left.
 
-    What goes wrong in the thread goes wrong again in the last look, where it is raised.
+    What goes wrong in the thread is tried again; only what the last look raises is raised.
     """
     over = threading.Event()
     thread = threading.Thread(target=_look_until, args=(over, look), name="watching", daemon=True)
@@ -28,8 +28,8 @@ def watching(look: Callable[[], None]) -> Iterator[None]:
 
 def _look_until(over: threading.Event, look: Callable[[], None]) -> None:
     spent = 0.0
-    with suppress(Exception):
-        while not over.wait(max(SECONDS_BETWEEN_LOOKS, spent / SHARE)):
-            began = time.thread_time()
+    while not over.wait(max(SECONDS_BETWEEN_LOOKS, spent / SHARE)):
+        began = time.thread_time()
+        with suppress(Exception):  # a disk that does not answer for a moment
             look()
-            spent = time.thread_time() - began
+        spent = time.thread_time() - began

@@ -15,6 +15,7 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.parse import load_run
+from modis_dist.sweep.lock import locked
 from modis_dist.sweep.resources import cores
 from modis_dist.sweep.single import train_run
 from modis_dist.sweep.verify import differences
@@ -107,6 +108,38 @@ def test_two_workers_save_at_every_signal_and_end_with_the_bits_of_an_undisturbe
     subprocess.run(command_line, check=True, capture_output=True)
     assert history(out) == history(calm) and len(history(out)) == 120
     assert differences(out, calm) == []
+
+
+@needs_two_cores
+def test_a_first_worker_that_hangs_is_named_after_a_minute_ended_and_all_start_again(run: Path, tmp_path: Path) -> None:
+    out = tmp_path / "hung"
+    with (tmp_path / "said.txt").open("w") as said:
+        command_line = [*COMMAND, "train", str(run), "--out", str(out), "--workers", "2", "--set", "optim.epochs=200"]
+        driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+        try:
+            assert wait_for_epoch(out, 5), said_text(tmp_path)
+            held = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
+            assert held in {process.pid for process in ranks_of(driver.pid)}
+            os.kill(held, signal.SIGSTOP)
+            assert driver.wait(240) == 0, said_text(tmp_path)
+        finally:
+            driver.kill()
+            driver.wait()
+    (line,) = (out / "ranks.log").read_text().splitlines()
+    assert f"rank 0 of 2 (process {held} on " in line and "has not answered for 60 s: it is stopped (SIGSTOP)" in line
+    assert not psutil.pid_exists(held) or psutil.Process(held).status() == psutil.STATUS_ZOMBIE
+    assert [row["epoch"] for row in history(out)] == list(range(1, 201))
+
+
+def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modis_dist.launch.ray_cluster.private_cluster", lambda **_: pytest.fail("Ray was started"))
+    out = tmp_path / "taken"
+    out.mkdir()
+    with locked(out):
+        assert command(["train", str(run), "--out", str(out), "--workers", "2"]) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
 def rank_without_ray(rank: int, run: Path, settings: list[str], out: Path) -> None:

@@ -183,7 +183,7 @@ def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues_
     assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
     monkeypatch.setattr("modis_dist.sweep.memory.memory_limit", lambda: 2**30)
     assert command(["tune", str(study), "--out", str(out)]) == 0
-    assert "(measured), packs may have 0.9 GB: 1 at a time instead of 2" in caplog.text
+    assert "(measured), a node may give 0.9 GB: 1 pack(s) at a time instead of 2" in caplog.text
     assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
@@ -238,8 +238,9 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     turns: list[list[str]] = []
 
     def fit(
-        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], *__: object, **___: object
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: Room, **__: object
     ) -> dict[str, None]:
+        assert room == Room(2)
         turns.append(folders)
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):

@@ -15,6 +15,7 @@ from modis_dist.sweep import memory
 from modis_dist.sweep.execute import Pack
 from modis_dist.sweep.memory import Footprint, Room, fitting, measured, memory_limit, rough
 from modis_dist.sweep.plan import plan
+from modis_dist.sweep.resources import Cluster, Node
 from tests.sweep.toy_study import tree, write_store
 
 GB = 10**9
@@ -70,25 +71,43 @@ def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(st
     assert sorted(tmp_path.iterdir()) == before
 
 
+def fit(packs: list[Pack], wanted: Room, place: Path, store: Path, **changes: object) -> Room:
+    """``fitting`` on this machine, but for some changes."""
+    settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
+    return fitting(packs, wanted, out=place, store=store, **settings)
+
+
 def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "measured", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
     packs = packs_of(store, tmp_path)
-    assert fitting(packs, Room(8), workers=1, threads=1, out=tmp_path, store=store) == Room(8)
+    assert fit(packs, Room(8), tmp_path, store) == Room(8)
     monkeypatch.setattr(memory, "memory_limit", lambda: 1)
-    assert fitting(packs, Room(1), workers=4, threads=1, out=tmp_path, store=store) == Room(1)  # nothing to lower
+    assert fit(packs, Room(1), tmp_path, store, workers=4) == Room(1)  # nothing to lower
+    assert fit(packs[:1], Room(1, 4), tmp_path, store) == Room(1)  # alone on its GPU
+
+
+TWO_NODES = Cluster("there", (Node(8), Node(8)))
+TWO_GPUS = Cluster("there", (Node(8, 2),))
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "workers", "fit"),
+    ("found", "wanted", "changes", "right", "said"),
     [
-        (Footprint(2 * GB), Room(8), 1, Room(4)),
-        (Footprint(2 * GB), Room(8), 2, Room(2)),
-        (Footprint(2 * GB), Room(3), 1, Room(3)),
-        (Footprint(90 * GB), Room(8), 1, Room(1)),  # it is tried all the same, and says itself what is wrong
-        (Footprint(1 * GB, 9 * GB, 40 * GB), Room(8, 4), 1, Room(8, 3)),
-        (Footprint(1 * GB, 50 * GB, 40 * GB), Room(8, 4), 1, Room(8, 1)),
-        (None, Room(8, 4), 1, Room(1, 1)),
+        (Footprint(2 * GB), Room(8), {}, Room(4), "4 pack(s) at a time instead of 8"),
+        (Footprint(2 * GB), Room(8), {"workers": 2}, Room(2), "2 pack(s) of 2 workers at a time instead of 8"),
+        (Footprint(2 * GB), Room(3), {}, Room(3), ""),
+        (Footprint(5 * GB), Room(8), {"machine": TWO_NODES}, Room(2), "2 pack(s) at a time"),  # 1.6 on each is 1
+        (Footprint(90 * GB), Room(8), {}, Room(1), "1 pack(s) at a time"),  # it says itself what is wrong
+        (Footprint(1 * GB, 9 * GB, 40 * GB), Room(8, 4), {"machine": TWO_GPUS}, Room(6, 3), "3 share one, 6 at"),
+        (
+            Footprint(1 * GB, 50 * GB, 40 * GB),
+            Room(8, 4),
+            {"machine": TWO_GPUS},
+            Room(2, 1),
+            "1 share one, 2 at",
+        ),
+        (None, Room(8, 4), {}, Room(1, 1), "one is trained at a time"),
     ],
 )
 def test_as_many_packs_at_once_as_have_room(
@@ -98,17 +117,30 @@ def test_as_many_packs_at_once_as_have_room(
     caplog: pytest.LogCaptureFixture,
     found: Footprint | None,
     wanted: Room,
-    workers: int,
-    fit: Room,
+    changes: dict[str, object],
+    right: Room,
+    said: str,
 ) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
     monkeypatch.setattr(memory, "rough", lambda *_: GB)
     monkeypatch.setattr(memory, "measured", lambda *_, **__: found)
     with caplog.at_level(logging.WARNING):
-        settings = {"workers": workers, "threads": 1, "out": tmp_path, "store": store}
-        assert fitting(packs_of(store, tmp_path), wanted, **settings) == fit
+        assert fit(packs_of(store, tmp_path), wanted, tmp_path, store, **changes) == right
     told = [record.getMessage() for record in caplog.records]
-    assert bool(told) == (fit != wanted) and all("at a time" in line and "\n" not in line for line in told)
+    assert len(told) == (1 if said else 0) and all(said in line and "\n" not in line for line in told)
+
+
+def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurements: list[int] = []
+    sizes = iter([2, 2, 1, 1, 3, 3])
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10)
+    monkeypatch.setattr(memory, "rough", lambda *_: next(sizes))
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
+    pack, known = packs_of(store, tmp_path)[:1], {}
+    found = [fit(pack, Room(8), tmp_path, store, known=known).packs for _ in range(3)]
+    assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
 
 
 def test_a_pack_that_cannot_be_tried_is_no_reason_to_fail(store: Path, tmp_path: Path) -> None:

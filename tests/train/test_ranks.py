@@ -4,17 +4,21 @@ import json
 import os
 import signal
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
 from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.sweep.lock import locked
 from modis_dist.train import checkpoint
 from modis_dist.train.loop import Ports, fit
+from modis_dist.train.ranks import Seat, joined, meeting_file
 from modis_dist.world import World
-from tests.ranks import LIMIT_S, answers, on_ranks, start
+from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -123,6 +127,71 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
     assert f"RankLost: rank {rank} of 2 (process {processes[rank].pid} on " in error
     assert "has not answered for 3 s: it is stopped (SIGSTOP)" in error
     assert time.monotonic() - began < LIMIT_S / 2
+
+
+def slow(world: World, folder: Path, number: int) -> None:
+    """Rank 0 gets a signal while the others wait for what takes it long."""
+    del folder
+    world.awaited(lambda: 1)
+    world.awaited(lambda: os.kill(os.getpid(), number))
+
+
+@pytest.mark.parametrize(("number", "said"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")])
+def test_a_first_rank_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
+    number: int, said: str, tmp_path: Path
+) -> None:
+    processes, pipes = start(2, slow, tmp_path, number, timeout_s=3.0)
+    try:
+        (_, error) = answers([pipes[1]])[0]
+    finally:
+        processes[0].kill()
+    assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and said in error
+
+
+def waiting(world: World, folder: Path) -> int:
+    del folder
+    return world.awaited(lambda: time.sleep(2.5) or 7)
+
+
+def test_a_first_rank_that_only_takes_long_is_waited_for(tmp_path: Path) -> None:
+    assert on_ranks(2, waiting, tmp_path, timeout_s=1.0) == [7, 7]
+
+
+def into_a_taken_folder(world: World, folder: Path) -> None:
+    """As a training whose folder somebody else uses."""
+    with ExitStack() as held:
+        world.first(lambda: held.enter_context(locked(folder / "taken", patience_s=0)))
+
+
+def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path) -> None:
+    (tmp_path / "taken").mkdir()
+    with locked(tmp_path / "taken"):
+        _, pipes = start(3, into_a_taken_folder, tmp_path)
+        assert all(f"process {os.getpid()} on " in error for _, error in answers(pipes))
+
+
+def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
+    os.environ["GLOO_SOCKET_IFNAME"] = interface
+    with joined(Seat(rank, 2, meeting_file(folder)), device=toy.CPU) as world:
+        world.agreed(lambda: 1)
+        found = psutil.Process().net_connections("tcp")
+        pipe.send([held.laddr.ip for held in found if held.status == psutil.CONN_LISTEN])
+
+
+def test_ranks_that_meet_in_a_file_listen_on_loopback_whatever_interface_the_cluster_names(tmp_path: Path) -> None:
+    others = [name for name in psutil.net_if_addrs() if name != "lo"]
+    if not others:
+        pytest.skip("this machine has no interface but loopback")
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(2)]
+    ranks = [CONTEXT.Process(target=listeners, args=(r, tmp_path, others[0], pipes[r][1]), daemon=True) for r in (0, 1)]
+    for rank in ranks:
+        rank.start()
+    for reader, _ in pipes:
+        assert reader.poll(LIMIT_S)
+        assert set(reader.recv()) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    for rank in ranks:
+        rank.join(LIMIT_S)
+        assert rank.exitcode == 0
 
 
 def poisoned(world: World, folder: Path) -> Any:
