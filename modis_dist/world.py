@@ -32,6 +32,11 @@ class World:
     size: int = 1
     patient: Any = None  # process group for what may take rank 0 minutes; the default one gives up within seconds
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to talk to: no process group, and this is the only rank."""
+        return self.patient is None
+
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
         """Rows of a global batch of a modality (by position) that a rank has; some may have none.
 
@@ -42,14 +47,14 @@ class World:
 
     def own(self, whole: Shaped[Tensor, "r m b *w"]) -> Shaped[Tensor, "r n *w"]:
         """This rank's rows, one modality after the other."""
-        if self.size == 1:
+        if self.alone:
             return whole.flatten(1, 2)
         modalities, rows = whole.shape[1:3]
         return torch.cat([whole[:, m, self.block(m, rows)] for m in range(modalities)], 1)
 
     def whole(self, own: Sequence[Shaped[Tensor, "r n _"]], modalities: int, rows: int) -> tuple[Tensor, ...]:
         """The inverse of ``own`` for several tensors at once, each [r, m, b, w]; gradients reach this rank's rows."""
-        if self.size == 1:
+        if self.alone:
             return tuple(part.view(len(part), modalities, rows, -1) for part in own)
         joined = torch.cat(list(own), -1)
         counts, index = _layout(self, modalities, rows, joined.device)
@@ -62,14 +67,14 @@ class World:
 
     def sum(self, share: Tensor) -> Tensor:
         """Sum over ranks, equal to the bit on all of them; differentiable."""
-        if self.size == 1:
+        if self.alone:
             return share
         summed: Tensor = _Sum.apply(share)  # type: ignore[no-untyped-call]
         return summed
 
     def agreed(self, make: Callable[[], T]) -> T:
         """What ``make`` returns on rank 0, on every rank; what it raises there is raised on every rank."""
-        if self.size == 1:
+        if self.alone:
             return make()
         told: list[Any] = [None, None]
         if self.rank == 0:
