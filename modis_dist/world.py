@@ -48,6 +48,11 @@ class World:
     roll: Roll | None = None
     count: Iterator[int] = field(default_factory=itertools.count, compare=False)  # of what was awaited
 
+    @property
+    def alone(self) -> bool:
+        """Whether there is nobody to talk to: no process group, and this is the only rank."""
+        return self.host is None
+
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
         """Rows of a global batch of a modality (by position) that a rank has; some may have none.
 
@@ -58,14 +63,14 @@ class World:
 
     def own(self, whole: Shaped[Tensor, "r m b *w"]) -> Shaped[Tensor, "r n *w"]:
         """This rank's rows, one modality after the other."""
-        if self.size == 1:
+        if self.alone:
             return whole.flatten(1, 2)
         modalities, rows = whole.shape[1:3]
         return torch.cat([whole[:, m, self.block(m, rows)] for m in range(modalities)], 1)
 
     def whole(self, own: Sequence[Shaped[Tensor, "r n _"]], modalities: int, rows: int) -> tuple[Tensor, ...]:
         """The inverse of ``own`` for several tensors at once, each [r, m, b, w]; gradients reach this rank's rows."""
-        if self.size == 1:
+        if self.alone:
             return tuple(part.view(len(part), modalities, rows, -1) for part in own)
         joined = torch.cat(list(own), -1)
         counts, index = _layout(self, modalities, rows, joined.device)
@@ -78,7 +83,7 @@ class World:
 
     def sum(self, share: Tensor) -> Tensor:
         """Sum over ranks, equal to the bit on all of them; differentiable."""
-        if self.size == 1:
+        if self.alone:
             return share
         summed: Tensor = _Sum.apply(share)  # type: ignore[no-untyped-call]
         return summed
@@ -88,14 +93,14 @@ class World:
 
         It must take seconds only, or the others take rank 0 for lost.
         """
-        if self.size == 1:
+        if self.alone:
             return make()
         agreed: T = self._told(_tried(make) if self.rank == 0 else [None, None])
         return agreed
 
     def awaited(self, make: Callable[[], T]) -> T:
         """As ``agreed``, where ``make`` may take minutes: the others wait for as long as rank 0 runs."""
-        if self.size == 1:
+        if self.alone:
             return make()
         assert self.roll is not None
         word, told = f"awaited {next(self.count)}", [None, None]

@@ -9,16 +9,21 @@ from typing import Any
 
 import torch
 
-from modis_dist.train.ranks import Seat, joined, meeting_file
+from modis_dist.train.ranks import Seat, meeting_file, met
 
 LIMIT_S = 120.0
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["torch", "torch.distributed.nn", "modis_dist.train.loop", "tests.train.toy"])
 
 
-def on_ranks(size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0) -> list[Any]:
-    """``work(world, folder, *arguments)`` on every rank; the results by rank. An error on any rank is raised here."""
-    processes, pipes = start(size, work, folder, *arguments, timeout_s=timeout_s)
+def on_ranks(
+    size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0, device: str = "cpu"
+) -> list[Any]:
+    """``work(world, folder, *arguments)`` on every rank; the results by rank. An error on any rank is raised here.
+
+    A rank alone talks to itself through a process group all the same: nccl for a GPU, of which a machine may have one.
+    """
+    processes, pipes = start(size, work, folder, *arguments, timeout_s=timeout_s, device=device)
     found = answers(pipes)
     for process in processes:
         process.join(LIMIT_S)
@@ -39,13 +44,17 @@ def answers(pipes: list[Any]) -> list[tuple[Any, str | None]]:
 
 
 def start(
-    size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0
+    size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0, device: str = "cpu"
 ) -> tuple[Any, Any]:
     """The processes of a world and the pipe to each, on which it sends its result and error."""
     folder.mkdir(parents=True, exist_ok=True)
     held = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
-        CONTEXT.Process(target=_live, args=(rank, size, work, folder, arguments, held[rank][1], timeout_s), daemon=True)
+        CONTEXT.Process(
+            target=_live,
+            args=(Seat(rank, size, meeting_file(folder)), work, folder, arguments, held[rank][1], timeout_s, device),
+            daemon=True,
+        )
         for rank in range(size)
     ]
     for process in processes:
@@ -55,11 +64,10 @@ def start(
     return processes, [reader for reader, _ in held]
 
 
-def _live(rank: int, size: int, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float) -> None:
+def _live(seat: Seat, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float, device: str) -> None:
     torch.set_num_threads(1)
     try:
-        seat = Seat(rank, size, meeting_file(folder))
-        with joined(seat, device=torch.device("cpu"), timeout_s=timeout_s) as world:
+        with met(seat, device=torch.device(device), timeout_s=timeout_s) as world:
             found = work(world, folder, *arguments)
     except BaseException as error:
         pipe.send_bytes(pickle.dumps((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")))

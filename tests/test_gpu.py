@@ -1,16 +1,25 @@
 """The training on a CUDA device; run where there is one, skipped with the reason elsewhere."""
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
+from modis_dist.config.parse import build
+from modis_dist.config.study import Study
 from modis_dist.errors import Interrupted
-from modis_dist.objective import Batch, Rules, Weights, adversary_phase, vae_phase
+from modis_dist.launch.mlflow_mirror import NullMirror
+from modis_dist.launch.ray_cluster import PrivateRay
+from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.objective import Rules, adversary_phase, vae_phase
+from modis_dist.sweep.driver import run_study
+from modis_dist.sweep.monitor import Silent
+from modis_dist.sweep.plan import plan
+from modis_dist.sweep.resources import Cluster, Node
 from modis_dist.train import checkpoint
 from modis_dist.train.loop import Ports, fit
 from tests.numeric import toy_system
+from tests.sweep.toy_study import study_here, tree, write_store
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -21,25 +30,12 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
-def moved(held: Batch | Weights, device: torch.device) -> Batch | Weights:
-    """The same values on another device."""
-
-    def move(value: object) -> object:
-        if isinstance(value, torch.Tensor):
-            return value.to(device)
-        if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
-            return tuple(part.to(device) for part in value)
-        return value
-
-    return type(held)(**{field.name: move(getattr(held, field.name)) for field in fields(held)})
-
-
 def test_both_phases_give_the_same_losses_as_on_the_cpu_in_float64() -> None:
     state = toy_system.start((0, 1))
     batch, weights = toy_system.batch(replicates=2), toy_system.weights(("pairwise", "published"))
     for phase in (adversary_phase, vae_phase):
         expected = phase(state.model, batch, weights, Rules())
-        found = phase(state.model.to(CUDA), moved(batch, CUDA), moved(weights, CUDA), Rules())
+        found = phase(state.model.to(CUDA), toy_system.moved(batch, CUDA), toy_system.moved(weights, CUDA), Rules())
         state.model.to("cpu")
         for name, value in expected.parts.items():
             assert torch.allclose(found.parts[name].cpu(), value, rtol=1e-9, atol=1e-12), name
@@ -57,3 +53,17 @@ def test_a_training_resumes_to_the_bit_on_the_device(tmp_path: Path) -> None:
     ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, calm))
     for part, tensors in theirs.items():
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
+
+
+def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -> None:
+    store, out = write_store(tmp_path / "store"), tmp_path / "shared"
+    alone = study_here(tmp_path / "alone", store, packing={"enabled": False})
+    wanted = tree(store, executor="ray", packing={"enabled": False}, resources={"gpus": 0.5})
+    study, place = build(Study, wanted, source="study.yaml"), PrivateRay(Cluster("this machine", (Node(2, 1),)))
+    with RayExecutor(study.sweep.resources, place=place) as executor:
+        assert executor.slots == 2
+        planned = plan(study, out=out, slots=executor.slots, source="study.yaml")
+        shared = run_study(planned, out=out, executor=executor, mirror=NullMirror(), display=Silent())
+    assert shared["failures"] == {} and len(shared["groups"]) == 2
+    for ours, theirs in zip(shared["groups"], alone["groups"], strict=True):
+        assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-6)

@@ -1,17 +1,30 @@
 """A study: a base run and how it is swept. Pure data; expansion into trials stands in ``sweep.manifest``."""
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from modis_dist.config.run import Name, Run, Section, item, kind_only
+
+# In an address: a password after a user's name, whatever stands before a server's (a token may), one among the options.
+SECRET = re.compile(r"//[^/@]*:.*@|^https?://[^/]*@|[?&;].*(password|passwd|pwd)(=|%3d)", re.IGNORECASE)
 
 
 class Resources(Section):
     """What one pack of trials gets."""
 
     cpus: int | None = item(None, "CPU cores per pack; by default the cores are shared out", ge=1, le=4096)
-    gpus: float | None = item(None, "GPUs per pack; 1 where a GPU is there, else 0", ge=0, le=64)
+    gpus: float | None = item(
+        None, "GPUs per pack, a whole number or a share of one; 1 where a GPU is there, else 0", ge=0, le=64
+    )
+
+    @field_validator("gpus")
+    @classmethod
+    def _whole_or_shared(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and value != int(value):
+            raise ValueError(f"must be a whole number, or a share below 1 of one GPU (got {value:g})")
+        return value
 
 
 class Packing(Section):
@@ -26,6 +39,17 @@ class Mlflow(Section):
 
     uri: str | None = item(None, "tracking URI; a SQLite file in the output folder by default")
     experiment: Name | None = item(None, "experiment; the study's name by default")
+
+    @field_validator("uri")
+    @classmethod
+    def _without_secrets(cls, value: str | None) -> str | None:
+        if value is not None and SECRET.search(value):
+            raise ValueError(
+                "holds a password or token, and studies are written to files; give it in the environment "
+                "(MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN; of a database: "
+                "PGPASSWORD, or a file that its driver reads)"
+            )
+        return value
 
 
 class Dimension(Section):

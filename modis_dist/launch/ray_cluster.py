@@ -24,7 +24,10 @@ from modis_dist.launch import ray_reaper
 from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import Cluster, this_machine
 
-PREFIX = "modis-"  # short: Ray's socket paths may have 107 bytes
+PREFIX = "modis-"
+SOCKET_BYTES = 107  # of a Unix socket's path, at most
+RAY_BYTES = 81  # of those that Ray and we add to the folder for temporary files
+SHORT = Path("/tmp")
 OF_DRIVER: Mapping[str, str | None] = {  # in its environment, with what its workers find in theirs; None removes one
     "RAY_ADDRESS": None,
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -62,7 +65,7 @@ class PrivateRay:
 @contextmanager
 def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     """Start Ray with some resources; yields a temporary folder that nobody else may enter. Stops it at the end."""
-    with temporary_folder(Path(tempfile.gettempdir())) as folder, _reaper(folder), environment(_private(folder)):
+    with temporary_folder(short_parent()) as folder, _reaper(folder), environment(_private(folder)):
         import ray
 
         connect(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder / "r"))
@@ -70,6 +73,12 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
             yield folder
         finally:
             ray.shutdown()
+
+
+def short_parent() -> Path:
+    """The folder for temporary files; /tmp where that has too long a path for Ray's sockets, as those of jobs may."""
+    usual = Path(tempfile.gettempdir())
+    return usual if len(os.fsencode(usual)) + RAY_BYTES <= SOCKET_BYTES else SHORT
 
 
 @contextmanager

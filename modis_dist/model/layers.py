@@ -68,7 +68,7 @@ class StackedBatchNorm(nn.Module):
         if not self.training:
             scale = self.weight * torch.rsqrt(self.running_var + self.eps)
             return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
-        if self.world.size > 1:
+        if not self.world.alone:
             return self._of_all_ranks(x)
         replicates, rows, features = x.shape
         flat = x.transpose(0, 1).reshape(rows, replicates * features)

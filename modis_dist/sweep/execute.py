@@ -225,14 +225,15 @@ def _concluded(
 
 def chosen_device(run: Run) -> torch.device:
     """The device a run asks for. Raises ``ConfigError`` where it is not there, or has not the precision asked for."""
-    asked = run.trainer.device
+    asked, there = run.trainer.device, "with --ray, start the command on a node that has one"
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
     device = torch.device(automatic if asked == "auto" else asked)
     if run.trainer.precision == "fp16" and device.type != "cuda":
-        raise ConfigError(["trainer.precision: fp16 needs a GPU; say bf16, or fp32"], source=run.name)
+        raise ConfigError([f"trainer.precision: fp16 needs a GPU; say bf16, or fp32; {there}"], source=run.name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ConfigError([f"trainer.device: {asked} asked for, this machine has {count} GPU(s)"], source=run.name)
+        problem = f"trainer.device: {asked} asked for, this machine has {count} GPU(s); {there}"
+        raise ConfigError([problem], source=run.name)
     return device
 
 

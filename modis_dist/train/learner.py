@@ -4,7 +4,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch._C._distributed_c10d import GradBucket
+from torch.futures import Future
 from torch.nn.parallel import DistributedDataParallel
 
 from modis_dist.config.run import Optim
@@ -33,6 +36,17 @@ class _WithinOneForward(nn.Module):
         return self._phase(model, batch, weights, rules)
 
 
+def _summed(_: None, bucket: GradBucket) -> Future[Tensor]:
+    """Some gradients, summed over ranks, where DDP would average.
+
+    Waited for here, where a lost rank raises: DDP's own wait on a GPU is the GPU's, and need not end.
+    """
+    work = dist.all_reduce(bucket.buffer(), async_op=True)
+    work.wait()
+    summed: Future[Tensor] = work.get_future().then(lambda done: done.value()[0])
+    return summed
+
+
 class Learner:
     """Takes the optimiser steps of one side, all replicates at once.
 
@@ -47,8 +61,9 @@ class Learner:
         self.networks = networks
         self._parameters = list(networks.parameters())
         self._phase: nn.Module = _WithinOneForward(phase, self._parameters)
-        if model.world.size > 1:
+        if not model.world.alone:
             self._phase = DistributedDataParallel(self._phase, gradient_as_bucket_view=True)
+            self._phase.register_comm_hook(None, _summed)
         self.optimiser = torch.optim.Adam(self._parameters, lr=lr, betas=(optim.beta1, optim.beta2), fused=True)
         self.scaler = torch.amp.GradScaler(self._parameters[0].device.type, enabled=scaled)
 
@@ -56,8 +71,7 @@ class Learner:
         """One step on the sum over replicates, whose gradients are independent."""
         terms: Terms = self._phase(self._model, batch, weights, rules)
         self.optimiser.zero_grad(set_to_none=True)
-        loss = self._model.world.size * terms.loss.sum()  # DDP averages over ranks what is to be summed
-        scaled: Tensor = self.scaler.scale(loss)
+        scaled: Tensor = self.scaler.scale(terms.loss.sum())
         scaled.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
         self.scaler.update()

@@ -20,6 +20,7 @@ from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.loader import Loader
 from modis_dist.train.losslog import LossLog, NonFinite
+from modis_dist.train.machine import changed, machine
 from modis_dist.train.members import Member, best_model, stack_weights
 from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
 from modis_dist.train.prepare import shape
@@ -161,17 +162,10 @@ class Training:
             )
 
     def _machine(self) -> dict[str, Any]:
-        """What decides how sums are rounded: a training that continues on the same ends with the same bits."""
-        return {
-            "device": self.device.type,
-            "ranks": self.world.size,
-            "threads": torch.get_num_threads(),
-            "torch": str(torch.__version__),
-        }
+        return machine(self.device, ranks=self.world.size)
 
     def _compare_machine(self, before: Mapping[str, Any]) -> None:
-        now = self._machine()
-        changes = [f"{name} {before[name]}, now {now[name]}" for name in now if before[name] != now[name]]
+        changes = changed(before, self._machine())
         if changes:
             logging.getLogger(__name__).warning(
                 "%s: continues, though not to the bit, what began with %s", self.folder, "; ".join(changes)

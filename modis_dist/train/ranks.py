@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import PrefixStore, Store
+from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from modis_dist.errors import ModisError, RankLost, shown
@@ -31,6 +31,11 @@ GONE = "is gone"
 STOPPED = "it is stopped (SIGSTOP)"
 BETWEEN_LOOKS_S = 0.05
 SETTLE_S = 5.0  # in which every rank that still runs notices that another is lost
+FILE = "file://"
+
+# By itself PyTorch has a thread watch NCCL's collectives and end the whole process where one is late: nothing could be
+# told, nor named. Waiting in the thread that asked, as gloo does, raises there instead, and no such thread is made.
+NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 @dataclass(frozen=True)
@@ -47,17 +52,25 @@ ALONE = Seat()
 
 @contextmanager
 def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
-    """Join the other ranks; yields the world.
+    """Join the other ranks, where there are any; yields the world. Raises what ``met`` raises."""
+    if seat.size == 1:
+        yield World()
+        return
+    with met(seat, device=device, timeout_s=timeout_s) as world:
+        yield world
+
+
+@contextmanager
+def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+    """Meet the other ranks, of which there may be none, and talk through a process group; yields the world.
 
     Raises ``RankLost`` naming the ranks that are lost, where that is why this one cannot go on.
     """
     rank, size, meeting = seat.rank, seat.size, seat.meeting
-    if size == 1:
-        yield World()
-        return
-    interface = _interface("127.0.0.1" if meeting.startswith("file://") else _address_towards(meeting))
-    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface}  # whatever the cluster sets
-    store, _, _ = next(rendezvous(meeting, rank, size, timeout=timedelta(seconds=PATIENCE_S)))
+    interface = _interface("127.0.0.1" if meeting.startswith(FILE) else _address_towards(meeting))
+    # Whatever the cluster sets.
+    os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
+    store = _store(seat)
     roll = _Roll(store, rank, size, timeout_s)
     roll.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
@@ -81,6 +94,14 @@ def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) ->
     finally:
         with suppress(Exception):  # the connections of a lost rank cannot be closed in order
             dist.destroy_process_group()
+
+
+def _store(seat: Seat) -> Store:
+    """What the ranks that meet share. A path is taken as it is: PyTorch would read an address that ends at # or ?."""
+    if seat.meeting.startswith(FILE):
+        return FileStore(seat.meeting.removeprefix(FILE), seat.size)
+    store: Store = next(rendezvous(seat.meeting, seat.rank, seat.size, timeout=timedelta(seconds=PATIENCE_S)))[0]
+    return store
 
 
 def _of_the_connection(why: str) -> bool:
@@ -183,7 +204,7 @@ def _address_towards(meeting: str) -> str:
 
 def meeting_file(folder: Path) -> str:
     """An address in a folder that all ranks see and nobody else may enter."""
-    return f"file://{folder / 'ranks'}"
+    return f"{FILE}{folder / 'ranks'}"
 
 
 def meeting_port(address: str) -> str:

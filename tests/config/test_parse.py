@@ -117,6 +117,48 @@ def test_a_mistake_is_said_in_plain_words(tree: dict[str, object], problem: str)
     assert str(caught.value).startswith(f"s.yaml: {problem}")
 
 
+@pytest.mark.parametrize("gpus", [1.5, 2.01, 63.9])
+def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
+    with pytest.raises(ConfigError, match=r"^s: sweep\.resources\.gpus: must be a whole number, or a share below 1"):
+        build(Study, {"sweep": {"resources": {"gpus": gpus}}}, source="s")
+    for right in (0, 0.25, 0.5, 1, 2.0, 64):
+        assert build(Study, {"sweep": {"resources": {"gpus": right}}}, source="s").sweep.resources.gpus == right
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://alice:s3cret@tracking:5000",
+        "https://s3cret@tracking",
+        "HTTPS://alice:s3/cret@tracking",
+        "postgresql+psycopg2://alice:s3cret@host/db",
+        "mysql://alice:s3@cret@host/db",
+        "postgresql://host/db?user=alice&password=s3cret",
+        "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Ds3cret",
+    ],
+)
+def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s")
+    assert str(caught.value).startswith("s: sweep.mlflow.uri: holds a password or token")
+    assert "s3" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://127.0.0.1:5000",
+        "https://tracking.example.org/a:b/path",
+        "sqlite:////data/a:b@c/mlflow.db",
+        "postgresql://alice@host:5432/db",
+        "mysql+pymysql://alice@host/db?read_default_file=/home/alice/.my.cnf",
+        "databricks://profile",
+    ],
+)
+def test_a_tracking_address_without_a_secret_is_taken(uri: str) -> None:
+    assert build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s").sweep.mlflow.uri == uri
+
+
 @pytest.mark.parametrize("value", ["10", "1e1", 10.0])
 def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous(value: object) -> None:
     assert build(Run, {"optim": {"lr": "1e-3"}}, source="s").optim.lr == 0.001

@@ -23,7 +23,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, DataError
 from modis_dist.launch import ray_reaper
-from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, temporary_folder
+from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, short_parent, temporary_folder
 from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start, _outcomes
 from modis_dist.sweep.lock import LOCK, holder, locked
 from modis_dist.sweep.memory import Room
@@ -199,6 +199,36 @@ def test_an_exception_leaves_neither_processes_nor_folder_behind() -> None:
         assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
     assert not folder.exists()
     assert wait_for(lambda: not any(map(lives, family)), seconds=10)
+
+
+def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What Ray 2.60 calls its longest socket, on a machine of four million processes.
+    longest = f"{PREFIX}12345678/r/session_2030-12-31_23-59-59_999999_4194304/sockets/plasma_store"
+    for bytes_ in range(5, 60):
+        parent = "/é" + "d" * (bytes_ - 3)
+        monkeypatch.setattr(tempfile, "gettempdir", lambda parent=parent: parent)
+        fits = len(f"{parent}/{longest}".encode()) <= 107
+        assert short_parent() == Path(parent if fits else "/tmp")
+
+
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path(tmp_path: Path) -> None:
+    long = tmp_path / ("job" * 30)
+    long.mkdir()
+    code = "from modis_dist.launch.ray_cluster import private_cluster\n"
+    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, oct(folder.stat().st_mode))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code],
+        env=os.environ | {"TMPDIR": str(long)},
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert ended.returncode == 0, ended.stderr
+    folder, mode = ended.stdout.split()
+    assert folder.startswith(f"/tmp/{PREFIX}") and mode == "0o40700" and not Path(folder).exists()
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,8 @@ from modis_dist.model.layers import StackedBatchNorm
 from modis_dist.objective import AdversarialLoss, Batch, Rules
 from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import ALONE, World
-from tests.numeric.toy_system import CPU, KINDS, OPTIM, SHAPE, batch, few, step, weights
+from tests.devices import ALONE as ONE_RANK
+from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, few, moved, step, weights
 from tests.ranks import on_ranks
 
 STEPS = 4
@@ -57,16 +58,20 @@ def block_of(world: World, whole: Batch) -> Batch:
     return replace(whole, x=tuple(x[:, world.block(m, rows)] for m, x in enumerate(whole.x)))
 
 
-def run(world: World, case: Case, dtype: torch.dtype = torch.float64) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def run(
+    world: World, case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu"
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """All parameters and statistics after some steps, and the terms of the last one."""
-    seeds = range(len(case.losses))
-    state = TrainState.start(SHAPE, seeds, Setup(OPTIM, CPU, dtype, world))
+    seeds, place = range(len(case.losses)), torch.device(device)
+    state = TrainState.start(SHAPE, seeds, Setup(OPTIM, place, dtype, world))
+    how = moved(weights(case.losses, dtype=dtype), place)
     for number in range(STEPS):
-        given = cast(block_of(world, case.batch(number)), dtype)
-        phases = step(state, given, weights(case.losses, dtype=dtype), case.rules)
+        given = moved(cast(block_of(world, case.batch(number)), dtype), place)
+        phases = step(state, given, how, case.rules)
     terms = {name: world.sum(value) for phase in phases for name, value in phase.parts.items()}
     terms |= {f"total {number}": world.sum(torch.as_tensor(phase.total)) for number, phase in enumerate(phases)}
-    return {name: tensor.clone() for name, tensor in state.model_tensors().items()}, terms
+    after = {name: tensor.clone() for name, tensor in state.model_tensors().items()}
+    return {name: t.cpu() for name, t in after.items()}, {name: t.cpu() for name, t in terms.items()}
 
 
 def cast(held: Batch, dtype: torch.dtype) -> Batch:
@@ -76,9 +81,9 @@ def cast(held: Batch, dtype: torch.dtype) -> Batch:
     return Batch(x, held.label, held.noise_d.to(dtype), held.noise_g.to(dtype), signs)
 
 
-def all_cases(world: World, folder: Path) -> dict[str, Any]:
+def all_cases(world: World, folder: Path, device: str) -> dict[str, Any]:
     del folder
-    return {name: run(world, case) for name, case in CASES.items()}
+    return {name: run(world, case, device=device) for name, case in CASES.items()}
 
 
 def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
@@ -89,16 +94,17 @@ def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
 
 def replaced(layer: StackedBatchNorm, x: Tensor) -> Tensor:
     """What ``torch.nn.BatchNorm1d`` under DDP does: every rank normalises by its own rows."""
-    layer.world = ALONE
+    world, layer.world = layer.world, ALONE
     found = layer(x)
-    layer.world = World(0, 2)
+    layer.world = world
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 3])
+@pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
 def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What every rank of a world found in all cases."""
-    yield on_ranks(request.param, all_cases, tmp_path_factory.mktemp("world"))
+    """What every rank of a world found in all cases; a rank that meets nobody sends and receives all the same."""
+    size, device = request.param
+    yield on_ranks(size, all_cases, tmp_path_factory.mktemp("world"), device, device=device)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,6 +1,8 @@
 """A system small enough to check by hand: modalities of 7, 5 and 6 features, encoders of three, two and one layer."""
 
 from collections.abc import Sequence
+from dataclasses import fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
 
+Held = TypeVar("Held", Batch, Weights)
 KINDS: tuple[AdversarialLoss, ...] = ("published", "pairwise", "class_conditional", "cross_entropy")
 SHAPE = Shape(
     features={"a": 7, "b": 5, "c": 6},
@@ -73,6 +76,19 @@ def weights(
         prior=torch.full((len(losses), SHAPE.classes), 1 / SHAPE.classes, dtype=dtype),
         losses=tuple(losses),
     )
+
+
+def moved(held: Held, device: torch.device) -> Held:
+    """The same values on another device."""
+
+    def move(value: object) -> object:
+        if isinstance(value, torch.Tensor):
+            return value.to(device)
+        if isinstance(value, tuple) and value and isinstance(value[0], torch.Tensor):
+            return tuple(part.to(device) for part in value)
+        return value
+
+    return type(held)(**{field.name: move(getattr(held, field.name)) for field in fields(held)})
 
 
 def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:

@@ -13,9 +13,10 @@ from modis_dist.config.study import Study
 from modis_dist.data.store import Store
 from modis_dist.sweep import memory
 from modis_dist.sweep.execute import Pack
-from modis_dist.sweep.memory import Footprint, Room, fitting, measured, memory_limit, rough
+from modis_dist.sweep.memory import CONTEXT, Footprint, Room, fitting, measured, memory_limit, rough
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
+from tests.devices import DEVICES
 from tests.sweep.toy_study import tree, write_store
 
 GB = 10**9
@@ -57,17 +58,25 @@ def test_a_job_may_have_the_least_that_its_groups_allow(
     assert memory_limit() == 123456789
 
 
-def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(store: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
+    device: str, store: Path, tmp_path: Path
+) -> None:
     (small, *_), (large, *_) = (
-        packs_of(store, tmp_path),
-        packs_of(store, tmp_path, model={"discriminator": [4096, 4096]}),
+        packs_of(store, tmp_path, trainer={"device": device}),
+        packs_of(store, tmp_path, trainer={"device": device}, model={"discriminator": [4096, 4096]}),
     )
     before = sorted(tmp_path.iterdir())
     one, other = (measured(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
     assert one is not None and other is not None
     parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
-    assert 4 * parameters < other.host - one.host < 16 * parameters
-    assert 200e6 < one.host < 3 * rough(small, Store.open(store)) and one.gpu == 0
+    grown = other.gpu - one.gpu if device == "cuda" else other.host - one.host
+    assert 4 * parameters < grown < 16 * parameters
+    assert one.host > 200e6
+    if device == "cuda":
+        assert CONTEXT < one.gpu < other.gpu < one.gpu_total
+    else:
+        assert one.host < 3 * rough(small, Store.open(store)) and one.gpu == 0
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -152,6 +152,16 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_password_in_the_tracking_address_is_refused_before_it_is_written_anywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    assert tune(tmp_path, "--set", "sweep.mlflow.uri=http://alice:s3cret@127.0.0.1:9") == 2
+    told = capsys.readouterr().err
+    assert "sweep.mlflow.uri: holds a password or token" in told and "s3cret" not in told
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
     assert tune(tmp_path, "--dry-run", "--json") == 0

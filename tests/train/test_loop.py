@@ -1,5 +1,6 @@
 """The training loop: learning, early stopping, failures, stacks."""
 
+import platform
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from modis_dist.errors import DataError, Interrupted
-from modis_dist.train import checkpoint
+from modis_dist.train import checkpoint, machine
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Ports, fit
@@ -207,6 +208,34 @@ def test_continuing_with_other_threads_says_that_the_bits_may_differ(
     caplog.clear()
     fit(members, folder=tmp_path, device=toy.CPU)
     assert caplog.text == ""
+
+
+def test_continuing_on_another_processor_says_so_and_what_began_before_processors_were_noted_does_not(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = [toy.member("t", toy.run(), tmp_path)]
+    with monkeypatch.context() as changed:
+        changed.setattr(machine, "processor", lambda: "Slow 1")
+        for _ in range(2):
+            with pytest.raises(Interrupted):
+                toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
+        assert not caplog.text
+        changed.setattr(machine, "processor", lambda: "Fast 2")
+        with pytest.raises(Interrupted):
+            toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
+    assert "what began with model Slow 1, now Fast 2" in caplog.text
+    now = machine.machine(toy.CPU, ranks=1)
+    assert machine.changed({name: now[name] for name in now if name != "model"}, now) == []
+
+
+def test_the_processor_is_named_as_the_system_names_it_or_by_its_architecture(tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text(
+        "processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC: 7763\nprocessor\t: 1\nmodel name\t: other\n"
+    )
+    assert machine.processor(told) == "AMD EPYC: 7763"
+    told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert machine.processor(told) == machine.processor(tmp_path / "none") == platform.machine()
 
 
 def test_asked_to_stop_at_the_last_step_of_an_epoch_the_epoch_is_closed_first(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from modis_dist.train.learner import Learner
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import World
+from tests.devices import ALONE, DEVICES
 from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
 from tests.ranks import on_ranks
 from tests.train import toy
@@ -72,12 +73,12 @@ def test_losses_are_computed_outside_lower_precision(monkeypatch: pytest.MonkeyP
     assert seen == [(torch.float32, torch.float32, False)] * 2
 
 
-def train(world: World, folder: Path, precision: str, stop: int = 0) -> list[Any]:
+def train(world: World, folder: Path, precision: str, stop: int = 0, device: str = "cpu") -> list[Any]:
     settings = (f"trainer.precision={precision}", "trainer.log_every=1", "optim.epochs=3")
     ports = Ports(stop=StopAt(stop)) if stop else Ports()
     members = [toy.member("t", toy.run(*settings), folder)]
     try:
-        return [p.history for p in fit(members, folder=folder, device=toy.CPU, ports=ports, world=world)]
+        return [p.history for p in fit(members, folder=folder, device=torch.device(device), ports=ports, world=world)]
     except Interrupted as interruption:
         return [str(interruption)]
 
@@ -87,21 +88,22 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{part}/{name}": t for part, tensors in held.tensors.items() for name, t in tensors.items()}
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
 def test_a_training_in_lower_precision_resumes_to_the_bit_and_keeps_parameters_in_full(
-    precision: str, tmp_path: Path
+    precision: str, device: str, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
     calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    expected = train(World(), calm, precision)
-    assert "told to" in train(World(), stopped, precision, 8)[0]
-    assert train(World(), stopped, precision) == expected
+    expected = train(World(), calm, precision, 0, device)
+    assert "told to" in train(World(), stopped, precision, 8, device)[0]
+    assert train(World(), stopped, precision, 0, device) == expected
     want, got = last(calm), last(stopped)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     assert {tensor.dtype for tensor in want.values()} == {torch.float32}
 
 
-def overflowing(world: World, folder: Path, steps: int) -> Any:
+def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> Any:
     """A training in fp16 of which the second rank's gradients of the VAEs overflow in the first steps."""
     phase, calls = Learner.learn, 0
 
@@ -120,17 +122,18 @@ def overflowing(world: World, folder: Path, steps: int) -> Any:
     Learner.learn = spoilt  # type: ignore[method-assign]
     try:
         members = [toy.member("t", toy.run("trainer.precision=fp16", "optim.epochs=2"), folder)]
-        (progress,) = fit(members, folder=folder, device=toy.CPU, world=world)
+        (progress,) = fit(members, folder=folder, device=torch.device(device), world=world)
     finally:
         Learner.learn = phase  # type: ignore[method-assign]
     return progress.status, progress.reason, progress.history
 
 
-@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("ranks", [*ALONE, (2, "cpu")])
 def test_steps_whose_gradients_overflow_on_one_rank_are_skipped_counted_and_the_scale_is_lowered(
-    size: int, tmp_path: Path
+    ranks: tuple[int, str], tmp_path: Path
 ) -> None:
-    found = on_ranks(size, overflowing, tmp_path, 2)
+    size, device = ranks
+    found = on_ranks(size, overflowing, tmp_path, 2, device, device=device)
     assert all(rank == found[0] for rank in found)
     status, _, history = found[0]
     assert status == "done" and [row["train/skipped_g"] for row in history] == [2.0, 2.0]

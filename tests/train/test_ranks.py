@@ -18,6 +18,7 @@ from modis_dist.train import checkpoint
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.ranks import Seat, joined, meeting_file
 from modis_dist.world import World
+from tests.devices import ALONE
 from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
 from tests.train import toy
 from tests.train.test_loop import StopAt
@@ -25,12 +26,14 @@ from tests.train.test_loop import StopAt
 SETTINGS = ("trainer.checkpoint_every=2", "optim.batch_size=7", "optim.lr_schedule=cosine", "trainer.log_every=1")
 
 
-def train(world: World, folder: Path, dtype: torch.dtype = torch.float32, stop: int = 0) -> list[Any]:
+def train(
+    world: World, folder: Path, dtype: torch.dtype = torch.float32, stop: int = 0, device: str = "cpu"
+) -> list[Any]:
     """A stack of two replicates; the history of both. ``stop``: asked to stop that often, rank 0 says yes."""
     members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
     ports = Ports(stop=StopAt(stop)) if stop else Ports()
     try:
-        progress = fit(members, folder=folder, device=toy.CPU, ports=ports, dtype=dtype, world=world)
+        progress = fit(members, folder=folder, device=torch.device(device), ports=ports, dtype=dtype, world=world)
     except Interrupted as interruption:
         return [str(interruption)]
     return [one.history for one in progress]
@@ -56,6 +59,17 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch
     return json.dumps(found[0]), tensors_of(folder)
 
 
+def here(world: World, folder: Path) -> tuple[int, bool]:
+    del folder
+    return world.rank, world.alone
+
+
+def test_ranks_meet_in_a_folder_whatever_its_name(tmp_path: Path) -> None:
+    folder = tmp_path / "a#b?c%20d é"
+    assert on_ranks(2, here, folder) == [(0, False), (1, False)]
+    assert [p.name for p in tmp_path.iterdir()] == [folder.name]
+
+
 def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     (tmp_path / "1").mkdir()
@@ -71,6 +85,25 @@ def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: 
         got = tensors_of(tmp_path / str(size))
         for name, tensor in want.items():
             torch.testing.assert_close(got[name], tensor, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("ranks", ALONE)
+def test_a_rank_that_meets_nobody_gives_the_answer_of_one_that_never_looked_and_continues_to_the_bit(
+    ranks: tuple[int, str], tmp_path: Path
+) -> None:
+    size, device = ranks
+    torch.set_num_threads(1)
+    (tmp_path / "cpu").mkdir()
+    expected = train(World(), tmp_path / "cpu", torch.float64)
+    (calm,) = on_ranks(size, train, tmp_path / "calm", torch.float64, 0, device, device=device)
+    for ours, theirs in zip(calm, expected, strict=True):
+        assert all(row == pytest.approx(right, rel=1e-6, abs=1e-7) for row, right in zip(ours, theirs, strict=True))
+    (said,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
+    assert said[0].startswith("told to; saved")
+    (tmp_path / "stopped" / "ranks").unlink(missing_ok=True)
+    assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [calm]
+    want, got = tensors_of(tmp_path / "calm"), tensors_of(tmp_path / "stopped")
+    assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8])
