@@ -1,6 +1,7 @@
 """Kills trainings a thousand times and compares what is left, bit for bit: `python tools/soak.py --kills 1000`.
 
-With `--sweep local ray` it kills studies of twelve trials at random moments: their driver, and workers of Ray.
+With `--ranks 2` it kills one of several ranks that train together, at steps and while the first one writes. With
+`--sweep local ray` it kills studies of twelve trials at random moments: their driver, and workers of Ray.
 
 Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
 """
@@ -14,6 +15,7 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -28,7 +30,7 @@ from rich.progress import Progress
 
 from tests.sweep import kills as sweep_kills
 from tests.sweep.toy_study import write_store
-from tests.train import kills
+from tests.train import kills, rank_kills
 
 MOST_SHOWN = 20  # differences; --json has all
 MEMORY = Path("/dev/shm")  # a killed process loses nothing there that it would keep on a disk
@@ -39,6 +41,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="at least so many (default 1000)")
     parser.add_argument("--seed", type=int, default=0, help="chooses where (default 0)")
+    parser.add_argument("--ranks", type=int, default=1, help="kill trainings on so many ranks (default 1)")
     parser.add_argument("--sweep", nargs="+", choices=["local", "ray"], help="kill studies with these executors")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
@@ -53,8 +56,7 @@ def main() -> int:
         bar = bars.add_task("kills", total=options.kills)
         folder = Path(name)
         store = made_elsewhere(folder / "store")
-        victims = partial(sweep_kills.soak, executors=options.sweep) if options.sweep else kills.soak
-        tally = victims(
+        tally = _victims(options)(
             options.kills,
             seed=options.seed,
             folder=folder,
@@ -69,6 +71,13 @@ def main() -> int:
         print(", ".join(f"{name} {value}" for name, value in report.items() if name != "differences"))
         print("\n".join(tally.differences[:MOST_SHOWN]) or "no difference")
     return 3 if tally.differences else 0
+
+
+def _victims(options: argparse.Namespace) -> Callable[..., kills.Tally]:
+    """What kills what was asked for."""
+    if options.sweep:
+        return partial(sweep_kills.soak, executors=options.sweep)
+    return partial(rank_kills.soak, size=options.ranks) if options.ranks > 1 else kills.soak
 
 
 def made_elsewhere(store: Path) -> Path:

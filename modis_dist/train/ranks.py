@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psutil
@@ -49,6 +50,10 @@ class Seat:
 
 ALONE = Seat()
 
+# The groups this process has joined. To free one waits, holding Python's lock, for its thread, which may be waiting for
+# that lock to free the tensors of a collective that has just failed: both would wait for ever.
+_never_freed: list[Any] = []
+
 
 @contextmanager
 def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
@@ -77,7 +82,9 @@ def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> It
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
     try:
-        yield World(rank, size, dist.new_group(backend="gloo", timeout=limit), roll)
+        host = dist.new_group(backend="gloo", timeout=limit)
+        _never_freed.extend((dist.group.WORLD, host))
+        yield World(rank, size, host, roll)
         roll.leave("")
     except ModisError:
         roll.leave("")

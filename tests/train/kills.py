@@ -23,12 +23,13 @@ from types import SimpleNamespace
 from modis_dist import files
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import Interrupted
+from modis_dist.errors import Interrupted, RankLost
 from modis_dist.sweep import execute, single
 from modis_dist.sweep.manifest import Trial, trial_id
 from modis_dist.sweep.verify import differences
 from modis_dist.train import checkpoint, journal, outcome
-from modis_dist.train.ports import NullReporter
+from modis_dist.train.ports import NeverStop, NullReporter
+from modis_dist.train.ranks import ALONE, Seat
 from tests.train import toy
 
 SHORT = ("optim.epochs=3",)
@@ -111,7 +112,7 @@ class Kind:
         if child == 0:
             os.close(parent_says)
             os.close(parent_hears)
-            _life_of(self.runs, self.store, out, Announcer(says, hears))
+            life_of(self.runs, self.store, out, Announcer(says, hears))
         os.close(says)
         os.close(hears)
         killed = False
@@ -250,27 +251,28 @@ class AtEveryStep:
         return "asked to stop" if self._at(f"step {self._step}") == STOP else None
 
 
-def _life_of(runs: list[Run], store: Path, out: Path, at: Announcer) -> None:
-    """Train as the commands do, to the end; never returns."""
+def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: Seat = ALONE) -> None:
+    """Train as the commands do, to the end; never returns. Of several ranks, one that trains without being stopped."""
     code = 1
     try:
         os.umask(0o077)
         _patch(at)
         fingerprint = Store.open(store).fingerprint
         if len(runs) == 1:
-            stop = AtEveryStep(at, out / "last")
-            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop)
+            stop = AtEveryStep(at, out / "last") if seat.size == 1 else NeverStop()
+            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, seat=seat)
         else:
             trials = [Trial(trial_id(run, fingerprint), "all", 0, {}, None, 0, run) for run in runs]
             pack = execute.Pack(tuple(trials), probe=False)
-            stop = AtEveryStep(at, execute.pack_folder(out, pack) / "last")
             if execute.unfinished(out, [pack]):
-                execute.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop)
-            else:
+                last = execute.pack_folder(out, pack) / "last"
+                stop = AtEveryStep(at, last) if seat.size == 1 else NeverStop()
+                execute.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop, seat=seat)
+            elif seat.rank == 0:
                 execute.forget_last(out, pack)
         code = 0
-    except Interrupted:
-        code = INTERRUPTED
+    except (Interrupted, RankLost) as ending:
+        code = ending.exit_code
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

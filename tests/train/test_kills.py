@@ -25,6 +25,14 @@ def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> No
     assert tally["lives"] == tally["kills"] + tally["stops"] + tally["runs"]
 
 
+def test_after_kills_of_ranks_the_others_end_by_themselves_and_no_bit_differs() -> None:
+    soak = [sys.executable, "tools/soak.py", "--ranks", "2", "--kills", "10", "--json"]
+    ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    tally = json.loads(ended.stdout)
+    assert tally["kills"] == 10 and tally["runs"] >= 2 and tally["differences"] == []
+
+
 # --- the comparison would find it ---------------------------------------------------------------------------
 
 

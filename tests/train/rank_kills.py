@@ -1,0 +1,163 @@
+"""Killing a rank exactly where it is: at a step, or while the first one writes, whichever rank is the victim.
+
+As in ``tests.train.kills`` every life is forked from one process that has imported PyTorch, here as several ranks, each
+of which announces where it is and waits for an answer. A rank whose fellow is killed has to end by itself; then all
+start again. What they leave behind in the end is compared, bit for bit, with what undisturbed ranks leave.
+"""
+
+import os
+import random
+import select
+import shutil
+import signal
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from socket import socket, socketpair
+from tempfile import TemporaryDirectory
+
+from modis_dist.errors import RankLost
+from modis_dist.train.loader import Loader
+from modis_dist.train.ranks import Seat, meeting_file
+from tests.train import toy
+from tests.train.kills import GO, KINDS, Announcer, Tally, compared, life_of
+
+LIMIT_S = 60.0  # in which a rank has to end by itself after the death of another
+KILLS_OF_A_TRAINING = 5
+UNEVEN = "optim.batch_size=7"  # which two ranks cannot share equally
+TRAINED = ("class_conditional, penalty of each", "stack of pairwise, early stopping")
+
+
+@dataclass(frozen=True)
+class Aim:
+    """A rank to be killed when it, or another, is at a marker."""
+
+    marker: str
+    victim: int
+
+
+class Ranks:
+    """One kind of training on several ranks: what an undisturbed one leaves, and which markers it passes."""
+
+    def __init__(self, name: str, *, size: int, store: Path, folder: Path) -> None:
+        self.name = name
+        self.runs = [toy.run(*overrides, UNEVEN, f"data.store={store}") for overrides in KINDS[name]]
+        self.size = size
+        self.store = store
+        self.folder = folder
+        folder.mkdir()
+        self.calm = folder / "calm"
+        self.markers: list[str] = []
+        self.live(self.calm, None, self.markers.append)
+        self._number = 0
+
+    def disturbed(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
+        """One training to its end, killed up to so often; what differs is added to the tally."""
+        self._number += 1
+        out = self.folder / f"disturbed{self._number}"
+        aims = self._aims(chance, kills)
+        for aim in (*aims, None):
+            ended = self.live(out, aim)
+            tally.lives += 1
+            tally.kills += -signal.SIGKILL in ended
+            if ended[0] == 0:
+                break
+        tally.runs += 1
+        tally.differences += [f"{self.name}, killed at {aims}: {what}" for what in compared(out, self.calm)]
+        shutil.rmtree(out)
+
+    def _aims(self, chance: random.Random, kills: int) -> list[Aim]:
+        """In the order of a training; half of them in what the first rank writes, with any rank as the victim."""
+        steps = [place for place, marker in enumerate(self.markers) if _is_step(marker)]
+        writes = [place for place, marker in enumerate(self.markers) if not _is_step(marker)]
+        places = sorted(chance.choice(chance.choice((steps, writes))) for _ in range(kills))
+        return [Aim(self.markers[place], chance.randrange(self.size)) for place in places]
+
+    def live(self, out: Path, aim: Aim | None, noted: Callable[[str], object] = lambda _: None) -> list[int]:
+        """Fork one life, answer its markers and kill where the aim says; returns the exit code of every rank."""
+        with TemporaryDirectory(dir=self.folder) as meeting:
+            pairs = [socketpair() for _ in range(self.size)]
+            children = [self._forked(rank, Path(meeting), out, pairs) for rank in range(self.size)]
+            for _, theirs in pairs:
+                theirs.close()
+            killed = _answer([ours for ours, _ in pairs], children, aim, noted)
+            codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
+        for rank, code in enumerate(codes):
+            own = -signal.SIGKILL if aim and rank == aim.victim else RankLost.exit_code
+            assert code in ({0, own} if killed else {0}), f"{self.name}, {aim}: rank {rank} ended with {code}"
+        return codes
+
+    def _forked(self, rank: int, meeting: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
+        child = os.fork()
+        if child == 0:
+            mine = pairs[rank][1]
+            for held in (one for pair in pairs for one in pair if one is not mine):
+                held.close()
+            at = Announcer(mine.fileno(), mine.fileno())
+            _announce_steps(rank, at)
+            life_of(self.runs, self.store, out, at, Seat(rank, self.size, meeting_file(meeting)))
+        return child
+
+
+def _is_step(marker: str) -> bool:
+    return marker.startswith("rank ")
+
+
+def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
+    """Let ranks go on until all have ended; whether one was killed, which happens once.
+
+    Raises ``AssertionError`` where ranks neither end nor say anything; none of them is left then.
+    """
+    left, killed = list(ours), False
+    while left:
+        ready, _, _ = select.select(left, [], [], LIMIT_S)
+        if not ready:
+            for child in children:
+                os.kill(child, signal.SIGKILL)
+                os.waitpid(child, 0)
+            raise AssertionError(f"{aim}: ranks {[ours.index(one) for one in left]} do not end by themselves")
+        for one in ready:
+            marker = _heard(one)
+            if not marker:
+                left.remove(one)
+                one.close()
+                continue
+            noted(marker)
+            if not killed and aim is not None and marker == aim.marker:
+                os.kill(children[aim.victim], signal.SIGKILL)
+                killed = True
+            with suppress(BrokenPipeError):  # the victim's
+                one.send(GO)
+    return killed
+
+
+def _heard(one: socket) -> str:
+    """A marker; nothing from a rank that has ended."""
+    with suppress(ConnectionResetError):
+        return one.recv(4096).decode().rstrip("\n")
+    return ""
+
+
+def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, told: Callable[[Tally], None]) -> Tally:
+    """Disturb trainings on so many ranks until so many kills are done. ``told`` hears of every training."""
+    tally, chance = Tally(), random.Random(seed)
+    kinds = [Ranks(name, size=size, store=store, folder=folder / str(n)) for n, name in enumerate(TRAINED)]
+    for kind in cycle(kinds):
+        if tally.kills >= kills:
+            break
+        kind.disturbed(chance, tally, kills=min(KILLS_OF_A_TRAINING, kills - tally.kills))
+        told(tally)
+    return tally
+
+
+def _announce_steps(rank: int, at: Announcer) -> None:
+    """In the forked life: before every step of this rank."""
+    batch = Loader.batch
+
+    def announced(self: Loader, *, epoch: int, step: int) -> object:
+        at(f"rank {rank}: epoch {epoch} step {step}")
+        return batch(self, epoch=epoch, step=step)
+
+    Loader.batch = announced
