@@ -140,12 +140,12 @@ def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: in
         ranks = [start(target=_train, args=(run, folder, seat, place, end), daemon=True) for seat in seats]
         with _ended(ranks):
             # Ctrl-C reaches whole families; one that is just starting would print what it thinks of it.
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
                 for rank in ranks:
                     rank.start()
             finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, before)
+                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
     ended = [rank.exitcode for rank in ranks]
     if (left and ended[victim] == -signal.SIGKILL) or (not left and not any(ended)):
