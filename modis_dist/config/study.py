@@ -37,7 +37,7 @@ class Packing(Section):
 class Mlflow(Section):
     """Where results are mirrored to."""
 
-    uri: str | None = item(None, "tracking URI; a SQLite file in the output folder by default")
+    uri: str | None = item(None, "tracking URI, without a password; a SQLite file in the output folder by default")
     experiment: Name | None = item(None, "experiment; the study's name by default")
 
     @field_validator("uri")
