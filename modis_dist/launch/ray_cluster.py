@@ -162,6 +162,7 @@ def _private(folder: Path) -> dict[str, str | None]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listeners on 127.0.0.1
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_memory_monitor_refresh_ms": "0",  # Tune would take its kills for errors, and end the study
     }
 
 
