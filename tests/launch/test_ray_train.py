@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 import psutil
@@ -14,14 +12,11 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.config.parse import load_run
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.resources import cores
-from modis_dist.sweep.single import train_run
 from modis_dist.sweep.verify import differences
 from modis_dist.train.journal import JournalReader
-from modis_dist.train.ports import NeverStop, NullReporter
-from modis_dist.train.ranks import Seat, meeting_file
+from tests.launch.without_ray import train_two_ranks
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
@@ -88,8 +83,7 @@ def test_two_workers_save_at_every_signal_and_end_with_the_bits_of_an_undisturbe
     settings = ["optim.epochs=120", "trainer.log_every=5"]
     arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
     out, calm = tmp_path / "stopped", tmp_path / "calm"
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as ranks:  # as Ray would have them, without Ray
-        list(ranks.map(rank_without_ray, (0, 1), [run] * 2, [settings] * 2, [calm] * 2))
+    train_two_ranks(run, calm, settings)
     for number, wanted in enumerate((signal.SIGTERM, signal.SIGUSR1, signal.SIGINT), start=1):
         with (tmp_path / "said.txt").open("w") as said:
             command_line = [*COMMAND, *arguments, "--out", str(out)]
@@ -140,13 +134,6 @@ def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
     with locked(out):
         assert command(["train", str(run), "--out", str(out), "--workers", "2"]) == 2
     assert f"process {os.getpid()} on " in capsys.readouterr().err
-
-
-def rank_without_ray(rank: int, run: Path, settings: list[str], out: Path) -> None:
-    """One of two ranks of a training."""
-    wanted = load_run(run, [*settings, "trainer.workers=2"])
-    seat = Seat(rank, 2, meeting_file(run.parent))
-    train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), seat=seat)
 
 
 def wait_for_epoch(out: Path, epoch: int) -> bool:
