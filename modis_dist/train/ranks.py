@@ -137,10 +137,17 @@ class _Roll:
     def wait_for(self, rank: int, word: str) -> None:
         """As in ``world.Roll``; raises ``RankLost`` where the rank is gone, or has been stopped for the timeout."""
         end, moved = time.monotonic() + PATIENCE_S, time.monotonic()
-        while not self._store.check([f"{word}/{rank}"]):
-            told, now = self._described(rank, self._timeout_s), time.monotonic()
+        while True:
+            # Asked before the word is looked for: who has said it may leave at once.
+            told, left, now = (
+                self._described(rank, self._timeout_s),
+                self._store.check([f"left/{rank}"]),
+                time.monotonic(),
+            )
+            if self._store.check([f"{word}/{rank}"]):
+                return
             moved = moved if STOPPED in told else now
-            if GONE in told or now - moved > self._timeout_s or now > end or self._store.check([f"left/{rank}"]):
+            if GONE in told or left or now - moved > self._timeout_s or now > end:
                 raise RankLost(told)
             time.sleep(BETWEEN_LOOKS_S)
 
