@@ -118,9 +118,9 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
     from modis_dist.cli.display import errors
     from modis_dist.config.parse import digest
+    from modis_dist.launch.mlflow_apart import MirrorApart
     from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
     from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
-    from modis_dist.launch.mlflow_study import Mirror
 
     wanted = study.sweep.mlflow
     if wanted.uri is None and (kind := file_system(folder)) in NETWORK:
@@ -133,7 +133,7 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
         return NullMirror()
     uri, experiment = wanted.uri or default_uri(folder), wanted.experiment or study.name
     identity = digest([study.name, str(folder)])[:16]  # not the settings: the same study, continued
-    return BackgroundMirror(Mirror(uri=uri, experiment=experiment, study=identity, folder=folder))
+    return BackgroundMirror(MirrorApart(uri=uri, experiment=experiment, study=identity, folder=folder))
 
 
 def _place(study: "Study", folder: Path, nowhere: Path) -> Path:

@@ -4,7 +4,6 @@ The journals are the truth: what MLflow could not take is sent by the next start
 """
 
 import logging
-import os
 import queue
 import threading
 import time
@@ -13,21 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from modis_dist.errors import UserError, shown
-from modis_dist.launch.mlflow_runs import Status
+from modis_dist.errors import shown
+from modis_dist.launch.mlflow_apart import MirrorApart
+from modis_dist.launch.mlflow_runs import Status, is_permanent
 from modis_dist.launch.mlflow_store import scrubbed
 from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
 
 __all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
 
 MAX_PENDING = 20_000  # records held while MLflow does not answer; they stay in the journals
-SHARE = 0.01  # of the cores, for sending curves while others train; a transaction costs as much as ten epochs in it
-LONGEST_REST_S = 30.0  # between two transactions of curves, however slow the processor
+RESTS = 20  # times as long as the last curves took, until others are sent: a transaction costs as much as ten epochs
+LONGEST_REST_S = 30.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
-PERMANENT = frozenset(
-    {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-    | {"RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
-)
 
 
 class NullMirror:
@@ -63,11 +59,11 @@ class BackgroundMirror:
     """A mirror behind a queue: no call waits for MLflow and none raises.
 
     One daemon thread sends in order and tries again, with growing pauses, what MLflow could not take. Curves gather
-    while it rests, so that they take a hundredth of the processor. What is left at ``close`` is sent by the next start
+    while it rests. What is left at ``close`` is sent by the next start
     of the same study, since the journals stay.
     """
 
-    def __init__(self, mirror: Mirror) -> None:
+    def __init__(self, mirror: Mirror | MirrorApart) -> None:
         self._mirror = mirror
         self._tasks: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._counting = threading.Lock()
@@ -128,6 +124,7 @@ class BackgroundMirror:
         self._tasks.put(None)
         self._thread.join(timeout_s)
         problems = list(self._problems)
+        self._mirror.close()
         if self._left:
             problems.append(f"MLflow: {self._left} updates not delivered; the next start of the same study sends them")
         return problems
@@ -151,17 +148,16 @@ class BackgroundMirror:
         with self._counting:
             if self._gathering is batch:
                 self._gathering = None
-        began = time.thread_time()
+        began = time.monotonic()
         try:
             self._mirror.feed(batch)
         except Exception as error:
-            if not _is_permanent(error):
+            if not is_permanent(error):
                 raise
             self._lose(error)
             for record in batch:  # one of them is to blame
                 self._deliver(partial(self._mirror.feed, [record]))
-        spent = time.thread_time() - began
-        self._rest_s = min(spent / (SHARE * (os.cpu_count() or 1)), LONGEST_REST_S)
+        self._rest_s = min(RESTS * (time.monotonic() - began), LONGEST_REST_S)
         with self._counting:
             self._waiting -= len(batch)
             if self._waiting <= MAX_PENDING // 2 and not self._closing.is_set():
@@ -178,8 +174,10 @@ class BackgroundMirror:
                 self._report(error)
                 return True
             except Exception as error:
+                if time.monotonic() > self._deadline:  # nobody listens any more
+                    return False
                 self._report(error)
-                if _is_permanent(error):
+                if is_permanent(error):
                     self._mirror.gaps = True
                     return bool(self._mirror.describe()["parent_run_id"])  # without a parent nothing else can work
             if self._closing.wait(pause) and time.monotonic() > self._deadline - FIRST_PAUSE_S:
@@ -197,11 +195,3 @@ class BackgroundMirror:
         if not self._problems:
             logging.getLogger(__name__).warning("%s; the work goes on, the journals keep everything", text)
         self._problems[text] = None
-
-
-def _is_permanent(error: Exception) -> bool:
-    """Whether trying again cannot help."""
-    code = getattr(error, "error_code", None)  # of MLflow's exceptions
-    if code is not None:
-        return code in PERMANENT
-    return isinstance(error, UserError | TypeError | ValueError | LookupError | AttributeError | ImportError)

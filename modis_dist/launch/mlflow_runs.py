@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from modis_dist.errors import ConfigError, shown
+from modis_dist.errors import ConfigError, ModisError, UserError, shown
 from modis_dist.launch import mlflow_store, mlflow_text
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
@@ -21,6 +21,18 @@ MAX_METRICS = 1000  # per request, as are parameters
 MAX_PARAMS = 100
 FIGURES = {".png", ".svg", ".pdf", ".html"}
 TABLES = {".csv", ".tsv", ".json", ".md"}
+PERMANENT = frozenset(  # codes of MLflow's errors
+    {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
+    | {"RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
+)
+
+
+class Refused(ModisError):
+    """What another process that asked MLflow got; ``permanent`` where asking again cannot help."""
+
+    def __init__(self, text: str, *, permanent: bool = False) -> None:
+        super().__init__(text)
+        self.permanent = permanent
 
 
 class Runs:
@@ -151,6 +163,16 @@ class Runs:
     def _send_metrics(self, run_id: str, metrics: Sequence[Any]) -> None:
         for start in range(0, len(metrics), MAX_METRICS):
             self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+
+
+def is_permanent(error: Exception) -> bool:
+    """Whether trying again what raised this cannot help."""
+    if isinstance(error, Refused):
+        return error.permanent
+    code = getattr(error, "error_code", None)  # of MLflow's exceptions
+    if code is not None:
+        return code in PERMANENT
+    return isinstance(error, UserError | TypeError | ValueError | LookupError | AttributeError | ImportError)
 
 
 def _artifact_location(uri: str, folder: Path) -> str | None:

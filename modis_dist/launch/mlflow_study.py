@@ -138,6 +138,9 @@ class Mirror:
         self._close(self._parent, status, problems)
         _raise(problems)
 
+    def close(self) -> None:
+        """Nothing is left to do: what MLflow has taken it has kept."""
+
     def _located(self, trial: str) -> _Trial:
         """The trial, with what an earlier driver left of it."""
         state = self._trials.setdefault(trial, _Trial(trial))

@@ -29,6 +29,7 @@ from modis_dist.train.watching import watching
 T = TypeVar("T")
 RESTARTS = 2  # of all ranks, after the death of one
 STOP = "stop"
+NEEDLESS = ("PlacementGroupCleanerCallback", "DatasetsCallback")  # of Ray Train
 RECORD = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 
 
@@ -61,14 +62,14 @@ def on_ranks(
             return Backend
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Without the actor that outlives its driver to clear up after it, for it asks a dashboard whether it is due.
+        """Without two actors: what one would remove ends with its driver, and there are no datasets for the other.
 
-        What it would remove ends with its driver anyway.
+        The first outlives its driver and asks a dashboard whether it is due; the other takes a second of a core.
         """
 
         def _create_default_callbacks(self) -> list[Any]:
             made = super()._create_default_callbacks()
-            return [one for one in made if type(one).__name__ != "PlacementGroupCleanerCallback"]
+            return [one for one in made if type(one).__name__ not in NEEDLESS]
 
     trainer = Trainer(
         _rank,

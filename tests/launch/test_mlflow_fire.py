@@ -19,6 +19,7 @@ import pytest
 from modis_dist.launch import mlflow_store
 from modis_dist.train.journal import read
 from tests.launch.fire import READ_ONLY, Fault, Gate, mlflow_server, study_process
+from tests.launch.mlflow_tables import curves, expected
 from tests.sweep.toy_study import write_store, write_study
 
 LIMIT_S = 240.0
@@ -84,12 +85,6 @@ def runs(database: Path, experiment: str) -> list[dict[str, Any]]:
     return [{"id": run, "status": status, "tags": tags[run]} for run, status in found]
 
 
-def curves(database: Path, run: str) -> list[tuple[str, int, int, float]]:
-    query = "select key, step, timestamp, value from metrics where run_uuid = ? and key not like 'final/%'"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as held:
-        return sorted(held.execute(query, [run]))
-
-
 def complete(out: Path, database: Path, *, experiment: str) -> None:
     """MLflow holds every metric of every epoch of the journals once and nothing else, below one finished parent."""
     found = runs(database, experiment)
@@ -100,7 +95,7 @@ def complete(out: Path, database: Path, *, experiment: str) -> None:
     assert set(children) == {record["trial"] for record in journal} and len(children) == 3  # two trials, one refit
     for trial, run in children.items():
         metrics = [r for r in journal if r["trial"] == trial and r["kind"] == "metrics"]
-        wanted = sorted((name, r["step"], r["time_ms"], value) for r in metrics for name, value in r["values"].items())
+        wanted = expected(metrics)
         assert {step for _, step, _, _ in wanted} == set(range(1, max(r["step"] for r in metrics) + 1))
         assert curves(database, run["id"]) == wanted
         assert run["tags"]["mlflow.parentRunId"] == parent["id"]

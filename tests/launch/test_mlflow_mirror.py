@@ -22,6 +22,8 @@ from modis_dist.errors import ConfigError
 from modis_dist.launch import mlflow_mirror, mlflow_store, mlflow_text
 from modis_dist.launch.mlflow_mirror import BackgroundMirror, Mirror, NotUploaded, NullMirror
 from modis_dist.train.journal import JournalWriter, read
+from tests.launch import mlflow_tables
+from tests.launch.mlflow_tables import expected
 from tests.launch.stub_model import stub_load, write_run  # noqa: F401
 
 NUMBERS = count()
@@ -78,19 +80,11 @@ def run_of(mirror: Mirror, trial: str) -> Any:
     return runs[0]
 
 
-def curves(mirror: Mirror, trial: str) -> list[tuple[str, int, int, float]]:
-    """Everything MLflow has of a trial, read from its tables by hand."""
+def curves(mirror: Mirror, trial: str) -> mlflow_tables.Points:
+    """Everything MLflow has of a trial."""
     path = mlflow_store.sqlite_path(mirror.uri)
-    query = "select key, step, timestamp, value from metrics where run_uuid = ? and key not like 'final/%'"
-    connection = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    try:
-        return sorted(connection.execute(query, [run_of(mirror, trial).info.run_id]))
-    finally:
-        connection.close()
-
-
-def expected(journal: list[dict[str, Any]]) -> list[tuple[str, int, int, float]]:
-    return sorted((n, r["step"], r["time_ms"], v) for r in journal for n, v in r["values"].items())
+    assert path is not None
+    return mlflow_tables.curves(path, run_of(mirror, trial).info.run_id)
 
 
 # --- what is recorded -------------------------------------------------------------------------------------------
