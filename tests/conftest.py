@@ -33,3 +33,14 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("toy") / "store"
     simulate(Simulate(samples=60, classes=3, seed=5), store)
     return store
+
+
+@pytest.fixture(autouse=True)
+def _mlflow_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Studies that run in the process of the tests tell MLflow from there, for a process apart loads it every time.
+
+    Those that tests start as commands have a process for it, as users' studies do.
+    """
+    from modis_dist.launch import mlflow_apart, mlflow_study
+
+    monkeypatch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)

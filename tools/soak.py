@@ -46,8 +46,6 @@ def main() -> int:
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.sweep:
-        import mlflow  # noqa: F401, for the same reason
     console, start, cpu = Console(stderr=True), time.monotonic(), sum(os.times()[:4])
     with (
         tempfile.TemporaryDirectory(prefix="soak-", dir=MEMORY if MEMORY.is_dir() else None) as name,
