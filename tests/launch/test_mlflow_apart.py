@@ -2,8 +2,11 @@
 
 import os
 import signal
+import sqlite3
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from modis_dist.launch.mlflow_runs import Refused
 from modis_dist.launch.mlflow_study import Mirror, NotUploaded
 from modis_dist.train.journal import JournalWriter, read
 from tests.launch.mlflow_tables import curves, expected
+from tests.sweep.toy_study import COMMAND, write_store, write_study
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +128,46 @@ def test_in_the_background_a_killed_one_is_replaced_and_nobody_waits(
     )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_to_the_whole_job_are_left_to_the_driver(number: int, apart: MirrorApart) -> None:
+def test_signals_to_the_whole_job_are_left_to_the_driver(apart: MirrorApart) -> None:
     apart.start(params={}, tags={})
     held = child()
-    held.send_signal(number)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
+        held.send_signal(number)
     apart.finish(status="KILLED", metrics={}, artifacts=[], model=None)
     assert child() == held
+
+
+def test_it_ends_with_a_study_that_is_killed_whose_next_start_ends_and_completes_its_runs(tmp_path: Path) -> None:
+    study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), folds=1)
+    out = tmp_path / "out"
+    command = [*COMMAND, "tune", str(study), "--out", str(out), "--set", "optim.epochs=200"]
+    with (tmp_path / "said.txt").open("w") as said:
+        driver = subprocess.Popen(command, stdout=said, stderr=said)
+        try:
+            end = time.monotonic() + 120
+            while not states(out) and time.monotonic() < end:
+                time.sleep(0.02)
+            family = psutil.Process(driver.pid).children(recursive=True)
+        finally:
+            driver.kill()
+            driver.wait()
+    assert set(states(out)) <= {"RUNNING", "FINISHED"} and family
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert "MLflow" not in done.stderr
+    assert states(out) == ["FINISHED"] * 4  # the study, two trials, a refit
+    journal = [record for path in out.glob("packs/*/journal.jsonl") for record in read(path)]
+    with closing(sqlite3.connect(f"file:{out}/mlflow.db?mode=ro", uri=True)) as held:
+        (points,) = held.execute("select count(*) from metrics where key not like 'final/%' and step > 0").fetchone()
+    assert points == sum(len(record["values"]) for record in journal if record["kind"] == "metrics") > 0
+
+
+def states(out: Path) -> list[str]:
+    """Of every run that a study has in its database."""
+    if not (out / "mlflow.db").exists():
+        return []
+    with closing(sqlite3.connect(f"file:{out}/mlflow.db?mode=ro", uri=True)) as held:
+        return [status for (status,) in held.execute("select status from runs")]
 
 
 def test_what_mlflow_refuses_is_told_as_the_mirror_tells_it(apart: MirrorApart, tmp_path: Path, folder: Path) -> None:

@@ -92,10 +92,20 @@ class Watch:
 
 
 def strangers(driver: int, folder: Path) -> list[psutil.Process]:
-    """Living processes below a driver that the reaper would not find; itself is none."""
+    """Living processes below a driver that the reaper would not find; itself is none.
+
+    Nor is MLflow's process, or the one that Python has with it: both end by themselves.
+    """
     family = psutil.Process(driver).children(recursive=True)
     known = set(ray_reaper.processes_of(folder))
-    return [p for p in family if lives(p) and p.pid not in known and ray_reaper.__file__ not in cmdline(p)]
+    return [
+        p
+        for p in family
+        if lives(p)
+        and p.pid not in known
+        and ray_reaper.__file__ not in cmdline(p)
+        and "from multiprocessing." not in " ".join(cmdline(p))
+    ]
 
 
 def cmdline(process: psutil.Process) -> list[str]:
