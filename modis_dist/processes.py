@@ -1,9 +1,25 @@
-"""Processes that must not outlive the one that started them."""
+"""Processes of ours: how they start without hearing of signals, and that they do not outlive who started them."""
 
 import os
 import signal
-from multiprocessing import parent_process
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from multiprocessing import parent_process, resource_tracker
 from threading import Thread
+
+
+@contextmanager
+def deaf_to(signals: Collection[signal.Signals]) -> Iterator[None]:
+    """Processes that are started in the block get no such signal before they say so.
+
+    Terminals and queues signal whole groups, and a Python that is just starting prints what it thinks of it.
+    """
+    resource_tracker.ensure_running()  # or the first start would, and make this thread hear again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def end_with_parent() -> None:

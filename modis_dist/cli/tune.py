@@ -90,7 +90,7 @@ def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> d
         with errors().status(f"MLflow gets at most {MLFLOW_PATIENCE_S:.0f} s for what is left"):
             problems = mirror.close(MLFLOW_PATIENCE_S)
         for problem in problems:
-            errors().print(f"note: MLflow: {problem}; the same command sends it again", markup=False)
+            errors().print(f"note: MLflow: {problem}", markup=False)
 
 
 @contextmanager

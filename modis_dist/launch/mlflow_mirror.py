@@ -14,14 +14,14 @@ from typing import Any
 
 from modis_dist.errors import shown
 from modis_dist.launch.mlflow_apart import MirrorApart
-from modis_dist.launch.mlflow_runs import Status, is_permanent
+from modis_dist.launch.mlflow_runs import Refused, Status, is_permanent
 from modis_dist.launch.mlflow_store import scrubbed
 from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
 
 __all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
 
 MAX_PENDING = 20_000  # records held while MLflow does not answer; they stay in the journals
-RESTS = 20  # times as long as the last curves took, until others are sent: a transaction costs as much as ten epochs
+RESTS = 20  # times as long as sending took, before curves are sent again: many in one transaction cost little more
 LONGEST_REST_S = 30.0
 FIRST_PAUSE_S, LAST_PAUSE_S = 1.0, 60.0
 
@@ -59,8 +59,7 @@ class BackgroundMirror:
     """A mirror behind a queue: no call waits for MLflow and none raises.
 
     One daemon thread sends in order and tries again, with growing pauses, what MLflow could not take. Curves gather
-    while it rests. What is left at ``close`` is sent by the next start
-    of the same study, since the journals stay.
+    while it rests. What is left at ``close`` is sent by the next start of the same study, since the journals stay.
     """
 
     def __init__(self, mirror: Mirror | MirrorApart) -> None:
@@ -122,11 +121,15 @@ class BackgroundMirror:
         self._closing.set()
         self._hurry.set()
         self._tasks.put(None)
-        self._thread.join(timeout_s)
+        try:
+            self._thread.join(timeout_s)
+        finally:
+            self._mirror.close()
         problems = list(self._problems)
-        self._mirror.close()
         if self._left:
-            problems.append(f"MLflow: {self._left} updates not delivered; the next start of the same study sends them")
+            problems.append(f"{self._left} updates not delivered; the same command sends them")
+        elif self._mirror.gaps:
+            problems.append("not everything was taken; the same command tries the rest again")
         return problems
 
     def _put(self, send: Callable[[], None], gathering: list[Mapping[str, Any]] | None = None) -> None:
@@ -155,8 +158,9 @@ class BackgroundMirror:
             if not is_permanent(error):
                 raise
             self._lose(error)
-            for record in batch:  # one of them is to blame
-                self._deliver(partial(self._mirror.feed, [record]))
+            single = [partial(self._mirror.feed, [record]) for record in batch]  # one of them is to blame
+            if not all(self._deliver(send) for send in single):
+                raise Refused("not all was taken in time") from error
         self._rest_s = min(RESTS * (time.monotonic() - began), LONGEST_REST_S)
         with self._counting:
             self._waiting -= len(batch)
@@ -191,7 +195,7 @@ class BackgroundMirror:
         self._report(reason)
 
     def _report(self, error: Exception) -> None:
-        text = f"MLflow: {shown(scrubbed(str(error) or type(error).__name__, self._mirror.uri))}"
+        text = shown(scrubbed(str(error) or type(error).__name__, self._mirror.uri))
         if not self._problems:
-            logging.getLogger(__name__).warning("%s; the work goes on, the journals keep everything", text)
+            logging.getLogger(__name__).warning("MLflow: %s; the work goes on, the journals keep everything", text)
         self._problems[text] = None

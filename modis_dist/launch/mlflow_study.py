@@ -52,6 +52,7 @@ class Mirror:
     def __init__(self, *, uri: str, experiment: str, study: str, folder: Path) -> None:
         assert "'" not in study
         self.uri = mlflow_store.checked(uri)
+        self.open = False  # the study is started and not finished
         self.gaps = False  # set where records were lost on the way here: then no run is marked as delivered
         self._experiment = experiment
         self._study = study
@@ -80,6 +81,7 @@ class Mirror:
         name = f"{self._experiment} ({self._study[:8]})"
         self._parent = parents[0].info.run_id if parents else self._runs.create(name, {STUDY: self._study})
         self._runs.reopen(self._parent)
+        self.open = True
         self._runs.send_params(self._parent, params, known=parents[0].data.params if parents else {})
         self._runs.set_tags(self._parent, tags)
 
@@ -136,6 +138,7 @@ class Mirror:
                 state.open = False
         self._runs.note(self._parent, self._summary(metrics))
         self._close(self._parent, status, problems)
+        self.open = False
         _raise(problems)
 
     def close(self) -> None:

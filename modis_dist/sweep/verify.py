@@ -28,7 +28,7 @@ from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DataError, ModisError, RankLost, RunFailed
 from modis_dist.files import write_text
-from modis_dist.processes import end_with_parent
+from modis_dist.processes import deaf_to, end_with_parent
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
@@ -139,13 +139,9 @@ def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: in
         start, end = get_context("spawn").Process, (left, place / str(victim))
         ranks = [start(target=_train, args=(run, folder, seat, place, end), daemon=True) for seat in seats]
         with _ended(ranks):
-            # Ctrl-C reaches whole families; one that is just starting would print what it thinks of it.
-            masked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-            try:
+            with deaf_to({signal.SIGINT}):  # as they go on: a Ctrl-C is obeyed here, for all
                 for rank in ranks:
                     rank.start()
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, masked)
             _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
     ended = [rank.exitcode for rank in ranks]
     if (left and ended[victim] == -signal.SIGKILL) or (not left and not any(ended)):

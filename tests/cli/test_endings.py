@@ -5,14 +5,18 @@ import os
 import pty
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.sweep.status import status
+from modis_dist.sweep.verify import differences
+from modis_dist.train.signals import SIGNALS
 from tests.sweep.toy_study import COMMAND, write_store
 from tests.train import toy
 
@@ -78,3 +82,25 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
     process.send_signal(signal.SIGHUP)  # as from the kernel, had it been the controlling terminal
     assert process.wait(120) == (0 if ignored else 75)
     assert status(out).state == ("finished" if ignored else "interrupted")
+
+
+def test_a_training_saves_at_every_signal_and_goes_on_to_the_same_figures(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, calm = tmp_path / "out", tmp_path / "calm"
+    arguments = ["train", str(run), "--set", "optim.epochs=60", "--set", "trainer.checkpoint_every=1", "--out"]
+
+    def ask(number: signal.Signals) -> None:
+        before = {path.name for path in out.glob("last/step-*")}
+        while not {path.name for path in out.glob("last/step-*")} - before:
+            time.sleep(0.002)
+        os.kill(os.getpid(), number)
+
+    for number in SIGNALS:
+        threading.Thread(target=ask, args=(number,), daemon=True).start()
+        assert command([*arguments, str(out)]) == 75
+        assert f"got {number.name}; saved " in " ".join(capsys.readouterr().err.split())
+        assert not (out / "result.json").exists()
+    assert command([*arguments, str(out)]) == 0
+    assert command([*arguments, str(calm)]) == 0
+    assert differences(out, calm) == []

@@ -142,7 +142,7 @@ def _live(arguments: list[str], stderr: str, environment: dict[str, str]) -> Non
     os.dup2(said, 1)
     os.dup2(said, 2)
     from modis_dist.cli import main, tune
-    from modis_dist.launch import mlflow_apart, mlflow_mirror, mlflow_study
+    from modis_dist.launch import mlflow_apart, mlflow_mirror
     from modis_dist.report import figures
     from modis_dist.sweep import execute
 
@@ -150,7 +150,8 @@ def _live(arguments: list[str], stderr: str, environment: dict[str, str]) -> Non
     figures.sweep_overview = lambda *_, **__: None
     tune.MLFLOW_PATIENCE_S = float(environment.get("TEST_PATIENCE_S", PATIENCE_S))
     mlflow_mirror.FIRST_PAUSE_S = 0.1
-    mlflow_apart.MirrorApart = mlflow_study.Mirror  # loaded here; apart it may be late
+    mlflow_apart.get_context = lambda _: multiprocessing.get_context("fork")  # all is loaded here
+    mlflow_apart._give_way = lambda: None  # on a busy machine it would not be in time for what is tested
     code = main.run(arguments)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -416,7 +416,8 @@ def test_what_cannot_ever_be_taken_is_reported_and_the_rest_is_delivered(
     mirror.feed(journal)
     mirror.end_trial("t1", status="FINISHED", metrics={}, artifacts=[tmp_path / "gone.csv"])
     problems = mirror.close(30)
-    assert len(problems) == 2 and "gone.csv" in problems[1]
+    assert len(problems) == 3 and "gone.csv" in problems[1]
+    assert problems[2] == "not everything was taken; the same command tries the rest again"
     assert curves(inner, "t1") == expected(journal)
     assert "modis.delivered" not in run_of(inner, "t1").data.tags
 

@@ -4,7 +4,9 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -12,10 +14,11 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
+from modis_dist.sweep import resources
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.resources import cores
 from modis_dist.sweep.verify import differences
-from modis_dist.train.journal import JournalReader
+from modis_dist.train.journal import JournalReader, read
 from tests.launch.without_ray import train_two_ranks
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
@@ -55,7 +58,7 @@ def said_text(folder: Path) -> str:
 def test_two_workers_of_whom_one_is_killed_and_that_are_told_to_save_end_with_the_bits_of_an_undisturbed_training(
     run: Path, tmp_path: Path
 ) -> None:
-    settings = ["optim.epochs=120", "trainer.log_every=5"]
+    settings = ["optim.epochs=60", "trainer.log_every=5"]
     arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
     out, calm, alone = tmp_path / "stopped", tmp_path / "calm", tmp_path / "one"
     train_two_ranks(run, calm, settings)
@@ -64,10 +67,10 @@ def test_two_workers_of_whom_one_is_killed_and_that_are_told_to_save_end_with_th
             command_line = [*COMMAND, *arguments, "--out", str(out)]
             driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
             try:
-                assert wait_for_epoch(out, 20 * number), said_text(tmp_path)
+                assert wait_for_epoch(out, 15 * number), said_text(tmp_path)
                 if number == 1:
                     os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
-                    assert wait_for_epoch(out, 30), said_text(tmp_path)
+                    assert wait_for((out / "ranks.log").exists), said_text(tmp_path)
                 family = psutil.Process(driver.pid).children(recursive=True)
                 os.kill(driver.pid, wanted)
                 assert driver.wait(60) == 75, said_text(tmp_path)
@@ -82,7 +85,7 @@ def test_two_workers_of_whom_one_is_killed_and_that_are_told_to_save_end_with_th
         assert not (out / "result.json").exists()
         assert not psutil.wait_procs(family, timeout=10)[1]
     subprocess.run(command_line, check=True, capture_output=True)
-    assert history(out) == history(calm) and len(history(out)) == 120
+    assert history(out) == history(calm) and len(history(out)) == 60
     assert differences(out, calm) == []
     assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=4"]) == 0
     for row, right in zip(history(out)[:4], history(alone), strict=True):
@@ -93,7 +96,7 @@ def test_two_workers_of_whom_one_is_killed_and_that_are_told_to_save_end_with_th
 def test_a_first_worker_that_hangs_is_named_after_a_minute_ended_and_all_start_again(run: Path, tmp_path: Path) -> None:
     out = tmp_path / "hung"
     with (tmp_path / "said.txt").open("w") as said:
-        command_line = [*COMMAND, "train", str(run), "--out", str(out), "--workers", "2", "--set", "optim.epochs=100"]
+        command_line = [*COMMAND, "train", str(run), "--out", str(out), "--workers", "2", "--set", "optim.epochs=40"]
         driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
         try:
             assert wait_for_epoch(out, 5), said_text(tmp_path)
@@ -107,7 +110,7 @@ def test_a_first_worker_that_hangs_is_named_after_a_minute_ended_and_all_start_a
     (line,) = (out / "ranks.log").read_text().splitlines()
     assert f"rank 0 of 2 (process {held} on " in line and "has not answered for 60 s: it is stopped (SIGSTOP)" in line
     assert not psutil.pid_exists(held) or psutil.Process(held).status() == psutil.STATUS_ZOMBIE
-    assert [row["epoch"] for row in history(out)] == list(range(1, 101))
+    assert [row["epoch"] for row in history(out)] == list(range(1, 41))
 
 
 def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
@@ -121,31 +124,58 @@ def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
     assert f"process {os.getpid()} on " in capsys.readouterr().err
 
 
-def wait_for_epoch(out: Path, epoch: int) -> bool:
-    """Until a training has come to an epoch."""
-    reader, end = JournalReader(out / "journal.jsonl"), time.monotonic() + 120
+def wait_for(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 180
     while time.monotonic() < end:
-        if any(record["kind"] == "metrics" and record["step"] >= epoch for record in reader.new()):
+        if condition():
             return True
         time.sleep(0.02)
     return False
 
 
+def wait_for_epoch(out: Path, epoch: int) -> bool:
+    """Until a training has come to an epoch."""
+    reader = JournalReader(out / "journal.jsonl")
+    return wait_for(lambda: any(r["kind"] == "metrics" and r["step"] >= epoch for r in reader.new()))
+
+
 @needs_two_cores
-def test_packs_of_a_sweep_may_have_several_workers_each_and_never_wait_for_ever(tmp_path: Path) -> None:
+def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     store, out, alone = write_store(tmp_path / "store"), tmp_path / "two", tmp_path / "one"
     settings = {"folds": 1, "packing": {"max_trials": 1}}
+    longer = ["--set", "optim.epochs=12", "--set", "trainer.checkpoint_every=1"]
+    killed: list[int] = []
+
+    def kill_one() -> None:
+        while not list(out.glob("packs/*/last/step-*")):
+            time.sleep(0.02)
+        killed.append(ranks_of(os.getpid())[-1].pid)
+        os.kill(killed[0], signal.SIGKILL)
+
+    threading.Thread(target=kill_one, daemon=True).start()
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
-    assert command(["tune", str(study), "--out", str(out), "--set", "trainer.workers=2"]) == 0
+    monkeypatch.setattr(resources, "cores", lambda: 4)
+    assert command(["tune", str(study), "--out", str(out), *longer, "--set", "trainer.workers=2"]) == 0
+    assert killed
+    spans = []
+    for journal in out.glob("packs/*/journal.jsonl"):
+        times = [record["time_ms"] for record in read(journal)]
+        spans.append((min(times), max(times)))
+    first, second = sorted(spans)[:2]
+    assert second[0] < first[1], "one after the other"
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
-    assert command(["tune", str(local), "--out", str(alone)]) == 0
+    assert command(["tune", str(local), "--out", str(alone), *longer]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
     assert ours["trials"] == theirs["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
     assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(p.name for p in (alone / "trials").iterdir())
     for trial in (out / "trials").iterdir():
-        for row, right in zip(history(trial), history(alone / "trials" / trial.name), strict=True):
-            losses = [name for name in right if name.startswith("train/")]
-            assert [row[name] for name in losses] == pytest.approx([right[n] for n in losses], rel=CLOSE, abs=CLOSE)
+        ran, right = history(trial), history(alone / "trials" / trial.name)
+        assert [row["epoch"] for row in ran] == [row["epoch"] for row in right] == list(range(1, len(right) + 1))
+        for row, other in list(zip(ran, right, strict=True))[:4]:
+            losses = [name for name in other if name.startswith("train/")]
+            assert [row[name] for name in losses] == pytest.approx([other[n] for n in losses], rel=CLOSE, abs=CLOSE)
 
 
 @pytest.mark.parametrize(

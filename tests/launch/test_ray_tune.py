@@ -22,6 +22,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, DataError
 from modis_dist.launch import ray_reaper
+from modis_dist.launch.mlflow_apart import LOWEST
 from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, _private, environment, short_parent, temporary_folder
 from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start, _outcomes
 from modis_dist.sweep.lock import LOCK, holder, locked
@@ -94,18 +95,18 @@ class Watch:
 def strangers(driver: int, folder: Path) -> list[psutil.Process]:
     """Living processes below a driver that the reaper would not find; itself is none.
 
-    Nor is MLflow's process, or the one that Python has with it: both end by themselves.
+    Nor is MLflow's process, at the lowest priority, or the one that Python has with it: both end by themselves.
     """
     family = psutil.Process(driver).children(recursive=True)
-    known = set(ray_reaper.processes_of(folder))
-    return [
-        p
-        for p in family
-        if lives(p)
-        and p.pid not in known
-        and ray_reaper.__file__ not in cmdline(p)
-        and "from multiprocessing." not in " ".join(cmdline(p))
-    ]
+    known = {*ray_reaper.processes_of(folder), *(p.pid for p in family if nice_or_python(p))}
+    return [p for p in family if lives(p) and p.pid not in known and ray_reaper.__file__ not in cmdline(p)]
+
+
+def nice_or_python(process: psutil.Process) -> bool:
+    try:
+        return process.nice() == LOWEST or "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
 
 
 def cmdline(process: psutil.Process) -> list[str]:
