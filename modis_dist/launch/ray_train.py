@@ -29,7 +29,10 @@ from modis_dist.train.watching import watching
 T = TypeVar("T")
 RESTARTS = 2  # of all ranks, after the death of one
 STOP = "stop"
-NEEDLESS = ("PlacementGroupCleanerCallback", "DatasetsCallback")  # of Ray Train
+NEEDLESS = (  # of what Ray Train starts an actor for
+    "PlacementGroupCleanerCallback",  # outlives its driver, asking a dashboard; what it removes ends with the driver
+    "DatasetsCallback",  # takes a second of a core; there are no datasets of Ray's
+)
 RECORD = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 
 
@@ -62,10 +65,7 @@ def on_ranks(
             return Backend
 
     class Trainer(TorchTrainer):  # type: ignore[misc]
-        """Without two actors: what one would remove ends with its driver, and there are no datasets for the other.
-
-        The first outlives its driver and asks a dashboard whether it is due; the other takes a second of a core.
-        """
+        """Without the actors that nobody here needs."""
 
         def _create_default_callbacks(self) -> list[Any]:
             made = super()._create_default_callbacks()

@@ -139,11 +139,8 @@ class _Roll:
         end, moved = time.monotonic() + PATIENCE_S, time.monotonic()
         while True:
             # Asked before the word is looked for: who has said it may leave at once.
-            told, left, now = (
-                self._described(rank, self._timeout_s),
-                self._store.check([f"left/{rank}"]),
-                time.monotonic(),
-            )
+            told, left = self._described(rank, self._timeout_s), self._store.check([f"left/{rank}"])
+            now = time.monotonic()
             if self._store.check([f"{word}/{rank}"]):
                 return
             moved = moved if STOPPED in told else now

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
+from modis_dist.launch.ray_train import NEEDLESS
 from modis_dist.sweep import resources
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.resources import cores
@@ -141,6 +143,11 @@ def wait_for_epoch(out: Path, epoch: int) -> bool:
     """Until a training has come to an epoch."""
     reader = JournalReader(out / "journal.jsonl")
     return wait_for(lambda: any(r["kind"] == "metrics" and r["step"] >= epoch for r in reader.new()))
+
+
+def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
+    text = f"import ray.train.v2.api.data_parallel_trainer as made; assert vars(made).keys() >= {{*{NEEDLESS!r}}}"
+    subprocess.run([sys.executable, "-c", text], check=True)
 
 
 @needs_two_cores
