@@ -1,5 +1,6 @@
 """A study on a real Ray of its own: results, listeners, leftovers, kills. Slow: Ray starts and stops a few times."""
 
+import errno
 import json
 import os
 import pickle
@@ -139,8 +140,8 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
         _assert_private(folder)
         token = (folder / "token").read_text()
         assert not any(token in line for line in watch.commands)
-        said = [path for path in [*folder.rglob("*"), *out.rglob("*"), *tmp_path.glob("*.txt")] if path.is_file()]
-        assert {path for path in said if token.encode() in path.read_bytes()} == {folder / "token"}
+        said = [*_files(folder), *_files(out), *tmp_path.glob("*.txt")]
+        assert {path for path in said if token.encode() in _content(path)} == {folder / "token"}
         _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
         assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
         assert wait_for(lambda: not strangers(driver.pid, folder), seconds=10), strangers(driver.pid, folder)
@@ -162,10 +163,25 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
         assert ours[part] == theirs[part], part
 
 
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder in which others write and remove."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+
+
+def _content(path: Path) -> bytes:
+    """Of a file; nothing of one that was renamed or removed meanwhile, or is a socket."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        assert error.errno in {errno.ENOENT, errno.ENXIO}, error
+        return b""
+
+
 def _assert_private(folder: Path) -> None:
     """Nobody else gets into the folder; what Ray opens to everybody below it is out of reach."""
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
-    opened = next(path for path in folder.rglob("session_*") if path.stat().st_mode & 0o007)
+    sessions = [Path(place) / name for place, names, _ in os.walk(folder) for name in names if "session_" in name]
+    opened = next(path for path in sessions if path.stat().st_mode & 0o007)
     if os.geteuid() == 0:
         nobody = 65534
         for path in (folder, folder / "token", opened):
