@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from modis_dist.cli import config, data, predict, status, train, tune, ui, verify
+from modis_dist.cli import config, data, job, predict, status, submit, train, tune, ui, verify
 from modis_dist.errors import ModisError, shown
 from modis_dist.files import PRIVATE_UMASK
 from modis_dist.version import __version__
@@ -21,7 +21,7 @@ HELP = """Multi-omics integration for small, unpaired, half-labelled data.
 
 First steps: `modis-dist tune tune_spaces/quickstart.yaml`, then `modis-dist ui` on its output folder. With your own
 data: `modis-dist data import`, then a study with `data.store`. Every key of a study is explained by
-`modis-dist config --explain KEY`.
+`modis-dist config --explain KEY`. On a Slurm cluster: `modis-dist submit`.
 
 Exit codes: 0 done, 2 a mistake you can mend (nothing was changed), 3 the training failed, 4 some trials of a sweep
 failed, 75 interrupted and saved, 70 a bug.
@@ -32,7 +32,11 @@ app = typer.Typer(
 )
 app.add_typer(data.app, name="data")
 app.command("tune")(tune.tune)
+app.command("submit")(submit.submit)
 app.command("status")(status.status)
+app.command("cancel")(submit.cancel)
+app.command("resume")(submit.resume)
+app.command("fetch")(submit.fetch)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
 app.command("verify-resume")(verify.verify_resume)
@@ -42,6 +46,7 @@ app.command("translate")(predict.translate)
 app.command("model")(config.model)
 app.command("config")(config.config)
 app.command("ui")(ui.ui)
+app.add_typer(job.app, name="job", hidden=True)
 
 
 def _print_version(wanted: bool) -> None:

@@ -1,4 +1,4 @@
-"""`modis-dist status DIR`: how far a study or a training is, whether it lives, and what to do next."""
+"""`modis-dist status DIR`: how far a study, a submission or a training is, whether it lives, and what to do next."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,6 +11,7 @@ from modis_dist.cli.options import Json, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from modis_dist.launch.standing import Standing
     from modis_dist.sweep.status import Status
 
 FAILURES_SHOWN = 10
@@ -36,24 +37,52 @@ def status(
 
     from modis_dist.sweep.status import status as status_of
 
+    if (directory / "submission" / "submission.json").exists():
+        from modis_dist.launch.standing import standing
+
+        on_cluster = standing(directory.absolute())
+        if as_json:
+            print_json(asdict(on_cluster))
+        else:
+            _print_submission(on_cluster, now=time.time())
+        return
     found = status_of(directory)
     if as_json:
         print_json(asdict(found))
-    else:
-        _print(found, now=time.time())
+        return
+    by = f" by process {found.holder.pid} on {found.holder.host}" if found.holder else ""
+    _say(f"{found.name}: {found.state}{by}; stage: {found.stage}")
+    _print(found, now=time.time())
+    _say(f"next: {found.advice}")
+
+
+def _print_submission(found: "Standing", *, now: float) -> None:
+    _say(f"{found.trials.name}: {found.state}, submitted as {found.form}; stage: {found.trials.stage}")
+    _print(found.trials, now=now)
+    for jobs in found.jobs:
+        states = (
+            ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "not known to the queue any more"
+        )
+        _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.waits_for})' if jobs.waits_for else ''}")
+    if found.restarts:
+        _say(f"queued again: {found.restarts} times in all")
+    for name, reason in list(found.given_up.items())[:FAILURES_SHOWN]:
+        _say(f"given up: {name}: {reason}")
+    _say(f"next: {found.advice}")
+
+
+def _say(line: str) -> None:
+    from modis_dist.report.terminal import stdout
+
+    stdout().print(line, markup=False, soft_wrap=True)
 
 
 def _print(found: "Status", *, now: float) -> None:
+    """What both kinds of status have."""
     from modis_dist.errors import shown
     from modis_dist.report.terminal import stdout
 
-    console = stdout()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, soft_wrap=True)
-
-    by = f" by process {found.holder.pid} on {found.holder.host}" if found.holder else ""
-    say(f"{found.name}: {found.state}{by}; stage: {found.stage}")
+    console, say = stdout(), _say
     say(f"trials: {_counted(found.trials)}")
     if found.refits:
         say(f"refits: {_counted(found.refits)}")
@@ -68,7 +97,6 @@ def _print(found: "Status", *, now: float) -> None:
         say(f"failed: {shown(name)}: {shown(reason)}")
     if len(found.failures) > FAILURES_SHOWN:
         say(f"... and {len(found.failures) - FAILURES_SHOWN} more; --json lists all")
-    say(f"next: {found.advice}")
 
 
 def _bars(found: "Status") -> "Table":

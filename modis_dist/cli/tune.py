@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from modis_dist.sweep.ports import Executor
 
 MLFLOW_PATIENCE_S = 60.0
-TRIALS_SHOWN = 20
 CONFIGURATIONS_SHOWN = 20
 
 
@@ -42,6 +41,7 @@ def tune(
     """
     import tempfile
 
+    from modis_dist.cli.foreseen import foreseen, print_plan
     from modis_dist.config.parse import load_study
     from modis_dist.data.opening import named_store
     from modis_dist.sweep.manifest import expand
@@ -52,16 +52,21 @@ def tune(
     folder = (out or Path("runs") / wanted.name).absolute()
     with _executor(wanted, ray) as executor:
         if dry_run:
+            from modis_dist.sweep.estimate import START_UP_S
+
             with tempfile.TemporaryDirectory() as nowhere:
-                place = _place(wanted, folder, Path(nowhere))
-                _print_plan(_plan(wanted, place, executor, study), executor, place, as_json=as_json)
+                place = planning_place(wanted, folder, Path(nowhere))
+                planned = _plan(wanted, place, executor, study)
+                start_s = START_UP_S[wanted.sweep.executor]
+                plain = foreseen(planned, place, slots=executor.slots, threads=executor.threads, start_s=start_s)
+                print_json(plain) if as_json else print_plan(plain)
             return
-        summary = _tune(wanted, folder, executor, study)
+        summary = run(wanted, folder, executor, study)
     if as_json:
         print_json(summary)
     else:
-        _print_summary(summary, folder)
-    _fail_if_incomplete(summary, folder)
+        print_summary(summary, folder)
+    fail_if_incomplete(summary, folder)
 
 
 def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Plan":
@@ -70,7 +75,8 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
     return plan(study, out=folder, slots=executor.slots, source=str(source))
 
 
-def _tune(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
+def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
+    """A study from its first trial to its summary, with bars and MLflow."""
     from modis_dist.cli.display import errors, sweep_bars
     from modis_dist.sweep.driver import run_study
 
@@ -136,7 +142,7 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     return BackgroundMirror(MirrorApart(uri=uri, experiment=experiment, study=identity, folder=folder))
 
 
-def _place(study: "Study", folder: Path, nowhere: Path) -> Path:
+def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:
     """Where a dry run plans: the folder where a start has left all that is needed, else where nothing is kept."""
     from modis_dist.data.opening import simulated_store
 
@@ -145,94 +151,8 @@ def _place(study: "Study", folder: Path, nowhere: Path) -> Path:
     return folder if there else nowhere
 
 
-def _foreseen(planned: "Plan", executor: "Executor", folder: Path) -> dict[str, Any]:
-    """What is left to do and about what it costs, as plain values."""
-    from modis_dist.sweep.estimate import START_UP_S, as_rows, costs, disk_bytes, first_round, refits, wall_seconds
-    from modis_dist.sweep.execute import trial_folder, unfinished
-    from modis_dist.sweep.manifest import unique
-    from modis_dist.train.outcome import read_result
-
-    trials = unique(planned.manifest.trials)
-    listed = [
-        {
-            "id": trial.id,
-            "name": trial.name,
-            "condition": trial.condition,
-            "params": trial.params,
-            "fold": trial.fold,
-            "seed": trial.run.seed,
-            "done": read_result(trial_folder(folder, trial)) is not None,
-        }
-        for trial in trials
-    ]
-    shape_of = {trial.condition: planned.shapes[trial.id] for trial in reversed(planned.manifest.trials)}
-    search = unfinished(folder, planned.packs())
-    again = refits(planned)
-    found = costs(
-        search, planned.selection_of, [planned.shapes[p.trials[0].id] for p in search], threads=executor.threads
-    )
-    later = costs(
-        again, planned.selection_of, [shape_of[p.trials[0].condition] for p in again], threads=executor.threads
-    )
-    first = first_round(planned)  # as large as those whose configurations are not known yet
-    of_round = costs(
-        first, planned.selection_of, [planned.shapes[p.trials[0].id] for p in first], threads=executor.threads
-    )
-    seconds = wall_seconds(found, slots=executor.slots) + wall_seconds(later, slots=executor.slots)
-    seconds += planned.to_come * wall_seconds(of_round, slots=executor.slots)
-    return {
-        "study": planned.study.name,
-        "trials": len(trials),
-        "done": sum(trial["done"] for trial in listed),
-        "list": listed,
-        "packs": as_rows(search, found),
-        "refit_packs": as_rows(again, later),
-        "slots": executor.slots,
-        "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
-        "seconds": seconds + START_UP_S[planned.study.sweep.executor],
-        "bytes": disk_bytes(found + later, slots=executor.slots)
-        + round(planned.to_come * sum(cost.bytes for cost in of_round)),
-    }
-
-
-def _print_plan(planned: "Plan", executor: "Executor", folder: Path, *, as_json: bool) -> None:
-    from modis_dist.report.tables import add, empty, finished, numbers, parameters
-    from modis_dist.report.terminal import show, stdout
-    from modis_dist.report.text import plain as readable
-
-    plain = _foreseen(planned, executor, folder)
-    if as_json:
-        print_json(plain)
-        return
-    console = stdout()
-    trials = empty("trial")
-    parameters(trials, "settings")
-    numbers(trials, "")
-    for trial in plain["list"][:TRIALS_SHOWN]:
-        add(trials, trial["id"], readable(trial["name"], limit=200), "done" if trial["done"] else "")
-    show([(f"{plain['study']}: {plain['trials']} trials", finished(trials))], console)
-    if plain["trials"] > TRIALS_SHOWN:
-        console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
-    packs = empty("pack")
-    numbers(packs, "trials", "steps", "minutes", "disk MB")
-    for row in [*plain["packs"], *(row | {"pack": "refit"} for row in plain["refit_packs"])]:
-        cells = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
-        add(packs, row["pack"], *map(str, cells))
-    show([("Packs that are left, then the refit", finished(packs))], console)
-    unknown = (
-        f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
-        if plain["later_trials"]
-        else ""
-    )
-    console.print(
-        f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
-        f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping "
-        f"or pruning, {plain['bytes'] / 1e6:,.0f} MB.{unknown} Nothing was started.",
-        soft_wrap=True,
-    )
-
-
-def _print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(summary: dict[str, Any], folder: Path) -> None:
+    """The tables of a finished study."""
     from modis_dist.report.study import models, tables
     from modis_dist.report.terminal import show, stdout
 
@@ -247,7 +167,8 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     )
 
 
-def _fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:
+def fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:
+    """Raise ``SweepIncomplete`` where trials failed."""
     from modis_dist.errors import SweepIncomplete, shown
 
     failures = summary["failures"]

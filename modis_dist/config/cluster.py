@@ -45,7 +45,11 @@ class Site(Section):
     )
     time: str = item("04:00:00", "time limit of a job, [days-]hours:minutes:seconds; at the limit it is queued again")
     warning_s: int = item(
-        120, "seconds before the time limit at which a job is told to save and is queued again", unit="s", ge=10, le=3600
+        120,
+        "seconds before the time limit at which a job is told to save and is queued again",
+        unit="s",
+        ge=10,
+        le=3600,
     )
     requeues: int = item(
         20, "times that a job may be queued again after a time limit, a preemption or a lost node", ge=0, le=1000

@@ -13,14 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from modis_dist.config import parse
-from modis_dist.config.parse import to_tree
 from modis_dist.errors import Interrupted, RunFailed
 from modis_dist.files import write_text
-from modis_dist.sweep import manifest
-from modis_dist.sweep.aggregate import Group, chosen, figures_of, grouped, ranked, tested
+from modis_dist.sweep import manifest, telling
+from modis_dist.sweep.aggregate import Group, chosen, grouped, ranked
 from modis_dist.sweep.execute import (
     Pack,
     forget_last,
@@ -37,7 +36,7 @@ from modis_dist.sweep.plan import Plan, ids_of, is_done
 from modis_dist.sweep.ports import Executor, Mirror
 from modis_dist.sweep.rungs import Round
 from modis_dist.sweep.search import Search
-from modis_dist.sweep.summary import MODEL, REPORTS, failures, summarise, why_nothing, write
+from modis_dist.sweep.summary import failures, summarise, why_nothing, write
 from modis_dist.train.journal import copy_trial
 from modis_dist.train.outcome import read_result
 
@@ -55,7 +54,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         metric = study.trainer.metric
         write_text(out / "study.yaml", parse.dump(study))
         manifest.save(out / "manifest.json", listed)
-        mirror.start(params=to_tree(study.base()), tags={"study": study.name, "data": listed.fingerprint})
+        telling.begin(mirror, study, listed)
         sweep = _Sweep(planned, out, executor, mirror, display)
 
         # Search: every trial that is not done, round by round; a round is known when those before it are done.
@@ -77,7 +76,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
         write(summary, groups, out=out, metric=metric)
-        sweep.finish(summary)
+        telling.finish(mirror, summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
     return summary
@@ -147,20 +146,18 @@ class _Sweep:
         """
         for trial in trials:
             if trial.id not in self._declared:
-                name = trial.name if stage == "search" else f"{stage} {trial.name}"
-                tags = {"stage": stage, "condition": trial.condition}
-                self._mirror.trial(trial.id, name=name, params=to_tree(trial.run), tags=tags)
+                telling.declare(self._mirror, trial, stage=stage)
         self._declared |= {trial.id for trial in trials}
         try:
             reasons = work()
         except (Interrupted, RunFailed):
             for trial in trials:
-                if (result := self._result(trial)) is not None:
-                    self._end(trial, result)
+                if self._result(trial) is not None:
+                    telling.end(self._mirror, trial, out=self._out)
             self._mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)
             raise
         for trial in trials:
-            self._end(trial, self._result(trial))
+            telling.end(self._mirror, trial, out=self._out)
         return reasons
 
     def trained(self, packs: Sequence[Pack], *, stage: str, name: str = "") -> dict[str, str]:
@@ -219,33 +216,6 @@ class _Sweep:
 
     def _result(self, trial: Trial) -> dict[str, Any] | None:
         return read_result(trial_folder(self._out, trial))
-
-    def finish(self, summary: Mapping[str, Any]) -> None:
-        """Tell the mirror how it ended."""
-        several = len(summary["conditions"]) > 1
-        metrics = {
-            f"test/{condition['condition'] + '/' if several else ''}{name}": value
-            for condition in summary["conditions"]
-            for name, value in tested(condition).items()
-        }
-        artifacts = [path for path in (self._out / name for name in REPORTS) if path.exists()]
-        model = self._out / MODEL
-        self._mirror.finish(
-            status="FINISHED" if summary["best"] else "FAILED",
-            metrics=metrics,
-            artifacts=artifacts,
-            model=model if model.exists() else None,
-        )
-
-    def _end(self, trial: Trial, result: Mapping[str, Any] | None) -> None:
-        if result is None:
-            self._mirror.end_trial(trial.id, status="KILLED", metrics={}, artifacts=[])
-            return
-        figures_made = sorted((trial_folder(self._out, trial) / "figures").glob("*.png"))
-        metrics = figures_of(result)
-        ended: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {"done": "FINISHED", "pruned": "KILLED"}
-        status = ended.get(result["status"], "FAILED")
-        self._mirror.end_trial(trial.id, status=status, metrics=metrics, artifacts=figures_made)
 
 
 def _refits(trials: Sequence[Trial], group: Group, fingerprint: str) -> list[Trial]:

@@ -1,7 +1,7 @@
 """What a study will cost, from a short probe on random numbers of the right shape: about, not exactly."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,8 @@ from modis_dist.train.loop import LOWER_PRECISION
 from modis_dist.train.prepare import SelectionOf, training_rows
 from modis_dist.train.state import Setup, TrainState
 
-PROBE_STEPS = 5
+PROBE_STEPS = 5  # at most, after one that warms up
+PROBE_S = 2.0  # no further step begins after so long
 COPIES_OF_LAST = 4  # parameters, two moments, best; removed when the pack is done
 RANKS_START_S = 10.0  # of the ranks of a pack, by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
@@ -38,14 +39,20 @@ class Cost:
     passing: int = 0  # bytes while it is trained: its last checkpoint
 
 
-def costs(packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Shape], *, threads: int) -> list[Cost]:
-    """Seconds and disk of every pack; packs of one shape and size are probed once."""
+def costs(
+    packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Shape], *, threads: int, elsewhere: bool = False
+) -> list[Cost]:
+    """Seconds and disk of every pack; packs of one shape and size are probed once.
+
+    Those that are trained ``elsewhere`` are probed on what this machine has.
+    """
     known: dict[str, tuple[float, float]] = {}
     found = []
     before = torch.get_num_threads()
     try:
         for pack, shape in zip(packs, shapes, strict=True):
-            run, runs = pack.trials[0].run, [trial.run for trial in pack.trials]
+            runs = [_as_here(trial.run) if elsewhere else trial.run for trial in pack.trials]
+            run = runs[0]
             torch.set_num_threads(run.trainer.threads or threads)
             key = probe_key(runs, shape)
             if key not in known:
@@ -59,6 +66,22 @@ def costs(packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Sha
     finally:
         torch.set_num_threads(before)
     return found
+
+
+def _as_here(run: Run) -> Run:
+    """A run that this machine can train, on its GPU or its processor."""
+    precision = "bf16" if run.trainer.precision == "fp16" and not torch.cuda.is_available() else run.trainer.precision
+    return run.model_copy(update={"trainer": run.trainer.model_copy(update={"device": "auto", "precision": precision})})
+
+
+def shortest(work: Callable[[], None]) -> float:
+    """Shortest time, of a few, of some work after a turn that warms up; long work is not done often."""
+    times: list[float] = []
+    while len(times) < 2 or (len(times) <= PROBE_STEPS and sum(times) < PROBE_S):
+        begin = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - begin)
+    return min(times[1:])
 
 
 def wall_seconds(found: Sequence[Cost], *, slots: int) -> float:
@@ -121,16 +144,15 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
     device = chosen_device(run)
     model = Modis(shape, replicates=replicates).to(device).eval()
     batch = _random_batch(run, shape, replicates, device)
-    times = []
-    for _ in range(PROBE_STEPS + 1):
-        begin = time.perf_counter()
-        with torch.no_grad():
-            for modality, x in zip(shape.features, batch.x, strict=True):
-                mu, _ = model.vae(modality).encode(x)
-                model.discriminator(mu).label.argmax(-1).cpu()
-                model.vae(modality).decode(mu).mean().cpu()
-        times.append(time.perf_counter() - begin)
-    return min(times[1:]) / (run.trainer.workers * rows_of_rank(run) * len(shape.features))
+
+    @torch.no_grad()
+    def validate() -> None:
+        for modality, x in zip(shape.features, batch.x, strict=True):
+            mu, _ = model.vae(modality).encode(x)
+            model.discriminator(mu).label.argmax(-1).cpu()
+            model.vae(modality).decode(mu).mean().cpu()
+
+    return shortest(validate) / (run.trainer.workers * rows_of_rank(run) * len(shape.features))
 
 
 def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
@@ -149,15 +171,14 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
         run.objective.penalty_on,
         LOWER_PRECISION[run.trainer.precision],
     )
-    times = []
-    for _ in range(PROBE_STEPS + 1):
-        begin = time.perf_counter()
+
+    def step() -> None:
         state.adversary.learn(batch, weights, rules)
         state.vaes.learn(batch, weights, rules)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-        times.append(time.perf_counter() - begin)
-    return min(times[1:])
+
+    return shortest(step)
 
 
 def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device) -> Batch:

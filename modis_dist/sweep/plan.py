@@ -40,14 +40,16 @@ class Plan:
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
 
 
-def plan(study: Study, *, out: Path, slots: int, source: str) -> Plan:
+def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = False) -> Plan:
     """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
 
-    Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything is trained.
+    ``elsewhere``: it is trained on other machines, whose devices this one need not have. Raises ``ConfigError`` or
+    ``DataError`` for whatever the settings or the data refuse, before anything is trained.
     """
     if study.data.simulate is not None:
         manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
-    chosen_device(study)
+    if not elsewhere:
+        chosen_device(study)
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
     search = Search(study, store.fingerprint, out=out, source=source)

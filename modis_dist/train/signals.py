@@ -1,7 +1,7 @@
 """Asking a training to stop: by a signal to this process, or by a file that other processes look for.
 
-A handler only sets a flag; the loop saves between steps. A second signal ends the process at once, which is safe: a
-checkpoint is whole or not there.
+A handler only sets a flag; the loop saves between steps. The same signal once more ends the process at once, which is
+safe: a checkpoint is whole or not there. Another one does not: a queue that wants its machine back sends several kinds.
 """
 
 import logging
@@ -45,7 +45,7 @@ class StopFile:
 
 @contextmanager
 def on_signal(act: Callable[[str], None]) -> Iterator[None]:
-    """Call ``act`` with the signal's name at the first signal, and say so; later ones act as they did before.
+    """Call ``act`` with the signal's name at the first of each kind, and say so; later ones act as they did before.
 
     Only the main thread of a process may use this. A hang-up is obeyed unless it is ignored already (``nohup``).
     """
@@ -54,8 +54,7 @@ def on_signal(act: Callable[[str], None]) -> Iterator[None]:
         del before[signal.SIGHUP]
 
     def handle(number: int, _: FrameType | None) -> None:
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        signal.signal(number, before[signal.Signals(number)])
         name = signal.Signals(number).name
         act(f"got {name}")
         logging.getLogger(__name__).warning("%s: saving, then stopping; a second one stops at once", name)

@@ -1,0 +1,75 @@
+"""`modis-dist job ...`: what jobs on a cluster run. Not for people, who have `modis-dist submit`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="What jobs on a cluster run.", no_args_is_help=True)
+Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, show_default=False)]
+
+
+@app.command()
+def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
+    """Train the pack of a number."""
+    from modis_dist.launch.array_job import train_pack
+
+    train_pack(directory, pack)
+
+
+@app.command()
+def finish(directory: Out) -> None:
+    """Choose among the trials that an array has trained, refit and test."""
+    from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
+    from modis_dist.launch.array_job import AfterArray, job
+    from modis_dist.launch.submission import site_of, study_of
+
+    with job(directory, "finish", site_of(directory)), AfterArray(directory) as executor:
+        summary = run(study_of(directory), directory, executor, directory / "submission" / "study.yaml")
+    print_summary(summary, directory)
+    fail_if_incomplete(summary, directory)
+
+
+@app.command()
+def allocation(directory: Out) -> None:
+    """A study on all nodes of this job."""
+    from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
+    from modis_dist.launch.allocation import ray_of_job
+    from modis_dist.launch.array_job import job
+    from modis_dist.launch.ray_tune import RayExecutor
+    from modis_dist.launch.submission import site_of, study_of
+
+    study, site = study_of(directory), site_of(directory)
+    resources, device, workers = study.sweep.resources, study.trainer.device, study.trainer.workers
+    with (
+        job(directory, "allocation", site),
+        ray_of_job(directory, site) as place,
+        RayExecutor(resources, place=place, device=device, workers=workers) as executor,
+    ):
+        summary = run(study, directory, executor, directory / "submission" / "study.yaml")
+    print_summary(summary, directory)
+    fail_if_incomplete(summary, directory)
+
+
+@app.command()
+def node(
+    meeting: Out,
+    cpus: Annotated[int, typer.Option(min=1)] = 1,
+    gpus: Annotated[int, typer.Option(min=0)] = 0,
+) -> None:
+    """Keep Ray on this node of a job."""
+    from modis_dist.launch.ray_nodes import serve
+
+    serve(meeting, cpus=cpus, gpus=gpus)
+
+
+@app.command()
+def here(
+    script: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
+    task: Annotated[list[int] | None, typer.Option()] = None,
+    after: Annotated[list[str] | None, typer.Option()] = None,
+) -> None:
+    """Run a job's script on this machine, once other jobs have ended."""
+    from modis_dist.launch.local_queue import run_here
+
+    run_here(script, tasks=task or (), after=after or ())

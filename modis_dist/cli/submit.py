@@ -1,0 +1,258 @@
+"""`modis-dist submit`, `cancel`, `resume` and `fetch`: a study on a cluster, from a login node and back home."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from modis_dist.cli.options import Json, Set, print_json
+
+if TYPE_CHECKING:
+    from modis_dist.config.cluster import Site
+    from modis_dist.config.study import Study
+    from modis_dist.launch.submission import Form, Submission
+
+LOOK_S = 5.0
+HOUR_S = 3600
+
+Submitted = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="The --out of `modis-dist submit`.", show_default=False, exists=True, file_okay=False
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the study has ended, and leave with its exit code.")]
+
+
+def submit(
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
+    cluster: Annotated[
+        Path, typer.Option("--cluster", metavar="PROFILE.yaml", help="The site's profile; see cluster/README.md.")
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", metavar="DIR", help="Folder for the results, which all nodes see.", file_okay=False),
+    ],
+    form: Annotated[
+        Literal["array", "allocation"] | None,
+        typer.Option("--form", help="A job array of packs, or one allocation; by the study's size where not given."),
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print trials, packs, job scripts, hours and disk; submit nothing.")
+    ] = False,
+    wait: Wait = False,
+    settings: Set = None,
+    as_json: Json = False,
+) -> None:
+    """Put a study on a Slurm cluster. Jobs that are stopped save, are queued again and go on to the bit.
+
+    Example: `modis-dist submit my_study.yaml --cluster cluster/generic_gpu.yaml --out /scratch/me/mine --dry-run`
+
+    Then: `modis-dist status DIR`, `cancel DIR`, `resume DIR`, and `fetch DIR --to HOME`.
+    """
+    from modis_dist.config.cluster import load_site
+    from modis_dist.config.parse import load_study
+    from modis_dist.data.opening import named_store
+    from modis_dist.launch.submission import form_of
+    from modis_dist.sweep.manifest import expand
+
+    site = load_site(cluster)
+    wanted = load_study(study, settings or [])
+    expand(wanted, "", source=str(study))  # needs no data
+    named_store(wanted.data, source=str(study))
+    shape, why = form_of(wanted, site, asked=form)
+    folder = out.absolute()
+    if dry_run:
+        _foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
+        return
+    submission = _submitted(wanted, site, shape, folder, source=study)
+    _tell(submission, folder, why=why, as_json=as_json and not wait)
+    if wait:
+        _wait(folder, as_json=as_json)
+
+
+def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
+    from modis_dist.launch.submission import refuse_if_submitted, submit
+    from modis_dist.sweep.plan import plan
+
+    refuse_if_submitted(folder)
+    planned = plan(wanted, out=folder, slots=_slots(wanted, site, form), source=str(source), elsewhere=True)
+    return submit(planned, site, form=form, out=folder)
+
+
+def _slots(wanted: "Study", site: "Site", form: "Form") -> int:
+    from modis_dist.launch.submission import places
+
+    if site.executor == "local":
+        return 1
+    return site.at_once if form == "array" else places(wanted, site)
+
+
+def _tell(submission: "Submission", folder: Path, *, why: str, as_json: bool) -> None:
+    from dataclasses import asdict
+
+    from modis_dist.report.terminal import stdout
+
+    if as_json:
+        print_json(asdict(submission))
+        return
+    console = stdout()
+    jobs = ", ".join(f"{sent.kind} {sent.number}" for sent in submission.sent[-len(submission.packs) - 1 :])
+    console.print(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}", markup=False, soft_wrap=True)
+    console.print(f"next: modis-dist status {folder}", markup=False, soft_wrap=True)
+
+
+def _foresee(
+    wanted: "Study", site: "Site", form: "Form", why: str, folder: Path, *, source: Path, as_json: bool
+) -> None:
+    """Everything that would be submitted, and about what it costs."""
+    import tempfile
+
+    from modis_dist.cli.foreseen import foreseen, print_plan
+    from modis_dist.cli.tune import planning_place
+    from modis_dist.launch.submission import scripts_of
+    from modis_dist.sweep.plan import plan
+
+    slots = _slots(wanted, site, form)
+    with tempfile.TemporaryDirectory() as nowhere:
+        place = planning_place(wanted, folder, Path(nowhere))
+        planned = plan(wanted, out=place, slots=slots, source=str(source), elsewhere=True)
+        threads = min(wanted.sweep.resources.cpus or site.cpus, site.cpus)
+        plain = foreseen(planned, place, slots=slots, threads=threads, start_s=0.0, elsewhere=True)
+    plain["form"], plain["why"] = form, why
+    plain["scripts"] = scripts_of(planned, site, form=form, out=folder)
+    plain |= _hours(plain, site, form)
+    plain["limits"] = _limits(site)
+    if as_json:
+        print_json(plain)
+        return
+    print_plan(plain)
+    _print_submission(plain, site)
+
+
+def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
+    """Hours of cores and GPUs that will be charged, and on what they were measured."""
+    import torch
+
+    seconds = plain["pack_seconds"] if form == "array" else plain["seconds"] * site.nodes
+    measured = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's processor"
+    return {
+        "core_hours": seconds * site.cpus / HOUR_S,
+        "gpu_hours": seconds * site.gpus / HOUR_S,
+        "measured_on": measured,
+    }
+
+
+def _limits(site: "Site") -> list[str]:
+    """Where the queue would refuse or split what is asked for."""
+    from modis_dist.launch.queue import QueueUnknown, limit_of_arrays
+
+    if site.executor == "local":
+        return []
+    try:
+        limit = limit_of_arrays()
+    except QueueUnknown as error:
+        return [f"the queue was not asked: {error}"]
+    if limit is not None and site.max_array > limit:
+        return [f"max_array: {site.max_array} is more than the cluster's arrays may have ({limit}); lower it"]
+    return []
+
+
+def _print_submission(plain: dict[str, Any], site: "Site") -> None:
+    from modis_dist.report.terminal import stdout
+
+    console = stdout()
+
+    def say(line: str) -> None:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"form: {plain['form']}, {plain['why']}")
+    gpus = f"{plain['gpu_hours']:.1f} GPU-hours, " if site.gpus else ""
+    say(f"cost: about {gpus}{plain['core_hours']:.1f} core-hours, measured on {plain['measured_on']}")
+    if site.gpus and plain["measured_on"] == "this machine's processor":
+        say("      a GPU will be faster: give the same command on a node with one to measure that")
+    longest = max((row["seconds"] for row in [*plain["packs"], *plain["refit_packs"]]), default=0.0)
+    if longest > site.seconds:
+        say(
+            f"      the longest pack takes {longest / site.seconds:.1f} times the limit of {site.time}: it saves, is "
+            f"queued again and goes on, {site.requeues} times at most (profile: requeues)"
+        )
+    for limit in plain["limits"]:
+        say(f"limits: {limit}")
+    for name, text in plain["scripts"].items():
+        say(f"--- {name}")
+        say(text.rstrip())
+
+
+def cancel(directory: Submitted) -> None:
+    """Cancel the jobs of a submission; what they have saved is kept, and `resume` goes on from there.
+
+    Example: `modis-dist cancel /scratch/me/mine`
+    """
+    from modis_dist.launch.submission import cancel as cancel_jobs
+
+    live = cancel_jobs(directory.absolute())
+    said = f"cancelled {len(live)} job(s): {', '.join(live[:10])}{', ...' * (len(live) > 10)}"
+    typer.echo(said if live else "no job of it waits or runs")
+    typer.echo(f"next: modis-dist resume {directory}" if live else f"next: modis-dist status {directory}")
+
+
+def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> None:
+    """Submit what is not done of a submission again; what is done is not trained twice.
+
+    Example: `modis-dist resume /scratch/me/mine`
+    """
+    from modis_dist.launch.submission import resume as send_again
+
+    folder = directory.absolute()
+    _tell(send_again(folder), folder, why="what was not done", as_json=as_json and not wait)
+    if wait:
+        _wait(folder, as_json=as_json)
+
+
+def fetch(
+    directory: Submitted,
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Folder for the copy, on a local disk.", file_okay=False)
+    ],
+) -> None:
+    """Copy the results of a submission, checkpoints left out, and fill MLflow there.
+
+    Example: `modis-dist fetch /scratch/me/mine --to runs/mine`, then `modis-dist ui runs/mine`. May be repeated.
+    """
+    from modis_dist.cli.display import errors, modality_bars
+    from modis_dist.launch.fetching import fetch as bring
+
+    with modality_bars() as told:
+        brought = bring(directory.absolute(), to.absolute(), told=told)
+    for problem in brought.problems:
+        errors().print(f"note: MLflow: {problem}", markup=False)
+    typer.echo(f"{brought.files} files are in {to}; `modis-dist ui {to}` shows the curves")
+
+
+def _wait(folder: Path, *, as_json: bool) -> None:
+    """Until no job of a submission waits or runs. Raises what the study ended with."""
+    import json
+    import time
+
+    from modis_dist.cli.display import sweep_bars
+    from modis_dist.cli.tune import fail_if_incomplete, print_summary
+    from modis_dist.errors import RunFailed
+    from modis_dist.launch.standing import standing
+
+    with sweep_bars() as bars:
+        shown = None
+        while (found := standing(folder)).state in {"running", "waiting", "unknown"}:
+            packs = found.trials.packs
+            epochs = sum(pack.epochs or 0 for pack in packs)
+            if shown != (found.trials.stage, epochs):
+                shown = (found.trials.stage, epochs)
+                bars.stage(found.trials.stage, trials=sum(found.trials.trials.values()), epochs=epochs)
+            done, failed = found.trials.trials.get("done", 0), len(found.trials.failures)
+            bars.update(epochs=sum(pack.epoch for pack in packs), done=done, failed=failed)
+            time.sleep(LOOK_S)
+    if found.state != "finished":
+        raise RunFailed(f"{folder}: {found.advice}; its logs are in {folder / 'submission' / 'logs'}")
+    summary = json.loads((folder / "summary.json").read_text())
+    print_json(summary) if as_json else print_summary(summary, folder)
+    fail_if_incomplete(summary, folder)

@@ -1,0 +1,157 @@
+"""Bringing the results of a submission home: copied, and MLflow filled there by one writer from the journals."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from modis_dist.config.parse import digest, load_run
+from modis_dist.errors import UserError, shown
+from modis_dist.launch import mlflow_apart
+from modis_dist.launch.mlflow_mirror import BackgroundMirror
+from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
+from modis_dist.launch.submission import load, study_of
+from modis_dist.sweep import manifest, telling
+from modis_dist.sweep.execute import Pack
+from modis_dist.sweep.lock import LOCK, locked
+from modis_dist.sweep.manifest import Manifest, Trial, unique
+from modis_dist.sweep.monitor import Monitor, Silent
+from modis_dist.sweep.ports import Mirror
+
+LEFT_THERE = (
+    "last",
+    "scripts",
+    "store-*",
+    "mlflow*",
+    ".*",
+    LOCK,
+)  # checkpoints, simulated data, what is of that machine
+MLFLOW_S = 3600.0  # for MLflow to take everything
+
+
+@dataclass(frozen=True)
+class Fetched:
+    """What was brought."""
+
+    files: int
+    problems: tuple[str, ...]  # with MLflow
+
+
+def fetch(out: Path, home: Path, *, told: Callable[[str, int, int], None]) -> Fetched:
+    """Copy what is new of a submission's results to ``home`` and fill the MLflow store there.
+
+    May be repeated while the study runs. ``told`` is called with a stage, what is done of it and what there is. Raises
+    ``UserError`` where ``home`` cannot hold it, ``DataError`` where nothing was submitted from ``out``.
+    """
+    load(out)
+    if home.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--to: {shown(str(home))} is inside {shown(str(out))}; take a folder elsewhere")
+    if (home / "manifest.json").exists() and _study_in(home) != _study_in(out):
+        raise UserError(f"--to: {shown(str(home))} holds another study; take another folder")
+    there = home if home.exists() else home.parent
+    if (kind := file_system(there)) in NETWORK:
+        raise UserError(
+            f"--to: {shown(str(home))} is on a network file system ({kind}), where MLflow's SQLite would be damaged; "
+            "take a folder on a local disk, e.g. of your own computer"
+        )
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(home, patience_s=0):
+        wanted = [path for path in _files(out) if not _same(path, home / path.relative_to(out))]
+        for number, path in enumerate(wanted, start=1):
+            _copy(path, home / path.relative_to(out))
+            told("files", number, len(wanted))
+        return Fetched(len(wanted), tuple(_fill(home, out, told)))
+
+
+def _files(out: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(out):
+        folders[:] = sorted(name for name in folders if not _stays(name))
+        yield from (Path(place) / name for name in sorted(names) if not _stays(name))
+
+
+def _stays(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in LEFT_THERE)
+
+
+def _same(path: Path, copy: Path) -> bool:
+    """Whether a copy is as large and as old as the file."""
+    try:
+        one, other = path.stat(), copy.stat()
+    except FileNotFoundError:
+        return False
+    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+
+
+def _copy(path: Path, copy: Path) -> None:
+    """As a whole, private, with the file's time. One that is gone by now is left out: its successor comes next time."""
+    copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
+    try:
+        shutil.copyfile(path, temporary)
+        shutil.copystat(path, temporary)
+        temporary.chmod(0o600)
+        temporary.replace(copy)
+    except FileNotFoundError:
+        temporary.unlink(missing_ok=True)
+
+
+def _study_in(folder: Path) -> str:
+    listed = manifest.load(folder / "manifest.json")
+    return digest([listed.study, listed.fingerprint])
+
+
+def _fill(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
+    """Tell MLflow at home all that the copied files hold; returns what went wrong."""
+    study, listed = study_of(home), manifest.load(home / "manifest.json")
+    if study.sweep.mlflow.uri is not None:
+        return []  # the jobs wrote there
+    experiment = study.sweep.mlflow.experiment or study.name
+    made = mlflow_apart.MirrorApart(
+        uri=default_uri(home), experiment=experiment, study=digest([study.name, str(out)])[:16], folder=home
+    )
+    mirror = BackgroundMirror(made)
+    try:
+        telling.begin(mirror, study, listed)
+        packs = _packs(home, listed)
+        for number, (pack, stage) in enumerate(packs, start=1):
+            _tell(mirror, home, pack, stage)
+            told("MLflow", number, len(packs))
+        summary = home / "summary.json"
+        if summary.exists():
+            telling.finish(mirror, json.loads(summary.read_text()), out=home)
+        else:
+            mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)  # until it is fetched again
+    finally:
+        problems = mirror.close(MLFLOW_S)
+    return problems
+
+
+def _tell(mirror: Mirror, home: Path, pack: Pack, stage: str) -> None:
+    for trial in pack.trials:
+        telling.declare(mirror, trial, stage=stage)
+    Monitor([pack], out=home, feed=mirror, display=Silent()).look()
+    for trial in pack.trials:
+        telling.end(mirror, trial, out=home)
+
+
+def _packs(home: Path, listed: Manifest) -> list[tuple[Pack, str]]:
+    """Every pack with its stage."""
+    trials = {trial.id: trial for trial in unique(listed.trials)}
+    again = {trial.id: trial for ids in listed.refit_packs for name in ids if (trial := _refit(home, listed, name))}
+    search = [(Pack(tuple(trials[name] for name in ids)), "search") for ids in listed.packs]
+    refits = [
+        (Pack(tuple(again[name] for name in ids)), "refit") for ids in listed.refit_packs if set(ids) <= set(again)
+    ]
+    return [*search, *refits]
+
+
+def _refit(home: Path, listed: Manifest, name: str) -> Trial | None:
+    """The refit of an id; None where it has not begun."""
+    path = home / "trials" / name / "run.yaml"
+    if not path.exists():
+        return None
+    epochs = load_run(path).optim.epochs
+    known = (manifest.refit(trial, listed.fingerprint, epochs=epochs) for trial in listed.trials)
+    return next((trial for trial in known if trial.id == name), None)

@@ -1,0 +1,67 @@
+"""What a job says of itself: one small file for each, whole at any moment, that survives being queued again."""
+
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.files import write_json
+
+State = Literal["running", "saved", "done", "failed", "given up"]
+
+
+@dataclass(frozen=True)
+class Note:
+    """The last word of a job."""
+
+    state: State
+    starts: int  # counted here: Slurm's own count begins anew where an administrator requeues
+    reason: str | None
+    job: str
+    host: str
+    time: float  # seconds since 1970
+    code: str  # digest of the program that wrote it
+
+
+def read_note(path: Path) -> Note | None:
+    """The note in a file; None where there is none."""
+    try:
+        return Note(**json.loads(path.read_text()))
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
+    """Note how the work of the block begins and ends.
+
+    Raises ``RunFailed`` before the block where the work was begun anew more often than allowed; what the block raises
+    is noted and passed on.
+    """
+    before = read_note(path)
+    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    note = Note("running", 1 + (before.starts if before else 0), None, job, socket.gethostname(), time.time(), code)
+    if note.starts > requeues + 1:
+        reason = f"was queued again {requeues} times, as often as the profile's `requeues` allows, and is not done"
+        _write(path, replace(note, state="given up", reason=reason))
+        raise RunFailed(f"{reason}; `modis-dist resume` sends it again from its last checkpoint")
+    _write(path, note)
+    try:
+        yield
+    except Interrupted as stopped:
+        _write(path, replace(note, state="saved", reason=str(stopped)))
+        raise
+    except Exception as error:
+        _write(path, replace(note, state="failed", reason=str(error)))
+        raise
+    _write(path, replace(note, state="done"))
+
+
+def _write(path: Path, note: Note) -> None:
+    write_json(path, asdict(replace(note, time=time.time())))

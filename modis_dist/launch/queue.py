@@ -1,0 +1,210 @@
+"""Slurm's commands, through submitit: submitting, asking, cancelling, queueing again.
+
+Nothing is pickled: jobs are scripts of ours. What submitit thinks of a job is not asked for, as it takes one that waits
+to run again for finished; squeue and sacct are.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import redirect_stderr, suppress
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Protocol
+
+from submitit import SlurmExecutor, SlurmJob
+from submitit.core.utils import FailedJobError, FailedSubmissionError
+from submitit.slurm.slurm import SlurmInfoWatcher
+
+from modis_dist.errors import RunFailed, UserError, shown
+
+ANSWER_S = 60.0  # from Slurm's controller, which gives up by itself before
+LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
+LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
+LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
+PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
+SLOW = re.compile(r"timed out|time-?out|contact|connect|communicat", re.IGNORECASE)  # it may have accepted all the same
+
+
+class QueueUnknown(RunFailed):
+    """Slurm does not answer: nothing is known, and nothing was changed."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A job, or a task of an array, as Slurm tells of it."""
+
+    id: str  # 123, or 123_4
+    state: str  # in Slurm's words
+    reason: str = ""  # why it waits
+    nodes: str = ""
+
+    @property
+    def live(self) -> bool:
+        """Whether it waits, runs, or will run again."""
+        return self.state in LIVE or self.state.startswith(LIVE_PREFIXES)
+
+
+class _Script(SlurmExecutor):  # type: ignore[misc]
+    """submitit's way to sbatch, for a script that is written already."""
+
+    def __init__(self, folder: Path, options: Sequence[str]) -> None:
+        super().__init__(folder=folder)
+        self._options = list(options)
+
+    def submitted(self, text: str) -> str:
+        """The job's number. Raises what submitit raises."""
+        job: SlurmJob[None] = self._submit_command(text)
+        return str(job.job_id)
+
+    def _make_submission_file_text(self, command: str, uid: str) -> str:  # noqa: ARG002
+        return command
+
+    def _make_submission_command(self, submission_file_path: Path) -> list[str]:
+        return ["sbatch", *self._options, str(submission_file_path)]
+
+
+class Queue(Protocol):
+    """Who runs jobs. Nothing of it is believed about what a training has reached: files say that."""
+
+    def submit(self, text: str, *, folder: Path, mark: str, tasks: Sequence[int], after: Sequence[str]) -> str:
+        """Submit a script, to be run in a folder once other jobs have ended; returns the job's number."""
+        ...
+
+    def marked(self, mark: str) -> str | None:
+        """The number of one's own job with a mark; None where there is none."""
+        ...
+
+    def jobs(self, numbers: Sequence[str]) -> dict[str, Job]:
+        """The jobs of some numbers, tasks of arrays each by itself, by id."""
+        ...
+
+    def cancel(self, numbers: Sequence[str]) -> None:
+        """Cancel jobs, whatever they are doing; those that have ended are no error."""
+        ...
+
+
+class SlurmQueue:
+    """Slurm. Methods raise ``QueueUnknown`` where it does not answer."""
+
+    def submit(self, text: str, *, folder: Path, mark: str, tasks: Sequence[int], after: Sequence[str]) -> str:  # noqa: ARG002
+        """See ``Queue.submit``; the tasks stand in the script. The mark is the job's comment.
+
+        By it a job is found that was accepted although sbatch did not live to say so. Raises ``UserError`` with Slurm's
+        own line where it refuses.
+        """
+        _installed()
+        options = [f"--chdir={folder}", f"--comment={mark}"]
+        if after:
+            options += [f"--dependency=afterany:{':'.join(after)}"]
+        quiet = StringIO()  # submitit prints what it raises too
+        try:
+            with redirect_stderr(quiet):
+                return _Script(folder / "scripts", options).submitted(text)
+        except (FailedJobError, FailedSubmissionError) as error:
+            refused = _one_line(str(error))
+        late = self._late(mark) if SLOW.search(refused) else None
+        if late is None:
+            raise UserError(f"sbatch: {refused}; this job was not submitted")
+        return late
+
+    def _late(self, mark: str) -> str | None:
+        """The number of a job that was accepted although sbatch gave up waiting for the answer."""
+        end, found = time.monotonic() + LATE_S, None
+        while found is None and time.monotonic() < end:
+            time.sleep(1)
+            with suppress(QueueUnknown):
+                found = self.marked(mark)
+        return found
+
+    def marked(self, mark: str) -> str | None:
+        """See ``Queue.marked``."""
+        told = _ask("squeue", "-h", "-u", str(os.getuid()), "-o", "%F|%k")
+        lines = (line.split("|", 1) for line in told.splitlines())
+        return next((number for number, comment in lines if comment == mark), None)
+
+    def jobs(self, numbers: Sequence[str]) -> dict[str, Job]:
+        """See ``Queue.jobs``. What squeue knows is; of what it forgot, sacct knows the end, where accounting is on."""
+        wanted = set(numbers)
+        if not wanted:
+            return {}
+        found = {job.id: job for job in _ended(numbers)}
+        for line in _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%N").splitlines():
+            name, state, reason, nodes = line.split("|", 3)
+            if name.partition("_")[0] in wanted:
+                waits = reason if state == "PENDING" and reason != "None" else ""
+                found[name] = Job(name, state, waits, nodes)
+        return found
+
+    def cancel(self, numbers: Sequence[str]) -> None:
+        """See ``Queue.cancel``."""
+        if numbers:
+            _ask("scancel", *numbers)
+
+
+def _ended(numbers: Sequence[str]) -> list[Job]:
+    command = ["sacct", "-X", "--parsable2", "-o", "JobID,State,NodeList", "-j", ",".join(numbers)]
+    try:
+        told = SlurmInfoWatcher().read_info(_ask(*command))
+    except QueueUnknown:
+        return []  # a cluster without accounting: squeue alone knows
+    return [Job(name, one["State"].partition(" ")[0], "", one["NodeList"]) for name, one in told.items()]
+
+
+def requeue() -> bool:
+    """Have the job that this process is in queued again, where Slurm has not decided about it already.
+
+    Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it will run again.
+    """
+    number = os.environ["SLURM_JOB_ID"]
+    state = _ask("squeue", "-h", "-j", number, "-o", "%T").strip()
+    if state != "RUNNING":
+        return state in LIVE
+    _ask("scontrol", "requeue", number)
+    return True
+
+
+def limit_of_arrays() -> int | None:
+    """The cluster's own limit of tasks in an array; None where it does not say."""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    return int(found[1]) - 1 if found else None
+
+
+def _installed() -> None:
+    missing = [program for program in PROGRAMS if shutil.which(program) is None]
+    if missing:
+        raise UserError(
+            f"{missing[0]} is not on this machine: submit from a login node of the cluster, or say --cluster "
+            "cluster/local.yaml to run the same jobs here"
+        )
+
+
+def _ask(*command: str) -> str:
+    """What one of Slurm's commands prints. Raises ``QueueUnknown`` where it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except FileNotFoundError:
+        raise QueueUnknown(f"{command[0]} is not on this machine; ask on a login node of the cluster") from None
+    except subprocess.TimeoutExpired:
+        raise QueueUnknown(f"{command[0]} did not answer for {ANSWER_S:.0f} s; try again later") from None
+    if done.returncode:
+        raise QueueUnknown(f"{command[0]}: {_one_line(done.stderr)}; nothing was changed, try again later")
+    return done.stdout
+
+
+def _one_line(text: str) -> str:
+    """What Slurm said, without the names of its programs, in one line."""
+    said = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
+    return shown("; ".join(said) or "failed without a word")
+
+
+def counted(found: Mapping[str, Job]) -> dict[str, int]:
+    """How many jobs there are in each state."""
+    states: dict[str, int] = {}
+    for job in found.values():
+        states[job.state] = states.get(job.state, 0) + 1
+    return states

@@ -1,0 +1,339 @@
+"""A study put on a cluster: what its folder keeps, and the jobs that are sent.
+
+``DIR/submission/`` holds the study and the profile as they were, the packs in the order of their numbers, every job
+that was sent, scripts, logs, and what each job says of itself. A job is written down before it is sent, with a mark by
+which the queue finds it, so that nothing is ever sent twice.
+"""
+
+import hashlib
+import json
+import secrets
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Literal
+
+from modis_dist.config.cluster import Site, load_site
+from modis_dist.config.parse import dump, load_study
+from modis_dist.config.study import OptunaSearch, Study
+from modis_dist.errors import DataError, UserError, shown
+from modis_dist.files import write_json, write_text
+from modis_dist.launch.job_script import LOGS, Kind, script
+from modis_dist.launch.local_queue import LocalQueue
+from modis_dist.launch.queue import Queue, SlurmQueue
+from modis_dist.sweep import manifest
+from modis_dist.sweep.execute import Pack, unfinished
+from modis_dist.sweep.lock import locked
+from modis_dist.sweep.plan import Plan, ids_of
+from modis_dist.version import __version__
+
+Form = Literal["array", "allocation"]
+FOLDER = "submission"
+STATUS = "status"
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One job that was sent, or was about to be."""
+
+    kind: Kind
+    mark: str
+    first: int = 0  # of an array: its index 0 is this pack
+    indices: tuple[int, ...] = ()
+    number: str | None = None  # the queue's; None where it is not known whether the queue has it
+
+
+@dataclass(frozen=True)
+class Submission:
+    """What stands in ``submission.json``."""
+
+    study: str
+    form: Form
+    store: str
+    packs: tuple[tuple[str, ...], ...]  # trial ids; none of an allocation, which lays them out itself
+    sent: tuple[Sent, ...]
+    version: str
+    code: str  # digest of the program's text
+
+    @property
+    def numbers(self) -> list[str]:
+        """The numbers of all jobs that were sent."""
+        return [sent.number for sent in self.sent if sent.number is not None]
+
+
+# --- the folder -------------------------------------------------------------------------------------------------
+
+
+def folder_of(out: Path) -> Path:
+    """Where the submission of an output folder is kept."""
+    return out / FOLDER
+
+
+def is_submitted(out: Path) -> bool:
+    """Whether a study was put on a cluster from an output folder."""
+    return (folder_of(out) / "submission.json").exists()
+
+
+def load(out: Path) -> Submission:
+    """The submission of an output folder. Raises ``DataError`` where there is none, or it is damaged."""
+    path = folder_of(out) / "submission.json"
+    try:
+        content = json.loads(path.read_text())
+        sent = tuple(Sent(**{**each, "indices": tuple(each["indices"])}) for each in content.pop("sent"))
+        packs = tuple(tuple(pack) for pack in content.pop("packs"))
+        return Submission(**content, sent=sent, packs=packs)
+    except FileNotFoundError:
+        raise DataError(
+            f"{shown(str(out))}: nothing was submitted from here; give the --out of `modis-dist submit`"
+        ) from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: damaged ({shown(str(error))})") from None
+
+
+def save(out: Path, submission: Submission) -> None:
+    """Write it down."""
+    write_json(folder_of(out) / "submission.json", asdict(submission))
+
+
+def site_of(out: Path) -> Site:
+    """The profile as it was submitted."""
+    return load_site(folder_of(out) / "cluster.yaml")
+
+
+def study_of(out: Path) -> Study:
+    """The study as it was submitted."""
+    return load_study(folder_of(out) / "study.yaml")
+
+
+def packs_of(out: Path, submission: Submission) -> list[Pack]:
+    """The packs of an array, by number."""
+    trials = {trial.id: trial for trial in manifest.load(out / "manifest.json").trials}
+    probe = study_of(out).sweep.probe
+    return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in submission.packs]
+
+
+def queue_of(site: Site) -> Queue:
+    """Who runs the jobs of a profile."""
+    return SlurmQueue() if site.executor == "slurm" else LocalQueue(site)
+
+
+@cache
+def code() -> str:
+    """Digest of the program's own text: jobs that start days later may find another."""
+    package = Path(__file__).resolve().parents[1]
+    text = hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        text.update(path.read_bytes())
+    return text.hexdigest()[:16]
+
+
+# --- which form -------------------------------------------------------------------------------------------------
+
+
+def form_of(study: Study, site: Site, *, asked: Form | None) -> tuple[Form, str]:
+    """The form of a submission, and why. Raises ``UserError`` where the one asked for cannot be."""
+    together = _needs_allocation(study)
+    if asked == "array" and together:
+        raise UserError(f"--form array: {together}; leave --form out, or say allocation")
+    if asked == "allocation" and site.executor == "local":
+        raise UserError("--form allocation: there are no nodes to join on one machine; use `modis-dist tune` here")
+    if asked is not None:
+        return asked, "as asked for"
+    if together and site.executor == "local":
+        raise UserError(f"sweep: {together}, and a local profile runs one job at a time; use `modis-dist tune` here")
+    if together:
+        return "allocation", together
+    trials, room = _trials(study), places(study, site)
+    if site.executor == "slurm" and trials <= room:
+        return "allocation", f"its {trials} trials find room at once on {site.nodes} node(s)"
+    return "array", f"its {trials} trials are more than the {room} that {site.nodes} node(s) train at once"
+
+
+def places(study: Study, site: Site) -> int:
+    """Packs that an allocation trains at once."""
+    return site.nodes * (site.gpus or max(1, site.cpus // (study.sweep.resources.cpus or 1)))
+
+
+def _trials(study: Study) -> int:
+    sweep = study.sweep
+    configurations = sweep.search.configurations if sweep.search else prod(map(len, sweep.grid.values()))
+    return configurations * max(1, len(sweep.conditions)) * sweep.folds * sweep.replicates
+
+
+def _needs_allocation(study: Study) -> str | None:
+    """Why the packs of a study cannot be trained as independent jobs; None where they can."""
+    if isinstance(study.sweep.search, OptunaSearch):
+        return "a round of sweep.search waits for all of the one before"
+    if study.sweep.pruning is not None:
+        return "sweep.pruning compares trainings at their rungs"
+    if study.trainer.workers > 1:
+        return "trainer.workers are joined by one Ray"
+    return None
+
+
+# --- submitting -------------------------------------------------------------------------------------------------
+
+
+def refuse_if_submitted(out: Path) -> None:
+    """Raise ``UserError`` where something was submitted from a folder before, or could not be."""
+    if "%" in str(out):
+        raise UserError(f"--out: {shown(str(out))}: Slurm reads a % in a path as a pattern; take a folder without one")
+    if not is_submitted(out):
+        return
+    queue = queue_of(site_of(out))
+    submission = adopt(out, load(out), queue)
+    if submission.sent:
+        refuse_if_live(out, submission, queue)
+        raise UserError(
+            f"{out}: was submitted before; `modis-dist status` says what became of it, `modis-dist resume` sends what "
+            "is not done again; another study goes to another folder"
+        )
+
+
+def submit(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
+    """Put a study on a cluster. Raises ``UserError`` where that was done from this folder before, or is refused."""
+    folder = folder_of(out)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(folder, patience_s=0):
+        refuse_if_submitted(out)
+        return send(out, create(planned, site, form=form, out=out), site, queue=queue_of(site))
+
+
+def create(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
+    """Write down a submission of which nothing was sent yet."""
+    folder = folder_of(out)
+    for name in ("scripts", LOGS, STATUS):
+        (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+    write_text(folder / "study.yaml", dump(planned.study))
+    write_text(folder / "cluster.yaml", dump(site))
+    write_text(out / "study.yaml", dump(planned.study))
+    manifest.save(out / "manifest.json", planned.manifest)
+    packs = ids_of([pack.trials for pack in planned.packs()]) if form == "array" else ()
+    submission = Submission(
+        planned.study.name, form, str(planned.store.path.absolute()), packs, (), __version__, code()
+    )
+    save(out, submission)
+    return submission
+
+
+def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Submission:
+    """Send the jobs for all that is not done. Raises what the queue raises; what was sent before is written down."""
+    packs = packs_of(out, submission)
+    left = {pack.id for pack in unfinished(out, packs)}
+    before: list[str] = []
+    for job in jobs_of(submission.form, [n for n, pack in enumerate(packs) if pack.id in left], site):
+        # Chunks of an array wait for each other, or each would run as many tasks as all together are to.
+        after = before if job.kind == "finish" else before[-1:]
+        submission = _sent(out, submission, site, job, queue, after=after)
+        before.append(str(submission.sent[-1].number))
+    return submission
+
+
+def jobs_of(form: Form, numbers: Sequence[int], site: Site) -> list[Sent]:
+    """The jobs that train packs of some numbers and end the study, in order."""
+    if form == "allocation":
+        return [Sent("allocation", _mark())]
+    arrays = [Sent("array", _mark(), first, indices) for first, indices in chunks(numbers, site.max_array)]
+    return [*arrays, Sent("finish", _mark())]
+
+
+def scripts_of(planned: Plan, site: Site, *, form: Form, out: Path) -> dict[str, str]:
+    """The scripts that would be sent, each once for its kind and with how many there are."""
+    packs = unfinished(out, planned.packs())
+    jobs = jobs_of(form, range(len(packs)), site)
+    found = {}
+    for kind in dict.fromkeys(job.kind for job in jobs):
+        alike = [job for job in jobs if job.kind == kind]
+        name = f"{kind}.sh" + (f" (the first of {len(alike)})" if len(alike) > 1 else "")
+        first = alike[0]
+        found[name] = script(
+            site, kind=kind, name=planned.study.name, out=out, first=first.first, indices=first.indices
+        )
+    return found
+
+
+def chunks(numbers: Sequence[int], most: int) -> list[tuple[int, tuple[int, ...]]]:
+    """Ascending numbers of packs as arrays: the pack of index 0, and indices below ``most``, at most that many."""
+    found: list[tuple[int, tuple[int, ...]]] = []
+    for number in numbers:
+        if not found or number - found[-1][0] >= most:
+            found.append((number, ()))
+        first, indices = found[-1]
+        found[-1] = (first, (*indices, number - first))
+    return found
+
+
+def _sent(
+    out: Path, submission: Submission, site: Site, job: Sent, queue: Queue, *, after: Sequence[str]
+) -> Submission:
+    """The submission with one job more."""
+    text = script(site, kind=job.kind, name=submission.study, out=out, first=job.first, indices=job.indices)
+    known = submission.sent
+    save(out, replace(submission, sent=(*known, job)))
+    try:
+        number = queue.submit(text, folder=folder_of(out), mark=job.mark, tasks=job.indices, after=after)
+    except UserError:
+        save(out, submission)  # it was refused: there is no such job
+        raise
+    submission = replace(submission, sent=(*known, replace(job, number=number)))
+    save(out, submission)
+    return submission
+
+
+def adopt(out: Path, submission: Submission, queue: Queue) -> Submission:
+    """The submission with the numbers of jobs whose sender was killed before it could write them down."""
+    if all(job.number is not None for job in submission.sent):
+        return submission
+    found = [job if job.number is not None else replace(job, number=queue.marked(job.mark)) for job in submission.sent]
+    submission = replace(submission, sent=tuple(job for job in found if job.number is not None))
+    save(out, submission)
+    return submission
+
+
+def _mark() -> str:
+    return f"modis-{secrets.token_hex(8)}"
+
+
+# --- afterwards -------------------------------------------------------------------------------------------------
+
+
+def resume(out: Path) -> Submission:
+    """Send what is not done again. Raises ``UserError`` where jobs of the submission still wait or run."""
+    submission = load(out)
+    with locked(folder_of(out), patience_s=0):
+        site = site_of(out)
+        queue = queue_of(site)
+        submission = adopt(out, submission, queue)
+        refuse_if_live(out, submission, queue)
+        for path in (folder_of(out) / STATUS).glob("*.json"):
+            path.unlink()  # starts and reasons of the jobs before
+        return send(out, submission, site, queue=queue)
+
+
+def refuse_if_live(out: Path, submission: Submission, queue: Queue) -> None:
+    """Raise ``UserError`` where jobs of a submission still wait or run."""
+    live = [job.id for job in queue.jobs(submission.numbers).values() if job.live]
+    if live:
+        few = ", ".join(live[:3]) + ", ..." * (len(live) > 3)
+        raise UserError(
+            f"{out}: {len(live)} job(s) of it wait or run ({few}); `modis-dist status` shows them, "
+            "`modis-dist cancel` ends them"
+        )
+
+
+def cancel(out: Path) -> list[str]:
+    """Cancel the jobs of a submission that wait or run; returns their ids. What they have saved is kept."""
+    submission = load(out)
+    with locked(folder_of(out), patience_s=0):
+        queue = queue_of(site_of(out))
+        submission = adopt(out, submission, queue)
+        live = [job.id for job in queue.jobs(submission.numbers).values() if job.live]
+        queue.cancel([number for number in submission.numbers if any(_is_of(name, number) for name in live)])
+    return live
+
+
+def _is_of(name: str, number: str) -> bool:
+    """Whether a job is the one with a number, or a task of its array."""
+    return name == number or name.startswith(f"{number}_")
