@@ -86,13 +86,6 @@ def test_tcga10_is_the_grid_of_the_paper_around_its_chosen_values() -> None:
     assert [step.kind for step in loaded.preprocess.steps("mrna")] == ["standardise", "pca"]
 
 
-def test_cluster_profiles_are_yaml() -> None:
-    from modis_dist.config import yaml12
-
-    for profile in sorted((ROOT / "cluster").rglob("*.yaml")):
-        assert isinstance(yaml12.read(profile), dict)
-
-
 def test_a_run_of_a_study_is_a_run_by_itself() -> None:
     (trial, *_) = expand(study("tcga10_small"), "", source="tcga10_small")
     assert build(Run, parse(dump(trial.run), source="dump"), source="dump") == trial.run

@@ -18,7 +18,7 @@ def config(
     ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a study.")] = False,
     explain: Annotated[
-        str | None, typer.Option("--explain", metavar="KEY", help="Explain a key, e.g. optim.lr.")
+        str | None, typer.Option("--explain", metavar="KEY", help="Explain a key, e.g. optim.lr or cluster.time.")
     ] = None,
     settings: Set = None,
 ) -> None:
@@ -26,7 +26,7 @@ def config(
 
     Example: `modis-dist config --explain optim.lr`
     """
-    from modis_dist.config import keys, parse
+    from modis_dist.config import cluster, keys, parse
     from modis_dist.config.study import Study
 
     if [study is not None, schema, explain is not None].count(True) != 1:
@@ -34,7 +34,7 @@ def config(
     if schema:
         print_json(Study.model_json_schema())
     elif explain is not None:
-        typer.echo(keys.explain(explain))
+        typer.echo(keys.explain(explain, cluster.Explained if explain.split(".")[0] == "cluster" else Study))
     elif study is not None:
         from modis_dist.sweep.manifest import expand
 

@@ -1,4 +1,4 @@
-"""What the keys of a study are and mean, read off the typed tree. Knows nothing of values or files."""
+"""What the keys of a study or a profile are and mean, read off the typed tree. Knows nothing of values or files."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -82,20 +82,20 @@ def _scalars(annotation: Any) -> set[Any]:
 # --- explanations ---------------------------------------------------------------------------------------------
 
 
-def explain(key: str) -> str:
-    """Meaning, type, unit, default and range of one dotted key of a study, and what stands below it.
+def explain(key: str, tree: type[BaseModel] = Study) -> str:
+    """Meaning, type, unit, default and range of one dotted key of a tree, and what stands below it.
 
     Raises ``ConfigError`` for an unknown key.
     """
-    known = list(every_key())
+    known = list(every_key(tree))
     key = _without_names(key, known)
     of_kind = _of_kind(key, known)
     if of_kind:
         return "\n".join([key, *_of_one_kind(of_kind)])
     found = [entry for entry in known if entry.path == key]
     if not found:
-        hint = nearest(key, _siblings(key, known)) or elsewhere(key) or nearest(key, [entry.path for entry in known])
-        hint = hint or "; known: " + ", ".join(Study.model_fields)
+        hint = nearest(key, _siblings(key, known)) or elsewhere(key, tree)
+        hint = hint or nearest(key, [entry.path for entry in known]) or "; known: " + ", ".join(tree.model_fields)
         raise ConfigError([f"{shown(key)}: unknown key{hint}"], source="--explain")
     lines = [key]
     for kinds, field in _alike(found):
