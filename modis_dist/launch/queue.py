@@ -160,7 +160,8 @@ def requeue() -> bool:
 
     Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it will run again.
     """
-    number = os.environ["SLURM_JOB_ID"]
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")  # whose first task has the number of the whole array
+    number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     state = _ask("squeue", "-h", "-j", number, "-o", "%T").strip()
     if state != "RUNNING":
         return state in LIVE
