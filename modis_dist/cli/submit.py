@@ -97,7 +97,7 @@ def _tell(submission: "Submission", folder: Path, *, why: str, as_json: bool) ->
         print_json(asdict(submission))
         return
     console = stdout()
-    jobs = ", ".join(f"{sent.kind} {sent.number}" for sent in submission.sent[-len(submission.packs) - 1 :])
+    jobs = ", ".join(f"{sent.kind} {sent.number}" for sent in submission.latest)
     console.print(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}", markup=False, soft_wrap=True)
     console.print(f"next: modis-dist status {folder}", markup=False, soft_wrap=True)
 
@@ -205,9 +205,23 @@ def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> N
     from modis_dist.launch.submission import resume as send_again
 
     folder = directory.absolute()
+    _note_if_changed(folder)
     _tell(send_again(folder), folder, why="what was not done", as_json=as_json and not wait)
     if wait:
         _wait(folder, as_json=as_json)
+
+
+def _note_if_changed(folder: Path) -> None:
+    from modis_dist.cli.display import errors
+    from modis_dist.launch.submission import code, load
+
+    before = load(folder)
+    if before.code != code():
+        errors().print(
+            f"note: this program is not the one that submitted (version {before.version}); figures may differ from what "
+            "it would have reached",
+            markup=False,
+        )
 
 
 def fetch(

@@ -47,7 +47,7 @@ def _queued_again() -> None:
     except QueueUnknown as error:
         logging.getLogger(__name__).warning("not queued again: %s", error)
     else:
-        logging.getLogger(__name__).warning("it is queued again" if again else "it is not queued again")
+        logging.getLogger(__name__).warning("queued again" if again else "Slurm has decided what becomes of this job")
 
 
 def threads_of(study: Study, site: Site) -> int:

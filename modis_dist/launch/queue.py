@@ -158,13 +158,13 @@ def _ended(numbers: Sequence[str]) -> list[Job]:
 def requeue() -> bool:
     """Have the job that this process is in queued again, where Slurm has not decided about it already.
 
-    Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it will run again.
+    Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it was asked.
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")  # whose first task has the number of the whole array
     number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
     state = _ask("squeue", "-h", "-j", number, "-o", "%T").strip()
     if state != "RUNNING":
-        return state in LIVE
+        return False
     _ask("scontrol", "requeue", number)
     return True
 

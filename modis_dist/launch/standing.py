@@ -53,7 +53,7 @@ def standing(out: Path) -> Standing:
     except QueueUnknown as error:
         return Standing(found, submission.form, "unknown", (), restarts, given_up, str(error))
     state = _state(found, jobs)
-    listed = tuple(_jobs(sent.kind, sent.number, jobs) for sent in submission.sent if sent.number is not None)
+    listed = tuple(_jobs(sent.kind, sent.number, jobs) for sent in submission.latest if sent.number is not None)
     return Standing(found, submission.form, state, listed, restarts, given_up, _advice(out, state, found, submission))
 
 

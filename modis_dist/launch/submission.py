@@ -58,6 +58,12 @@ class Submission:
     code: str  # digest of the program's text
 
     @property
+    def latest(self) -> tuple[Sent, ...]:
+        """The jobs that were sent last, together."""
+        ends = [number for number, sent in enumerate(self.sent[:-1]) if sent.kind != "array"]
+        return self.sent[ends[-1] + 1 :] if ends else self.sent
+
+    @property
     def numbers(self) -> list[str]:
         """The numbers of all jobs that were sent."""
         return [sent.number for sent in self.sent if sent.number is not None]
@@ -309,7 +315,7 @@ def resume(out: Path) -> Submission:
         refuse_if_live(out, submission, queue)
         for path in (folder_of(out) / STATUS).glob("*.json"):
             path.unlink()  # starts and reasons of the jobs before
-        return send(out, submission, site, queue=queue)
+        return send(out, replace(submission, version=__version__, code=code()), site, queue=queue)
 
 
 def refuse_if_live(out: Path, submission: Submission, queue: Queue) -> None:
