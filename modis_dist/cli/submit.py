@@ -218,8 +218,8 @@ def _note_if_changed(folder: Path) -> None:
     before = load(folder)
     if before.code != code():
         errors().print(
-            f"note: this program is not the one that submitted (version {before.version}); figures may differ from what "
-            "it would have reached",
+            f"note: this program is not the one that submitted (version {before.version}); figures may differ "
+            "from what that would have reached",
             markup=False,
         )
 
