@@ -138,7 +138,8 @@ class SlurmQueue:
             if name.partition("_")[0] in wanted:
                 waits = reason if state == "PENDING" and reason != "None" else ""
                 found[name] = Job(name, state, waits, nodes)
-        return found
+        arrays = {name.partition("_")[0] for name in found if "_" in name}
+        return {name: job for name, job in found.items() if name not in arrays}  # sacct shows a young array as one job
 
     def cancel(self, numbers: Sequence[str]) -> None:
         """See ``Queue.cancel``."""
