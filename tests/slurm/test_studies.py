@@ -1,0 +1,119 @@
+"""Studies on a real Slurm, disturbed: their results are those of the same study at home, to the bit."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.launch.processes import wait_for
+from tests.slurm.cluster import Cluster
+from tests.slurm.studies import (
+    PARTS,
+    command,
+    processes_of_job,
+    readable_by_others,
+    submitted,
+    summary,
+    write_profile,
+    write_study,
+)
+from tests.sweep.toy_study import write_store
+
+pytestmark = pytest.mark.slurm
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, a study and, in ``home``, its results without a cluster."""
+    folder = tmp_path_factory.mktemp("studies")
+    study = write_study(folder / "study.yaml", write_store(folder / "store"))
+    command("tune", str(study), "--out", str(folder / "home"))
+    return folder
+
+
+def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
+    """Equal in everything but time, and where MLflow is."""
+    home = summary(place / "home")
+    for part in PARTS:
+        assert found[part] == home[part], part
+
+
+def test_an_array_that_is_requeued_preempted_and_loses_a_node_ends_as_at_home(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    profile = write_profile(tmp_path / "profile.yaml")
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array")
+    study.until_saved()
+    first, second = f"{study.number}_0", f"{study.number}_1"
+    in_cluster.run("scontrol", "requeue", first)
+    study.until_started("pack-0", times=2)
+    study.preempt(second)
+    study.until_started("pack-1", times=2)
+    study.until(lambda: "RUNNING" in in_cluster.states(study.number)[second], "its second task does not run")
+    study.lose(second)
+    study.until_started("pack-1", times=3)
+    assert_as_at_home(study.until_over(), place)
+    assert "SIGUSR1" in study.logs(), "Slurm warned before it preempted"
+    assert not readable_by_others(study.out)
+    assert not list(study.out.rglob("*.pkl"))
+
+
+def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_leaves_nothing(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2)
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation")
+    study.until_saved()
+    study.preempt(study.number)
+    study.until_started("allocation", times=2)
+    study.until(lambda: list(study.out.glob("submission/ray-*/joined-1")), "Ray does not start again")
+    study.lose(study.number)
+    study.until_started("allocation", times=3)
+    assert_as_at_home(study.until_over(), place)
+    assert "got SIGUSR1; saved" in study.logs() or "got SIGUSR1; the same command continues" in study.logs()
+    assert wait_for(lambda: not processes_of_job(study.number), seconds=20), processes_of_job(study.number)
+    assert not list((study.out / "submission").glob("ray-*"))
+    assert not readable_by_others(study.out)
+
+
+def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as_at_home(
+    in_cluster: Cluster, tmp_path: Path
+) -> None:
+    study_file = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), epochs=200, folds=1)
+    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30)
+    study = submitted(in_cluster, study_file, profile, tmp_path / "out", "--form", "array")
+    command("tune", str(study_file), "--out", str(tmp_path / "home"))
+    assert_as_at_home(study.until_over(), tmp_path)
+    assert study.starts("pack-0") + study.starts("finish") > 2
+    assert "got SIGUSR1; saved" in study.logs()
+
+
+def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Path, tmp_path: Path) -> None:
+    profile, out, home = (
+        write_profile(tmp_path / "profile.yaml", at_once=1),
+        tmp_path / "it's $(out)",
+        tmp_path / "here",
+    )
+    study = submitted(in_cluster, place / "study.yaml", profile, out, "--form", "array")
+    again = ["submit", str(place / "study.yaml"), "--cluster", str(profile), "--out", str(out)]
+    study.until(lambda: list(out.glob("packs/*/last/step-*")), "no checkpoint")
+    command(*again, code=2)
+    said = command("cancel", str(out))
+    assert re.match(r"cancelled 3 job\(s\): ", said), said
+    study.until(lambda: study.state() == "stopped", "it runs on")
+    assert set(in_cluster.states(study.number).values()) == {"CANCELLED"}
+    saved = {path.name for path in out.glob("packs/*/last/step-*")}
+    assert saved
+    command(*again, code=2)
+    command("resume", str(out), "--wait")
+    assert_as_at_home(summary(out), place)
+    status = json.loads(command("status", str(out), "--json"))
+    assert status["state"] == "finished" and status["trials"]["trials"] == {"done": 2}
+    assert {job["kind"]: job["states"] for job in status["jobs"]} == {
+        "array": {"COMPLETED": 2},
+        "finish": {"COMPLETED": 1},
+    }
+    command("fetch", str(out), "--to", str(home))
+    assert summary(home) == summary(out) and (home / "mlflow.db").exists() and not list(home.rglob("last"))
