@@ -60,7 +60,7 @@ class Submitted:
 
     def until_saved(self) -> None:
         """Until every pack that there is has a checkpoint, and there is one."""
-        self.until(lambda: self._all_saved(), "no checkpoint of each pack")
+        self.until(self._all_saved, "no checkpoint of each pack")
 
     def _all_saved(self) -> bool:
         packs = list((self.out / "packs").glob("*")) if (self.out / "packs").exists() else []
