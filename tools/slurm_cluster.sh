@@ -239,7 +239,7 @@ existing_cluster() { # DIR
 
 existing_node() { # DIR NODE
   existing_cluster "$1"
-  grep -qs "^NodeName=$2 " "$SLURM_CONF" || fail "no node $2 in $dir; there are: $(node_names)"
+  [[ " $(node_names) " = *" $2 "* ]] || fail "no node $2 in $dir; there are: $(node_names)"
 }
 
 node_names() {
@@ -472,7 +472,7 @@ start() { # DIR
 }
 
 tell_use() {
-  echo "slurm_cluster: $nodes nodes are up: $(node_names). To use them: . $dir/env.sh"
+  echo "slurm_cluster: up with $(node_names); to use it: . $dir/env.sh"
 }
 
 kill_node() { # DIR NODE
