@@ -142,7 +142,7 @@ require_root() {
   [ "$(id -u)" = 0 ] || fail "only root can start, stop and kill nodes of a cluster; call it with sudo"
 }
 
-lock_machine() { # until the end of this script
+lock_machine() { # until the end of this script: free ports are free until they are taken, and apt-get is called once
   exec 9>"$MACHINE_LOCK"
   flock -w "$LOCK_SECONDS" 9 || fail "another cluster has been starting for $LOCK_SECONDS seconds: $MACHINE_LOCK is held"
 }
@@ -198,6 +198,13 @@ free_ports() { # COUNT: below those that the system gives to clients
       found=$((found + 1))
     fi
   done
+}
+
+alone_with_hosts() { # COMMAND: other clusters do not change /etc/hosts meanwhile
+  (
+    flock -w 60 7 || fail "/etc/hosts is locked by another process"
+    "$@"
+  ) 7</etc/hosts
 }
 
 name_nodes() { # in /etc/hosts, which may be a mount and so is never replaced by another file
@@ -427,7 +434,7 @@ is_well() { # as the settings want it
 }
 
 cancel_jobs() {
-  timeout 3 scontrol ping >/dev/null 2>&1 || return 0
+  [ -n "$(part_processes slurmctld)" ] && timeout 3 scontrol ping >/dev/null 2>&1 || return 0
   timeout 5 squeue -h -o %A | sort -u | xargs -r timeout 5 scancel 2>/dev/null || true
   for _ in {1..80}; do
     [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || return 0
@@ -445,7 +452,7 @@ end_parts() {
 
 start() { # DIR
   require_root
-  mkdir -p -- "$1" || fail "cannot make the folder $1"
+  mkdir -p -- "$1" 2>/dev/null || fail "cannot make the folder $1"
   folder "$1"
   settings="nodes $nodes cpus $cpus gpus $gpus host $(hostname)"
   if [ -f "$dir/settings" ]; then
@@ -460,9 +467,9 @@ start() { # DIR
   address=$(loopback_address)
   cancel_jobs
   end_parts
-  trap 'end_parts; forget_nodes' EXIT
+  trap 'end_parts; alone_with_hosts forget_nodes' EXIT
   write_files
-  name_nodes
+  alone_with_hosts name_nodes
   start_munged
   start_accounting
   start_slurm
@@ -496,8 +503,7 @@ stop() { # DIR [--purge]
   existing_cluster "$1"
   cancel_jobs
   end_parts
-  lock_machine
-  forget_nodes
+  alone_with_hosts forget_nodes
   [ "${2-}" != --purge ] || rm -rf -- "${dir:?}"/{database,database.new,etc,gpus,log,ports,run,spool,state,env.sh,settings}
   echo "slurm_cluster: nothing runs in $dir"
 }

@@ -3,6 +3,8 @@
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -54,7 +56,7 @@ def test_nothing_listens_beyond_loopback(cluster: Cluster) -> None:
     own = {process.pid for process in processes_of(cluster.folder)}
 
     addresses = {
-        str(socket_.laddr[0])
+        socket_.laddr.ip
         for socket_ in psutil.net_connections(kind="inet")
         if socket_.pid in own and socket_.status == psutil.CONN_LISTEN
     }
@@ -89,21 +91,22 @@ def test_a_job_dies_with_its_node_and_runs_again_when_that_is_back(cluster: Clus
     cluster.wait_for(job, "CANCELLED", seconds=30)
 
 
-def test_a_cluster_beside_is_made_again_when_it_lost_its_controller_and_stop_leaves_nothing_of_it(
+def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its_processes_but_no_others(
     cluster: Cluster, tmp_path: Path
 ) -> None:
-    with running("--nodes", "1", "--cpus", "1", "--gpus", "0") as beside:
+    options = ["--nodes", "1", "--cpus", "1", "--gpus", "0"]
+    with running(*options) as beside, user_of(beside) as user:
         (controller,) = (one for one in processes_of(beside.folder) if one.name() == "slurmctld")
         controller.kill()
-        call_script("start", beside.folder, "--nodes", "1", "--cpus", "1", "--gpus", "0")
-        submit(beside, tmp_path, f"(setsid sh -c 'echo $$ > {tmp_path}/orphan; sleep 600' &)")
+        call_script("start", beside.folder, *options)
         orphan = tmp_path / "orphan"
+        submit(beside, tmp_path, f"(setsid sh -c 'echo $$ > {orphan}; sleep 600' &)")
         assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=30)
-        daemons = [one for one in processes_of(beside.folder) if lives(one)]
 
-    assert not any(lives(daemon) for daemon in daemons)
-    assert not processes_of(beside.folder)
-    assert str(beside.folder) not in Path("/etc/hosts").read_text()
+        call_script("stop", beside.folder)
+
+        assert [one.pid for one in processes_of(beside.folder)] == [user]
+        assert str(beside.folder) not in Path("/etc/hosts").read_text()
     assert not beside.folder.exists()
     assert cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle"
     assert socket.gethostbyname("n1") == "127.0.0.11"
@@ -143,6 +146,16 @@ def test_a_folder_with_other_files_is_refused_and_left(command: str, tmp_path: P
 def submit(cluster: Cluster, folder: Path, script: str, *options: str) -> str:
     """The number of a job that runs a line of shell."""
     return cluster.run("sbatch", "--parsable", "-o", str(folder / "out"), *options, "--wrap", script)
+
+
+@contextmanager
+def user_of(cluster: Cluster) -> Iterator[int]:
+    """A process that could talk to the cluster and is none of it."""
+    with subprocess.Popen(["sleep", "600"], env=dict(cluster.env)) as process:
+        try:
+            yield process.pid
+        finally:
+            process.kill()
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
