@@ -102,12 +102,12 @@ kill_all() { # COMMAND...: SIGKILL to what the command lists, until it lists not
   fail "processes of $dir cannot be killed: ${pids//$'\n'/ }"
 }
 
-end_all() { # COMMAND...: SIGTERM, and SIGKILL to what is left after 5 seconds
+end_all() { # COMMAND...: SIGTERM, and SIGKILL to what is left after some 15 seconds
   local pids
   pids=$("$@")
   [ -n "$pids" ] || return 0
   send TERM "$pids"
-  for _ in {1..100}; do
+  for _ in {1..300}; do
     [ -n "$("$@")" ] || return 0
     sleep 0.05
   done
