@@ -107,9 +107,11 @@ def _own_address() -> str:
 
     That of its name, unless the name leads to the machine itself only; then the one towards where srun runs.
     """
-    named = [str(found[4][0]) for found in socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)]
-    reached = [address for address in named if not is_loopback(address) and ":" not in address]
-    return reached[0] if reached else address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1")
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "127.0.0.1"
+    return address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1") if is_loopback(address) else address
 
 
 def is_loopback(address: str) -> bool:

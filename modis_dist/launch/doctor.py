@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
@@ -105,21 +105,21 @@ def _command(python: Sequence[str], folder: Path) -> list[str]:
 
 
 def _srun(command: Sequence[str], nodes: int) -> str:
-    """Run a command once on each node; returns what srun complained of."""
+    """Run a command once on each node; returns what srun complained of, if it ended by itself."""
     spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--mem=0", "--input=none"]
     with subprocess.Popen(
         ["srun", *spread, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as step:
         try:
             said = step.communicate(timeout=LIMIT_S)[1]
+            return doctor_slurm.one_line(said, "srun") if step.returncode else ""
         except subprocess.TimeoutExpired:
             step.terminate()
-            try:
-                said = step.communicate(timeout=LATE_S)[1]
-            except subprocess.TimeoutExpired:
-                step.kill()
-                said = step.communicate()[1]
-    return doctor_slurm.one_line(said, "srun") if said.strip() else ""
+            with suppress(subprocess.TimeoutExpired):
+                step.communicate(timeout=LATE_S)
+            return ""
+        finally:
+            step.kill()
 
 
 def _names(nodes: int) -> list[str]:
@@ -133,10 +133,11 @@ def told(found: Answers, names: Sequence[str], *, said: str) -> Finding:
     absent = [name for rank, name in enumerate(names) if rank not in found.came]
     if absent:
         advice = (
-            "see that these nodes are up, see this folder under the same path, and start this Python (on a cold file "
-            f"system a second try may do); srun: {said or 'said nothing'}"
+            "see that these nodes are up, see this folder under the same path, and start this Python (where the file "
+            "system is slow, a second try may do)"
         )
-        return Finding(WHAT, "bad", f"{_listed(absent)} did not come within {LIMIT_S} s", advice)
+        why = f": {said}" if said else f" within {LIMIT_S} s"
+        return Finding(WHAT, "bad", f"{_listed(absent)} did not come{why}", advice)
     failed = {rank: done.error for rank, done in found.done.items() if done.error}
     silent = [name for rank, name in enumerate(names) if rank not in found.done]
     if failed or silent:

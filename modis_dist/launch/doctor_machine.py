@@ -98,12 +98,9 @@ def gpus(*, wanted: int) -> list[Finding]:
         there = torch.cuda.is_available()
     if not there:
         return [no_gpu([str(one.message) for one in said], driver=has_driver())]
-    devices = [(torch.cuda.get_device_name(i), torch.cuda.get_device_capability(i)) for i in _range_of_devices()]
+    each = range(torch.cuda.device_count())
+    devices = [(torch.cuda.get_device_name(one), torch.cuda.get_device_capability(one)) for one in each]
     return [architecture(devices, torch.cuda.get_arch_list(), build=str(torch.__version__)), bf16_of_gpu()]
-
-
-def _range_of_devices() -> range:
-    return range(torch.cuda.device_count())
 
 
 def has_driver(device: Path = DRIVER) -> bool:
@@ -185,8 +182,8 @@ def host_name(*, nodes: int) -> Finding:
     found = f"{shown(name)} is {', '.join(addresses)}"
     local = all(map(is_loopback, addresses))
     advice = (
-        "on several nodes this name leads each to itself: give ranks an address of the network between nodes, or take "
-        "the name off 127.x in /etc/hosts"
+        "on several nodes this name leads each node to itself: have the site's DNS or /etc/hosts give its address in "
+        "the network between them"
     )
     return judged("host name", found, unless=nodes < 2 or not local, advice=advice, level="warning")
 

@@ -70,7 +70,7 @@ def cluster(site: Site | None, *, requests: Sequence[str]) -> list[Finding]:
         return [there]
     config = ask("scontrol", "show", "config")
     if config.error:
-        return [there, _silent(config.error)]
+        return [there, _silent(config.error, wanted=site is not None)]
     settings = fields(config.text)
     found = [
         there,
@@ -103,12 +103,12 @@ def fields(text: str) -> dict[str, str]:
     return {name.strip(): value.strip() for name, equals, value in found if equals}
 
 
-def _silent(error: str) -> Finding:
+def _silent(error: str, *, wanted: bool) -> Finding:
     advice = (
         "nothing else about the cluster can be told now: try again later; if it stays so, ask the site whether "
         "slurmctld runs, and whether munge and the clock of this machine are right"
     )
-    return Finding("controller", "bad", error, advice)
+    return Finding("controller", "bad" if wanted else "warning", error, advice)
 
 
 def _controller(settings: dict[str, str]) -> Finding:
