@@ -42,7 +42,8 @@ def examine(site: Site | None, *, requests: Sequence[str], profile: str = "PROFI
     yield from doctor_machine.folder_of_runs(Path.cwd())
     if on_slurm or (site is None and shutil.which("sbatch") is not None):
         yield from doctor_slurm.cluster(site, requests=requests)
-    if in_allocation():
+    local = site is not None and site.executor == "local"
+    if in_allocation() and not local and shutil.which("srun") is not None:
         yield over_allocation(list(site.python or ()) if site is not None else [], nodes=allocated)
     elif on_slurm and site is not None and site.nodes > 1:
         yield not_allocated(requests, profile)
@@ -73,9 +74,10 @@ def on_this_machine() -> Finding:
 @contextmanager
 def _started(command: Sequence[str], size: int) -> Iterator[None]:
     """So many processes, numbered as by Slurm; they have ended after the block."""
+    shared = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}
     numbered = ({"SLURM_PROCID": str(rank), "SLURM_NTASKS": str(size)} for rank in range(size))
     running = [
-        subprocess.Popen(command, env={**os.environ, **own}, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        subprocess.Popen(command, env=shared | own, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for own in numbered
     ]
     try:
@@ -106,7 +108,7 @@ def _command(python: Sequence[str], folder: Path) -> list[str]:
 
 def _srun(command: Sequence[str], nodes: int) -> str:
     """Run a command once on each node; returns what srun complained of, if it ended by itself."""
-    spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--mem=0", "--input=none"]
+    spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--input=none"]
     with subprocess.Popen(
         ["srun", *spread, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     ) as step:

@@ -289,6 +289,31 @@ def test_the_slowest_node_is_told_and_nccl_only_where_every_node_has_a_gpu() -> 
     assert doctor.told(one, ["n1", "n2"], said="").found == "4 MB over n1, n2 in 0.500 s (gloo)"
 
 
+@pytest.mark.usefixtures("fake")
+@pytest.mark.parametrize(
+    ("job", "site", "where"),
+    [
+        (None, None, "here"),
+        (None, SITE, "not allocated"),
+        (None, SITE.model_copy(update={"nodes": 1}), "here"),
+        ("7", None, "3 nodes"),
+        ("7", SITE, "3 nodes"),
+        ("7", Site(executor="local"), "here"),
+    ],
+)
+def test_the_nodes_of_an_allocation_are_tried_and_otherwise_this_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, job: str | None, site: Site | None, where: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if job is not None:
+        monkeypatch.setenv("SLURM_JOB_ID", job)
+        monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    monkeypatch.setattr(doctor, "on_this_machine", lambda: Finding("all-reduce", "good", "here"))
+    monkeypatch.setattr(doctor, "not_allocated", lambda *_: Finding("all-reduce", "good", "not allocated"))
+    monkeypatch.setattr(doctor, "over_allocation", lambda _, *, nodes: Finding("all-reduce", "good", f"{nodes} nodes"))
+    assert of(list(doctor.examine(site, requests=[])), "all-reduce").found == where
+
+
 def test_outside_an_allocation_it_is_said_how_to_ask_for_one() -> None:
     found = doctor.not_allocated(requests(SITE, nodes=2), "my site.yaml")
     assert found.level == "warning"
