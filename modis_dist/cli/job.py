@@ -73,3 +73,11 @@ def here(
     from modis_dist.launch.local_queue import run_here
 
     run_here(script, tasks=task or (), after=after or ())
+
+
+@app.command("all-reduce")
+def all_reduce(folder: Out) -> None:
+    """Sum numbers over the nodes of a job, as `modis-dist doctor` has it done."""
+    from modis_dist.launch.all_reduce import take_part
+
+    take_part(folder)

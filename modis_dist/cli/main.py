@@ -10,7 +10,7 @@ from pathlib import Path
 
 import typer
 
-from modis_dist.cli import config, data, job, predict, status, submit, train, tune, ui, verify
+from modis_dist.cli import config, data, doctor, job, predict, status, submit, train, tune, ui, verify
 from modis_dist.errors import ModisError, shown
 from modis_dist.files import PRIVATE_UMASK
 from modis_dist.version import __version__
@@ -46,6 +46,7 @@ app.command("translate")(predict.translate)
 app.command("model")(config.model)
 app.command("config")(config.config)
 app.command("ui")(ui.ui)
+app.command("doctor")(doctor.doctor)
 app.add_typer(job.app, name="job", hidden=True)
 
 

@@ -7,9 +7,8 @@ to run again for finished; squeue and sacct are.
 import os
 import re
 import shutil
-import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
@@ -20,9 +19,9 @@ from submitit import SlurmExecutor, SlurmJob
 from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
-from modis_dist.errors import RunFailed, UserError, shown
+from modis_dist.errors import RunFailed, UserError
+from modis_dist.launch.slurm_commands import ask, one_line
 
-ANSWER_S = 60.0  # from Slurm's controller, which gives up by itself before
 LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
@@ -106,7 +105,7 @@ class SlurmQueue:
             with redirect_stderr(quiet):
                 return _Script(folder / "scripts", options).submitted(text)
         except (FailedJobError, FailedSubmissionError) as error:
-            refused = _one_line(str(error))
+            refused = one_line(str(error), "sbatch")
         late = self._late(mark) if SLOW.search(refused) else None
         if late is None:
             raise UserError(f"sbatch: {refused}; this job was not submitted")
@@ -123,7 +122,7 @@ class SlurmQueue:
 
     def marked(self, mark: str) -> str | None:
         """See ``Queue.marked``."""
-        told = _ask("squeue", "-h", "-u", str(os.getuid()), "-o", "%F|%k")
+        told = _asked("squeue", "-h", "-u", str(os.getuid()), "-o", "%F|%k")
         lines = (line.split("|", 1) for line in told.splitlines())
         return next((number for number, comment in lines if comment == mark), None)
 
@@ -133,7 +132,7 @@ class SlurmQueue:
         if not wanted:
             return {}
         found = {job.id: job for job in _ended(numbers)}
-        for line in _ask("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%N").splitlines():
+        for line in _asked("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%N").splitlines():
             name, state, reason, nodes = line.split("|", 3)
             if name.partition("_")[0] in wanted:
                 waits = reason if state == "PENDING" and reason != "None" else ""
@@ -144,13 +143,13 @@ class SlurmQueue:
     def cancel(self, numbers: Sequence[str]) -> None:
         """See ``Queue.cancel``."""
         if numbers:
-            _ask("scancel", *numbers)
+            _asked("scancel", *numbers)
 
 
 def _ended(numbers: Sequence[str]) -> list[Job]:
     command = ["sacct", "-X", "--parsable2", "-o", "JobID,State,NodeList", "-j", ",".join(numbers)]
     try:
-        told = SlurmInfoWatcher().read_info(_ask(*command))
+        told = SlurmInfoWatcher().read_info(_asked(*command))
     except QueueUnknown:
         return []  # a cluster without accounting: squeue alone knows
     return [Job(name, one["State"].partition(" ")[0], "", one["NodeList"]) for name, one in told.items()]
@@ -163,16 +162,16 @@ def requeue() -> bool:
     """
     array = os.environ.get("SLURM_ARRAY_JOB_ID")  # whose first task has the number of the whole array
     number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
-    state = _ask("squeue", "-h", "-j", number, "-o", "%T").strip()
+    state = _asked("squeue", "-h", "-j", number, "-o", "%T").strip()
     if state != "RUNNING":
         return False
-    _ask("scontrol", "requeue", number)
+    _asked("scontrol", "requeue", number)
     return True
 
 
 def limit_of_arrays() -> int | None:
     """The cluster's own limit of tasks in an array; None where it does not say."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _ask("scontrol", "show", "config"), re.MULTILINE)
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config"), re.MULTILINE)
     return int(found[1]) - 1 if found else None
 
 
@@ -185,28 +184,9 @@ def _installed() -> None:
         )
 
 
-def _ask(*command: str) -> str:
+def _asked(*command: str) -> str:
     """What one of Slurm's commands prints. Raises ``QueueUnknown`` where it fails."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
-    except FileNotFoundError:
-        raise QueueUnknown(f"{command[0]} is not on this machine; ask on a login node of the cluster") from None
-    except subprocess.TimeoutExpired:
-        raise QueueUnknown(f"{command[0]} did not answer for {ANSWER_S:.0f} s; try again later") from None
-    if done.returncode:
-        raise QueueUnknown(f"{command[0]}: {_one_line(done.stderr)}; nothing was changed, try again later")
-    return done.stdout
-
-
-def _one_line(text: str) -> str:
-    """What Slurm said, without the names of its programs, in one line."""
-    said = [line.partition("error: ")[2] or line for line in text.splitlines() if line.strip()]
-    return shown("; ".join(said) or "failed without a word")
-
-
-def counted(found: Mapping[str, Job]) -> dict[str, int]:
-    """How many jobs there are in each state."""
-    states: dict[str, int] = {}
-    for job in found.values():
-        states[job.state] = states.get(job.state, 0) + 1
-    return states
+    told = ask(*command)
+    if told.error:
+        raise QueueUnknown(f"{command[0]}: {told.error}; nothing was changed, try again later")
+    return told.text

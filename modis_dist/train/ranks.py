@@ -72,7 +72,7 @@ def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> It
     Raises ``RankLost`` naming the ranks that are lost, where that is why this one cannot go on.
     """
     rank, size, meeting = seat.rank, seat.size, seat.meeting
-    interface = _interface("127.0.0.1" if meeting.startswith(FILE) else _address_towards(meeting))
+    interface = _interface("127.0.0.1" if meeting.startswith(FILE) else address_towards(meeting))
     # Whatever the cluster sets.
     os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
     store = _store(seat)
@@ -203,7 +203,7 @@ def _interface(address: str) -> str:
     return next(name for name, has in held.items() if any(a.address.partition("%")[0] == address for a in has))
 
 
-def _address_towards(meeting: str) -> str:
+def address_towards(meeting: str) -> str:
     """The address of this machine from which it reaches a ``tcp://`` address."""
     place = urlsplit(meeting)
     assert place.hostname is not None

@@ -37,6 +37,8 @@ COMMANDS = [
     ["model"],
     ["config"],
     ["ui"],
+    ["doctor"],
+    ["job", "all-reduce"],
     ["data", "import"],
     ["data", "check"],
     ["data", "describe"],

@@ -1,0 +1,160 @@
+"""One all-reduce over processes that were started apart, each on its node, and how long it takes.
+
+They find each other in a folder that all of them see: each leaves a file there when it comes and one when it is done,
+so that whoever started them can tell who never came from who came and could not reach the others. Slurm numbers them;
+who starts them without Slurm gives them the same variables. Those of Slurm meet over the network, as ranks on several
+nodes do, others over the loopback interface.
+"""
+
+import json
+import os
+import signal
+import socket
+import time
+from dataclasses import asdict, dataclass
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from modis_dist.errors import RunFailed, UserError
+from modis_dist.files import write_json
+from modis_dist.train.ranks import Seat, address_towards, meeting_file, meeting_port, met
+
+LIMIT_S = 60
+NUMBERS = 1 << 20  # 4 MB of float32
+PERIOD = 7  # small whole numbers: their sums over two thousand ranks are exact
+BETWEEN_LOOKS_S = 0.1
+MEETING = "meeting.json"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What one process says at its end."""
+
+    host: str
+    gloo_s: float = 0.0
+    nccl_s: float | None = None  # None where not every process has a GPU
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What stands in the folder, by the number of the process."""
+
+    came: dict[int, str]  # the names of their hosts
+    done: dict[int, Done]
+
+
+def take_part(folder: Path) -> None:
+    """The part of this process. It ends by itself, whatever it waits for, after the time limit."""
+    signal.alarm(LIMIT_S)
+    rank, size = _numbered()
+    host = socket.gethostname()
+    write_json(folder / f"came-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
+    try:
+        gloo_s, nccl_s = _met(folder, rank, size)
+        done = Done(host, gloo_s, nccl_s)
+    except Exception as error:
+        write_json(folder / f"done-{rank}.json", asdict(Done(host, error=f"{type(error).__name__}: {error}")))
+        raise
+    write_json(folder / f"done-{rank}.json", asdict(done))
+    signal.alarm(0)
+
+
+def answers(folder: Path, size: int) -> Answers:
+    """What each of so many processes has said so far."""
+    came = {rank: _read(folder / f"came-{rank}.json") for rank in range(size)}
+    done = {rank: _read(folder / f"done-{rank}.json") for rank in range(size)}
+    return Answers(
+        {rank: str(told["host"]) for rank, told in came.items() if told},
+        {rank: Done(**told) for rank, told in done.items() if told},
+    )
+
+
+def _numbered() -> tuple[int, int]:
+    try:
+        return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
+    except (KeyError, ValueError):
+        raise UserError("job all-reduce: is started by `modis-dist doctor`, as a step of a job; run that") from None
+
+
+def _met(folder: Path, rank: int, size: int) -> tuple[float, float | None]:
+    """Seconds that an all-reduce takes by gloo, and by NCCL where every process has a GPU."""
+    if rank == 0:
+        _call(folder, size)
+    _wait_for(folder, rank, [MEETING])
+    told = _read(folder / MEETING)
+    device = torch.device(told["device"])
+    with met(Seat(rank, size, told["address"]), device=device, timeout_s=LIMIT_S):
+        gloo_s = _measured(rank, size, torch.device("cpu"))
+        return gloo_s, _measured(rank, size, device) if device.type == "cuda" else None
+
+
+def _call(folder: Path, size: int) -> None:
+    """Say where all meet, once all have come: nothing listens before."""
+    names = [f"came-{rank}.json" for rank in range(size)]
+    _wait_for(folder, 0, names)
+    gpus = all(_read(folder / name)["gpu"] for name in names)
+    address = meeting_port(_own_address()) if "SLURM_JOB_ID" in os.environ else meeting_file(folder)
+    write_json(folder / MEETING, {"address": address, "device": "cuda" if gpus else "cpu"})
+
+
+def _own_address() -> str:
+    """An address of this machine under which the other nodes reach it.
+
+    That of its name, unless the name leads to the machine itself only; then the one towards where srun runs.
+    """
+    try:
+        address = socket.gethostbyname(socket.gethostname())
+    except OSError:
+        address = "127.0.0.1"
+    return address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1") if is_loopback(address) else address
+
+
+def is_loopback(address: str) -> bool:
+    """Whether an address leads no further than this machine."""
+    return ip_address(address.partition("%")[0]).is_loopback
+
+
+def _measured(rank: int, size: int, device: torch.device) -> float:
+    """Seconds of one all-reduce of 4 MB between connected processes. Raises ``RunFailed`` where its sum is wrong."""
+    pattern = torch.arange(NUMBERS, device=device) % PERIOD + 1.0
+    numbers = pattern * (rank + 1)
+    dist.all_reduce(torch.zeros(1, device=device))
+    _finish(device)
+    began = time.perf_counter()
+    dist.all_reduce(numbers)
+    _finish(device)
+    seconds = time.perf_counter() - began
+    if not torch.equal(numbers, pattern * (size * (size + 1) / 2)):
+        raise RunFailed(f"the sum over {size} processes on {device.type} is wrong")
+    return seconds
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _wait_for(folder: Path, rank: int, names: list[str]) -> None:
+    """Until files are in the folder; how long is for the alarm to say.
+
+    A machine may show a network folder as it was up to a minute ago, until it writes there itself.
+    """
+    look = folder / f"look-{rank}"
+    while not set(names) <= {entry.name for entry in folder.iterdir()}:
+        time.sleep(BETWEEN_LOOKS_S)
+        look.touch()
+        look.unlink()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """The mapping in a file; empty where there is none."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text())
+        return content
+    except FileNotFoundError:
+        return {}

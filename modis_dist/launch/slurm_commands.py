@@ -1,0 +1,34 @@
+"""Slurm's own commands: what they print, or in one line why they failed."""
+
+import subprocess
+from dataclasses import dataclass
+
+from modis_dist.errors import shown
+
+ANSWER_S = 60.0  # Slurm's commands give up by themselves before
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a command printed."""
+
+    text: str
+    remark: str = ""  # on standard error
+    error: str = ""  # why it failed, in one line; empty where it did not
+
+
+def ask(*command: str) -> Told:
+    """What one of Slurm's commands says; never raises."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+    except OSError as error:
+        return Told("", error=f"{command[0]}: {error.strerror}")
+    except subprocess.TimeoutExpired:
+        return Told("", error=f"{command[0]} did not answer for {ANSWER_S:.0f} s")
+    return Told(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
+
+
+def one_line(said: str, program: str) -> str:
+    """What a command complained of, in one line without its name."""
+    lines = [line.removeprefix(f"{program}: ").removeprefix("error: ").strip() for line in said.splitlines()]
+    return shown("; ".join(line for line in lines if line) or f"{program} failed without a word")
