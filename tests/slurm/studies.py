@@ -14,14 +14,14 @@ from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
 
-EPOCHS = 60  # some fifteen seconds: long enough to be disturbed three times
+EPOCHS = 40  # some ten seconds: long enough to be disturbed three times
 PARTS = ("trials", "best", "test", "baseline", "groups", "failures", "conditions")  # of a summary that must be equal
 
 
 def write_study(path: Path, store: Path, *, epochs: int = EPOCHS, folds: int = 2) -> Path:
     """A study of as many packs as folds, which are trained on one thread each, to their last epoch."""
     study = tree(store, grid={}, folds=folds, packing={"enabled": False}, resources={"cpus": 1})
-    study["optim"]["epochs"] = epochs
+    study["optim"]["epochs"], study["trainer"]["early_stopping"] = epochs, None
     path.write_text(yaml12.dump(study))
     return path
 

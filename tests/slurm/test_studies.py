@@ -40,20 +40,20 @@ def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
         assert found[part] == home[part], part
 
 
-def test_an_array_that_is_requeued_preempted_and_loses_a_node_ends_as_at_home(
+def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
     profile = write_profile(tmp_path / "profile.yaml")
     study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array")
     study.until_saved()
     first, second = f"{study.number}_0", f"{study.number}_1"
-    in_cluster.run("scontrol", "requeue", first)
+    study.preempt(first)
     study.until_started("pack-0", times=2)
-    study.preempt(second)
-    study.until_started("pack-1", times=2)
-    study.until(lambda: "RUNNING" in in_cluster.states(study.number)[second], "its second task does not run")
+    in_cluster.run("scontrol", "requeue", first)
+    study.until(lambda: study.node(second), "its second task does not run")
     study.lose(second)
-    study.until_started("pack-1", times=3)
+    study.until_started("pack-0", times=3)
+    study.until_started("pack-1", times=2)
     assert_as_at_home(study.until_over(), place)
     assert "SIGUSR1" in study.logs(), "Slurm warned before it preempted"
     assert not readable_by_others(study.out)
