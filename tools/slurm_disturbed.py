@@ -1,0 +1,144 @@
+"""What disturbances cost a study on a real Slurm: seconds lost, and that the results do not change.
+
+`python tools/slurm_disturbed.py` (as root, on an idle machine) starts a throw-away cluster of two nodes and puts the
+quickstart study on it as an array and as an allocation: undisturbed, preempted, requeued, with a lost node, and with
+time limits that it must exceed. Each is compared with the same study at home, bit for bit; exit 3 if one differs.
+Seconds lost are those beyond the undisturbed run of the same form; in some six of them a requeued job waits here.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from modis_dist.config import parse, yaml12
+from modis_dist.report.tables import add, empty, finished, numbers
+from modis_dist.report.terminal import show
+from tests.slurm.cluster import Cluster, running
+from tests.slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
+
+STUDY = Path(__file__).resolve().parents[1] / "tune_spaces" / "quickstart.yaml"
+SHORT = {"time": "00:01:30", "warning_s": 20}  # Slurm looks every half minute, and may warn a minute early
+TASK = {"array": "{}_0", "allocation": "{}"}
+
+
+def nothing(study: Submitted, job: str) -> None:
+    """Leave it alone; its profile may have a time limit."""
+
+
+def requeue(study: Submitted, job: str) -> None:
+    """As an administrator does."""
+    study.cluster.run("scontrol", "requeue", job)
+
+
+DISTURBANCES: dict[str, Callable[[Submitted, str], None]] = {
+    "undisturbed": nothing,
+    "preempted": Submitted.preempt,
+    "requeued": requeue,
+    "node lost": Submitted.lose,
+    "time limit": nothing,
+}
+
+
+def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance: str) -> dict[str, Any]:
+    """Submit the study, disturb it when its first pack is half done, and wait for its end."""
+    keys: dict[str, Any] = {"memory": "1800M"} | (SHORT if disturbance == "time limit" else {})
+    profile = write_profile(out.parent / "profile.yaml", **keys, **({"nodes": 2} if form == "allocation" else {}))
+    began = time.monotonic()
+    sent = submitted(cluster, study, profile, out, "--form", form)
+    job = TASK[form].format(sent.number)
+    while not half_done(out) and sent.state() in {"running", "waiting"}:
+        time.sleep(0.5)
+    DISTURBANCES[disturbance](sent, job)
+    while (state := sent.state()) in {"running", "waiting", "unknown"}:
+        time.sleep(0.5)
+    seconds = time.monotonic() - began
+    if state != "finished":
+        raise SystemExit(f"{form}, {disturbance}: {state}\n{sent.logs()}")
+    names = ["allocation"] if form == "allocation" else ["pack-0", "pack-1", "finish"]
+    return {"seconds": seconds, "starts": sum(sent.starts(name) for name in names) - len(names), "found": summary(out)}
+
+
+def half_done(out: Path) -> bool:
+    """Whether some pack of the search is in the middle of its training."""
+    packs = json.loads(command("status", str(out), "--json"))["trials"]["packs"]
+    return any(pack["epoch"] * 2 >= (pack["epochs"] or 1) for pack in packs)
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--forms", nargs="+", choices=sorted(TASK), default=["array", "allocation"])
+    parser.add_argument("--disturbances", nargs="+", choices=list(DISTURBANCES), default=list(DISTURBANCES))
+    parser.add_argument("--epochs", type=int, default=None, help="of each training; those of the quickstart by default")
+    parser.add_argument("--json", action="store_true")
+    given = parser.parse_args()
+    overrides = ["sweep.resources.cpus=1", "sweep.executor=local"]
+    overrides += [f"optim.epochs={given.epochs}"] if given.epochs else []
+    rows, log = [], Console(stderr=True)
+    with tempfile.TemporaryDirectory() as place, running() as cluster:
+        study = Path(place) / "study.yaml"
+        study.write_text(yaml12.dump(parse.to_tree(parse.load_study(STUDY, overrides))))
+        began = time.monotonic()
+        command("tune", str(study), "--out", f"{place}/home")
+        home, at_home = summary(Path(place) / "home"), time.monotonic() - began
+        log.print(f"at home: {at_home:.0f} s")
+        in_environment(cluster)
+        for form in given.forms:
+            undisturbed = None
+            for disturbance in dict.fromkeys(["undisturbed", *given.disturbances]):
+                out = Path(place) / f"{form}-{disturbance.replace(' ', '-')}"
+                one = measured(cluster, study, out, form=form, disturbance=disturbance)
+                undisturbed = undisturbed or one["seconds"]
+                differs = [part for part in PARTS if one["found"][part] != home[part]]
+                rows.append(
+                    {
+                        "form": form,
+                        "disturbance": disturbance,
+                        "seconds": round(one["seconds"], 1),
+                        "lost": round(one["seconds"] - undisturbed, 1),
+                        "started_again": one["starts"],
+                        "differs": differs,
+                    }
+                )
+                log.print(rows[-1])
+    if given.json:
+        print(json.dumps({"at_home": round(at_home, 1), "rows": rows}, indent=2))
+    else:
+        print_table(rows)
+    if any(row["differs"] for row in rows):
+        sys.exit(3)
+
+
+def in_environment(cluster: Cluster) -> None:
+    """Have this process, and what it starts, find the cluster."""
+    os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "MUNGE_SOCKET", "PATH")})
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+    """For people."""
+    table = empty("form", "disturbance")
+    numbers(table, "seconds", "lost", "started again", "results")
+    for row in rows:
+        same = "differ: " + ", ".join(row["differs"]) if row["differs"] else "equal"
+        add(
+            table,
+            row["form"],
+            row["disturbance"],
+            f"{row['seconds']:.0f}",
+            f"{row['lost']:.0f}",
+            str(row["started_again"]),
+            same,
+        )
+    show([("The quickstart study on Slurm", finished(table))], Console())
+
+
+if __name__ == "__main__":
+    main()
