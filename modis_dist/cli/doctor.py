@@ -8,7 +8,6 @@ import typer
 from modis_dist.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from rich.console import Console
 
     from modis_dist.launch.finding import Finding
 
@@ -33,15 +32,14 @@ def doctor(
     from modis_dist.errors import RunFailed
     from modis_dist.launch.doctor import examine
     from modis_dist.launch.job_script import requests
-    from modis_dist.report.terminal import stdout
 
     site = load_site(cluster) if cluster is not None else None
     asked = requests(site, nodes=site.nodes) if site is not None else []
-    console, found = stdout(), []
+    found = []
     for finding in examine(site, requests=asked, profile=str(cluster)):
         found.append(finding)
         if not as_json:
-            _print(finding, console)
+            print_finding(finding)
     if as_json:
         print_json([asdict(finding) for finding in found])
     bad = [finding.what for finding in found if finding.level == "bad"]
@@ -49,10 +47,13 @@ def doctor(
         raise RunFailed(f"doctor: {len(bad)} of {len(found)} findings are bad ({', '.join(bad)}); each says what to do")
 
 
-def _print(finding: "Finding", console: "Console") -> None:
+def print_finding(finding: "Finding") -> None:
     """One line, and another with the advice."""
     from rich.text import Text
 
+    from modis_dist.report.terminal import stdout
+
+    console = stdout()
     mark = Text(f"{finding.level:<{LEVEL_WIDTH}}", style=STYLES[finding.level])
     console.print(mark + Text(f"{finding.what:<{WHAT_WIDTH}}{finding.found}"), soft_wrap=True)
     if finding.advice:

@@ -107,9 +107,13 @@ def _foresee(
 ) -> None:
     """Everything that would be submitted, and about what it costs."""
     import tempfile
+    from dataclasses import asdict
 
+    from modis_dist.cli.doctor import print_finding
     from modis_dist.cli.foreseen import foreseen, print_plan
     from modis_dist.cli.tune import planning_place
+    from modis_dist.launch.doctor_slurm import limits as limits_of
+    from modis_dist.launch.job_script import requests
     from modis_dist.launch.submission import scripts_of
     from modis_dist.sweep.plan import plan
 
@@ -122,12 +126,15 @@ def _foresee(
     plain["form"], plain["why"] = form, why
     plain["scripts"] = scripts_of(planned, site, form=form, out=folder)
     plain |= _hours(plain, site, form)
-    plain["limits"] = _limits(site)
+    asked = requests(site, nodes=site.nodes if form == "allocation" else 1)
+    limits = limits_of(site, requests=asked) if site.executor == "slurm" else []
     if as_json:
-        print_json(plain)
+        print_json(plain | {"limits": [asdict(finding) for finding in limits]})
         return
     print_plan(plain)
     _print_submission(plain, site)
+    for finding in limits:
+        print_finding(finding)
 
 
 def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
@@ -141,21 +148,6 @@ def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
         "gpu_hours": seconds * site.gpus / HOUR_S,
         "measured_on": measured,
     }
-
-
-def _limits(site: "Site") -> list[str]:
-    """Where the queue would refuse or split what is asked for."""
-    from modis_dist.launch.queue import QueueUnknown, limit_of_arrays
-
-    if site.executor == "local":
-        return []
-    try:
-        limit = limit_of_arrays()
-    except QueueUnknown as error:
-        return [f"the queue was not asked: {error}"]
-    if limit is not None and site.max_array > limit:
-        return [f"max_array: {site.max_array} is more than the cluster's arrays may have ({limit}); lower it"]
-    return []
 
 
 def _print_submission(plain: dict[str, Any], site: "Site") -> None:
@@ -177,8 +169,6 @@ def _print_submission(plain: dict[str, Any], site: "Site") -> None:
             f"      the longest pack takes {longest / site.seconds:.1f} times the limit of {site.time}: it saves, is "
             f"queued again and goes on, {site.requeues} times at most (profile: requeues)"
         )
-    for limit in plain["limits"]:
-        say(f"limits: {limit}")
     for name, text in plain["scripts"].items():
         say(f"--- {name}")
         say(text.rstrip())

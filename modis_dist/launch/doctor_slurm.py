@@ -55,12 +55,27 @@ def cluster(site: Site | None, *, requests: Sequence[str]) -> list[Finding]:
     partitions = [] if site is None else asked_partitions(site)
     found += preemption(settings, [one for one in partitions if not isinstance(one, Finding)])
     found += [kill_wait(settings)]
-    if site is None:
-        return found
-    found += [arrays(settings, site), *(of_partition(one, site) for one in partitions)]
+    return found if site is None else [*found, *_limits(settings, partitions, site, requests)]
+
+
+def limits(site: Site, *, requests: Sequence[str]) -> list[Finding]:
+    """Whether the cluster's queue would take the jobs of a profile, and what it allows."""
+    there, config = programs(wanted=True), ask("scontrol", "show", "config")
+    if there.level != "good" or config.error:
+        return [there if there.level != "good" else _silent(config.error, wanted=True)]
+    return _limits(fields(config.text), asked_partitions(site), site, requests)
+
+
+def _limits(
+    settings: dict[str, str], partitions: Sequence[dict[str, str] | Finding], site: Site, requests: Sequence[str]
+) -> list[Finding]:
     usable = [one for one in partitions if not isinstance(one, Finding)]
-    found += [nodes(one["PartitionName"], _offers(one["PartitionName"]), site) for one in usable]
-    return [*found, accepted(ask("sbatch", "--test-only", *requests, "--wrap=true"))]
+    return [
+        arrays(settings, site),
+        *(of_partition(one, site) for one in partitions),
+        *(nodes(one["PartitionName"], _offers(one["PartitionName"]), site) for one in usable),
+        accepted(ask("sbatch", "--test-only", *requests, "--wrap=true")),
+    ]
 
 
 def programs(*, wanted: bool) -> Finding:

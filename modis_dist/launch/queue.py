@@ -169,12 +169,6 @@ def requeue() -> bool:
     return True
 
 
-def limit_of_arrays() -> int | None:
-    """The cluster's own limit of tasks in an array; None where it does not say."""
-    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", _asked("scontrol", "show", "config"), re.MULTILINE)
-    return int(found[1]) - 1 if found else None
-
-
 def _installed() -> None:
     missing = [program for program in PROGRAMS if shutil.which(program) is None]
     if missing:
