@@ -8,7 +8,6 @@ import typer
 from modis_dist.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-
     from modis_dist.launch.finding import Finding
 
 STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}

@@ -90,7 +90,7 @@ def serve(meeting: Path, *, cpus: int, gpus: int) -> None:
         private = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0"}
         private |= {"RAY_memory_monitor_refresh_ms": "0", "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0"}
         command = [*_command(meeting, rank), f"--num-cpus={cpus}", f"--num-gpus={gpus}"]
-        command += [f"--object-store-memory={STORE_BYTES}", "--block", "--disable-usage-stats"]
+        command += [f"--temp-dir={folder / 'r'}", f"--object-store-memory={STORE_BYTES}", "--block"]
         command += ["--min-worker-port=0", "--max-worker-port=0", "--dashboard-agent-listen-port=0"]
         said = folder / "said.txt"
         with environment({**for_workers(), **private}), said.open("wb") as told:

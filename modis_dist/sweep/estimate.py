@@ -23,6 +23,7 @@ from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5  # at most, after one that warms up
 PROBE_S = 2.0  # no further step begins after so long
+PROBE_BYTES = 500_000_000  # of parameters: of a larger stack a part is probed, whose time grows with its replicates
 COPIES_OF_LAST = 4  # parameters, two moments, best; removed when the pack is done
 RANKS_START_S = 10.0  # of the ranks of a pack, by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
@@ -54,10 +55,11 @@ def costs(
             runs = [_as_here(trial.run) if elsewhere else trial.run for trial in pack.trials]
             run = runs[0]
             torch.set_num_threads(run.trainer.threads or threads)
-            key = probe_key(runs, shape)
+            part = runs[: max(1, PROBE_BYTES // model_bytes(shape, replicates=1))]
+            key, times = probe_key(part, shape), len(runs) / len(part)
             if key not in known:
-                known[key] = seconds_per_step(runs, shape), seconds_per_row(runs, shape)
-            of_step, of_row = known[key]
+                known[key] = seconds_per_step(part, shape), seconds_per_row(part, shape)
+            of_step, of_row = (times * seconds for seconds in known[key])
             steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
             rows = validated_rows(run, selection_of)
             kept = model_bytes(shape, replicates=len(runs))
