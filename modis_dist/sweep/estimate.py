@@ -18,7 +18,7 @@ from modis_dist.sweep.memory import model_bytes
 from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.sweep.plan import Plan
 from modis_dist.train.loop import LOWER_PRECISION
-from modis_dist.train.prepare import SelectionOf, training_rows
+from modis_dist.train.prepare import SelectionOf, row_counts
 from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5  # at most, after one that warms up
@@ -132,9 +132,8 @@ def rows_of_rank(run: Run) -> int:
 
 def validated_rows(run: Run, selection_of: SelectionOf) -> int:
     """Rows that one replicate's validations read in all epochs."""
-    parts, _ = training_rows(run, selection_of(run))
     every = run.trainer.validate_every
-    return sum(len(part.validation) for part in parts.values()) * -(-run.optim.epochs // every)
+    return sum(row_counts(run, selection_of(run)).validation.values()) * -(-run.optim.epochs // every)
 
 
 def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:

@@ -13,7 +13,7 @@ from modis_dist.config.run import Objective
 from modis_dist.config.study import Packing
 from modis_dist.sweep.manifest import Trial
 from modis_dist.train.loader import steps_per_epoch
-from modis_dist.train.prepare import SelectionOf, training_rows
+from modis_dist.train.prepare import SelectionOf, row_counts
 
 SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may differ within a stack
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
@@ -69,8 +69,7 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
 def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
     """Steps in one epoch of a trial."""
     optim = trial.run.optim
-    _, chosen = training_rows(trial.run, selection_of(trial.run))
-    rows = {modality: len(part.rows) for modality, part in chosen.items()}
+    rows = row_counts(trial.run, selection_of(trial.run)).train
     return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
 
 

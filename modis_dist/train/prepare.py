@@ -4,7 +4,7 @@ Everything fitted here is fitted on training rows only. Test rows are touched on
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,11 +29,20 @@ class Selection:
     classes: tuple[str, ...]
     index: Mapping[str, Index]
     rows: Mapping[str, Rows]  # positions in the store
+    counted: dict[str, "RowCounts"] = field(default_factory=dict, repr=False, compare=False)  # see ``row_counts``
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """Names of the modalities."""
         return tuple(self.index)
+
+
+@dataclass(frozen=True)
+class RowCounts:
+    """How many rows of each modality a run trains on, and validates on."""
+
+    train: Mapping[str, int]
+    validation: Mapping[str, int]
 
 
 SelectionOf = Callable[[Run], Selection]
@@ -132,6 +141,17 @@ def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition],
     training = {modality: part.train for modality, part in parts.items()}
     chosen = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
     return parts, chosen
+
+
+def row_counts(run: Run, selection: Selection) -> RowCounts:
+    """The sizes of a run's split, remembered: hundreds of trials share a few splits."""
+    key = data_key(run, selection.fingerprint)
+    if key not in selection.counted:
+        parts, chosen = training_rows(run, selection)
+        train = {modality: len(part.rows) for modality, part in chosen.items()}
+        validation = {modality: len(part.validation) for modality, part in parts.items()}
+        selection.counted[key] = RowCounts(train, validation)
+    return selection.counted[key]
 
 
 def data_key(run: Run, fingerprint: str) -> str:
