@@ -8,7 +8,17 @@ from typing import Any, TextIO, cast
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
 FIGURES = {"val/balanced_accuracy": "balanced accuracy", "train/total_g": "loss"}
+
+
+def duration(seconds: float) -> str:
+    """In the unit that suits it."""
+    if seconds < 2 * MINUTE_S:
+        return f"{max(seconds, 0):.0f} s"
+    if seconds < 2 * HOUR_S:
+        return f"{seconds / MINUTE_S:.0f} min"
+    return f"{seconds / HOUR_S:.1f} h" if seconds < 2 * DAY_S else f"{seconds / DAY_S:,.0f} days"
 
 
 def errors() -> Console:

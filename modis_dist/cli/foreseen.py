@@ -75,6 +75,7 @@ def foreseen(
 
 def print_plan(plain: dict[str, Any]) -> None:
     """The trials, the packs and what they cost, in tables and a line."""
+    from modis_dist.cli.display import duration
     from modis_dist.report.tables import add, empty, finished, numbers, parameters
     from modis_dist.report.terminal import show, stdout
     from modis_dist.report.text import plain as readable
@@ -89,9 +90,9 @@ def print_plan(plain: dict[str, Any]) -> None:
     if plain["trials"] > TRIALS_SHOWN:
         console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
     packs = empty("pack")
-    numbers(packs, "trials", "steps", "minutes", "disk MB")
+    numbers(packs, "trials", "steps", "time", "disk MB")
     for row in [*plain["packs"], *(row | {"pack": "refit"} for row in plain["refit_packs"])]:
-        cells = (row["trials"], row["steps"], f"{row['seconds'] / 60:.1f}", f"{row['bytes'] / 1e6:,.0f}")
+        cells = (row["trials"], row["steps"], duration(row["seconds"]), f"{row['bytes'] / 1e6:,.0f}")
         add(packs, row["pack"], *map(str, cells))
     show([("Packs that are left, then the refit", finished(packs))], console)
     unknown = (
@@ -101,7 +102,7 @@ def print_plan(plain: dict[str, Any]) -> None:
     )
     console.print(
         f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
-        f"{plain['slots']} at a time, and the refit: about {plain['seconds'] / 60:.1f} minutes without early stopping "
-        f"or pruning, {plain['bytes'] / 1e6:,.0f} MB.{unknown} Nothing was started.",
+        f"{plain['slots']} at a time, and the refit: about {duration(plain['seconds'])} without early stopping or "
+        f"pruning, {plain['bytes'] / 1e6:,.0f} MB.{unknown} Nothing was started.",
         soft_wrap=True,
     )

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 FAILURES_SHOWN = 10
 BAR_WIDTH = 30
-MINUTE_S, HOUR_S = 60, 3600
 
 
 def status(
@@ -79,6 +78,7 @@ def _say(line: str) -> None:
 
 def _print(found: "Status", *, now: float) -> None:
     """What both kinds of status have."""
+    from modis_dist.cli.display import duration
     from modis_dist.errors import shown
     from modis_dist.report.terminal import stdout
 
@@ -89,9 +89,9 @@ def _print(found: "Status", *, now: float) -> None:
     if any(pack.state == "running" for pack in found.packs):
         console.print(_bars(found))
     if found.last_sign is not None:
-        say(f"last sign of life: {_duration(now - found.last_sign)} ago")
+        say(f"last sign of life: {duration(now - found.last_sign)} ago")
     if found.state == "running" and found.stage != "done":
-        left = "unknown yet" if found.eta_s is None else f"about {_duration(found.eta_s)}, less with early stopping"
+        left = "unknown yet" if found.eta_s is None else f"about {duration(found.eta_s)}, less with early stopping"
         say(f"time left in this stage: {left}")
     for name, reason in list(found.failures.items())[:FAILURES_SHOWN]:
         say(f"failed: {shown(name)}: {shown(reason)}")
@@ -118,11 +118,3 @@ def _bars(found: "Status") -> "Table":
 def _counted(trials: Mapping[str, int]) -> str:
     parts = ", ".join(f"{number} {state}" for state, number in trials.items())
     return f"{sum(trials.values())}: {parts}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 2 * MINUTE_S:
-        return f"{max(seconds, 0):.0f} s"
-    if seconds < 2 * HOUR_S:
-        return f"{seconds / MINUTE_S:.0f} min"
-    return f"{seconds / HOUR_S:.1f} h"

@@ -151,6 +151,9 @@ def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
 
 
 def _print_submission(plain: dict[str, Any], site: "Site") -> None:
+    from math import ceil
+
+    from modis_dist.cli.display import duration
     from modis_dist.report.terminal import stdout
 
     console = stdout()
@@ -159,19 +162,25 @@ def _print_submission(plain: dict[str, Any], site: "Site") -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     say(f"form: {plain['form']}, {plain['why']}")
-    gpus = f"{plain['gpu_hours']:.1f} GPU-hours, " if site.gpus else ""
-    say(f"cost: about {gpus}{plain['core_hours']:.1f} core-hours, measured on {plain['measured_on']}")
+    gpus = f"{_rounded(plain['gpu_hours'])} GPU-hours, " if site.gpus else ""
+    say(f"cost: about {gpus}{_rounded(plain['core_hours'])} core-hours, measured on {plain['measured_on']}")
     if site.gpus and plain["measured_on"] == "this machine's processor":
         say("      a GPU will be faster: give the same command on a node with one to measure that")
     longest = max((row["seconds"] for row in [*plain["packs"], *plain["refit_packs"]]), default=0.0)
     if longest > site.seconds:
+        starts = ceil(longest / site.seconds)
+        enough = "" if starts <= site.requeues + 1 else f"; only {site.requeues} are allowed: raise time or requeues"
         say(
-            f"      the longest pack takes {longest / site.seconds:.1f} times the limit of {site.time}: it saves, is "
-            f"queued again and goes on, {site.requeues} times at most (profile: requeues)"
+            f"      the longest pack takes {duration(longest)}, the limit is {site.time}: it saves, is queued again "
+            f"and goes on, some {starts - 1} times{enough}"
         )
     for name, text in plain["scripts"].items():
         say(f"--- {name}")
         say(text.rstrip())
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def cancel(directory: Submitted) -> None:
