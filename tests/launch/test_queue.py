@@ -13,17 +13,7 @@ DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 LATE = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
 LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
 LIVE += ("SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "RESIZING", "SIGNALING")
-OVER = (
-    "COMPLETED",
-    "FAILED",
-    "CANCELLED",
-    "TIMEOUT",
-    "NODE_FAIL",
-    "PREEMPTED",
-    "OUT_OF_MEMORY",
-    "BOOT_FAIL",
-    "DEADLINE",
-)
+OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
 SCRIPT = "#!/bin/bash\n#SBATCH --array=0-2%2\ntrue\n"
 
 
