@@ -67,7 +67,8 @@ def submit(
         _foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
         return
     submission = _submitted(wanted, site, shape, folder, source=study)
-    _tell(submission, submission.sent, folder, why=why, as_json=as_json and not wait)
+    if not (wait and as_json):
+        _tell(submission, submission.sent, folder, why=why, as_json=as_json)
     if wait:
         _wait(folder, as_json=as_json)
 
@@ -211,7 +212,8 @@ def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> N
     before = {job.mark for job in load(folder).sent}
     submission = send_again(folder)
     sent = [job for job in submission.sent if job.mark not in before]
-    _tell(submission, sent, folder, why="what was not done", as_json=as_json and not wait)
+    if not (wait and as_json):
+        _tell(submission, sent, folder, why="what was not done", as_json=as_json)
     if wait:
         _wait(folder, as_json=as_json)
 
