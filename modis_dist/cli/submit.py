@@ -1,5 +1,6 @@
 """`modis-dist submit`, `cancel`, `resume` and `fetch`: a study on a cluster, from a login node and back home."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -10,7 +11,7 @@ from modis_dist.cli.options import Json, Set, print_json
 if TYPE_CHECKING:
     from modis_dist.config.cluster import Site
     from modis_dist.config.study import Study
-    from modis_dist.launch.submission import Form, Submission
+    from modis_dist.launch.submission import Form, Sent, Submission
 
 LOOK_S = 5.0
 HOUR_S = 3600
@@ -66,7 +67,8 @@ def submit(
         _foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
         return
     submission = _submitted(wanted, site, shape, folder, source=study)
-    _tell(submission, folder, why=why, as_json=as_json and not wait)
+    if not (wait and as_json):
+        _tell(submission, submission.sent, folder, why=why, as_json=as_json)
     if wait:
         _wait(folder, as_json=as_json)
 
@@ -88,7 +90,8 @@ def _slots(wanted: "Study", site: "Site", form: "Form") -> int:
     return site.at_once if form == "array" else places(wanted, site)
 
 
-def _tell(submission: "Submission", folder: Path, *, why: str, as_json: bool) -> None:
+def _tell(submission: "Submission", sent: "Sequence[Sent]", folder: Path, *, why: str, as_json: bool) -> None:
+    """What a submission is, and which jobs of it were sent just now."""
     from dataclasses import asdict
 
     from modis_dist.report.terminal import stdout
@@ -97,7 +100,7 @@ def _tell(submission: "Submission", folder: Path, *, why: str, as_json: bool) ->
         print_json(asdict(submission))
         return
     console = stdout()
-    jobs = ", ".join(f"{sent.kind} {sent.number}" for sent in submission.latest)
+    jobs = ", ".join(f"{job.kind} {job.number}" for job in sent)
     console.print(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}", markup=False, soft_wrap=True)
     console.print(f"next: modis-dist status {folder}", markup=False, soft_wrap=True)
 
@@ -201,11 +204,16 @@ def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> N
 
     Example: `modis-dist resume /scratch/me/mine`
     """
+    from modis_dist.launch.submission import load
     from modis_dist.launch.submission import resume as send_again
 
     folder = directory.absolute()
     _note_if_changed(folder)
-    _tell(send_again(folder), folder, why="what was not done", as_json=as_json and not wait)
+    before = {job.mark for job in load(folder).sent}
+    submission = send_again(folder)
+    sent = [job for job in submission.sent if job.mark not in before]
+    if not (wait and as_json):
+        _tell(submission, sent, folder, why="what was not done", as_json=as_json)
     if wait:
         _wait(folder, as_json=as_json)
 

@@ -82,7 +82,7 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         self._numbers = {pack.id: n for n, pack in enumerate(kept.packs_of(out, submission))}
         resources = study.sweep.resources.model_copy(update={"cpus": threads_of(study, site)})
         self._here = LocalExecutor(resources)
-        self.slots, self.threads = site.at_once, self._here.threads
+        self.slots, self.threads = self._here.slots, self._here.threads
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None

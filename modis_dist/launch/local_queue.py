@@ -9,6 +9,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 
 import psutil
 from submitit import LocalExecutor
@@ -18,6 +19,7 @@ from modis_dist.errors import Interrupted
 from modis_dist.launch.queue import Job
 from modis_dist.train.signals import Flag, on_signal
 
+FOREVER_MIN = 10 * 365 * 24 * 60  # nobody else waits for this machine, and submitit's end of time saves nothing
 CLOCK_S = 0.02  # of the start of a process, as often as it is asked
 
 
@@ -34,9 +36,10 @@ class LocalQueue:
         words = [sys.executable, "-m", "modis_dist", "job", "here", str(script)]
         words += [f"--task={task}" for task in tasks] + [f"--after={number}" for number in after]
         executor = LocalExecutor(folder=folder / "logs")
-        executor.update_parameters(timeout_min=self._site.seconds / 60 * max(1, len(tasks)), stderr_to_stdout=True)
+        executor.update_parameters(timeout_min=FOREVER_MIN, stderr_to_stdout=True)
         executor.parameters["gpus_per_node"] = self._site.gpus
         job = executor._submit_command(shlex.join(words))
+        Thread(target=job._process.wait, name="reap", daemon=True).start()  # for as long as somebody waits here
         return _number(psutil.Process(int(job.job_id)))
 
     def marked(self, mark: str) -> str | None:

@@ -104,21 +104,31 @@ class SlurmQueue:
         try:
             with redirect_stderr(quiet):
                 return _Script(folder / "scripts", options).submitted(text)
-        except (FailedJobError, FailedSubmissionError) as error:
+        except FailedJobError as error:
             refused = one_line(str(error), "sbatch")
-        late = self._late(mark) if SLOW.search(refused) else None
-        if late is None:
+            accepted = self._late(mark, refused) if SLOW.search(refused) else None
+        except FailedSubmissionError as error:  # sbatch was content, and said no number that can be read
+            refused = one_line(str(error), "sbatch")
+            accepted = self._late(mark, refused)
+        if accepted is None:
             raise UserError(f"sbatch: {refused}; this job was not submitted")
-        return late
+        return accepted
 
-    def _late(self, mark: str) -> str | None:
-        """The number of a job that was accepted although sbatch gave up waiting for the answer."""
-        end, found = time.monotonic() + LATE_S, None
-        while found is None and time.monotonic() < end:
+    def _late(self, mark: str, said: str) -> str | None:
+        """The number of a job that may have been accepted although sbatch did not say so; None where it was not.
+
+        Raises ``QueueUnknown`` where squeue does not say so either.
+        """
+        end, answered = time.monotonic() + LATE_S, False
+        while time.monotonic() < end:
             time.sleep(1)
             with suppress(QueueUnknown):
-                found = self.marked(mark)
-        return found
+                if (found := self.marked(mark)) is not None:
+                    return found
+                answered = True
+        if not answered:
+            raise QueueUnknown(f"sbatch: {said}; whether this job was submitted is not known, try again later")
+        return None
 
     def marked(self, mark: str) -> str | None:
         """See ``Queue.marked``."""
@@ -127,7 +137,10 @@ class SlurmQueue:
         return next((number for number, comment in lines if comment == mark), None)
 
     def jobs(self, numbers: Sequence[str]) -> dict[str, Job]:
-        """See ``Queue.jobs``. What squeue knows is; of what it forgot, sacct knows the end, where accounting is on."""
+        """See ``Queue.jobs``. What squeue knows is; of what it forgot, sacct knows the end, where accounting is on.
+
+        What sacct still takes for live and squeue does not know is not: accounting lags behind, or has lost the end.
+        """
         wanted = set(numbers)
         if not wanted:
             return {}
@@ -152,7 +165,8 @@ def _ended(numbers: Sequence[str]) -> list[Job]:
         told = SlurmInfoWatcher().read_info(_asked(*command))
     except QueueUnknown:
         return []  # a cluster without accounting: squeue alone knows
-    return [Job(name, one["State"].partition(" ")[0], "", one["NodeList"]) for name, one in told.items()]
+    known = [Job(name, one["State"].partition(" ")[0], "", one["NodeList"]) for name, one in told.items()]
+    return [job for job in known if not job.live]
 
 
 def requeue() -> bool:
@@ -160,13 +174,18 @@ def requeue() -> bool:
 
     Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it was asked.
     """
-    array = os.environ.get("SLURM_ARRAY_JOB_ID")  # whose first task has the number of the whole array
-    number = f"{array}_{os.environ['SLURM_ARRAY_TASK_ID']}" if array else os.environ["SLURM_JOB_ID"]
+    number = _own_number()
     state = _asked("squeue", "-h", "-j", number, "-o", "%T").strip()
     if state != "RUNNING":
         return False
     _asked("scontrol", "requeue", number)
     return True
+
+
+def _own_number() -> str:
+    """The number of this job. A task goes by its array's, for one of the tasks has the number of the whole array."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 
 
 def _installed() -> None:

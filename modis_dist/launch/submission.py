@@ -151,8 +151,10 @@ def form_of(study: Study, site: Site, *, asked: Form | None) -> tuple[Form, str]
         raise UserError(f"sweep: {together}, and a local profile runs one job at a time; use `modis-dist tune` here")
     if together:
         return "allocation", together
+    if site.executor == "local":
+        return "array", "this machine runs one job at a time"
     trials, room = _trials(study), places(study, site)
-    if site.executor == "slurm" and trials <= room:
+    if trials <= room:
         return "allocation", f"its {trials} trials find room at once on {site.nodes} node(s)"
     return "array", f"its {trials} trials are more than the {room} that {site.nodes} node(s) train at once"
 
@@ -315,7 +317,10 @@ def resume(out: Path) -> Submission:
         refuse_if_live(out, submission, queue)
         for path in (folder_of(out) / STATUS).glob("*.json"):
             path.unlink()  # starts and reasons of the jobs before
-        return send(out, replace(submission, version=__version__, code=code()), site, queue=queue)
+        submission = replace(submission, version=__version__, code=code())
+        if submission.form == "array":  # the last job may have laid out anew what had crashed
+            submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
+        return send(out, submission, site, queue=queue)
 
 
 def refuse_if_live(out: Path, submission: Submission, queue: Queue) -> None:

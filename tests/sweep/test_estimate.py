@@ -14,6 +14,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
 from modis_dist.model.networks import Shape
+from modis_dist.sweep import estimate
 from modis_dist.sweep.estimate import (
     COPIES_OF_LAST,
     Cost,
@@ -21,6 +22,7 @@ from modis_dist.sweep.estimate import (
     probe_key,
     seconds_per_row,
     seconds_per_step,
+    shortest,
     wall_seconds,
 )
 from modis_dist.sweep.local import LocalExecutor
@@ -142,3 +144,50 @@ def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
     of_round = sum(pack["bytes"] for pack in plans[2]["packs"])
     assert plans[7]["bytes"] - plans[2]["bytes"] == pytest.approx(2.5 * of_round)
     assert plans[7]["packs"][0]["steps"] == plans[2]["packs"][0]["steps"]
+
+
+class Clock:
+    """A clock that only work moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(estimate.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "turns", "found"),
+    [
+        ([9.0, 0.5, 0.2, 0.3, 0.1, 0.4, 0.0], 2, 0.5),  # the first warms up, and was long enough for all of them
+        ([1.0, 0.5, 0.2, 0.7, 0.0], 4, 0.2),
+        ([1e-3, 5e-3, 2e-3, 4e-3, 3e-3, 6e-3, 0.0], 6, 2e-3),
+        ([30.0, 40.0, 0.0], 2, 40.0),
+    ],
+)
+def test_work_is_timed_after_a_turn_that_warms_up_long_work_once_and_short_work_five_times(
+    lengths: list[float], turns: int, found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, left = Clock(monkeypatch), list(lengths)
+
+    def work() -> None:
+        clock.now += left.pop(0)
+
+    assert shortest(work) == pytest.approx(found)
+    assert len(lengths) - len(left) == turns
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_study_for_gpus_elsewhere_is_foreseen_on_a_machine_without_one_and_refused_for_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store")))
+    profile = tmp_path / "gpu.yaml"
+    profile.write_text("gpus: 1\n")
+    gpu = ["--set", "trainer.device=cuda", "--set", "trainer.precision=fp16"]
+    arguments = ["--cluster", str(profile), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    capsys.readouterr()
+    assert command(["submit", study, *arguments, *gpu]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert there["gpu_hours"] > 0 and there["measured_on"] == "this machine's processor"
+    assert plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps"] == there["packs"][0]["steps"]
+    assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
+    assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()

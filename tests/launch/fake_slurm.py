@@ -1,0 +1,143 @@
+"""Slurm's commands for tests: small programs on PATH that keep what they know in one file. They run no job."""
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
+SACCT = "JobID|State|NodeList"
+
+SHIM = r"""
+import fcntl, json, re, sys
+from pathlib import Path
+
+path = Path(sys.argv[0]).resolve().parent.parent / "state.json"
+program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
+file = path.open("r+")
+fcntl.flock(file, fcntl.LOCK_EX)
+state = json.load(file)
+state["calls"].append([program, *arguments])
+after = dict(zip(arguments, arguments[1:]))
+
+
+def leave(code=0, say="", error=""):
+    file.seek(0)
+    file.truncate()
+    json.dump(state, file)
+    file.close()
+    print(error, end="", file=sys.stderr)
+    print(say, end="")
+    sys.exit(code)
+
+
+def sbatch():
+    told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
+    text = Path(arguments[-1]).read_text()
+    array = re.search(r"^#SBATCH --array=([^%\n]*)", text, re.MULTILINE)
+    tasks = []
+    for part in array[1].split(",") if array else ():
+        low, _, high = part.partition("-")
+        tasks += range(int(low), int(high or low) + 1)
+    fault = (state["sbatch"] or [None]).pop(0)
+    if isinstance(fault, str) and not fault.startswith("+"):
+        leave(1, error=fault)
+    number = str(state["next"])
+    state["next"] += 1
+    waits = {"state": "PENDING", "reason": "Priority", "nodes": ""}
+    state["jobs"][number] = {**waits, "tasks": tasks, **told, "text": text}
+    if fault:
+        leave(1, error=fault[1:])
+    leave(say=f"Submitted batch job {number}\n")
+
+
+def squeue():
+    if state["squeue"] is not None:
+        leave(1, error=state["squeue"])
+    wanted, lines = after.get("-j"), []
+    for number, job in state["jobs"].items():
+        whole = not job["tasks"] or (job["state"] == "PENDING" and "-r" not in arguments)
+        for name in [number] if whole else [f"{number}_{task}" for task in job["tasks"]]:
+            fields = {"%i": name, "%F": number, "%T": job["state"], "%r": job["reason"], "%N": job["nodes"],
+                      "%k": job["comment"]}
+            if wanted is None or wanted in (number, name):
+                lines.append(re.sub("%[iFTrNk]", lambda found: fields[found[0]], after["-o"]))
+    leave(say="".join(f"{line}\n" for line in lines))
+
+
+def sacct():
+    if isinstance(state["sacct"], list):
+        leave(say="".join(f"{line}\n" for line in state["sacct"]))
+    leave(1, error=state["sacct"])
+
+
+def scancel():
+    for number in arguments:
+        state["jobs"].pop(number, None)
+    leave()
+
+
+def scontrol():
+    if arguments[0] == "show":
+        leave(say="Configuration data as of today\nMaxArraySize            = %d\nMaxJobCount = 9\n" % state["limit"])
+    leave()
+
+
+def srun():
+    leave()
+
+
+globals()[program]()
+"""
+
+
+class FakeSlurm:
+    """A queue in a folder; every method changes or tells what its programs know."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._path, self.bin = folder / "state.json", folder / "bin"
+        self.bin.mkdir(parents=True)
+        for program in PROGRAMS:
+            shim = self.bin / program
+            shim.write_text(f"#!{sys.executable} -IS\n{SHIM}")
+            shim.chmod(0o700)
+        empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None, "limit": 1001}
+        self._write(empty | {"sacct": [SACCT]})
+        monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
+
+    def be(self, **faults: Any) -> None:
+        """How programs answer: ``sbatch`` a list of what it says instead, one for each call, after a + once it has
+        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays."""
+        self._write(self._read() | faults)
+
+    def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:
+        """A job in the queue."""
+        held = self._read()
+        before = held["jobs"].get(number, {"comment": ""})
+        held["jobs"][number] = before | {"state": state, "tasks": list(tasks), "reason": reason, "nodes": nodes}
+        self._write(held)
+
+    def end(self) -> None:
+        """All jobs have left the queue."""
+        self._write(self._read() | {"jobs": {}})
+
+    @property
+    def jobs(self) -> Mapping[str, Any]:
+        """What is in the queue, by number, with the options of sbatch and the script."""
+        found: dict[str, Any] = self._read()["jobs"]
+        return found
+
+    def calls(self, program: str) -> list[list[str]]:
+        """The arguments of every call of a program."""
+        return [call[1:] for call in self._read()["calls"] if call[0] == program]
+
+    def _read(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(self._path.read_text())
+        return found
+
+    def _write(self, state: Mapping[str, Any]) -> None:
+        self._path.write_text(json.dumps(state))

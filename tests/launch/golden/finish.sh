@@ -1,0 +1,28 @@
+#!/bin/bash
+# Study toy, the choice among its trials, the refit and the test; written by modis-dist 1.2.3.
+#SBATCH --job-name=toy-finish
+#SBATCH --partition=gpu_p13
+#SBATCH --account=abc@v100
+#SBATCH --qos=qos_gpu-t3
+#SBATCH --constraint=v100-32g
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=1
+#SBATCH --cpus-per-task=10
+#SBATCH --gres=gpu:v100:1
+#SBATCH --mem=40G
+#SBATCH --time=1-20:00:00
+#SBATCH --hint=nomultithread
+#SBATCH --exclude=n[7-9]
+#SBATCH --output=logs/%j.log
+#SBATCH --open-mode=append
+#SBATCH --requeue
+#SBATCH --signal=B:USR1@300
+umask 077
+trap '' USR1  # until the program listens
+set -e
+module purge
+module load python/3.11 cuda
+source "$HOME/modis/bin/activate"
+mkdir -p "$JOBSCRATCH/tmp"
+export TMPDIR="$JOBSCRATCH/tmp"
+exec python3 -m modis_dist job finish /scratch/me/toy
