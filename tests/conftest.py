@@ -14,6 +14,13 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
+LONG = ("_ray", "_kills")  # in the names of files whose tests take up to minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first: the last ones are short and are shared out, or one worker would wait for the other."""
+    items.sort(key=lambda item: not any(part in item.path.stem for part in LONG))
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
