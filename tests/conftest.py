@@ -1,7 +1,10 @@
 """What tests of every slice share."""
 
 import os
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -10,6 +13,13 @@ from hypothesis import settings
 # `pytest --hypothesis-profile=default` looks for new examples.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
+
+LONG = ("_ray", "_kills")  # in the names of files whose tests take up to minutes
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests begin first: the last ones are short and are shared out, or one worker would wait for the other."""
+    items.sort(key=lambda item: not any(part in item.path.stem for part in LONG))
 
 
 @pytest.fixture(scope="session")
@@ -44,3 +54,28 @@ def _mlflow_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from modis_dist.launch import mlflow_apart, mlflow_study
 
     monkeypatch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _mlflow_tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """MLflow makes the tables of the first database in the process of the tests; new ones there are copies of it.
+
+    To make them takes seconds of every study. Commands that tests start have MLflow make theirs, as users' do.
+    """
+    from modis_dist.launch import mlflow_store
+
+    make, first = mlflow_store._make_tables, tmp_path_factory.mktemp("mlflow") / "first.db"
+
+    def copied(uri: str) -> Any:
+        path = mlflow_store.sqlite_path(uri)
+        new = path is not None and path.exists() and path.stat().st_size == 0
+        if new and first.exists():
+            shutil.copyfile(first, path)
+        client = make(uri)
+        if new and not first.exists():
+            shutil.copyfile(path, first)
+        return client
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlflow_store, "_make_tables", copied)
+        yield

@@ -103,7 +103,7 @@ def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.Ca
 
 # --- every study as it is shipped, with little data, small networks and one epoch ---------------------------------
 
-SMALL = ("optim.epochs=1", "model.ratios=[0.05]", "model.latent=4", "model.discriminator=[8]", "optim.batch_size=8")
+SMALL = ("optim.epochs=1", "model.ratios=[0.05]", "model.latent=4", "model.discriminator=[8]", "optim.batch_size=16")
 HERE = ("sweep.executor=local", "sweep.replicates=1", "sweep.folds=1")
 
 

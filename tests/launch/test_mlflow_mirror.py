@@ -27,6 +27,7 @@ from tests.launch.mlflow_tables import expected
 from tests.launch.stub_model import stub_load, write_run  # noqa: F401
 
 NUMBERS = count()
+MAKE_TABLES = mlflow_store._make_tables  # where studies of tests get copies of tables made once
 
 
 def _start_at_once(folder: str, barrier: Any) -> None:
@@ -98,7 +99,10 @@ def test_the_database_and_the_artifacts_are_private_and_inside_the_folder(folder
     assert (folder / "mlflow.db").is_file()
 
 
-def test_a_driver_killed_while_mlflow_makes_its_tables_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
+def test_a_driver_killed_while_mlflow_makes_its_tables_leaves_nothing_that_stops_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mlflow_store, "_make_tables", MAKE_TABLES)
     code = "import sys; from modis_dist.launch.mlflow_store import connect; connect(sys.argv[1])"
     uri, database = mlflow_store.default_uri(tmp_path), tmp_path / mlflow_store.DATABASE
     with subprocess.Popen([sys.executable, "-c", code, uri]) as driver:

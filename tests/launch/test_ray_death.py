@@ -13,17 +13,22 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.sweep.resources import cores
 from tests.launch.processes import lives, wait_for
+from tests.launch.test_ray_tune import Watch, started
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
 
+def checkpoints(out: Path) -> set[Path]:
+    return set(out.glob("**/last/step-*"))
+
+
 def killed_in(arguments: list[str], out: Path, victim: str) -> str:
-    """What a command says whose ``victim``, a process of its Ray, is killed at the first checkpoint below ``out``."""
-    said = out.parent / "said.txt"
+    """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
+    said, before = out.parent / "said.txt", checkpoints(out)
     with said.open("w") as file:
         driver = subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file, start_new_session=True)
         try:
-            there = wait_for(lambda: list(out.glob("**/last/step-*")), seconds=120)
+            there = wait_for(lambda: checkpoints(out) - before, seconds=120)
             assert there and driver.poll() is None, said.read_text()
             family = psutil.Process(driver.pid).children(recursive=True)
             (found,) = [process for process in family if process.name() == victim]
@@ -40,21 +45,37 @@ def assert_one_line(said: str) -> None:
     assert said.startswith("error: Ray's own processes are gone") and said.count("\n") == 1, said
 
 
-def test_a_study_whose_ray_loses_its_head_says_so_and_continues_to_the_summary_it_would_have_had(
-    tmp_path: Path,
+def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
+    """At its first checkpoint; it says what to do and leaves neither processes nor folder behind."""
+    with started(study, out) as driver, Watch(driver.pid) as watch:
+        assert wait_for(lambda: checkpoints(out), seconds=120)
+        os.kill(driver.pid, signal.SIGTERM)  # whose handler Ray replaces by its own
+        assert driver.wait(60) == 75, (out.parent / "stderr.txt").read_text()
+        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+    assert watch.folder is not None and not watch.folder.exists()
+    assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
+
+
+def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_continue_with_less_memory_to_the_same_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "out"
-    settings = {"packing": {"enabled": False}, "folds": 1, "probe": False}
+    settings = {"packing": {"enabled": False}, "folds": 3, "probe": False}
     study = write_study(tmp_path / "study.yaml", store, executor="ray", **settings)
     arguments = ["tune", str(study), "--out", str(out)]
+    assert_stopped_by_sigterm(study, out)
     assert_one_line(killed_in(arguments, out, "gcs_server"))
-    assert command(arguments) == 0
+    with monkeypatch.context() as small:
+        small.setattr("modis_dist.sweep.memory.memory_limit", lambda: 2**30)
+        assert command(arguments) == 0
+    assert "(measured), a node may give 0.9 GB: 1 pack(s) at a time instead of 2" in caplog.text
     local = write_study(tmp_path / "local.yaml", store, **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "calm")]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "calm"))
     for told in (ours, theirs):
         del told["seconds"], told["mlflow"]
     assert ours == theirs
+    assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
 @pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")

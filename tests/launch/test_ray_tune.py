@@ -1,7 +1,6 @@
 """A study on a real Ray of its own: results, listeners, leftovers, kills. Slow: Ray starts and stops a few times."""
 
 import errno
-import json
 import os
 import pickle
 import re
@@ -30,6 +29,7 @@ from modis_dist.sweep.lock import LOCK, holder, locked
 from modis_dist.sweep.memory import Room
 from modis_dist.sweep.resources import Cluster, Node
 from tests.launch.processes import lives, wait_for
+from tests.sweep.kills import compared
 from tests.sweep.toy_study import COMMAND, write_store, write_study
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
@@ -158,9 +158,7 @@ def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_dri
     assert not {driver.pid, os.getpid()} & set(owners)
     local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
     assert command(["tune", str(local), "--out", str(calm)]) == 0
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
-    for part in ("trials", "best", "test", "baseline", "groups"):
-        assert ours[part] == theirs[part], part
+    assert compared(out, calm) == []
 
 
 def _files(folder: Path) -> list[Path]:
@@ -196,37 +194,6 @@ def _assert_refused(address: str) -> None:
     assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
 
 
-def test_sigterm_saves_and_leaves_nothing_behind_and_the_same_command_continues_with_less_memory_too(
-    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    out = tmp_path / "out"
-    with started(study, out) as driver, Watch(driver.pid) as watch:
-        assert wait_for(lambda: list(out.glob("packs/*/last/step-*")), seconds=120)
-        os.kill(driver.pid, signal.SIGTERM)  # whose handler Ray replaces by its own
-        assert driver.wait(60) == 75, (tmp_path / "stderr.txt").read_text()
-        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
-    assert watch.folder is not None and not watch.folder.exists()
-    assert (tmp_path / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
-    monkeypatch.setattr("modis_dist.sweep.memory.memory_limit", lambda: 2**30)
-    assert command(["tune", str(study), "--out", str(out)]) == 0
-    assert "(measured), a node may give 0.9 GB: 1 pack(s) at a time instead of 2" in caplog.text
-    assert json.loads((out / "summary.json").read_text())["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
-
-
-def test_an_exception_leaves_neither_processes_nor_folder_behind() -> None:
-    code = "from modis_dist.launch.ray_cluster import private_cluster\n"
-    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, flush=True)\n    input()\n    1 / 0"
-    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", code], text=True, **streams) as driver:
-        assert driver.stdout is not None
-        folder = Path(driver.stdout.readline().strip())
-        family = psutil.Process(driver.pid).children(recursive=True)
-        assert folder.is_dir() and len(family) > 4
-        assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
-    assert not folder.exists()
-    assert wait_for(lambda: not any(map(lives, family)), seconds=10)
-
-
 def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -239,22 +206,23 @@ def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp
         assert short_parent() == Path(parent if fits else "/tmp")
 
 
-def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path(tmp_path: Path) -> None:
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path_and_an_exception_leaves_nothing_of_it(
+    tmp_path: Path,
+) -> None:
     long = tmp_path / ("job" * 30)
     long.mkdir()
     code = "from modis_dist.launch.ray_cluster import private_cluster\n"
-    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, oct(folder.stat().st_mode))"
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        env=os.environ | {"TMPDIR": str(long)},
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert ended.returncode == 0, ended.stderr
-    folder, mode = ended.stdout.split()
-    assert folder.startswith(f"/tmp/{PREFIX}") and mode == "0o40700" and not Path(folder).exists()
+    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, flush=True)\n    input()\n    1 / 0"
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"TMPDIR": str(long)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **streams) as driver:
+        assert driver.stdout is not None
+        folder = Path(driver.stdout.readline().strip())
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert len(family) > 4 and str(folder).startswith(f"/tmp/{PREFIX}") and folder.stat().st_mode == 0o40700
+        assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
+    assert not folder.exists()
+    assert wait_for(lambda: not any(map(lives, family)), seconds=10)
 
 
 @pytest.mark.parametrize(

@@ -2,18 +2,18 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 
 from modis_dist.config.parse import load_run
 from modis_dist.sweep.single import train_run
 from modis_dist.train.ports import NeverStop, NullReporter
 from modis_dist.train.ranks import Seat, meeting_file
+from tests.ranks import CONTEXT
 
 
 def train_two_ranks(run: Path, out: Path, settings: Sequence[str] = ()) -> None:
     """Train a run on two ranks, undisturbed."""
-    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as ranks:
+    with ProcessPoolExecutor(2, mp_context=CONTEXT) as ranks:
         list(ranks.map(_rank, (0, 1), [run] * 2, [out] * 2, [list(settings)] * 2))
 
 

@@ -16,6 +16,7 @@ from modis_dist.sweep.verify import Verdict, differences
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from tests.launch.processes import lives, wait_for
+from tests.ranks import CONTEXT
 from tests.sweep.test_single import write_run
 from tests.sweep.toy_study import COMMAND, write_store
 
@@ -40,7 +41,10 @@ def test_a_run_that_is_killed_twice_is_found_equal_and_the_folder_is_left_alone(
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
-def test_ranks_that_are_killed_in_turn_are_found_equal(place: Path, capsys: Captured) -> None:
+def test_ranks_that_are_killed_in_turn_are_found_equal(
+    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "get_context", lambda _: CONTEXT)  # eight processes need not load PyTorch each
     settings = ["--set", "trainer.workers=2", "--kills", "2", "--seed", "3", "--json"]
     assert command(["verify-resume", str(place), *settings]) == 0
     said = json.loads(capsys.readouterr().out)
