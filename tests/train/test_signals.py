@@ -14,7 +14,7 @@ import select, signal, sys
 from modis_dist.train.signals import on_signal
 
 def lines():
-    """Of standard input; between two looks Python handles signals, in the middle of reading it might not."""
+    # Between two looks Python handles signals; one that comes just before a read would wait for its end.
     while True:
         if select.select([sys.stdin], [], [], 0.05)[0]:
             if not (line := sys.stdin.readline()):
