@@ -1,12 +1,13 @@
 """What is believed of Slurm's commands: what they say of jobs, what they refuse, and where they say nothing."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from modis_dist.errors import RunFailed, UserError
 from modis_dist.launch import queue
-from modis_dist.launch.queue import Job, QueueUnknown, SlurmQueue, counted, limit_of_arrays, requeue
+from modis_dist.launch.queue import Job, QueueUnknown, SlurmQueue, requeue
 from tests.launch.fake_slurm import SACCT, FakeSlurm
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
@@ -53,7 +54,13 @@ def test_squeue_tells_what_is_and_sacct_how_that_ended_which_squeue_forgot(slurm
     }
     assert found["7_5"].nodes == "n1" and found["7_0"].nodes == "n2"
     assert found["8"].reason == "Dependency" and found["7_5"].reason == ""
-    assert counted(found) == {"COMPLETED": 1, "CANCELLED": 1, "RUNNING": 2, "FAILED": 3, "PENDING": 1}
+    assert Counter(job.state for job in found.values()) == {
+        "COMPLETED": 1,
+        "CANCELLED": 1,
+        "RUNNING": 2,
+        "FAILED": 3,
+        "PENDING": 1,
+    }
 
 
 def test_a_job_that_waits_again_after_its_node_was_lost_is_live(slurm: FakeSlurm) -> None:
@@ -149,11 +156,6 @@ def test_a_command_that_hangs_or_is_missing_makes_the_state_unknown(
     monkeypatch.setenv("PATH", str(slurm.bin))
     with pytest.raises(QueueUnknown, match="squeue is not on this machine; ask on a login node"):
         SlurmQueue().marked("modis-1")
-
-
-def test_the_limit_of_arrays_is_one_less_than_the_size_that_slurm_tells(slurm: FakeSlurm) -> None:
-    slurm.be(limit=4001)
-    assert limit_of_arrays() == 4000
 
 
 # --- submitting -------------------------------------------------------------------------------------------------

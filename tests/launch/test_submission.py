@@ -330,7 +330,8 @@ def test_a_dry_run_tells_scripts_costs_and_limits_and_submits_and_writes_nothing
     assert f"job array {out} " in told["scripts"]["array.sh (the first of 2)"]
     assert told["core_hours"] == pytest.approx(told["pack_seconds"] / 3600) and told["core_hours"] > 0
     assert told["gpu_hours"] == pytest.approx(2 * told["core_hours"])
-    assert told["limits"] == ["max_array: 3 is more than the cluster's arrays may have (2); lower it"]
+    arrays = next(finding for finding in told["limits"] if finding["what"] == "arrays")
+    assert arrays["level"] == "bad" and arrays["advice"] == "set max_array: 2 in the profile"
     assert not out.exists() and not slurm.jobs
     assert cli(tmp_path, store, out, "--dry-run", gpus=2) == 0
     said = capsys.readouterr().out
@@ -555,7 +556,7 @@ def test_a_job_of_another_program_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("state", "said"), [("RUNNING", "it is queued again"), ("CANCELLED", "it is not queued again")]
+    ("state", "said"), [("RUNNING", "queued again"), ("CANCELLED", "Slurm has decided what becomes of this job")]
 )
 @pytest.mark.usefixtures("in_job")
 def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
