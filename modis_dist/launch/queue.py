@@ -199,6 +199,8 @@ def _installed() -> None:
 
 def _asked(*command: str) -> str:
     """What one of Slurm's commands prints. Raises ``QueueUnknown`` where it fails."""
+    if shutil.which(command[0]) is None:
+        raise QueueUnknown(f"{command[0]} is not on this machine; ask on a login node of the cluster")
     told = ask(*command)
     if told.error:
         raise QueueUnknown(f"{command[0]}: {told.error}; nothing was changed, try again later")

@@ -22,9 +22,9 @@ def ask(*command: str) -> Told:
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
     except OSError as error:
-        return Told("", error=f"{command[0]}: {error.strerror}")
+        return Told("", error=str(error.strerror))
     except subprocess.TimeoutExpired:
-        return Told("", error=f"{command[0]} did not answer for {ANSWER_S:.0f} s")
+        return Told("", error=f"did not answer for {ANSWER_S:.0f} s")
     return Told(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
 
 
