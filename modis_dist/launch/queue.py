@@ -111,7 +111,7 @@ class SlurmQueue:
             refused = one_line(str(error), "sbatch")
             accepted = self._late(mark, refused)
         if accepted is None:
-            raise UserError(f"sbatch: {refused}; this job was not submitted")
+            raise UserError(f"sbatch: {refused}")
         return accepted
 
     def _late(self, mark: str, said: str) -> str | None:

@@ -227,15 +227,23 @@ def create(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
 
 
 def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Submission:
-    """Send the jobs for all that is not done. Raises what the queue raises; what was sent before is written down."""
-    packs = packs_of(out, submission)
+    """Send the jobs for all that is not done, or none: where one is refused, those before it are cancelled.
+
+    Raises what the queue raises.
+    """
+    packs, known = packs_of(out, submission), submission
     left = {pack.id for pack in unfinished(out, packs)}
     before: list[str] = []
-    for job in jobs_of(submission.form, [n for n, pack in enumerate(packs) if pack.id in left], site):
-        # Chunks of an array wait for each other, or each would run as many tasks as all together are to.
-        after = before if job.kind == "finish" else before[-1:]
-        submission = _sent(out, submission, site, job, queue, after=after)
-        before.append(str(submission.sent[-1].number))
+    try:
+        for job in jobs_of(submission.form, [n for n, pack in enumerate(packs) if pack.id in left], site):
+            # Chunks of an array wait for each other, or each would run as many tasks as all together are to.
+            after = before if job.kind == "finish" else before[-1:]
+            submission = _sent(out, submission, site, job, queue, after=after)
+            before.append(str(submission.sent[-1].number))
+    except UserError as error:
+        queue.cancel(before)
+        save(out, known)
+        raise UserError(f"{error}; nothing was submitted") from None
     return submission
 
 
@@ -280,11 +288,7 @@ def _sent(
     text = script(site, kind=job.kind, name=submission.study, out=out, first=job.first, indices=job.indices)
     known = submission.sent
     save(out, replace(submission, sent=(*known, job)))
-    try:
-        number = queue.submit(text, folder=folder_of(out), mark=job.mark, tasks=job.indices, after=after)
-    except UserError:
-        save(out, submission)  # it was refused: there is no such job
-        raise
+    number = queue.submit(text, folder=folder_of(out), mark=job.mark, tasks=job.indices, after=after)
     submission = replace(submission, sent=(*known, replace(job, number=number)))
     save(out, submission)
     return submission

@@ -199,23 +199,21 @@ def test_nothing_of_a_submission_is_readable_by_others_or_a_pickle(store: Path, 
 
 def test_what_is_refused_is_not_kept_and_may_be_submitted_again(slurm: FakeSlurm, store: Path, out: Path) -> None:
     slurm.be(sbatch=[REFUSED])
-    with pytest.raises(UserError, match=r"sbatch: Batch job submission failed: Invalid account; this job was not"):
+    with pytest.raises(UserError, match=r"sbatch: Batch job submission failed: Invalid account; nothing was submitted"):
         submitted(store, out)
     assert load(out).sent == () and standing(out).state == "stopped"
     assert "give the same `modis-dist submit` again" in standing(out).advice
     assert len(submitted(store, out).sent) == 3 and len(slurm.jobs) == 3
 
 
-def test_where_the_second_job_is_refused_the_first_stays_known_and_resume_sends_the_rest(
+def test_where_a_later_job_is_refused_those_before_it_are_cancelled_and_nothing_was_submitted(
     slurm: FakeSlurm, store: Path, out: Path
 ) -> None:
     slurm.be(sbatch=[None, REFUSED])
-    with pytest.raises(UserError, match="Invalid account"):
+    with pytest.raises(UserError, match="Invalid account; nothing was submitted"):
         submitted(store, out)
-    assert load(out).numbers == ["1000"]
-    slurm.end()
-    finish_packs(out, [0, 1, 2])
-    assert rows(submission.resume(out).sent[1:]) == [("array", 3, (0,)), ("finish", 0, ())]
+    assert load(out).sent == () and slurm.calls("scancel") == [["1000"]]
+    assert len(submitted(store, out).sent) == 3
 
 
 def test_a_job_that_timed_out_but_was_accepted_is_submitted_once(slurm: FakeSlurm, store: Path, out: Path) -> None:
