@@ -20,14 +20,8 @@ from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.monitor import Monitor, Silent
 from modis_dist.sweep.ports import Mirror
 
-LEFT_THERE = (
-    "last",
-    "scripts",
-    "store-*",
-    "mlflow*",
-    ".*",
-    LOCK,
-)  # checkpoints, simulated data, what is of that machine
+# Checkpoints, simulated data, what is of that machine, and the list of jobs: the copy is a study without a cluster.
+LEFT_THERE = ("last", "scripts", "submission.json", "store-*", "mlflow*", ".*", LOCK)
 MLFLOW_S = 3600.0  # for MLflow to take everything
 
 

@@ -231,6 +231,13 @@ def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
+def test_what_was_fetched_is_a_finished_study_and_cannot_cancel_the_jobs_of_the_other(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["status", str(home)]) == 0 and "toy: finished; stage: done" in capsys.readouterr().out
+    assert command(["cancel", str(home)]) == 2 and "nothing was submitted from here" in capsys.readouterr().err
+
+
 def test_a_fetched_model_predicts(resumed: tuple[Place, Path], home: Path, tmp_path: Path) -> None:
     store = str(resumed[0].folder / "store")
     assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
