@@ -21,11 +21,13 @@ def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
 def finish(directory: Out) -> None:
     """Choose among the trials that an array has trained, refit and test."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
-    from modis_dist.launch.array_job import AfterArray, job
+    from modis_dist.launch.array_job import AfterArray, Listening, job
     from modis_dist.launch.submission import site_of, study_of
 
-    with job(directory, "finish", site_of(directory)), AfterArray(directory) as executor:
-        summary = run(study_of(directory), directory, executor, directory / "submission" / "study.yaml")
+    with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
+        summary = run(
+            study_of(directory), directory, Listening(executor, flag), directory / "submission" / "study.yaml"
+        )
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
 
@@ -35,18 +37,18 @@ def allocation(directory: Out) -> None:
     """A study on all nodes of this job."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
     from modis_dist.launch.allocation import ray_of_job
-    from modis_dist.launch.array_job import job
+    from modis_dist.launch.array_job import Listening, job
     from modis_dist.launch.ray_tune import RayExecutor
     from modis_dist.launch.submission import site_of, study_of
 
     study, site = study_of(directory), site_of(directory)
     resources, device, workers = study.sweep.resources, study.trainer.device, study.trainer.workers
     with (
-        job(directory, "allocation", site),
+        job(directory, "allocation", site) as flag,
         ray_of_job(directory, site) as place,
         RayExecutor(resources, place=place, device=device, workers=workers) as executor,
     ):
-        summary = run(study, directory, executor, directory / "submission" / "study.yaml")
+        summary = run(study, directory, Listening(executor, flag), directory / "submission" / "study.yaml")
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
 

@@ -56,6 +56,8 @@ def status(
 
 
 def _print_submission(found: "Standing", *, now: float) -> None:
+    from modis_dist.errors import shown
+
     _say(f"{found.trials.name}: {found.state}, submitted as {found.form}; stage: {found.trials.stage}")
     _print(found.trials, now=now)
     for jobs in found.jobs:
@@ -65,8 +67,8 @@ def _print_submission(found: "Standing", *, now: float) -> None:
         _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.waits_for})' if jobs.waits_for else ''}")
     if found.restarts:
         _say(f"queued again: {found.restarts} times in all")
-    for name, reason in list(found.given_up.items())[:FAILURES_SHOWN]:
-        _say(f"given up: {name}: {reason}")
+    for name, reason in list(found.failed.items())[:FAILURES_SHOWN]:
+        _say(f"failed: job {name}: {shown(reason)}")
     _say(f"next: {found.advice}")
 
 
@@ -90,7 +92,7 @@ def _print(found: "Status", *, now: float) -> None:
         console.print(_bars(found))
     if found.last_sign is not None:
         say(f"last sign of life: {duration(now - found.last_sign)} ago")
-    if found.state == "running" and found.stage != "done":
+    if (found.state == "running" or found.eta_s is not None) and found.stage != "done":
         left = "unknown yet" if found.eta_s is None else f"about {duration(found.eta_s)}, less with early stopping"
         say(f"time left in this stage: {left}")
     for name, reason in list(found.failures.items())[:FAILURES_SHOWN]:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from modis_dist.config.study import Study
     from modis_dist.launch.submission import Form, Sent, Submission
 
-LOOK_S = 5.0
+LOOK_S = 15.0  # a queue's commands are a load that sites count
 HOUR_S = 3600
 
 Submitted = Annotated[
@@ -54,7 +54,7 @@ def submit(
     from modis_dist.config.cluster import load_site
     from modis_dist.config.parse import load_study
     from modis_dist.data.opening import named_store
-    from modis_dist.launch.submission import form_of
+    from modis_dist.launch.submission import check, form_of
     from modis_dist.sweep.manifest import expand
 
     site = load_site(cluster)
@@ -62,6 +62,7 @@ def submit(
     expand(wanted, "", source=str(study))  # needs no data
     named_store(wanted.data, source=str(study))
     shape, why = form_of(wanted, site, asked=form)
+    check(wanted, site, form=shape)
     folder = out.absolute()
     if dry_run:
         _foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)

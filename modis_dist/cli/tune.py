@@ -50,6 +50,10 @@ def tune(
     expand(wanted, "", source=str(study))  # needs no data
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
+    if (folder / "submission" / "submission.json").exists() and not dry_run:
+        from modis_dist.launch.submission import refuse_while_live
+
+        refuse_while_live(folder)
     with _executor(wanted, ray) as executor:
         if dry_run:
             from modis_dist.sweep.estimate import START_UP_S

@@ -12,7 +12,6 @@ import signal
 import socket
 import time
 from dataclasses import asdict, dataclass
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,8 @@ import torch.distributed as dist
 
 from modis_dist.errors import RunFailed, UserError
 from modis_dist.files import write_json
-from modis_dist.train.ranks import Seat, address_towards, meeting_file, meeting_port, met
+from modis_dist.launch.meeting import names_in, own_address
+from modis_dist.train.ranks import Seat, meeting_file, meeting_port, met
 
 LIMIT_S = 60
 NUMBERS = 1 << 20  # 4 MB of float32
@@ -98,25 +98,8 @@ def _call(folder: Path, size: int) -> None:
     names = [f"came-{rank}.json" for rank in range(size)]
     _wait_for(folder, 0, names)
     gpus = all(_read(folder / name)["gpu"] for name in names)
-    address = meeting_port(_own_address()) if "SLURM_JOB_ID" in os.environ else meeting_file(folder)
+    address = meeting_port(own_address()) if "SLURM_JOB_ID" in os.environ else meeting_file(folder)
     write_json(folder / MEETING, {"address": address, "device": "cuda" if gpus else "cpu"})
-
-
-def _own_address() -> str:
-    """An address of this machine under which the other nodes reach it.
-
-    That of its name, unless the name leads to the machine itself only; then the one towards where srun runs.
-    """
-    try:
-        address = socket.gethostbyname(socket.gethostname())
-    except OSError:
-        address = "127.0.0.1"
-    return address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1") if is_loopback(address) else address
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address leads no further than this machine."""
-    return ip_address(address.partition("%")[0]).is_loopback
 
 
 def _measured(rank: int, size: int, device: torch.device) -> float:
@@ -140,15 +123,9 @@ def _finish(device: torch.device) -> None:
 
 
 def _wait_for(folder: Path, rank: int, names: list[str]) -> None:
-    """Until files are in the folder; how long is for the alarm to say.
-
-    A machine may show a network folder as it was up to a minute ago, until it writes there itself.
-    """
-    look = folder / f"look-{rank}"
-    while not set(names) <= {entry.name for entry in folder.iterdir()}:
+    """Until files are in the folder; how long is for the alarm to say."""
+    while not set(names) <= names_in(folder, me=str(rank)):
         time.sleep(BETWEEN_LOOKS_S)
-        look.touch()
-        look.unlink()
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -18,8 +18,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from modis_dist.errors import shown
-from modis_dist.launch.all_reduce import is_loopback
 from modis_dist.launch.finding import Finding, judged
+from modis_dist.launch.meeting import is_loopback
 from modis_dist.launch.mlflow_store import NETWORK, file_system
 from modis_dist.launch.ray_cluster import short_parent
 from modis_dist.sweep.resources import cores

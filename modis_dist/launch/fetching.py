@@ -21,7 +21,7 @@ from modis_dist.sweep.monitor import Monitor, Silent
 from modis_dist.sweep.ports import Mirror
 
 # Checkpoints, simulated data, what is of that machine, and the list of jobs: the copy is a study without a cluster.
-LEFT_THERE = ("last", "scripts", "submission.json", "store-*", "mlflow*", ".*", LOCK)
+LEFT_THERE = ("last", "scripts", "submission.json", "ray-*", "store-*", "mlflow*", ".*", LOCK)
 MLFLOW_S = 3600.0  # for MLflow to take everything
 
 
@@ -45,7 +45,8 @@ def fetch(out: Path, home: Path, *, told: Callable[[str, int, int], None]) -> Fe
     if (home / "manifest.json").exists() and _study_in(home) != _study_in(out):
         raise UserError(f"--to: {shown(str(home))} holds another study; take another folder")
     there = home if home.exists() else home.parent
-    if (kind := file_system(there)) in NETWORK:
+    kind = file_system(there)
+    if kind in NETWORK and study_of(out).sweep.mlflow.uri is None:
         raise UserError(
             f"--to: {shown(str(home))} is on a network file system ({kind}), where MLflow's SQLite would be damaged; "
             "take a folder on a local disk, e.g. of your own computer"
@@ -88,6 +89,8 @@ def _copy(path: Path, copy: Path) -> None:
         temporary.chmod(0o600)
         temporary.replace(copy)
     except FileNotFoundError:
+        pass
+    finally:
         temporary.unlink(missing_ok=True)
 
 

@@ -30,10 +30,10 @@ class Note:
 
 
 def read_note(path: Path) -> Note | None:
-    """The note in a file; None where there is none."""
+    """The note in a file; None where there is none that can be read."""
     try:
         return Note(**json.loads(path.read_text()))
-    except FileNotFoundError:
+    except (OSError, ValueError, TypeError):
         return None
 
 

@@ -17,10 +17,10 @@ from submitit import LocalExecutor
 from modis_dist.config.cluster import Site
 from modis_dist.errors import Interrupted
 from modis_dist.launch.queue import Job
+from modis_dist.sweep.lock import CLOCK_S
 from modis_dist.train.signals import Flag, on_signal
 
 FOREVER_MIN = 10 * 365 * 24 * 60  # nobody else waits for this machine, and submitit's end of time saves nothing
-CLOCK_S = 0.02  # of the start of a process, as often as it is asked
 
 
 class LocalQueue:

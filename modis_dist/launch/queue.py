@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Sequence
-from contextlib import redirect_stderr, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -26,7 +26,9 @@ LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
-SLOW = re.compile(r"timed out|time-?out|contact|connect|communicat", re.IGNORECASE)  # it may have accepted all the same
+SLOW = re.compile(
+    r"timed out|time-?out|contact|connect|communicat|zero bytes", re.IGNORECASE
+)  # it may have accepted all the same
 
 
 class QueueUnknown(RunFailed):
@@ -102,7 +104,7 @@ class SlurmQueue:
             options += [f"--dependency=afterany:{':'.join(after)}"]
         quiet = StringIO()  # submitit prints what it raises too
         try:
-            with redirect_stderr(quiet):
+            with redirect_stderr(quiet), _without_defaults():
                 return _Script(folder / "scripts", options).submitted(text)
         except FailedJobError as error:
             refused = one_line(str(error), "sbatch")
@@ -157,6 +159,16 @@ class SlurmQueue:
         """See ``Queue.cancel``."""
         if numbers:
             _asked("scancel", *numbers)
+
+
+@contextmanager
+def _without_defaults() -> Iterator[None]:
+    """No variables of the user's by which sbatch would overrule what stands in a script."""
+    held = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SBATCH_")}
+    try:
+        yield
+    finally:
+        os.environ.update(held)
 
 
 def _ended(numbers: Sequence[str]) -> list[Job]:

@@ -19,13 +19,15 @@ from pathlib import Path
 
 from modis_dist.errors import RunFailed
 from modis_dist.files import write_text
+from modis_dist.launch.meeting import ITSELF, names_in, own_address
 from modis_dist.launch.ray_cluster import environment, for_workers, short_parent, temporary_folder
 from modis_dist.launch.ray_reaper import TOKEN, processes_of
 
 ADDRESS, STOP_FILE, JOINED = "address", "stop", "joined-{}"
 JOIN_S = 180.0  # for Ray to start on every node, whose file system may be slow
-END_S = 20.0  # for Ray to end on every node
+END_S = 90.0  # for Ray to end on every node, whose view of the folder may be a minute old
 FIRST_PORT, PORTS = 20000, 10000  # of heads, below those that systems hand out
+LOOK_S = 0.25
 STORE_BYTES = 200_000_000  # of objects that workers share; trainings share none
 STARTED = "Ray runtime started"
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -58,15 +60,15 @@ def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequ
 def _wait(meeting: Path, running: "subprocess.Popen[bytes]", *, nodes: int) -> None:
     """Until every node has joined."""
     end = time.monotonic() + JOIN_S
-    missing = [JOINED.format(number) for number in range(nodes)]
-    while missing := [name for name in missing if not (meeting / name).exists()]:
+    wanted = {JOINED.format(number) for number in range(nodes)}
+    while missing := wanted - names_in(meeting, me="driver"):
         if running.poll() is not None:
             raise RunFailed("Ray did not start on the nodes of this job; the job's log says why")
         if time.monotonic() > end:
             raise RunFailed(
                 f"{len(missing)} of {nodes} nodes did not join Ray within {JOIN_S:.0f} s; see the job's log"
             )
-        time.sleep(0.1)
+        time.sleep(LOOK_S)
 
 
 def _ended(running: "subprocess.Popen[bytes]") -> None:
@@ -103,41 +105,43 @@ def serve(meeting: Path, *, cpus: int, gpus: int) -> None:
 
 def _command(meeting: Path, rank: int) -> list[str]:
     """``ray start`` of a node; the first is the head, and says where it is."""
-    host = _address()
-    here = [f"--node-ip-address={host}"] if host else []
+    host, start = own_address(), [sys.executable, "-m", "ray.scripts.scripts", "start"]
+    here = [] if host in ITSELF else [f"--node-ip-address={host}"]  # Ray would not listen to these
     if rank == 0:
-        port = FIRST_PORT + int(os.environ["SLURM_JOB_ID"]) % PORTS
-        write_text(meeting / ADDRESS, f"{host or socket.gethostbyname(socket.gethostname())}:{port}")
-        return [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--head",
-            f"--port={port}",
-            *here,
-            "--include-dashboard=false",
-        ]
-    while not (meeting / ADDRESS).exists() and not (meeting / STOP_FILE).exists():
-        time.sleep(0.1)
-    return [sys.executable, "-m", "ray.scripts.scripts", "start", f"--address={(meeting / ADDRESS).read_text()}", *here]
+        port = _free_ports(FIRST_PORT + 2 * int(os.environ["SLURM_JOB_ID"]) % PORTS)
+        write_text(meeting / ADDRESS, f"{host}:{port}")
+        ports = [f"--port={port}", f"--ray-client-server-port={port + 1}"]
+        return [*start, "--head", *ports, "--include-dashboard=false", *here]
+    while not {ADDRESS, STOP_FILE} & names_in(meeting, me=str(rank)):
+        time.sleep(LOOK_S)
+    return [*start, f"--address={(meeting / ADDRESS).read_text()}", *here]
 
 
-def _address() -> str | None:
-    """The address of this node's name; None where the name leads nowhere, or to what others cannot reach."""
-    with suppress(OSError):
-        found = socket.gethostbyname(os.environ.get("SLURMD_NODENAME", socket.gethostname()))
-        return None if found in {"127.0.0.1", "127.0.1.1"} else found
-    return None
+def _free_ports(first: int) -> int:
+    """The first of two ports, these or the next ones, that nobody listens at now."""
+    for port in range(first, first + PORTS, 2):
+        with suppress(OSError), socket.socket() as one, socket.socket() as other:
+            one.bind(("", port))
+            other.bind(("", port + 1))
+            return port
+    raise RunFailed(f"no port from {first} to {first + PORTS} is free on {socket.gethostname()}")
 
 
 def _serve(meeting: Path, rank: int, running: "subprocess.Popen[bytes]", said: Path) -> None:
-    while not (meeting / STOP_FILE).exists() and meeting.exists():
+    while STOP_FILE not in (names := _names(meeting, rank)):
         if running.poll() is not None:
             raise RunFailed(f"Ray ended on {socket.gethostname()}: {said.read_text(errors='replace').strip()[-2000:]}")
-        if not (meeting / JOINED.format(rank)).exists() and STARTED in said.read_text(errors="replace"):
+        if JOINED.format(rank) not in names and STARTED in said.read_text(errors="replace"):
             (meeting / JOINED.format(rank)).touch()
-        time.sleep(0.2)
+        time.sleep(LOOK_S)
+
+
+def _names(meeting: Path, rank: int) -> set[str]:
+    """The files in the folder; the word to stop where the folder is gone with its driver."""
+    try:
+        return names_in(meeting, me=str(rank))
+    except FileNotFoundError:
+        return {STOP_FILE}
 
 
 def _end_all(folder: Path, running: "subprocess.Popen[bytes]") -> None:

@@ -34,7 +34,7 @@ class Standing:
     state: State
     jobs: tuple[Jobs, ...]
     restarts: int  # of all jobs since they were sent
-    given_up: Mapping[str, str]  # job -> why it was not queued again
+    failed: Mapping[str, str]  # job -> why it failed, or was not queued again
     advice: str
 
 
@@ -43,18 +43,25 @@ def standing(out: Path) -> Standing:
 
     A queue that does not answer makes its state unknown, never failed. Raises ``DataError`` where there is none.
     """
-    submission, found = kept.load(out), status(out)
-    queue = kept.queue_of(kept.site_of(out))
-    notes = {p.stem: note for p in sorted((kept.folder_of(out) / kept.STATUS).glob("*.json")) if (note := read_note(p))}
-    restarts = sum(note.starts - 1 for note in notes.values())
-    given_up = {name: note.reason or "" for name, note in notes.items() if note.state == "given up"}
-    try:
+    submission, queue = kept.load(out), kept.queue_of(kept.site_of(out))
+    try:  # before the files: a job that ends meanwhile has written all it has to say
         jobs = queue.jobs(submission.numbers)
     except QueueUnknown as error:
-        return Standing(found, submission.form, "unknown", (), restarts, given_up, str(error))
+        jobs, silent = {}, str(error)
+    else:
+        silent = ""
+    live = any(job.live for job in jobs.values())
+    found = status(out, live=None if silent else live)
+    notes = {p.stem: note for p in sorted((kept.folder_of(out) / kept.STATUS).glob("*.json")) if (note := read_note(p))}
+    restarts = sum(note.starts - 1 for note in notes.values())
+    failed = {name: note.reason or "" for name, note in notes.items() if note.state in {"failed", "given up"}}
+    if silent:
+        return Standing(found, submission.form, "unknown", (), restarts, failed, silent)
     state = _state(found, jobs)
     listed = tuple(_jobs(sent.kind, sent.number, jobs) for sent in submission.latest if sent.number is not None)
-    return Standing(found, submission.form, state, listed, restarts, given_up, _advice(out, state, found, submission))
+    return Standing(
+        found, submission.form, state, listed, restarts, failed, _advice(out, state, found, submission, failed)
+    )
 
 
 def _state(found: Status, jobs: Mapping[str, Job]) -> State:
@@ -70,7 +77,7 @@ def _jobs(kind: str, number: str, jobs: Mapping[str, Job]) -> Jobs:
     return Jobs(kind, number, dict(Counter(job.state for job in own).most_common()), ", ".join(reasons))
 
 
-def _advice(out: Path, state: State, found: Status, submission: kept.Submission) -> str:
+def _advice(out: Path, state: State, found: Status, submission: kept.Submission, failed: Mapping[str, str]) -> str:
     here = quote(str(out))
     if not submission.sent:
         return "its submission was refused or cut short; give the same `modis-dist submit` again"
@@ -81,4 +88,5 @@ def _advice(out: Path, state: State, found: Status, submission: kept.Submission)
             return f"{len(found.failures)} trials failed; `modis-dist resume {here}` tries those that crashed again"
         case "finished":
             return f"modis-dist fetch {here} --to DIR"
-    return f"no job of it is in the queue; go on with: modis-dist resume {here}"
+    why = "; mend first what made a job fail" if failed else ""
+    return f"no job of it is in the queue{why}; go on with: modis-dist resume {here}"

@@ -18,7 +18,7 @@ from typing import Literal
 from modis_dist.config.cluster import Site, load_site
 from modis_dist.config.parse import dump, load_study
 from modis_dist.config.study import OptunaSearch, Study
-from modis_dist.errors import DataError, UserError, shown
+from modis_dist.errors import ConfigError, DataError, UserError, shown
 from modis_dist.files import write_json, write_text
 from modis_dist.launch.job_script import LOGS, Kind, script
 from modis_dist.launch.local_queue import LocalQueue
@@ -27,6 +27,7 @@ from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.plan import Plan, ids_of
+from modis_dist.sweep.resources import Cluster, Node, mistakes, workers_mistakes
 from modis_dist.version import __version__
 
 Form = Literal["array", "allocation"]
@@ -161,7 +162,31 @@ def form_of(study: Study, site: Site, *, asked: Form | None) -> tuple[Form, str]
 
 def places(study: Study, site: Site) -> int:
     """Packs that an allocation trains at once."""
-    return site.nodes * (site.gpus or max(1, site.cpus // (study.sweep.resources.cpus or 1)))
+    machine = offered(study, site, nodes=site.nodes)
+    wanted = study.sweep.resources
+    gpus = wanted.gpus if wanted.gpus is not None else min(1, machine.gpus)
+    return max(1, machine.places(threads=wanted.cpus or 1, gpus=gpus) // study.trainer.workers)
+
+
+def offered(study: Study, site: Site, *, nodes: int) -> Cluster:
+    """What a profile gives to a study."""
+    machine = Cluster("the profile", (Node(site.cpus, site.gpus),) * nodes)
+    return machine.without_gpus() if study.trainer.device == "cpu" else machine
+
+
+def check(study: Study, site: Site, *, form: Form) -> None:
+    """Raise ``ConfigError`` where a study asks for what the jobs of a profile do not get."""
+    machine, trainer = offered(study, site, nodes=site.nodes if form == "allocation" else 1), study.trainer
+    problems = mistakes(study.sweep.resources, cluster=machine)
+    if trainer.workers > 1:
+        threads = max(1, (study.sweep.resources.cpus or trainer.workers) // trainer.workers)
+        problems += workers_mistakes(trainer.workers, threads=threads, device=trainer.device, cluster=machine)
+    if trainer.device.startswith("cuda") and not machine.gpus:
+        problems.append(f"trainer.device: {trainer.device} asked for, {machine.has('gpus')}; set gpus there")
+    if trainer.precision == "fp16" and not machine.gpus:
+        problems.append(f"trainer.precision: fp16 needs a GPU, {machine.has('gpus')}; set gpus there, or say bf16")
+    if problems:
+        raise ConfigError(problems, source=study.name)
 
 
 def _trials(study: Study) -> int:
@@ -204,7 +229,7 @@ def submit(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
     """Put a study on a cluster. Raises ``UserError`` where that was done from this folder before, or is refused."""
     folder = folder_of(out)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(folder, patience_s=0):
+    with locked(out, patience_s=0), locked(folder, patience_s=0):
         refuse_if_submitted(out)
         return send(out, create(planned, site, form=form, out=out), site, queue=queue_of(site))
 
@@ -217,8 +242,8 @@ def create(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
     write_text(folder / "study.yaml", dump(planned.study))
     write_text(folder / "cluster.yaml", dump(site))
     write_text(out / "study.yaml", dump(planned.study))
-    manifest.save(out / "manifest.json", planned.manifest)
     packs = ids_of([pack.trials for pack in planned.packs()]) if form == "array" else ()
+    manifest.save(out / "manifest.json", replace(planned.manifest, packs=packs))
     submission = Submission(
         planned.study.name, form, str(planned.store.path.absolute()), packs, (), __version__, code()
     )
@@ -325,6 +350,11 @@ def resume(out: Path) -> Submission:
         if submission.form == "array":  # the last job may have laid out anew what had crashed
             submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
         return send(out, submission, site, queue=queue)
+
+
+def refuse_while_live(out: Path) -> None:
+    """Raise ``UserError`` where jobs of an output folder's submission still wait or run."""
+    refuse_if_live(out, load(out), queue_of(site_of(out)))
 
 
 def refuse_if_live(out: Path, submission: Submission, queue: Queue) -> None:

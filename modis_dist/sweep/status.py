@@ -55,25 +55,26 @@ class Status:
     advice: str
 
 
-def status(folder: Path) -> Status:
+def status(folder: Path, *, live: bool | None = None) -> Status:
     """How far the study or the training of a folder is.
 
+    ``live``: whether jobs of a queue may be training here, where that is known: locks do not tell it of other machines.
     Raises ``DataError`` where there is neither, or the manifest is damaged.
     """
     if (folder / "manifest.json").exists() and (folder / "study.yaml").exists():
-        return _study(folder)
+        return _study(folder, live=live)
     if (folder / "run.yaml").exists() and (folder / "lock").exists():
         return _run(folder)
     raise DataError(f"{shown(str(folder))}: no study or training was started here; give the folder of --out")
 
 
-def _study(folder: Path) -> Status:
+def _study(folder: Path, *, live: bool | None) -> Status:
     listed = manifest.load(folder / "manifest.json")
     there = holder(folder)
     epochs = {trial.id: trial.run.optim.epochs for trial in listed.trials}
     results = {name: _result(folder, name) for name in [*epochs, *_flat(listed.refit_packs)]}
-    search = [_pack(folder, ids, results, epochs) for ids in listed.packs]
-    refit = [_pack(folder, ids, results, epochs) for ids in listed.refit_packs]
+    search = [_pack(folder, ids, results, epochs, live=live) for ids in listed.packs]
+    refit = [_pack(folder, ids, results, epochs, live=live) for ids in listed.refit_packs]
     summary = _json(folder / "summary.json")
     failures = _failures(folder, [*search, *refit], results, summary)
     over = bool(summary) and all(results[name] or name in summary.get("failures", {}) for name in results)
@@ -81,7 +82,8 @@ def _study(folder: Path) -> Status:
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
-    if state == "running" and not any(pack.seconds_per_epoch for pack in packs):
+    running = state == "running" or bool(live)
+    if running and not any(pack.seconds_per_epoch for pack in packs):
         packs = _with_paces(folder, packs)
     files = [folder / "manifest.json", *(folder / "packs" / pack.id / "journal.jsonl" for pack in [*search, *refit])]
     return Status(
@@ -95,7 +97,7 @@ def _study(folder: Path) -> Status:
         packs=tuple(packs),
         failures=failures,
         last_sign=_newest(files),
-        eta_s=_eta(packs) if state == "running" else None,
+        eta_s=_eta(packs) if running else None,
         advice=_advice(state, folder, there, f"tune {quote(str(folder / 'study.yaml'))}", _crashed(results, failures)),
     )
 
@@ -133,7 +135,12 @@ def _state(there: Holder | None, *, over: bool, whole: bool) -> State:
 
 
 def _pack(
-    folder: Path, ids: Sequence[str], results: Mapping[str, Mapping[str, Any]], epochs: Mapping[str, int]
+    folder: Path,
+    ids: Sequence[str],
+    results: Mapping[str, Mapping[str, Any]],
+    epochs: Mapping[str, int],
+    *,
+    live: bool | None,
 ) -> PackStatus:
     name, trials = sequence_digest(ids), tuple(ids)
     place = folder / "packs" / name
@@ -143,7 +150,7 @@ def _pack(
         return PackStatus(name, "done", trials, most or 0, most)
     there = holder(place)
     epoch, pace = _journal(place / "journal.jsonl")
-    if there is not None and there.alive is not False:
+    if there is not None and there.alive is not False and live is not False:
         return PackStatus(name, "running", trials, epoch, most, pace)
     if (place / "error.txt").exists():
         return PackStatus(name, "crashed", trials, epoch, most)
