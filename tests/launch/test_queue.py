@@ -1,5 +1,6 @@
 """What is believed of Slurm's commands: what they say of jobs, what they refuse, and where they say nothing."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -12,9 +13,6 @@ from tests.launch.fake_slurm import SACCT, FakeSlurm
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 LATE = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
-LIVE = ("PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
-LIVE += ("SPECIAL_EXIT", "STAGE_OUT", "STOPPED", "RESIZING", "SIGNALING")
-OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "PREEMPTED", "OUT_OF_MEMORY", "DEADLINE")
 SCRIPT = "#!/bin/bash\n#SBATCH --array=0-2%2\ntrue\n"
 
 
@@ -219,6 +217,20 @@ def test_on_a_machine_without_slurm_nothing_is_sent_and_another_profile_is_named
     with pytest.raises(UserError, match=f"{program} is not on this machine: .*--cluster cluster/local.yaml") as caught:
         sent(folder)
     assert caught.value.exit_code == 2 and not slurm.jobs
+
+
+def test_variables_of_sbatch_do_not_overrule_the_script(
+    slurm: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SBATCH_PARTITION", "other")
+    genuine = slurm.bin / "sbatch"
+    genuine.rename(slurm.bin / "genuine")
+    genuine.write_text('#!/bin/sh\n[ -z "${SBATCH_PARTITION+set}" ] && exec "$(dirname "$0")/genuine" "$@"\n')
+    genuine.chmod(0o700)
+    (slurm.bin / "genuine").write_text(
+        (slurm.bin / "genuine").read_text().replace("Path(sys.argv[0]).name", "'sbatch'")
+    )
+    assert sent(folder) == "1000" and os.environ["SBATCH_PARTITION"] == "other"
 
 
 # --- queueing again ---------------------------------------------------------------------------------------------

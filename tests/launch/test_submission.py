@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import signal
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,8 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import parse, yaml12
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
-from modis_dist.errors import DataError, Interrupted, RunFailed, UserError
+from modis_dist.errors import ConfigError, DataError, Interrupted, RunFailed, UserError
+from modis_dist.files import write_json
 from modis_dist.launch import array_job, queue, submission
 from modis_dist.launch.job_notes import Note, noted, read_note
 from modis_dist.launch.queue import QueueUnknown, SlurmQueue
@@ -127,7 +130,9 @@ def test_on_one_machine_the_form_is_an_array_and_the_reason_is_true(store: Path)
 
 
 def test_room_is_counted_in_gpus_or_else_in_cores_of_a_pack(store: Path) -> None:
-    assert places(study(store), site(gpus=4, cpus=2, nodes=3)) == 12
+    assert places(study(store), site(gpus=4, cpus=8, nodes=3)) == 12
+    assert places(study(store), site(gpus=4, cpus=2, nodes=3)) == 6, "each needs a core"
+    assert places(study(store, resources={"gpus": 0.25}), site(gpus=4, cpus=32, nodes=2)) == 32
     assert places(study(store, resources={"cpus": 4}), site(cpus=9, nodes=2)) == 4
     assert places(study(store, resources={"cpus": 8}), site(cpus=4)) == 1
 
@@ -323,7 +328,7 @@ def test_a_dry_run_tells_scripts_costs_and_limits_and_submits_and_writes_nothing
     slurm.be(limit=3)
     assert cli(tmp_path, store, out, "--dry-run", "--json", gpus=2, requeues=5) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["form"] == "array" and "more than the 2" in told["why"] and told["trials"] == 4
+    assert told["form"] == "array" and "more than the 1" in told["why"] and told["trials"] == 4
     assert list(told["scripts"]) == ["array.sh (the first of 2)", "finish.sh"]
     assert f"job array {out} " in told["scripts"]["array.sh (the first of 2)"]
     assert told["core_hours"] == pytest.approx(told["pack_seconds"] / 3600) and told["core_hours"] > 0
@@ -334,6 +339,38 @@ def test_a_dry_run_tells_scripts_costs_and_limits_and_submits_and_writes_nothing
     assert cli(tmp_path, store, out, "--dry-run", gpus=2) == 0
     said = capsys.readouterr().out
     assert "GPU-hours" in said and "#SBATCH --array=0-2%10" in said and "Nothing was started" in said
+
+
+REFUSED_BY_PROFILE = {
+    "sweep.resources.cpus: 8 asked for, the profile has 4 core(s)": ({"resources": {"cpus": 8}}, ()),
+    "sweep.resources.gpus: 0.5 asked for, the profile has 0 GPU(s)": ({"resources": {"gpus": 0.5}}, ()),
+    "trainer.device: cuda asked for, the profile has 0 GPU(s); set gpus there": ({}, ("trainer.device=cuda",)),
+    "trainer.precision: fp16 needs a GPU, the profile has 0 GPU(s)": ({}, ("trainer.precision=fp16",)),
+    "trainer.workers: 9 of 1 thread(s) asked for, the profile has": ({"executor": "ray"}, ("trainer.workers=9",)),
+}
+
+
+@pytest.mark.parametrize("why", REFUSED_BY_PROFILE)
+def test_a_study_that_asks_for_what_the_profile_does_not_give_is_refused(why: str, store: Path) -> None:
+    sweep, overrides = REFUSED_BY_PROFILE[why]
+    with pytest.raises(ConfigError) as refused:
+        submission.check(study(store, *overrides, **sweep), site(cpus=4), form="allocation")
+    assert why in str(refused.value)
+
+
+def test_a_study_that_a_profile_is_enough_for_is_not_refused(store: Path) -> None:
+    submission.check(study(store, resources={"cpus": 4}), site(cpus=4), form="array")
+    gpu = study(store, "trainer.device=cuda", "trainer.precision=fp16", resources={"gpus": 0.5})
+    submission.check(gpu, site(cpus=4, gpus=1), form="array")
+    submission.check(study(store, "trainer.workers=8", executor="ray"), site(cpus=4, nodes=2), form="allocation")
+
+
+def test_what_a_profile_does_not_give_is_refused_before_anything_is_written(
+    slurm: FakeSlurm, store: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli(tmp_path, store, out, "--set", "sweep.resources.cpus=3") == 2
+    assert "sweep.resources.cpus: 3 asked for, the profile has 1 core(s)" in capsys.readouterr().err
+    assert not out.exists() and not slurm.jobs
 
 
 # --- afterwards -------------------------------------------------------------------------------------------------
@@ -517,9 +554,9 @@ def test_a_job_that_was_queued_again_too_often_gives_up_before_it_begins_and_sta
         pytest.fail("it began")
     assert begun(path, requeues=requeues).state == "given up"
     found = standing(out)
-    assert found.given_up.keys() == {"pack-1"}
+    assert found.failed.keys() == {"pack-1"}
     assert command(["status", str(out)]) == 0
-    assert "given up: pack-1: was queued again" in capsys.readouterr().out
+    assert "failed: job pack-1: was queued again" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("slurm")
@@ -534,6 +571,63 @@ def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_cr
         RunFailed, match=r"3 of 4 packs of the array are not done and did not crash .*modis-dist resume"
     ):
         executor.execute(packs, out=out, store=store)
+
+
+@pytest.mark.parametrize(
+    ("state", "crashed"), [("OUT_OF_MEMORY", True), ("FAILED", True), ("NODE_FAIL", False), ("CANCELLED by 0", False)]
+)
+def test_a_pack_whose_job_was_killed_has_crashed_and_one_that_was_ended_from_outside_has_not(
+    state: str, crashed: bool, slurm: FakeSlurm, store: Path, out: Path
+) -> None:
+    number = submitted(store, out).sent[0].number
+    write_json(out / "submission" / "status" / "pack-1.json", vars(Note("running", 1, None, "7", "n1", 0.0, "c")))
+    slurm.end()
+    slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
+    pack = submission.packs_of(out, load(out))[1]
+    executor = array_job.AfterArray(out)
+    if crashed:
+        assert executor.execute([pack], out=out, store=store) == {pack.trials[0].id: f"its job ended as {state}"}
+    else:
+        with pytest.raises(RunFailed, match="1 of 1 packs of the array are not done"):
+            executor.execute([pack], out=out, store=store)
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    submitted(store, out)
+    with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
+        pytest.fail("it began")
+    found = standing(out)
+    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
+    slurm.end()
+    assert "mend first what made a job fail" in standing(out).advice
+
+
+@pytest.mark.usefixtures("in_job", "slurm")
+def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning(store: Path, out: Path) -> None:
+    submitted(store, out)
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
+        executor = array_job.Listening(array_job.AfterArray(out), flag)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        executor.execute([], out=out, store=store)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_asks_again_to_be_queued_where_slurm_does_not_answer_at_once(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    slurm.put("7", "RUNNING")
+    slurm.be(squeue=DOWN)
+    monkeypatch.setattr(array_job.time, "sleep", lambda _: slurm.be(squeue=None))
+    with pytest.raises(Interrupted), array_job.job(out, "finish", site()):
+        raise Interrupted("got SIGUSR1")
+    assert ["requeue", "7"] in slurm.calls("scontrol")
 
 
 @pytest.mark.usefixtures("in_job", "slurm")

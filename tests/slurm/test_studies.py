@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from modis_dist.config import yaml12
 from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import (
@@ -19,7 +20,7 @@ from tests.slurm.studies import (
     write_profile,
     write_study,
 )
-from tests.sweep.toy_study import write_store
+from tests.sweep.toy_study import tree, write_store
 
 pytestmark = pytest.mark.slurm
 
@@ -76,6 +77,19 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_le
     assert wait_for(lambda: not processes_of_job(study.number), seconds=20), processes_of_job(study.number)
     assert not list((study.out / "submission").glob("ray-*"))
     assert not readable_by_others(study.out)
+
+
+def test_one_training_on_two_nodes_is_that_of_two_workers_on_one_machine(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    study = tmp_path / "study.yaml"
+    wanted = tree(place / "store", grid={}, folds=1, probe=False, executor="ray") | {"name": "ranks"}
+    wanted["trainer"]["workers"], wanted["optim"]["epochs"] = 2, 2
+    study.write_text(yaml12.dump(wanted))
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2)
+    assert submitted(in_cluster, study, profile, tmp_path / "out").until_over()["trials"]["done"] == 1
+    command("tune", str(study), "--out", str(tmp_path / "home"))
+    assert_as_at_home(summary(tmp_path / "out"), tmp_path)
 
 
 def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as_at_home(
