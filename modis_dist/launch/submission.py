@@ -177,10 +177,13 @@ def offered(study: Study, site: Site, *, nodes: int) -> Cluster:
 def check(study: Study, site: Site, *, form: Form) -> None:
     """Raise ``ConfigError`` where a study asks for what the jobs of a profile do not get."""
     machine, trainer = offered(study, site, nodes=site.nodes if form == "allocation" else 1), study.trainer
-    problems = mistakes(study.sweep.resources, cluster=machine)
-    if trainer.workers > 1:
-        threads = max(1, (study.sweep.resources.cpus or trainer.workers) // trainer.workers)
-        problems += workers_mistakes(trainer.workers, threads=threads, device=trainer.device, cluster=machine)
+    resources, workers = study.sweep.resources, trainer.workers
+    if workers == 1:
+        problems = mistakes(resources, cluster=machine)
+    else:  # a pack's cores are those of its workers together
+        problems = mistakes(resources.model_copy(update={"cpus": None}), cluster=machine)
+        threads = max(1, (resources.cpus or workers) // workers)
+        problems += workers_mistakes(workers, threads=threads, device=trainer.device, cluster=machine)
     if trainer.device.startswith("cuda") and not machine.gpus:
         problems.append(f"trainer.device: {trainer.device} asked for, {machine.has('gpus')}; set gpus there")
     if trainer.precision == "fp16" and not machine.gpus:

@@ -3,6 +3,8 @@
 import json
 import os
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +16,37 @@ from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
 
-EPOCHS = 40  # some ten seconds: long enough to be disturbed three times
+EPOCHS = 12
+# Every epoch waits in jobs, so that trainings last long enough to be disturbed, and take the processor no longer.
+SLOWED = """
+import os, time
+from modis_dist.train.journal import JournalWriter
+
+genuine = JournalWriter.metrics
+JournalWriter.metrics = lambda *a, **k: (time.sleep(float(os.environ["TEST_EPOCH_S"])), genuine(*a, **k))[1]
+"""
+# Is Python for jobs: without figures and MLflow, which would take most of the time.
+BARE = """
+import sys
+from modis_dist.cli import tune
+from modis_dist.cli.main import main
+from modis_dist.launch.mlflow_mirror import NullMirror
+from modis_dist.report import figures
+from modis_dist.sweep import execute
+
+tune._mirror = lambda *_: NullMirror()
+execute.draw = lambda *_: None
+figures.sweep_overview = lambda *_, **__: None
+main(sys.argv[3:])  # after `-m modis_dist`
+"""
 PARTS = ("trials", "best", "test", "baseline", "groups", "failures", "conditions")  # of a summary that must be equal
 
 
 def write_study(path: Path, store: Path, *, epochs: int = EPOCHS, folds: int = 2) -> Path:
     """A study of as many packs as folds, which are trained on one thread each, to their last epoch."""
     study = tree(store, grid={}, folds=folds, packing={"enabled": False}, resources={"cpus": 1})
-    study["optim"]["epochs"], study["trainer"]["early_stopping"] = epochs, None
+    study["optim"] |= {"epochs": epochs, "batch_size": 24}
+    study["trainer"]["early_stopping"] = None
     path.write_text(yaml12.dump(study))
     return path
 
@@ -33,9 +58,26 @@ def write_profile(path: Path, **keys: Any) -> Path:
     return path
 
 
-def command(*words: str, code: int = 0) -> str:
-    """What one of our commands prints; one that leaves with another code fails the test with what it said."""
-    done = subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=600, check=False)
+def bare_python(folder: Path) -> list[str]:
+    """The words that start Python without figures and MLflow."""
+    script = folder / "bare.py"
+    script.write_text(BARE)
+    return [sys.executable, str(script)]
+
+
+def command(*words: str, code: int = 0, epoch_s: float | None = None) -> str:
+    """What one of our commands prints; one that leaves with another code fails the test with what it said.
+
+    ``epoch_s``: epochs of the jobs that it submits wait so long.
+    """
+    environment = dict(os.environ)
+    if epoch_s is not None:
+        slowed = Path(tempfile.gettempdir()) / f"modis-tests-{os.getpid()}"
+        slowed.mkdir(mode=0o700, exist_ok=True)
+        (slowed / "sitecustomize.py").write_text(SLOWED)
+        paths = [str(slowed), str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TEST_EPOCH_S": str(epoch_s)}
+    done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
 
@@ -104,9 +146,11 @@ class Submitted:
         self.cluster.revive(node)
 
 
-def submitted(cluster: Cluster, study: Path, profile: Path, out: Path, *words: str) -> Submitted:
+def submitted(
+    cluster: Cluster, study: Path, profile: Path, out: Path, *words: str, epoch_s: float | None = None
+) -> Submitted:
     """Submit a study."""
-    command("submit", str(study), "--cluster", str(profile), "--out", str(out), *words)
+    command("submit", str(study), "--cluster", str(profile), "--out", str(out), *words, epoch_s=epoch_s)
     return Submitted(cluster, out)
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from modis_dist.config import yaml12
 from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import (
     PARTS,
+    bare_python,
     command,
     processes_of_job,
     readable_by_others,
@@ -20,9 +20,11 @@ from tests.slurm.studies import (
     write_profile,
     write_study,
 )
-from tests.sweep.toy_study import tree, write_store
+from tests.sweep.toy_study import write_store
 
 pytestmark = pytest.mark.slurm
+
+CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise
 
 
 @pytest.fixture(scope="module")
@@ -44,8 +46,8 @@ def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
 def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    profile = write_profile(tmp_path / "profile.yaml")
-    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array")
+    profile = write_profile(tmp_path / "profile.yaml", python=bare_python(tmp_path))
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array", epoch_s=1)
     study.until_saved()
     first, second = f"{study.number}_0", f"{study.number}_1"
     study.preempt(first)
@@ -64,8 +66,8 @@ def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
 def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_leaves_nothing(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    profile = write_profile(tmp_path / "profile.yaml", nodes=2)
-    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation")
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=bare_python(tmp_path))
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation", epoch_s=1)
     study.until_saved()
     study.preempt(study.number)
     study.until_started("allocation", times=2)
@@ -79,25 +81,37 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_le
     assert not readable_by_others(study.out)
 
 
-def test_one_training_on_two_nodes_is_that_of_two_workers_on_one_machine(
+def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    study = tmp_path / "study.yaml"
-    wanted = tree(place / "store", grid={}, folds=1, probe=False, executor="ray") | {"name": "ranks"}
-    wanted["trainer"]["workers"], wanted["optim"]["epochs"] = 2, 2
-    study.write_text(yaml12.dump(wanted))
-    profile = write_profile(tmp_path / "profile.yaml", nodes=2)
-    assert submitted(in_cluster, study, profile, tmp_path / "out").until_over()["trials"]["done"] == 1
-    command("tune", str(study), "--out", str(tmp_path / "home"))
-    assert_as_at_home(summary(tmp_path / "out"), tmp_path)
+    out, home = tmp_path / "out", tmp_path / "home"
+    study = write_study(tmp_path / "study.yaml", place / "store", epochs=3, folds=1)
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=bare_python(tmp_path))
+    ranks = ["--set", "sweep.executor=ray", "--set", "trainer.workers=2", "--set", "sweep.resources.cpus=2"]
+    assert submitted(in_cluster, study, profile, out, *ranks).until_over()["trials"]["done"] == 1
+    command("tune", str(study), "--out", str(home))
+    assert len(trials(out)) == 2 and trials(out).keys() == trials(home).keys()
+    for trial, ran in trials(out).items():
+        right = trials(home)[trial]
+        assert [row["epoch"] for row in ran] == [row["epoch"] for row in right] == [1, 2, 3][: len(right)]
+        for row, other in zip(ran, right, strict=True):
+            losses = [name for name in other if name.startswith("train/")]
+            assert losses and [row[n] for n in losses] == pytest.approx(
+                [other[n] for n in losses], rel=CLOSE, abs=CLOSE
+            )
+
+
+def trials(out: Path) -> dict[str, list[dict[str, float]]]:
+    """The history of every trial, refits too."""
+    return {path.parent.name: json.loads(path.read_text()) for path in out.glob("trials/*/history.json")}
 
 
 def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as_at_home(
     in_cluster: Cluster, tmp_path: Path
 ) -> None:
-    study_file = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), epochs=200, folds=1)
-    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30)
-    study = submitted(in_cluster, study_file, profile, tmp_path / "out", "--form", "array")
+    study_file = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), epochs=30, folds=1)
+    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30, python=bare_python(tmp_path))
+    study = submitted(in_cluster, study_file, profile, tmp_path / "out", "--form", "array", epoch_s=1.5)
     command("tune", str(study_file), "--out", str(tmp_path / "home"))
     assert_as_at_home(study.until_over(), tmp_path)
     assert study.starts("pack-0") + study.starts("finish") > 2
@@ -110,7 +124,7 @@ def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Pa
         tmp_path / "it's $(out)",
         tmp_path / "here",
     )
-    study = submitted(in_cluster, place / "study.yaml", profile, out, "--form", "array")
+    study = submitted(in_cluster, place / "study.yaml", profile, out, "--form", "array", epoch_s=1)
     again = ["submit", str(place / "study.yaml"), "--cluster", str(profile), "--out", str(out)]
     study.until(lambda: list(out.glob("packs/*/last/step-*")), "no checkpoint")
     command(*again, code=2)
