@@ -28,6 +28,7 @@ JOIN_S = 180.0  # for Ray to start on every node, whose file system may be slow
 END_S = 90.0  # for Ray to end on every node, whose view of the folder may be a minute old
 FIRST_PORT, PORTS = 20000, 10000  # of heads, below those that systems hand out
 LOOK_S = 0.25
+GENTLE_S = 2.0  # for Ray's processes to end by themselves
 STORE_BYTES = 200_000_000  # of objects that workers share; trainings share none
 STARTED = "Ray runtime started"
 DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
@@ -147,7 +148,7 @@ def _names(meeting: Path, rank: int) -> set[str]:
 def _end_all(folder: Path, running: "subprocess.Popen[bytes]") -> None:
     """End Ray's processes of this node, gently first: agents that are killed leave files in shared memory."""
     running.terminate()
-    end = time.monotonic() + END_S / 4
+    end = time.monotonic() + GENTLE_S
     while (left := processes_of(folder)) and time.monotonic() < end:
         time.sleep(0.1)
     for process in left:

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +16,7 @@ from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
 
 EPOCHS = 12
-# Every epoch waits in jobs, so that trainings last long enough to be disturbed, and take the processor no longer.
-SLOWED = """
-import os, time
-from modis_dist.train.journal import JournalWriter
-
-genuine = JournalWriter.metrics
-JournalWriter.metrics = lambda *a, **k: (time.sleep(float(os.environ["TEST_EPOCH_S"])), genuine(*a, **k))[1]
-"""
+SLOWED = Path(__file__).parent / "slowed"
 # Is Python for jobs: without figures and MLflow, which would take most of the time.
 BARE = """
 import sys
@@ -72,10 +64,7 @@ def command(*words: str, code: int = 0, epoch_s: float | None = None) -> str:
     """
     environment = dict(os.environ)
     if epoch_s is not None:
-        slowed = Path(tempfile.gettempdir()) / f"modis-tests-{os.getpid()}"
-        slowed.mkdir(mode=0o700, exist_ok=True)
-        (slowed / "sitecustomize.py").write_text(SLOWED)
-        paths = [str(slowed), str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
+        paths = [str(SLOWED), str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TEST_EPOCH_S": str(epoch_s)}
     done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
