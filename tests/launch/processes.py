@@ -14,11 +14,11 @@ def lives(process: psutil.Process) -> bool:
         return False
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float) -> bool:
+def wait_for(condition: Callable[[], object], *, seconds: float, every_s: float = 0.05) -> bool:
     """Whether a condition holds within some time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():
             return True
-        time.sleep(0.05)
+        time.sleep(every_s)
     return False

@@ -11,6 +11,7 @@ from typing import Any
 
 from modis_dist.config import yaml12
 from modis_dist.launch.job_notes import read_note
+from modis_dist.launch.standing import standing
 from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
@@ -103,7 +104,7 @@ class Submitted:
 
     def until(self, true: Callable[[], object], why: str) -> None:
         """Wait; fails the test with what the jobs printed."""
-        assert wait_for(true, seconds=240), f"{why}: {self.cluster.run('squeue')}\n{self.logs()}"
+        assert wait_for(true, seconds=240, every_s=0.5), f"{why}: {self.cluster.run('squeue')}\n{self.logs()}"
 
     def until_over(self) -> dict[str, Any]:
         """The summary, once no job of it is left."""
@@ -113,7 +114,7 @@ class Submitted:
 
     def state(self) -> str:
         """In one word."""
-        return str(json.loads(command("status", str(self.out), "--json"))["state"])
+        return standing(self.out).state
 
     def logs(self) -> str:
         """What all jobs printed."""

@@ -1,4 +1,4 @@
-"""Of the jobs that tests send: every epoch waits, so that trainings last long enough to be disturbed without computing."""
+"""Of the jobs that tests send: every epoch waits, so that trainings last long enough to be disturbed."""
 
 import os
 import time
