@@ -1,6 +1,7 @@
 """Studies on a real Slurm, disturbed: their results are those of the same study at home, to the bit."""
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,10 @@ from tests.slurm.studies import (
 )
 from tests.sweep.toy_study import write_store
 
-pytestmark = pytest.mark.slurm
+pytestmark = [
+    pytest.mark.slurm,
+    pytest.mark.skipif("SLURM_STUDIES" not in os.environ, reason="takes ten minutes; SLURM_STUDIES=1 runs it"),
+]
 
 CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise
 
