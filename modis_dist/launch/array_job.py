@@ -30,7 +30,7 @@ DIED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # as sacct and squeue tell of a t
 def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
     """The work of one job: noted, and queued again where it was interrupted.
 
-    Yields what signals set while nobody else listens; ``listening`` has an executor look at it.
+    Yields what signals set while nobody else listens; with ``Listening`` an executor looks at it.
     """
     submission = kept.load(out)
     if submission.code != kept.code():
