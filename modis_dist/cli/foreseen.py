@@ -13,6 +13,8 @@ def foreseen(
     planned: "Plan", folder: Path, *, slots: int, threads: int, start_s: float, elsewhere: bool = False
 ) -> dict[str, Any]:
     """What is left to do and about what it costs, as plain values."""
+    from functools import partial
+
     from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, wall_seconds
     from modis_dist.sweep.execute import trial_folder, unfinished
     from modis_dist.sweep.manifest import unique
@@ -34,28 +36,11 @@ def foreseen(
     shape_of = {trial.condition: planned.shapes[trial.id] for trial in reversed(planned.manifest.trials)}
     search = unfinished(folder, planned.packs())
     again = refits(planned)
-    found = costs(
-        search,
-        planned.selection_of,
-        [planned.shapes[p.trials[0].id] for p in search],
-        threads=threads,
-        elsewhere=elsewhere,
-    )
-    later = costs(
-        again,
-        planned.selection_of,
-        [shape_of[p.trials[0].condition] for p in again],
-        threads=threads,
-        elsewhere=elsewhere,
-    )
+    cost = partial(costs, selection_of=planned.selection_of, threads=threads, elsewhere=elsewhere)
+    found = cost(search, shapes=[planned.shapes[pack.trials[0].id] for pack in search])
+    later = cost(again, shapes=[shape_of[pack.trials[0].condition] for pack in again])
     first = first_round(planned)  # as large as those whose configurations are not known yet
-    of_round = costs(
-        first,
-        planned.selection_of,
-        [planned.shapes[p.trials[0].id] for p in first],
-        threads=threads,
-        elsewhere=elsewhere,
-    )
+    of_round = cost(first, shapes=[planned.shapes[pack.trials[0].id] for pack in first])
     seconds = wall_seconds(found, slots=slots) + wall_seconds(later, slots=slots)
     seconds += planned.to_come * wall_seconds(of_round, slots=slots)
     return {
