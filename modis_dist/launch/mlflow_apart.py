@@ -26,7 +26,7 @@ from modis_dist.processes import deaf_to
 from modis_dist.sweep.lock import holder
 
 LOWEST = 19  # of the priorities of Unix
-FAREWELL_S = 5.0  # to write that the study was killed
+FAREWELL_S = 30.0  # to write that the study was killed; at this priority it may take that on a busy machine
 LEFT_TO_DRIVER = frozenset({signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2})
 DIED = "the process that writes to MLflow has died; was it killed, by the user or for want of memory?"
 

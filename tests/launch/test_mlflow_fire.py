@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from modis_dist.launch import mlflow_store
+from modis_dist.sweep.lock import locked
 from modis_dist.train.journal import read
 from tests.launch.fire import READ_ONLY, Fault, Gate, mlflow_server, study_process
 from tests.launch.mlflow_tables import curves, expected
@@ -142,15 +143,18 @@ def test_a_server_or_a_study_that_dies_midway_leaves_no_gap_no_duplicate_and_no_
     if killed:
         process.kill()
         assert finish(process) == -9
-        end = time.monotonic() + 10  # the process that writes to MLflow has that long to say so
+        end = time.monotonic() + 30  # the process that writes to MLflow has that long to say so
         while (states := {run["status"] for run in runs(place.database, tmp_path.name)}) != {"KILLED"}:
             assert time.monotonic() < end, states
             time.sleep(0.1)
+        with locked(out):  # forked, that process has the study's lock until it ends
+            pass
     else:
         place.gate.be("refuse")
         assert finish(process) == 0
         place.gate.be("open")
-    assert finish(begin(place, out, "--set", "optim.epochs=40", TEST_PATIENCE_S="60")) == 0
+    again = begin(place, out, "--set", "optim.epochs=40", TEST_PATIENCE_S="60")
+    assert finish(again) == 0, (tmp_path / "stderr.txt").read_text()
     complete(out, place.database, experiment=tmp_path.name)
 
 
