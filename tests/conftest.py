@@ -14,7 +14,7 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-LONG = ("_ray", "_kills")  # in the names of files whose tests take up to minutes
+LONG = ("_ray", "_kills", "_studies", "_submitted")  # in the names of files whose tests take up to minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,7 +1,6 @@
 """A study from `submit` to `fetch`, its jobs run one after the other on this machine: disturbed, it ends the same."""
 
 import json
-import os
 import sqlite3
 import sys
 import time
@@ -27,8 +26,6 @@ from modis_dist.train.journal import read
 from tests.launch.processes import wait_for
 from tests.sweep.kills import compared
 from tests.sweep.toy_study import write_store, write_study
-
-pytestmark = pytest.mark.skipif("SLURM_STUDIES" not in os.environ, reason="takes minutes; SLURM_STUDIES=1 runs it")
 
 # Two packs of four, and a stack of two refits.
 STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe": False}

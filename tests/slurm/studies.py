@@ -16,7 +16,7 @@ from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
 
-EPOCHS = 12
+EPOCHS = 60  # long enough for every disturbance while they wait, short enough when they do not
 SLOWED = Path(__file__).parent / "slowed"
 # Is Python for jobs: without figures and MLflow, which would take most of the time.
 BARE = """
@@ -58,15 +58,15 @@ def bare_python(folder: Path) -> list[str]:
     return [sys.executable, str(script)]
 
 
-def command(*words: str, code: int = 0, epoch_s: float | None = None) -> str:
+def command(*words: str, code: int = 0, held: Path | None = None) -> str:
     """What one of our commands prints; one that leaves with another code fails the test with what it said.
 
-    ``epoch_s``: epochs of the jobs that it submits wait so long.
+    ``held``: epochs of the jobs that it submits wait while this file is there.
     """
     environment = dict(os.environ)
-    if epoch_s is not None:
+    if held is not None:
         paths = [str(SLOWED), str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
-        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TEST_EPOCH_S": str(epoch_s)}
+        environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TEST_HELD": str(held)}
     done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
@@ -78,6 +78,11 @@ class Submitted:
 
     cluster: Cluster
     out: Path
+
+    @property
+    def held(self) -> Path:
+        """While this file is there its trainings hardly go on."""
+        return self.out.with_name("held")
 
     @property
     def number(self) -> str:
@@ -108,6 +113,7 @@ class Submitted:
 
     def until_over(self) -> dict[str, Any]:
         """The summary, once no job of it is left."""
+        self.held.unlink(missing_ok=True)
         self.until(lambda: self.state() not in {"running", "waiting"}, "it does not end")
         assert self.state() == "finished", self.logs()
         return summary(self.out)
@@ -136,12 +142,15 @@ class Submitted:
         self.cluster.revive(node)
 
 
-def submitted(
-    cluster: Cluster, study: Path, profile: Path, out: Path, *words: str, epoch_s: float | None = None
-) -> Submitted:
-    """Submit a study."""
-    command("submit", str(study), "--cluster", str(profile), "--out", str(out), *words, epoch_s=epoch_s)
-    return Submitted(cluster, out)
+def submitted(cluster: Cluster, study: Path, profile: Path, out: Path, *words: str, held: bool = False) -> Submitted:
+    """Submit a study; ``held``: one that lasts until its file is removed."""
+    sent = Submitted(cluster, out)
+    if held:
+        sent.held.touch()
+    command(
+        "submit", str(study), "--cluster", str(profile), "--out", str(out), *words, held=sent.held if held else None
+    )
+    return sent
 
 
 def summary(out: Path) -> dict[str, Any]:
