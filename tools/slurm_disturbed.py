@@ -68,7 +68,7 @@ def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance
 
 def half_done(out: Path) -> bool:
     """Whether some pack of the search is in the middle of its training."""
-    packs = json.loads(command("status", str(out), "--json"))["trials"]["packs"]
+    packs = json.loads(command("status", str(out), "--json"))["packs"]
     return any(pack["epoch"] * 2 >= (pack["epochs"] or 1) for pack in packs)
 
 

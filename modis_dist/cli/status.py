@@ -41,7 +41,9 @@ def status(
 
         on_cluster = standing(directory.absolute())
         if as_json:
-            print_json(asdict(on_cluster))
+            jobs = {key: value for key, value in asdict(on_cluster).items() if key not in {"study", "state", "advice"}}
+            told = {"state": on_cluster.state, "advice": on_cluster.advice, "submission": jobs}
+            print_json(asdict(on_cluster.study) | told)
         else:
             _print_submission(on_cluster, now=time.time())
         return
@@ -58,8 +60,8 @@ def status(
 def _print_submission(found: "Standing", *, now: float) -> None:
     from modis_dist.errors import shown
 
-    _say(f"{found.trials.name}: {found.state}, submitted as {found.form}; stage: {found.trials.stage}")
-    _print(found.trials, now=now)
+    _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")
+    _print(found.study, now=now)
     for jobs in found.jobs:
         states = (
             ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "not known to the queue any more"

@@ -131,7 +131,8 @@ def _foresee(
     plain["scripts"] = scripts_of(planned, site, form=form, out=folder)
     plain |= _hours(plain, site, form)
     asked = requests(site, nodes=site.nodes if form == "allocation" else 1)
-    limits = limits_of(site, requests=asked) if site.executor == "slurm" else []
+    many = len(plain["packs"]) + 1 if form == "array" else 1
+    limits = limits_of(site, requests=asked, jobs=many) if site.executor == "slurm" else []
     if as_json:
         print_json(plain | {"limits": [asdict(finding) for finding in limits]})
         return
@@ -265,12 +266,12 @@ def _wait(folder: Path, *, as_json: bool) -> None:
     with sweep_bars() as bars:
         shown = None
         while (found := standing(folder)).state in {"running", "waiting", "unknown"}:
-            packs = found.trials.packs
+            packs = found.study.packs
             epochs = sum(pack.epochs or 0 for pack in packs)
-            if shown != (found.trials.stage, epochs):
-                shown = (found.trials.stage, epochs)
-                bars.stage(found.trials.stage, trials=sum(found.trials.trials.values()), epochs=epochs)
-            done, failed = found.trials.trials.get("done", 0), len(found.trials.failures)
+            if shown != (found.study.stage, epochs):
+                shown = (found.study.stage, epochs)
+                bars.stage(found.study.stage, trials=sum(found.study.trials.values()), epochs=epochs)
+            done, failed = found.study.trials.get("done", 0), len(found.study.failures)
             bars.update(epochs=sum(pack.epoch for pack in packs), done=done, failed=failed)
             time.sleep(LOOK_S)
     if found.state != "finished":

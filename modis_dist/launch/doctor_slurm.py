@@ -3,6 +3,7 @@
 Only asks, in the words of Slurm's own commands; submits nothing.
 """
 
+import getpass
 import re
 import shutil
 from collections.abc import Sequence
@@ -58,12 +59,14 @@ def cluster(site: Site | None, *, requests: Sequence[str]) -> list[Finding]:
     return found if site is None else [*found, *_limits(settings, partitions, site, requests)]
 
 
-def limits(site: Site, *, requests: Sequence[str]) -> list[Finding]:
-    """Whether the cluster's queue would take the jobs of a profile, and what it allows."""
+def limits(site: Site, *, requests: Sequence[str], jobs: int) -> list[Finding]:
+    """Whether the cluster's queue would take so many jobs of a profile, and what it allows."""
     there, config = programs(wanted=True), ask("scontrol", "show", "config")
     if there.level != "good" or config.error:
         return [there if there.level != "good" else _silent(config.error, wanted=True)]
-    return _limits(fields(config.text), asked_partitions(site), site, requests)
+    named = ["format=Account,MaxSubmitJobs", f"user={getpass.getuser()}"]
+    told = ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", *named)
+    return [*_limits(fields(config.text), asked_partitions(site), site, requests), in_queue(told, site, jobs=jobs)]
 
 
 def _limits(
@@ -182,6 +185,23 @@ def arrays(settings: dict[str, str], site: Site) -> Finding:
     most = int(told) - 1
     advice = f"set max_array: {most} in the profile" if most > 0 else "this cluster takes no arrays; set nodes instead"
     return judged("arrays", found, unless=site.max_array <= most, advice=advice)
+
+
+def in_queue(told: Told, site: Site, *, jobs: int) -> Finding:
+    """Whether the user may have so many jobs in the queue, every task of an array counted.
+
+    ``told`` are accounts of the user's and MaxSubmitJobs of each, empty for no limit.
+    """
+    what, found = "jobs in the queue", f"{jobs} job(s) and tasks"
+    if told.error:
+        return Finding(what, "good", f"{found}; a limit of the account is not known (sacctmgr: {told.error})")
+    rows = [line.split("|", 1) for line in told.text.splitlines() if "|" in line]
+    known = {account: int(most) for account, most in rows if most.isdecimal()}
+    own = [most for account, most in known.items() if site.account in (None, account)]
+    if not own:
+        return Finding(what, "good", f"{found}; no limit of the account")
+    advice = "a submission would be refused: ask for --form allocation, or split the study"
+    return judged(what, f"{found}, MaxSubmitJobs={min(own)}", unless=jobs <= min(own), advice=advice)
 
 
 def asked_partitions(site: Site) -> list[dict[str, str] | Finding]:

@@ -35,6 +35,10 @@ class QueueUnknown(RunFailed):
     """Slurm does not answer: nothing is known, and nothing was changed."""
 
 
+class NotSeen(UserError):
+    """sbatch failed in a way in which it may have accepted the job, which is not in the queue; it may come yet."""
+
+
 @dataclass(frozen=True)
 class Job:
     """A job, or a task of an array, as Slurm tells of it."""
@@ -108,18 +112,16 @@ class SlurmQueue:
                 return _Script(folder / "scripts", options).submitted(text)
         except FailedJobError as error:
             refused = one_line(str(error), "sbatch")
-            accepted = self._late(mark, refused) if SLOW.search(refused) else None
+            if not SLOW.search(refused):
+                raise UserError(f"sbatch: {refused}") from None
         except FailedSubmissionError as error:  # sbatch was content, and said no number that can be read
             refused = one_line(str(error), "sbatch")
-            accepted = self._late(mark, refused)
-        if accepted is None:
-            raise UserError(f"sbatch: {refused}")
-        return accepted
+        return self._late(mark, refused)
 
-    def _late(self, mark: str, said: str) -> str | None:
-        """The number of a job that may have been accepted although sbatch did not say so; None where it was not.
+    def _late(self, mark: str, said: str) -> str:
+        """The number of a job that was accepted although sbatch did not say so.
 
-        Raises ``QueueUnknown`` where squeue does not say so either.
+        Raises ``NotSeen`` where squeue does not know it, ``QueueUnknown`` where that does not answer either.
         """
         end, answered = time.monotonic() + LATE_S, False
         while time.monotonic() < end:
@@ -130,7 +132,7 @@ class SlurmQueue:
                 answered = True
         if not answered:
             raise QueueUnknown(f"sbatch: {said}; whether this job was submitted is not known, try again later")
-        return None
+        raise NotSeen(f"sbatch: {said}")
 
     def marked(self, mark: str) -> str | None:
         """See ``Queue.marked``."""

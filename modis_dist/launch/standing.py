@@ -29,7 +29,7 @@ class Jobs:
 class Standing:
     """A submission at one moment."""
 
-    trials: Status
+    study: Status
     form: str
     state: State
     jobs: tuple[Jobs, ...]
@@ -79,7 +79,7 @@ def _jobs(kind: str, number: str, jobs: Mapping[str, Job]) -> Jobs:
 
 def _advice(out: Path, state: State, found: Status, submission: kept.Submission, failed: Mapping[str, str]) -> str:
     here = quote(str(out))
-    if not submission.sent:
+    if not submission.numbers:
         return "its submission was refused or cut short; give the same `modis-dist submit` again"
     match state:
         case "running" | "waiting":

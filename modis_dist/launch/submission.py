@@ -8,7 +8,8 @@ which the queue finds it, so that nothing is ever sent twice.
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from math import prod
@@ -18,11 +19,11 @@ from typing import Literal
 from modis_dist.config.cluster import Site, load_site
 from modis_dist.config.parse import dump, load_study
 from modis_dist.config.study import OptunaSearch, Study
-from modis_dist.errors import ConfigError, DataError, UserError, shown
+from modis_dist.errors import ConfigError, DataError, ModisError, UserError, shown
 from modis_dist.files import write_json, write_text
 from modis_dist.launch.job_script import LOGS, Kind, script
 from modis_dist.launch.local_queue import LocalQueue
-from modis_dist.launch.queue import Queue, SlurmQueue
+from modis_dist.launch.queue import NotSeen, Queue, SlurmQueue
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
@@ -270,7 +271,8 @@ def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Subm
             before.append(str(submission.sent[-1].number))
     except UserError as error:
         queue.cancel(before)
-        save(out, known)
+        doubtful = load(out).sent[-1:] if isinstance(error, NotSeen) else ()  # its mark finds it
+        save(out, replace(known, sent=(*known.sent, *doubtful)))
         raise UserError(f"{error}; nothing was submitted") from None
     return submission
 
@@ -347,12 +349,25 @@ def resume(out: Path) -> Submission:
         queue = queue_of(site)
         submission = adopt(out, submission, queue)
         refuse_if_live(out, submission, queue)
-        for path in (folder_of(out) / STATUS).glob("*.json"):
-            path.unlink()  # starts and reasons of the jobs before
         submission = replace(submission, version=__version__, code=code())
         if submission.form == "array":  # the last job may have laid out anew what had crashed
             submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
-        return send(out, submission, site, queue=queue)
+        with _new_notes(folder_of(out) / STATUS):
+            return send(out, submission, site, queue=queue)
+
+
+@contextmanager
+def _new_notes(folder: Path) -> Iterator[None]:
+    """Without starts and reasons of the jobs before; they are there again where sending fails."""
+    earlier = {path: path.read_text() for path in folder.glob("*.json")}
+    for path in earlier:
+        path.unlink()
+    try:
+        yield
+    except ModisError:
+        for path, text in earlier.items():
+            write_text(path, text)
+        raise
 
 
 def refuse_while_live(out: Path) -> None:

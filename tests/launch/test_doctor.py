@@ -575,3 +575,26 @@ def test_the_whole_command_finds_machine_and_cluster(
 def test_commands_of_jobs_are_not_in_the_help() -> None:
     told = CliRunner().invoke(app, ["--help"]).output
     assert " doctor " in told and " job " not in told
+
+
+LIMITED = {
+    ("me|5\n", 5): ("good", "5 job(s) and tasks, MaxSubmitJobs=5"),
+    ("me|5\n", 6): ("bad", "6 job(s) and tasks, MaxSubmitJobs=5"),
+    ("other|5\nme|\n", 6): ("good", "6 job(s) and tasks; no limit of the account"),
+    ("other|5\nme|100\n", 6): ("good", "6 job(s) and tasks, MaxSubmitJobs=100"),
+    ("", 6): ("good", "6 job(s) and tasks; no limit of the account"),
+}
+
+
+@pytest.mark.parametrize(("told", "jobs"), LIMITED)
+def test_more_jobs_than_the_account_may_have_in_the_queue_are_foreseen(told: str, jobs: int, fake: Fake) -> None:
+    fake("sacctmgr", told)
+    found = of(doctor_slurm.limits(SITE, requests=[], jobs=jobs), "jobs in the queue")
+    assert (found.level, found.found) == LIMITED[told, jobs]
+    assert ("--form allocation" in found.advice) is (found.level == "bad")
+
+
+def test_where_the_accounts_are_not_told_the_limit_of_jobs_is_not_known(fake: Fake) -> None:
+    fake("sacctmgr", error="sacctmgr: error: slurmdbd is down\n", code=1)
+    found = of(doctor_slurm.limits(SITE, requests=[], jobs=3), "jobs in the queue")
+    assert found.level == "good" and "is not known (sacctmgr: slurmdbd is down)" in found.found

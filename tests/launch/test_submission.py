@@ -226,6 +226,23 @@ def test_a_job_that_timed_out_but_was_accepted_is_submitted_once(slurm: FakeSlur
     assert submitted(store, out).numbers == ["1000", "1001", "1002"] == list(slurm.jobs)
 
 
+def test_a_job_that_shows_up_long_after_sbatch_timed_out_is_found_by_its_mark(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queue, "LATE_S", 0.1)
+    monkeypatch.setattr(queue.time, "sleep", lambda _: None)
+    slurm.be(sbatch=[LATE])
+    with pytest.raises(UserError, match="timed out"):
+        submitted(store, out)
+    (doubtful,) = load(out).sent
+    assert doubtful.number is None and standing(out).state == "stopped"
+    slurm.put("1000", "PENDING", tasks=[0])
+    slurm.be(jobs={"1000": slurm.jobs["1000"] | {"comment": doubtful.mark}})
+    with pytest.raises(UserError, match=r"1 job\(s\) of it wait or run \(1000_0\)"):
+        submitted(store, out)
+    assert load(out).numbers == ["1000"] and submission.cancel(out) == ["1000_0"] and not slurm.jobs
+
+
 def test_while_nobody_can_say_whether_a_job_was_submitted_no_second_one_is_sent(
     slurm: FakeSlurm, store: Path, out: Path
 ) -> None:
@@ -393,6 +410,20 @@ def test_resume_sends_exactly_what_is_not_done_and_forgets_starts_and_reasons(
     assert slurm.jobs["1004"]["dependency"] == "afterany:1003"
 
 
+def test_where_resume_is_refused_starts_and_reasons_of_the_jobs_before_are_kept(
+    slurm: FakeSlurm, store: Path, out: Path
+) -> None:
+    held = submitted(store, out)
+    note = out / "submission" / "status" / "pack-1.json"
+    write_json(note, vars(Note("failed", 2, "out of memory", "7", "n1", 0.0, "c")))
+    slurm.end()
+    slurm.be(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
+    with pytest.raises(UserError, match="Invalid account; nothing was submitted"):
+        submission.resume(out)
+    assert standing(out).failed == {"pack-1": "out of memory"} and standing(out).restarts == 1
+    assert load(out).numbers == held.numbers
+
+
 def test_resume_tells_of_the_jobs_that_it_sent_and_of_no_earlier_ones(
     slurm: FakeSlurm, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -442,7 +473,7 @@ def test_a_study_says_how_it_stands_in_the_queue(
     slurm.put("1001", "PENDING", tasks=[0], reason="Dependency")
     slurm.be(sacct=[SACCT, "1000_0|CANCELLED by 0|n1"])
     found = standing(out)
-    assert found.state == "running" and found.form == "array" and found.trials.trials == {"waiting": 4}
+    assert found.state == "running" and found.form == "array" and found.study.trials == {"waiting": 4}
     assert [(job.number, job.kind, job.states) for job in found.jobs] == [
         ("1000", "array", {"RUNNING": 2, "CANCELLED": 1}),
         ("1001", "array", {"PENDING": 1}),

@@ -154,8 +154,8 @@ def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_agai
     assert f"next: modis-dist fetch {place.out} --to DIR" in said
     assert command(["status", str(place.out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert told["state"] == "finished" and told["failed"] == {} and told["trials"]["trials"] == {"done": 8}
-    assert [job["kind"] for job in told["jobs"]] == ["array", "finish"], "of those that were sent last"
+    assert told["state"] == "finished" and told["submission"]["failed"] == {} and told["trials"] == {"done": 8}
+    assert [job["kind"] for job in told["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
     assert place.submit() == 2
     assert "was submitted before" in capsys.readouterr().err
 

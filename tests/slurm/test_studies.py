@@ -137,8 +137,8 @@ def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Pa
     command("resume", str(out), "--wait")
     assert_as_at_home(summary(out), place)
     status = json.loads(command("status", str(out), "--json"))
-    assert status["state"] == "finished" and status["trials"]["trials"] == {"done": 2}
-    assert {job["kind"]: job["states"] for job in status["jobs"]} == {
+    assert status["state"] == "finished" and status["trials"] == {"done": 2}
+    assert {job["kind"]: job["states"] for job in status["submission"]["jobs"]} == {
         "array": {"COMPLETED": 2},
         "finish": {"COMPLETED": 1},
     }
