@@ -51,7 +51,8 @@ def _mlflow_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Those that tests start as commands have a process for it, as users' studies do.
     """
-    from modis_dist.launch import mlflow_apart, mlflow_study
+    from modis_dist.launch.mlflow import apart as mlflow_apart
+    from modis_dist.launch.mlflow import study as mlflow_study
 
     monkeypatch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
 
@@ -62,7 +63,7 @@ def _mlflow_tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     To make them takes seconds of every study. Commands that tests start have MLflow make theirs, as users' do.
     """
-    from modis_dist.launch import mlflow_store
+    from modis_dist.launch.mlflow import store as mlflow_store
 
     make, first = mlflow_store._make_tables, tmp_path_factory.mktemp("mlflow") / "first.db"
 

@@ -8,9 +8,9 @@ import torch
 from modis_dist.config.parse import build
 from modis_dist.config.study import Study
 from modis_dist.errors import Interrupted
-from modis_dist.launch.mlflow_mirror import NullMirror
-from modis_dist.launch.ray_cluster import PrivateRay
-from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.launch.mlflow.mirror import NullMirror
+from modis_dist.launch.ray.cluster import PrivateRay
+from modis_dist.launch.ray.tune import RayExecutor
 from modis_dist.objective import Rules, adversary_phase, vae_phase
 from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.monitor import Silent

@@ -52,7 +52,7 @@ def study(*, epochs: int, store: Path) -> dict[str, Any]:
 def live(kind: str, uri: str, path: Path, out: Path) -> None:
     """One study in this process; writes what it used. Stops after the search: the rest is not measured."""
     from modis_dist.cli import main, tune
-    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
+    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
     from modis_dist.sweep import driver
 
     half = TRIALS * yaml12.read(path)["optim"]["epochs"] * LOADED
@@ -156,7 +156,7 @@ def main() -> int:
         return 0
     from modis_dist.config.run import Simulate
     from modis_dist.data.intersim import simulate
-    from modis_dist.launch import mlflow_store
+    from modis_dist.launch.mlflow import store as mlflow_store
 
     began = time.monotonic()
     turns: list[dict[str, dict[str, float]]] = []

@@ -18,9 +18,9 @@ from rich.progress import Progress
 from modis_dist.config.parse import build
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
-from modis_dist.launch.ray_cluster import PrivateRay, private_cluster
-from modis_dist.launch.ray_train import train_run_on_ranks
-from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.launch.ray.cluster import PrivateRay, private_cluster
+from modis_dist.launch.ray.train import train_run_on_ranks
+from modis_dist.launch.ray.tune import RayExecutor
 from modis_dist.sweep.execute import Pack, pack_folder
 from modis_dist.sweep.plan import plan
 from modis_dist.train.journal import read

@@ -8,7 +8,7 @@ import typer
 from modis_dist.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from modis_dist.launch.finding import Finding
+    from modis_dist.launch.doctor.finding import Finding
 
 STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}
 LEVEL_WIDTH, WHAT_WIDTH = 8, 22
@@ -29,8 +29,8 @@ def doctor(
 
     from modis_dist.config.cluster import load_site
     from modis_dist.errors import RunFailed
-    from modis_dist.launch.doctor import examine
-    from modis_dist.launch.job_script import requests
+    from modis_dist.launch.doctor.examine import examine
+    from modis_dist.launch.jobs.script import requests
 
     site = load_site(cluster) if cluster is not None else None
     asked = requests(site, nodes=site.nodes) if site is not None else []

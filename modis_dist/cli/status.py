@@ -11,7 +11,7 @@ from modis_dist.cli.options import Json, print_json
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modis_dist.launch.standing import Standing
+    from modis_dist.launch.jobs.standing import Standing
     from modis_dist.sweep.status import Status
 
 FAILURES_SHOWN = 10
@@ -37,7 +37,7 @@ def status(
     from modis_dist.sweep.status import status as status_of
 
     if (directory / "submission" / "submission.json").exists():
-        from modis_dist.launch.standing import standing
+        from modis_dist.launch.jobs.standing import standing
 
         on_cluster = standing(directory.absolute())
         if as_json:

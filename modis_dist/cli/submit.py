@@ -11,7 +11,7 @@ from modis_dist.cli.options import Json, Set, print_json
 if TYPE_CHECKING:
     from modis_dist.config.cluster import Site
     from modis_dist.config.study import Study
-    from modis_dist.launch.submission import Form, Sent, Submission
+    from modis_dist.launch.jobs.submission import Form, Sent, Submission
 
 LOOK_S = 15.0  # a queue's commands are a load that sites count
 HOUR_S = 3600
@@ -54,7 +54,7 @@ def submit(
     from modis_dist.config.cluster import load_site
     from modis_dist.config.parse import load_study
     from modis_dist.data.opening import named_store
-    from modis_dist.launch.submission import check, form_of
+    from modis_dist.launch.jobs.submission import check, form_of
     from modis_dist.sweep.manifest import expand
 
     site = load_site(cluster)
@@ -75,7 +75,7 @@ def submit(
 
 
 def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
-    from modis_dist.launch.submission import refuse_if_submitted, submit
+    from modis_dist.launch.jobs.submission import refuse_if_submitted, submit
     from modis_dist.sweep.plan import plan
 
     refuse_if_submitted(folder)
@@ -84,7 +84,7 @@ def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, sou
 
 
 def _slots(wanted: "Study", site: "Site", form: "Form") -> int:
-    from modis_dist.launch.submission import places
+    from modis_dist.launch.jobs.submission import places
 
     if site.executor == "local":
         return 1
@@ -116,9 +116,9 @@ def _foresee(
     from modis_dist.cli.doctor import print_finding
     from modis_dist.cli.foreseen import foreseen, print_plan
     from modis_dist.cli.tune import planning_place
-    from modis_dist.launch.doctor_slurm import limits as limits_of
-    from modis_dist.launch.job_script import requests
-    from modis_dist.launch.submission import scripts_of
+    from modis_dist.launch.doctor.slurm import limits as limits_of
+    from modis_dist.launch.jobs.script import requests
+    from modis_dist.launch.jobs.submission import scripts_of
     from modis_dist.sweep.plan import plan
 
     slots = _slots(wanted, site, form)
@@ -193,7 +193,7 @@ def cancel(directory: Submitted) -> None:
 
     Example: `modis-dist cancel /scratch/me/mine`
     """
-    from modis_dist.launch.submission import cancel as cancel_jobs
+    from modis_dist.launch.jobs.submission import cancel as cancel_jobs
 
     live = cancel_jobs(directory.absolute())
     said = f"cancelled {len(live)} job(s): {', '.join(live[:10])}{', ...' * (len(live) > 10)}"
@@ -206,8 +206,8 @@ def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> N
 
     Example: `modis-dist resume /scratch/me/mine`
     """
-    from modis_dist.launch.submission import load
-    from modis_dist.launch.submission import resume as send_again
+    from modis_dist.launch.jobs.submission import load
+    from modis_dist.launch.jobs.submission import resume as send_again
 
     folder = directory.absolute()
     _note_if_changed(folder)
@@ -222,7 +222,7 @@ def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> N
 
 def _note_if_changed(folder: Path) -> None:
     from modis_dist.cli.display import errors
-    from modis_dist.launch.submission import code, load
+    from modis_dist.launch.jobs.submission import code, load
 
     before = load(folder)
     if before.code != code():
@@ -244,7 +244,7 @@ def fetch(
     Example: `modis-dist fetch /scratch/me/mine --to runs/mine`, then `modis-dist ui runs/mine`. May be repeated.
     """
     from modis_dist.cli.display import errors, modality_bars
-    from modis_dist.launch.fetching import fetch as bring
+    from modis_dist.launch.jobs.fetching import fetch as bring
 
     with modality_bars() as told:
         brought = bring(directory.absolute(), to.absolute(), told=told)
@@ -261,7 +261,7 @@ def _wait(folder: Path, *, as_json: bool) -> None:
     from modis_dist.cli.display import sweep_bars
     from modis_dist.cli.tune import fail_if_incomplete, print_summary
     from modis_dist.errors import RunFailed
-    from modis_dist.launch.standing import standing
+    from modis_dist.launch.jobs.standing import standing
 
     with sweep_bars() as bars:
         shown = None

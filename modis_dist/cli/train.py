@@ -58,8 +58,8 @@ def train(
 
 def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> dict[str, Any]:
     if run.trainer.workers > 1:
-        from modis_dist.launch.ray_given import ray_at
-        from modis_dist.launch.ray_train import train_run_on_ranks
+        from modis_dist.launch.ray.given import ray_at
+        from modis_dist.launch.ray.train import train_run_on_ranks
 
         with ray_at(ray) as place:
             return train_run_on_ranks(run, out=out, source=source, reporter=bar, place=place)

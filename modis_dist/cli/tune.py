@@ -12,7 +12,7 @@ from modis_dist.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
-    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
+    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
     from modis_dist.sweep.plan import Plan
     from modis_dist.sweep.ports import Executor
 
@@ -51,7 +51,7 @@ def tune(
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
     if (folder / "submission" / "submission.json").exists() and not dry_run:
-        from modis_dist.launch.submission import refuse_while_live
+        from modis_dist.launch.jobs.submission import refuse_while_live
 
         refuse_while_live(folder)
     with _executor(wanted, ray) as executor:
@@ -114,8 +114,8 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
         with LocalExecutor(resources, workers=workers) as executor:
             yield executor
     else:
-        from modis_dist.launch.ray_given import ray_at
-        from modis_dist.launch.ray_tune import RayExecutor
+        from modis_dist.launch.ray.given import ray_at
+        from modis_dist.launch.ray.tune import RayExecutor
 
         with (
             ray_at(ray) as place,
@@ -128,9 +128,9 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
     from modis_dist.cli.display import errors
     from modis_dist.config.parse import digest
-    from modis_dist.launch.mlflow_apart import MirrorApart
-    from modis_dist.launch.mlflow_mirror import BackgroundMirror, NullMirror
-    from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
+    from modis_dist.launch.mlflow.apart import MirrorApart
+    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.launch.mlflow.store import NETWORK, default_uri, file_system
 
     wanted = study.sweep.mlflow
     if wanted.uri is None and (kind := file_system(folder)) in NETWORK:

@@ -25,7 +25,7 @@ SLOW_S = 5.0
 PATIENCE_S = 0.5  # of a study's end
 READ_ONLY = "TEST_READ_ONLY"  # a file that the study can only read
 PRELOADED = ["torch", "torch._dynamo", "mlflow", "sklearn.linear_model", "matplotlib.pyplot", "modis_dist.sweep.driver"]
-PRELOADED += ["modis_dist.cli.main", "modis_dist.cli.tune", "modis_dist.cli.display", "modis_dist.launch.mlflow_mirror"]
+PRELOADED += ["modis_dist.cli.main", "modis_dist.cli.tune", "modis_dist.cli.display", "modis_dist.launch.mlflow.mirror"]
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
@@ -142,7 +142,8 @@ def _live(arguments: list[str], stderr: str, environment: dict[str, str]) -> Non
     os.dup2(said, 1)
     os.dup2(said, 2)
     from modis_dist.cli import main, tune
-    from modis_dist.launch import mlflow_apart, mlflow_mirror
+    from modis_dist.launch.mlflow import apart as mlflow_apart
+    from modis_dist.launch.mlflow import mirror as mlflow_mirror
     from modis_dist.report import figures
     from modis_dist.sweep import execute
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from modis_dist.launch import ray_reaper
+from modis_dist.launch.ray import reaper as ray_reaper
 
 NODES = ("127.0.0.11", "127.0.0.12")  # with one address they would count as one machine
 START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]

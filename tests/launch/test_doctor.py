@@ -13,10 +13,13 @@ from typer.testing import CliRunner
 
 from modis_dist.cli.main import app, run
 from modis_dist.config.cluster import Site
-from modis_dist.launch import all_reduce, doctor, doctor_machine, doctor_slurm
-from modis_dist.launch.all_reduce import Answers, Done
-from modis_dist.launch.finding import Finding
-from modis_dist.launch.job_script import requests
+from modis_dist.launch.doctor import all_reduce
+from modis_dist.launch.doctor import examine as doctor
+from modis_dist.launch.doctor import machine as doctor_machine
+from modis_dist.launch.doctor import slurm as doctor_slurm
+from modis_dist.launch.doctor.all_reduce import Answers, Done
+from modis_dist.launch.doctor.finding import Finding
+from modis_dist.launch.jobs.script import requests
 from tests.ranks import CONTEXT, LIMIT_S
 
 CONFIG = """Configuration data as of 2026-01-01T00:00:00

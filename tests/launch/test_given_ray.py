@@ -14,9 +14,9 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
-from modis_dist.launch.ray_cluster import PREFIX
-from modis_dist.launch.ray_given import GivenRay, RayNode, refusal, unusable
-from modis_dist.launch.ray_tune import RayExecutor
+from modis_dist.launch.ray.cluster import PREFIX
+from modis_dist.launch.ray.given import GivenRay, RayNode, refusal, unusable
+from modis_dist.launch.ray.tune import RayExecutor
 from modis_dist.sweep.resources import Node
 from tests.launch.given_ray import TwoNodes, two_nodes
 from tests.launch.processes import wait_for

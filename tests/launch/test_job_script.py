@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from modis_dist.config.cluster import Site
-from modis_dist.launch import job_script
-from modis_dist.launch.job_script import LOGS, command, python, ranges, script
+from modis_dist.launch.jobs import script as job_script
+from modis_dist.launch.jobs.script import LOGS, command, python, ranges, script
 
 GOLDEN = Path(__file__).parent / "golden"
 OUT = Path("/scratch/me/toy")

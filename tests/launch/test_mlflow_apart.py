@@ -17,11 +17,13 @@ import psutil
 import pytest
 
 from modis_dist.errors import ConfigError
-from modis_dist.launch import mlflow_apart, mlflow_mirror, mlflow_store
-from modis_dist.launch.mlflow_apart import LOWEST, MirrorApart
-from modis_dist.launch.mlflow_mirror import BackgroundMirror
-from modis_dist.launch.mlflow_runs import Refused
-from modis_dist.launch.mlflow_study import DELIVERED, Mirror, NotUploaded
+from modis_dist.launch.mlflow import apart as mlflow_apart
+from modis_dist.launch.mlflow import mirror as mlflow_mirror
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow.apart import LOWEST, MirrorApart
+from modis_dist.launch.mlflow.mirror import BackgroundMirror
+from modis_dist.launch.mlflow.runs import Refused
+from modis_dist.launch.mlflow.study import DELIVERED, Mirror, NotUploaded
 from modis_dist.train.journal import JournalWriter, read
 from tests.launch.mlflow_tables import curves, expected
 from tests.sweep.toy_study import COMMAND, write_store, write_study
@@ -264,7 +266,7 @@ def test_a_call_that_hangs_is_ended_when_the_study_is_over_or_its_user_does_not_
 def test_a_program_that_ends_without_a_word_does_not_wait_for_it(folder: Path) -> None:
     text = f"""if __name__ == "__main__":
     from pathlib import Path
-    from modis_dist.launch.mlflow_apart import MirrorApart
+    from modis_dist.launch.mlflow.apart import MirrorApart
     uri = {mlflow_store.default_uri(folder)!r}
     mirror = MirrorApart(uri=uri, experiment="e", study="s", folder=Path({str(folder)!r}))
     mirror.start(params={{}}, tags={{}})

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from modis_dist.launch import mlflow_store
+from modis_dist.launch.mlflow import store as mlflow_store
 from modis_dist.sweep.lock import locked
 from modis_dist.train.journal import read
 from tests.launch.fire import READ_ONLY, Fault, Gate, mlflow_server, study_process

@@ -19,8 +19,10 @@ from typing import Any
 import pytest
 
 from modis_dist.errors import ConfigError
-from modis_dist.launch import mlflow_mirror, mlflow_store, mlflow_text
-from modis_dist.launch.mlflow_mirror import BackgroundMirror, Mirror, NotUploaded, NullMirror
+from modis_dist.launch.mlflow import mirror as mlflow_mirror
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow import text as mlflow_text
+from modis_dist.launch.mlflow.mirror import BackgroundMirror, Mirror, NotUploaded, NullMirror
 from modis_dist.train.journal import JournalWriter, read
 from tests.launch import mlflow_tables
 from tests.launch.mlflow_tables import expected
@@ -103,7 +105,7 @@ def test_a_driver_killed_while_mlflow_makes_its_tables_leaves_nothing_that_stops
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_store, "_make_tables", MAKE_TABLES)
-    code = "import sys; from modis_dist.launch.mlflow_store import connect; connect(sys.argv[1])"
+    code = "import sys; from modis_dist.launch.mlflow.store import connect; connect(sys.argv[1])"
     uri, database = mlflow_store.default_uri(tmp_path), tmp_path / mlflow_store.DATABASE
     with subprocess.Popen([sys.executable, "-c", code, uri]) as driver:
         while not any(path.stat().st_size for path in tmp_path.glob(".mlflow.db.new-*")):
@@ -386,7 +388,7 @@ def test_a_broken_server_never_holds_up_the_driver_and_is_reported_without_its_p
     assert "updates not delivered" in problems[-1]
     shown = "\n".join(problems) + caplog.text + json.dumps(mirror.describe())
     assert "SECRET" not in shown and "user:***@127.0.0.1" in shown
-    assert len([r for r in caplog.records if r.name == "modis_dist.launch.mlflow_mirror"]) <= 1
+    assert len([r for r in caplog.records if r.name == "modis_dist.launch.mlflow.mirror"]) <= 1
 
 
 def test_a_database_locked_for_a_while_delays_nobody_and_loses_nothing(

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from modis_dist.errors import DataError
-from modis_dist.launch import mlflow_store, pyfunc
+from modis_dist.launch.mlflow import pyfunc
+from modis_dist.launch.mlflow import store as mlflow_store
 from tests.launch.stub_model import CLASSES, FEATURES, StubPredictor, stub_load, write_run  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("stub_load")

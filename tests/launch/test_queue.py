@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from modis_dist.errors import RunFailed, UserError
-from modis_dist.launch import queue, slurm_commands
-from modis_dist.launch.queue import Job, QueueUnknown, SlurmQueue, requeue
+from modis_dist.launch.jobs import queue, slurm_commands
+from modis_dist.launch.jobs.queue import Job, QueueUnknown, SlurmQueue, requeue
 from tests.launch.fake_slurm import SACCT, FakeSlurm
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"

@@ -16,7 +16,7 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.launch.ray_train import NEEDLESS
+from modis_dist.launch.ray.train import NEEDLESS
 from modis_dist.sweep import resources
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.resources import cores
@@ -122,7 +122,7 @@ def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
 def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modis_dist.launch.ray_cluster.private_cluster", lambda **_: pytest.fail("Ray was started"))
+    monkeypatch.setattr("modis_dist.launch.ray.cluster.private_cluster", lambda **_: pytest.fail("Ray was started"))
     out = tmp_path / "taken"
     out.mkdir()
     with locked(out):

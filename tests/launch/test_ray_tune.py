@@ -21,10 +21,10 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, DataError
-from modis_dist.launch import ray_reaper
-from modis_dist.launch.mlflow_apart import LOWEST
-from modis_dist.launch.ray_cluster import PREFIX, PrivateRay, _private, environment, short_parent, temporary_folder
-from modis_dist.launch.ray_tune import DEATHS, RayExecutor, _note_start, _outcomes
+from modis_dist.launch.mlflow.apart import LOWEST
+from modis_dist.launch.ray import reaper as ray_reaper
+from modis_dist.launch.ray.cluster import PREFIX, PrivateRay, _private, environment, short_parent, temporary_folder
+from modis_dist.launch.ray.tune import DEATHS, RayExecutor, _note_start, _outcomes
 from modis_dist.sweep.lock import LOCK, holder, locked
 from modis_dist.sweep.memory import Room
 from modis_dist.sweep.resources import Cluster, Node
@@ -211,7 +211,7 @@ def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path_and_an_
 ) -> None:
     long = tmp_path / ("job" * 30)
     long.mkdir()
-    code = "from modis_dist.launch.ray_cluster import private_cluster\n"
+    code = "from modis_dist.launch.ray.cluster import private_cluster\n"
     code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, flush=True)\n    input()\n    1 / 0"
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     environment = os.environ | {"TMPDIR": str(long)}

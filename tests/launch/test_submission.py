@@ -18,11 +18,12 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.errors import ConfigError, DataError, Interrupted, RunFailed, UserError
 from modis_dist.files import write_json
-from modis_dist.launch import array_job, queue, submission
-from modis_dist.launch.job_notes import Note, noted, read_note
-from modis_dist.launch.queue import QueueUnknown, SlurmQueue
-from modis_dist.launch.standing import standing
-from modis_dist.launch.submission import chunks, form_of, jobs_of, load, places
+from modis_dist.launch.jobs import array as array_job
+from modis_dist.launch.jobs import queue, submission
+from modis_dist.launch.jobs.notes import Note, noted, read_note
+from modis_dist.launch.jobs.queue import QueueUnknown, SlurmQueue
+from modis_dist.launch.jobs.standing import standing
+from modis_dist.launch.jobs.submission import chunks, form_of, jobs_of, load, places
 from modis_dist.sweep.plan import Plan, plan
 from tests.launch.fake_slurm import SACCT, FakeSlurm
 from tests.sweep.toy_study import tree, write_store, write_study

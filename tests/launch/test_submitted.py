@@ -15,11 +15,11 @@ from modis_dist.cli import submit, tune
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
-from modis_dist.launch import fetching
-from modis_dist.launch.job_notes import read_note
-from modis_dist.launch.local_queue import LocalQueue
-from modis_dist.launch.mlflow_mirror import NullMirror
-from modis_dist.launch.standing import standing
+from modis_dist.launch.jobs import fetching
+from modis_dist.launch.jobs.local_queue import LocalQueue
+from modis_dist.launch.jobs.notes import read_note
+from modis_dist.launch.jobs.standing import standing
+from modis_dist.launch.mlflow.mirror import NullMirror
 from modis_dist.report import figures
 from modis_dist.sweep import execute, manifest
 from modis_dist.train.journal import read
@@ -41,7 +41,7 @@ from pathlib import Path
 here = Path(__file__).parent
 if sys.argv[4] != "here":
     from modis_dist.cli import tune
-    from modis_dist.launch.mlflow_mirror import NullMirror
+    from modis_dist.launch.mlflow.mirror import NullMirror
     from modis_dist.report import figures
     from modis_dist.sweep import execute
     from modis_dist.train.journal import JournalWriter
@@ -184,7 +184,8 @@ def in_mlflow(database: Path) -> dict[str, list[Any]]:
 def home(resumed: tuple[Place, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home") / "deep" / "mine"
     with pytest.MonkeyPatch.context() as patch:
-        from modis_dist.launch import mlflow_apart, mlflow_study
+        from modis_dist.launch.mlflow import apart as mlflow_apart
+        from modis_dist.launch.mlflow import study as mlflow_study
 
         patch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
         assert command(["fetch", str(resumed[0].out), "--to", str(folder)]) == 0

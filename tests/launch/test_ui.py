@@ -18,13 +18,13 @@ import psutil
 import pytest
 
 from modis_dist.errors import DataError
-from modis_dist.launch import ui, ui_guard
+from modis_dist.launch.mlflow import ui, ui_guard
 from modis_dist.sweep.lock import locked
 
 MAIN = """import signal, sys
 from pathlib import Path
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are started with it ignored
-from modis_dist.launch.ui import serve
+from modis_dist.launch.mlflow.ui import serve
 sys.exit(serve(Path(sys.argv[1]), port=0))"""
 
 

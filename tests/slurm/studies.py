@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.config import yaml12
-from modis_dist.launch.job_notes import read_note
-from modis_dist.launch.standing import standing
+from modis_dist.launch.jobs.notes import read_note
+from modis_dist.launch.jobs.standing import standing
 from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.sweep.toy_study import COMMAND, tree
@@ -23,7 +23,7 @@ BARE = """
 import sys
 from modis_dist.cli import tune
 from modis_dist.cli.main import main
-from modis_dist.launch.mlflow_mirror import NullMirror
+from modis_dist.launch.mlflow.mirror import NullMirror
 from modis_dist.report import figures
 from modis_dist.sweep import execute
 

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from modis_dist.cli.main import run as command
-from modis_dist.launch.ray_tune import DEATHS
+from modis_dist.launch.ray.tune import DEATHS
 from modis_dist.sweep import manifest
 from modis_dist.sweep.verify import differences
 from modis_dist.train.journal import read

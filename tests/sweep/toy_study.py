@@ -10,7 +10,7 @@ import torch
 from modis_dist.config import parse, yaml12
 from modis_dist.config.study import Study
 from modis_dist.data.writer import StoreWriter
-from modis_dist.launch.mlflow_mirror import NullMirror
+from modis_dist.launch.mlflow.mirror import NullMirror
 from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.local import LocalExecutor
 from modis_dist.sweep.monitor import Silent

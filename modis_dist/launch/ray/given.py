@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 
 from modis_dist.errors import DataError, UserError, shown
-from modis_dist.launch.ray_cluster import (
+from modis_dist.launch.ray.cluster import (
     OF_DRIVER,
     Place,
     PrivateRay,

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from modis_dist.errors import ConfigError, ModisError, UserError, shown
-from modis_dist.launch import mlflow_store, mlflow_text
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow import text as mlflow_text
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from modis_dist.config.parse import digest, load_run
 from modis_dist.errors import UserError, shown
-from modis_dist.launch import mlflow_apart
-from modis_dist.launch.mlflow_mirror import BackgroundMirror
-from modis_dist.launch.mlflow_store import NETWORK, default_uri, file_system
-from modis_dist.launch.submission import load, study_of
+from modis_dist.launch.jobs.submission import load, study_of
+from modis_dist.launch.mlflow import apart as mlflow_apart
+from modis_dist.launch.mlflow.mirror import BackgroundMirror
+from modis_dist.launch.mlflow.store import NETWORK, default_uri, file_system
 from modis_dist.sweep import manifest, telling
 from modis_dist.sweep.execute import Pack
 from modis_dist.sweep.lock import LOCK, locked

@@ -7,9 +7,9 @@ from pathlib import Path
 from shlex import quote
 from typing import Literal
 
-from modis_dist.launch import submission as kept
-from modis_dist.launch.job_notes import read_note
-from modis_dist.launch.queue import Job, QueueUnknown
+from modis_dist.launch.jobs import submission as kept
+from modis_dist.launch.jobs.notes import read_note
+from modis_dist.launch.jobs.queue import Job, QueueUnknown
 from modis_dist.sweep.status import Status, status
 
 State = Literal["waiting", "running", "finished", "stopped", "unknown"]

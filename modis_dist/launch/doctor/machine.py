@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from modis_dist.errors import shown
-from modis_dist.launch.finding import Finding, judged
+from modis_dist.launch.doctor.finding import Finding, judged
 from modis_dist.launch.meeting import is_loopback
-from modis_dist.launch.mlflow_store import NETWORK, file_system
-from modis_dist.launch.ray_cluster import short_parent
+from modis_dist.launch.mlflow.store import NETWORK, file_system
+from modis_dist.launch.ray.cluster import short_parent
 from modis_dist.sweep.resources import cores
 from modis_dist.version import __version__
 

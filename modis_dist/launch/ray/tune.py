@@ -14,9 +14,9 @@ from typing import Any
 
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, Interrupted, ModisError, RunFailed, shown
-from modis_dist.launch.ray_cluster import Place
-from modis_dist.launch.ray_head import while_ray_lives
-from modis_dist.launch.ray_train import RECORD, STOP, ask_to_stop, on_ranks
+from modis_dist.launch.ray.cluster import Place
+from modis_dist.launch.ray.head import while_ray_lives
+from modis_dist.launch.ray.train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.memory import Footprint, Room, fitting

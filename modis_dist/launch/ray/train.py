@@ -16,8 +16,8 @@ from typing import Any, TypeVar
 
 from modis_dist.config.run import Run
 from modis_dist.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
-from modis_dist.launch.ray_cluster import Place
-from modis_dist.launch.ray_head import while_ray_lives
+from modis_dist.launch.ray.cluster import Place
+from modis_dist.launch.ray.head import while_ray_lives
 from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import workers_mistakes
 from modis_dist.train.journal import JournalReader

@@ -1,7 +1,7 @@
 """Ends a private Ray and removes its folder once its driver is gone, however it ended.
 
 Runs as a process of its own, beside the driver, which holds the other end of its standard input: ``python
-ray_reaper.py FOLDER``. Most of Ray dies with its driver by itself, but its agents stay for a minute to tell a server
+reaper.py FOLDER``. Most of Ray dies with its driver by itself, but its agents stay for a minute to tell a server
 that is not there any more. Needs the standard library only, to start within a few hundredths of a second.
 """
 

@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
-from modis_dist.launch import submission as kept
-from modis_dist.launch.job_script import python
-from modis_dist.launch.ray_cluster import Place, PrivateRay
-from modis_dist.launch.ray_given import ray_at
-from modis_dist.launch.ray_nodes import ray_on_nodes
+from modis_dist.launch.jobs import submission as kept
+from modis_dist.launch.jobs.script import python
+from modis_dist.launch.ray.cluster import Place, PrivateRay
+from modis_dist.launch.ray.given import ray_at
+from modis_dist.launch.ray.nodes import ray_on_nodes
 from modis_dist.sweep.resources import Cluster, Node, cores
 
 

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.errors import shown
-from modis_dist.launch.mlflow_apart import MirrorApart
-from modis_dist.launch.mlflow_runs import Refused, Status, is_permanent
-from modis_dist.launch.mlflow_store import scrubbed
-from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
+from modis_dist.launch.mlflow.apart import MirrorApart
+from modis_dist.launch.mlflow.runs import Refused, Status, is_permanent
+from modis_dist.launch.mlflow.store import scrubbed
+from modis_dist.launch.mlflow.study import Mirror, NotUploaded, Records
 
 __all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
 

@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any
 
 import modis_dist
 from modis_dist.errors import DataError, shown
-from modis_dist.launch import mlflow_store, mlflow_text
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow import text as mlflow_text
 
 if TYPE_CHECKING:
     import pandas as pd

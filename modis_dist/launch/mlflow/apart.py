@@ -19,9 +19,9 @@ from threading import Lock, Thread
 from typing import Any
 
 from modis_dist.errors import ModisError
-from modis_dist.launch import mlflow_store
-from modis_dist.launch.mlflow_runs import Refused, Status, is_permanent
-from modis_dist.launch.mlflow_study import Mirror, NotUploaded, Records
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow.runs import Refused, Status, is_permanent
+from modis_dist.launch.mlflow.study import Mirror, NotUploaded, Records
 from modis_dist.processes import deaf_to
 from modis_dist.sweep.lock import holder
 

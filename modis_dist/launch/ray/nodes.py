@@ -20,8 +20,8 @@ from pathlib import Path
 from modis_dist.errors import RunFailed
 from modis_dist.files import write_text
 from modis_dist.launch.meeting import ITSELF, names_in, own_address
-from modis_dist.launch.ray_cluster import environment, for_workers, short_parent, temporary_folder
-from modis_dist.launch.ray_reaper import TOKEN, processes_of
+from modis_dist.launch.ray.cluster import environment, for_workers, short_parent, temporary_folder
+from modis_dist.launch.ray.reaper import TOKEN, processes_of
 
 ADDRESS, STOP_FILE, JOINED = "address", "stop", "joined-{}"
 JOIN_S = 180.0  # for Ray to start on every node, whose file system may be slow

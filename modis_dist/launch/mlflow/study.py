@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.errors import ModisError, shown
-from modis_dist.launch import mlflow_store, mlflow_text, pyfunc
-from modis_dist.launch.mlflow_runs import MAX_METRICS, NOT_UPLOADED, Runs, Status
+from modis_dist.launch.mlflow import pyfunc
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow import text as mlflow_text
+from modis_dist.launch.mlflow.runs import MAX_METRICS, NOT_UPLOADED, Runs, Status
 
 Records = Sequence[Mapping[str, Any]]
 

@@ -12,9 +12,9 @@ import torch
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.errors import Interrupted, RunFailed
-from modis_dist.launch import submission as kept
-from modis_dist.launch.job_notes import noted, read_note
-from modis_dist.launch.queue import QueueUnknown, requeue
+from modis_dist.launch.jobs import submission as kept
+from modis_dist.launch.jobs.notes import noted, read_note
+from modis_dist.launch.jobs.queue import QueueUnknown, requeue
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack, unfinished
 from modis_dist.sweep.local import LocalExecutor, crashed
 from modis_dist.sweep.ports import Executor

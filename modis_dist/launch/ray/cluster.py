@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modis_dist.errors import DataError
-from modis_dist.launch import ray_reaper
+from modis_dist.launch.ray import reaper as ray_reaper
 from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import Cluster, this_machine
 
@@ -138,7 +138,7 @@ def _own_signals() -> Iterator[None]:
 
 def for_workers() -> dict[str, str]:
     """What the processes of our trainings must find in their environment, wherever they run."""
-    package = str(Path(__file__).resolve().parents[2])  # workers start in another folder
+    package = str(Path(__file__).resolve().parents[3])  # workers start in another folder
     before = os.environ.get("PYTHONPATH")
     return {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",

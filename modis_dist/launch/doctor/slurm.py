@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 from modis_dist.config.cluster import Site
 from modis_dist.errors import shown
-from modis_dist.launch.finding import Finding, judged
-from modis_dist.launch.slurm_commands import Told, ask, one_line
+from modis_dist.launch.doctor.finding import Finding, judged
+from modis_dist.launch.jobs.slurm_commands import Told, ask, one_line
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
 KILL_WAIT_S = 10  # the least that a checkpoint of a cancelled job takes

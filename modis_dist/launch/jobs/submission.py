@@ -21,9 +21,9 @@ from modis_dist.config.parse import dump, load_study
 from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.errors import ConfigError, DataError, ModisError, UserError, shown
 from modis_dist.files import write_json, write_text
-from modis_dist.launch.job_script import LOGS, Kind, script
-from modis_dist.launch.local_queue import LocalQueue
-from modis_dist.launch.queue import NotSeen, Queue, SlurmQueue
+from modis_dist.launch.jobs.local_queue import LocalQueue
+from modis_dist.launch.jobs.queue import NotSeen, Queue, SlurmQueue
+from modis_dist.launch.jobs.script import LOGS, Kind, script
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
@@ -130,7 +130,7 @@ def queue_of(site: Site) -> Queue:
 @cache
 def code() -> str:
     """Digest of the program's own text: jobs that start days later may find another."""
-    package = Path(__file__).resolve().parents[1]
+    package = Path(__file__).resolve().parents[2]
     text = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         text.update(path.read_bytes())

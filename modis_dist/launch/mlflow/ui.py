@@ -18,8 +18,9 @@ from types import FrameType
 from rich.console import Console
 
 from modis_dist.errors import DataError, RunFailed, shown
-from modis_dist.launch import mlflow_store, ui_guard
-from modis_dist.launch.mlflow_runs import FOLDER
+from modis_dist.launch.mlflow import store as mlflow_store
+from modis_dist.launch.mlflow import ui_guard
+from modis_dist.launch.mlflow.runs import FOLDER
 from modis_dist.sweep.lock import holder
 
 HOST = "127.0.0.1"

@@ -20,7 +20,7 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from modis_dist.errors import RunFailed, UserError
-from modis_dist.launch.slurm_commands import ask, one_line
+from modis_dist.launch.jobs.slurm_commands import ask, one_line
 
 LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})

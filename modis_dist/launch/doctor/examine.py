@@ -15,10 +15,11 @@ from pathlib import Path
 
 from modis_dist.config.cluster import Site
 from modis_dist.errors import shown
-from modis_dist.launch import doctor_machine, doctor_slurm
-from modis_dist.launch.all_reduce import LIMIT_S, Answers, Done, answers
-from modis_dist.launch.finding import Finding
-from modis_dist.launch.slurm_commands import ask, one_line
+from modis_dist.launch.doctor import machine as doctor_machine
+from modis_dist.launch.doctor import slurm as doctor_slurm
+from modis_dist.launch.doctor.all_reduce import LIMIT_S, Answers, Done, answers
+from modis_dist.launch.doctor.finding import Finding
+from modis_dist.launch.jobs.slurm_commands import ask, one_line
 
 WHAT = "all-reduce"
 PREFIX = ".modis-doctor-"

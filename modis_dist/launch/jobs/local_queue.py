@@ -16,7 +16,7 @@ from submitit import LocalExecutor
 
 from modis_dist.config.cluster import Site
 from modis_dist.errors import Interrupted
-from modis_dist.launch.queue import Job
+from modis_dist.launch.jobs.queue import Job
 from modis_dist.sweep.lock import CLOCK_S
 from modis_dist.train.signals import Flag, on_signal
 

@@ -1,0 +1,1 @@
+"""What `modis-dist doctor` finds, and what to do about it."""

@@ -1,0 +1,1 @@
+"""MLflow: a study's runs, told apart from the study, and their pages."""

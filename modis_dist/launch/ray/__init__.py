@@ -1,0 +1,1 @@
+"""Ray: a private one, one that is given, trainings and packs on them."""
