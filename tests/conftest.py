@@ -3,6 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,24 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-LONG = ("_ray", "_kills", "_studies", "_submitted")  # in the names of files whose tests take up to minutes
+# Files whose tests take minutes, the longest first.
+LONG = ("test_studies", "test_ray_train", "test_ray_tune", "test_submitted", "test_ray_death", "test_given_ray")
+LONG += ("test_kills", "test_mlflow_fire", "test_pruned_on_ray")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests begin first: the last ones are short and are shared out, or one worker would wait for the other."""
-    items.sort(key=lambda item: not any(part in item.path.stem for part in LONG))
+    """Long tests begin first, on as many workers as there are: each worker of xdist begins with a block of the list."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    rank = {stem: number for number, stem in enumerate(LONG)}
+    blocks: list[list[pytest.Item]] = [[] for _ in range(workers)]
+    short = [item for item in items if item.path.stem not in rank]
+    for item in sorted((item for item in items if item.path.stem in rank), key=lambda item: rank[item.path.stem]):
+        blocks[rank[item.path.stem] % workers].append(item)
+    for block in blocks:
+        room = max(0, len(items) // workers - len(block))
+        block += short[:room]
+        del short[:room]
+    items[:] = [*chain.from_iterable(blocks), *short]
 
 
 @pytest.fixture(scope="session")
