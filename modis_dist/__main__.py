@@ -1,6 +1,13 @@
 """``python -m modis_dist``: the same as ``modis-dist``."""
 
-from modis_dist.cli.main import main
+import sys
+from signal import SIGUSR1
+
+from modis_dist.processes import hold_back
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["job"]:
+        hold_back(SIGUSR1)  # Slurm's warning may come while all else is loaded
+    from modis_dist.cli.main import main
+
     main()

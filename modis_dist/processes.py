@@ -22,6 +22,12 @@ def deaf_to(signals: Collection[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def hold_back(number: signal.Signals) -> None:
+    """Keep a signal, also one that is ignored until now, for the first who listens with ``on_signal``."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    signal.signal(number, lambda *_: None)  # what is ignored is not kept
+
+
 def end_with_parent() -> None:
     """In a process that ``multiprocessing`` has started: be killed as soon as its parent is gone, however that ended.
 

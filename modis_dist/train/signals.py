@@ -61,8 +61,10 @@ def on_signal(act: Callable[[str], None]) -> Iterator[None]:
 
     for number in before:
         signal.signal(number, handle)
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # one that was held back is heard here
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -290,7 +290,7 @@ def test_a_study_that_is_killed_counts_as_killed_and_its_next_start_completes_it
         finally:
             driver.kill()
             driver.wait()
-    assert not psutil.wait_procs(family, timeout=10)[1]
+    assert not psutil.wait_procs(family, timeout=mlflow_apart.FAREWELL_S + 15)[1]
     assert set(states(out)) <= {"KILLED", "FINISHED"}
     subprocess.run(command, capture_output=True, text=True, check=True)
     assert states(out) == ["FINISHED"] * 4  # the study, two trials, a refit

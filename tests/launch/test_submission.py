@@ -3,7 +3,11 @@
 import json
 import logging
 import os
+import re
+import shlex
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +30,8 @@ from modis_dist.launch.jobs.standing import standing
 from modis_dist.launch.jobs.submission import chunks, form_of, jobs_of, load, places
 from modis_dist.sweep.plan import Plan, plan
 from tests.launch.fake_slurm import SACCT, FakeSlurm
-from tests.sweep.toy_study import tree, write_store, write_study
+from tests.launch.processes import wait_for
+from tests.sweep.toy_study import COMMAND, tree, write_store, write_study
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 LATE = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
@@ -680,18 +685,49 @@ def test_a_job_of_another_program_says_so_and_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("state", "said"), [("RUNNING", "queued again"), ("CANCELLED", "Slurm has decided what becomes of this job")]
+    ("state", "reason", "again"),
+    [("RUNNING", "None", True), ("COMPLETING", "TimeLimit", True), ("CANCELLED", "None", False)],
 )
 @pytest.mark.usefixtures("in_job")
 def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
-    state: str, said: str, slurm: FakeSlurm, store: Path, out: Path, caplog: pytest.LogCaptureFixture
+    state: str,
+    reason: str,
+    again: bool,
+    slurm: FakeSlurm,
+    store: Path,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     submitted(store, out)
-    slurm.put("7", state)
+    slurm.put("7", state, reason=reason)
     with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), array_job.job(out, "finish", site()):
         raise Interrupted("got SIGUSR1")
-    assert said in caplog.text
-    assert (["requeue", "7"] in slurm.calls("scontrol")) is (state == "RUNNING")
+    assert ("queued again" if again else "Slurm has decided what becomes of this job") in caplog.text
+    assert (["requeue", "7"] in slurm.calls("scontrol")) is again
+
+
+def blocked(process: int) -> int:
+    """The signals that a process holds back, a bit each."""
+    found = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    assert found is not None
+    return int(found[1], 16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.usefixtures("in_job")
+def test_a_warning_that_comes_while_a_job_is_loading_is_not_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
+    submitted(store, out)
+    slurm.put("7", "RUNNING")
+    words = shlex.join([*COMMAND, "job", "array", str(out), "0"])
+    job = subprocess.Popen(["bash", "-c", f"trap '' USR1; exec {words}"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: blocked(job.pid) & 1 << signal.SIGUSR1 - 1, seconds=60)
+        job.send_signal(signal.SIGUSR1)
+        _, said = job.communicate(timeout=120)
+    finally:
+        job.kill()
+    assert job.returncode == 75 and "got SIGUSR1" in said, said
+    assert ["requeue", "7"] in slurm.calls("scontrol")
 
 
 @pytest.mark.usefixtures("in_job")

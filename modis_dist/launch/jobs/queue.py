@@ -186,11 +186,12 @@ def _ended(numbers: Sequence[str]) -> list[Job]:
 def requeue() -> bool:
     """Have the job that this process is in queued again, where Slurm has not decided about it already.
 
-    Of one that was cancelled, or is queued again by others, nothing is asked. Returns whether it was asked.
+    Of one that was cancelled, or is queued again by others, nothing is asked; of one that is ended at its time limit it
+    still is, should the warning before have been missed. Returns whether it was asked.
     """
     number = _own_number()
-    state = _asked("squeue", "-h", "-j", number, "-o", "%T").strip()
-    if state != "RUNNING":
+    state, _, reason = _asked("squeue", "-h", "-j", number, "-o", "%T|%r").strip().partition("|")
+    if state != "RUNNING" and reason != "TimeLimit":
         return False
     _asked("scontrol", "requeue", number)
     return True
