@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.files import write_json, write_text
-from modis_dist.report import figures
 from modis_dist.report.study import report
 from modis_dist.sweep.aggregate import Group, Results, figures_of_baseline, figures_on_test
 from modis_dist.sweep.execute import trial_folder
@@ -94,6 +93,8 @@ def write(
     metric: str,
 ) -> None:
     """Tables, the overview figure, the delivered model, and last the summary."""
+    from modis_dist.report import figures  # loads matplotlib, which the jobs of a search never need
+
     write_text(out / "report.md", report(summary, groups, metric=metric))
     figures.sweep_overview(groups, out / "sweep.png", metric=metric)
     if summary["model"]:

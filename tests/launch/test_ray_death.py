@@ -78,6 +78,7 @@ def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_contin
     assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
+@pytest.mark.long
 @pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
 def test_a_training_whose_ray_loses_its_node_says_so(tmp_path: Path) -> None:
     tree = json.loads(json.dumps(toy.TREE))

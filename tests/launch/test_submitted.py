@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from modis_dist.cli import submit, tune
+from modis_dist.cli import submit
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
@@ -19,7 +19,6 @@ from modis_dist.launch.jobs import fetching
 from modis_dist.launch.jobs.local_queue import LocalQueue
 from modis_dist.launch.jobs.notes import read_note
 from modis_dist.launch.jobs.standing import standing
-from modis_dist.launch.mlflow.mirror import NullMirror
 from modis_dist.report import figures
 from modis_dist.sweep import execute, manifest
 from modis_dist.train.journal import read
@@ -87,12 +86,10 @@ class Place:
     def submit(self, *options: str) -> int:
         return command(["submit", str(self.study), "--cluster", str(self.profile), "--out", str(self.out), *options])
 
-    def tune(self, *, mlflow: bool) -> Path:
+    def tune(self) -> Path:
         """The same study without a queue; where its results are."""
         calm = self.folder / "calm"
         with pytest.MonkeyPatch.context() as patch:
-            if not mlflow:
-                patch.setattr(tune, "_mirror", lambda *_: NullMirror())
             patch.setattr(execute, "draw", lambda *_: None)
             patch.setattr(figures, "sweep_overview", lambda *_, **__: None)
             assert command(["tune", str(self.study), "--out", str(calm)]) == 0
@@ -135,7 +132,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, P
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(submit, "LOOK_S", 0.2)
         assert command(["resume", str(place.out), "--wait"]) == 0
-    yield place, place.tune(mlflow=True)
+    yield place, place.tune()
 
 
 def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(resumed: tuple[Place, Path]) -> None:
@@ -269,17 +266,6 @@ def test_fetch_refuses_a_network_file_system_a_folder_inside_and_another_study(
 # --- crashes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_submission_that_waits_ends_as_the_study_itself_with_its_summary(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    place = Place(tmp_path, **SMALL)
-    calm = place.tune(mlflow=False)
-    capsys.readouterr()
-    assert place.submit("--wait", "--json") == 0
-    assert json.loads(capsys.readouterr().out) == place.summary
-    assert compared(place.out, calm) == []
-
-
 def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_where_its_records_are_looked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -292,7 +278,9 @@ def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_
     assert place.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
     before = {p: p.stat().st_mtime_ns for p in place.out.glob("trials/*/result.json")}
     (tmp_path / "poison").unlink()
-    assert command(["resume", str(place.out), "--wait"]) == 0
+    capsys.readouterr()
+    assert command(["resume", str(place.out), "--wait", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == place.summary
     assert place.summary["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
     trained = {trial.id for trial in manifest.load(place.out / "manifest.json").trials}
     assert records(place.out) == dict.fromkeys(trained, 4)
