@@ -201,18 +201,29 @@ def cancel(directory: Submitted) -> None:
     typer.echo(f"next: modis-dist resume {directory}" if live else f"next: modis-dist status {directory}")
 
 
-def resume(directory: Submitted, wait: Wait = False, as_json: Json = False) -> None:
+def resume(
+    directory: Submitted,
+    cluster: Annotated[
+        Path | None,
+        typer.Option(
+            "--cluster", metavar="PROFILE.yaml", help="Another profile from now on, e.g. with more memory or time."
+        ),
+    ] = None,
+    wait: Wait = False,
+    as_json: Json = False,
+) -> None:
     """Submit what is not done of a submission again; what is done is not trained twice.
 
     Example: `modis-dist resume /scratch/me/mine`
     """
+    from modis_dist.config.cluster import load_site
     from modis_dist.launch.jobs.submission import load
     from modis_dist.launch.jobs.submission import resume as send_again
 
     folder = directory.absolute()
     _note_if_changed(folder)
     before = {job.mark for job in load(folder).sent}
-    submission = send_again(folder)
+    submission = send_again(folder, load_site(cluster) if cluster else None)
     sent = [job for job in submission.sent if job.mark not in before]
     if not (wait and as_json):
         _tell(submission, sent, folder, why="what was not done", as_json=as_json)

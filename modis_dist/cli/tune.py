@@ -134,10 +134,13 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
 
     wanted = study.sweep.mlflow
     if wanted.uri is None and (kind := file_system(folder)) in NETWORK:
+        submitted = (folder / "submission" / "submission.json").exists()
+        later = "the same command with --set sweep.mlflow.uri=sqlite:////LOCAL/mlflow.db fills one later"
+        if submitted:
+            later = f"`modis-dist fetch {folder} --to DIR`, on a local disk, fills one"
         errors().print(
             f"note: {folder} is on a network file system ({kind}), where MLflow's SQLite would be damaged: no MLflow. "
-            "Every curve is kept in packs/*/journal.jsonl; the same command with "
-            "--set sweep.mlflow.uri=sqlite:////LOCAL/mlflow.db fills one later.",
+            f"Every curve is kept in packs/*/journal.jsonl; {later}.",
             markup=False,
         )
         return NullMirror()

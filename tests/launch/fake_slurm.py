@@ -13,10 +13,11 @@ PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
 SACCT = "JobID|State|NodeList"
 
 SHIM = r"""
-import fcntl, json, re, sys
+import fcntl, json, os, re, sys
 from pathlib import Path
 
 path = Path(sys.argv[0]).resolve().parent.parent / "state.json"
+OF_JOBS = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_")
 program, arguments = Path(sys.argv[0]).name, sys.argv[1:]
 file = path.open("r+")
 fcntl.flock(file, fcntl.LOCK_EX)
@@ -49,7 +50,8 @@ def sbatch():
     number = str(state["next"])
     state["next"] += 1
     waits = {"state": "PENDING", "reason": "Priority", "nodes": ""}
-    state["jobs"][number] = {**waits, "tasks": tasks, **told, "text": text}
+    state["jobs"][number] = {**waits, "tasks": tasks, **told, "text": text,
+                             "environment": sorted(name for name in os.environ if name.startswith(OF_JOBS))}
     if fault:
         leave(1, error=fault[1:])
     leave(say=f"Submitted batch job {number}\n")

@@ -99,6 +99,7 @@ def program(folder: Path, body: str) -> str:
 
 def started(text: str, folder: Path, **environment: str) -> "subprocess.Popen[str]":
     (folder / "job.sh").write_text(text)
+    (folder / "status").mkdir(exist_ok=True)
     return subprocess.Popen(
         ["bash", "job.sh"],
         cwd=folder,
@@ -173,6 +174,30 @@ def test_what_setup_makes_is_there_for_the_program_and_scratch_is_made_for_it_al
         script(site, kind="finish", name="toy", out=tmp_path), tmp_path, SITE_SCRATCH=str(tmp_path / "a b")
     )
     assert code == 0 and json.loads(said) == ["x y", str(tmp_path / "a b" / "deep"), "0o40700"]
+
+
+def test_where_scratch_names_a_variable_that_a_node_lacks_the_job_says_so_and_the_program_is_not_started(
+    tmp_path: Path,
+) -> None:
+    site = here(tmp_path, "print('started')", scratch="$NO_SCRATCH/deep")
+    with started(script(site, kind="finish", name="toy", out=tmp_path), tmp_path, NO_SCRATCH="") as running:
+        said, complaint = running.communicate(timeout=60)
+    assert running.returncode != 0 and said == ""
+    assert "NO_SCRATCH: is not set here; scratch of the profile names it" in complaint
+
+
+def test_a_folder_for_temporary_files_that_only_the_other_machine_has_is_not_used(tmp_path: Path) -> None:
+    text = script(here(tmp_path, "print(os.environ.get('TMPDIR'))"), kind="finish", name="toy", out=tmp_path)
+    assert ended(text, tmp_path, TMPDIR=str(tmp_path / "gone")) == (0, "None\n")
+    assert ended(text, tmp_path, TMPDIR=str(tmp_path)) == (0, f"{tmp_path}\n")
+
+
+def test_a_script_leaves_a_file_by_which_a_job_is_known_that_never_began(tmp_path: Path) -> None:
+    site = here(tmp_path, "", setup=("(exit 7)",))
+    for kind, name in (("array", "pack-42"), ("finish", "finish"), ("allocation", "allocation")):
+        text = script(site, kind=kind, name="toy", out=tmp_path, first=40, indices=(2,))
+        assert ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")[0] == 7
+        assert (tmp_path / "status" / f"{name}.begun").exists()
 
 
 def test_logs_of_tasks_have_names_of_their_own_in_the_folder_for_logs() -> None:

@@ -24,7 +24,7 @@ from modis_dist.errors import ConfigError, DataError, Interrupted, RunFailed, Us
 from modis_dist.files import write_json
 from modis_dist.launch.jobs import array as array_job
 from modis_dist.launch.jobs import queue, submission
-from modis_dist.launch.jobs.notes import Note, noted, read_note
+from modis_dist.launch.jobs.notes import Note, PackFailed, noted, read_note
 from modis_dist.launch.jobs.queue import QueueUnknown, SlurmQueue
 from modis_dist.launch.jobs.standing import standing
 from modis_dist.launch.jobs.submission import chunks, form_of, jobs_of, load, places
@@ -126,6 +126,14 @@ def test_a_study_goes_to_an_allocation_where_all_its_trials_find_room_and_to_an_
         "its 4 trials are more than the 3 that 1 node(s) train at once"
     )
     assert form_of(wanted, site(cpus=4), asked="array") == ("array", "as asked for")
+
+
+def test_jobs_of_several_gpus_are_allocations_for_a_task_of_an_array_would_use_one(store: Path) -> None:
+    form, why = form_of(study(store), site(gpus=4), asked=None)
+    assert form == "allocation" and why == "a task of an array would train on one of its 4 GPUs"
+    with pytest.raises(UserError, match="--form array: a task of an array would train on one of its 4 GPUs; set gpus"):
+        form_of(study(store), site(gpus=4), asked="array")
+    assert form_of(study(store), site(gpus=1), asked=None)[0] == "array"
 
 
 def test_on_one_machine_the_form_is_an_array_and_the_reason_is_true(store: Path) -> None:
@@ -336,6 +344,17 @@ def test_a_study_can_be_put_into_a_folder_of_any_name(
     assert standing(tmp_path / name).state == "waiting" and not (tmp_path / "canary").exists()
 
 
+def test_jobs_do_not_take_over_the_variables_of_a_job_from_which_they_are_submitted(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_CPU_BIND", "SLURM_MEM_PER_NODE", "SRUN_CPUS_PER_TASK", "SALLOC_PARTITION", "SBATCH_ACCOUNT"):
+        monkeypatch.setenv(name, "x")
+    monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
+    submitted(store, out)
+    assert [job["environment"] for job in slurm.jobs.values()] == [["SLURM_CONF"]] * 3
+    assert os.environ["SLURM_CPU_BIND"] == "x"
+
+
 def test_without_slurm_on_this_machine_nothing_is_recorded_as_submitted(
     store: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -349,17 +368,17 @@ def test_a_dry_run_tells_scripts_costs_and_limits_and_submits_and_writes_nothing
     slurm: FakeSlurm, store: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     slurm.be(limit=3)
-    assert cli(tmp_path, store, out, "--dry-run", "--json", gpus=2, requeues=5) == 0
+    assert cli(tmp_path, store, out, "--dry-run", "--json", gpus=1, requeues=5) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["form"] == "array" and "more than the 1" in told["why"] and told["trials"] == 4
     assert list(told["scripts"]) == ["array.sh (the first of 2)", "finish.sh"]
     assert f"job array {out} " in told["scripts"]["array.sh (the first of 2)"]
     assert told["core_hours"] == pytest.approx(told["pack_seconds"] / 3600) and told["core_hours"] > 0
-    assert told["gpu_hours"] == pytest.approx(2 * told["core_hours"])
+    assert told["gpu_hours"] == pytest.approx(told["core_hours"])
     arrays = next(finding for finding in told["limits"] if finding["what"] == "arrays")
     assert arrays["level"] == "bad" and arrays["advice"] == "set max_array: 2 in the profile"
     assert not out.exists() and not slurm.jobs
-    assert cli(tmp_path, store, out, "--dry-run", gpus=2) == 0
+    assert cli(tmp_path, store, out, "--dry-run", gpus=1) == 0
     said = capsys.readouterr().out
     assert "GPU-hours" in said and "#SBATCH --array=0-2%10" in said and "Nothing was started" in said
 
@@ -426,8 +445,43 @@ def test_where_resume_is_refused_starts_and_reasons_of_the_jobs_before_are_kept(
     slurm.be(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
     with pytest.raises(UserError, match="Invalid account; nothing was submitted"):
         submission.resume(out)
-    assert standing(out).failed == {"pack-1": "out of memory"} and standing(out).restarts == 1
+    log = out / "submission" / "logs" / "1000_1.log"
+    assert standing(out).failed == {"pack-1": f"out of memory (log: {log})"} and standing(out).restarts == 1
     assert load(out).numbers == held.numbers
+
+
+def test_resume_takes_another_profile_and_keeps_it(
+    slurm: FakeSlurm, store: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(store, out)
+    slurm.end()
+    other = tmp_path / "other.yaml"
+    other.write_text(yaml12.dump({"memory": "64G", "time": "20:00:00", "python": ["python"]}))
+    assert command(["resume", str(out), "--cluster", str(other)]) == 0
+    assert all("--mem=64G\n" in job["text"] and "--time=20:00:00\n" in job["text"] for job in slurm.jobs.values())
+    assert submission.site_of(out).memory == "64G"
+    slurm.end()
+    other.write_text(yaml12.dump({"executor": "local"}))
+    assert command(["resume", str(out), "--cluster", str(other)]) == 2
+    assert "its executor is local; jobs were sent to slurm" in capsys.readouterr().err
+    assert submission.site_of(out).memory == "64G" and not slurm.jobs
+
+
+def test_a_job_that_ends_before_python_begins_is_named_with_its_last_words(
+    slurm: FakeSlurm, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(store, out)
+    folder = out / "submission"
+    (folder / "status" / "pack-1.begun").touch()
+    (folder / "logs" / "1000_1.log").write_text("slurmstepd: x\nmodule: command not found\n\n")
+    assert standing(out).failed == {}, "it may be loading"
+    slurm.end()
+    assert command(["status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert "failed: job pack-1: ended before Python began: module: command not found (log: " in said
+    assert f"{folder}/logs/1000_1.log)" in said and "mend first" in said
+    with noted(folder / "status" / "pack-1.json", code="c", requeues=1):
+        assert standing(out).failed == {}
 
 
 def test_resume_tells_of_the_jobs_that_it_sent_and_of_no_earlier_ones(
@@ -567,12 +621,14 @@ def test_a_job_notes_how_it_ended_and_how_often_it_was_begun(tmp_path: Path) -> 
     path = tmp_path / "pack-0.json"
     assert read_note(path) is None
     told = [
-        begun(path, requeues=9, how=how) for how in (Interrupted("got SIGTERM"), RunFailed("step 3: loss is nan"), None)
+        begun(path, requeues=9, how=how)
+        for how in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
     ]
     assert [(note.state, note.starts, note.reason) for note in told] == [
         ("saved", 1, "got SIGTERM"),
         ("failed", 2, "step 3: loss is nan"),
-        ("done", 3, None),
+        ("broken", 3, "no GPU"),
+        ("done", 4, None),
     ]
     assert {(note.job, note.code) for note in told} == {("7", "c")}
 
@@ -599,7 +655,7 @@ def test_a_job_that_was_queued_again_too_often_gives_up_before_it_begins_and_sta
 @pytest.mark.usefixtures("slurm")
 def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_crashed(store: Path, out: Path) -> None:
     submitted(store, out)
-    for number, how in enumerate([Interrupted("got SIGTERM"), RunFailed("out of memory")]):
+    for number, how in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
         begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, how=how)
     packs = submission.packs_of(out, load(out))
     executor = array_job.AfterArray(out)

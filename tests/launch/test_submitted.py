@@ -241,8 +241,8 @@ def test_a_fetched_model_predicts(resumed: tuple[Place, Path], home: Path, tmp_p
     assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
 
 
-def test_fetch_refuses_a_network_file_system_a_folder_inside_and_another_study(
-    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_fetch_refuses_a_folder_inside_and_another_study(
+    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = resumed[0].out
 
@@ -258,9 +258,16 @@ def test_fetch_refuses_a_network_file_system_a_folder_inside_and_another_study(
     manifest.save(other.out / "manifest.json", manifest.Manifest("other", before.fingerprint, (), (), ()))
     assert "holds another study; take another folder" in refused(other.out)
     assert [path.name for path in other.out.iterdir()] == ["manifest.json"]
+
+
+def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
+    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fetching, "file_system", lambda _: "nfs4")
-    said = refused(tmp_path / "there")
-    assert "is on a network file system (nfs4)" in said and "local disk" in said and not (tmp_path / "there").exists()
+    assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
+    said = capsys.readouterr().err
+    assert "is on a network file system (nfs4)" in said and "local disk" in said
+    assert (tmp_path / "there" / "summary.json").exists() and not (tmp_path / "there" / "mlflow.db").exists()
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------

@@ -13,8 +13,9 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.errors import Interrupted, RunFailed
 from modis_dist.launch.jobs import submission as kept
-from modis_dist.launch.jobs.notes import noted, read_note
+from modis_dist.launch.jobs.notes import PackFailed, noted, read_note
 from modis_dist.launch.jobs.queue import QueueUnknown, requeue
+from modis_dist.launch.jobs.script import STATUS
 from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack, unfinished
 from modis_dist.sweep.local import LocalExecutor, crashed
 from modis_dist.sweep.ports import Executor
@@ -41,7 +42,7 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
             submission.version,
         )
     try:
-        with noted(kept.folder_of(out) / kept.STATUS / f"{name}.json", code=kept.code(), requeues=site.requeues):
+        with noted(kept.folder_of(out) / STATUS / f"{name}.json", code=kept.code(), requeues=site.requeues):
             _has_its_gpus(kept.study_of(out), site)
             flag = Flag()
             with on_signal(flag.set):
@@ -94,7 +95,7 @@ def train_pack(out: Path, number: int) -> None:
         torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
         reason = attempt(pack, out=out, store=Path(submission.store), reporter=NullReporter(), stop=flag)
         if reason is not None:
-            raise RunFailed(reason)
+            raise PackFailed(reason)
 
 
 class Listening(AbstractContextManager["Listening"]):
@@ -146,7 +147,8 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         if lost:
             raise RunFailed(
                 f"{len(lost)} of {len(packs)} packs of the array are not done and did not crash (cancelled, lost, out "
-                f"of time or requeues); `modis-dist resume {out}` sends them again, what is done is not trained twice"
+                f"of time or requeues; `modis-dist status {out}` says why); `modis-dist resume {out}` sends them "
+                "again, what is done is not trained twice"
             )
         return reasons | dict(self._here.execute(here, out=out, store=store))
 
@@ -156,7 +158,7 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         One that had no time to say so was killed: by the kernel for want of memory, or by a fault of its own.
         """
         number = self._numbers[pack.id]
-        note = read_note(kept.folder_of(self._out) / kept.STATUS / f"pack-{number}.json")
+        note = read_note(kept.folder_of(self._out) / STATUS / f"pack-{number}.json")
         if note is None or note.state != "running":
             return note.reason if note is not None and note.state == "failed" else None
         state = self._state_of(number)

@@ -44,19 +44,19 @@ def fetch(out: Path, home: Path, *, told: Callable[[str, int, int], None]) -> Fe
         raise UserError(f"--to: {shown(str(home))} is inside {shown(str(out))}; take a folder elsewhere")
     if (home / "manifest.json").exists() and _study_in(home) != _study_in(out):
         raise UserError(f"--to: {shown(str(home))} holds another study; take another folder")
-    there = home if home.exists() else home.parent
-    kind = file_system(there)
-    if kind in NETWORK and study_of(out).sweep.mlflow.uri is None:
-        raise UserError(
-            f"--to: {shown(str(home))} is on a network file system ({kind}), where MLflow's SQLite would be damaged; "
-            "take a folder on a local disk, e.g. of your own computer"
-        )
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(home, patience_s=0):
         wanted = [path for path in _files(out) if not _same(path, home / path.relative_to(out))]
         for number, path in enumerate(wanted, start=1):
             _copy(path, home / path.relative_to(out))
             told("files", number, len(wanted))
+        kind = file_system(home)
+        if kind in NETWORK and study_of(out).sweep.mlflow.uri is None:
+            why = (
+                f"{shown(str(home))} is on a network file system ({kind}), where its SQLite would be damaged: it was "
+                "left out; fetch to a local disk, e.g. of your own computer, to see the curves"
+            )
+            return Fetched(len(wanted), (why,))
         return Fetched(len(wanted), tuple(_fill(home, out, told)))
 
 

@@ -13,7 +13,13 @@ from typing import Literal
 from modis_dist.errors import Interrupted, RunFailed
 from modis_dist.files import write_json
 
-State = Literal["running", "saved", "done", "failed", "given up"]
+State = Literal["running", "saved", "done", "failed", "broken", "given up"]
+BEGUN = ".begun"  # of the file that a job's script leaves until Python has noted its begin
+NOT_DONE: frozenset[State] = frozenset({"failed", "broken", "given up"})
+
+
+class PackFailed(RunFailed):
+    """The training of a pack failed, as it would anywhere; what else ends a job is the fault of its surroundings."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
     Raises ``RunFailed`` before the block where the work was begun anew more often than allowed; what the block raises
     is noted and passed on.
     """
+    path.with_suffix(BEGUN).unlink(missing_ok=True)
     before = read_note(path)
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
     note = Note("running", 1 + (before.starts if before else 0), None, job, socket.gethostname(), time.time(), code)
@@ -58,7 +65,8 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
         _write(path, replace(note, state="saved", reason=str(stopped)))
         raise
     except Exception as error:
-        _write(path, replace(note, state="failed", reason=str(error)))
+        state: State = "failed" if isinstance(error, PackFailed) else "broken"
+        _write(path, replace(note, state=state, reason=str(error) or type(error).__name__))
         raise
     _write(path, replace(note, state="done"))
 

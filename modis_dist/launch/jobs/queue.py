@@ -25,6 +25,7 @@ from modis_dist.launch.jobs.slurm_commands import ask, one_line
 LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
+OF_JOBS, OF_CLUSTER = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 SLOW = re.compile(
     r"timed out|time-?out|contact|connect|communicat|zero bytes", re.IGNORECASE
@@ -165,8 +166,9 @@ class SlurmQueue:
 
 @contextmanager
 def _without_defaults() -> Iterator[None]:
-    """No variables of the user's by which sbatch would overrule what stands in a script."""
-    held = {name: os.environ.pop(name) for name in list(os.environ) if name.startswith("SBATCH_")}
+    """No variables, the user's or of a job that this is in, by which sbatch would overrule what stands in a script."""
+    others = [name for name in os.environ if name.startswith(OF_JOBS) and name not in OF_CLUSTER]
+    held = {name: os.environ.pop(name) for name in others}
     try:
         yield
     finally:

@@ -4,6 +4,7 @@ The command takes the place of the shell, so that Slurm's signals reach it direc
 a profile may say is checked where it is read (``config.cluster``).
 """
 
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -11,10 +12,13 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.cluster import Site
+from modis_dist.launch.jobs.notes import BEGUN
 from modis_dist.version import __version__
 
 Kind = Literal["array", "finish", "allocation"]
 LOGS = "logs"
+STATUS = "status"
+VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indices: Sequence[int] = ()) -> str:
@@ -29,9 +33,13 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     if kind == "array":
         options += [f"--array={ranges(indices)}%{site.at_once}"]
     lines += [f"#SBATCH {option}" for option in options]
-    lines += ["umask 077", "trap '' USR1  # until the program listens", "set -e", *site.setup]
+    lines += ["umask 077", "trap '' USR1  # until the program listens", f"touch {_begun(kind, first)}"]
+    lines += ["set -e", *site.setup]
     if site.scratch is not None:
-        lines += [f'mkdir -p "{site.scratch}"', f'export TMPDIR="{site.scratch}"']
+        scratch = VARIABLE.sub(r"${\1:?is not set here; scratch of the profile names it}", site.scratch)
+        lines += [f'export TMPDIR="{scratch}"', 'mkdir -p "$TMPDIR"']
+    else:
+        lines += ['[ -d "${TMPDIR:-/tmp}" ] || unset TMPDIR  # of the machine that submitted']
     return "\n".join([*lines, f"exec {command(site, kind=kind, out=out, first=first)}", ""])
 
 
@@ -40,6 +48,12 @@ def command(site: Site, *, kind: Kind, out: Path, first: int = 0) -> str:
     words = [*python(site), "-m", "modis_dist", "job", kind, str(out)]
     task = f' "$(({first} + SLURM_ARRAY_TASK_ID))"' if first else ' "$SLURM_ARRAY_TASK_ID"'
     return shlex.join(words) + (task if kind == "array" else "")
+
+
+def _begun(kind: Kind, first: int) -> str:
+    """A file that is there until Python has begun."""
+    name = f"pack-$(({first} + SLURM_ARRAY_TASK_ID))" if kind == "array" else kind
+    return f'"{STATUS}/{name}{BEGUN}"'
 
 
 def python(site: Site) -> list[str]:

@@ -7,9 +7,11 @@ from pathlib import Path
 from shlex import quote
 from typing import Literal
 
+from modis_dist.errors import shown
 from modis_dist.launch.jobs import submission as kept
-from modis_dist.launch.jobs.notes import read_note
+from modis_dist.launch.jobs.notes import BEGUN, NOT_DONE, read_note
 from modis_dist.launch.jobs.queue import Job, QueueUnknown
+from modis_dist.launch.jobs.script import LOGS, STATUS
 from modis_dist.sweep.status import Status, status
 
 State = Literal["waiting", "running", "finished", "stopped", "unknown"]
@@ -52,9 +54,14 @@ def standing(out: Path) -> Standing:
         silent = ""
     live = any(job.live for job in jobs.values())
     found = status(out, live=None if silent else live)
-    notes = {p.stem: note for p in sorted((kept.folder_of(out) / kept.STATUS).glob("*.json")) if (note := read_note(p))}
+    notes = {p.stem: note for p in sorted((kept.folder_of(out) / STATUS).glob("*.json")) if (note := read_note(p))}
     restarts = sum(note.starts - 1 for note in notes.values())
-    failed = {name: note.reason or "" for name, note in notes.items() if note.state in {"failed", "given up"}}
+    logs = _logs(out, submission)
+    failed = {name: note.reason or "" for name, note in notes.items() if note.state in NOT_DONE}
+    if not live and not silent:
+        begun = sorted((kept.folder_of(out) / STATUS).glob(f"*{BEGUN}"))
+        failed |= {path.stem: f"ended before Python began: {_last_words(logs.get(path.stem))}" for path in begun}
+    failed = {name: f"{why} (log: {logs[name]})" if name in logs else why for name, why in failed.items()}
     if silent:
         return Standing(found, submission.form, "unknown", (), restarts, failed, silent)
     state = _state(found, jobs)
@@ -62,6 +69,28 @@ def standing(out: Path) -> Standing:
     return Standing(
         found, submission.form, state, listed, restarts, failed, _advice(out, state, found, submission, failed)
     )
+
+
+def _logs(out: Path, submission: kept.Submission) -> dict[str, Path]:
+    """The log of every job that was sent last, by the name of its note."""
+    folder, found = kept.folder_of(out) / LOGS, dict[str, Path]()
+    local = kept.site_of(out).executor == "local"
+    for sent in submission.latest:
+        stem = sent.mark if local else sent.number
+        if sent.kind == "array":
+            found |= {f"pack-{sent.first + index}": folder / f"{stem}_{index}.log" for index in sent.indices}
+        else:
+            found[sent.kind] = folder / f"{stem}.log"
+    return found
+
+
+def _last_words(log: Path | None) -> str:
+    """The last line that a job printed."""
+    try:
+        lines = log.read_text(errors="replace").split("\n") if log is not None else []
+    except OSError:
+        lines = []
+    return shown(next((line.strip() for line in reversed(lines) if line.strip()), "it printed nothing"))
 
 
 def _state(found: Status, jobs: Mapping[str, Job]) -> State:
@@ -88,5 +117,9 @@ def _advice(out: Path, state: State, found: Status, submission: kept.Submission,
             return f"{len(found.failures)} trials failed; `modis-dist resume {here}` tries those that crashed again"
         case "finished":
             return f"modis-dist fetch {here} --to DIR"
-    why = "; mend first what made a job fail" if failed else ""
-    return f"no job of it is in the queue{why}; go on with: modis-dist resume {here}"
+    if not failed:
+        return f"no job of it is in the queue; go on with: modis-dist resume {here}"
+    return (
+        "no job of it is in the queue; mend first what made a job fail, then: modis-dist resume "
+        f"{here} (--cluster PROFILE.yaml where the profile is what you mend)"
+    )

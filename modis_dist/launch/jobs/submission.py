@@ -22,8 +22,9 @@ from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.errors import ConfigError, DataError, ModisError, UserError, shown
 from modis_dist.files import write_json, write_text
 from modis_dist.launch.jobs.local_queue import LocalQueue
+from modis_dist.launch.jobs.notes import BEGUN
 from modis_dist.launch.jobs.queue import NotSeen, Queue, SlurmQueue
-from modis_dist.launch.jobs.script import LOGS, Kind, script
+from modis_dist.launch.jobs.script import LOGS, STATUS, Kind, script
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
@@ -33,7 +34,6 @@ from modis_dist.version import __version__
 
 Form = Literal["array", "allocation"]
 FOLDER = "submission"
-STATUS = "status"
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,9 @@ def form_of(study: Study, site: Site, *, asked: Form | None) -> tuple[Form, str]
         raise UserError(f"--form array: {together}; leave --form out, or say allocation")
     if asked == "allocation" and site.executor == "local":
         raise UserError("--form allocation: there are no nodes to join on one machine; use `modis-dist tune` here")
+    alone = f"a task of an array would train on one of its {site.gpus} GPUs" if site.gpus > 1 else None
+    if asked == "array" and alone and site.executor == "slurm":
+        raise UserError(f"--form array: {alone}; set gpus: 1 in the profile, leave --form out, or say allocation")
     if asked is not None:
         return asked, "as asked for"
     if together and site.executor == "local":
@@ -155,6 +158,8 @@ def form_of(study: Study, site: Site, *, asked: Form | None) -> tuple[Form, str]
         return "allocation", together
     if site.executor == "local":
         return "array", "this machine runs one job at a time"
+    if alone:
+        return "allocation", alone
     trials, room = _trials(study), places(study, site)
     if trials <= room:
         return "allocation", f"its {trials} trials find room at once on {site.nodes} node(s)"
@@ -341,14 +346,23 @@ def _mark() -> str:
 # --- afterwards -------------------------------------------------------------------------------------------------
 
 
-def resume(out: Path) -> Submission:
-    """Send what is not done again. Raises ``UserError`` where jobs of the submission still wait or run."""
+def resume(out: Path, site: Site | None = None) -> Submission:
+    """Send what is not done again, by another profile where one is given.
+
+    Raises ``UserError`` where jobs of the submission still wait or run, ``ConfigError`` where the profile does not do.
+    """
     submission = load(out)
     with locked(folder_of(out), patience_s=0):
-        site = site_of(out)
-        queue = queue_of(site)
+        before = site_of(out)
+        queue = queue_of(before)
         submission = adopt(out, submission, queue)
         refuse_if_live(out, submission, queue)
+        if site is not None:
+            if site.executor != before.executor:
+                raise UserError(f"--cluster: its executor is {site.executor}; jobs were sent to {before.executor}")
+            check(study_of(out), site, form=submission.form)
+            write_text(folder_of(out) / "cluster.yaml", dump(site))
+        site = site or before
         submission = replace(submission, version=__version__, code=code())
         if submission.form == "array":  # the last job may have laid out anew what had crashed
             submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
@@ -359,7 +373,7 @@ def resume(out: Path) -> Submission:
 @contextmanager
 def _new_notes(folder: Path) -> Iterator[None]:
     """Without starts and reasons of the jobs before; they are there again where sending fails."""
-    earlier = {path: path.read_text() for path in folder.glob("*.json")}
+    earlier = {path: path.read_text() for path in (*folder.glob("*.json"), *folder.glob(f"*{BEGUN}"))}
     for path in earlier:
         path.unlink()
     try:

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modis_dist.errors import RunFailed
+from modis_dist.errors import Interrupted, RunFailed
 from modis_dist.files import write_text
 from modis_dist.launch.meeting import ITSELF, names_in, own_address
 from modis_dist.launch.ray.cluster import environment, for_workers, short_parent, temporary_folder
 from modis_dist.launch.ray.reaper import TOKEN, processes_of
 
 ADDRESS, STOP_FILE, JOINED = "address", "stop", "joined-{}"
-JOIN_S = 180.0  # for Ray to start on every node, whose file system may be slow
+JOIN_S = 600.0  # for Ray to start on every node: many that load Python from one file system at once take minutes
 END_S = 90.0  # for Ray to end on every node, whose view of the folder may be a minute old
 FIRST_PORT, PORTS = 20000, 10000  # of heads, below those that systems hand out
 LOOK_S = 0.25
@@ -38,7 +38,8 @@ DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequence[str]) -> Iterator[str]:
     """Ray on all nodes of this process's job; yields ``HOST:PORT`` of its head. Nothing of it outlives the block.
 
-    ``folder`` is on a file system that all nodes see. Raises ``RunFailed`` where a node does not join.
+    ``folder`` is on a file system that all nodes see. Raises ``RunFailed`` where Ray fails on a node, ``Interrupted``
+    where one does not join in time: other nodes may.
     """
     meeting = folder / f"ray-{os.environ['SLURM_JOB_ID']}"
     shutil.rmtree(meeting, ignore_errors=True)  # of the same job, before it was queued again
@@ -66,7 +67,7 @@ def _wait(meeting: Path, running: "subprocess.Popen[bytes]", *, nodes: int) -> N
         if running.poll() is not None:
             raise RunFailed("Ray did not start on the nodes of this job; the job's log says why")
         if time.monotonic() > end:
-            raise RunFailed(
+            raise Interrupted(
                 f"{len(missing)} of {nodes} nodes did not join Ray within {JOIN_S:.0f} s; see the job's log"
             )
         time.sleep(LOOK_S)

@@ -20,10 +20,11 @@
 #SBATCH --array=0-3,7%4
 umask 077
 trap '' USR1  # until the program listens
+touch "status/pack-$((0 + SLURM_ARRAY_TASK_ID)).begun"
 set -e
 module purge
 module load python/3.11 cuda
 source "$HOME/modis/bin/activate"
-mkdir -p "$JOBSCRATCH/tmp"
-export TMPDIR="$JOBSCRATCH/tmp"
+export TMPDIR="${JOBSCRATCH:?is not set here; scratch of the profile names it}/tmp"
+mkdir -p "$TMPDIR"
 exec python3 -m modis_dist job array /scratch/me/toy "$SLURM_ARRAY_TASK_ID"

@@ -19,10 +19,11 @@
 #SBATCH --signal=B:USR1@300
 umask 077
 trap '' USR1  # until the program listens
+touch "status/finish.begun"
 set -e
 module purge
 module load python/3.11 cuda
 source "$HOME/modis/bin/activate"
-mkdir -p "$JOBSCRATCH/tmp"
-export TMPDIR="$JOBSCRATCH/tmp"
+export TMPDIR="${JOBSCRATCH:?is not set here; scratch of the profile names it}/tmp"
+mkdir -p "$TMPDIR"
 exec python3 -m modis_dist job finish /scratch/me/toy

@@ -12,5 +12,7 @@
 #SBATCH --array=0-1,5,9-11%10
 umask 077
 trap '' USR1  # until the program listens
+touch "status/pack-$((1000 + SLURM_ARRAY_TASK_ID)).begun"
 set -e
+[ -d "${TMPDIR:-/tmp}" ] || unset TMPDIR  # of the machine that submitted
 exec python3 -m modis_dist job array /scratch/me/toy "$((1000 + SLURM_ARRAY_TASK_ID))"
