@@ -16,6 +16,7 @@ from modis_dist.errors import ConfigError, shown
 TIME = re.compile(r"(?:(?P<days>[0-9]{1,3})-)?(?P<hours>[0-9]{1,3}):(?P<minutes>[0-5][0-9]):(?P<seconds>[0-5][0-9])")
 MEMORY = r"[1-9][0-9]{0,8}[MGT]"
 WORD = r"[A-Za-z0-9\[][A-Za-z0-9_.,:=+@&|*\[\]-]*"  # of a value of sbatch: no blank, quote or `$`
+GRES = r"(?!gpu:)[A-Za-z][A-Za-z0-9_-]*(:[A-Za-z][A-Za-z0-9_-]*)?:[0-9]+[KMGT]?"
 OPTION = r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:=+@&|*\[\]/%-]+)?"
 VARIABLE = r"\$(?:[A-Za-z_][A-Za-z0-9_]*|\{[A-Za-z_][A-Za-z0-9_]*\})"
 SCRATCH = rf"(?:/|{VARIABLE})(?:[A-Za-z0-9_./-]|{VARIABLE})*"  # variables of the shell, but none of its commands
@@ -42,6 +43,7 @@ def _text(pattern: str, wanted: str) -> AfterValidator:
 
 Word = Annotated[str, Field(max_length=200), _text(WORD, "one word of letters, digits and _.,:=+@&|*[]-")]
 Memory = Annotated[str, _text(MEMORY, "a whole number with M, G or T, e.g. 16G")]
+Gres = Annotated[str, Field(max_length=200), _text(GRES, "name:number or name:kind:number, e.g. lscratch:100")]
 Option = Annotated[str, Field(max_length=200), _text(OPTION, "one long option of sbatch, --name or --name=value")]
 Scratch = Annotated[
     str,
@@ -64,6 +66,7 @@ class Site(Section):
     cpus: int = item(4, "cores of an array's task, or of each node of an allocation", ge=1, le=4096)
     gpus: int = item(0, "GPUs of an array's task, or of each node of an allocation", ge=0, le=64)
     gpu_kind: Word | None = item(None, "kind of GPU as the site calls it, e.g. v100; any where none is given")
+    gres: tuple[Gres, ...] = item((), "other generic resources of a node, name:number, e.g. lscratch:100")
     memory: Memory | None = item(
         None, "memory of an array's task, or of each node of an allocation, e.g. 16G; the site's default where none"
     )

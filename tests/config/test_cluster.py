@@ -278,6 +278,7 @@ def test_a_file_that_is_no_mapping_of_keys_is_refused_by_name(text: str, tmp_pat
             "options",
             ("--hint=nomultithread", "--exclusive", "--mail-user=a.b@c.org", "--nodelist=n[1-4,7]", "--mem-per-cpu=4G"),
         ),
+        ("gres", ("lscratch:100", "nvme:1", "ssd:fast:200G")),
         ("options", ("--reservation=day_2", "--licenses=a:2", "--no-kill", "--time-min=01:00:00")),
         ("setup", ("module load cuda/12.4", 'source "$HOME/my env/bin/activate"', "export X=$(cat ~/x); set -u")),
         ("python", ("singularity", "exec", "--nv", "my image.sif", "python")),
@@ -286,6 +287,12 @@ def test_a_file_that_is_no_mapping_of_keys_is_refused_by_name(text: str, tmp_pat
 def test_a_value_that_clusters_need_is_taken_as_it_is(key: str, value: Any, tmp_path: Path) -> None:
     text = yaml12.dump({key: list(value) if isinstance(value, tuple) else value})
     assert getattr(load_site(profile(tmp_path, text)), key) == value
+
+
+@pytest.mark.parametrize("value", ["gpu:1", "gpu:a100:2", "lscratch", "a:1,b:2", "a:1 --uid=0", "a:$X", ""])
+def test_a_resource_that_is_none_or_that_gpus_state_is_refused(value: str, tmp_path: Path) -> None:
+    (problem,) = told(tmp_path, {"gres": [value]})
+    assert problem.startswith("gres[0]: must be name:number or name:kind:number, e.g. lscratch:100")
 
 
 def test_an_option_whose_name_only_begins_like_one_of_ours_is_taken() -> None:

@@ -28,6 +28,7 @@ GPU = Site(
     gpu_kind="v100",
     memory="40G",
     time="1-20:00:00",
+    gres=("lscratch:100",),
     warning_s=300,
     at_once=4,
     options=("--hint=nomultithread", "--exclude=n[7-9]"),

@@ -66,9 +66,9 @@ def requests(site: Site, *, nodes: int) -> list[str]:
     named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
     options = [f"--{option}={value}" for option, value in named.items() if value is not None]
     options += [f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={site.cpus}"]
-    if site.gpus:
-        kind = f"{site.gpu_kind}:" if site.gpu_kind else ""
-        options += [f"--gres=gpu:{kind}{site.gpus}"]
+    kind = f"{site.gpu_kind}:" if site.gpu_kind else ""
+    generic = [f"gpu:{kind}{site.gpus}", *site.gres] if site.gpus else site.gres
+    options += [f"--gres={','.join(generic)}"] if generic else []
     options += [f"--mem={site.memory}"] if site.memory else []
     return [*options, f"--time={site.time}", *site.options]
 

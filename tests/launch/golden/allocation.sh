@@ -8,7 +8,7 @@
 #SBATCH --nodes=4
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=10
-#SBATCH --gres=gpu:v100:8
+#SBATCH --gres=gpu:v100:8,lscratch:100
 #SBATCH --mem=40G
 #SBATCH --time=1-20:00:00
 #SBATCH --hint=nomultithread

@@ -8,7 +8,7 @@
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --cpus-per-task=10
-#SBATCH --gres=gpu:v100:1
+#SBATCH --gres=gpu:v100:1,lscratch:100
 #SBATCH --mem=40G
 #SBATCH --time=1-20:00:00
 #SBATCH --hint=nomultithread
