@@ -298,7 +298,7 @@ def test_the_slowest_node_is_told_and_nccl_only_where_every_node_has_a_gpu() -> 
     [
         (None, None, "here"),
         (None, SITE, "not allocated"),
-        (None, SITE.model_copy(update={"nodes": 1}), "here"),
+        (None, SITE.model_copy(update={"nodes": 1}), "not allocated"),
         ("7", None, "3 nodes"),
         ("7", SITE, "3 nodes"),
         ("7", Site(executor="local"), "here"),

@@ -47,7 +47,7 @@ def examine(site: Site | None, *, requests: Sequence[str], profile: str = "PROFI
     local = site is not None and site.executor == "local"
     if in_allocation() and not local and shutil.which("srun") is not None:
         yield over_allocation(list(site.python or ()) if site is not None else [], nodes=allocated)
-    elif on_slurm and site is not None and site.nodes > 1:
+    elif on_slurm:
         yield not_allocated(requests, profile)
     else:
         yield on_this_machine()
@@ -59,9 +59,10 @@ def in_allocation() -> bool:
 
 
 def not_allocated(requests: Sequence[str], profile: str) -> Finding:
-    """How to have the nodes of a profile talk to each other, which takes an allocation."""
+    """How to have the nodes of a profile looked at, and talk to each other, which takes an allocation."""
     command = shlex.join(["salloc", *requests, "modis-dist", "doctor", "--cluster", profile])
-    return Finding(WHAT, "warning", "not tried: this is not in an allocation", f"have the nodes try it: {command}")
+    found = "not tried: this is not in an allocation; what is said of this machine may be otherwise on its nodes"
+    return Finding(WHAT, "warning", found, f"have a node say the same of itself: {command}")
 
 
 def on_this_machine() -> Finding:
