@@ -22,14 +22,15 @@ def test_all_is_well_with_a_profile_that_suits_and_the_nodes_of_an_allocation_su
     profile = write_profile(tmp_path / "profile.yaml", nodes=2)
     told = findings(command("doctor", "--cluster", str(profile), "--json"))
     assert not [finding for finding in told.values() if finding["level"] == "bad"]
-    assert "2 of 2 have 1 cores and 1200M, 2 needed" == told["nodes of low"]["found"]
+    assert told["nodes of low"]["found"] == "2 of 2 have 1 cores and 1200M, 2 needed"
     assert told["all-reduce"]["level"] == "warning" and "salloc" in told["all-reduce"]["advice"]
     nodes = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--partition=low", "--mem=1200M"]
     told = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
     assert told["all-reduce"]["level"] == "good" and "n1, n2" in told["all-reduce"]["found"]
 
 
-def test_what_a_cluster_would_refuse_is_found_before_anything_is_sent(in_cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("in_cluster")
+def test_what_a_cluster_would_refuse_is_found_before_anything_is_sent(tmp_path: Path) -> None:
     asked = {"partition": "nowhere", "max_array": 100_000}
     profile = write_profile(tmp_path / "profile.yaml", **asked)
     told = findings(command("doctor", "--cluster", str(profile), "--json", code=3))
