@@ -16,8 +16,8 @@ settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 # Files whose tests take minutes, the longest first.
-LONG = ("test_studies", "test_ray_train", "test_ray_tune", "test_submitted", "test_ray_death", "test_given_ray")
-LONG += ("test_kills", "test_mlflow_fire", "test_pruned_on_ray")
+LONG = ("test_studies", "test_ray_train", "test_ray_tune", "test_doctor", "test_ray_death", "test_given_ray")
+LONG += ("test_cluster", "test_mlflow_fire", "test_submitted")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -82,6 +82,7 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_le
     assert not readable_by_others(study.out)
 
 
+@pytest.mark.long
 def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
