@@ -25,7 +25,7 @@ from tests.slurm.cluster import Cluster, running
 from tests.slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
 
 STUDY = Path(__file__).resolve().parents[1] / "tune_spaces" / "quickstart.yaml"
-SHORT = {"time": "00:01:30", "warning_s": 20}  # Slurm looks every half minute, and may warn a minute early
+SHORT = {"time": "00:01:00", "warning_s": 20}  # Slurm looks every half minute, and may warn a minute early
 TASK = {"array": "{}_0", "allocation": "{}"}
 
 
@@ -128,6 +128,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     numbers(table, "seconds", "lost", "started again", "results")
     for row in rows:
         same = "differ: " + ", ".join(row["differs"]) if row["differs"] else "equal"
+        same += ", limit not reached" if row["disturbance"] == "time limit" and not row["started_again"] else ""
         add(
             table,
             row["form"],
