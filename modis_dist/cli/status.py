@@ -69,6 +69,9 @@ def _print_submission(found: "Standing", *, now: float) -> None:
         _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.waits_for})' if jobs.waits_for else ''}")
     if found.restarts:
         _say(f"queued again: {found.restarts} times in all")
+    if found.other_program:
+        few = ", ".join(found.other_program[:3]) + ", ..." * (len(found.other_program) > 3)
+        _say(f"note: the program was changed after submitting; {len(found.other_program)} job(s) ran changed: {few}")
     for name, reason in list(found.failed.items())[:FAILURES_SHOWN]:
         _say(f"failed: job {name}: {shown(reason)}")
     _say(f"next: {found.advice}")

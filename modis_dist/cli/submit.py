@@ -143,15 +143,17 @@ def _foresee(
 
 
 def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
-    """Hours of cores and GPUs that will be charged, and on what they were measured."""
+    """Hours of jobs, and of the cores and GPUs that will be charged for them; None where the probe had no GPU."""
     import torch
 
-    seconds = plain["pack_seconds"] if form == "array" else plain["seconds"] * site.nodes
-    measured = torch.cuda.get_device_name() if torch.cuda.is_available() else "this machine's processor"
+    job_hours = (plain["pack_seconds"] if form == "array" else plain["seconds"] * site.nodes) / HOUR_S
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
+    known = gpu is not None or not site.gpus
     return {
-        "core_hours": seconds * site.cpus / HOUR_S,
-        "gpu_hours": seconds * site.gpus / HOUR_S,
-        "measured_on": measured,
+        "job_hours": job_hours,
+        "core_hours": job_hours * site.cpus if known else None,
+        "gpu_hours": job_hours * site.gpus if known else None,
+        "measured_on": gpu or "this machine's processor",
     }
 
 
@@ -167,12 +169,16 @@ def _print_submission(plain: dict[str, Any], site: "Site") -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     say(f"form: {plain['form']}, {plain['why']}")
-    gpus = f"{_rounded(plain['gpu_hours'])} GPU-hours, " if site.gpus else ""
-    say(f"cost: about {gpus}{_rounded(plain['core_hours'])} core-hours, measured on {plain['measured_on']}")
-    if site.gpus and plain["measured_on"] == "this machine's processor":
-        say("      a GPU will be faster: give the same command on a node with one to measure that")
+    if plain["gpu_hours"] is None:
+        say(
+            f"cost: GPU-hours are not known, for this machine has no GPU; its processor would take "
+            f"{_rounded(plain['job_hours'])} hours of jobs. The same command on a node with a GPU measures them"
+        )
+    else:
+        gpus = f"{_rounded(plain['gpu_hours'])} GPU-hours, " if site.gpus else ""
+        say(f"cost: about {gpus}{_rounded(plain['core_hours'])} core-hours, measured on {plain['measured_on']}")
     longest = max((row["seconds"] for row in [*plain["packs"], *plain["refit_packs"]]), default=0.0)
-    if longest > site.seconds:
+    if plain["gpu_hours"] is not None and longest > site.seconds:
         starts = ceil(longest / site.seconds)
         enough = "" if starts <= site.requeues + 1 else f"; only {site.requeues} are allowed: raise time or requeues"
         say(
@@ -233,7 +239,8 @@ def resume(
 
 def _note_if_changed(folder: Path) -> None:
     from modis_dist.cli.display import errors
-    from modis_dist.launch.jobs.submission import code, load
+    from modis_dist.launch.jobs.submission import load
+    from modis_dist.version import code
 
     before = load(folder)
     if before.code != code():
@@ -269,14 +276,17 @@ def _wait(folder: Path, *, as_json: bool) -> None:
     import json
     import time
 
-    from modis_dist.cli.display import sweep_bars
+    from modis_dist.cli.display import errors, sweep_bars
     from modis_dist.cli.tune import fail_if_incomplete, print_summary
     from modis_dist.errors import RunFailed
     from modis_dist.launch.jobs.standing import standing
 
     with sweep_bars() as bars:
-        shown = None
+        shown, silent = None, ""
         while (found := standing(folder)).state in {"running", "waiting", "unknown"}:
+            if found.state == "unknown" and found.advice != silent:
+                errors().print(f"waiting on: {found.advice}", markup=False, soft_wrap=True)
+            silent = found.advice if found.state == "unknown" else ""
             packs = found.study.packs
             epochs = sum(pack.epochs or 0 for pack in packs)
             if shown != (found.study.stage, epochs):

@@ -160,12 +160,12 @@ def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:
 
 def print_summary(summary: dict[str, Any], folder: Path) -> None:
     """The tables of a finished study."""
-    from modis_dist.report.study import models, tables
+    from modis_dist.report.study import continued, models, tables
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
     show(tables(summary, summary["groups"], metric=summary["metric"], most=CONFIGURATIONS_SHOWN), console)
-    for line in models(summary):
+    for line in [*models(summary), *continued(summary)]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.",

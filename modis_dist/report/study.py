@@ -23,6 +23,7 @@ from modis_dist.report.tables import (
 from modis_dist.report.text import plain, settings
 
 FIGURES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
+CHANGES_SHOWN = 3
 HEADERS = ("balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI")
 
 Titled = list[tuple[str, Table]]
@@ -53,7 +54,7 @@ def report(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, m
     parts = [f"# {escaped(summary['study'])}\n"]
     for title, table in [*tables(summary, groups, metric=metric), *_details(_tested(summary))]:
         parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
-    return "\n".join([*parts, *(f"{escaped(line)}\n" for line in models(summary))])
+    return "\n".join([*parts, *(f"{escaped(line)}\n" for line in [*models(summary), *continued(summary)])])
 
 
 def models(summary: Mapping[str, Any]) -> list[str]:
@@ -69,6 +70,17 @@ def models(summary: Mapping[str, Any]) -> list[str]:
 
     others = [f"The model of {named(model)} is in {model['folder']}." for model in held if model != summary["model"]]
     return [f"The folder model holds the model of {named(summary['model'])}.", *others]
+
+
+def continued(summary: Mapping[str, Any]) -> list[str]:
+    """A line where trainings were continued with other hardware or software than they began with."""
+    held = summary["changes"]
+    if not held:
+        return []
+    kinds = sorted({change for changes in held.values() for change in changes})
+    shown = "; ".join(map(plain, kinds[:CHANGES_SHOWN])) + "; ..." * (len(kinds) > CHANGES_SHOWN)
+    line = "trainings went on with other hardware or software than they began with, so not to the bit"
+    return [f"{len(held)} {line} ({shown}); summary.json names them."]
 
 
 def modality_table(conditions: Conditions) -> Table:

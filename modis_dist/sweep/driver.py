@@ -36,7 +36,7 @@ from modis_dist.sweep.plan import Plan, ids_of, is_done
 from modis_dist.sweep.ports import Executor, Mirror
 from modis_dist.sweep.rungs import Round
 from modis_dist.sweep.search import Search
-from modis_dist.sweep.summary import failures, summarise, why_nothing, write
+from modis_dist.sweep.summary import changes, failures, summarise, why_nothing, write
 from modis_dist.train.journal import copy_trial
 from modis_dist.train.outcome import read_result
 
@@ -73,6 +73,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
 
         summary = summarise(listed, groups, best, refits, final, metric=metric)
         summary["failures"] = reasons | failures(results) | failures(final)
+        summary["changes"] = changes(results) | changes(final)
         summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
         write(summary, groups, out=out, metric=metric)

@@ -20,6 +20,11 @@ def failures(results: Results) -> dict[str, str]:
     return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
 
 
+def changes(results: Results) -> dict[str, list[str]]:
+    """What changed of machine and software under trainings that were continued: they are not those of one machine."""
+    return {name: list(r["changes"]) for name, r in results.items() if r.get("changes")}
+
+
 def summarise(
     listed: Manifest,
     groups: Sequence[Group],

@@ -135,8 +135,8 @@ class Training:
             return
         held = checkpoint.load(found)
         self._check_identity(held.state["identity"], found)
-        self._compare_machine(held.state["machine"])
         self.progress = [Progress(**values) for values in held.state["progress"]]
+        self._compare_machine(held.state["machine"])
         state = TrainState(self.shape, held.state["members"], setup)
         state.restore(held)
         self._adopt(state)
@@ -170,6 +170,8 @@ class Training:
             logging.getLogger(__name__).warning(
                 "%s: continues, though not to the bit, what began with %s", self.folder, "; ".join(changes)
             )
+        for held in self.progress:
+            held.changes += changes if held.status == "running" else []
 
     def _adopt(self, state: TrainState) -> None:
         """Make everything that has a replicate axis fit the state."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import torch
 
+from modis_dist.version import __version__, code
+
 CPUS = Path("/proc/cpuinfo")
 
 
@@ -18,6 +20,7 @@ def machine(device: torch.device, *, ranks: int) -> dict[str, Any]:
         "ranks": ranks,
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
+        "program": f"{__version__} ({code()})",
     }
 
 

@@ -22,6 +22,7 @@ class Progress:
     best_epoch: int | None = None  # epochs done when it was reached
     waited: int = 0  # validations since
     epochs: int = 0  # epochs done
+    changes: list[str] = field(default_factory=list)  # of machine and software, each time it went on upon others
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
 
     def validated(self, figures: Mapping[str, float], *, metric: str, margin: float) -> bool:

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from modis_dist.report.study import absent_table, class_table, figures_table, modality_table, report, tables
+from modis_dist.report.study import absent_table, class_table, continued, figures_table, modality_table, report, tables
 from modis_dist.report.tables import plain_rows
 from modis_dist.report.terminal import show
 from modis_dist.sweep.aggregate import figures_of_baseline, figures_on_test
@@ -37,7 +37,7 @@ def condition(name: str, *, absent: bool = True) -> dict:
 
 def summary(*conditions: dict) -> dict:
     model = next((one["model"] for one in conditions if one["model"]), None)
-    return {"study": "s_1", "conditions": list(conditions), "model": model}
+    return {"study": "s_1", "conditions": list(conditions), "model": model, "changes": {}}
 
 
 UNTESTED = {"condition": "lost", "test": None, "baseline": None, "model": None}
@@ -125,3 +125,9 @@ def test_a_hostile_condition_is_text_in_titles_and_cells(name):
     assert "\x1b" not in stream.getvalue()
     assert ("[red]x[/red]" if "red" in name else "\\x1b[31m") in stream.getvalue()
     assert "\x1b" not in report(summary(condition(name)), [], metric="nmi")
+
+
+def test_trainings_that_went_on_upon_other_hardware_are_counted_and_what_changed_is_named():
+    assert continued(summary()) == []
+    (line,) = continued(summary() | {"changes": {"a": ["model Slow 1, now Fast 2"], "b": ["model Slow 1, now Fast 2"]}})
+    assert line.startswith("2 trainings went on") and "(model Slow 1, now Fast 2); summary.json" in line

@@ -39,7 +39,7 @@ def write_study(path: Path, store: Path, *, epochs: int = EPOCHS, folds: int = 2
     """A study of as many packs as folds, which are trained on one thread each, to their last epoch."""
     study = tree(store, grid={}, folds=folds, packing={"enabled": False}, resources={"cpus": 1})
     study["optim"] |= {"epochs": epochs, "batch_size": 24}
-    study["trainer"]["early_stopping"] = None
+    study["trainer"] |= {"early_stopping": None, "device": "cpu"}  # the GPUs of the emulated nodes are made up
     path.write_text(yaml12.dump(study))
     return path
 

@@ -46,7 +46,7 @@ def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
 def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    profile = write_profile(tmp_path / "profile.yaml", python=bare_python(tmp_path))
+    profile = write_profile(tmp_path / "profile.yaml", gpus=1, python=bare_python(tmp_path))
     study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array", held=True)
     study.until_saved()
     first, second = f"{study.number}_0", f"{study.number}_1"

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from modis_dist.errors import DataError, Interrupted
+from modis_dist.sweep.summary import changes
 from modis_dist.train import checkpoint, machine
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Ports, fit
+from modis_dist.train.outcome import Baselines, conclude
 from modis_dist.train.prepare import prepare
 from modis_dist.train.progress import improves
 from modis_dist.train.state import TrainState
@@ -224,6 +226,11 @@ def test_continuing_on_another_processor_says_so_and_what_began_before_processor
         with pytest.raises(Interrupted):
             toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
     assert "what began with model Slow 1, now Fast 2" in caplog.text
+    (progress,) = toy.train(members, tmp_path)
+    there_and_back = ["model Slow 1, now Fast 2", f"model Fast 2, now {machine.processor()}"]
+    result = conclude(members[0], progress, judged_on="validation", probe=False, baselines=Baselines())
+    assert result["changes"] == there_and_back
+    assert changes({"t": result, "u": result | {"changes": []}}) == {"t": there_and_back}
     now = machine.machine(toy.CPU, ranks=1)
     assert machine.changed({name: now[name] for name in now if name != "model"}, now) == []
 

@@ -22,6 +22,7 @@ from modis_dist.sweep.ports import Executor
 from modis_dist.sweep.resources import cores
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
+from modis_dist.version import code
 
 ASK_AGAIN_S = 2.0
 DIED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # as sacct and squeue tell of a task that nobody stopped
@@ -34,15 +35,15 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
     Yields what signals set while nobody else listens; with ``Listening`` an executor looks at it.
     """
     submission = kept.load(out)
-    if submission.code != kept.code():
+    if submission.code != code():
         logging.getLogger(__name__).warning(
             "this program (%s) is not the one that submitted (%s, version %s); figures may differ",
-            kept.code(),
+            code(),
             submission.code,
             submission.version,
         )
     try:
-        with noted(kept.folder_of(out) / STATUS / f"{name}.json", code=kept.code(), requeues=site.requeues):
+        with noted(kept.folder_of(out) / STATUS / f"{name}.json", code=code(), requeues=site.requeues):
             _has_its_gpus(kept.study_of(out), site)
             flag = Flag()
             with on_signal(flag.set):

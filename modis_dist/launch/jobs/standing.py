@@ -37,6 +37,7 @@ class Standing:
     jobs: tuple[Jobs, ...]
     restarts: int  # of all jobs since they were sent
     failed: Mapping[str, str]  # job -> why it failed, or was not queued again
+    other_program: tuple[str, ...]  # jobs that ran with another text of the program than the one that submitted
     advice: str
 
 
@@ -62,13 +63,13 @@ def standing(out: Path) -> Standing:
         begun = sorted((kept.folder_of(out) / STATUS).glob(f"*{BEGUN}"))
         failed |= {path.stem: f"ended before Python began: {_last_words(logs.get(path.stem))}" for path in begun}
     failed = {name: f"{why} (log: {logs[name]})" if name in logs else why for name, why in failed.items()}
+    others = tuple(name for name, note in notes.items() if note.code != submission.code)
     if silent:
-        return Standing(found, submission.form, "unknown", (), restarts, failed, silent)
+        return Standing(found, submission.form, "unknown", (), restarts, failed, others, silent)
     state = _state(found, jobs)
     listed = tuple(_jobs(sent.kind, sent.number, jobs) for sent in submission.latest if sent.number is not None)
-    return Standing(
-        found, submission.form, state, listed, restarts, failed, _advice(out, state, found, submission, failed)
-    )
+    advice = _advice(out, state, found, submission, failed)
+    return Standing(found, submission.form, state, listed, restarts, failed, others, advice)
 
 
 def _logs(out: Path, submission: kept.Submission) -> dict[str, Path]:

@@ -5,13 +5,11 @@ that was sent, scripts, logs, and what each job says of itself. A job is written
 which the queue finds it, so that nothing is ever sent twice.
 """
 
-import hashlib
 import json
 import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -30,7 +28,7 @@ from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
 from modis_dist.sweep.plan import Plan, ids_of
 from modis_dist.sweep.resources import Cluster, Node, mistakes, workers_mistakes
-from modis_dist.version import __version__
+from modis_dist.version import __version__, code
 
 Form = Literal["array", "allocation"]
 FOLDER = "submission"
@@ -125,16 +123,6 @@ def packs_of(out: Path, submission: Submission) -> list[Pack]:
 def queue_of(site: Site) -> Queue:
     """Who runs the jobs of a profile."""
     return SlurmQueue() if site.executor == "slurm" else LocalQueue(site)
-
-
-@cache
-def code() -> str:
-    """Digest of the program's own text: jobs that start days later may find another."""
-    package = Path(__file__).resolve().parents[2]
-    text = hashlib.sha256()
-    for path in sorted(package.rglob("*.py")):
-        text.update(path.read_bytes())
-    return text.hexdigest()[:16]
 
 
 # --- which form -------------------------------------------------------------------------------------------------

@@ -1,14 +1,7 @@
 """What a submission keeps, sends and refuses, on stand-ins for Slurm's commands. No job is run here."""
 
 import json
-import logging
 import os
-import re
-import shlex
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,79 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modis_dist.cli.main import run as command
-from modis_dist.config import parse, yaml12
-from modis_dist.config.cluster import Site
-from modis_dist.config.study import Study
-from modis_dist.errors import ConfigError, DataError, Interrupted, RunFailed, UserError
+from modis_dist.config import yaml12
+from modis_dist.errors import ConfigError, DataError, UserError
 from modis_dist.files import write_json
-from modis_dist.launch.jobs import array as array_job
 from modis_dist.launch.jobs import queue, submission
-from modis_dist.launch.jobs.notes import Note, PackFailed, noted, read_note
+from modis_dist.launch.jobs.notes import Note, noted
 from modis_dist.launch.jobs.queue import QueueUnknown, SlurmQueue
 from modis_dist.launch.jobs.standing import standing
 from modis_dist.launch.jobs.submission import chunks, form_of, jobs_of, load, places
-from modis_dist.sweep.plan import Plan, plan
-from tests.launch.fake_slurm import SACCT, FakeSlurm
-from tests.launch.processes import wait_for
-from tests.sweep.toy_study import COMMAND, tree, write_store, write_study
+from modis_dist.sweep.plan import plan
+from tests.launch.jobs.fake_slurm import SACCT, FakeSlurm
+from tests.launch.jobs.toy_submission import SINGLE, conclude, finish_packs, planned, rows, site, study, submitted
+from tests.sweep.toy_study import write_study
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 LATE = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
 REFUSED = "sbatch: error: Batch job submission failed: Invalid account\n"
-SINGLE = {"packing": {"enabled": False}, "probe": False}
 
 
 class Killed(BaseException):
     """The end of the process that submits."""
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_store(tmp_path_factory.mktemp("data") / "store")
-
-
-@pytest.fixture
-def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    monkeypatch.setattr(queue, "LATE_S", 0.2)
-    monkeypatch.setattr(queue.time, "sleep", lambda _: None)
-    return FakeSlurm(tmp_path / "slurm", monkeypatch)
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "out"
-
-
-def study(store: Path, *overrides: str, **sweep: Any) -> Study:
-    return parse.build(Study, parse.with_overrides(tree(store, **{**SINGLE, **sweep}), overrides), source="study.yaml")
-
-
-def site(**keys: Any) -> Site:
-    return Site(**{"max_array": 3, "python": ("python3",), **keys})
-
-
-def planned(store: Path, out: Path) -> Plan:
-    return plan(study(store), out=out, slots=10, source="study.yaml", elsewhere=True)
-
-
-def submitted(store: Path, out: Path, **keys: Any) -> submission.Submission:
-    return submission.submit(planned(store, out), site(**keys), form="array", out=out)
-
-
-def finish_packs(out: Path, numbers: Sequence[int]) -> None:
-    """As if the tasks of these packs had ended."""
-    conclude(out, [trial for number in numbers for trial in load(out).packs[number]])
-
-
-def conclude(out: Path, trials: Sequence[str]) -> None:
-    """As if these trials had a result."""
-    for trial in trials:
-        (out / "trials" / trial).mkdir(parents=True)
-        (out / "trials" / trial / "result.json").write_text('{"status": "done", "reason": null}')
-
-
-def rows(sent: Sequence[submission.Sent]) -> list[tuple[str, int, tuple[int, ...]]]:
-    return [(job.kind, job.first, job.indices) for job in sent]
 
 
 # --- which form -------------------------------------------------------------------------------------------------
@@ -373,14 +313,24 @@ def test_a_dry_run_tells_scripts_costs_and_limits_and_submits_and_writes_nothing
     assert told["form"] == "array" and "more than the 1" in told["why"] and told["trials"] == 4
     assert list(told["scripts"]) == ["array.sh (the first of 2)", "finish.sh"]
     assert f"job array {out} " in told["scripts"]["array.sh (the first of 2)"]
-    assert told["core_hours"] == pytest.approx(told["pack_seconds"] / 3600) and told["core_hours"] > 0
-    assert told["gpu_hours"] == pytest.approx(told["core_hours"])
+    assert told["job_hours"] == pytest.approx(told["pack_seconds"] / 3600) and told["job_hours"] > 0
+    assert (told["gpu_hours"], told["core_hours"]) == (None, None)  # this machine has no GPU to measure them on
     arrays = next(finding for finding in told["limits"] if finding["what"] == "arrays")
     assert arrays["level"] == "bad" and arrays["advice"] == "set max_array: 2 in the profile"
     assert not out.exists() and not slurm.jobs
     assert cli(tmp_path, store, out, "--dry-run", gpus=1) == 0
     said = capsys.readouterr().out
-    assert "GPU-hours" in said and "#SBATCH --array=0-2%10" in said and "Nothing was started" in said
+    assert "GPU-hours are not known, for this machine has no GPU" in said
+    assert cli(tmp_path, store, out, "--dry-run", "--json", cpus=3) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["core_hours"] == pytest.approx(3 * told["job_hours"]) and told["gpu_hours"] == 0
+    assert cli(tmp_path, store, out, "--dry-run") == 0
+    said = capsys.readouterr().out
+    assert (
+        "core-hours, measured on this machine's processor" in said
+        and "#SBATCH --array=0-2%10" in said
+        and "Nothing was started" in said
+    )
 
 
 REFUSED_BY_PROFILE = {
@@ -593,203 +543,3 @@ def test_a_profile_that_was_changed_by_hand_is_refused_by_file_and_key(
     assert command(["status", str(out)]) == 2
     said = capsys.readouterr().err
     assert str(path) in said and "at_once" in said
-
-
-# --- what jobs say of themselves --------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def in_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setenv("SLURM_JOB_ID", "7")
-    yield
-
-
-def begun(path: Path, *, requeues: int, how: BaseException | None = None) -> Note:
-    try:
-        with noted(path, code="c", requeues=requeues):
-            if how is not None:
-                raise how
-    except (Interrupted, RunFailed):
-        pass
-    found = read_note(path)
-    assert found is not None
-    return found
-
-
-@pytest.mark.usefixtures("in_job")
-def test_a_job_notes_how_it_ended_and_how_often_it_was_begun(tmp_path: Path) -> None:
-    path = tmp_path / "pack-0.json"
-    assert read_note(path) is None
-    told = [
-        begun(path, requeues=9, how=how)
-        for how in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
-    ]
-    assert [(note.state, note.starts, note.reason) for note in told] == [
-        ("saved", 1, "got SIGTERM"),
-        ("failed", 2, "step 3: loss is nan"),
-        ("broken", 3, "no GPU"),
-        ("done", 4, None),
-    ]
-    assert {(note.job, note.code) for note in told} == {("7", "c")}
-
-
-@pytest.mark.usefixtures("slurm")
-@pytest.mark.parametrize("requeues", [0, 2])
-def test_a_job_that_was_queued_again_too_often_gives_up_before_it_begins_and_status_says_so(
-    requeues: int, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    submitted(store, out)
-    path = out / "submission" / "status" / "pack-1.json"
-    stopped = [begun(path, requeues=requeues, how=Interrupted("x")).starts for _ in range(requeues + 1)]
-    assert stopped == list(range(1, requeues + 2))
-    told = rf"queued again {requeues} times, as often as the profile's `requeues` allows"
-    with pytest.raises(RunFailed, match=told), noted(path, code="c", requeues=requeues):
-        pytest.fail("it began")
-    assert begun(path, requeues=requeues).state == "given up"
-    found = standing(out)
-    assert found.failed.keys() == {"pack-1"}
-    assert command(["status", str(out)]) == 0
-    assert "failed: job pack-1: was queued again" in capsys.readouterr().out
-
-
-@pytest.mark.usefixtures("slurm")
-def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_crashed(store: Path, out: Path) -> None:
-    submitted(store, out)
-    for number, how in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
-        begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, how=how)
-    packs = submission.packs_of(out, load(out))
-    executor = array_job.AfterArray(out)
-    assert executor.execute([packs[1]], out=out, store=store) == {packs[1].trials[0].id: "out of memory"}
-    with pytest.raises(
-        RunFailed, match=r"3 of 4 packs of the array are not done and did not crash .*modis-dist resume"
-    ):
-        executor.execute(packs, out=out, store=store)
-
-
-@pytest.mark.parametrize(
-    ("state", "crashed"), [("OUT_OF_MEMORY", True), ("FAILED", True), ("NODE_FAIL", False), ("CANCELLED by 0", False)]
-)
-def test_a_pack_whose_job_was_killed_has_crashed_and_one_that_was_ended_from_outside_has_not(
-    state: str, crashed: bool, slurm: FakeSlurm, store: Path, out: Path
-) -> None:
-    number = submitted(store, out).sent[0].number
-    write_json(out / "submission" / "status" / "pack-1.json", vars(Note("running", 1, None, "7", "n1", 0.0, "c")))
-    slurm.end()
-    slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
-    pack = submission.packs_of(out, load(out))[1]
-    executor = array_job.AfterArray(out)
-    if crashed:
-        assert executor.execute([pack], out=out, store=store) == {pack.trials[0].id: f"its job ended as {state}"}
-    else:
-        with pytest.raises(RunFailed, match="1 of 1 packs of the array are not done"):
-            executor.execute([pack], out=out, store=store)
-
-
-@pytest.mark.usefixtures("in_job")
-def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor(
-    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    submitted(store, out)
-    with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
-        pytest.fail("it began")
-    found = standing(out)
-    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
-    slurm.end()
-    assert "mend first what made a job fail" in standing(out).advice
-
-
-@pytest.mark.usefixtures("in_job", "slurm")
-def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning(store: Path, out: Path) -> None:
-    submitted(store, out)
-    before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
-        executor = array_job.Listening(array_job.AfterArray(out), flag)
-        os.kill(os.getpid(), signal.SIGUSR1)
-        executor.execute([], out=out, store=store)
-    assert signal.getsignal(signal.SIGUSR1) is before
-
-
-@pytest.mark.usefixtures("in_job")
-def test_a_job_asks_again_to_be_queued_where_slurm_does_not_answer_at_once(
-    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    submitted(store, out)
-    slurm.put("7", "RUNNING")
-    slurm.be(squeue=DOWN)
-    monkeypatch.setattr(array_job.time, "sleep", lambda _: slurm.be(squeue=None))
-    with pytest.raises(Interrupted), array_job.job(out, "finish", site()):
-        raise Interrupted("got SIGUSR1")
-    assert ["requeue", "7"] in slurm.calls("scontrol")
-
-
-@pytest.mark.usefixtures("in_job", "slurm")
-def test_a_job_of_another_program_says_so_and_goes_on(
-    store: Path,
-    out: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    held = submitted(store, out)
-    with array_job.job(out, "finish", site()):
-        assert not caplog.records
-    monkeypatch.setattr(submission, "code", lambda: "other")
-    with array_job.job(out, "finish", site()):
-        assert f"this program (other) is not the one that submitted ({held.code}, version" in caplog.text
-    note = read_note(out / "submission" / "status" / "finish.json")
-    assert note is not None and note.code == "other" and note.starts == 2
-
-
-@pytest.mark.parametrize(
-    ("state", "reason", "again"),
-    [("RUNNING", "None", True), ("COMPLETING", "TimeLimit", True), ("CANCELLED", "None", False)],
-)
-@pytest.mark.usefixtures("in_job")
-def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
-    state: str,
-    reason: str,
-    again: bool,
-    slurm: FakeSlurm,
-    store: Path,
-    out: Path,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    submitted(store, out)
-    slurm.put("7", state, reason=reason)
-    with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), array_job.job(out, "finish", site()):
-        raise Interrupted("got SIGUSR1")
-    assert ("queued again" if again else "Slurm has decided what becomes of this job") in caplog.text
-    assert (["requeue", "7"] in slurm.calls("scontrol")) is again
-
-
-def blocked(process: int) -> int:
-    """The signals that a process holds back, a bit each."""
-    found = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
-    assert found is not None
-    return int(found[1], 16)
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
-@pytest.mark.usefixtures("in_job")
-def test_a_warning_that_comes_while_a_job_is_loading_is_not_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    submitted(store, out)
-    slurm.put("7", "RUNNING")
-    words = shlex.join([*COMMAND, "job", "array", str(out), "0"])
-    job = subprocess.Popen(["bash", "-c", f"trap '' USR1; exec {words}"], stderr=subprocess.PIPE, text=True)
-    try:
-        assert wait_for(lambda: blocked(job.pid) & 1 << signal.SIGUSR1 - 1, seconds=60)
-        job.send_signal(signal.SIGUSR1)
-        _, said = job.communicate(timeout=120)
-    finally:
-        job.kill()
-    assert job.returncode == 75 and "got SIGUSR1" in said, said
-    assert ["requeue", "7"] in slurm.calls("scontrol")
-
-
-@pytest.mark.usefixtures("in_job")
-def test_a_job_that_fails_is_not_queued_again(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    submitted(store, out)
-    slurm.put("7", "RUNNING")
-    with pytest.raises(RunFailed), array_job.job(out, "finish", site()):
-        raise RunFailed("no configuration has all its folds")
-    assert not slurm.calls("scontrol")

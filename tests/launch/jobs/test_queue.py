@@ -9,7 +9,7 @@ import pytest
 from modis_dist.errors import RunFailed, UserError
 from modis_dist.launch.jobs import queue, slurm_commands
 from modis_dist.launch.jobs.queue import Job, QueueUnknown, SlurmQueue, requeue
-from tests.launch.fake_slurm import SACCT, FakeSlurm
+from tests.launch.jobs.fake_slurm import SACCT, FakeSlurm
 
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 LATE = "sbatch: error: Batch job submission failed: Socket timed out on send/recv operation\n"
