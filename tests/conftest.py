@@ -15,19 +15,23 @@ from hypothesis import settings
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# Files whose tests take minutes, the longest first.
-LONG = ("test_studies", "test_ray_train", "test_ray_tune", "test_doctor", "test_ray_death", "test_given_ray")
-LONG += ("test_cluster", "test_mlflow_fire", "test_submitted")
+# Files whose tests take minutes, in groups of about the same time; those on Slurm share one cluster.
+LONG = (
+    ("test_studies", "test_doctor", "test_cluster"),
+    ("test_ray_train", "test_mlflow_fire"),
+    ("test_ray_tune", "test_submitted"),
+    ("test_ray_death", "test_given_ray", "test_mlflow_apart"),
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests begin first, on as many workers as there are: each worker of xdist begins with a block of the list."""
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    rank = {stem: number for number, stem in enumerate(LONG)}
+    rank = {stem: (group, place) for group, stems in enumerate(LONG) for place, stem in enumerate(stems)}
     blocks: list[list[pytest.Item]] = [[] for _ in range(workers)]
     short = [item for item in items if item.path.stem not in rank]
     for item in sorted((item for item in items if item.path.stem in rank), key=lambda item: rank[item.path.stem]):
-        blocks[rank[item.path.stem] % workers].append(item)
+        blocks[rank[item.path.stem][0] % workers].append(item)
     for block in blocks:
         room = max(0, len(items) // workers - len(block))
         block += short[:room]

@@ -25,7 +25,7 @@ from tests.slurm.cluster import Cluster, running
 from tests.slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
 
 STUDY = Path(__file__).resolve().parents[1] / "tune_spaces" / "quickstart.yaml"
-SHORT = {"time": "00:01:00", "warning_s": 20}  # Slurm looks every half minute, and may warn a minute early
+LIMITS = {"array": "00:01:00", "allocation": "00:02:00"}  # Slurm looks every half minute, may warn a minute early
 TASK = {"array": "{}_0", "allocation": "{}"}
 
 
@@ -49,7 +49,9 @@ DISTURBANCES: dict[str, Callable[[Submitted, str], None]] = {
 
 def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance: str) -> dict[str, Any]:
     """Submit the study, disturb it when its first pack is half done, and wait for its end."""
-    keys: dict[str, Any] = {"memory": "1800M"} | (SHORT if disturbance == "time limit" else {})
+    keys: dict[str, Any] = {"memory": "1800M"}
+    if disturbance == "time limit":
+        keys |= {"time": LIMITS[form], "warning_s": 20}
     profile = write_profile(out.parent / "profile.yaml", **keys, **({"nodes": 2} if form == "allocation" else {}))
     began = time.monotonic()
     sent = submitted(cluster, study, profile, out, "--form", form)
