@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun")
+PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "sinfo", "sacctmgr")
 SACCT = "JobID|State|NodeList"
+PARTITION = (
+    "PartitionName=gpu Default=YES GraceTime=60 MaxNodes=UNLIMITED MaxTime=4-04:00:00 PreemptMode=OFF State=UP "
+    "TotalNodes=2 QoS=N/A"
+)
 
 SHIM = r"""
 import fcntl, json, os, re, sys
@@ -37,6 +41,11 @@ def leave(code=0, say="", error=""):
 
 
 def sbatch():
+    environment = sorted(name for name in os.environ if name.startswith(OF_JOBS))
+    if "--test-only" in arguments:
+        state["tested"].append(environment)
+        to_come = "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 10 processors on nodes n1 in partition gpu\n"
+        leave(1 if state["refuses"] else 0, error=state["refuses"] or to_come)
     told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
     text = Path(arguments[-1]).read_text()
     array = re.search(r"^#SBATCH --array=([^%\n]*)", text, re.MULTILINE)
@@ -51,7 +60,7 @@ def sbatch():
     state["next"] += 1
     waits = {"state": "PENDING", "reason": "Priority", "nodes": ""}
     state["jobs"][number] = {**waits, "tasks": tasks, **told, "text": text,
-                             "environment": sorted(name for name in os.environ if name.startswith(OF_JOBS))}
+                             "environment": environment}
     if fault:
         leave(1, error=fault[1:])
     leave(say=f"Submitted batch job {number}\n")
@@ -83,7 +92,17 @@ def scancel():
     leave()
 
 
+def sinfo():
+    leave(say="".join(f"{line}\n" for line in state["nodes"]))
+
+
+def sacctmgr():
+    leave(say="".join(f"{line}\n" for line in state["qos" if "qos" in arguments else "accounts"]))
+
+
 def scontrol():
+    if "partition" in arguments:
+        leave(say=state["partition"] + "\n")
     if arguments[0] == "show":
         leave(say="Configuration data as of today\nMaxArraySize            = %d\nMaxJobCount = 9\n" % state["limit"])
     leave()
@@ -108,12 +127,15 @@ class FakeSlurm:
             shim.write_text(f"#!{sys.executable} -IS\n{SHIM}")
             shim.chmod(0o700)
         empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None, "limit": 1001}
-        self._write(empty | {"sacct": [SACCT]})
+        cluster: dict[str, Any] = {"partition": PARTITION, "nodes": ["40|192000|gpu:v100:4"] * 2}
+        cluster |= {"accounts": [], "qos": [], "refuses": "", "tested": []}
+        self._write(empty | cluster | {"sacct": [SACCT]})
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
 
     def be(self, **faults: Any) -> None:
         """How programs answer: ``sbatch`` a list of what it says instead, one for each call, after a + once it has
-        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays."""
+        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays; ``nodes``,
+        ``accounts`` and ``qos`` the lines of sinfo and sacctmgr; ``refuses`` what sbatch says when only asked."""
         self._write(self._read() | faults)
 
     def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:
@@ -131,6 +153,12 @@ class FakeSlurm:
     def jobs(self) -> Mapping[str, Any]:
         """What is in the queue, by number, with the options of sbatch and the script."""
         found: dict[str, Any] = self._read()["jobs"]
+        return found
+
+    @property
+    def tested(self) -> list[list[str]]:
+        """The variables of jobs that sbatch saw each time it was only asked."""
+        found: list[list[str]] = self._read()["tested"]
         return found
 
     def calls(self, program: str) -> list[list[str]]:

@@ -8,7 +8,10 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.data.writer import StoreWriter
+from modis_dist.launch.doctor import slurm
+from modis_dist.launch.jobs import queue
 from modis_dist.sweep import estimate
+from tests.launch.jobs.fake_slurm import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).parent / "golden"
@@ -30,6 +33,10 @@ def tcga(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def test_the_stand_ins_for_slurm_answer_for_every_program_of_slurm_that_is_asked() -> None:
+    assert {*queue.PROGRAMS, *slurm.PROGRAMS, "sacct", "sacctmgr"} <= set(PROGRAMS)
+
+
 @pytest.mark.parametrize("profile", ["generic_gpu", "jean_zay"])
 @pytest.mark.usefixtures("slurm")
 def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_and_disk(
@@ -39,6 +46,7 @@ def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_a
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(estimate, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
     monkeypatch.setattr(estimate, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
     site = tmp_path / "site.yaml"
