@@ -21,6 +21,12 @@ def duration(seconds: float) -> str:
     return f"{seconds / HOUR_S:.1f} h" if seconds < 2 * DAY_S else f"{seconds / DAY_S:,.0f} days"
 
 
+def size(count: int) -> str:
+    """Bytes in the unit that suits them."""
+    unit, name = (10**9, "GB") if count >= 10**9 else (10**6, "MB")
+    return f"{count / unit:,.1f} {name}" if count < 10 * unit else f"{count / unit:,.0f} {name}"
+
+
 def errors() -> Console:
     """Where progress and notices go."""
     return Console(file=cast(TextIO, _StandardError()), soft_wrap=True, highlight=False)

@@ -4,24 +4,91 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from modis_dist.sweep.estimate import Sizes
+    from modis_dist.sweep.execute import Pack
+    from modis_dist.sweep.memory import Footprint
     from modis_dist.sweep.plan import Plan
 
 TRIALS_SHOWN = 20
 
 
 def foreseen(
-    planned: "Plan", folder: Path, *, slots: int, threads: int, start_s: float, elsewhere: bool = False
+    planned: "Plan",
+    place: Path,
+    *,
+    folder: Path,
+    slots: int,
+    refit_slots: int,
+    threads: int,
+    start_s: float,
+    gpu: bool | None = None,
 ) -> dict[str, Any]:
-    """What is left to do and about what it costs, as plain values."""
+    """What is left to do in a place and about what it costs, as plain values; results are to go to a folder.
+
+    ``gpu`` says whether nodes elsewhere, on which it will be trained, have GPUs; None where it is trained here.
+    """
     from functools import partial
 
-    from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, wall_seconds
-    from modis_dist.sweep.execute import trial_folder, unfinished
-    from modis_dist.sweep.manifest import unique
-    from modis_dist.train.outcome import read_result
+    import torch
 
-    trials = unique(planned.manifest.trials)
-    listed = [
+    from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, wall_seconds
+    from modis_dist.sweep.execute import unfinished
+
+    elsewhere, here = gpu is not None, torch.cuda.is_available()
+    on_gpu = (gpu if elsewhere else here) and planned.study.trainer.device != "cpu"
+    cost = partial(costs, selection_of=planned.selection_of, threads=threads, folder=folder, elsewhere=elsewhere)
+    search, again = unfinished(place, planned.packs()), refits(planned)
+    first = first_round(planned)  # as large as those whose configurations are not known yet
+    found, later, of_round = (cost(packs, _sizes(planned, packs)) for packs in (search, again, first))
+    memories = [_memory(planned, packs, on_gpu=bool(on_gpu)) for packs in (search, again)]
+    listed = listed_trials(planned, place)
+    refit_s = wall_seconds(later, slots=refit_slots)
+    seconds = wall_seconds(found, slots=slots) + refit_s + planned.to_come * wall_seconds(of_round, slots=slots)
+    return {
+        "study": planned.study.name,
+        "trials": len(listed),
+        "done": sum(trial["done"] for trial in listed),
+        "list": listed,
+        "packs": as_rows(search, found, memories[0]),
+        "refit_packs": as_rows(again, later, memories[1]),
+        "slots": slots,
+        "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
+        "seconds": seconds + start_s,
+        "refit_seconds": refit_s,
+        "pack_seconds": sum(c.seconds for c in found + later) + planned.to_come * sum(c.seconds for c in of_round),
+        "bytes": disk_bytes(found + later, slots=slots) + round(planned.to_come * sum(cost.bytes for cost in of_round)),
+        "measured_on": torch.cuda.get_device_name() if here else "this machine's processor",
+    }
+
+
+def _sizes(planned: "Plan", packs: "Sequence[Pack]") -> "list[Sizes]":
+    """Of each pack; those of a refit are of the first trial of its condition."""
+    from modis_dist.sweep.estimate import Sizes
+
+    of_condition = {trial.condition: trial.id for trial in reversed(planned.manifest.trials)}
+    first = [pack.trials[0] for pack in packs]
+    names = [trial.id if trial.id in planned.shapes else of_condition[trial.condition] for trial in first]
+    return [Sizes(planned.shapes[name], planned.data[name]) for name in names]
+
+
+def _memory(planned: "Plan", packs: "Sequence[Pack]", *, on_gpu: bool) -> "list[Footprint]":
+    from modis_dist.sweep import memory
+
+    count = memory.on_gpu if on_gpu else memory.on_processor
+    shapes = [held.shape for held in _sizes(planned, packs)]
+    return [count(pack, planned.store, shape) for pack, shape in zip(packs, shapes, strict=True)]
+
+
+def listed_trials(planned: "Plan", place: Path) -> list[dict[str, Any]]:
+    """Every trial, and whether it is done."""
+    from modis_dist.sweep.manifest import unique
+    from modis_dist.sweep.plan import is_done
+
+    return [
         {
             "id": trial.id,
             "name": trial.name,
@@ -29,57 +96,22 @@ def foreseen(
             "params": trial.params,
             "fold": trial.fold,
             "seed": trial.run.seed,
-            "done": read_result(trial_folder(folder, trial)) is not None,
+            "done": is_done(place, trial),
         }
-        for trial in trials
+        for trial in unique(planned.manifest.trials)
     ]
-    shape_of = {trial.condition: planned.shapes[trial.id] for trial in reversed(planned.manifest.trials)}
-    search = unfinished(folder, planned.packs())
-    again = refits(planned)
-    cost = partial(costs, selection_of=planned.selection_of, threads=threads, elsewhere=elsewhere)
-    found = cost(search, shapes=[planned.shapes[pack.trials[0].id] for pack in search])
-    later = cost(again, shapes=[shape_of[pack.trials[0].condition] for pack in again])
-    first = first_round(planned)  # as large as those whose configurations are not known yet
-    of_round = cost(first, shapes=[planned.shapes[pack.trials[0].id] for pack in first])
-    seconds = wall_seconds(found, slots=slots) + wall_seconds(later, slots=slots)
-    seconds += planned.to_come * wall_seconds(of_round, slots=slots)
-    return {
-        "study": planned.study.name,
-        "trials": len(trials),
-        "done": sum(trial["done"] for trial in listed),
-        "list": listed,
-        "packs": as_rows(search, found),
-        "refit_packs": as_rows(again, later),
-        "slots": slots,
-        "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
-        "seconds": seconds + start_s,
-        "pack_seconds": sum(c.seconds for c in found + later) + planned.to_come * sum(c.seconds for c in of_round),
-        "bytes": disk_bytes(found + later, slots=slots) + round(planned.to_come * sum(cost.bytes for cost in of_round)),
-    }
 
 
 def print_plan(plain: dict[str, Any]) -> None:
     """The trials, the packs and what they cost, in tables and a line."""
-    from modis_dist.cli.display import duration
-    from modis_dist.report.tables import add, empty, finished, numbers, parameters
+    from modis_dist.cli.display import duration, size
     from modis_dist.report.terminal import show, stdout
-    from modis_dist.report.text import plain as readable
 
     console = stdout()
-    trials = empty("trial")
-    parameters(trials, "settings")
-    numbers(trials, "")
-    for trial in plain["list"][:TRIALS_SHOWN]:
-        add(trials, trial["id"], readable(trial["name"], limit=200), "done" if trial["done"] else "")
-    show([(f"{plain['study']}: {plain['trials']} trials", finished(trials))], console)
+    show([(f"{plain['study']}: {plain['trials']} trials", _trials(plain))], console)
     if plain["trials"] > TRIALS_SHOWN:
         console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
-    packs = empty("pack")
-    numbers(packs, "trials", "steps", "time", "disk MB")
-    for row in [*plain["packs"], *(row | {"pack": "refit"} for row in plain["refit_packs"])]:
-        cells = (row["trials"], row["steps"], duration(row["seconds"]), f"{row['bytes'] / 1e6:,.0f}")
-        add(packs, row["pack"], *map(str, cells))
-    show([("Packs that are left, then the refit", finished(packs))], console)
+    show([("Packs that are left, then the refit", _packs(plain))], console)
     unknown = (
         f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
         if plain["later_trials"]
@@ -87,7 +119,41 @@ def print_plan(plain: dict[str, Any]) -> None:
     )
     console.print(
         f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
-        f"{plain['slots']} at a time, and the refit: about {duration(plain['seconds'])} without early stopping or "
-        f"pruning, {plain['bytes'] / 1e6:,.0f} MB.{unknown} Nothing was started.",
+        f"{plain['slots']} at a time, and the refit: about {duration(plain['seconds'])} on {plain['measured_on']}, "
+        f"without early stopping or pruning, {size(plain['bytes'])} of disk.{unknown} Nothing was started.",
         soft_wrap=True,
+        markup=False,
     )
+
+
+def _trials(plain: dict[str, Any]) -> "Table":
+    from modis_dist.report.tables import add, empty, finished, numbers, parameters
+    from modis_dist.report.text import plain as readable
+
+    table, some_done = empty("trial"), plain["done"] > 0
+    parameters(table, "settings")
+    if some_done:
+        numbers(table, "")
+    for trial in plain["list"][:TRIALS_SHOWN]:
+        done = ["done" if trial["done"] else ""] if some_done else []
+        add(table, trial["id"], readable(trial["name"], limit=200), *done)
+    return finished(table)
+
+
+def _packs(plain: dict[str, Any]) -> "Table":
+    """Packs that are alike as far as it is shown share a line."""
+    from modis_dist.cli.display import duration, size
+    from modis_dist.report.tables import add, empty, finished, numbers
+
+    on_gpu = any(row["gpu_memory"] for row in plain["packs"])
+    table = empty("packs")
+    numbers(table, "trials", "steps", "time", "saving", "memory", *["GPU"] * on_gpu, "disk")
+    alike: dict[tuple[str, ...], int] = {}
+    for stage, rows in (("search", plain["packs"]), ("refit", plain["refit_packs"])):
+        for row in rows:
+            cells = [str(row["trials"]), f"{row['steps']:,}", duration(row["seconds"]), duration(row["saving_s"])]
+            cells += [size(row[key]) for key in ("memory", *["gpu_memory"] * on_gpu, "bytes")]
+            alike[stage, *cells] = alike.get((stage, *cells), 0) + 1
+    for (stage, *cells), count in alike.items():
+        add(table, f"{count}, the refit" if stage == "refit" else str(count), *cells)
+    return finished(table, "saving: of the time, that of its checkpoints; memory: counted from sizes, not measured")

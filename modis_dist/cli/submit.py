@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from modis_dist.launch.jobs.submission import Form, Sent, Submission
 
 LOOK_S = 15.0  # a queue's commands are a load that sites count
-HOUR_S = 3600
 
 Submitted = Annotated[
     Path,
@@ -65,7 +64,9 @@ def submit(
     check(wanted, site, form=shape)
     folder = out.absolute()
     if dry_run:
-        _foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
+        from modis_dist.cli.foreseen_jobs import foresee
+
+        foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
         return
     submission = _submitted(wanted, site, shape, folder, source=study)
     if not (wait and as_json):
@@ -75,20 +76,19 @@ def submit(
 
 
 def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
-    from modis_dist.launch.jobs.submission import refuse_if_submitted, submit
+    from modis_dist.cli.display import errors
+    from modis_dist.launch.jobs.room import refuse_if_too_large, room
+    from modis_dist.launch.jobs.submission import refuse_if_submitted, slots_of, submit
     from modis_dist.sweep.plan import plan
 
     refuse_if_submitted(folder)
-    planned = plan(wanted, out=folder, slots=_slots(wanted, site, form), source=str(source), elsewhere=True)
+    planned = plan(wanted, out=folder, slots=slots_of(wanted, site, form), source=str(source), elsewhere=True)
+    found = room(planned, site)
+    refuse_if_too_large(found, wanted)
+    for finding in found:
+        if finding.level == "warning":
+            errors().print(f"note: {finding.what}: {finding.found}; {finding.advice}", markup=False)
     return submit(planned, site, form=form, out=folder)
-
-
-def _slots(wanted: "Study", site: "Site", form: "Form") -> int:
-    from modis_dist.launch.jobs.submission import places
-
-    if site.executor == "local":
-        return 1
-    return site.at_once if form == "array" else places(wanted, site)
 
 
 def _tell(submission: "Submission", sent: "Sequence[Sent]", folder: Path, *, why: str, as_json: bool) -> None:
@@ -104,94 +104,6 @@ def _tell(submission: "Submission", sent: "Sequence[Sent]", folder: Path, *, why
     jobs = ", ".join(f"{job.kind} {job.number}" for job in sent)
     console.print(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}", markup=False, soft_wrap=True)
     console.print(f"next: modis-dist status {folder}", markup=False, soft_wrap=True)
-
-
-def _foresee(
-    wanted: "Study", site: "Site", form: "Form", why: str, folder: Path, *, source: Path, as_json: bool
-) -> None:
-    """Everything that would be submitted, and about what it costs."""
-    import tempfile
-    from dataclasses import asdict
-
-    from modis_dist.cli.doctor import print_finding
-    from modis_dist.cli.foreseen import foreseen, print_plan
-    from modis_dist.cli.tune import planning_place
-    from modis_dist.launch.doctor.slurm import limits as limits_of
-    from modis_dist.launch.jobs.script import requests
-    from modis_dist.launch.jobs.submission import scripts_of
-    from modis_dist.sweep.plan import plan
-
-    slots = _slots(wanted, site, form)
-    with tempfile.TemporaryDirectory() as nowhere:
-        place = planning_place(wanted, folder, Path(nowhere))
-        planned = plan(wanted, out=place, slots=slots, source=str(source), elsewhere=True)
-        threads = min(wanted.sweep.resources.cpus or site.cpus, site.cpus)
-        plain = foreseen(planned, place, slots=slots, threads=threads, start_s=0.0, elsewhere=True)
-    plain["form"], plain["why"] = form, why
-    plain["scripts"] = scripts_of(planned, site, form=form, out=folder)
-    plain |= _hours(plain, site, form)
-    asked = requests(site, nodes=site.nodes if form == "allocation" else 1)
-    many = len(plain["packs"]) + 1 if form == "array" else 1
-    limits = limits_of(site, requests=asked, jobs=many) if site.executor == "slurm" else []
-    if as_json:
-        print_json(plain | {"limits": [asdict(finding) for finding in limits]})
-        return
-    print_plan(plain)
-    _print_submission(plain, site)
-    for finding in limits:
-        print_finding(finding)
-
-
-def _hours(plain: dict[str, Any], site: "Site", form: "Form") -> dict[str, Any]:
-    """Hours of jobs, and of the cores and GPUs that will be charged for them; None where the probe had no GPU."""
-    import torch
-
-    job_hours = (plain["pack_seconds"] if form == "array" else plain["seconds"] * site.nodes) / HOUR_S
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    known = gpu is not None or not site.gpus
-    return {
-        "job_hours": job_hours,
-        "core_hours": job_hours * site.cpus if known else None,
-        "gpu_hours": job_hours * site.gpus if known else None,
-        "measured_on": gpu or "this machine's processor",
-    }
-
-
-def _print_submission(plain: dict[str, Any], site: "Site") -> None:
-    from math import ceil
-
-    from modis_dist.cli.display import duration
-    from modis_dist.report.terminal import stdout
-
-    console = stdout()
-
-    def say(line: str) -> None:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    say(f"form: {plain['form']}, {plain['why']}")
-    if plain["gpu_hours"] is None:
-        say(
-            f"cost: GPU-hours are not known, for this machine has no GPU; its processor would take "
-            f"{_rounded(plain['job_hours'])} hours of jobs. The same command on a node with a GPU measures them"
-        )
-    else:
-        gpus = f"{_rounded(plain['gpu_hours'])} GPU-hours, " if site.gpus else ""
-        say(f"cost: about {gpus}{_rounded(plain['core_hours'])} core-hours, measured on {plain['measured_on']}")
-    longest = max((row["seconds"] for row in [*plain["packs"], *plain["refit_packs"]]), default=0.0)
-    if plain["gpu_hours"] is not None and longest > site.seconds:
-        starts = ceil(longest / site.seconds)
-        enough = "" if starts <= site.requeues + 1 else f"; only {site.requeues} are allowed: raise time or requeues"
-        say(
-            f"      the longest pack takes {duration(longest)}, the limit is {site.time}: it saves, is queued again "
-            f"and goes on, some {starts - 1} times{enough}"
-        )
-    for name, text in plain["scripts"].items():
-        say(f"--- {name}")
-        say(text.rstrip())
-
-
-def _rounded(number: float) -> str:
-    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"
 
 
 def cancel(directory: Submitted) -> None:

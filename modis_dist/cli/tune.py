@@ -61,8 +61,16 @@ def tune(
             with tempfile.TemporaryDirectory() as nowhere:
                 place = planning_place(wanted, folder, Path(nowhere))
                 planned = _plan(wanted, place, executor, study)
-                start_s = START_UP_S[wanted.sweep.executor]
-                plain = foreseen(planned, place, slots=executor.slots, threads=executor.threads, start_s=start_s)
+                start_s, slots = START_UP_S[wanted.sweep.executor], executor.slots
+                plain = foreseen(
+                    planned,
+                    place,
+                    folder=folder,
+                    slots=slots,
+                    refit_slots=slots,
+                    threads=executor.threads,
+                    start_s=start_s,
+                )
                 print_json(plain) if as_json else print_plan(plain)
             return
         summary = run(wanted, folder, executor, study)

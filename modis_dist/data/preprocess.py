@@ -116,6 +116,30 @@ def fit(steps: Sequence[PreprocessStep], x: Features, *, features: Sequence[str]
     return pipeline
 
 
+def foreseen(
+    steps: Sequence[PreprocessStep], x: Features, *, features: Sequence[str], modality: str
+) -> tuple[Pipeline, int, float]:
+    """What ``fit`` would come to, up to the first pca, which takes minutes to hours where there are many features.
+
+    Returns the pipeline up to there, the features after all steps, and about how many multiplications are left out.
+    Raises what ``fit`` raises, but for what steps after a pca refuse of its values.
+    """
+    first = next((number for number, step in enumerate(steps) if isinstance(step, Pca)), len(steps))
+    pipeline = fit(steps[:first], x, features=features, modality=modality)
+    width, left = len(pipeline.features_out), 0.0
+    for step in steps[first:]:
+        if isinstance(step, Pca):
+            _refuse_components(step, modality, rows=len(x), features=width)
+            left += float(len(x)) * width * min(len(x), width)
+            width = step.components
+        elif isinstance(step, Variance):
+            _refuse_features(step, modality, features=width)
+            width = step.features
+    if first < len(steps):
+        _refuse_missing(pipeline, x)
+    return pipeline, width, left
+
+
 # --- one step -------------------------------------------------------------------------------------------------
 
 
@@ -242,10 +266,7 @@ def _medians(before: Pipeline, x: Features) -> Block:
 
 
 def _most_variable(step: Variance, before: Pipeline, x: Features) -> Fitted:
-    features = len(before.features_out)
-    if step.features > features:
-        where = f"modality {shown(before.modality)}: variance cannot keep {step.features} of {features} features"
-        raise DataError(f"{where}; lower `features` of the variance step")
+    _refuse_features(step, before.modality, features=len(before.features_out))
     seen = _moments(before, x)
     kept = np.sort(np.argsort(-seen.variance, kind="stable")[: step.features]).astype(np.int64)
     return Fitted("variance", {"kept": kept, "mean": seen.mean})
@@ -254,9 +275,7 @@ def _most_variable(step: Variance, before: Pipeline, x: Features) -> Fitted:
 def _principal_components(step: Pca, before: Pipeline, x: Features) -> Fitted:
     """Signs are settled by scikit-learn: the largest loading of every component is positive."""
     rows, features = len(x), len(before.features_out)
-    if step.components > min(rows, features):
-        where = f"modality {shown(before.modality)}: pca of {rows} training rows x {features} features"
-        raise DataError(f"{where} gives {min(rows, features)} components at most, not {step.components}; lower it")
+    _refuse_components(step, before.modality, rows=rows, features=features)
     _refuse_missing(before, x)
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
     model = (_incremental_pca if incremental else _pca_at_once)(step, before, x)
@@ -304,6 +323,18 @@ def _blocks(pipeline: Pipeline, x: Features, *, at_least: int = 1) -> Iterator[t
 
 
 # --- refusals -------------------------------------------------------------------------------------------------
+
+
+def _refuse_features(step: Variance, modality: str, *, features: int) -> None:
+    if step.features > features:
+        where = f"modality {shown(modality)}: variance cannot keep {step.features} of {features} features"
+        raise DataError(f"{where}; lower `features` of the variance step")
+
+
+def _refuse_components(step: Pca, modality: str, *, rows: int, features: int) -> None:
+    if step.components > min(rows, features):
+        where = f"modality {shown(modality)}: pca of {rows} training rows x {features} features"
+        raise DataError(f"{where} gives {min(rows, features)} components at most, not {step.components}; lower it")
 
 
 def _refuse_infinite(pipeline: Pipeline, x: Features) -> None:

@@ -2,10 +2,16 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
+import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
@@ -14,17 +20,20 @@ from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Batch, Rules, Weights
 from modis_dist.sweep.execute import Pack, chosen_device
 from modis_dist.sweep.manifest import Trial, refit, unique
-from modis_dist.sweep.memory import model_bytes
+from modis_dist.sweep.memory import BYTES_PER_NUMBER, COPIES_OF_LAST, Footprint, model_bytes
 from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.sweep.plan import Plan
+from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.loop import LOWER_PRECISION
-from modis_dist.train.prepare import SelectionOf, row_counts
+from modis_dist.train.prepare import Foreseen, SelectionOf, data_key, row_counts
 from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5  # at most, after one that warms up
 PROBE_S = 2.0  # no further step begins after so long
 PROBE_BYTES = 500_000_000  # of parameters: of a larger stack a part is probed, whose time grows with its replicates
-COPIES_OF_LAST = 4  # parameters, two moments, best; removed when the pack is done
+SAVED_BYTES = 64_000_000  # of a larger checkpoint a part is written, whose time grows with its size
+SVD = (300, 1200)  # rows and features that are decomposed to time principal components
+FEW_THREADS = 2  # for that: a login node is shared
 RANKS_START_S = 10.0  # of the ranks of a pack, by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
 
@@ -38,22 +47,40 @@ class Cost:
     seconds: float
     bytes: int  # that stay: the best model of each trial
     passing: int = 0  # bytes while it is trained: its last checkpoint
+    save_s: float = 0  # to write the last checkpoint once
+    saving_s: float = 0  # of the seconds, those of all checkpoints
+    preparing_s: float = 0  # of the seconds, those before its first step
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of the networks of a pack, and of preparing its data."""
+
+    shape: Shape
+    data: Foreseen
 
 
 def costs(
-    packs: Sequence[Pack], selection_of: SelectionOf, shapes: Sequence[Shape], *, threads: int, elsewhere: bool = False
+    packs: Sequence[Pack],
+    sizes: Sequence[Sizes],
+    selection_of: SelectionOf,
+    *,
+    threads: int,
+    folder: Path,
+    elsewhere: bool = False,
 ) -> list[Cost]:
-    """Seconds and disk of every pack; packs of one shape and size are probed once.
+    """Seconds and disk of every pack, whose checkpoints go to a folder; packs of one shape and size are probed once.
 
     Those that are trained ``elsewhere`` are probed on what this machine has.
     """
     known: dict[str, tuple[float, float]] = {}
+    per_multiplication = seconds_per_multiplication() if any(one.data.left_out for one in sizes) else 0.0
     found = []
     before = torch.get_num_threads()
     try:
-        for pack, shape in zip(packs, shapes, strict=True):
+        for pack, held in zip(packs, sizes, strict=True):
             runs = [_as_here(trial.run) if elsewhere else trial.run for trial in pack.trials]
-            run = runs[0]
+            run, shape = runs[0], held.shape
             torch.set_num_threads(run.trainer.threads or threads)
             part = runs[: max(1, PROBE_BYTES // model_bytes(shape, replicates=1))]
             key, times = probe_key(part, shape), len(runs) / len(part)
@@ -61,13 +88,55 @@ def costs(
                 known[key] = seconds_per_step(part, shape), seconds_per_row(part, shape)
             of_step, of_row = (times * seconds for seconds in known[key])
             steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
-            rows = validated_rows(run, selection_of)
-            kept = model_bytes(shape, replicates=len(runs))
-            seconds = steps * of_step + rows * of_row + (RANKS_START_S if run.trainer.workers > 1 else 0)
-            found.append(Cost(len(runs), steps, seconds, kept, kept * COPIES_OF_LAST))
+            training = steps * of_step + validated_rows(run, selection_of) * of_row
+            training += RANKS_START_S if run.trainer.workers > 1 else 0
+            preparing = _kinds_of_data(pack) * held.data.takes(per_multiplication)
+            found.append(_with_checkpoints(run, training, preparing, steps, shape, folder, trials=len(runs)))
     finally:
         torch.set_num_threads(before)
     return found
+
+
+def _with_checkpoints(
+    run: Run, training: float, preparing: float, steps: int, shape: Shape, folder: Path, *, trials: int
+) -> Cost:
+    kept = model_bytes(shape, replicates=trials)
+    last = kept * COPIES_OF_LAST
+    save = seconds_per_save(min(last, SAVED_BYTES), folder) * max(1.0, last / SAVED_BYTES)
+    saving = -(-run.optim.epochs // run.trainer.checkpoint_every) * save
+    return Cost(trials, steps, training + saving + preparing, kept, last, save, saving, preparing)
+
+
+def _kinds_of_data(pack: Pack) -> int:
+    """How often data are prepared for a pack: for each fold and scenario in it."""
+    return len({data_key(trial.run, "") for trial in pack.trials})
+
+
+@cache
+def seconds_per_save(size: int, folder: Path) -> float:
+    """Seconds in which a checkpoint of so many bytes is written, hashed and read back in a folder, or above it.
+
+    Where neither lets us, in the folder for temporary files.
+    """
+    content = {"model": {"x": torch.rand(max(1, size // BYTES_PER_NUMBER))}}
+    for place in (folder, folder.parent, Path(gettempdir())):
+        with suppress(OSError), TemporaryDirectory(prefix=".probe-", dir=place) as inside:
+            begin = time.perf_counter()
+            save(Path(inside) / "last", Checkpoint(0, content, {}))
+            return time.perf_counter() - begin
+    return 0.0
+
+
+def seconds_per_multiplication() -> float:
+    """Seconds that principal components take for each of rows x features x the smaller of both."""
+    rows, features = SVD
+    x = np.random.default_rng(0).normal(size=SVD)
+
+    def decompose() -> None:
+        np.linalg.svd(x, full_matrices=False)
+
+    with threadpool_limits(FEW_THREADS, user_api="blas"):
+        return shortest(decompose) / (rows * features * min(SVD))
 
 
 def _as_here(run: Run) -> Run:
@@ -209,9 +278,9 @@ def disk_bytes(found: Sequence[Cost], *, slots: int) -> int:
     return sum(cost.bytes for cost in found) + sum(sorted((cost.passing for cost in found), reverse=True)[:slots])
 
 
-def as_rows(packs: Sequence[Pack], found: Sequence[Cost]) -> list[dict[str, Any]]:
+def as_rows(packs: Sequence[Pack], found: Sequence[Cost], memories: Sequence[Footprint]) -> list[dict[str, Any]]:
     """Plain values for a table or JSON."""
     return [
-        {"pack": pack.id, "trials": cost.trials, "steps": cost.steps, "seconds": cost.seconds, "bytes": cost.bytes}
-        for pack, cost in zip(packs, found, strict=True)
+        {"pack": pack.id, "memory": memory.host, "gpu_memory": memory.gpu} | asdict(cost)
+        for pack, cost, memory in zip(packs, found, memories, strict=True)
     ]

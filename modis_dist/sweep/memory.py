@@ -34,6 +34,7 @@ SHARE = 0.8  # of the memory there is; the rest is the driver's, Ray's and the s
 DOUBT = 3  # a rough count that fits so many times is not measured
 PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes that CUDA takes in every process
+COPIES_OF_LAST = 4  # of parameters in a checkpoint: they, two moments, best
 COPIES_OF_MODEL = 7  # parameters, gradients, two moments, the best so far, what is written, its buffer
 BYTES_PER_NUMBER = 4
 CGROUPS = Path("/sys/fs/cgroup")
@@ -166,11 +167,27 @@ def _peak_of_this_process() -> int:
 
 def rough(pack: Pack, store: Store) -> int:
     """Bytes of memory that a pack takes, counted from its sizes; preprocessing is taken to drop no feature."""
+    return on_processor(pack, store, _shape(pack, store)).host
+
+
+def on_processor(pack: Pack, store: Store, shape: Shape) -> Footprint:
+    """What a pack of networks of a shape takes where it is trained without a GPU, counted from its sizes."""
+    model = model_bytes(shape, replicates=len(pack.trials))
+    return Footprint(PROCESS + sum(_data(pack, store, shape)) + COPIES_OF_MODEL * model)
+
+
+def on_gpu(pack: Pack, store: Store, shape: Shape) -> Footprint:
+    """The same where it is trained on a GPU; of the memory it needs what is read, and a checkpoint being written."""
+    model, (read, ready, on_device) = model_bytes(shape, replicates=len(pack.trials)), _data(pack, store, shape)
+    return Footprint(PROCESS + read + ready + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
+
+
+def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:
+    """Bytes of the data as read, prepared for every fold and scenario, and on the device."""
     rows = {modality: store.rows(modality) for modality in _modalities(pack, store)}
-    data = sum(count * len(store.features(modality)) for modality, count in rows.items())
-    copies = 2 + len({data_key(trial.run, "") for trial in pack.trials})  # as read, on the device, prepared
-    model = model_bytes(_shape(pack, store), replicates=len(pack.trials))
-    return PROCESS + copies * data * BYTES_PER_NUMBER + COPIES_OF_MODEL * model
+    read = BYTES_PER_NUMBER * sum(count * len(store.features(modality)) for modality, count in rows.items())
+    ready = BYTES_PER_NUMBER * sum(count * shape.features[modality] for modality, count in rows.items())
+    return read, ready * len({data_key(trial.run, "") for trial in pack.trials}), ready
 
 
 def _modalities(pack: Pack, store: Store) -> Sequence[str]:

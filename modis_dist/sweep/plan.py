@@ -10,7 +10,6 @@ from modis_dist.config.parse import to_tree
 from modis_dist.config.study import Study
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
-from modis_dist.errors import DataError
 from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder
@@ -18,7 +17,7 @@ from modis_dist.sweep.manifest import Manifest, Trial, unique
 from modis_dist.sweep.packs import layout
 from modis_dist.sweep.search import Search
 from modis_dist.train.outcome import read_result
-from modis_dist.train.prepare import SelectionOf, prepare, selections, shape
+from modis_dist.train.prepare import Foreseen, SelectionOf, foreseen, selections, shape
 
 
 @dataclass(frozen=True)
@@ -30,6 +29,7 @@ class Plan:
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
+    data: Mapping[str, Foreseen]  # what preparing it comes to, by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
     to_come: float  # rounds whose configurations depend on results
 
@@ -54,7 +54,8 @@ def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = 
     selection_of = selections(store)
     search = Search(study, store.fingerprint, out=out, source=source)
     trials = search.trials
-    shapes = _shapes(trials, store)
+    data = _kinds(trials, store)
+    shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
     packs = layout(
@@ -67,7 +68,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = 
     )
     listed = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, outdated, search.to_come)
+    return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come)
 
 
 def is_done(out: Path, trial: Trial) -> bool:
@@ -78,23 +79,19 @@ def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
-def _shapes(trials: Sequence[Trial], store: Store) -> dict[str, Shape]:
-    """Sizes of the networks of every trial, by id.
+def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, Foreseen]:
+    """What preparing the data of every trial comes to, by id.
 
-    The first trial of every kind of data is prepared for it, so that what the data refuse is said before anything
-    starts.
+    It is tried for the first trial of every kind of data, so that what the data refuse is said before anything starts;
+    principal components are left to the trainings.
     """
-    sizes: dict[str, tuple[dict[str, int], int]] = {}
+    known: dict[str, Foreseen] = {}
     found = {}
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
         key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
-        if key not in sizes:
-            prepared = prepare(trial.run, cohort_of(store.path, trial.run))
-            if prepared.validation is None:
-                raise DataError(f"{store.path}: the split leaves no validation rows; see data.split")
-            features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
-            sizes[key] = (features, len(prepared.classes))
-        found[trial.id] = shape(trial.run, *sizes[key])
+        if key not in known:
+            known[key] = foreseen(trial.run, cohort_of(store.path, trial.run))
+        found[trial.id] = known[key]
     return found

@@ -5,6 +5,7 @@ Everything fitted here is fitted on training rows only. Test rows are touched on
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from time import perf_counter
 
 import numpy as np
 from numpy.typing import NDArray
@@ -162,16 +163,48 @@ def data_key(run: Run, fingerprint: str) -> str:
     return digest([fingerprint, data, tree["preprocess"], tree["scenario"], run.seed if redrawn else None])
 
 
+@dataclass(frozen=True)
+class Foreseen:
+    """What preparing a run will come to."""
+
+    features: Mapping[str, int]  # of each modality, for the networks
+    classes: int
+    seconds: float  # that all but the principal components took here, about
+    left_out: float  # multiplications of the principal components, about
+
+    def takes(self, per_multiplication: float) -> float:
+        """Seconds, where a multiplication of the principal components takes so long."""
+        return self.seconds + self.left_out * per_multiplication
+
+
+def foreseen(run: Run, cohort: Cohort) -> Foreseen:
+    """``prepare`` without its principal components. Raises what ``prepare`` does, and ``DataError`` where no validation
+    rows are left."""
+    began = perf_counter()
+    selection = cohort.selection
+    parts, chosen = _rows(run, selection)
+    if not any(len(part.validation) for part in parts.values()):
+        raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
+    widths, left_out = {}, 0.0
+    for modality in selection.modalities:
+        x, names = cohort.x[modality], cohort.features[modality]
+        raw = x[chosen[modality].rows]
+        steps = run.preprocess.steps(modality)
+        pipeline, widths[modality], left = preprocess.foreseen(steps, raw, features=names, modality=modality)
+        for rows in (chosen[modality].rows, parts[modality].validation):
+            pipeline.apply(x[rows])
+        left_out += left
+    return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
+
+
 def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     """Split, scenario and preprocessing of a run; ``test`` also prepares the test rows.
 
     Raises ``ConfigError`` or ``DataError`` where the run does not fit the data.
     """
     selection = cohort.selection
-    _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
-    parts, chosen = training_rows(run, selection)
+    parts, chosen = _rows(run, selection)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
-    _enough(chosen, run)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:
@@ -249,6 +282,14 @@ def _held_out(
     x = {m: pipelines[m].apply(cohort.x[m][rows[m]]) for m in index}
     label = {m: index[m].label[rows[m]] for m in index}
     return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
+
+
+def _rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
+    """``training_rows`` that are enough. Raises ``ConfigError`` or ``DataError`` where they are not."""
+    _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
+    parts, chosen = training_rows(run, selection)
+    _enough(chosen, run)
+    return parts, chosen
 
 
 def _enough(chosen: Mapping[str, TrainingRows], run: Run) -> None:

@@ -285,7 +285,7 @@ def nodes(partition: str, offers: list[NodeOffer] | str, site: Site) -> Finding:
     fitting = sum(
         node.cores >= site.cpus
         and node.num_gpus(site.gpu_kind) >= site.gpus
-        and node.megabytes >= _megabytes(site.memory)
+        and node.megabytes >= megabytes(site.memory)
         for node in offers
     )
     cores, gpus = max((one.cores for one in offers), default=0), max((one.num_gpus(None) for one in offers), default=0)
@@ -304,7 +304,8 @@ def _asked(site: Site) -> str:
     return " and ".join(parts)
 
 
-def _megabytes(memory: str | None) -> int:
+def megabytes(memory: str | None) -> int:
+    """Of memory as a profile writes it; 0 where it asks for none."""
     return int(memory[:-1]) * MEGABYTES[memory[-1]] if memory else 0
 
 

@@ -23,6 +23,7 @@ from modis_dist.launch.jobs.local_queue import LocalQueue
 from modis_dist.launch.jobs.notes import BEGUN
 from modis_dist.launch.jobs.queue import NotSeen, Queue, SlurmQueue
 from modis_dist.launch.jobs.script import LOGS, STATUS, Kind, script
+from modis_dist.launch.mlflow.store import checked
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, unfinished
 from modis_dist.sweep.lock import locked
@@ -162,6 +163,13 @@ def places(study: Study, site: Site) -> int:
     return max(1, machine.places(threads=wanted.cpus or 1, gpus=gpus) // study.trainer.workers)
 
 
+def slots_of(study: Study, site: Site, form: Form) -> int:
+    """Packs that the jobs of a submission train at once."""
+    if site.executor == "local":
+        return 1
+    return site.at_once if form == "array" else places(study, site)
+
+
 def offered(study: Study, site: Site, *, nodes: int) -> Cluster:
     """What a profile gives to a study."""
     machine = Cluster("the profile", (Node(site.cpus, site.gpus),) * nodes)
@@ -169,7 +177,7 @@ def offered(study: Study, site: Site, *, nodes: int) -> Cluster:
 
 
 def check(study: Study, site: Site, *, form: Form) -> None:
-    """Raise ``ConfigError`` where a study asks for what the jobs of a profile do not get."""
+    """Raise ``ConfigError`` where a study asks for what the jobs of a profile do not get, or for no usable MLflow."""
     machine, trainer = offered(study, site, nodes=site.nodes if form == "allocation" else 1), study.trainer
     resources, workers = study.sweep.resources, trainer.workers
     if workers == 1:
@@ -184,6 +192,8 @@ def check(study: Study, site: Site, *, form: Form) -> None:
         problems.append(f"trainer.precision: fp16 needs a GPU, {machine.has('gpus')}; set gpus there, or say bf16")
     if problems:
         raise ConfigError(problems, source=study.name)
+    if study.sweep.mlflow.uri is not None:
+        checked(study.sweep.mlflow.uri)
 
 
 def _trials(study: Study) -> int:
@@ -348,7 +358,8 @@ def resume(out: Path, site: Site | None = None) -> Submission:
         if site is not None:
             if site.executor != before.executor:
                 raise UserError(f"--cluster: its executor is {site.executor}; jobs were sent to {before.executor}")
-            check(study_of(out), site, form=submission.form)
+        check(study_of(out), site or before, form=submission.form)
+        if site is not None:
             write_text(folder_of(out) / "cluster.yaml", dump(site))
         site = site or before
         submission = replace(submission, version=__version__, code=code())

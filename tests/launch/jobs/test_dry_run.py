@@ -11,6 +11,8 @@ from modis_dist.data.writer import StoreWriter
 from modis_dist.launch.doctor import slurm
 from modis_dist.launch.jobs import queue
 from modis_dist.sweep import estimate
+from modis_dist.train import prepare
+from modis_dist.version import __version__
 from tests.launch.jobs.fake_slurm import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -49,10 +51,16 @@ def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_a
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr(estimate, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
     monkeypatch.setattr(estimate, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
+    monkeypatch.setattr(estimate, "seconds_per_save", lambda size, _: size / 5e8)
+    monkeypatch.setattr(prepare, "perf_counter", lambda: 0.0)
     site = tmp_path / "site.yaml"
     site.write_text((ROOT / "cluster" / f"{profile}.yaml").read_text().replace("CHANGE_ME", "mine"))
     words = ["submit", str(ROOT / "tune_spaces" / "tcga10.yaml"), "--cluster", str(site), "--out", "/scratch/me/tcga10"]
     few_rows = "preprocess.modalities={methylation: [standardise], mrna: [standardise], mirna: [standardise]}"
     assert command([*words, "--set", f"data.store={tcga}", "--set", few_rows, "--dry-run"]) == 0
-    said = capsys.readouterr().out.replace(sys.executable, "python3")
+    said = (
+        capsys.readouterr()
+        .out.replace(sys.executable, "python3")
+        .replace(f"modis-dist {__version__}", "modis-dist VERSION")
+    )
     assert said.splitlines() == (GOLDEN / f"tcga10_{profile}.txt").read_text().splitlines()
