@@ -168,16 +168,23 @@ def fetch(
     to: Annotated[
         Path, typer.Option("--to", metavar="DIR", help="Folder for the copy, on a local disk.", file_okay=False)
     ],
+    models: Annotated[
+        Literal["chosen", "all"],
+        typer.Option("--models", help="The chosen model, or the best one of every trial too, which may be large."),
+    ] = "chosen",
 ) -> None:
     """Copy the results of a submission, checkpoints left out, and fill MLflow there.
 
     Example: `modis-dist fetch /scratch/me/mine --to runs/mine`, then `modis-dist ui runs/mine`. May be repeated.
     """
-    from modis_dist.cli.display import errors, modality_bars
+    from modis_dist.cli.display import errors, modality_bars, size
     from modis_dist.launch.jobs.fetching import fetch as bring
 
+    def announced(files: int, held: int) -> None:
+        errors().print(f"copying {files} files, {size(held)}, to {to}", markup=False)
+
     with modality_bars() as told:
-        brought = bring(directory.absolute(), to.absolute(), told=told)
+        brought = bring(directory.absolute(), to.absolute(), models=models, announced=announced, told=told)
     for problem in brought.problems:
         errors().print(f"note: MLflow: {problem}", markup=False)
     typer.echo(f"{brought.files} files are in {to}; `modis-dist ui {to}` shows the curves")

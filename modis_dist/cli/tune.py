@@ -90,6 +90,7 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
 def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
     """A study from its first trial to its summary, with bars and MLflow."""
     from modis_dist.cli.display import errors, sweep_bars
+    from modis_dist.launch.mlflow.store import note_delivery
     from modis_dist.sweep.driver import run_study
 
     planned = _plan(study, folder, executor, source)
@@ -101,14 +102,17 @@ def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dic
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     mirror = _mirror(study, folder)
+    note_delivery(folder, None)
     try:
         with sweep_bars() as bars:
-            return run_study(planned, out=folder, executor=executor, mirror=mirror, display=bars)
+            summary = run_study(planned, out=folder, executor=executor, mirror=mirror, display=bars)
     finally:
         with errors().status(f"MLflow gets at most {MLFLOW_PATIENCE_S:.0f} s for what is left"):
             problems = mirror.close(MLFLOW_PATIENCE_S)
         for problem in problems:
             errors().print(f"note: MLflow: {problem}", markup=False)
+    note_delivery(folder, None if problems else study.sweep.mlflow.uri)
+    return summary
 
 
 @contextmanager

@@ -244,6 +244,27 @@ def test_a_delivered_trial_is_not_sent_again_and_a_failed_one_goes_on(
     assert {row[1] for row in curves(second, "failed")} == {0, 1}
 
 
+@pytest.mark.parametrize(("method", "late"), [("create_run", True), ("log_batch", False)])
+def test_a_run_whose_making_failed_half_way_is_made_once_and_gets_its_parameters(
+    method: str, late: bool, folder: Path, study: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mirror = opened(folder, study)
+    mirror.trial("t1", name="t1", params={"lr": 0.5}, tags={})
+    genuine = getattr(mirror._runs.client, method)
+
+    def broken(*given: Any, **named: Any) -> None:
+        if late:
+            genuine(*given, **named)
+        raise ConnectionError("no answer")
+
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        patch.setattr(mirror._runs.client, method, broken)
+        mirror.feed(records(tmp_path, 0))
+    mirror.feed(records(tmp_path, 0))
+    (run,) = mirror._runs.search(f"tags.`modis.study_id` = '{study}' and tags.`modis.trial_id` = 't1'")
+    assert run.data.params == {"lr": "0.5"} and curves(mirror, "t1") == expected(records(tmp_path, 0))
+
+
 def test_a_run_deleted_by_someone_is_replaced_by_one_that_names_it_and_is_whole_after_a_restart(
     folder: Path, study: str, tmp_path: Path
 ) -> None:

@@ -6,13 +6,14 @@ import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from modis_dist.config.parse import digest, load_run
 from modis_dist.errors import UserError, shown
 from modis_dist.launch.jobs.submission import load, study_of
 from modis_dist.launch.mlflow import apart as mlflow_apart
 from modis_dist.launch.mlflow.mirror import BackgroundMirror
-from modis_dist.launch.mlflow.store import NETWORK, default_uri, file_system
+from modis_dist.launch.mlflow.store import NETWORK, default_uri, file_system, sqlite_path, was_delivered
 from modis_dist.sweep import manifest, telling
 from modis_dist.sweep.execute import Pack
 from modis_dist.sweep.lock import LOCK, locked
@@ -22,6 +23,8 @@ from modis_dist.sweep.ports import Mirror
 
 # Checkpoints, simulated data, what is of that machine, and the list of jobs: the copy is a study without a cluster.
 LEFT_THERE = ("last", "scripts", "submission.json", "ray-*", "store-*", "mlflow*", ".*", LOCK)
+BEST = "best"  # of each trial its best model; that of the chosen one is in ``model`` too
+Models = Literal["chosen", "all"]
 MLFLOW_S = 3600.0  # for MLflow to take everything
 
 
@@ -33,11 +36,19 @@ class Fetched:
     problems: tuple[str, ...]  # with MLflow
 
 
-def fetch(out: Path, home: Path, *, told: Callable[[str, int, int], None]) -> Fetched:
+def fetch(
+    out: Path,
+    home: Path,
+    *,
+    models: Models,
+    announced: Callable[[int, int], None],
+    told: Callable[[str, int, int], None],
+) -> Fetched:
     """Copy what is new of a submission's results to ``home`` and fill the MLflow store there.
 
-    May be repeated while the study runs. ``told`` is called with a stage, what is done of it and what there is. Raises
-    ``UserError`` where ``home`` cannot hold it, ``DataError`` where nothing was submitted from ``out``.
+    May be repeated while the study runs. ``announced`` is called with the files and bytes that are to be copied, before
+    they are; ``told`` with a stage, what is done of it and what there is. Raises ``UserError`` where ``home`` cannot
+    hold it, ``DataError`` where nothing was submitted from ``out``.
     """
     load(out)
     if home.resolve().is_relative_to(out.resolve()):
@@ -46,24 +57,41 @@ def fetch(out: Path, home: Path, *, told: Callable[[str, int, int], None]) -> Fe
         raise UserError(f"--to: {shown(str(home))} holds another study; take another folder")
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(home, patience_s=0):
-        wanted = [path for path in _files(out) if not _same(path, home / path.relative_to(out))]
+        wanted = [path for path in _files(out, models) if not _same(path, home / path.relative_to(out))]
+        announced(len(wanted), sum(map(_size, wanted)))
         for number, path in enumerate(wanted, start=1):
             _copy(path, home / path.relative_to(out))
             told("files", number, len(wanted))
-        kind = file_system(home)
-        if kind in NETWORK and study_of(out).sweep.mlflow.uri is None:
-            why = (
-                f"{shown(str(home))} is on a network file system ({kind}), where its SQLite would be damaged: it was "
-                "left out; fetch to a local disk, e.g. of your own computer, to see the curves"
-            )
-            return Fetched(len(wanted), (why,))
-        return Fetched(len(wanted), tuple(_fill(home, out, told)))
+        return Fetched(len(wanted), tuple(_curves(home, out, told)))
 
 
-def _files(out: Path) -> Iterator[Path]:
+def _curves(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
+    """Fill MLflow at home, unless a server has all of it from the jobs, or the disk does not do; what went wrong."""
+    uri = study_of(out).sweep.mlflow.uri
+    if uri is not None and sqlite_path(uri) is None and was_delivered(out, uri):
+        return []
+    kind = file_system(home)
+    if kind in NETWORK:
+        why = (
+            f"{shown(str(home))} is on a network file system ({kind}), where its SQLite would be damaged: it was "
+            "left out; fetch to a local disk, e.g. of your own computer, to see the curves"
+        )
+        return [why]
+    return _fill(home, out, told)
+
+
+def _files(out: Path, models: Models) -> Iterator[Path]:
     for place, folders, names in os.walk(out):
-        folders[:] = sorted(name for name in folders if not _stays(name))
+        trial = Path(place).parent.name == "trials"
+        folders[:] = sorted(n for n in folders if not _stays(n) and not (trial and n == BEST and models == "chosen"))
         yield from (Path(place) / name for name in sorted(names) if not _stays(name))
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # its successor comes next time
+        return 0
 
 
 def _stays(name: str) -> bool:
@@ -102,8 +130,6 @@ def _study_in(folder: Path) -> str:
 def _fill(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
     """Tell MLflow at home all that the copied files hold; returns what went wrong."""
     study, listed = study_of(home), manifest.load(home / "manifest.json")
-    if study.sweep.mlflow.uri is not None:
-        return []  # the jobs wrote there
     experiment = study.sweep.mlflow.experiment or study.name
     made = mlflow_apart.MirrorApart(
         uri=default_uri(home), experiment=experiment, study=digest([study.name, str(out)])[:16], folder=home

@@ -355,9 +355,8 @@ def resume(out: Path, site: Site | None = None) -> Submission:
         queue = queue_of(before)
         submission = adopt(out, submission, queue)
         refuse_if_live(out, submission, queue)
-        if site is not None:
-            if site.executor != before.executor:
-                raise UserError(f"--cluster: its executor is {site.executor}; jobs were sent to {before.executor}")
+        if site is not None and site.executor != before.executor:
+            raise UserError(f"--cluster: its executor is {site.executor}; jobs were sent to {before.executor}")
         check(study_of(out), site or before, form=submission.form)
         if site is not None:
             write_text(folder_of(out) / "cluster.yaml", dump(site))

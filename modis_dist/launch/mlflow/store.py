@@ -4,6 +4,7 @@ Knows files, locks and addresses; must not know runs, trials or metrics.
 """
 
 import fcntl
+import json
 import os
 import re
 import secrets
@@ -15,9 +16,11 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modis_dist.errors import ConfigError, shown
+from modis_dist.files import write_json
 
 KEY = "sweep.mlflow.uri"
 DATABASE = "mlflow.db"
+DELIVERY = "mlflow-delivery.json"
 MAGIC = b"SQLite format 3\0"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
 
@@ -64,6 +67,20 @@ def checked(uri: str) -> str:
     elif kind not in SERVERS:
         _refuse(f"unknown kind of address {shown(without_password(uri))}; known: sqlite, {', '.join(SERVERS)}")
     return uri
+
+
+def note_delivery(folder: Path, uri: str | None) -> None:
+    """Write down in a study's folder that MLflow has all of it, at an address; None: that it has not."""
+    if uri is None:
+        (folder / DELIVERY).unlink(missing_ok=True)
+    else:
+        write_json(folder / DELIVERY, {"uri": without_password(uri)})
+
+
+def was_delivered(folder: Path, uri: str) -> bool:
+    """Whether MLflow has all of a study at an address."""
+    path = folder / DELIVERY
+    return path.exists() and bool(json.loads(path.read_text())["uri"] == without_password(uri))
 
 
 def sqlite_path(uri: str) -> Path | None:

@@ -38,6 +38,8 @@ class _Trial:
     params: Mapping[str, Any] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     run_id: str = ""  # empty until something is to be written
+    asked: bool = False  # a run was asked for, which MLflow may have made without our hearing of it
+    described: bool = False  # the run has its parameters
     open: bool = False
     delivered: bool = False
     steps: set[int] = field(default_factory=set)  # epochs that MLflow has
@@ -158,6 +160,7 @@ class Mirror:
             steps = self._runs.steps(run, but=FINAL)
             state.steps = steps - {max(steps, default=0)}  # of the last a killed driver may have sent a part
             self._runs.send_params(state.run_id, state.params, known=run.data.params)
+            state.described = True
             self._runs.set_tags(state.run_id, {PARENT: self._parent})
         return state
 
@@ -168,13 +171,26 @@ class Mirror:
             self._create(trial, {})
         elif not state.open:
             self._runs.reopen(state.run_id)
+        self._describe(state)
         state.open = True
 
     def _create(self, trial: str, tags: Mapping[str, str]) -> None:
+        """A run for a trial, or that which an earlier try has made although it failed."""
         state = self._trials[trial]
         fixed = {STUDY: self._study, PARENT: self._parent, TRIAL: trial}
-        state.run_id = self._runs.create(state.name, {**state.tags, **fixed, **tags})
-        self._runs.send_params(state.run_id, state.params, known={})
+        query = f"tags.`{PARENT}` = '{self._parent}' and tags.`{TRIAL}` = '{trial}'"
+        made = self._runs.search(query) if state.asked else []
+        state.asked = True
+        if made:
+            state.run_id = made[0].info.run_id
+        else:
+            state.run_id = self._runs.create(state.name, {**state.tags, **fixed, **tags})
+
+    def _describe(self, state: _Trial) -> None:
+        """Send the parameters of a trial's run, unless it has them: the try that made it may have failed there."""
+        if not state.described:
+            self._runs.send_params(state.run_id, state.params, known={})
+            state.described = True
 
     def _send(self, trial: str, records: Records) -> None:
         """Send records; where someone deleted the run, a new one that names it takes over."""
@@ -185,7 +201,9 @@ class Mirror:
             if not self._runs.is_deleted(state.run_id):
                 raise
             self.gaps = True  # the next start sends what the deleted run had
+            state.asked = state.described = False
             self._create(trial, {REPLACES: state.run_id})
+            self._describe(state)
             self._runs.send_records(state.run_id, records)
 
     def _log_model(self, folder: Path) -> str:
