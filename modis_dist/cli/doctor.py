@@ -19,11 +19,15 @@ def doctor(
         Path | None,
         typer.Option(metavar="PROFILE.yaml", help="Ask the cluster of this site profile too.", show_default=False),
     ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="DIR", help="Where results will go; this folder by default.", file_okay=False),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Look whether all is there that trainings need, and say what to do where it is not. Changes nothing.
 
-    Example: `modis-dist doctor --cluster cluster/local.yaml`
+    Example: `modis-dist doctor --cluster cluster/generic_gpu.yaml --out /scratch/me`
     """
     from dataclasses import asdict
 
@@ -35,7 +39,7 @@ def doctor(
     site = load_site(cluster) if cluster is not None else None
     asked = requests(site, nodes=site.nodes) if site is not None else []
     found = []
-    for finding in examine(site, requests=asked, profile=str(cluster)):
+    for finding in examine(site, requests=asked, folder=out or Path(), profile=str(cluster)):
         found.append(finding)
         if not as_json:
             print_finding(finding)

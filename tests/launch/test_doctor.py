@@ -258,6 +258,8 @@ def test_processes_that_slurm_numbers_meet_at_an_address_of_the_first(tmp_path: 
     found = all_reduce.answers(tmp_path, 2)
     assert set(found.came) == set(found.done) == {0, 1} and not any(done.error for done in found.done.values()), found
     assert json.loads((tmp_path / all_reduce.MEETING).read_text())["address"].startswith("tcp://")
+    assert [found.done[rank].kept_out for rank in range(2)] == [None, True]
+    assert [f.found for f in doctor.locks_between(found, ["n1", "n2"])] == ["n2 kept out by n1"]
 
 
 def test_the_nodes_of_an_allocation_that_did_not_come_are_named(
@@ -267,7 +269,7 @@ def test_the_nodes_of_an_allocation_that_did_not_come_are_named(
     monkeypatch.chdir(tmp_path)
     fake("scontrol", "n1\nn2\n", asked='"show hostnames"*')
     fake("srun", error="srun: error: Node failure on n2\n", code=1)
-    found = doctor.over_allocation([], nodes=2)
+    (found,) = doctor.over_allocation([], tmp_path, nodes=2)
     assert found.level == "bad" and found.found == "n1, n2 did not come: Node failure on n2"
     assert "see this folder under the same path" in found.advice
     assert not list(tmp_path.glob(".modis-doctor-*")), "its folder is removed"
@@ -313,15 +315,15 @@ def test_the_nodes_of_an_allocation_are_tried_and_otherwise_this_machine(
         monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
     monkeypatch.setattr(doctor, "on_this_machine", lambda: Finding("all-reduce", "good", "here"))
     monkeypatch.setattr(doctor, "not_allocated", lambda *_: Finding("all-reduce", "good", "not allocated"))
-    monkeypatch.setattr(doctor, "over_allocation", lambda _, *, nodes: Finding("all-reduce", "good", f"{nodes} nodes"))
-    assert of(list(doctor.examine(site, requests=[])), "all-reduce").found == where
+    monkeypatch.setattr(doctor, "over_allocation", lambda *_, nodes: [Finding("all-reduce", "good", f"{nodes} nodes")])
+    assert of(list(doctor.examine(site, requests=[], folder=tmp_path)), "all-reduce").found == where
 
 
 def test_outside_an_allocation_it_is_said_how_to_ask_for_one() -> None:
-    found = doctor.not_allocated(requests(SITE, nodes=2), "my site.yaml")
+    found = doctor.not_allocated(requests(SITE, nodes=2), "my site.yaml", Path("/scratch/me"))
     assert found.level == "warning"
     assert "salloc --partition=gpu --account=me --nodes=2 " in found.advice
-    assert found.advice.endswith("modis-dist doctor --cluster 'my site.yaml'")
+    assert found.advice.endswith("modis-dist doctor --cluster 'my site.yaml' --out /scratch/me")
 
 
 def test_a_step_that_no_one_has_numbered_is_refused(
@@ -578,26 +580,3 @@ def test_the_whole_command_finds_machine_and_cluster(
 def test_commands_of_jobs_are_not_in_the_help() -> None:
     told = CliRunner().invoke(app, ["--help"]).output
     assert " doctor " in told and " job " not in told
-
-
-LIMITED = {
-    ("me|5\n", 5): ("good", "5 job(s) and tasks, MaxSubmitJobs=5"),
-    ("me|5\n", 6): ("bad", "6 job(s) and tasks, MaxSubmitJobs=5"),
-    ("other|5\nme|\n", 6): ("good", "6 job(s) and tasks; no limit of the account"),
-    ("other|5\nme|100\n", 6): ("good", "6 job(s) and tasks, MaxSubmitJobs=100"),
-    ("", 6): ("good", "6 job(s) and tasks; no limit of the account"),
-}
-
-
-@pytest.mark.parametrize(("told", "jobs"), LIMITED)
-def test_more_jobs_than_the_account_may_have_in_the_queue_are_foreseen(told: str, jobs: int, fake: Fake) -> None:
-    fake("sacctmgr", told)
-    found = of(doctor_slurm.limits(SITE, requests=[], jobs=jobs), "jobs in the queue")
-    assert (found.level, found.found) == LIMITED[told, jobs]
-    assert ("--form allocation" in found.advice) is (found.level == "bad")
-
-
-def test_where_the_accounts_are_not_told_the_limit_of_jobs_is_not_known(fake: Fake) -> None:
-    fake("sacctmgr", error="sacctmgr: error: slurmdbd is down\n", code=1)
-    found = of(doctor_slurm.limits(SITE, requests=[], jobs=3), "jobs in the queue")
-    assert found.level == "good" and "is not known (sacctmgr: slurmdbd is down)" in found.found

@@ -1,4 +1,4 @@
-"""One all-reduce over processes that were started apart, each on its node, and how long it takes.
+"""One all-reduce over processes that were started apart, each on its node, how long it takes, and a lock between them.
 
 They find each other in a folder that all of them see: each leaves a file there when it comes and one when it is done,
 so that whoever started them can tell who never came from who came and could not reach the others. Slurm numbers them;
@@ -6,14 +6,16 @@ who starts them without Slurm gives them the same variables. Those of Slurm meet
 nodes do, others over the loopback interface.
 """
 
+import fcntl
 import json
 import os
 import signal
 import socket
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 import torch.distributed as dist
@@ -27,7 +29,7 @@ LIMIT_S = 60
 NUMBERS = 1 << 20  # 4 MB of float32
 PERIOD = 7  # small whole numbers: their sums over two thousand ranks are exact
 BETWEEN_LOOKS_S = 0.1
-MEETING = "meeting.json"
+MEETING, LOCK = "meeting.json", "lock"
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Done:
     gloo_s: float = 0.0
     nccl_s: float | None = None  # None where not every process has a GPU
     error: str = ""
+    kept_out: bool | None = None  # whether it did not get a lock that the first process held; None where it was not to
 
 
 @dataclass(frozen=True)
@@ -53,10 +56,15 @@ def take_part(folder: Path) -> None:
     signal.alarm(LIMIT_S)
     rank, size = _numbered()
     host = socket.gethostname()
-    write_json(folder / f"came-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
     try:
-        gloo_s, nccl_s = _met(folder, rank, size)
-        done = Done(host, gloo_s, nccl_s)
+        with (folder / LOCK).open("a") as lock:
+            if rank == 0:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # until all are done
+            write_json(folder / f"came-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
+            told = _told_where(folder, rank, size)
+            kept_out = _is_held(lock) if rank else None
+            gloo_s, nccl_s = _met(told, rank, size)
+        done = Done(host, gloo_s, nccl_s, kept_out=kept_out)
     except Exception as error:
         write_json(folder / f"done-{rank}.json", asdict(Done(host, error=f"{type(error).__name__}: {error}")))
         raise
@@ -81,12 +89,25 @@ def _numbered() -> tuple[int, int]:
         raise UserError("job all-reduce: is started by `modis-dist doctor`, as a step of a job; run that") from None
 
 
-def _met(folder: Path, rank: int, size: int) -> tuple[float, float | None]:
-    """Seconds that an all-reduce takes by gloo, and by NCCL where every process has a GPU."""
+def _told_where(folder: Path, rank: int, size: int) -> Mapping[str, Any]:
+    """Where all meet, once all have come."""
     if rank == 0:
         _call(folder, size)
     _wait_for(folder, rank, [MEETING])
-    told = _read(folder / MEETING)
+    return _read(folder / MEETING)
+
+
+def _is_held(lock: TextIO) -> bool:
+    """Whether another process keeps this one from locking a file."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _met(told: Mapping[str, Any], rank: int, size: int) -> tuple[float, float | None]:
+    """Seconds that an all-reduce takes by gloo, and by NCCL where every process has a GPU."""
     device = torch.device(told["device"])
     with met(Seat(rank, size, told["address"]), device=device, timeout_s=LIMIT_S):
         gloo_s = _measured(rank, size, torch.device("cpu"))

@@ -18,7 +18,7 @@ from modis_dist.errors import shown
 from modis_dist.launch.doctor import machine as doctor_machine
 from modis_dist.launch.doctor import slurm as doctor_slurm
 from modis_dist.launch.doctor.all_reduce import LIMIT_S, Answers, Done, answers
-from modis_dist.launch.doctor.finding import Finding
+from modis_dist.launch.doctor.finding import Finding, judged
 from modis_dist.launch.jobs.slurm_commands import ask, one_line
 
 WHAT = "all-reduce"
@@ -27,11 +27,15 @@ LATE_S = 5.0  # for processes that are past their limit to end
 MEGABYTES = 4
 
 
-def examine(site: Site | None, *, requests: Sequence[str], profile: str = "PROFILE.yaml") -> Iterator[Finding]:
+def examine(
+    site: Site | None, *, requests: Sequence[str], folder: Path, profile: str = "PROFILE.yaml"
+) -> Iterator[Finding]:
     """All findings, each as soon as it is known.
 
-    ``requests`` are the options that the profile gives to sbatch, ``profile`` is what the user calls it.
+    ``requests`` are the options that the profile gives to sbatch, results are to go to ``folder``, which need not be
+    there yet, and ``profile`` is what the user calls it.
     """
+    folder = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.is_dir())
     on_slurm = site is not None and site.executor == "slurm"
     allocated = int(os.environ.get("SLURM_JOB_NUM_NODES", "1")) if in_allocation() else 1
     yield doctor_machine.versions()
@@ -41,14 +45,14 @@ def examine(site: Site | None, *, requests: Sequence[str], profile: str = "PROFI
     yield doctor_machine.loopback()
     yield doctor_machine.host_name(nodes=allocated)
     yield from doctor_machine.temporary_folder(scratch=site.scratch if site is not None else None)
-    yield from doctor_machine.folder_of_runs(Path.cwd())
+    yield from doctor_machine.folder_of_runs(folder)
     if on_slurm or (site is None and shutil.which("sbatch") is not None):
         yield from doctor_slurm.cluster(site, requests=requests)
     local = site is not None and site.executor == "local"
     if in_allocation() and not local and shutil.which("srun") is not None:
-        yield over_allocation(list(site.python or ()) if site is not None else [], nodes=allocated)
+        yield from over_allocation(list(site.python or ()) if site is not None else [], folder, nodes=allocated)
     elif on_slurm:
-        yield not_allocated(requests, profile)
+        yield not_allocated(requests, profile, folder)
     else:
         yield on_this_machine()
 
@@ -58,9 +62,10 @@ def in_allocation() -> bool:
     return "SLURM_JOB_ID" in os.environ
 
 
-def not_allocated(requests: Sequence[str], profile: str) -> Finding:
+def not_allocated(requests: Sequence[str], profile: str, folder: Path) -> Finding:
     """How to have the nodes of a profile looked at, and talk to each other, which takes an allocation."""
-    command = shlex.join(["salloc", *requests, "modis-dist", "doctor", "--cluster", profile])
+    own = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
+    command = shlex.join(["salloc", *requests, *own])
     found = "not tried: this is not in an allocation; what is said of this machine may be otherwise on its nodes"
     return Finding(WHAT, "warning", found, f"have a node say the same of itself: {command}")
 
@@ -93,16 +98,35 @@ def _started(command: Sequence[str], size: int) -> Iterator[None]:
             process.wait()
 
 
-def over_allocation(python: Sequence[str], *, nodes: int) -> Finding:
-    """All nodes of the job that this process is in talk to each other over the network."""
+def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[Finding]:
+    """All nodes of the job that this process is in talk to each other over the network, and lock a file in a folder."""
     try:
-        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=Path.cwd()) as name:
-            folder = Path(name)
-            said = _srun(_command(python, folder), nodes)
-            return told(answers(folder, nodes), _names(nodes), said=said)
+        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
+            inside, names = Path(name), _names(nodes)
+            said = _srun(_command(python, inside), nodes)
+            found = answers(inside, nodes)
     except OSError as error:
-        advice = "start this in a folder that all nodes see and you may write to"
-        return Finding(WHAT, "bad", f"{shown(str(Path.cwd()))}: {error.strerror}", advice)
+        advice = "give --out a folder that all nodes see and you may write to"
+        return [Finding(WHAT, "bad", f"{shown(str(folder))}: {error.strerror}", advice)]
+    return [told(found, names, said=said), *locks_between(found, names)]
+
+
+def locks_between(found: Answers, names: Sequence[str]) -> list[Finding]:
+    """Whether a lock that the first node holds keeps the others out; nothing where none of them could try."""
+    tried = {names[rank]: done.kept_out for rank, done in found.done.items() if done.kept_out is not None}
+    if not tried:
+        return []
+    inside = [name for name, kept_out in tried.items() if not kept_out]
+    said = (
+        f"{_listed(inside)} got a lock that {names[0]} held"
+        if inside
+        else f"{_listed([*tried])} kept out by {names[0]}"
+    )
+    advice = (
+        "two jobs could write to the same results: use another folder, or have it mounted with locks that hold between "
+        "nodes (Lustre: -o flock, not localflock; NFS: lock)"
+    )
+    return [judged("locks between nodes", said, unless=not inside, advice=advice)]
 
 
 def _command(python: Sequence[str], folder: Path) -> list[str]:

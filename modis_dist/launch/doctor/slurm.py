@@ -3,25 +3,34 @@
 Only asks, in the words of Slurm's own commands; submits nothing.
 """
 
-import getpass
+import os
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from modis_dist.config.cluster import Site
 from modis_dist.errors import shown
 from modis_dist.launch.doctor.finding import Finding, judged
-from modis_dist.launch.jobs.slurm_commands import Told, ask, one_line
+from modis_dist.launch.doctor.slurm_limits import accounting_limits, limit_s, time_of
+from modis_dist.launch.jobs.slurm_commands import Told, ask, one_line, without_defaults
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
 KILL_WAIT_S = 10  # the least that a checkpoint of a cancelled job takes
-UNLIMITED = frozenset({"UNLIMITED", "INFINITE"})
 MEGABYTES = {"M": 1, "G": 1024, "T": 1024**2}
 OFF = "OFF"
 SUSPEND = "SUSPEND"
 REQUEUE = "REQUEUE"
 SIGNALLED = "preempt_send_user_signal"
+KEYS = {  # of the profile, by the variable of sbatch that it takes the place of
+    "SBATCH_ACCOUNT": "account",
+    "SBATCH_PARTITION": "partition",
+    "SBATCH_QOS": "qos",
+    "SBATCH_CONSTRAINT": "constraint",
+    "SBATCH_TIMELIMIT": "time",
+    "SBATCH_GRES": "gres",
+    "SBATCH_MEM_PER_NODE": "memory",
+}
 
 
 @dataclass(frozen=True)
@@ -64,21 +73,43 @@ def limits(site: Site, *, requests: Sequence[str], jobs: int) -> list[Finding]:
     there, config = programs(wanted=True), ask("scontrol", "show", "config")
     if there.level != "good" or config.error:
         return [there if there.level != "good" else _silent(config.error, wanted=True)]
-    named = ["format=Account,MaxSubmitJobs", f"user={getpass.getuser()}"]
-    told = ask("sacctmgr", "--noheader", "--parsable2", "show", "assoc", *named)
-    return [*_limits(fields(config.text), asked_partitions(site), site, requests), in_queue(told, site, jobs=jobs)]
+    return _limits(fields(config.text), asked_partitions(site), site, requests, jobs=jobs)
 
 
 def _limits(
-    settings: dict[str, str], partitions: Sequence[dict[str, str] | Finding], site: Site, requests: Sequence[str]
+    settings: dict[str, str],
+    partitions: Sequence[dict[str, str] | Finding],
+    site: Site,
+    requests: Sequence[str],
+    *,
+    jobs: int = 0,
 ) -> list[Finding]:
     usable = [one for one in partitions if not isinstance(one, Finding)]
     return [
         arrays(settings, site),
         *(of_partition(one, site) for one in partitions),
         *(nodes(one["PartitionName"], _offers(one["PartitionName"]), site) for one in usable),
-        accepted(ask("sbatch", "--test-only", *requests, "--wrap=true")),
+        *accounting_limits(site, jobs=jobs),
+        *ignored(os.environ, site),
+        _tested(requests),
     ]
+
+
+def _tested(requests: Sequence[str]) -> Finding:
+    with without_defaults():  # as jobs are submitted
+        return accepted(ask("sbatch", "--test-only", *requests, "--wrap=true"))
+
+
+def ignored(environment: Mapping[str, str], site: Site) -> list[Finding]:
+    """Variables by which sbatch would take something else, had our jobs not left them out."""
+    found = []
+    for name in sorted(name for name in environment if name.startswith("SBATCH_")):
+        key = KEYS.get(name)
+        if key is None or not getattr(site, key):
+            advice = f"say it by {key or 'options'} in the profile, if jobs need it"
+            said = f"{name}={shown(environment[name])} has no effect on our jobs"
+            found.append(Finding("environment", "warning", said, advice))
+    return found
 
 
 def programs(*, wanted: bool) -> Finding:
@@ -187,23 +218,6 @@ def arrays(settings: dict[str, str], site: Site) -> Finding:
     return judged("arrays", found, unless=site.max_array <= most, advice=advice)
 
 
-def in_queue(told: Told, site: Site, *, jobs: int) -> Finding:
-    """Whether the user may have so many jobs in the queue, every task of an array counted.
-
-    ``told`` are accounts of the user's and MaxSubmitJobs of each, empty for no limit.
-    """
-    what, found = "jobs in the queue", f"{jobs} job(s) and tasks"
-    if told.error:
-        return Finding(what, "good", f"{found}; a limit of the account is not known (sacctmgr: {told.error})")
-    rows = [line.split("|", 1) for line in told.text.splitlines() if "|" in line]
-    known = {account: int(most) for account, most in rows if most.isdecimal()}
-    own = [most for account, most in known.items() if site.account in (None, account)]
-    if not own:
-        return Finding(what, "good", f"{found}; no limit of the account")
-    advice = "a submission would be refused: ask for --form allocation, or split the study"
-    return judged(what, f"{found}, MaxSubmitJobs={min(own)}", unless=jobs <= min(own), advice=advice)
-
-
 def asked_partitions(site: Site) -> list[dict[str, str] | Finding]:
     """What Slurm tells of each partition the profile names, or of the default one; a finding where there is none."""
     if site.partition is not None:
@@ -238,29 +252,13 @@ def of_partition(told: dict[str, str] | Finding, site: Site) -> Finding:
     if told.get("State") != "UP":
         problems += ["it takes no jobs now: wait, or name another by the profile's partition"]
     if (limit := limit_s(longest)) is not None and site.seconds > limit:
-        problems += [f"time {site.time} is longer than MaxTime: set time: {_as_time(limit)} at most"]
+        problems += [f"time {site.time} is longer than MaxTime: set time: {time_of(limit)} at most"]
     for number, of in ((most, "MaxNodes"), (held, "TotalNodes")):
         if number.isdecimal() and site.nodes > int(number):
             problems += [f"nodes {site.nodes} is more than {of}: set nodes: {number} at most"]
     found = shown(f"{told.get('State')}, {held} nodes, MaxTime={longest}, MaxNodes={most}")
     name = f"partition {told['PartitionName']}"
     return judged(name, found, unless=not problems, advice="; ".join(problems))
-
-
-def limit_s(told: str) -> int | None:
-    """Seconds of a time as Slurm prints it; None for no limit."""
-    if told in UNLIMITED or not told:
-        return None
-    days, _, clock = told.rpartition("-")
-    hours, minutes, seconds = map(int, clock.split(":"))
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _as_time(seconds: int) -> str:
-    minutes, second = divmod(seconds, 60)
-    hours, minute = divmod(minutes, 60)
-    days, hour = divmod(hours, 24)
-    return f"{days}-{hour:02}:{minute:02}:{second:02}" if days else f"{hour:02}:{minute:02}:{second:02}"
 
 
 def _offers(partition: str) -> list[NodeOffer] | str:

@@ -8,8 +8,8 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, suppress
+from collections.abc import Sequence
+from contextlib import redirect_stderr, suppress
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -20,12 +20,11 @@ from submitit.core.utils import FailedJobError, FailedSubmissionError
 from submitit.slurm.slurm import SlurmInfoWatcher
 
 from modis_dist.errors import RunFailed, UserError
-from modis_dist.launch.jobs.slurm_commands import ask, one_line
+from modis_dist.launch.jobs.slurm_commands import ask, one_line, without_defaults
 
 LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
-OF_JOBS, OF_CLUSTER = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 SLOW = re.compile(
     r"timed out|time-?out|contact|connect|communicat|zero bytes", re.IGNORECASE
@@ -109,7 +108,7 @@ class SlurmQueue:
             options += [f"--dependency=afterany:{':'.join(after)}"]
         quiet = StringIO()  # submitit prints what it raises too
         try:
-            with redirect_stderr(quiet), _without_defaults():
+            with redirect_stderr(quiet), without_defaults():
                 return _Script(folder / "scripts", options).submitted(text)
         except FailedJobError as error:
             refused = one_line(str(error), "sbatch")
@@ -162,17 +161,6 @@ class SlurmQueue:
         """See ``Queue.cancel``."""
         if numbers:
             _asked("scancel", *numbers)
-
-
-@contextmanager
-def _without_defaults() -> Iterator[None]:
-    """No variables, the user's or of a job that this is in, by which sbatch would overrule what stands in a script."""
-    others = [name for name in os.environ if name.startswith(OF_JOBS) and name not in OF_CLUSTER]
-    held = {name: os.environ.pop(name) for name in others}
-    try:
-        yield
-    finally:
-        os.environ.update(held)
 
 
 def _ended(numbers: Sequence[str]) -> list[Job]:

@@ -45,7 +45,7 @@ def sbatch():
     if "--test-only" in arguments:
         state["tested"].append(environment)
         to_come = "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 10 processors on nodes n1 in partition gpu\n"
-        leave(1 if state["refuses"] else 0, error=state["refuses"] or to_come)
+        leave(error=to_come)
     told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
     text = Path(arguments[-1]).read_text()
     array = re.search(r"^#SBATCH --array=([^%\n]*)", text, re.MULTILINE)
@@ -97,6 +97,8 @@ def sinfo():
 
 
 def sacctmgr():
+    if isinstance(state["accounts"], str):
+        leave(1, error=state["accounts"])
     leave(say="".join(f"{line}\n" for line in state["qos" if "qos" in arguments else "accounts"]))
 
 
@@ -128,14 +130,14 @@ class FakeSlurm:
             shim.chmod(0o700)
         empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None, "limit": 1001}
         cluster: dict[str, Any] = {"partition": PARTITION, "nodes": ["40|192000|gpu:v100:4"] * 2}
-        cluster |= {"accounts": [], "qos": [], "refuses": "", "tested": []}
+        cluster |= {"accounts": [], "qos": [], "tested": []}
         self._write(empty | cluster | {"sacct": [SACCT]})
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
 
     def be(self, **faults: Any) -> None:
         """How programs answer: ``sbatch`` a list of what it says instead, one for each call, after a + once it has
         accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays; ``nodes``,
-        ``accounts`` and ``qos`` the lines of sinfo and sacctmgr; ``refuses`` what sbatch says when only asked."""
+        ``accounts`` (or an error) and ``qos`` the lines of sinfo and sacctmgr."""
         self._write(self._read() | faults)
 
     def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:

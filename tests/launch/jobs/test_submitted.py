@@ -1,6 +1,7 @@
 """A study from `submit` to `fetch`, its jobs run one after the other on this machine: disturbed, it ends the same."""
 
 import json
+import shutil
 import sqlite3
 import sys
 import time
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modis_dist.cli import submit
+from modis_dist.cli import submit, tune
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
@@ -92,6 +93,7 @@ class Place:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(execute, "draw", lambda *_: None)
             patch.setattr(figures, "sweep_overview", lambda *_, **__: None)
+            patch.setattr(tune, "MLFLOW_PATIENCE_S", 600.0)  # its process takes only what nobody else wants
             assert command(["tune", str(self.study), "--out", str(calm)]) == 0
         return calm
 
@@ -195,12 +197,28 @@ def test_fetch_copies_results_and_leaves_checkpoints_and_what_is_of_that_machine
     out = resumed[0].out
     for name in ("summary.json", "report.md", "manifest.json", "study.yaml"):
         assert (home / name).read_bytes() == (out / name).read_bytes()
-    for pattern in ("trials/*/result.json", "packs/*/journal.jsonl", "model/best/*/*", "trials/*/best/*/*"):
-        names = {path.relative_to(out): path.read_bytes() for path in out.glob(pattern)}
-        assert names and {path.relative_to(home): path.read_bytes() for path in home.glob(pattern)} == names
+    for pattern in ("trials/*/result.json", "packs/*/journal.jsonl", "model/best/*/*"):
+        assert held(home, pattern) == held(out, pattern) != {}
+    assert held(home, "trials/*/best/*/*") == {} != held(out, "trials/*/best/*/*")
     assert not list(home.rglob("last")) and not list(home.rglob("scripts")) and not list(home.rglob("*.tmp"))
     mine = [path for path in [home, *home.rglob("*")] if path.stat().st_mode & 0o077]
     assert not [path for path in mine if "mlflow" not in str(path.relative_to(home))]
+
+
+def held(folder: Path, pattern: str) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
+
+
+def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_is_told_before(
+    resumed: tuple[Place, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, copy = resumed[0].out, tmp_path / "all"
+    shutil.copytree(home, copy)
+    assert command(["fetch", str(out), "--to", str(copy), "--models", "all"]) == 0
+    models = held(out, "trials/*/best/*/*")
+    assert held(copy, "trials/*/best/*/*") == models
+    size = sum(map(len, models.values()))
+    assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
 
 
 def test_fetch_fills_mlflow_with_what_the_study_itself_would_have_told_it(
