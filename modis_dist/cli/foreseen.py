@@ -38,8 +38,9 @@ def foreseen(
     from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, wall_seconds
     from modis_dist.sweep.execute import unfinished
 
-    elsewhere, here = gpu is not None, torch.cuda.is_available()
-    on_gpu = (gpu if elsewhere else here) and planned.study.trainer.device != "cpu"
+    elsewhere, on_processor = gpu is not None, planned.study.trainer.device == "cpu"
+    here = torch.cuda.is_available() and (elsewhere or not on_processor)
+    on_gpu = (gpu if elsewhere else here) and not on_processor
     cost = partial(costs, selection_of=planned.selection_of, threads=threads, folder=folder, elsewhere=elsewhere)
     search, again = unfinished(place, planned.packs()), refits(planned)
     first = first_round(planned)  # as large as those whose configurations are not known yet

@@ -27,6 +27,7 @@ def test_all_is_well_with_a_profile_that_suits_and_the_nodes_of_an_allocation_su
     nodes = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--partition=low", "--mem=1200M"]
     told = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
     assert told["all-reduce"]["level"] == "good" and "n1, n2" in told["all-reduce"]["found"]
+    assert told["locks between nodes"]["found"] == "n2 kept out by n1"
 
 
 @pytest.mark.usefixtures("in_cluster")
