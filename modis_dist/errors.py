@@ -72,6 +72,18 @@ class RankLost(RunFailed):
     """A rank of a training does not answer; those that noticed have stopped, and all can continue together."""
 
 
+class DiskFailed(RunFailed):
+    """The disk refuses; once it is mended, or has room, the same command continues."""
+
+
+class MachineFailed(RunFailed):
+    """Not the training failed but what it ran on; a later start, or one elsewhere, may go on."""
+
+
+class NodeFailed(MachineFailed):
+    """This very machine is not fit: a GPU is missing or broken."""
+
+
 class SweepIncomplete(ModisError):
     """A sweep ended with failed trials; the others are finished and kept."""
 

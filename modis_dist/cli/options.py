@@ -10,6 +10,7 @@ Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=1e-3. May be repeated."),
 ]
+Wait = Annotated[bool, typer.Option("--wait", help="Stay until the study has ended, and leave with its exit code.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for scripts.")]
 RayAddress = Annotated[
     str | None,

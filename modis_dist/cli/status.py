@@ -1,17 +1,18 @@
 """`modis-dist status DIR`: how far a study, a submission or a training is, whether it lives, and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, print_json
+from modis_dist.cli.options import Json, Wait, print_json
+from modis_dist.cli.waiting import wait_for_end
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modis_dist.launch.jobs.standing import Standing
+    from modis_dist.launch.jobs.standing import Standing, Task
     from modis_dist.sweep.status import Status
 
 FAILURES_SHOWN = 10
@@ -25,20 +26,27 @@ def status(
             metavar="DIR", help="Output folder of a study or a run.", show_default=False, exists=True, file_okay=False
         ),
     ],
+    wait: Wait = False,
     as_json: Json = False,
 ) -> None:
     """Show how far a study or a training is: trials, time left, failures, and what to do. Changes nothing.
 
     Example: `modis-dist status runs/quickstart`
+
+    What was put on a cluster can be waited for: `modis-dist status /scratch/me/mine --wait`
     """
     import time
     from dataclasses import asdict
 
+    from modis_dist.errors import UserError, shown
     from modis_dist.sweep.status import status as status_of
 
     if (directory / "submission" / "submission.json").exists():
         from modis_dist.launch.jobs.standing import standing
 
+        if wait:
+            wait_for_end(directory.absolute(), as_json=as_json)
+            return
         on_cluster = standing(directory.absolute())
         if as_json:
             jobs = {key: value for key, value in asdict(on_cluster).items() if key not in {"study", "state", "advice"}}
@@ -47,6 +55,8 @@ def status(
         else:
             _print_submission(on_cluster, now=time.time())
         return
+    if wait:
+        raise UserError(f"--wait: {shown(str(directory))}: nothing was submitted from here; its own command waits")
     found = status_of(directory)
     if as_json:
         print_json(asdict(found))
@@ -61,7 +71,7 @@ def _print_submission(found: "Standing", *, now: float) -> None:
     from modis_dist.errors import shown
 
     _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")
-    _print(found.study, now=now)
+    _print(found.study, now=now, tasks=found.tasks)
     for jobs in found.jobs:
         states = (
             ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "not known to the queue any more"
@@ -83,7 +93,7 @@ def _say(line: str) -> None:
     stdout().print(line, markup=False, soft_wrap=True)
 
 
-def _print(found: "Status", *, now: float) -> None:
+def _print(found: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None:
     """What both kinds of status have."""
     from modis_dist.cli.display import duration
     from modis_dist.errors import shown
@@ -94,7 +104,7 @@ def _print(found: "Status", *, now: float) -> None:
     if found.refits:
         say(f"refits: {_counted(found.refits)}")
     if any(pack.state == "running" for pack in found.packs):
-        console.print(_bars(found))
+        console.print(_bars(found, {task.pack: task for task in tasks}))
     if found.last_sign is not None:
         say(f"last sign of life: {duration(now - found.last_sign)} ago")
     if (found.state == "running" or found.eta_s is not None) and found.stage != "done":
@@ -106,8 +116,8 @@ def _print(found: "Status", *, now: float) -> None:
         say(f"... and {len(found.failures) - FAILURES_SHOWN} more; --json lists all")
 
 
-def _bars(found: "Status") -> "Table":
-    """A bar for every running pack."""
+def _bars(found: "Status", tasks: Mapping[str, "Task"]) -> "Table":
+    """A bar for every running pack, with the task that trains it."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
@@ -118,8 +128,14 @@ def _bars(found: "Status") -> "Table":
             many = f"{len(pack.trials)} trials" if len(pack.trials) > 1 else "1 trial"
             pace = "" if pack.seconds_per_epoch is None else f"{pack.seconds_per_epoch:.2g} s an epoch"
             bar = ProgressBar(total=pack.epochs or 1, completed=pack.epoch if pack.epochs else 0, width=BAR_WIDTH)
-            bars.add_row(pack.id, bar, f"epoch {pack.epoch}{of}", many, pace)
+            where = _place(tasks[pack.id]) if pack.id in tasks else ""
+            bars.add_row(pack.id, bar, f"epoch {pack.epoch}{of}", many, pace, where)
     return bars
+
+
+def _place(task: "Task") -> str:
+    on = f" on {task.node}" if task.node else ""
+    return f"job {task.job}{on}" + (f", queued again {task.restarts} times" if task.restarts else "")
 
 
 def _counted(trials: Mapping[str, int]) -> str:

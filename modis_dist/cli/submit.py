@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from modis_dist.cli.options import Json, Set, print_json
+from modis_dist.cli.options import Json, Set, Wait, print_json
+from modis_dist.cli.waiting import wait_for_end
 
 if TYPE_CHECKING:
     from modis_dist.config.cluster import Site
     from modis_dist.config.study import Study
     from modis_dist.launch.jobs.submission import Form, Sent, Submission
 
-LOOK_S = 15.0  # a queue's commands are a load that sites count
 
 Submitted = Annotated[
     Path,
@@ -21,7 +21,6 @@ Submitted = Annotated[
         metavar="DIR", help="The --out of `modis-dist submit`.", show_default=False, exists=True, file_okay=False
     ),
 ]
-Wait = Annotated[bool, typer.Option("--wait", help="Stay until the study has ended, and leave with its exit code.")]
 
 
 def submit(
@@ -72,7 +71,7 @@ def submit(
     if not (wait and as_json):
         _tell(submission, submission.sent, folder, why=why, as_json=as_json)
     if wait:
-        _wait(folder, as_json=as_json)
+        wait_for_end(folder, as_json=as_json)
 
 
 def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
@@ -146,7 +145,7 @@ def resume(
     if not (wait and as_json):
         _tell(submission, sent, folder, why="what was not done", as_json=as_json)
     if wait:
-        _wait(folder, as_json=as_json)
+        wait_for_end(folder, as_json=as_json)
 
 
 def _note_if_changed(folder: Path) -> None:
@@ -188,34 +187,3 @@ def fetch(
     for problem in brought.problems:
         errors().print(f"note: MLflow: {problem}", markup=False)
     typer.echo(f"{brought.files} files are in {to}; `modis-dist ui {to}` shows the curves")
-
-
-def _wait(folder: Path, *, as_json: bool) -> None:
-    """Until no job of a submission waits or runs. Raises what the study ended with."""
-    import json
-    import time
-
-    from modis_dist.cli.display import errors, sweep_bars
-    from modis_dist.cli.tune import fail_if_incomplete, print_summary
-    from modis_dist.errors import RunFailed
-    from modis_dist.launch.jobs.standing import standing
-
-    with sweep_bars() as bars:
-        shown, silent = None, ""
-        while (found := standing(folder)).state in {"running", "waiting", "unknown"}:
-            if found.state == "unknown" and found.advice != silent:
-                errors().print(f"waiting on: {found.advice}", markup=False, soft_wrap=True)
-            silent = found.advice if found.state == "unknown" else ""
-            packs = found.study.packs
-            epochs = sum(pack.epochs or 0 for pack in packs)
-            if shown != (found.study.stage, epochs):
-                shown = (found.study.stage, epochs)
-                bars.stage(found.study.stage, trials=sum(found.study.trials.values()), epochs=epochs)
-            done, failed = found.study.trials.get("done", 0), len(found.study.failures)
-            bars.update(epochs=sum(pack.epoch for pack in packs), done=done, failed=failed)
-            time.sleep(LOOK_S)
-    if found.state != "finished":
-        raise RunFailed(f"{folder}: {found.advice}; its logs are in {folder / 'submission' / 'logs'}")
-    summary = json.loads((folder / "summary.json").read_text())
-    print_json(summary) if as_json else print_summary(summary, folder)
-    fail_if_incomplete(summary, folder)

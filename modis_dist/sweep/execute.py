@@ -17,7 +17,7 @@ import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store import Store
-from modis_dist.errors import ConfigError, Interrupted, ModisError, RankLost, shown
+from modis_dist.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost, shown
 from modis_dist.files import clear_leftovers, remove_folder, write_json, write_text
 from modis_dist.report.trial import draw
 from modis_dist.sweep.guards import enough_memory, sound_disk
@@ -106,18 +106,23 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
 def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> str | None:
     """``run_pack`` for an executor: what goes wrong with one pack must not end the others.
 
-    Returns why it crashed, or None; the traceback is kept in ``error.txt``. ``Interrupted`` and ``RankLost`` are passed
-    on.
+    Returns why it crashed, or None. ``Interrupted`` and ``RankLost`` are passed on, and ``DiskFailed``: no other pack,
+    and no member of this one alone, would fare better.
     """
     try:
         run_pack(pack, out=out, store=store, reporter=reporter, stop=stop, seat=seat)
-    except (Interrupted, RankLost):
+    except (Interrupted, RankLost, DiskFailed):
         raise
     except Exception as error:
-        with suppress(OSError):  # the disk may be what is wrong
-            write_text(pack_folder(out, pack) / "error.txt", traceback.format_exc())
-        return str(error) if isinstance(error, ModisError) else f"{type(error).__name__}: {shown(str(error))}"
+        return note_crash(pack, error, out=out)
     return None
+
+
+def note_crash(pack: Pack, error: Exception, *, out: Path) -> str:
+    """Keep the traceback of a crash in ``error.txt``; returns it in one line."""
+    with suppress(OSError):  # the disk may be what is wrong
+        write_text(pack_folder(out, pack) / "error.txt", "".join(traceback.format_exception(error)))
+    return str(error) if isinstance(error, ModisError) else f"{type(error).__name__}: {shown(str(error))}"
 
 
 def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:

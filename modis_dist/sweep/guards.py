@@ -1,5 +1,6 @@
 """What a machine refuses in the middle of a training, turned into one line that says what to do."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -7,7 +8,9 @@ from pathlib import Path
 import torch
 
 from modis_dist.config.run import Run
-from modis_dist.errors import RunFailed, shown
+from modis_dist.errors import DiskFailed, ModisError, RunFailed, shown
+
+OF_GPU = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN|SOLVER|SPARSE|FFT)|NCCL|NVML|No CUDA GPUs", re.IGNORECASE)
 
 
 @contextmanager
@@ -26,7 +29,7 @@ def enough_memory(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]
 
 @contextmanager
 def sound_disk(folder: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into ``RunFailed`` that says what to do."""
+    """Turn what a full or failing disk raises into ``DiskFailed`` that says what to do."""
     try:
         yield
     except (ConnectionError, TimeoutError):  # no disk's
@@ -34,7 +37,23 @@ def sound_disk(folder: Path) -> Iterator[None]:
     except OSError as error:
         where = shown(str(error.filename)) if error.filename else folder
         why = error.strerror or error
-        raise RunFailed(f"{where}: {why}; make room or mend the disk, then the same command continues") from error
+        raise DiskFailed(f"{where}: {why}; make room or mend the disk, then the same command continues") from error
+
+
+def is_of_training(error: Exception) -> bool:
+    """Whether an error is one of computing, which one member may have brought upon its stack.
+
+    What machine, disk, data or configuration cause is not: it would meet the stack's members one by one as well.
+    """
+    computing = isinstance(error, RuntimeError | ValueError | ArithmeticError) and not isinstance(error, ModisError)
+    return computing and not _out_of_memory(error) and not is_of_gpu(error)
+
+
+def is_of_gpu(error: Exception) -> bool:
+    """Whether a GPU or its driver failed; that it is full is no failure of its own."""
+    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.AcceleratorError) or OF_GPU.search(str(error)) is not None
 
 
 def _out_of_memory(error: Exception) -> bool:

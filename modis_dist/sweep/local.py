@@ -35,7 +35,7 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
         """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
+        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
         reasons: dict[str, str] = {}
         flag = Flag()
         with on_signal(flag.set):

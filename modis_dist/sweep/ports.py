@@ -15,7 +15,10 @@ class Executor(AbstractContextManager["Executor"], Protocol):
     threads: int  # CPU threads of each
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` where the user stops it."""
+        """Train packs; returns why trials crashed, by id.
+
+        Raises ``Interrupted`` where the user stops it, ``RunFailed`` where what is around the trainings does.
+        """
         ...
 
 

@@ -6,7 +6,7 @@ half written is taken for not written yet.
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,6 +22,7 @@ from modis_dist.sweep.manifest import sequence_digest
 from modis_dist.train.journal import Record, read
 
 State = Literal["running", "elsewhere", "finished", "interrupted", "dead"]
+Live = Callable[[str], bool | None]  # whether a job of a queue may be training a pack; None where it is not known
 PACES = 4  # finished packs whose journals are read where no running one tells the pace yet
 
 
@@ -55,11 +56,11 @@ class Status:
     advice: str
 
 
-def status(folder: Path, *, live: bool | None = None) -> Status:
+def status(folder: Path, *, live: Live = lambda _: None) -> Status:
     """How far the study or the training of a folder is.
 
-    ``live``: whether jobs of a queue may be training here, where that is known: locks do not tell it of other machines.
-    Raises ``DataError`` where there is neither, or the manifest is damaged.
+    ``live`` tells of a pack, by its id, what locks do not tell of other machines. Raises ``DataError`` where there is
+    neither, or the manifest is damaged.
     """
     if (folder / "manifest.json").exists() and (folder / "study.yaml").exists():
         return _study(folder, live=live)
@@ -68,7 +69,7 @@ def status(folder: Path, *, live: bool | None = None) -> Status:
     raise DataError(f"{shown(str(folder))}: no study or training was started here; give the folder of --out")
 
 
-def _study(folder: Path, *, live: bool | None) -> Status:
+def _study(folder: Path, *, live: Live) -> Status:
     listed = manifest.load(folder / "manifest.json")
     there = holder(folder)
     epochs = {trial.id: trial.run.optim.epochs for trial in listed.trials}
@@ -82,7 +83,7 @@ def _study(folder: Path, *, live: bool | None) -> Status:
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
-    running = state == "running" or bool(live)
+    running = state == "running" or any(live(pack.id) for pack in packs)
     if running and not any(pack.seconds_per_epoch for pack in packs):
         packs = _with_paces(folder, packs)
     files = [folder / "manifest.json", *(folder / "packs" / pack.id / "journal.jsonl" for pack in [*search, *refit])]
@@ -140,7 +141,7 @@ def _pack(
     results: Mapping[str, Mapping[str, Any]],
     epochs: Mapping[str, int],
     *,
-    live: bool | None,
+    live: Live,
 ) -> PackStatus:
     name, trials = sequence_digest(ids), tuple(ids)
     place = folder / "packs" / name
@@ -150,7 +151,7 @@ def _pack(
         return PackStatus(name, "done", trials, most or 0, most)
     there = holder(place)
     epoch, pace = _journal(place / "journal.jsonl")
-    if there is not None and there.alive is not False and live is not False:
+    if there is not None and there.alive is not False and live(name) is not False:
         return PackStatus(name, "running", trials, epoch, most, pace)
     if (place / "error.txt").exists():
         return PackStatus(name, "crashed", trials, epoch, most)

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modis_dist.errors import DataError, RunFailed, shown
+from modis_dist.errors import DataError, DiskFailed, shown
 from modis_dist.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
 
 VERSION = 3
@@ -60,12 +60,12 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def must_save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """``save`` for what nothing later would replace. Raises ``RunFailed`` where the disk refuses."""
+    """``save`` for what nothing later would replace. Raises ``DiskFailed`` where the disk refuses."""
     try:
         return save(folder, checkpoint)
     except OSError as error:
         said = _refusal(folder, checkpoint, error)
-        raise RunFailed(f"{said}; make room, then the same command continues from there") from error
+        raise DiskFailed(f"{said}; make room, then the same command continues from there") from error
 
 
 def try_to_save(folder: Path, checkpoint: Checkpoint) -> Path | None:
@@ -108,8 +108,8 @@ def newest(folder: Path) -> Path | None:
     """For the training itself: the valid checkpoint with the highest step; damaged ones above it are set aside.
 
     None where there was never one. Raises ``DataError`` where there are only damaged ones, set aside or not, or one of
-    another format version, and ``RunFailed`` where the disk does not let one be judged, so that a training never starts
-    anew by accident. Nothing is changed then.
+    another format version, and ``DiskFailed`` where the disk does not let one be judged, so that a training never
+    starts anew by accident. Nothing is changed then.
     """
     damaged: dict[Path, str] = {}
     try:
@@ -129,7 +129,7 @@ def newest(folder: Path) -> Path | None:
         ) from None
     except OSError as error:
         where = shown(str(error.filename or folder))
-        raise RunFailed(f"{where}: {_refused(error)}; nothing was changed, the same command tries again") from error
+        raise DiskFailed(f"{where}: {_refused(error)}; nothing was changed, the same command tries again") from error
     problems = [f"{path.name}: {wrong}" for path, wrong in damaged.items()]
     problems += [f"{path.name}: was found damaged" for path in aside]
     if problems:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from modis_dist.errors import DataError, Interrupted, RunFailed
+from modis_dist.errors import DataError, DiskFailed, Interrupted
 from modis_dist.objective import Rules
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
@@ -57,8 +57,8 @@ def fit(
     The members may differ in seed, fold, scenario and loss weights only. Each member's best model is written to its
     ``folder/best``. Of several ranks all call this, with the same members, and rank 0 writes. ``until`` is an epoch to
     save at and return, with members still running; ``pruned`` says why members (by trial) leave before anything else
-    is done. Raises ``Interrupted`` after saving, where the stop port asks for it, ``RunFailed`` where a checkpoint that
-    must be saved cannot be, ``DataError`` where ``folder`` belongs to another training.
+    is done. Raises ``Interrupted`` after saving, where the stop port asks for it, ``DiskFailed`` where a checkpoint
+    that must be saved cannot be, ``DataError`` where ``folder`` belongs to another training.
     """
     training = Training(
         members, folder=folder, device=device, ports=ports or Ports(), dtype=dtype, world=world, until=until
@@ -236,8 +236,8 @@ class Training:
             return
         try:
             saved = self._save(checkpoint.must_save)
-        except RunFailed as failure:
-            raise RunFailed(f"{self.asked}; {failure}") from failure
+        except DiskFailed as failure:
+            raise DiskFailed(f"{self.asked}; {failure}") from failure
         raise Interrupted(f"{self.asked}; saved {saved}; the same command continues")
 
     def _active(self) -> list[Progress]:

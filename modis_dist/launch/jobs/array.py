@@ -1,6 +1,8 @@
 """What the jobs of an array do: each task trains one pack; the last job chooses, refits and tests."""
 
 import logging
+import os
+import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -11,12 +13,13 @@ import torch
 
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
-from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.errors import Interrupted, MachineFailed, NodeFailed, RunFailed, shown
 from modis_dist.launch.jobs import submission as kept
 from modis_dist.launch.jobs.notes import PackFailed, noted, read_note
 from modis_dist.launch.jobs.queue import QueueUnknown, requeue
 from modis_dist.launch.jobs.script import STATUS
-from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack, unfinished
+from modis_dist.sweep.execute import Pack, load_pack, note_crash, run_pack, save_pack, unfinished
+from modis_dist.sweep.guards import is_of_gpu, is_of_training
 from modis_dist.sweep.local import LocalExecutor, crashed
 from modis_dist.sweep.ports import Executor
 from modis_dist.sweep.resources import cores
@@ -25,12 +28,13 @@ from modis_dist.train.signals import Flag, on_signal
 from modis_dist.version import code
 
 ASK_AGAIN_S = 2.0
-DIED = frozenset({"FAILED", "OUT_OF_MEMORY"})  # as sacct and squeue tell of a task that nobody stopped
+FAULTS = 2  # of machines, after which a job is queued again by itself
+FEW = 4  # packs that the last job trains one after the other; more are sent as an array
 
 
 @contextmanager
 def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
-    """The work of one job: noted, and queued again where it was interrupted.
+    """The work of one job: noted, and queued again where it was interrupted, or failed by its machine a few times.
 
     Yields what signals set while nobody else listens; with ``Listening`` an executor looks at it.
     """
@@ -42,8 +46,9 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
             submission.code,
             submission.version,
         )
+    path = kept.folder_of(out) / STATUS / f"{name}.json"
     try:
-        with noted(kept.folder_of(out) / STATUS / f"{name}.json", code=code(), requeues=site.requeues):
+        with noted(path, code=code(), requeues=site.requeues):
             _has_its_gpus(kept.study_of(out), site)
             flag = Flag()
             with on_signal(flag.set):
@@ -52,14 +57,32 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
         if site.executor == "slurm":
             _queued_again(site.warning_s / 2)
         raise
+    except MachineFailed as error:
+        note = read_note(path)
+        if site.executor == "slurm" and note is not None and note.faults <= FAULTS and note.starts <= site.requeues:
+            logging.getLogger(__name__).warning("%s", error)
+            node = os.environ.get("SLURMD_NODENAME") if isinstance(error, NodeFailed) else None
+            with _deaf():
+                _queued_again(site.warning_s / 2, without=node)
+        raise
 
 
-def _queued_again(patience_s: float) -> None:
-    """Ask Slurm for it, again where it does not answer, while there may be time."""
+@contextmanager
+def _deaf() -> Iterator[None]:
+    """Not ended, nor programs begun here, by the signal that Slurm sends a job which it queues again."""
+    before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _queued_again(patience_s: float, *, without: str | None = None) -> None:
+    """Ask Slurm for it, again where it does not answer, while there may be time; ``without`` a node."""
     log, end = logging.getLogger(__name__), time.monotonic() + patience_s
     while True:
         try:
-            log.warning("queued again" if requeue() else "Slurm has decided what becomes of this job")
+            log.warning("queued again" if requeue(without=without) else "Slurm has decided what becomes of this job")
             return
         except QueueUnknown as error:
             if time.monotonic() > end:
@@ -69,9 +92,9 @@ def _queued_again(patience_s: float) -> None:
 
 
 def _has_its_gpus(study: Study, site: Site) -> None:
-    """Raise ``RunFailed`` where a job was given GPUs and sees none: it would train on the processor."""
+    """Raise ``NodeFailed`` where a job was given GPUs and sees none: it would train on the processor."""
     if site.gpus and study.trainer.device != "cpu" and not torch.cuda.is_available():
-        raise RunFailed(
+        raise NodeFailed(
             "the profile asks for GPUs and PyTorch sees none in this job; `modis-dist doctor` in a job says why, "
             "`trainer.device: cpu` does without"
         )
@@ -85,7 +108,8 @@ def threads_of(study: Study, site: Site) -> int:
 def train_pack(out: Path, number: int) -> None:
     """Train the pack of a number to its end, or continue it.
 
-    Raises ``Interrupted`` after a signal, with its state saved, and ``RunFailed`` where it crashed.
+    Raises ``Interrupted`` after a signal, with its state saved, ``PackFailed`` where the training itself crashed,
+    ``NodeFailed`` where a GPU did, and what else goes wrong as it is: the same pack is sent again, with its checkpoint.
     """
     submission, study, site = kept.load(out), kept.study_of(out), kept.site_of(out)
     with job(out, f"pack-{number}", site) as flag:
@@ -94,9 +118,14 @@ def train_pack(out: Path, number: int) -> None:
             return
         threads = load_pack(save_pack(out, pack, threads=threads_of(study, site)))[1]
         torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
-        reason = attempt(pack, out=out, store=Path(submission.store), reporter=NullReporter(), stop=flag)
-        if reason is not None:
-            raise PackFailed(reason)
+        try:
+            run_pack(pack, out=out, store=Path(submission.store), reporter=NullReporter(), stop=flag)
+        except Exception as error:
+            if is_of_training(error):
+                raise PackFailed(note_crash(pack, error, out=out)) from error
+            if is_of_gpu(error):
+                raise NodeFailed(f"{type(error).__name__}: {shown(str(error))}") from error
+            raise
 
 
 class Listening(AbstractContextManager["Listening"]):
@@ -135,7 +164,10 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``. Raises ``RunFailed`` where packs of the array neither ended nor crashed."""
+        """See ``Executor.execute``. Raises ``RunFailed`` where packs of the array neither ended nor crashed.
+
+        So it does where many members of crashed packs are to be trained alone: an array trains them together.
+        """
         reasons: dict[str, str] = {}
         lost, here = [], []
         for pack in packs:
@@ -147,30 +179,18 @@ class AfterArray(AbstractContextManager["AfterArray"]):
                 lost.append(pack)
         if lost:
             raise RunFailed(
-                f"{len(lost)} of {len(packs)} packs of the array are not done and did not crash (cancelled, lost, out "
-                f"of time or requeues; `modis-dist status {out}` says why); `modis-dist resume {out}` sends them "
-                "again, what is done is not trained twice"
+                f"{len(lost)} of {len(packs)} packs of the array are not done and did not crash by themselves "
+                f"(cancelled, killed, lost, out of time or requeues, or a fault of machine, disk or data; `modis-dist "
+                f"status {out}` says why); `modis-dist resume {out}` sends them again from their last checkpoints"
+            )
+        if len(alone := [pack for pack in here if pack.judged_on == "validation"]) > FEW:
+            raise RunFailed(
+                f"{len(alone)} trials of packs that crashed are to be trained one by one; `modis-dist resume {out}` "
+                "sends them as an array, what is done is not trained twice"
             )
         return reasons | dict(self._here.execute(here, out=out, store=store))
 
     def _crash_of(self, pack: Pack) -> str | None:
-        """Why the array's task could not train a pack; None where it was ended from outside.
-
-        One that had no time to say so was killed: by the kernel for want of memory, or by a fault of its own.
-        """
-        number = self._numbers[pack.id]
-        note = read_note(kept.folder_of(self._out) / STATUS / f"pack-{number}.json")
-        if note is None or note.state != "running":
-            return note.reason if note is not None and note.state == "failed" else None
-        state = self._state_of(number)
-        return f"its job ended as {state}" if state in DIED else None
-
-    def _state_of(self, number: int) -> str | None:
-        """How the task of a pack stands, in Slurm's words; None where it is not known."""
-        submission, site = kept.load(self._out), kept.site_of(self._out)
-        for sent in submission.latest:
-            if sent.kind == "array" and number - sent.first in sent.indices and sent.number is not None:
-                name = f"{sent.number}_{number - sent.first}" if site.executor == "slurm" else sent.number
-                found = kept.queue_of(site).jobs([sent.number]).get(name)
-                return found.state if found else None
-        return None
+        """Why the array's task could not train a pack; None where that was no fault of the training."""
+        note = read_note(kept.folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
+        return note.reason if note is not None and note.state == "failed" else None

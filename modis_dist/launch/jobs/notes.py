@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.files import write_json
 
 State = Literal["running", "saved", "done", "failed", "broken", "given up"]
@@ -33,6 +33,7 @@ class Note:
     host: str
     time: float  # seconds since 1970
     code: str  # digest of the program that wrote it
+    faults: int = 0  # starts that a machine failed
 
 
 def read_note(path: Path) -> Note | None:
@@ -53,7 +54,8 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
     path.with_suffix(BEGUN).unlink(missing_ok=True)
     before = read_note(path)
     job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
-    note = Note("running", 1 + (before.starts if before else 0), None, job, socket.gethostname(), time.time(), code)
+    starts, faults = (before.starts, before.faults) if before else (0, 0)
+    note = Note("running", 1 + starts, None, job, socket.gethostname(), time.time(), code, faults)
     if note.starts > requeues + 1:
         reason = f"was queued again {requeues} times, as often as the profile's `requeues` allows, and is not done"
         _write(path, replace(note, state="given up", reason=reason))
@@ -66,7 +68,8 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
         raise
     except Exception as error:
         state: State = "failed" if isinstance(error, PackFailed) else "broken"
-        _write(path, replace(note, state=state, reason=str(error) or type(error).__name__))
+        faults += isinstance(error, MachineFailed)
+        _write(path, replace(note, state=state, reason=str(error) or type(error).__name__, faults=faults))
         raise
     _write(path, replace(note, state="done"))
 

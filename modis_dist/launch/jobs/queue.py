@@ -22,9 +22,11 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 from modis_dist.errors import RunFailed, UserError
 from modis_dist.launch.jobs.slurm_commands import ask, one_line, without_defaults
 
+SPARE = 2  # nodes of a partition that a job may have to avoid
 LATE_S = 10.0  # for a job to show up that was accepted although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
+WAITING, WAITING_PREFIXES = frozenset({"PENDING", "REQUEUED"}), ("REQUEUE_", "SPECIAL_")
 PROGRAMS = ("sbatch", "squeue", "scancel", "scontrol", "srun")
 SLOW = re.compile(
     r"timed out|time-?out|contact|connect|communicat|zero bytes", re.IGNORECASE
@@ -52,6 +54,11 @@ class Job:
     def live(self) -> bool:
         """Whether it waits, runs, or will run again."""
         return self.state in LIVE or self.state.startswith(LIVE_PREFIXES)
+
+    @property
+    def runs(self) -> bool:
+        """Whether it has nodes now."""
+        return self.live and self.state not in WAITING and not self.state.startswith(WAITING_PREFIXES)
 
 
 class _Script(SlurmExecutor):  # type: ignore[misc]
@@ -152,7 +159,7 @@ class SlurmQueue:
         for line in _asked("squeue", "-h", "-r", "-u", str(os.getuid()), "-o", "%i|%T|%r|%N").splitlines():
             name, state, reason, nodes = line.split("|", 3)
             if name.partition("_")[0] in wanted:
-                waits = reason if state == "PENDING" and reason != "None" else ""
+                waits = reason if state != "RUNNING" and reason != "None" else ""
                 found[name] = Job(name, state, waits, nodes)
         arrays = {name.partition("_")[0] for name in found if "_" in name}
         return {name: job for name, job in found.items() if name not in arrays}  # sacct shows a young array as one job
@@ -173,18 +180,32 @@ def _ended(numbers: Sequence[str]) -> list[Job]:
     return [job for job in known if not job.live]
 
 
-def requeue() -> bool:
+def requeue(*, without: str | None = None) -> bool:
     """Have the job that this process is in queued again, where Slurm has not decided about it already.
 
     Of one that was cancelled, or is queued again by others, nothing is asked; of one that is ended at its time limit it
-    still is, should the warning before have been missed. Returns whether it was asked.
+    still is, should the warning before have been missed. ``without`` is a node that it is not to come back to, where
+    its partition has others. Returns whether it was asked.
     """
     number = _own_number()
-    state, _, reason = _asked("squeue", "-h", "-j", number, "-o", "%T|%r").strip().partition("|")
+    told = _asked("squeue", "-h", "-j", number, "-o", "%T|%r|%D|%P|%x").strip()
+    state, reason, nodes, partition, excluded = (told.split("|") + [""] * 4)[:5]
     if state != "RUNNING" and reason != "TimeLimit":
         return False
+    others = without is not None and _spares(partition, nodes)
     _asked("scontrol", "requeue", number)
+    if others:  # Slurm takes it of jobs that wait only
+        avoided = ",".join(filter(None, [excluded, without]))
+        with suppress(QueueUnknown):  # where it is not allowed, the job may come back there
+            _asked("scontrol", "update", f"JobId={number}", f"ExcNodeList={avoided}")
     return True
+
+
+def _spares(partition: str, nodes: str) -> bool:
+    """Whether a partition has some nodes more than a job takes: one that avoids too many would wait for ever."""
+    with suppress(QueueUnknown, ValueError):
+        return sum(map(int, _asked("sinfo", "-h", "-p", partition, "-o", "%D").split())) >= int(nodes) + SPARE
+    return False
 
 
 def _own_number() -> str:

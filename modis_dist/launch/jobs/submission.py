@@ -21,6 +21,7 @@ from modis_dist.errors import ConfigError, DataError, ModisError, UserError, sho
 from modis_dist.files import write_json, write_text
 from modis_dist.launch.jobs.local_queue import LocalQueue
 from modis_dist.launch.jobs.notes import BEGUN
+from modis_dist.launch.jobs.places import warn_of_local
 from modis_dist.launch.jobs.queue import NotSeen, Queue, SlurmQueue
 from modis_dist.launch.jobs.script import LOGS, STATUS, Kind, script
 from modis_dist.launch.mlflow.store import checked
@@ -238,6 +239,7 @@ def submit(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0), locked(folder, patience_s=0):
         refuse_if_submitted(out)
+        warn_of_local({"--out": out, "the store": planned.store.path.absolute()}, site)
         return send(out, create(planned, site, form=form, out=out), site, queue=queue_of(site))
 
 
@@ -289,7 +291,8 @@ def jobs_of(form: Form, numbers: Sequence[int], site: Site) -> list[Sent]:
 
 
 def scripts_of(planned: Plan, site: Site, *, form: Form, out: Path) -> dict[str, str]:
-    """The scripts that would be sent, each once for its kind and with how many there are."""
+    """The scripts that would be sent, each once for its kind and with how many there are; warns as ``submit`` does."""
+    warn_of_local({"--out": out, "the store": planned.store.path.absolute()}, site)
     packs = unfinished(out, planned.packs())
     jobs = jobs_of(form, range(len(packs)), site)
     found = {}

@@ -11,7 +11,7 @@ from concurrent.futures import Future, wait
 from contextlib import suppress
 from typing import TypeVar
 
-from modis_dist.errors import RunFailed
+from modis_dist.errors import MachineFailed
 
 T = TypeVar("T")
 BETWEEN_LOOKS_S = 1.0
@@ -21,8 +21,8 @@ PATIENCE_S = 5.0  # a busy machine may not answer at once
 def while_ray_lives(work: Callable[[], T]) -> T:
     """``work()``, in a thread beside; what it returns or raises.
 
-    Raises ``RunFailed`` where Ray's head, or its node on this machine, has not listened for some seconds: ``work`` may
-    wait for ever then.
+    Raises ``MachineFailed`` where Ray's head, or its node on this machine, has not listened for some seconds: ``work``
+    may wait for ever then.
     """
     listeners = _listeners()
     result: Future[T] = Future()
@@ -34,7 +34,7 @@ def while_ray_lives(work: Callable[[], T]) -> T:
             last = time.monotonic()
         elif time.monotonic() - last > PATIENCE_S:
             atexit.register(_leave)
-            raise RunFailed(
+            raise MachineFailed(
                 "Ray's own processes are gone (killed, by the user or for want of memory?); what was saved is kept, "
                 "the same command continues"
             )
@@ -46,7 +46,7 @@ def _leave() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
-    os._exit(RunFailed.exit_code)
+    os._exit(MachineFailed.exit_code)
 
 
 def _settle(result: "Future[T]", work: Callable[[], T]) -> None:

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from modis_dist.errors import Interrupted, RunFailed
+from modis_dist.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.files import write_text
 from modis_dist.launch.meeting import ITSELF, names_in, own_address
 from modis_dist.launch.ray.cluster import environment, for_workers, short_parent, temporary_folder
@@ -38,8 +38,8 @@ DEAF_TO = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequence[str]) -> Iterator[str]:
     """Ray on all nodes of this process's job; yields ``HOST:PORT`` of its head. Nothing of it outlives the block.
 
-    ``folder`` is on a file system that all nodes see. Raises ``RunFailed`` where Ray fails on a node, ``Interrupted``
-    where one does not join in time: other nodes may.
+    ``folder`` is on a file system that all nodes see. Raises ``MachineFailed`` where Ray fails on a node,
+    ``Interrupted`` where one does not join in time: other nodes may.
     """
     meeting = folder / f"ray-{os.environ['SLURM_JOB_ID']}"
     shutil.rmtree(meeting, ignore_errors=True)  # of the same job, before it was queued again
@@ -65,7 +65,7 @@ def _wait(meeting: Path, running: "subprocess.Popen[bytes]", *, nodes: int) -> N
     wanted = {JOINED.format(number) for number in range(nodes)}
     while missing := wanted - names_in(meeting, me="driver"):
         if running.poll() is not None:
-            raise RunFailed("Ray did not start on the nodes of this job; the job's log says why")
+            raise MachineFailed("Ray did not start on the nodes of this job; the job's log says why")
         if time.monotonic() > end:
             raise Interrupted(
                 f"{len(missing)} of {nodes} nodes did not join Ray within {JOIN_S:.0f} s; see the job's log"

@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
-from modis_dist.errors import ConfigError, Interrupted, ModisError, RunFailed, shown
+from modis_dist.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed, shown
 from modis_dist.launch.ray.cluster import Place
 from modis_dist.launch.ray.head import while_ray_lives
 from modis_dist.launch.ray.train import RECORD, STOP, ask_to_stop, on_ranks
@@ -56,7 +56,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         self._open.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal."""
+        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
@@ -129,7 +129,15 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
                 failure_config=tune.FailureConfig(max_failures=DEATHS),
             ),
         )
-        return _outcomes(folders, while_ray_lives(tuner.fit))
+        results = while_ray_lives(tuner.fit)
+        refuse_disk(results)
+        return _outcomes(folders, results)
+
+
+def refuse_disk(results: Iterable[Any]) -> None:
+    """Raise ``DiskFailed`` where the disk refused a pack of Tune's results."""
+    if refused := [result.metrics["refused"] for result in results if (result.metrics or {}).get("refused")]:
+        raise DiskFailed(refused[0])
 
 
 def _outcomes(folders: Sequence[str], results: Iterable[Any]) -> dict[str, str | None]:
@@ -161,7 +169,7 @@ def _raised(error: object) -> str | None:
 
 
 def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
-    """One pack in a worker of Ray. Returns the pack and why it crashed, or None."""
+    """One pack in a worker of Ray. Returns the pack, why it crashed, or None, and what the disk refused, or None."""
     import torch
 
     os.umask(0o077)
@@ -171,6 +179,7 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     pack, threads = load_pack(Path(config["pack"]))
     torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
     reason: str | None = None
+    refused: str | None = None
     try:
         if stop.requested() is None and config["workers"] == 1:
             reason = attempt(pack, out=out, store=Path(config["store"]), reporter=NullReporter(), stop=stop)
@@ -178,7 +187,9 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
             reason = _attempt_on_ranks(config, threads)
     except Interrupted:
         pass  # saved; the driver knows
-    return {"pack": config["pack"], "crashed": reason}
+    except DiskFailed as error:
+        refused = str(error)
+    return {"pack": config["pack"], "crashed": reason, "refused": refused}
 
 
 def _note_start(storage: Path, pack: str) -> None:
@@ -206,6 +217,8 @@ def _attempt_on_ranks(config: Mapping[str, Any], threads: int) -> str | None:
             folder=folder,
             record=Path(config["pack"]) / RECORD,
         )
+    except DiskFailed:
+        raise
     except RunFailed as error:
         return str(error)
 

@@ -74,9 +74,9 @@ def squeue():
         whole = not job["tasks"] or (job["state"] == "PENDING" and "-r" not in arguments)
         for name in [number] if whole else [f"{number}_{task}" for task in job["tasks"]]:
             fields = {"%i": name, "%F": number, "%T": job["state"], "%r": job["reason"], "%N": job["nodes"],
-                      "%k": job["comment"]}
+                      "%k": job["comment"], "%D": "1", "%P": "low", "%x": job.get("avoids", "")}
             if wanted is None or wanted in (number, name):
-                lines.append(re.sub("%[iFTrNk]", lambda found: fields[found[0]], after["-o"]))
+                lines.append(re.sub("%[iFTrNkDPx]", lambda found: fields[found[0]], after["-o"]))
     leave(say="".join(f"{line}\n" for line in lines))
 
 

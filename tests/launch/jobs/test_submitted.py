@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modis_dist.cli import submit, tune
+from modis_dist.cli import tune, waiting
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
@@ -57,7 +57,7 @@ if sys.argv[4] != "here":
 
         def fit(members, **settings):
             if any(member.run.data.split.fold == 1 for member in members):
-                raise MemoryError("poisoned")
+                raise RuntimeError("poisoned")
             return genuine(members, **settings)
 
         execute.fit = fit
@@ -69,7 +69,7 @@ main(sys.argv[3:])
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(submit, "LOOK_S", 0.2)
+    monkeypatch.setattr(waiting, "LOOK_S", 0.2)
 
 
 class Place:
@@ -132,7 +132,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, P
     assert not (place.out / "summary.json").exists()
     (place.folder / "slow").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(submit, "LOOK_S", 0.2)
+        patch.setattr(waiting, "LOOK_S", 0.2)
         assert command(["resume", str(place.out), "--wait"]) == 0
     yield place, place.tune()
 
@@ -299,7 +299,7 @@ def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_
     assert place.submit("--wait") == 4
     assert "1 trials failed (" in capsys.readouterr().err
     note = read_note(place.out / "submission" / "status" / "pack-0.json")
-    assert note is not None and note.state == "failed" and "out of memory" in str(note.reason)
+    assert note is not None and note.state == "failed" and note.reason == "RuntimeError: poisoned"
     assert place.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
     before = {p: p.stat().st_mtime_ns for p in place.out.glob("trials/*/result.json")}
     (tmp_path / "poison").unlink()
