@@ -18,9 +18,8 @@ settings.load_profile("repeatable")
 # Files whose tests take minutes, in groups of about the same time; those on Slurm share one cluster.
 LONG = (
     ("test_studies", "test_doctor", "test_cluster"),
-    ("test_ray_train", "test_mlflow_fire"),
-    ("test_ray_tune", "test_submitted"),
-    ("test_ray_death", "test_given_ray", "test_mlflow_apart"),
+    ("test_ray_train", "test_mlflow_fire", "test_given_ray"),
+    ("test_ray_tune", "test_submitted", "test_mlflow_apart"),
 )
 
 

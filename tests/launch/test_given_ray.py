@@ -21,7 +21,7 @@ from modis_dist.sweep.resources import Node
 from tests.launch.given_ray import TwoNodes, two_nodes
 from tests.launch.processes import wait_for
 from tests.launch.without_ray import train_two_ranks
-from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.sweep.toy_study import BARE, write_store, write_study
 from tests.train import toy
 
 
@@ -50,7 +50,7 @@ def run(store: Path, tmp_path: Path) -> Path:
 def ended(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
     return subprocess.run(
-        [*COMMAND, *arguments], env=environment, capture_output=True, text=True, timeout=180, check=False
+        [*BARE, *arguments], env=environment, capture_output=True, text=True, timeout=180, check=False
     )
 
 
@@ -82,7 +82,7 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_with
     out, alone = tmp_path / "nodes", tmp_path / "alone"
     arguments = ["train", str(run), "--workers", "2", "--ray", ray.address, "--out", str(out)]
     with (tmp_path / "said.txt").open("w") as said:
-        driver = subprocess.Popen([*COMMAND, *arguments], env=ray.environment, stdout=said, stderr=said)
+        driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=said, stderr=said)
         try:
             there = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
             assert there and driver.poll() is None, (tmp_path / "said.txt").read_text()

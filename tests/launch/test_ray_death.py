@@ -14,7 +14,7 @@ from modis_dist.config import yaml12
 from modis_dist.sweep.resources import cores
 from tests.launch.processes import lives, wait_for
 from tests.launch.test_ray_tune import Watch, started
-from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.sweep.toy_study import BARE, write_store, write_study
 from tests.train import toy
 
 
@@ -26,7 +26,7 @@ def killed_in(arguments: list[str], out: Path, victim: str) -> str:
     """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
     said, before = out.parent / "said.txt", checkpoints(out)
     with said.open("w") as file:
-        driver = subprocess.Popen([*COMMAND, *arguments], stdout=file, stderr=file, start_new_session=True)
+        driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)
         try:
             there = wait_for(lambda: checkpoints(out) - before, seconds=120)
             assert there and driver.poll() is None, said.read_text()
@@ -56,6 +56,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
     assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
 
 
+@pytest.mark.long
 def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_continue_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

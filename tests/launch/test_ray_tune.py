@@ -30,7 +30,7 @@ from modis_dist.sweep.memory import Room
 from modis_dist.sweep.resources import Cluster, Node
 from tests.launch.processes import lives, wait_for
 from tests.sweep.kills import compared
-from tests.sweep.toy_study import COMMAND, write_store, write_study
+from tests.sweep.toy_study import BARE, write_store, write_study
 
 LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
@@ -40,7 +40,7 @@ def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """The study in a process of its own, with the most careless umask, which does not outlive the test."""
     with (out.parent / "stderr.txt").open("w") as said, (out.parent / "stdout.txt").open("w") as shown:
         driver = subprocess.Popen(
-            [*COMMAND, "tune", str(study), "--out", str(out)],
+            [*BARE, "tune", str(study), "--out", str(out)],
             start_new_session=True,
             stdout=shown,
             stderr=said,

@@ -3,8 +3,7 @@
 import json
 import os
 import subprocess
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,20 +17,6 @@ from tests.sweep.toy_study import COMMAND, tree
 
 EPOCHS = 60  # long enough for every disturbance while they wait, short enough when they do not
 SLOWED = Path(__file__).parent / "slowed"
-# Is Python for jobs: without figures and MLflow, which would take most of the time.
-BARE = """
-import sys
-from modis_dist.cli import tune
-from modis_dist.cli.main import main
-from modis_dist.launch.mlflow.mirror import NullMirror
-from modis_dist.report import figures
-from modis_dist.sweep import execute
-
-tune._mirror = lambda *_: NullMirror()
-execute.draw = lambda *_: None
-figures.sweep_overview = lambda *_, **__: None
-main(sys.argv[3:])  # after `-m modis_dist`
-"""
 PARTS = ("trials", "best", "test", "baseline", "groups", "failures", "conditions")  # of a summary that must be equal
 
 
@@ -51,14 +36,7 @@ def write_profile(path: Path, **keys: Any) -> Path:
     return path
 
 
-def bare_python(folder: Path) -> list[str]:
-    """The words that start Python without figures and MLflow."""
-    script = folder / "bare.py"
-    script.write_text(BARE)
-    return [sys.executable, str(script)]
-
-
-def command(*words: str, code: int = 0, held: Path | None = None) -> str:
+def command(*words: str, code: int = 0, held: Path | None = None, program: Sequence[str] = COMMAND) -> str:
     """What one of our commands prints; one that leaves with another code fails the test with what it said.
 
     ``held``: epochs of the jobs that it submits wait while this file is there.
@@ -67,7 +45,7 @@ def command(*words: str, code: int = 0, held: Path | None = None) -> str:
     if held is not None:
         paths = [str(SLOWED), str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment |= {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "TEST_HELD": str(held)}
-    done = subprocess.run([*COMMAND, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
+    done = subprocess.run([*program, *words], env=environment, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == code, f"{words}: {done.returncode}: {done.stdout}{done.stderr}"
     return done.stdout
 

@@ -11,7 +11,6 @@ from tests.launch.processes import wait_for
 from tests.slurm.cluster import Cluster
 from tests.slurm.studies import (
     PARTS,
-    bare_python,
     command,
     processes_of_job,
     readable_by_others,
@@ -20,7 +19,7 @@ from tests.slurm.studies import (
     write_profile,
     write_study,
 )
-from tests.sweep.toy_study import write_store
+from tests.sweep.toy_study import BARE, write_store
 
 pytestmark = pytest.mark.slurm
 
@@ -32,7 +31,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a study and, in ``home``, its results without a cluster."""
     folder = tmp_path_factory.mktemp("studies")
     study = write_study(folder / "study.yaml", write_store(folder / "store"))
-    command("tune", str(study), "--out", str(folder / "home"))
+    command("tune", str(study), "--out", str(folder / "home"), program=BARE)
     return folder
 
 
@@ -46,7 +45,7 @@ def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
 def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    profile = write_profile(tmp_path / "profile.yaml", gpus=1, python=bare_python(tmp_path))
+    profile = write_profile(tmp_path / "profile.yaml", gpus=1, python=BARE[:2])
     study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array", held=True)
     study.until_saved()
     first, second = f"{study.number}_0", f"{study.number}_1"
@@ -67,7 +66,7 @@ def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
 def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_leaves_nothing(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
-    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=bare_python(tmp_path))
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
     study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation", held=True)
     study.until_saved()
     study.preempt(study.number)
@@ -88,10 +87,10 @@ def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
 ) -> None:
     out, home = tmp_path / "out", tmp_path / "home"
     study = write_study(tmp_path / "study.yaml", place / "store", epochs=3, folds=1)
-    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=bare_python(tmp_path))
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
     ranks = ["--set", "sweep.executor=ray", "--set", "trainer.workers=2", "--set", "sweep.resources.cpus=2"]
     assert submitted(in_cluster, study, profile, out, *ranks).until_over()["trials"]["done"] == 1
-    command("tune", str(study), "--out", str(home))
+    command("tune", str(study), "--out", str(home), program=BARE)
     assert len(trials(out)) == 2 and trials(out).keys() == trials(home).keys()
     for trial, ran in trials(out).items():
         right = trials(home)[trial]
@@ -112,14 +111,15 @@ def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as
     in_cluster: Cluster, tmp_path: Path
 ) -> None:
     study_file = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), folds=1)
-    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30, python=bare_python(tmp_path))
+    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30, python=BARE[:2])
     study = submitted(in_cluster, study_file, profile, tmp_path / "out", "--form", "array", held=True)
-    command("tune", str(study_file), "--out", str(tmp_path / "home"))
+    command("tune", str(study_file), "--out", str(tmp_path / "home"), program=BARE)
     study.until_started("pack-0", times=2)
     assert_as_at_home(study.until_over(), tmp_path)
     assert "got SIGUSR1; saved" in study.logs()
 
 
+@pytest.mark.long
 def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Path, tmp_path: Path) -> None:
     profile = write_profile(tmp_path / "profile.yaml", at_once=1)
     out, home = tmp_path / "it's $(out)", tmp_path / "here"

@@ -25,7 +25,7 @@ from modis_dist.sweep.lock import Holder, holder, locked
 from modis_dist.sweep.manifest import Manifest, sequence_digest
 from modis_dist.sweep.status import Status, seconds_per_epoch, status
 from modis_dist.train.journal import JournalWriter
-from tests.sweep.toy_study import COMMAND, tree, write_store, write_study
+from tests.sweep.toy_study import BARE, tree, write_store, write_study
 from tests.train import toy
 
 HOLD = """import sys, time
@@ -257,7 +257,7 @@ def wait_for_epoch(folder: Path, child: "subprocess.Popen[bytes]") -> Status:
 def test_the_advice_for_a_killed_study_finishes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "the out"
     study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
-    with subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL) as driver:
+    with subprocess.Popen([*BARE, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL) as driver:
         found = wait_for_epoch(out, driver)
         assert found.state == "running" and found.holder is not None and found.holder.pid == driver.pid
         driver.send_signal(signal.SIGKILL)

@@ -18,6 +18,7 @@ from modis_dist.sweep.plan import plan
 from tests.train import toy
 
 COMMAND = [sys.executable, "-m", "modis_dist"]
+BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis_dist"]  # without figures and MLflow
 
 
 def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:

@@ -1,0 +1,23 @@
+"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures and MLflow.
+
+For commands of tests that are about neither: these would take most of their time.
+"""
+
+import sys
+from pathlib import Path
+
+if Path(sys.path[0]) == Path(__file__).parent:  # folders in there have names of packages
+    sys.path.pop(0)
+
+from modis_dist.cli import tune
+from modis_dist.cli.main import main
+from modis_dist.launch.mlflow.mirror import NullMirror
+from modis_dist.report import figures
+from modis_dist.sweep import execute
+
+tune._mirror = lambda *_: NullMirror()
+execute.draw = lambda *_: None
+figures.sweep_overview = lambda *_, **__: None
+
+if __name__ == "__main__":
+    main(sys.argv[3:])  # after `-m modis_dist`
