@@ -16,7 +16,7 @@ from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
-from modis_dist.train import checkpoint
+from modis_dist.train import captured, checkpoint
 from modis_dist.train.loop import Ports, fit
 from tests.numeric import toy_system
 from tests.sweep.toy_study import study_here, tree, write_store
@@ -67,3 +67,17 @@ def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -
     assert shared["failures"] == {} and len(shared["groups"]) == 2
     for ours, theirs in zip(shared["groups"], alone["groups"], strict=True):
         assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-6)
+
+
+def test_recorded_steps_end_as_steps_one_by_one_with_a_learning_rate_that_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        falling = toy.run("optim.lr_schedule=cosine", "optim.epochs=6")
+        fit([toy.member("t", falling, folder)], folder=folder, device=CUDA)
+        return checkpoint.load(checkpoint.newest(folder / "last")).tensors["model"]
+
+    recorded = trained(tmp_path / "recorded")
+    monkeypatch.setattr(captured, "WARM_UP", 10**9)
+    for name, tensor in trained(tmp_path / "one by one").items():
+        torch.testing.assert_close(recorded[name], tensor, rtol=1e-5, atol=1e-6)

@@ -25,10 +25,11 @@ from modis_dist.model.networks import Modis, Shape
 from modis_dist.processes import end_with_parent
 from modis_dist.sweep.execute import Pack, chosen_device, run_pack
 from modis_dist.sweep.resources import Cluster
+from modis_dist.train.captured import WARM_UP
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.prepare import build_shape, data_key
 
-STEPS = 3  # that are tried
+STEPS = WARM_UP + 2  # that are tried; a recorded one takes memory of its own
 MARGIN = 1.25  # of what was measured, for validation and judging
 SHARE = 0.8  # of the memory there is; the rest is the driver's, Ray's and the system's
 DOUBT = 3  # a rough count that fits so many times is not measured
