@@ -99,7 +99,8 @@ class StackedBatchNorm(nn.Module):
         return normal.view(rows, replicates, features).transpose(0, 1)
 
     def scale(self) -> Float[Tensor, "r i"]:
-        """By what an input is multiplied outside training."""
+        """By what an input is multiplied outside training; in training rows depend on each other."""
+        assert not self.training
         return self.weight * torch.rsqrt(self.running_var + self.eps)
 
     def _of_all_ranks(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
@@ -151,7 +152,6 @@ class Hidden(nn.Module):
         h = self(x)
 
         def pullback(gradient: Tensor) -> Tensor:
-            assert not self.norm.training, "rows of a batch that is normalised together depend on each other"
             scale = self.norm.scale().unsqueeze(1) if isinstance(self.norm, StackedBatchNorm) else h.new_ones(())
             return self.linear.pullback(gradient * torch.where(h > 0, scale, self.slope * scale))
 
