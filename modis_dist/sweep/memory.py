@@ -25,6 +25,7 @@ from modis_dist.model.networks import Modis, Shape
 from modis_dist.processes import end_with_parent
 from modis_dist.sweep.execute import Pack, chosen_device, run_pack
 from modis_dist.sweep.resources import Cluster
+from modis_dist.train import processor
 from modis_dist.train.captured import WARM_UP
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.prepare import build_shape, data_key
@@ -132,7 +133,7 @@ def measured(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint |
 def _tried(pack: Pack, threads: int, out: Path, store: Path, answer: Connection) -> None:
     """In the process: the peak of reading, preparing, a few steps and a checkpoint."""
     end_with_parent()
-    torch.set_num_threads(threads)
+    processor.use(threads)
     try:
         run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=AfterSteps(STEPS))
     except Interrupted:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import load_run
@@ -21,7 +20,7 @@ from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.lock import PATIENCE_S, locked
 from modis_dist.sweep.manifest import trial_id
-from modis_dist.train import checkpoint
+from modis_dist.train import checkpoint, processor
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Ports, fit
@@ -58,8 +57,7 @@ def train_run(
         prepared = prepare(run, load_cohort(store, run.data))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
-    if run.trainer.threads is not None:
-        torch.set_num_threads(run.trainer.threads)
+    processor.use(run.trainer.threads)
     with enough_memory(out, run), sound_disk(out), ExitStack() as held:
         with joined(seat, device=device) as world:
             # Ranks that start again may find the one that was killed not gone yet.

@@ -32,7 +32,7 @@ from modis_dist.processes import deaf_to, end_with_parent
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
-from modis_dist.train import checkpoint
+from modis_dist.train import checkpoint, processor
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
@@ -181,7 +181,7 @@ def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
     (place / str(seat.rank)).write_text(str(os.getpid()))
     try:
-        torch.set_num_threads(run.trainer.threads or max(1, cores() // seat.size))
+        processor.use(run.trainer.threads or max(1, cores() // seat.size))
         with enough_memory(folder, run), sound_disk(folder), ExitStack() as stack:
             tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
