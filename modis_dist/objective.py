@@ -112,14 +112,15 @@ class Terms:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of the module takes part in gradients inside; it is evaluated, not trained."""
-    was_training = module.training
-    module.eval().requires_grad_(False)
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """None of the parameters takes part in gradients inside."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.train(was_training).requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
@@ -130,7 +131,7 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
-    with frozen(model.vaes):
+    with frozen(model.sides["vaes"]):
         with torch.no_grad(), _arithmetic(rules, batch, allowed=not through_x):
             z, to_inputs = _encode(model, batch.x, world.own(batch.noise_d))
         with _arithmetic(rules, batch, allowed=not penalised):
@@ -156,7 +157,7 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
-    with frozen(model.discriminator):
+    with frozen(model.sides["discriminator"]):
         with _arithmetic(rules, batch):
             encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
             mu, logvar = (torch.cat(parts, 1).to(batch.noise_g.dtype) for parts in zip(*encodings, strict=True))

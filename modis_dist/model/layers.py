@@ -3,9 +3,9 @@
 Legend: r replicates, b rows, i and o input and output features. A replicate sees only its own slice, so that the
 gradients of a sum over replicates are the gradients of each of them alone.
 
-Layers that are evaluated, not trained, can also say their derivative as a function (``with_pullback``): rows are
-independent then, and each layer is linear but for the sign of its activations. What is computed from it is
-differentiated once more like any other value, by ordinary backpropagation.
+Layers can also be evaluated with their derivative as a function (``with_pullback``): rows are independent then, for
+normalisation uses the running statistics, and each layer is linear but for the sign of its activations. What is
+computed from the derivative is differentiated once more like any other value, by ordinary backpropagation.
 """
 
 from collections.abc import Callable, Iterable
@@ -80,8 +80,7 @@ class StackedBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
         """Normalised by the batch in training, by the running statistics otherwise."""
         if not self.training:
-            scale = self.scale()
-            return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+            return self.evaluated(x)
         if not self.world.alone:
             return self._of_all_ranks(x)
         replicates, rows, features = x.shape
@@ -98,9 +97,13 @@ class StackedBatchNorm(nn.Module):
         )
         return normal.view(rows, replicates, features).transpose(0, 1)
 
+    def evaluated(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
+        """Normalised by the running statistics."""
+        scale = self.scale()
+        return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+
     def scale(self) -> Float[Tensor, "r i"]:
-        """By what an input is multiplied outside training; in training rows depend on each other."""
-        assert not self.training
+        """By what an input is multiplied outside training."""
         return self.weight * torch.rsqrt(self.running_var + self.eps)
 
     def _of_all_ranks(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
@@ -148,11 +151,12 @@ class Hidden(nn.Module):
         return F.leaky_relu(self.norm(self.linear(x)), self.slope)
 
     def with_pullback(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b o"], Pullback]:
-        """The activations, and the derivative at ``x`` outside training."""
-        h = self(x)
+        """The activations outside training, and their derivative at ``x``."""
+        y, norm = self.linear(x), self.norm
+        h = F.leaky_relu(norm.evaluated(y) if isinstance(norm, StackedBatchNorm) else y, self.slope)
 
         def pullback(gradient: Tensor) -> Tensor:
-            scale = self.norm.scale().unsqueeze(1) if isinstance(self.norm, StackedBatchNorm) else h.new_ones(())
+            scale = norm.scale().unsqueeze(1) if isinstance(norm, StackedBatchNorm) else h.new_ones(())
             return self.linear.pullback(gradient * torch.where(h > 0, scale, self.slope * scale))
 
         return h, pullback

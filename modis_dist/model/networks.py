@@ -74,7 +74,7 @@ class Vae(nn.Module):
     def latents_with_pullback(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
     ) -> tuple[Float[Tensor, "r b l"], Pullback]:
-        """mu + sigma * noise, and its derivative at ``x`` outside training, with that noise."""
+        """mu + sigma * noise outside training, and its derivative at ``x`` with that noise."""
         h, to_input = with_pullback(self.encoder, x)
         mu, logvar = (part.to(noise.dtype) for part in (self.mu(h), self.logvar(h)))
         moved = torch.exp(0.5 * logvar) * noise
@@ -157,6 +157,8 @@ class Modis(nn.Module):
             slope=shape.slope,
             dtype=dtype,
         )
+        sides = {"vaes": self.vaes, "discriminator": self.discriminator}
+        self.sides = {name: tuple(side.parameters()) for name, side in sides.items()}
 
     def vae(self, modality: str) -> Vae:
         """The VAE of a modality by name."""
