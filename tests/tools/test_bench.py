@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from modis_dist.model.layers import count_parameters
 from modis_dist.model.networks import Modis, Shape
@@ -25,10 +27,11 @@ QUICK = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--turns", "2",
 
 
 @pytest.fixture(autouse=True)
-def _threads_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Turns of a single piece of work, and the other tests' threads."""
+def _little_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turns of a single piece of work on one thread; then the other tests' threads again."""
     monkeypatch.setattr("tools.bench.measure._pieces", lambda *_: 1)
     before = torch.get_num_threads()
+    torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
 
@@ -114,6 +117,26 @@ def test_operations_are_those_counted_by_hand() -> None:
     lower = {one: times for one, times in counts.products(shape, rows=6).items() if one.lower}
     assert sum(one.operations * times for one, times in lower.items()) == 2 * phase_g
     assert counts.parameters(shape) == 2 * ((16 + 2 * 10) + (12 + 15) + 2 * 4) + 15 + 12 + 12
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations of the matrix products that are taken inside."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        del types
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.operations += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
+    training, batch = ours.Training(TINY), ours.random_batch(TINY)
+    with Counting() as counting:
+        training.learn(batch)
+    assert counting.operations == counts.operations(TINY.case.shape, rows=TINY.batch)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
