@@ -100,7 +100,7 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
     try:
         with tempfile.TemporaryFile() as file:
             for block in blocks:
-                file.write(np.ascontiguousarray(block, dtype=np.float32))
+                file.write(np.ascontiguousarray(block, dtype=np.float32).data)
             assert file.tell() == size
             file.flush()
             held = mmap.mmap(file.fileno(), size)

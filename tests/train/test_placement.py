@@ -219,7 +219,7 @@ def test_a_training_and_its_judgement_end_with_the_same_bits_and_leave_no_file(
     assert evaluate_folder(in_memory, store.path) == evaluate_folder(on_disk, store.path)
     elsewhere = write_store(tmp_path / "other", samples=120)
     assert evaluate_folder(in_memory, elsewhere) == evaluate_folder(on_disk, elsewhere)
-    assert [*scratch.iterdir()] == []
+    assert not any(path.is_file() for path in scratch.rglob("*"))
 
 
 def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
@@ -230,7 +230,7 @@ def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
         for place in ("memory", "disk")
     )
     assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]
-    assert [*scratch.iterdir()] == []
+    assert not any(path.is_file() for path in scratch.rglob("*"))
 
 
 def test_a_training_without_room_on_the_disk_is_refused_before_it_starts(
