@@ -74,9 +74,9 @@ def command(*words: str | Path) -> Row:
 
 def memory(*names: str) -> list[int]:
     """Figures of this process, in bytes: VmHWM, the most memory it had; RssAnon, what belongs to no file now."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    found = {line.partition(":")[0]: line.split()[1] for line in lines}
-    return [1024 * int(found[name]) for name in names]
+    lines = [line.partition(":") for line in Path("/proc/self/status").read_text().splitlines()]
+    found = {name: value.split() for name, _, value in lines}
+    return [1024 * int(found[name][0]) for name in names]
 
 
 class OwnMemory:
