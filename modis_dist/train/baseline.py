@@ -76,9 +76,8 @@ def chosen_c(x: Matrix, label: Rows) -> float:
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     draw = np.random.default_rng(0).permutation(len(label))[:TUNED_ON]
-    x, label = x[draw], label[draw]
-    enough = (np.bincount(label) >= FOLDS)[label]
-    x, label = x[enough], label[enough]
+    draw = draw[(np.bincount(label[draw]) >= FOLDS)[label[draw]]]
+    x, label = Taken(x, draw), label[draw]
     if len(np.unique(label)) < 2:
         return UNTUNED
     search = GridSearchCV(
