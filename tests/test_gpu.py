@@ -16,7 +16,7 @@ from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
-from modis_dist.train import captured, checkpoint
+from modis_dist.train import captured, checkpoint, placement
 from modis_dist.train.loop import Ports, fit
 from tests.numeric import toy_system
 from tests.sweep.toy_study import study_here, tree, write_store
@@ -51,6 +51,22 @@ def test_a_training_resumes_to_the_bit_on_the_device(tmp_path: Path) -> None:
         fit(members(stopped), folder=stopped, device=CUDA, ports=Ports(stop=StopAt(7)))
     fit(members(stopped), folder=stopped, device=CUDA)
     ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, calm))
+    for part, tensors in theirs.items():
+        assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
+
+
+def test_features_that_wait_beside_the_gpu_train_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for fits in (True, False):
+        monkeypatch.setattr(placement, "fits_beside_training", lambda *_, fits=fits, **__: fits)
+        folder = tmp_path / str(fits)
+        members = [toy.member(f"t{s}", toy.run(f"seed={s}", f"data.split.seed={s}"), folder) for s in range(2)]
+        progress = fit(members, folder=folder, device=CUDA)
+        found.append((checkpoint.load(checkpoint.newest(folder / "last")).tensors, [p.history for p in progress]))
+    (ours, our_history), (theirs, their_history) = found
+    assert our_history == their_history
     for part, tensors in theirs.items():
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
 

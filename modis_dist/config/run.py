@@ -354,6 +354,11 @@ class Trainer(Section):
         ge=1,
         le=4096,
     )
+    features_in: Literal["auto", "memory", "disk"] = item(
+        "auto",
+        "where prepared features are kept while a training runs: memory, or unnamed files in the temporary folder "
+        "(TMPDIR), of which memory holds what is in use; auto: on disk where memory would be short. No result differs",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = item(
         "fp32",
         "of the networks: bf16 on newer CPUs and GPUs, fp16 on GPUs with scaled losses; losses and all that the "

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 
 from modis_dist.data.store import Store
@@ -23,12 +22,13 @@ from modis_dist.errors import Interrupted, ModisError
 from modis_dist.files import clear_leftovers
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.processes import end_with_parent
-from modis_dist.sweep.execute import Pack, chosen_device, run_pack
+from modis_dist.sweep.execute import Pack, chosen_device, kinds_of_data, run_pack
 from modis_dist.sweep.resources import Cluster
 from modis_dist.train import processor
 from modis_dist.train.captured import WARM_UP
+from modis_dist.train.placement import memory_limit, place_of, resident_bytes
 from modis_dist.train.ports import NullReporter
-from modis_dist.train.prepare import build_shape, data_key
+from modis_dist.train.prepare import build_shape
 
 STEPS = WARM_UP + 2  # that are tried; a recorded one takes memory of its own
 MARGIN = 1.25  # of what was measured, for validation and judging
@@ -38,8 +38,6 @@ PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes that CUDA takes in every process
 COPIES_OF_MODEL = 7  # parameters, gradients, two moments, the best so far, what is written, its buffer
 BYTES_PER_NUMBER = 4
-CGROUPS = Path("/sys/fs/cgroup")
-PROCESS_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -168,11 +166,10 @@ def _peak_of_this_process() -> int:
 
 def rough(pack: Pack, store: Store) -> int:
     """Bytes of memory that a pack takes, counted from its sizes; preprocessing is taken to drop no feature."""
-    rows = {modality: store.rows(modality) for modality in _modalities(pack, store)}
-    data = sum(count * len(store.features(modality)) for modality, count in rows.items())
-    copies = 2 + len({data_key(trial.run, "") for trial in pack.trials})  # as read, on the device, prepared
+    run, kinds = pack.trials[0].run, kinds_of_data(pack)
+    data = resident_bytes(run, store, kinds=kinds) if place_of(run, store, kinds=kinds) == "memory" else 0
     model = model_bytes(_shape(pack, store), replicates=len(pack.trials))
-    return PROCESS + copies * data * BYTES_PER_NUMBER + COPIES_OF_MODEL * model
+    return PROCESS + data + COPIES_OF_MODEL * model
 
 
 def _modalities(pack: Pack, store: Store) -> Sequence[str]:
@@ -190,24 +187,3 @@ def model_bytes(shape: Shape, *, replicates: int) -> int:
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
     return int(numbers * BYTES_PER_NUMBER * replicates)
-
-
-def memory_limit() -> int:
-    """Bytes that this process and its children may have: the machine's, or less where a job is held to less."""
-    limits = [psutil.virtual_memory().total]
-    for line in _lines(PROCESS_GROUPS):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, file = (CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
-        folder = root / path.strip("/")
-        above = [held for held in (folder, *folder.parents) if held.is_relative_to(root)]
-        limits += [int(said) for held in above for said in _lines(held / file) if said.isdigit()]
-    return int(min(limits))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []  # not with this kernel

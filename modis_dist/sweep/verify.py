@@ -38,6 +38,7 @@ from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.members import Member
+from modis_dist.train.placement import place_of
 from modis_dist.train.ports import NullTracker, Reporter
 from modis_dist.train.prepare import load_cohort, prepare, shape
 from modis_dist.train.ranks import Seat, joined, meeting_file
@@ -98,7 +99,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
 
 def _steps(run: Run, store: Store) -> int:
     """Optimiser steps of a run, after everything has been tried that its data may refuse."""
-    prepared = prepare(run, load_cohort(store, run.data))
+    prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
     optim = run.optim
     rows = prepared.train.rows()
@@ -185,7 +186,8 @@ def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path
         with enough_memory(folder, run), sound_disk(folder), ExitStack() as stack:
             tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
-            prepared = prepare(run, load_cohort(Store.open(Path(run.data.store)), run.data))
+            store = Store.open(Path(run.data.store))
+            prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
             member, device = Member("verified", run, prepared, folder), chosen_device(run)
             if seat.size > 1 and device.type == "cuda":
                 torch.cuda.set_device(seat.rank)
