@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from modis_dist.train.machine import machine
-from tools.bench import data, epoch, growth, pack, roofline, show, step
+from tools.bench import data, epoch, growth, pack, roofline, show, step, sweep
 from tools.bench.measure import Row
 
 
@@ -40,6 +40,7 @@ COMMANDS: dict[str, Command] = {
     "roofline": roofline,
     "growth": growth,
     "import": data,
+    "sweep": sweep,
 }
 
 
