@@ -4,8 +4,8 @@ python -m tools.bench sweep
 python -m tools.bench sweep --samples 1200 --epochs 60 --json
 
 `training` is what the journals say, from a pack's start to its end (validation and judging included), times the cores
-it was given, over the cores' whole time. The study also chooses, refits and tests, which twelve single trainings do not.
-`ratio` is how many times as fast as these it is. Minutes long, so not in turns: measure it twice.
+it was given, over the cores' whole time. The study also chooses, refits and tests, which twelve single trainings do
+not; `ratio` is how many times as fast as these it is. Each way takes minutes, so not in turns: measure it twice.
 """
 
 import argparse
@@ -85,7 +85,7 @@ def one_by_one(stacked: Path, out: Path) -> tuple[float, float, int]:
 
 def core_seconds(folder: Path, *, threads: int) -> float:
     """A journal's time from its first to its last record, times the cores."""
-    times = [record["time_ms"] / 1000 for record in read(folder / "journal.jsonl")]
+    times: list[float] = [record["time_ms"] / 1000 for record in read(folder / "journal.jsonl")]
     return (max(times) - min(times)) * threads
 
 
