@@ -303,9 +303,25 @@ class Objective(Section):
     )
 
 
+# What ``optim.schedule: fast`` stands for; measured by ``python -m tools.bench quality``.
+FAST: dict[str, Any] = {
+    "optim.lr": 1e-3,
+    "optim.lr_schedule": "cosine",
+    "optim.batch_size": 64,
+    "optim.epochs": 20,
+    "trainer.early_stopping": {"patience": 5},
+}
+
+
 class Optim(Section):
     """Optimisers and schedule."""
 
+    schedule: Literal["published", "fast"] = item(
+        "published",
+        "published: as the keys say; fast: those of "
+        + ", ".join(f"{key} {str(value).strip('{}')}" for key, value in FAST.items()).replace("'", "")
+        + " that a file does not state; set by --set, sweep.conditions or sweep.grid also in place of what it states",
+    )
     lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; lr by default", gt=0, le=10)
     lr_schedule: Literal["constant", "cosine"] = item(
@@ -385,3 +401,18 @@ class Run(Section):
     optim: Optim = item(Optim(), "optimisers and schedule")
     trainer: Trainer = item(Trainer(), "how the training runs")
     seed: int = item(0, "seed of initial weights, row order, noise and scenario choices", ge=0, lt=2**63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scheduled(cls, tree: Any) -> Any:
+        """What a schedule stands for, where it is not stated."""
+        optim = tree.get("optim") if isinstance(tree, dict) else None
+        if not isinstance(optim, dict) or optim.get("schedule") != "fast":
+            return tree
+        filled = dict(tree)
+        for key, value in FAST.items():
+            section, name = key.split(".")
+            held = filled.get(section, {})
+            if isinstance(held, dict):
+                filled[section] = {name: value} | held
+        return filled

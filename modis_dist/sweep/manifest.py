@@ -86,6 +86,7 @@ def trial_id(run: Run, fingerprint: str) -> str:
     tree.pop("name")
     for key in ("store", "simulate"):
         tree["data"].pop(key)
+    tree["optim"].pop("schedule")  # what it stands for is there
     for key in NOT_LEARNT:
         tree["trainer"].pop(key)
     return digest([fingerprint, tree])[:16]

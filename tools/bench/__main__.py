@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from modis_dist.train.machine import machine
-from tools.bench import data, epoch, growth, pack, roofline, show, step, sweep
+from tools.bench import data, epoch, growth, pack, quality, roofline, show, step, sweep
 from tools.bench.measure import Row
 
 
@@ -41,6 +41,7 @@ COMMANDS: dict[str, Command] = {
     "growth": growth,
     "import": data,
     "sweep": sweep,
+    "quality": quality,
 }
 
 
