@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Modis
 from modis_dist.objective import Batch, Rules, Terms, Weights
-from modis_dist.train.captured import Captured, Step
+from modis_dist.train.captured import Captured, GraphRecorder
 from modis_dist.train.checkpoint import Tensors
 
 Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
@@ -68,7 +68,7 @@ class Learner:
         device = self._parameters[0].device
         captured = device.type == "cuda" and model.world.alone
         self._lr, self._share = lr, 1.0
-        self._step: Step = Captured(self._take_step) if captured else self._take_step
+        self._captured = Captured(GraphRecorder(device)) if captured else None
         self.optimiser = torch.optim.Adam(
             self._parameters,
             lr=torch.tensor(lr, device=device) if captured else lr,
@@ -80,7 +80,9 @@ class Learner:
 
     def learn(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
         """One step on the sum over replicates, whose gradients are independent; its terms hold until the next."""
-        return self._step(batch, weights, rules)
+        if self._captured is not None:
+            return self._captured(self._take_step, batch, weights, rules)
+        return self._take_step(batch, weights, rules)
 
     def _take_step(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
         terms: Terms = self._phase(self._model, batch, weights, rules)
@@ -89,6 +91,7 @@ class Learner:
         scaled.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        terms.loss = terms.loss.detach()  # or its graph lives on, and with it the gradients' own memory
         return terms
 
     def set_rate(self, share: float) -> None:
@@ -122,6 +125,8 @@ class Learner:
 
     def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
         """The inverse of ``moments`` and ``state``."""
+        if self._captured is not None:
+            self._captured.forget()
         for name, parameter in self.networks.named_parameters():
             if f"{name}.first" in moments:
                 self.optimiser.state[parameter] = {

@@ -42,7 +42,8 @@ def resident_bytes(run: Run, store: Store, *, kinds: int = 1) -> int:
     """Bytes of features in memory, if all are kept there; preprocessing is taken to drop none."""
     named = run.data.modalities or store.modalities
     values = sum(store.rows(m) * len(store.features(m)) for m in named if m in store.modalities)
-    return (2 + kinds) * values * BYTES_PER_VALUE  # as read, for the baseline or on the way to a GPU, prepared
+    copies = 2 + kinds  # as read, for the baseline or on the way to a GPU, prepared
+    return copies * values * BYTES_PER_VALUE * run.trainer.workers  # each has its own; all may share this machine
 
 
 def memory_limit() -> int:

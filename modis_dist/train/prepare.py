@@ -182,7 +182,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
     _enough(chosen, run)
     if cohort.place == "disk":
-        refuse_little_room(_bytes_kept(run, cohort, parts, chosen, test=test))
+        refuse_little_room(_bytes_kept(run, cohort, parts, chosen, test=test) * run.trainer.workers)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:

@@ -8,6 +8,7 @@ from typing import get_args
 
 import torch
 
+from modis_dist.train import processor
 from tools.bench.shapes import CASES, Loss, Precision, Setting
 
 CORES = len(os.sched_getaffinity(0))
@@ -31,7 +32,7 @@ def of_measurement(parser: argparse.ArgumentParser, *, turns: int) -> None:
 def settings(asked: argparse.Namespace) -> Iterator[Setting]:
     """Every combination asked for; sets the number of threads as it goes."""
     for name, batch, precision, threads in product(asked.shapes, asked.batches, asked.precisions, asked.threads):
-        torch.set_num_threads(threads)
+        processor.use(threads)
         yield Setting(name, CASES[name], batch, precision, threads, asked.device, asked.loss)
 
 

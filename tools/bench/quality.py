@@ -5,16 +5,17 @@ python -m tools.bench quality study.yaml --out runs/quality     # kept; a finish
 
 The study has conditions that differ in their schedule, the published one first, and replicates. What a replicate is to
 reach is the mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy.
-`epochs` and `seconds` are when it first does (medians; `reached` says how many of the replicates do), `of_all` the
-seconds of all the first condition's epochs over these. Replicates of a condition are trained as one stack, so seconds
-are those of the stack.
+`epochs` and `seconds` are when it does, and stays there for five epochs on average (medians; replicates that never do
+count as last, `reached` says how many do). `ratio` is the first condition's `seconds` over these, `of_all` the seconds
+of all its epochs over these. Replicates of a condition are trained as one stack, so seconds are those of the stack.
 """
 
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from math import inf, isfinite
 from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Any
@@ -41,8 +42,10 @@ class Curve:
         return fmean(self.values[-LAST:])
 
     def reaches(self, aim: float) -> int | None:
-        """The first epoch, counted from 1, that is as good; None where none is."""
-        return next((epoch for epoch, value in enumerate(self.values, 1) if value >= aim), None)
+        """The first epoch, counted from 1, that is as good, and so is the mean of the five from it on; or None."""
+        means = [fmean(self.values[n : n + LAST]) for n in range(len(self.values))]
+        good = (n for n, (value, mean) in enumerate(zip(self.values, means, strict=True), 1) if min(value, mean) >= aim)
+        return next(good, None)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -95,17 +98,26 @@ def compared(found: Mapping[str, list[Curve]]) -> Iterator[Row]:
     first = next(iter(found.values()))
     aims = [curve.end - CLOSE for curve in first]
     whole = median(curve.seconds[-1] for curve in first)
+    base = None
     for condition, held in found.items():
-        reached = [(curve, epoch) for curve, aim in zip(held, aims, strict=True) if (epoch := curve.reaches(aim))]
-        seconds = median(curve.seconds[epoch - 1] for curve, epoch in reached) if reached else None
+        epochs = [curve.reaches(aim) for curve, aim in zip(held, aims, strict=True)]
+        seconds = _median(curve.seconds[epoch - 1] if epoch else inf for curve, epoch in zip(held, epochs, strict=True))
+        base = base or seconds
         ends = [curve.end for curve in held]
         yield {
             "schedule": condition,
             "replicates": len(held),
             "end": fmean(ends),
             "sd": stdev(ends) if len(ends) > 1 else None,
-            "reached": len(reached),
-            "epochs": median(epoch for _, epoch in reached) if reached else None,
+            "reached": sum(epoch is not None for epoch in epochs),
+            "epochs": _median(epoch or inf for epoch in epochs),
             "seconds": seconds,
+            "ratio": base / seconds if base and seconds else None,
             "of_all": whole / seconds if seconds else None,
         }
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """The middle of them; None where that is one that was never reached."""
+    middle = median(values)
+    return middle if isfinite(middle) else None
