@@ -25,6 +25,7 @@ from modis_dist.losses import adversarial
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
+from modis_dist.model.layers import Pullback
 from modis_dist.model.networks import Judgement, Modis
 from modis_dist.world import ALONE, World
 
@@ -111,38 +112,42 @@ class Terms:
 
 
 @contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """No parameter of the module takes part in gradients inside; it is evaluated, not trained."""
-    was_training = module.training
-    module.eval().requires_grad_(False)
+def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """None of the parameters takes part in gradients inside."""
+    for parameter in parameters:
+        parameter.requires_grad_(False)
     try:
         yield
     finally:
-        module.train(was_training).requires_grad_(True)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
 
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-    """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only."""
+    """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only.
+
+    The encoders are run once, for the losses and for the penalty.
+    """
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
-    with frozen(model.vaes):
-        inputs = tuple(x.detach().requires_grad_(through_x) for x in batch.x)
-        with torch.set_grad_enabled(through_x), _arithmetic(rules, batch, allowed=not through_x):
-            encoded = _encode(model, inputs, world.own(batch.noise_d))
-        z = encoded.detach().requires_grad_()
+    with frozen(model.sides["vaes"]):
+        with torch.no_grad(), _arithmetic(rules, batch, allowed=not through_x):
+            z, to_inputs = _encode(model, batch.x, world.own(batch.noise_d))
         with _arithmetic(rules, batch, allowed=not penalised):
-            own = model.discriminator(z)
+            own, to_latents = model.discriminator.with_pullback(z)
         judged = _of_all_ranks(own, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         value = _adversarial(judged, batch.label, weights, side="discriminator")
         terms.add_shared("adversarial_d", value, weights.adversarial)
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
-        squares = z.new_zeros(len(z), len(inputs))
+        squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
-            signs = None if batch.signs is None else world.own(batch.signs)
-            gradient = adversarial.logit_gradient(own.modality, z, signs)
-            squares = _squared_norms(gradient, encoded, inputs, through_x=through_x) / batch.label.shape[2]
+            signs = torch.ones_like(own.modality) if batch.signs is None else world.own(batch.signs)
+            gradients = torch.split(to_latents(signs), [x.shape[1] for x in batch.x], 1)
+            if through_x:
+                gradients = tuple(back(part) for back, part in zip(to_inputs, gradients, strict=True))
+            squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
         # A replicate reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
     return terms
@@ -152,7 +157,7 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
-    with frozen(model.discriminator):
+    with frozen(model.sides["discriminator"]):
         with _arithmetic(rules, batch):
             encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
             mu, logvar = (torch.cat(parts, 1).to(batch.noise_g.dtype) for parts in zip(*encodings, strict=True))
@@ -177,11 +182,13 @@ def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.au
     return torch.autocast(batch.label.device.type, dtype=lower, enabled=lower is not None)
 
 
-def _encode(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> Float[Tensor, "r n l"]:
-    """Sampled latents of this rank's rows."""
-    encodings = [vae.encode(x) for vae, x in zip(model.vaes, inputs, strict=True)]  # type: ignore[operator]
-    mu, logvar = (torch.cat(parts, 1).to(noise.dtype) for parts in zip(*encodings, strict=True))
-    return mu + torch.exp(0.5 * logvar) * noise
+def _encode(
+    model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]
+) -> tuple[Float[Tensor, "r n l"], list[Pullback]]:
+    """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input."""
+    parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
+    found = [vae.latents_with_pullback(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
+    return torch.cat([z for z, _ in found], 1), [back for _, back in found]
 
 
 def _of_all_ranks(own: Judgement, batch: Batch, world: World) -> Judgement:
@@ -236,16 +243,3 @@ def _confident(judged: Judgement, label: Tensor, confidence: Tensor) -> Int[Tens
     top, predicted = judged.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)
-
-
-def _squared_norms(
-    gradient: Float[Tensor, "r n l"], encoded: Tensor, inputs: tuple[Tensor, ...], *, through_x: bool
-) -> Float[Tensor, "r m"]:
-    """Sum over this rank's rows of |gradient|^2, with respect to z, or carried back to x through the frozen encoders.
-
-    The encoders run with running statistics here, so rows are independent and one product gives every row's gradient.
-    """
-    parts = torch.split(gradient, [x.shape[1] for x in inputs], 1)
-    if through_x:
-        parts = torch.autograd.grad(encoded, inputs, grad_outputs=gradient, create_graph=True)
-    return torch.stack([part.square().sum(-1).sum(-1) for part in parts], 1)

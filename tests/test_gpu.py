@@ -16,7 +16,7 @@ from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
-from modis_dist.train import checkpoint
+from modis_dist.train import captured, checkpoint, placement
 from modis_dist.train.loop import Ports, fit
 from tests.numeric import toy_system
 from tests.sweep.toy_study import study_here, tree, write_store
@@ -55,6 +55,22 @@ def test_a_training_resumes_to_the_bit_on_the_device(tmp_path: Path) -> None:
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
 
 
+def test_features_that_wait_beside_the_gpu_train_to_the_same_bits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for fits in (True, False):
+        monkeypatch.setattr(placement, "fits_beside_training", lambda *_, fits=fits, **__: fits)
+        folder = tmp_path / str(fits)
+        members = [toy.member(f"t{s}", toy.run(f"seed={s}", f"data.split.seed={s}"), folder) for s in range(2)]
+        progress = fit(members, folder=folder, device=CUDA)
+        found.append((checkpoint.load(checkpoint.newest(folder / "last")).tensors, [p.history for p in progress]))
+    (ours, our_history), (theirs, their_history) = found
+    assert our_history == their_history
+    for part, tensors in theirs.items():
+        assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
+
+
 def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "shared"
     alone = study_here(tmp_path / "alone", store, packing={"enabled": False})
@@ -67,3 +83,17 @@ def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -
     assert shared["failures"] == {} and len(shared["groups"]) == 2
     for ours, theirs in zip(shared["groups"], alone["groups"], strict=True):
         assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-6)
+
+
+def test_recorded_steps_end_as_steps_one_by_one_with_a_learning_rate_that_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained(folder: Path) -> dict[str, torch.Tensor]:
+        falling = toy.run("optim.lr_schedule=cosine", "optim.epochs=6")
+        fit([toy.member("t", falling, folder)], folder=folder, device=CUDA)
+        return checkpoint.load(checkpoint.newest(folder / "last")).tensors["model"]
+
+    recorded = trained(tmp_path / "recorded")
+    monkeypatch.setattr(captured, "WARM_UP", 10**9)
+    for name, tensor in trained(tmp_path / "one by one").items():
+        torch.testing.assert_close(recorded[name], tensor, rtol=1e-5, atol=1e-6)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
-from modis_dist.config.run import Run
+from modis_dist.config.run import SCHEDULES, Run
 from modis_dist.config.study import Study
 from modis_dist.errors import ConfigError, shown
 
@@ -139,8 +139,11 @@ def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 
 
 def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tree:
-    """A copy of the tree with dotted keys written into it."""
+    """A copy of the tree with dotted keys written into it; a schedule first, for it stands for several."""
     changed: Tree = json.loads(json.dumps(tree))
+    schedule = settings.get("optim.schedule")
+    if isinstance(schedule, str):
+        settings = {**SCHEDULES.get(schedule, {}), **settings}
     for key, value in settings.items():
         *sections, last = _parts(key)
         here = changed

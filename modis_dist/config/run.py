@@ -303,9 +303,38 @@ class Objective(Section):
     )
 
 
+# What ``optim.schedule`` stands for: table S3, and what ``python -m tools.bench quality`` measures beside it.
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "published": {
+        "optim.lr": 1e-4,
+        "optim.lr_schedule": "constant",
+        "optim.batch_size": 32,
+        "optim.epochs": 300,
+        "trainer.early_stopping": None,
+    },
+    "fast": {
+        "optim.lr": 1e-3,
+        "optim.lr_schedule": "cosine",
+        "optim.batch_size": 64,
+        "optim.epochs": 20,
+        "trainer.early_stopping": {"patience": 5},
+    },
+}
+
+
+def _told(schedule: str) -> str:
+    held = SCHEDULES[schedule].items()
+    return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in held)
+
+
 class Optim(Section):
     """Optimisers and schedule."""
 
+    schedule: Literal["published", "fast"] = item(
+        "published",
+        f"several keys at once. published: {_told('published')}; fast: {_told('fast')}. In a file, those of them that "
+        "it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
+    )
     lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; lr by default", gt=0, le=10)
     lr_schedule: Literal["constant", "cosine"] = item(
@@ -354,6 +383,11 @@ class Trainer(Section):
         ge=1,
         le=4096,
     )
+    features_in: Literal["auto", "memory", "disk"] = item(
+        "auto",
+        "where prepared features are kept while a training runs: memory, or unnamed files in the temporary folder "
+        "(TMPDIR), of which memory holds what is in use; auto: on disk where memory would be short. No result differs",
+    )
     precision: Literal["fp32", "bf16", "fp16"] = item(
         "fp32",
         "of the networks: bf16 on newer CPUs and GPUs, fp16 on GPUs with scaled losses; losses and all that the "
@@ -380,3 +414,20 @@ class Run(Section):
     optim: Optim = item(Optim(), "optimisers and schedule")
     trainer: Trainer = item(Trainer(), "how the training runs")
     seed: int = item(0, "seed of initial weights, row order, noise and scenario choices", ge=0, lt=2**63)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _scheduled(cls, tree: Any) -> Any:
+        """What a schedule stands for, where it is not stated."""
+        optim = tree.get("optim") if isinstance(tree, dict) else None
+        if not isinstance(optim, dict) or optim.get("schedule") != "fast":
+            return tree
+        filled = dict(tree)
+        for key, value in SCHEDULES["fast"].items():
+            section, name = key.split(".")
+            held = filled.get(section, {})
+            if isinstance(held, dict):
+                stated = held.get(name, value)
+                both = isinstance(stated, dict) and isinstance(value, dict)
+                filled[section] = held | {name: {**value, **stated} if both else stated}
+        return filled

@@ -7,19 +7,19 @@ the end. It must not know which rows are training rows, nor where the features c
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
+from modis_dist.data.arrays import Matrix, Place, filled, slices
 from modis_dist.data.index import Features
 from modis_dist.errors import DataError, shown
 
 Block = NDArray[np.float64]
 
-VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
+VALUES_FOR_MEDIANS = 1 << 26  # 512 MiB of float64 at once: all rows are gone through for each part of the features
 VALUES_FOR_FULL_PCA = 1 << 24  # above, `auto` is incremental: the full solver needs all values, several times
 STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance", "pca"})
 
@@ -52,19 +52,22 @@ class Pipeline:
             names = _names_after(step, names)
         return names
 
-    def apply(self, x: Features) -> Features:
-        """Prepared rows, float32 [n, features_out], of rows [n, features_in].
+    def apply(self, x: Matrix, *, place: Place = "memory") -> Features:
+        """Prepared rows, float32 [n, features_out], of rows [n, features_in]; kept in memory or on a disk.
 
         Raises ``DataError`` for infinite values, values below 0 that log1p gets, and values missing at the end.
         """
-        out = np.empty((len(x), len(self.features_out)), dtype=np.float32)
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused below
-            for rows, block in _blocks(self, x):
-                out[rows] = block
-        if not all(np.isfinite(out[rows]).all() for rows in _slices(len(out), out.shape[1])):
-            _refuse_missing(self, x)
-            raise DataError(f"modality {shown(self.modality)}: has values too large for float32 after preprocessing")
-        return out
+        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
+            return filled((len(x), len(self.features_out)), self._prepared(x), place=place)
+
+    def _prepared(self, x: Matrix) -> Iterator[NDArray[np.float32]]:
+        for _, block in _blocks(self, x):
+            prepared = block.astype(np.float32)
+            if not np.isfinite(prepared).all():
+                _refuse_missing(self, x)
+                where = f"modality {shown(self.modality)}"
+                raise DataError(f"{where}: has values too large for float32 after preprocessing")
+            yield prepared
 
     def inverse(self, y: Features) -> Features:
         """Rows in the data's units, float32 [n, features_in], of prepared rows [n, features_out].
@@ -75,7 +78,7 @@ class Pipeline:
         assert y.shape[1] == len(self.features_out)
         out = np.empty((len(y), len(self.features_in)), dtype=np.float32)
         with np.errstate(over="ignore"):
-            for rows in _slices(len(y), max(out.shape[1], y.shape[1])):
+            for rows in slices(len(y), max(out.shape[1], y.shape[1])):
                 block = y[rows].astype(np.float64)
                 for step in reversed(self.steps):
                     block = _inverted(step, block)
@@ -102,7 +105,7 @@ class Pipeline:
         return cls(description["modality"], tuple(description["features_in"]), tuple(steps))
 
 
-def fit(steps: Sequence[PreprocessStep], x: Features, *, features: Sequence[str], modality: str) -> Pipeline:
+def fit(steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str) -> Pipeline:
     """Learn the steps, in order, from the training rows ``x``, shape [n, features].
 
     Raises ``DataError``: infinite values; values below 0 for log1p; a feature without any value for impute; a variance
@@ -117,7 +120,7 @@ def fit(steps: Sequence[PreprocessStep], x: Features, *, features: Sequence[str]
 
 
 def foreseen(
-    steps: Sequence[PreprocessStep], x: Features, *, features: Sequence[str], modality: str
+    steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str
 ) -> tuple[Pipeline, int, float]:
     """What ``fit`` would come to, up to the first pca, which takes minutes to hours where there are many features.
 
@@ -143,7 +146,7 @@ def foreseen(
 # --- one step -------------------------------------------------------------------------------------------------
 
 
-def _learnt(step: PreprocessStep, before: Pipeline, x: Features) -> Fitted:
+def _learnt(step: PreprocessStep, before: Pipeline, x: Matrix) -> Fitted:
     """The step fitted to the rows as the steps before it leave them."""
     match step:
         case Standardise():
@@ -228,7 +231,7 @@ class _Moments:
     maximum: Block
 
 
-def _moments(before: Pipeline, x: Features) -> _Moments:
+def _moments(before: Pipeline, x: Matrix) -> _Moments:
     count, total, low, high = (np.full(len(before.features_out), start) for start in (0.0, 0.0, np.inf, -np.inf))
     for _, block in _blocks(before, x):
         count += np.isfinite(block).sum(axis=0)
@@ -244,7 +247,7 @@ def _moments(before: Pipeline, x: Features) -> _Moments:
     return _Moments(count, mean, squares / some, low, high)
 
 
-def _typical(step: Impute, before: Pipeline, x: Features) -> Block:
+def _typical(step: Impute, before: Pipeline, x: Matrix) -> Block:
     seen = _moments(before, x)
     if not seen.count.all():
         listed = _listed(before.features_out, seen.count == 0)
@@ -253,11 +256,11 @@ def _typical(step: Impute, before: Pipeline, x: Features) -> Block:
     return seen.mean if step.value == "mean" else _medians(before, x)
 
 
-def _medians(before: Pipeline, x: Features) -> Block:
+def _medians(before: Pipeline, x: Matrix) -> Block:
     """Medians need all rows of a feature at once, so features are taken a few at a time."""
     features = len(before.features_out)
     medians = np.empty(features)
-    for columns in _slices(features, len(x)):
+    for columns in slices(features, len(x), values=VALUES_FOR_MEDIANS):
         values = np.empty((len(x), columns.stop - columns.start))
         for rows, block in _blocks(before, x):
             values[rows] = block[:, columns]
@@ -265,14 +268,14 @@ def _medians(before: Pipeline, x: Features) -> Block:
     return medians
 
 
-def _most_variable(step: Variance, before: Pipeline, x: Features) -> Fitted:
+def _most_variable(step: Variance, before: Pipeline, x: Matrix) -> Fitted:
     _refuse_features(step, before.modality, features=len(before.features_out))
     seen = _moments(before, x)
     kept = np.sort(np.argsort(-seen.variance, kind="stable")[: step.features]).astype(np.int64)
     return Fitted("variance", {"kept": kept, "mean": seen.mean})
 
 
-def _principal_components(step: Pca, before: Pipeline, x: Features) -> Fitted:
+def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
     """Signs are settled by scikit-learn: the largest loading of every component is positive."""
     rows, features = len(x), len(before.features_out)
     _refuse_components(step, before.modality, rows=rows, features=features)
@@ -282,7 +285,7 @@ def _principal_components(step: Pca, before: Pipeline, x: Features) -> Fitted:
     return Fitted("pca", {"mean": model.mean_, "components": model.components_})
 
 
-def _pca_at_once(step: Pca, before: Pipeline, x: Features) -> Any:
+def _pca_at_once(step: Pca, before: Pipeline, x: Matrix) -> Any:
     from sklearn.decomposition import PCA  # a second to import, and few runs need it
 
     solver = "randomized" if step.solver == "randomized" else "full"
@@ -290,7 +293,7 @@ def _pca_at_once(step: Pca, before: Pipeline, x: Features) -> Any:
     return model.fit(np.concatenate([block for _, block in _blocks(before, x)]))
 
 
-def _incremental_pca(step: Pca, before: Pipeline, x: Features) -> Any:
+def _incremental_pca(step: Pca, before: Pipeline, x: Matrix) -> Any:
     from sklearn.decomposition import IncrementalPCA
 
     model = IncrementalPCA(step.components)
@@ -302,16 +305,9 @@ def _incremental_pca(step: Pca, before: Pipeline, x: Features) -> Any:
 # --- blocks of rows -------------------------------------------------------------------------------------------
 
 
-def _slices(count: int, width: int, *, at_least: int = 1) -> Iterator[slice]:
-    """Slices of 0..count, each of about VALUES_PER_BLOCK values and, where there are, ``at_least`` so many rows."""
-    size = max(VALUES_PER_BLOCK // max(width, 1), at_least)
-    edges = np.linspace(0, count, max(count // size, 1) + 1).astype(int)
-    yield from (slice(int(start), int(stop)) for start, stop in pairwise(edges))
-
-
-def _blocks(pipeline: Pipeline, x: Features, *, at_least: int = 1) -> Iterator[tuple[slice, Block]]:
+def _blocks(pipeline: Pipeline, x: Matrix, *, at_least: int = 1) -> Iterator[tuple[slice, Block]]:
     """Blocks of rows as the pipeline leaves them, in float64."""
-    for rows in _slices(len(x), x.shape[1], at_least=at_least):
+    for rows in slices(len(x), x.shape[1], at_least=at_least):
         block = x[rows].astype(np.float64)
         if np.isinf(block).any():
             _refuse_infinite(pipeline, x)
@@ -337,13 +333,13 @@ def _refuse_components(step: Pca, modality: str, *, rows: int, features: int) ->
         raise DataError(f"{where} gives {min(rows, features)} components at most, not {step.components}; lower it")
 
 
-def _refuse_infinite(pipeline: Pipeline, x: Features) -> None:
-    bad = _rows_where(np.isinf, (x[rows] for rows in _slices(len(x), x.shape[1])))
+def _refuse_infinite(pipeline: Pipeline, x: Matrix) -> None:
+    bad = _rows_where(np.isinf, (x[rows] for rows in slices(len(x), x.shape[1])))
     listed = _listed(pipeline.features_in, bad > 0)
     raise DataError(f"modality {shown(pipeline.modality)}: has infinite values in {listed}; mend the data")
 
 
-def _refuse_negative(before: Pipeline, x: Features) -> None:
+def _refuse_negative(before: Pipeline, x: Matrix) -> None:
     bad = _rows_where(lambda block: block < 0, (block for _, block in _blocks(before, x)))
     if bad.any():
         worst = int(np.argmax(bad))
@@ -353,7 +349,7 @@ def _refuse_negative(before: Pipeline, x: Features) -> None:
         )
 
 
-def _refuse_missing(pipeline: Pipeline, x: Features) -> None:
+def _refuse_missing(pipeline: Pipeline, x: Matrix) -> None:
     """Names features as they are before pca, which would spread what is missing over all components."""
     kinds = [step.kind for step in pipeline.steps]
     last = kinds.index("pca") if "pca" in kinds else len(kinds)

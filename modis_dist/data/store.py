@@ -116,6 +116,16 @@ class Store:
         """Number of rows."""
         return self.table(modality).rows
 
+    def edges(self, modality: str) -> NDArray[np.int64]:
+        """The first row of every row group and, at the end, the number of rows; shape [row groups + 1]."""
+        table, sizes = self.table(modality), [0]
+        for shard in table.shards:
+            file_path = self.path / modality / shard.name
+            with _reading(file_path):
+                held = _parquet(file_path, shard, features=len(table.features)).metadata
+                sizes += [held.row_group(number).num_rows for number in range(held.num_row_groups)]
+        return np.cumsum(sizes, dtype=np.int64)
+
     def index(self, modality: str) -> Index:
         """Everything but the features, for all rows of a modality."""
         parts = [self._index(table) for _, table in self._row_groups(modality, columns=META)]

@@ -1,8 +1,8 @@
-"""Adversarial losses on the modality logits, and the gradient penalty.
+"""Adversarial losses on the modality logits.
 
 Every loss takes ``logits`` [r, m, b, c]: of replicate r, row b of modality m, the critic (logit) of modality c, and
 returns one value per replicate. Rows are paired within the batch by position unless said otherwise.
-Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss and the penalty.
+Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss.
 """
 
 import torch
@@ -88,16 +88,3 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     same = (other == mine) & (mine >= 0) & apart
     values = torch.where(same, F.softplus(sign * lead), 0.0)
     return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
-
-
-def logit_gradient(
-    logits: Float[Tensor, "*g m"], z: Float[Tensor, "*g l"], signs: Float[Tensor, "*g m"] | None
-) -> Float[Tensor, "*g l"]:
-    """Gradient with respect to z of the sum of each row's logits, or of their sum with random signs.
-
-    With signs of +-1 the expected squared norm is the sum over logits of their own squared norms, where in the
-    plain sum opposite critics cancel. Rows must be independent of each other. Differentiable once more.
-    """
-    total = logits.sum() if signs is None else (logits * signs).sum()
-    (gradient,) = torch.autograd.grad(total, z, create_graph=True)
-    return gradient

@@ -2,8 +2,13 @@
 
 Legend: r replicates, b rows, i and o input and output features. A replicate sees only its own slice, so that the
 gradients of a sum over replicates are the gradients of each of them alone.
+
+Layers can also be evaluated with their derivative as a function (``with_pullback``): rows are independent then, for
+normalisation uses the running statistics, and each layer is linear but for the sign of its activations. What is
+computed from the derivative is differentiated once more like any other value, by ordinary backpropagation.
 """
 
+from collections.abc import Callable, Iterable
 from math import sqrt
 
 import torch
@@ -12,6 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modis_dist.world import ALONE, World
+
+Pullback = Callable[[Tensor], Tensor]  # gradients with respect to outputs [r b o] -> with respect to inputs [r b i]
 
 
 class StackedLinear(nn.Module):
@@ -25,8 +32,15 @@ class StackedLinear(nn.Module):
     def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
         """The map of each replicate applied to its own rows."""
         if len(self.weight) == 1:  # one plain product: faster than a batch of one
-            return F.linear(x[0], self.weight[0], self.bias[0]).unsqueeze(0)
+            # squeeze, not [0], whose gradient would be copied into zeros of the whole size.
+            return F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.squeeze(0)).unsqueeze(0)
         return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+
+    def pullback(self, gradient: Float[Tensor, "r b o"]) -> Float[Tensor, "r b i"]:
+        """Its gradient with respect to the input, given the one with respect to the output."""
+        if len(self.weight) == 1:
+            return (gradient.squeeze(0) @ self.weight.squeeze(0)).unsqueeze(0)
+        return torch.bmm(gradient, self.weight)
 
     @torch.no_grad()
     def initialise(self, replicate: int, generator: torch.Generator) -> None:
@@ -66,8 +80,7 @@ class StackedBatchNorm(nn.Module):
     def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
         """Normalised by the batch in training, by the running statistics otherwise."""
         if not self.training:
-            scale = self.weight * torch.rsqrt(self.running_var + self.eps)
-            return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+            return self.evaluated(x)
         if not self.world.alone:
             return self._of_all_ranks(x)
         replicates, rows, features = x.shape
@@ -83,6 +96,15 @@ class StackedBatchNorm(nn.Module):
             eps=self.eps,
         )
         return normal.view(rows, replicates, features).transpose(0, 1)
+
+    def evaluated(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
+        """Normalised by the running statistics."""
+        scale = self.scale()
+        return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+
+    def scale(self) -> Float[Tensor, "r i"]:
+        """By what an input is multiplied outside training."""
+        return self.weight * torch.rsqrt(self.running_var + self.eps)
 
     def _of_all_ranks(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
         """Normalised by the rows of the global batch; differentiable once, which is all that phase G asks for.
@@ -127,6 +149,37 @@ class Hidden(nn.Module):
     def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
         """The activations."""
         return F.leaky_relu(self.norm(self.linear(x)), self.slope)
+
+    def with_pullback(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b o"], Pullback]:
+        """The activations outside training, and their derivative at ``x``."""
+        y, norm = self.linear(x), self.norm
+        h = F.leaky_relu(norm.evaluated(y) if isinstance(norm, StackedBatchNorm) else y, self.slope)
+
+        def pullback(gradient: Tensor) -> Tensor:
+            scale = norm.scale().unsqueeze(1) if isinstance(norm, StackedBatchNorm) else h.new_ones(())
+            return self.linear.pullback(gradient * torch.where(h > 0, scale, self.slope * scale))
+
+        return h, pullback
+
+
+def with_pullback(layers: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Pullback]:
+    """``Hidden`` layers and affine maps one after the other, and the derivative of all of them at ``x``."""
+    backs: list[Pullback] = []
+    for layer in layers:
+        if isinstance(layer, Hidden):
+            x, back = layer.with_pullback(x)
+            backs.append(back)
+        else:
+            assert isinstance(layer, StackedLinear)
+            x = layer(x)
+            backs.append(layer.pullback)
+
+    def pullback(gradient: Tensor) -> Tensor:
+        for back in reversed(backs):
+            gradient = back(gradient)
+        return gradient
+
+    return x, pullback
 
 
 def initialise(module: nn.Module, seeds: list[int]) -> None:

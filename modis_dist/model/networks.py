@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from modis_dist.model.layers import Hidden, StackedLinear
+from modis_dist.model.layers import Hidden, Pullback, StackedLinear, with_pullback
 from modis_dist.world import ALONE, World
 
 
@@ -71,6 +71,19 @@ class Vae(nn.Module):
         h = self.encoder(x)
         return self.mu(h), self.logvar(h)
 
+    def latents_with_pullback(
+        self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
+    ) -> tuple[Float[Tensor, "r b l"], Pullback]:
+        """mu + sigma * noise outside training, and its derivative at ``x`` with that noise."""
+        h, to_input = with_pullback(self.encoder, x)
+        mu, logvar = (part.to(noise.dtype) for part in (self.mu(h), self.logvar(h)))
+        moved = torch.exp(0.5 * logvar) * noise
+
+        def pullback(gradient: Tensor) -> Tensor:
+            return to_input(self.mu.pullback(gradient) + self.logvar.pullback(0.5 * moved * gradient))
+
+        return mu + moved, pullback
+
     def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
         """Mean of p(x|z)."""
         x_hat: Tensor = self.decoder(z)
@@ -112,6 +125,12 @@ class Discriminator(nn.Module):
         h = self.trunk(z)
         return Judgement(h, self.modality(h), self.label(h))
 
+    def with_pullback(self, z: Float[Tensor, "r n l"]) -> tuple[Judgement, Pullback]:
+        """The same, and the derivative of the modality logits at ``z``."""
+        h, to_latent = with_pullback(self.trunk, z)
+        judgement = Judgement(h, self.modality(h), self.label(h))
+        return judgement, lambda gradient: to_latent(self.modality.pullback(gradient))
+
 
 class Modis(nn.Module):
     """One VAE per modality and the discriminator, for R replicates; on each rank of a world the whole of it."""
@@ -138,6 +157,8 @@ class Modis(nn.Module):
             slope=shape.slope,
             dtype=dtype,
         )
+        sides = {"vaes": self.vaes, "discriminator": self.discriminator}
+        self.sides = {name: tuple(side.parameters()) for name, side in sides.items()}
 
     def vae(self, modality: str) -> Vae:
         """The VAE of a modality by name."""

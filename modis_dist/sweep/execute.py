@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from modis_dist.config.run import Run
+from modis_dist.data.arrays import Place
 from modis_dist.data.store import Store
 from modis_dist.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost, shown
 from modis_dist.files import clear_leftovers, remove_folder, write_json, write_text
@@ -37,6 +38,7 @@ from modis_dist.train.outcome import (
     write_result,
     write_run,
 )
+from modis_dist.train.placement import place_of
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
 from modis_dist.train.progress import Progress
@@ -242,8 +244,13 @@ def chosen_device(run: Run) -> torch.device:
     return device
 
 
+def kinds_of_data(pack: Pack) -> int:
+    """How many sets of rows, labels and features the trials of a pack learn from."""
+    return len({data_key(trial.run, "") for trial in pack.trials})
+
+
 def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
-    cohort = cohort_of(store, pack.trials[0].run)
+    cohort = cohort_of(store, pack.trials[0].run, kinds=kinds_of_data(pack))
     prepared: dict[str, Prepared] = {}
     members = []
     for trial in pack.trials:
@@ -254,11 +261,18 @@ def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
     return members
 
 
-def cohort_of(store: Path, run: Run) -> Cohort:
-    """The data of a run, kept in memory for the next pack of this process."""
-    return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}))
+def cohort_of(store: Path, run: Run, *, kinds: int = 1) -> Cohort:
+    """The data of a run, kept for the next pack of this process; this one learns from so many ``kinds`` of them."""
+    place = place_of(run, _opened(store), kinds=kinds)
+    return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}), place)
 
 
 @lru_cache(maxsize=1)
-def _cohort(store: Path, data: str) -> Cohort:
-    return load_cohort(Store.open(store), Run.model_validate({"data": {}}).data.model_validate_json(data))
+def _cohort(store: Path, data: str, place: Place) -> Cohort:
+    chosen = Run.model_validate({"data": {}}).data.model_validate_json(data)
+    return load_cohort(_opened(store), chosen, place=place)
+
+
+@lru_cache(maxsize=1)
+def _opened(store: Path) -> Store:
+    return Store.open(store)

@@ -11,6 +11,7 @@ from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError, Interrupted
 from modis_dist.sweep.execute import Pack, attempt, trial_folder
 from modis_dist.sweep.resources import mistakes, this_machine
+from modis_dist.train import processor
 from modis_dist.train.outcome import read_result
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
@@ -40,7 +41,7 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
         flag = Flag()
         with on_signal(flag.set):
             for pack in packs:
-                torch.set_num_threads(pack.trials[0].run.trainer.threads or self.threads)
+                processor.use(pack.trials[0].run.trainer.threads or self.threads)
                 reason = attempt(pack, out=out, store=store, reporter=NullReporter(), stop=flag)
                 reasons |= crashed(pack, reason, out=out)
                 stopped = flag.requested()

@@ -23,7 +23,14 @@ from modis_dist.sweep.space import drawn
 VERSION = 1
 MOST_TRIALS = 100_000
 ONLY_CONDITION = "all"
-NOT_LEARNT = ("device", "threads", "workers", "log_every", "checkpoint_every")  # of trainer: they change no result
+NOT_LEARNT = (
+    "device",
+    "threads",
+    "workers",
+    "features_in",
+    "log_every",
+    "checkpoint_every",
+)  # of trainer: they change no result
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
 FIXED_IN_CHOICE = (
     "data.modalities",
@@ -79,6 +86,7 @@ def trial_id(run: Run, fingerprint: str) -> str:
     tree.pop("name")
     for key in ("store", "simulate"):
         tree["data"].pop(key)
+    tree["optim"].pop("schedule")  # what it stands for is there
     for key in NOT_LEARNT:
         tree["trainer"].pop(key)
     return digest([fingerprint, tree])[:16]

@@ -15,7 +15,6 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import psutil
 import torch
 
 from modis_dist.data.store import Store
@@ -23,12 +22,15 @@ from modis_dist.errors import Interrupted, ModisError
 from modis_dist.files import clear_leftovers
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.processes import end_with_parent
-from modis_dist.sweep.execute import Pack, chosen_device, run_pack
+from modis_dist.sweep.execute import Pack, chosen_device, kinds_of_data, run_pack
 from modis_dist.sweep.resources import Cluster
+from modis_dist.train import processor
+from modis_dist.train.captured import WARM_UP
+from modis_dist.train.placement import memory_limit, place_of
 from modis_dist.train.ports import NullReporter
-from modis_dist.train.prepare import build_shape, data_key
+from modis_dist.train.prepare import build_shape
 
-STEPS = 3  # that are tried
+STEPS = WARM_UP + 2  # that are tried; a recorded one takes memory of its own
 MARGIN = 1.25  # of what was measured, for validation and judging
 SHARE = 0.8  # of the memory there is; the rest is the driver's, Ray's and the system's
 DOUBT = 3  # a rough count that fits so many times is not measured
@@ -37,8 +39,6 @@ CONTEXT = 600 * 2**20  # bytes that CUDA takes in every process
 COPIES_OF_LAST = 4  # of parameters in a checkpoint: they, two moments, best
 COPIES_OF_MODEL = 7  # parameters, gradients, two moments, the best so far, what is written, its buffer
 BYTES_PER_NUMBER = 4
-CGROUPS = Path("/sys/fs/cgroup")
-PROCESS_GROUPS = Path("/proc/self/cgroup")
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ def measured(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint |
 def _tried(pack: Pack, threads: int, out: Path, store: Path, answer: Connection) -> None:
     """In the process: the peak of reading, preparing, a few steps and a checkpoint."""
     end_with_parent()
-    torch.set_num_threads(threads)
+    processor.use(threads)
     try:
         run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=AfterSteps(STEPS))
     except Interrupted:
@@ -173,13 +173,20 @@ def rough(pack: Pack, store: Store) -> int:
 def on_processor(pack: Pack, store: Store, shape: Shape) -> Footprint:
     """What a pack of networks of a shape takes where it is trained without a GPU, counted from its sizes."""
     model = model_bytes(shape, replicates=len(pack.trials))
-    return Footprint(PROCESS + sum(_data(pack, store, shape)) + COPIES_OF_MODEL * model)
+    data = sum(_data(pack, store, shape)) if _in_memory(pack, store) else 0
+    return Footprint(PROCESS + data + COPIES_OF_MODEL * model)
 
 
 def on_gpu(pack: Pack, store: Store, shape: Shape) -> Footprint:
     """The same where it is trained on a GPU; of the memory it needs what is read, and a checkpoint being written."""
     model, (read, ready, on_device) = model_bytes(shape, replicates=len(pack.trials)), _data(pack, store, shape)
-    return Footprint(PROCESS + read + ready + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
+    data = read + ready if _in_memory(pack, store) else 0
+    return Footprint(PROCESS + data + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
+
+
+def _in_memory(pack: Pack, store: Store) -> bool:
+    """Whether its features are kept there, not on a disk."""
+    return place_of(pack.trials[0].run, store, kinds=kinds_of_data(pack)) == "memory"
 
 
 def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:
@@ -187,7 +194,7 @@ def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:
     rows = {modality: store.rows(modality) for modality in _modalities(pack, store)}
     read = BYTES_PER_NUMBER * sum(count * len(store.features(modality)) for modality, count in rows.items())
     ready = BYTES_PER_NUMBER * sum(count * shape.features[modality] for modality, count in rows.items())
-    return read, ready * len({data_key(trial.run, "") for trial in pack.trials}), ready
+    return read, ready * kinds_of_data(pack), ready
 
 
 def _modalities(pack: Pack, store: Store) -> Sequence[str]:
@@ -205,24 +212,3 @@ def model_bytes(shape: Shape, *, replicates: int) -> int:
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
     return int(numbers * BYTES_PER_NUMBER * replicates)
-
-
-def memory_limit() -> int:
-    """Bytes that this process and its children may have: the machine's, or less where a job is held to less."""
-    limits = [psutil.virtual_memory().total]
-    for line in _lines(PROCESS_GROUPS):
-        _, controllers, path = line.split(":", 2)
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        root, file = (CGROUPS / "memory", "memory.limit_in_bytes") if controllers else (CGROUPS, "memory.max")
-        folder = root / path.strip("/")
-        above = [held for held in (folder, *folder.parents) if held.is_relative_to(root)]
-        limits += [int(said) for held in above for said in _lines(held / file) if said.isdigit()]
-    return int(min(limits))
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text().splitlines()
-    except OSError:
-        return []  # not with this kernel

@@ -7,26 +7,28 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import load_run
 from modis_dist.config.run import Run
-from modis_dist.data.index import UNLABELLED, Index
+from modis_dist.data.arrays import Place, Taken
+from modis_dist.data.index import UNLABELLED, Index, Rows
 from modis_dist.data.opening import open_store
 from modis_dist.data.store import Store
+from modis_dist.data.stored_rows import StoredRows
 from modis_dist.errors import DataError, RunFailed
 from modis_dist.report.trial import draw
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.lock import PATIENCE_S, locked
 from modis_dist.sweep.manifest import trial_id
-from modis_dist.train import checkpoint
+from modis_dist.train import checkpoint, processor
 from modis_dist.train.evaluate import Probe, evaluate, plain_baseline
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.members import Member
 from modis_dist.train.outcome import Baselines, conclude, read_result, write_result, write_run
+from modis_dist.train.placement import place_of
 from modis_dist.train.ports import Reporter, Stop
 from modis_dist.train.predictor import Predictor
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
@@ -55,11 +57,10 @@ def train_run(
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
     with enough_memory(out, run):
-        prepared = prepare(run, load_cohort(store, run.data))
+        prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
-    if run.trainer.threads is not None:
-        torch.set_num_threads(run.trainer.threads)
+    processor.use(run.trainer.threads)
     with enough_memory(out, run), sound_disk(out), ExitStack() as held:
         with joined(seat, device=device) as world:
             # Ranks that start again may find the one that was killed not gone yet.
@@ -107,9 +108,10 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
+    place = place_of(run, opened)
     if data_key(run, opened.fingerprint) != predictor.data:
-        return _judged_elsewhere(predictor, opened, learnt_from(run, predictor))
-    prepared = prepare(run, load_cohort(opened, run.data), test=True)
+        return _judged_elsewhere(predictor, opened, learnt_from(run, predictor), place=place)
+    prepared = prepare(run, load_cohort(opened, run.data, place=place), test=True)
     subset_or_none = prepared.test or prepared.validation
     if subset_or_none is None:
         raise DataError(f"{folder}: the run has neither test nor validation rows; see data.split")
@@ -169,9 +171,9 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
     return None
 
 
-def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None) -> dict[str, Any]:
+def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None, *, place: Place) -> dict[str, Any]:
     """Figures on a store that the model was not trained with."""
-    subset, unknown, known = _new_rows(predictor, store, learnt)
+    subset, unknown, known = _new_rows(predictor, store, learnt, place=place)
     if not any(subset.rows().values()):
         raise DataError(
             f"{store.path}: no row is left to judge ({unknown} of classes that the model does not know, {known} with "
@@ -186,7 +188,7 @@ def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None)
     }
 
 
-def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None) -> tuple[Subset, int, int]:
+def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None, *, place: Place) -> tuple[Subset, int, int]:
     """The store's rows of known classes that were not learnt from, preprocessed as in training.
 
     Also the numbers of rows left out: of unknown classes, and of the others those learnt from.
@@ -205,7 +207,7 @@ def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None) -> tupl
         trained_on = np.zeros(len(index), dtype=bool) if learnt is None else learnt.knows(index) & ~strange
         strangers, learnt_rows = strangers + int(strange.sum()), learnt_rows + int(trained_on.sum())
         kept = np.flatnonzero(~strange & ~trained_on)
-        x = predictor.transform(_aligned(predictor, store, modality, kept), modality=modality)
+        x = predictor.transform(_aligned(predictor, store, modality, kept), modality=modality, place=place)
         whole = replace(
             whole,
             x={**whole.x, modality: x},
@@ -215,7 +217,7 @@ def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None) -> tupl
     return whole, strangers, learnt_rows
 
 
-def _aligned(predictor: Predictor, store: Store, modality: str, rows: Any) -> Any:
+def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> Taken:
     """Rows of a store with the model's features, in the model's order. Raises ``DataError`` naming missing ones."""
     position = {name: place for place, name in enumerate(store.features(modality))}
     wanted = predictor.features(modality)
@@ -224,6 +226,6 @@ def _aligned(predictor: Predictor, store: Store, modality: str, rows: Any) -> An
         raise DataError(
             f"{store.path}: modality {modality} lacks {len(missing)} of the model's features ({', '.join(missing[:5])})"
         )
-    x = store.read(modality, rows)
-    columns = [position[name] for name in wanted]
-    return x if columns == list(range(x.shape[1])) else np.ascontiguousarray(x[:, columns])
+    columns = np.array([position[name] for name in wanted])
+    same = len(columns) == len(position) and (columns == np.arange(len(columns))).all()
+    return Taken(StoredRows(store, modality), rows, None if same else columns)

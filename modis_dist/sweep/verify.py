@@ -32,12 +32,13 @@ from modis_dist.processes import deaf_to, end_with_parent
 from modis_dist.sweep.execute import chosen_device
 from modis_dist.sweep.guards import enough_memory, sound_disk
 from modis_dist.sweep.resources import cores, this_machine, workers_mistakes
-from modis_dist.train import checkpoint
+from modis_dist.train import checkpoint, processor
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.members import Member
+from modis_dist.train.placement import place_of
 from modis_dist.train.ports import NullTracker, Reporter
 from modis_dist.train.prepare import load_cohort, prepare, shape
 from modis_dist.train.ranks import Seat, joined, meeting_file
@@ -98,7 +99,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
 
 def _steps(run: Run, store: Store) -> int:
     """Optimiser steps of a run, after everything has been tried that its data may refuse."""
-    prepared = prepare(run, load_cohort(store, run.data))
+    prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
     optim = run.optim
     rows = prepared.train.rows()
@@ -181,11 +182,12 @@ def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
     (place / str(seat.rank)).write_text(str(os.getpid()))
     try:
-        torch.set_num_threads(run.trainer.threads or max(1, cores() // seat.size))
+        processor.use(run.trainer.threads or max(1, cores() // seat.size))
         with enough_memory(folder, run), sound_disk(folder), ExitStack() as stack:
             tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
-            prepared = prepare(run, load_cohort(Store.open(Path(run.data.store)), run.data))
+            store = Store.open(Path(run.data.store))
+            prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
             member, device = Member("verified", run, prepared, folder), chosen_device(run)
             if seat.size > 1 and device.type == "cuda":
                 torch.cuda.set_device(seat.rank)

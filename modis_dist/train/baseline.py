@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from modis_dist.data.arrays import Matrix, Place, Taken, filled, slices
 from modis_dist.data.index import UNLABELLED, Features, Rows
 from modis_dist.train.metrics import Scored, classification
 
@@ -31,9 +31,9 @@ Labelled = tuple[Features, Rows]
 
 
 def logistic_regression(
-    train: Mapping[str, Labelled], test: Mapping[str, Labelled], *, classes: Sequence[str]
+    train: Mapping[str, Labelled], test: Mapping[str, Labelled], *, classes: Sequence[str], place: Place = "memory"
 ) -> dict[str, Any]:
-    """One multinomial logistic regression per modality, scored on the test rows.
+    """One multinomial logistic regression per modality, scored on the test rows; ``place`` keeps standardised rows.
 
     ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown; only labelled
     training rows are used, standardised by their own mean and deviation.
@@ -43,7 +43,7 @@ def logistic_regression(
     C. A modality whose labelled training rows are all of one class predicts that class; one without any is not scored
     (n = 0, figures None).
     """
-    outcomes = {name: _one_modality(train.get(name), rows) for name, rows in test.items()}
+    outcomes = {name: _one_modality(train.get(name), rows, place) for name, rows in test.items()}
     result = classification({name: scored for name, (scored, _) in outcomes.items()}, classes=classes)
     for name, (_, facts) in outcomes.items():
         result["modalities"][name] |= facts
@@ -51,7 +51,7 @@ def logistic_regression(
     return {**result, "max_iter": MAX_ITER, "converged": converged}
 
 
-def _one_modality(train: Labelled | None, test: Labelled) -> tuple[Scored, dict[str, Any]]:
+def _one_modality(train: Labelled | None, test: Labelled, place: Place) -> tuple[Scored, dict[str, Any]]:
     x, true = test
     known = train[1] != UNLABELLED if train is not None else np.zeros(0, bool)
     if train is None or not known.any():
@@ -61,12 +61,13 @@ def _one_modality(train: Labelled | None, test: Labelled) -> tuple[Scored, dict[
     if (labels == labels[0]).all():
         reason = "one class among the labelled training rows"
         return Scored(true, np.full_like(true, labels[0])), {"C": None, "converged": True, "reason": reason}
-    c = chosen_c(train[0][known], labels)
-    predicted, converged = predict(train[0][known], labels, x, c=c)
+    labelled = Taken(train[0], np.flatnonzero(known))
+    c = chosen_c(labelled, labels)
+    predicted, converged = predict(labelled, labels, x, c=c, place=place)
     return Scored(true, predicted), {"C": c, "converged": converged, "reason": None}
 
 
-def chosen_c(x: Features, label: Rows) -> float:
+def chosen_c(x: Matrix, label: Rows) -> float:
     """The C of ``CHOICES`` with the best balanced accuracy in stratified cross-validation of labelled rows x [n, p].
 
     Classes with fewer rows than folds take no part; ``UNTUNED`` where fewer than two classes are left.
@@ -75,9 +76,8 @@ def chosen_c(x: Features, label: Rows) -> float:
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
 
     draw = np.random.default_rng(0).permutation(len(label))[:TUNED_ON]
-    x, label = x[draw], label[draw]
-    enough = (np.bincount(label) >= FOLDS)[label]
-    x, label = x[enough], label[enough]
+    draw = draw[(np.bincount(label[draw]) >= FOLDS)[label[draw]]]
+    x, label = Taken(x, draw), label[draw]
     if len(np.unique(label)) < 2:
         return UNTUNED
     search = GridSearchCV(
@@ -89,7 +89,7 @@ def chosen_c(x: Features, label: Rows) -> float:
     )
     with _one_thread(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of convergence: the regression that counts reports its own
-        search.fit(standardised(x, x)[0], label)
+        search.fit(standardised(x, x[:0])[0], label)
     return float(search.best_params_["C"])
 
 
@@ -102,17 +102,17 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def predict(train_x: Features, train_y: Rows, test_x: Features, *, c: float) -> tuple[Rows, bool]:
+def predict(train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, place: Place = "memory") -> tuple[Rows, bool]:
     """Classes [n_test] that a regression with C = ``c`` predicts, and whether lbfgs converged.
 
-    There are at least two classes in ``train_y``.
+    There are at least two classes in ``train_y``. Standardised rows are kept in ``place``, and lbfgs copies none.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    train_x, test_x = standardised(train_x, test_x)
     if not len(test_x):
         return np.zeros(0, np.int64), True
+    train_x, test_x = standardised(train_x, test_x, place=place)
     model = LogisticRegression(C=c, max_iter=MAX_ITER)
     with _one_thread(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -121,13 +121,20 @@ def predict(train_x: Features, train_y: Rows, test_x: Features, *, c: float) -> 
     return np.asarray(model.predict(test_x), np.int64), converged
 
 
-def standardised(train: Features, other: Features) -> tuple[Features, Features]:
+def standardised(train: Matrix, other: Matrix, *, place: Place = "memory") -> tuple[Features, Features]:
     """Both [n, p] less the training mean, over the training deviation; columns constant in training only shifted."""
-    mean, deviation = train.mean(0, dtype=np.float64), train.std(0, dtype=np.float64)
-    constant = (train == train[:1]).all(0)  # the deviation of a constant may be a rounding error instead of 0
-    scale = np.where(constant, 1.0, deviation)
-    return _scaled(train, mean, scale), _scaled(other, mean, scale)
+    nothing = np.zeros(train.shape[1])
+    mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=nothing) / len(train)
+    squares = sum((np.square(block - mean).sum(0) for block in _blocks(train)), start=nothing)
+    first = train[:1]  # the deviation of a constant may be a rounding error instead of 0
+    constant = np.logical_and.reduce([(block == first).all(0) for block in _blocks(train)])
+    scale = np.where(constant, 1.0, np.sqrt(squares / len(train)))
+    left, right = (
+        filled((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), place=place)
+        for x in (train, other)
+    )
+    return left, right
 
 
-def _scaled(x: Features, mean: NDArray[np.float64], scale: NDArray[np.float64]) -> Features:
-    return ((x - mean) / scale).astype(np.float32)
+def _blocks(x: Matrix) -> Iterator[Features]:
+    return (x[rows] for rows in slices(*x.shape))

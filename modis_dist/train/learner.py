@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Modis
 from modis_dist.objective import Batch, Rules, Terms, Weights
+from modis_dist.train.captured import Captured, GraphRecorder
 from modis_dist.train.checkpoint import Tensors
 
 Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
@@ -50,8 +51,8 @@ def _summed(_: None, bucket: GradBucket) -> Future[Tensor]:
 class Learner:
     """Takes the optimiser steps of one side, all replicates at once.
 
-    With ``scaled`` losses (fp16) a step whose gradients overflow is skipped, on every rank alike, and the scale is
-    lowered.
+    On a GPU, alone, a step is recorded and replayed (``train.captured``). With ``scaled`` losses (fp16) a step whose
+    gradients overflow is skipped, on every rank alike, and the scale is lowered.
     """
 
     def __init__(
@@ -64,23 +65,43 @@ class Learner:
         if not model.world.alone:
             self._phase = DistributedDataParallel(self._phase, gradient_as_bucket_view=True)
             self._phase.register_comm_hook(None, _summed)
-        self.optimiser = torch.optim.Adam(self._parameters, lr=lr, betas=(optim.beta1, optim.beta2), fused=True)
-        self.scaler = torch.amp.GradScaler(self._parameters[0].device.type, enabled=scaled)
+        device = self._parameters[0].device
+        captured = device.type == "cuda" and model.world.alone
+        self._lr, self._share = lr, 1.0
+        self._captured = Captured(GraphRecorder(device)) if captured else None
+        self.optimiser = torch.optim.Adam(
+            self._parameters,
+            lr=torch.tensor(lr, device=device) if captured else lr,
+            betas=(optim.beta1, optim.beta2),
+            fused=True,
+            capturable=captured,
+        )
+        self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def learn(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-        """One step on the sum over replicates, whose gradients are independent."""
+        """One step on the sum over replicates, whose gradients are independent; its terms hold until the next."""
+        if self._captured is not None:
+            return self._captured(self._take_step, batch, weights, rules)
+        return self._take_step(batch, weights, rules)
+
+    def _take_step(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
         terms: Terms = self._phase(self._model, batch, weights, rules)
         self.optimiser.zero_grad(set_to_none=True)
         scaled: Tensor = self.scaler.scale(terms.loss.sum())
         scaled.backward(inputs=self._parameters)  # type: ignore[no-untyped-call]
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        terms.loss = terms.loss.detach()  # or its graph lives on, and with it the gradients' own memory
         return terms
 
     def set_rate(self, share: float) -> None:
         """Learning rate of the next step, as a share of the one it began with."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = share * self.optimiser.defaults["lr"]
+        (group,) = self.optimiser.param_groups
+        if not isinstance(group["lr"], Tensor):
+            group["lr"] = share * self._lr
+        elif share != self._share:
+            group["lr"].fill_(share * self._lr)  # where a recorded step reads it
+        self._share = share
 
     # --- what a checkpoint holds ----------------------------------------------------------------------------
 
@@ -104,6 +125,8 @@ class Learner:
 
     def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
         """The inverse of ``moments`` and ``state``."""
+        if self._captured is not None:
+            self._captured.forget()
         for name, parameter in self.networks.named_parameters():
             if f"{name}.first" in moments:
                 self.optimiser.state[parameter] = {

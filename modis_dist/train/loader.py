@@ -1,4 +1,4 @@
-"""Batches of every replicate, from data that stay on the device.
+"""Batches of every replicate, from data that stay on the device or, where they do not fit, beside it.
 
 The order of rows is a pure function of (seed, epoch, pass, modality) and noise one of (seed, step), so the loader's
 place is just (epoch, step): there is no iterator to save. Legend: r replicates, m modalities, b rows.
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from modis_dist.objective import Batch
+from modis_dist.train.placement import gathered, home
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
 from modis_dist.world import ALONE, World
@@ -87,18 +88,22 @@ class Loader:
         self.modalities = tuple(prepared[0].train.x)
         rows = [p.train.rows() for p in prepared]
         self._labels = [{m: torch.as_tensor(label) for m, label in p.train.label.items()} for p in prepared]
-        held = {id(p): _on_device(p, device, dtype) for p in prepared}
+        distinct = {id(p): p for p in prepared}
+        values = sum(x.size for p in distinct.values() for x in p.train.x.values())
+        self._home = home(values * dtype.itemsize, device)
+        held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
         self._data = [held[id(p)] for p in prepared]
         lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
-        self._plan: tuple[int, Tensor] | None = None
+        self._plan: tuple[int, Tensor, Tensor] | None = None
 
     def batch(self, *, epoch: int, step: int) -> Batch:
         """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
-        rows = self._plan_of(epoch)[:, :, step * self._batch_size : (step + 1) * self._batch_size]
+        here = slice(step * self._batch_size, (step + 1) * self._batch_size)
+        rows, rows_at_home = (plan[:, :, here] for plan in self._plan_of(epoch))
         own = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
-        x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(own))
+        x = tuple(self._gather(rows_at_home[:, m, block], m) for m, block in enumerate(own))
         label = torch.stack(
             [
                 torch.stack([labels[m][rows[r, m]] for m in range(len(self.modalities))])
@@ -109,14 +114,17 @@ class Loader:
         return Batch(x, label, noise_d, noise_g, signs)
 
     def _gather(self, rows: Tensor, modality: int) -> Tensor:
+        if self._home != self._device:
+            held = [x[modality] for x, _ in self._data]
+            return gathered(held, rows, device=self._device).to(self._dtype)
         return torch.stack([x[modality][rows[r]] for r, (x, _) in enumerate(self._data)])
 
-    def _plan_of(self, epoch: int) -> Tensor:
-        """Row positions [r, m, steps * b] of an epoch."""
+    def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor]:
+        """Row positions [r, m, steps * b] of an epoch, on the device and where the features are."""
         if self._plan is None or self._plan[0] != epoch:
             plan = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
-            self._plan = (epoch, plan.to(self._device))
-        return self._plan[1]
+            self._plan = (epoch, plan.to(self._device), plan.to(self._home))
+        return self._plan[1:]
 
     def _order(self, replicate: int, epoch: int) -> Tensor:
         """The same [m, steps * b] of one replicate."""
@@ -149,9 +157,11 @@ class Loader:
         return both[0], both[1], torch.stack(signs).to(self._dtype) if signs else None
 
 
-def _on_device(
-    prepared: Prepared, device: torch.device, dtype: torch.dtype
+def _placed(
+    prepared: Prepared, home: torch.device, device: torch.device, dtype: torch.dtype
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    x = tuple(torch.as_tensor(part).to(device, dtype) for part in prepared.train.x.values())
+    """Features where they wait, labels on the device; on the host features are used where they lie, without a copy."""
+    kind = dtype if home == device else None
+    x = tuple(torch.as_tensor(part).to(home, kind) for part in prepared.train.x.values())
     label = tuple(torch.as_tensor(part).to(device) for part in prepared.train.label.values())
     return x, label

@@ -262,7 +262,10 @@ class Training:
                 self._write_best(replicate)
         log = self.log
         log.without(dropped)
-        self._adopt(self.state.without(dropped))
+        smaller = self.state.without(dropped)
+        if smaller.members:
+            del self.loader, self.held_out  # makes room on the device for the same features
+        self._adopt(smaller)
         if self.state.members:
             self.log.restore(log.state())
 

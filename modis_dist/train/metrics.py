@@ -22,6 +22,7 @@ Decode = Callable[[str, str, Rows], Features]
 LOWER_IS_BETTER = frozenset({"reconstruction_mse"})  # of the figures that may be chosen by
 HEADLINES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
 BLOCK_ROWS = 4096
+BLOCK_VALUES = 1 << 24  # 128 MiB of float64
 
 
 # --- classes ------------------------------------------------------------------------------------------------
@@ -164,7 +165,7 @@ def all_pairs_mse(x: Features) -> float:
     n, p = x.shape
     assert n > 1 and p, "a pair of rows"
     mean = x.mean(0, dtype=np.float64)
-    squares = math.fsum(np.square(x[rows] - mean).sum() for rows in _blocks(n))
+    squares = math.fsum(np.square(x[rows] - mean).sum() for rows in _blocks(n, p))
     return float(2 * squares / ((n - 1) * p))
 
 
@@ -196,19 +197,22 @@ def _paired_rows(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[R
 def _decoded_mse(truth: Features, rows: Rows, truth_rows: Rows, a: str, b: str, decode: Decode) -> float | None:
     if not len(rows):
         return None
-    total = sum(_squared_error(decode(a, b, rows[part]), truth[truth_rows[part]]) for part in _blocks(len(rows)))
-    return _finite(total / (len(rows) * truth.shape[1]))
+    n, p = len(rows), truth.shape[1]
+    total = sum(_squared_error(decode(a, b, rows[part]), truth[truth_rows[part]]) for part in _blocks(n, p))
+    return _finite(total / (n * p))
 
 
 def _squared_error(predicted: Features, truth: Features) -> float:
     """Sum in float64, block by block so that no second copy of the data is made."""
     assert predicted.shape == truth.shape, "the same rows and features"
-    parts = ((predicted[rows], truth[rows]) for rows in _blocks(len(truth)))
+    parts = ((predicted[rows], truth[rows]) for rows in _blocks(*truth.shape))
     return math.fsum(np.square(np.subtract(a, b, dtype=np.float64)).sum() for a, b in parts)
 
 
-def _blocks(n: int) -> Iterator[slice]:
-    return (slice(start, start + BLOCK_ROWS) for start in range(0, n, BLOCK_ROWS))
+def _blocks(n: int, p: int) -> Iterator[slice]:
+    """Slices of n rows with p features each; fewer than ``BLOCK_ROWS`` where these are many."""
+    rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // p))
+    return (slice(start, start + rows) for start in range(0, n, rows))
 
 
 def _finite(value: float) -> float | None:

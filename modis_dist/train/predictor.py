@@ -12,11 +12,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from modis_dist.data.arrays import Matrix, Place
 from modis_dist.data.index import Features
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.errors import DataError, nearest, shown
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.train import checkpoint
+from modis_dist.train.placement import rows_at_once
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -112,9 +114,9 @@ class Predictor:
 
     # --- arrays -----------------------------------------------------------------------------------------------
 
-    def transform(self, x: Features, *, modality: str) -> Features:
-        """Raw features [n, p] preprocessed as in training."""
-        return self._pipeline_of(modality).apply(x)
+    def transform(self, x: Matrix, *, modality: str, place: Place = "memory") -> Features:
+        """Raw features [n, p] preprocessed as in training, and kept in a place."""
+        return self._pipeline_of(modality).apply(x, place=place)
 
     def probabilities(self, x: Features, *, modality: str) -> NDArray[np.float32]:
         """Class probabilities [n, K] of raw features [n, p]."""
@@ -151,8 +153,9 @@ class Predictor:
 
     def _chunks(self, x: Features) -> Iterator[torch.Tensor]:
         dtype = next(self._model.parameters()).dtype
-        for start in range(0, len(x), ROWS_AT_ONCE):
-            yield torch.as_tensor(x[start : start + ROWS_AT_ONCE]).to(self._device, dtype).unsqueeze(0)
+        rows = rows_at_once(x.shape[1], most=ROWS_AT_ONCE)
+        for start in range(0, len(x), rows):
+            yield torch.as_tensor(x[start : start + rows]).to(self._device, dtype).unsqueeze(0)
 
     def _pipeline_of(self, modality: str) -> Pipeline:
         if modality not in self._pipelines:

@@ -1,6 +1,8 @@
 """From a store and a run to the arrays a training sees: rows chosen, scenario applied, features preprocessed.
 
-Everything fitted here is fitted on training rows only. Test rows are touched only where the caller asks for them.
+Raw features are read a block at a time: from memory or, where prepared ones are kept on a disk, from the store again
+and again. Everything fitted here is fitted on training rows only. Test rows are touched only where the caller asks for
+them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -11,13 +13,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data, Run
+from modis_dist.config.run import Data, Pca, PreprocessStep, Run, Variance
 from modis_dist.data import preprocess, scenario
+from modis_dist.data.arrays import BYTES_PER_VALUE, Matrix, Place, Taken, refuse_little_room
 from modis_dist.data.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
 from modis_dist.data.store import Store
+from modis_dist.data.stored_rows import StoredRows
 from modis_dist.errors import ConfigError, DataError, nearest, shown
 from modis_dist.model.networks import Shape, widths
 
@@ -51,11 +55,12 @@ SelectionOf = Callable[[Run], Selection]
 
 @dataclass(frozen=True)
 class Cohort:
-    """A selection and its raw features, in memory."""
+    """A selection and its raw features: in memory, or read from the store again and again."""
 
     selection: Selection
     features: Mapping[str, tuple[str, ...]]
-    x: Mapping[str, Features]
+    x: Mapping[str, Matrix]
+    place: Place = "memory"  # where what is made of them is kept
 
 
 @dataclass(frozen=True)
@@ -82,6 +87,7 @@ class Prepared:
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
     key: str = ""  # ``data_key`` of the run
+    place: Place = "memory"  # where features are kept
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -127,13 +133,16 @@ def selections(store: Store) -> SelectionOf:
     return selection_of
 
 
-def load_cohort(store: Store, data: Data) -> Cohort:
-    """The rows that ``data`` names, with their features."""
+def load_cohort(store: Store, data: Data, *, place: Place) -> Cohort:
+    """The rows that ``data`` names, with their features; ``place`` is where those are kept when they are prepared."""
     selection = select(store, data)
-    x: dict[str, Features] = {}
+    names = {m: store.features(m) for m in selection.modalities}
+    if place == "disk":
+        return Cohort(selection, names, {m: Taken(StoredRows(store, m), r) for m, r in selection.rows.items()}, place)
+    x: dict[str, Matrix] = {}
     for modality, rows in selection.rows.items():
         x[modality] = store.read(modality, None if len(rows) == store.rows(modality) else rows)
-    return Cohort(selection, {m: store.features(m) for m in selection.modalities}, x)
+    return Cohort(selection, names, x, place)
 
 
 def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
@@ -188,11 +197,11 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
     widths, left_out = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
-        raw = x[chosen[modality].rows]
+        raw = Taken(x, chosen[modality].rows)
         steps = run.preprocess.steps(modality)
         pipeline, widths[modality], left = preprocess.foreseen(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
-            pipeline.apply(x[rows])
+            pipeline.apply(Taken(x, rows), place=cohort.place)
         left_out += left
     return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
 
@@ -200,18 +209,20 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
 def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     """Split, scenario and preprocessing of a run; ``test`` also prepares the test rows.
 
-    Raises ``ConfigError`` or ``DataError`` where the run does not fit the data.
+    Raises ``ConfigError`` or ``DataError`` where the run does not fit the data, or its features not the disk.
     """
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
+    if cohort.place == "disk":
+        refuse_little_room(_bytes_kept(run, cohort, parts, chosen, test=test) * run.trainer.workers)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:
-        raw = cohort.x[modality][chosen[modality].rows]
+        raw = Taken(cohort.x[modality], chosen[modality].rows)
         steps = run.preprocess.steps(modality)
         pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
-        train_x[modality] = pipelines[modality].apply(raw)
+        train_x[modality] = pipelines[modality].apply(raw, place=cohort.place)
     names = {m: selection.index[m].sample_id[chosen[m].rows] for m in selection.modalities}
     train = Subset(train_x, {m: chosen[m].label for m in selection.modalities}, names)
     return Prepared(
@@ -222,7 +233,34 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         _held_out(cohort, pipelines, parts, "test") if test else None,
         tuple(absent),
         data_key(run, selection.fingerprint),
+        cohort.place,
     )
+
+
+def _bytes_kept(
+    run: Run,
+    cohort: Cohort,
+    parts: Mapping[str, Partition],
+    chosen: Mapping[str, TrainingRows],
+    *,
+    test: bool,
+) -> int:
+    """Bytes of all prepared features, and of the largest modality once more, as the baseline standardises it."""
+    sizes = []
+    for modality, part in parts.items():
+        rows = len(chosen[modality].rows) + len(part.validation) + (len(part.test) if test else 0)
+        sizes.append(rows * _prepared_width(run.preprocess.steps(modality), len(cohort.features[modality])))
+    return BYTES_PER_VALUE * (sum(sizes) + max(sizes))
+
+
+def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
+    """Features after preprocessing; steps that ask for more than there are will be refused."""
+    for step in steps:
+        if isinstance(step, Variance):
+            features = min(features, step.features)
+        elif isinstance(step, Pca):
+            features = min(features, step.components)
+    return features
 
 
 def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
@@ -279,7 +317,7 @@ def _held_out(
     if not any(len(r) for r in rows.values()):
         return None
     index = cohort.selection.index
-    x = {m: pipelines[m].apply(cohort.x[m][rows[m]]) for m in index}
+    x = {m: pipelines[m].apply(Taken(cohort.x[m], rows[m]), place=cohort.place) for m in index}
     label = {m: index[m].label[rows[m]] for m in index}
     return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from modis_dist.config.parse import build, dump, load_run, load_study, with_overrides
-from modis_dist.config.run import Run
+from modis_dist.config.parse import build, dump, load_run, load_study, to_tree, with_overrides, with_settings
+from modis_dist.config.run import SCHEDULES, Optim, Run
 from modis_dist.config.study import Study
 from modis_dist.errors import ConfigError
 
@@ -308,3 +308,49 @@ def test_none_is_no_preprocessing_by_itself_only(file: Path, key: str) -> None:
     for value in ("none", "[none]"):
         assert load_study(file, [f"{key}={value}"]).preprocess.steps("mirna") == ()
     assert f"{key}: `none` stands alone" in refusal(file, f"{key}=[none, log1p]")
+
+
+FAST = SCHEDULES["fast"]
+STATED = {"optim": {"lr": 0.5, "epochs": 300}, "trainer": {"early_stopping": None}}
+
+
+def scheduled(run: Run) -> dict[str, object]:
+    """What a schedule stands for, as a run has it."""
+    tree = to_tree(run)
+    found = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
+    patience = found["trainer.early_stopping"]
+    return found | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
+
+
+def test_a_schedule_in_a_file_gives_what_the_file_does_not_state() -> None:
+    run = build(Run, {**STATED, "optim": {**STATED["optim"], "schedule": "fast"}}, source="x")
+    assert scheduled(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
+    partly = {"optim": {"schedule": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
+    stopping = build(Run, partly, source="x").trainer.early_stopping
+    assert stopping is not None and (stopping.min_delta, stopping.patience) == (0.01, 5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+@pytest.mark.parametrize("before", [STATED, {"optim": {"schedule": "fast"}}])
+def test_a_schedule_as_an_override_replaces_what_was_stated_but_no_other_override(schedule: str, before: dict) -> None:
+    run = build(Run, with_overrides(before, [f"optim.schedule={schedule}", "optim.epochs=7"]), source="x")
+    assert scheduled(run) == SCHEDULES[schedule] | {"optim.epochs": 7}
+    again = build(Run, with_settings(to_tree(run), {"optim.schedule": "published"}, source="x"), source="x")
+    assert scheduled(again) == SCHEDULES["published"]
+
+
+def test_a_run_without_a_schedule_has_the_published_one() -> None:
+    assert scheduled(Run()) == SCHEDULES["published"]
+
+
+def test_a_run_whose_schedule_was_filled_in_is_written_and_read_as_it_is() -> None:
+    run = build(Run, {"optim": {"schedule": "fast"}}, source="x")
+    assert build(Run, to_tree(run), source="x") == run
+    settings = {"optim.epochs": 3, "trainer.early_stopping": None}
+    later = build(Run, with_settings(to_tree(run), settings, source="x"), source="x")
+    assert scheduled(later) == FAST | settings
+
+
+def test_the_help_of_the_schedule_names_all_that_it_stands_for() -> None:
+    text = str(Optim.model_fields["schedule"].description)
+    assert all(f"{key} " in text for key in FAST) and "patience" in text

@@ -15,7 +15,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from modis_dist.config.run import Preprocess
-from modis_dist.data import preprocess
+from modis_dist.data import arrays, preprocess
 from modis_dist.data.index import Features
 from modis_dist.data.preprocess import Pipeline, fit
 from modis_dist.errors import DataError
@@ -48,7 +48,8 @@ def random_rows(seed: int, rows: int = 60, features: int = 12) -> Features:
 @pytest.fixture(params=[1 << 22, 40], ids=["one block", "many blocks"])
 def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Whatever is tested holds for data that fit one block and for data that do not."""
-    monkeypatch.setattr(preprocess, "VALUES_PER_BLOCK", request.param)
+    monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", request.param)
+    monkeypatch.setattr(preprocess, "VALUES_FOR_MEDIANS", request.param)
     yield
 
 
@@ -135,7 +136,7 @@ def test_auto_pca_is_incremental_above_a_size_and_finds_the_same_components(monk
     x = random_rows(3, rows=90, features=8)
     full = fitted(x, "standardise", {"kind": "pca", "components": 8})
     monkeypatch.setattr(preprocess, "VALUES_FOR_FULL_PCA", 100)
-    monkeypatch.setattr(preprocess, "VALUES_PER_BLOCK", 200)
+    monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", 200)
     monkeypatch.setattr(preprocess, "_pca_at_once", None)
     # With all components kept, nothing is lost between batches.
     assert np.allclose(fitted(x, "standardise", {"kind": "pca", "components": 8}).apply(x), full.apply(x), atol=1e-4)
@@ -254,7 +255,8 @@ def test_fitting_and_applying_need_little_more_memory_than_the_result(
     value: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     x = random_rows(0, rows=20_000, features=100)
-    monkeypatch.setattr(preprocess, "VALUES_PER_BLOCK", 50_000)
+    monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", 50_000)
+    monkeypatch.setattr(preprocess, "VALUES_FOR_MEDIANS", 50_000)
     fitted(x[:100], "impute").apply(x[:100])
     tracemalloc.start()
     try:

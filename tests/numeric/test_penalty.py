@@ -6,7 +6,6 @@ from itertools import product
 import pytest
 import torch
 
-from modis_dist.losses.adversarial import logit_gradient
 from modis_dist.objective import Rules, adversary_phase
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, batch, normal, start, weights
@@ -125,10 +124,26 @@ def test_penalty_does_not_depend_on_the_adversarial_loss(kind: str) -> None:
     assert torch.equal(*found)
 
 
-def test_gradient_of_logits_may_be_differentiated_again() -> None:
-    z, matrix = normal(1, 2, 3).requires_grad_(), normal(3, 3, seed=1).requires_grad_()
-    gradient = logit_gradient((z @ matrix).square(), z, None)
-    torch.testing.assert_close(gradient, 2 * (z @ matrix) @ matrix.T)
-    gradient.square().sum().backward()
-    assert matrix.grad is not None
-    assert matrix.grad.abs().sum() > 0
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_pullbacks_are_the_gradients_of_backpropagation_and_may_be_differentiated_again(replicates: int) -> None:
+    model = start(list(range(replicates))).model.eval()
+    given = batch(3, replicates=replicates)
+    x, noise = given.x[0].requires_grad_(), given.noise_d[:, 0]
+    z, to_input = model.vaes[0].latents_with_pullback(x, noise)
+    judged, to_latent = model.discriminator.with_pullback(z)
+    signs = normal(*judged.modality.shape, seed=4)
+    (right,) = torch.autograd.grad(judged.modality, x, signs, create_graph=True)
+    found = to_input(to_latent(signs))
+    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
+    parameters = [layer.linear.weight for layer in model.discriminator.trunk]
+    ours, theirs = (torch.autograd.grad(g.square().sum(), parameters, retain_graph=True) for g in (found, right))
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+
+
+def test_the_encoders_of_phase_d_use_running_statistics_and_leave_them_as_they_are() -> None:
+    model, given = start([4]).model.train(), batch(3)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    in_training = adversary_phase(model, given, weights(), Rules())
+    in_evaluation = adversary_phase(model.eval(), given, weights(), Rules())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert torch.equal(in_training.total, in_evaluation.total)

@@ -43,7 +43,9 @@ def test_a_trial_keeps_its_name_when_nothing_that_is_learnt_changes() -> None:
         update={
             "name": "other",
             "data": run.data.model_copy(update={"store": "/elsewhere"}),
-            "trainer": run.trainer.model_copy(update={"threads": 3, "log_every": 1, "checkpoint_every": 99}),
+            "trainer": run.trainer.model_copy(
+                update={"threads": 3, "features_in": "disk", "log_every": 1, "checkpoint_every": 99}
+            ),
         }
     )
     assert trial_id(same, "data") == trial_id(run, "data")

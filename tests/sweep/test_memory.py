@@ -16,6 +16,7 @@ from modis_dist.sweep.execute import Pack
 from modis_dist.sweep.memory import CONTEXT, Footprint, Room, fitting, measured, memory_limit, rough
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
+from modis_dist.train import placement
 from tests.devices import DEVICES
 from tests.sweep.toy_study import tree, write_store
 
@@ -47,8 +48,8 @@ def test_a_job_may_have_the_least_that_its_groups_allow(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, root: str, file: str
 ) -> None:
     (tmp_path / "groups").write_text(groups)
-    monkeypatch.setattr(memory, "PROCESS_GROUPS", tmp_path / "groups")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(placement, "PROCESS_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(placement, "CGROUPS", tmp_path / "fs")
     assert memory_limit() == psutil.virtual_memory().total
     step = tmp_path / "fs" / root / "job_7" / "step_0"
     step.mkdir(parents=True)

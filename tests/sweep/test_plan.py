@@ -39,7 +39,7 @@ def test_the_sizes_of_a_plan_are_those_that_preparing_leads_to(store: Path, tmp_
     for steps in (PCA, "preprocess.default=[{kind: variance, features: 4}, {kind: pca, components: 4}]"):
         found = planned(store, tmp_path, steps)
         trial = found.manifest.trials[0]
-        made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data))
+        made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, place="memory"))
         widths = {modality: len(pipeline.features_out) for modality, pipeline in made.pipelines.items()}
         assert found.shapes[trial.id].features == widths
 

@@ -52,7 +52,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_ids(folder: Path) -> set[str]:
     """Sample ids of the training rows; in the toy every sample is its own group."""
     run = load_run(folder / "run" / "run.yaml")
-    train = prepare(run, load_cohort(Store.open(folder / "store"), run.data)).train
+    train = prepare(run, load_cohort(Store.open(folder / "store"), run.data, place="memory")).train
     return {str(name) for names in train.sample_id.values() for name in names}
 
 

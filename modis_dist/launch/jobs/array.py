@@ -23,6 +23,7 @@ from modis_dist.sweep.guards import is_of_gpu, is_of_training
 from modis_dist.sweep.local import LocalExecutor, crashed
 from modis_dist.sweep.ports import Executor
 from modis_dist.sweep.resources import cores
+from modis_dist.train import processor
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.signals import Flag, on_signal
 from modis_dist.version import code
@@ -117,7 +118,7 @@ def train_pack(out: Path, number: int) -> None:
         if not unfinished(out, [pack]):
             return
         threads = load_pack(save_pack(out, pack, threads=threads_of(study, site)))[1]
-        torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
+        processor.use(pack.trials[0].run.trainer.threads or threads)
         try:
             run_pack(pack, out=out, store=Path(submission.store), reporter=NullReporter(), stop=flag)
         except Exception as error:

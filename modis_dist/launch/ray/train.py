@@ -20,6 +20,7 @@ from modis_dist.launch.ray.cluster import Place
 from modis_dist.launch.ray.head import while_ray_lives
 from modis_dist.sweep.lock import LOCK, locked
 from modis_dist.sweep.resources import workers_mistakes
+from modis_dist.train import processor
 from modis_dist.train.journal import JournalReader
 from modis_dist.train.ports import NullReporter, Reporter
 from modis_dist.train.ranks import Seat, meeting_file, meeting_port
@@ -102,12 +103,11 @@ def on_ranks(
 
 def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     """One rank. What a user must mend is handed back, for starting again would not help."""
-    import torch
     from ray.train import get_context
     from ray.train.collective import broadcast_from_rank_zero
 
     os.umask(0o077)
-    torch.set_num_threads(config["threads"])
+    processor.use(config["threads"])
     context = get_context()
     name, port = broadcast_from_rank_zero((secrets.token_hex(8), _port(context)))  # a new one after every death
     meetings, record = Path(config["folder"]) / "meetings", Path(config["record"])

@@ -21,6 +21,7 @@ from modis_dist.sweep.execute import Pack, attempt, load_pack, save_pack
 from modis_dist.sweep.local import crashed
 from modis_dist.sweep.memory import Footprint, Room, fitting
 from modis_dist.sweep.resources import Cluster, mistakes, workers_mistakes
+from modis_dist.train import processor
 from modis_dist.train.ports import NullReporter
 from modis_dist.train.ranks import Seat
 from modis_dist.train.signals import StopFile, on_signal
@@ -170,14 +171,13 @@ def _raised(error: object) -> str | None:
 
 def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
     """One pack in a worker of Ray. Returns the pack, why it crashed, or None, and what the disk refused, or None."""
-    import torch
 
     os.umask(0o077)
     out = Path(config["out"])
     stop = StopFile(out / STOP)
     _note_start(Path(config["storage"]), config["pack"])
     pack, threads = load_pack(Path(config["pack"]))
-    torch.set_num_threads(pack.trials[0].run.trainer.threads or threads)
+    processor.use(pack.trials[0].run.trainer.threads or threads)
     reason: str | None = None
     refused: str | None = None
     try:

@@ -1,0 +1,200 @@
+"""The baseline of the measurements trains what we train; what is counted and fitted is right. No times are judged."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from modis_dist.model.layers import count_parameters
+from modis_dist.model.networks import Modis, Shape
+from tools.bench import counts, growth, ours, ranks
+from tools.bench.__main__ import COMMANDS, main
+from tools.bench.baseline import Baseline, Rows, loaders, train_epoch
+from tools.bench.measure import Measured, Watch, exponent
+from tools.bench.shapes import CASES, Setting
+
+CPU = torch.device("cpu")
+KEYS = {"shape", "batch", "precision", "threads", "baseline_ms", "ours_ms", "ratio"}
+TINY = Setting("tiny", CASES["tiny"], batch=8, precision="fp32", threads=1, device=CPU, loss="published")
+QUICK = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--turns", "2", "--json"]
+
+
+@pytest.fixture(autouse=True)
+def _little_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Turns of a single piece of work on one thread; then the other tests' threads again."""
+    monkeypatch.setattr("tools.bench.measure._pieces", lambda *_: 1)
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def same_start(setting: Setting, dtype: torch.dtype) -> tuple[Baseline, ours.Training]:
+    """Both sides with the same weights."""
+    training, system = ours.Training(setting, dtype=dtype), Baseline(setting, dtype=dtype)
+    for (_, plain), (_, stacked) in pairs(system, training):
+        plain.copy_(stacked)
+    return system, training
+
+
+def pairs(system: Baseline, training: ours.Training) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
+    """Parameters and statistics of the baseline and the same of ours; both are listed in the order of the layers."""
+    plain = [(name, tensor) for name, tensor in system.state_dict().items() if not name.endswith("num_batches_tracked")]
+    stacked = [(name, tensor[0]) for name, tensor in training.state.model_tensors().items()]
+    assert [tensor.shape for _, tensor in plain] == [tensor.shape for _, tensor in stacked]
+    return list(zip(plain, stacked, strict=True))
+
+
+@pytest.mark.parametrize("loss", ["published", "pairwise"])
+def test_the_baseline_has_our_losses_and_takes_our_steps(loss) -> None:
+    setting = replace(TINY, loss=loss)
+    system, training = same_start(setting, torch.float64)
+    batch = ours.random_batch(setting, dtype=torch.float64)
+    for _ in range(2):
+        found = ours.plain_terms(*training.learn(batch), setting.case)
+        expected = system.learn(ours.plain_batch(batch))
+        assert found.keys() == expected.keys()
+        assert len(found) == 2 + 7 * len(setting.case.shape.features)
+        for name, value in found.items():
+            assert value == pytest.approx(expected[name], rel=1e-10), name
+    for (name, plain), (_, stacked) in pairs(system, training):
+        torch.testing.assert_close(plain, stacked, rtol=0, atol=1e-9, msg=name)
+
+
+def test_the_baseline_has_our_losses_in_bf16_about() -> None:
+    setting = replace(TINY, precision="bf16")
+    system, training = same_start(setting, torch.float32)
+    batch = ours.random_batch(setting)
+    found = ours.plain_terms(*training.learn(batch), setting.case)
+    expected = system.learn(ours.plain_batch(batch))
+    for name, value in found.items():
+        assert value == pytest.approx(expected[name], rel=0.05, abs=1e-3), name
+
+
+@pytest.mark.parametrize(("name", "total"), [("intersim", 2_064_792), ("tcga10", 79_970_175)])
+def test_both_sides_have_the_parameters_of_table_s2(name, total) -> None:
+    case = CASES[name]
+    with torch.device("meta"):
+        system = Baseline(replace(TINY, case=case, device=torch.device("meta")))
+        model = Modis(case.shape)
+    assert sum(parameter.numel() for parameter in system.parameters()) == total
+    assert count_parameters(model) == total
+    assert counts.parameters(case.shape) == total
+
+
+def test_an_epoch_of_the_baseline_visits_as_many_batches_as_ours() -> None:
+    data = ours.random_rows(TINY.case, limit=20)
+    given = loaders(data.values(), batch=TINY.batch)
+    assert [len(one) for one in given] == [2, 2, 2]
+    assert ours.loader(TINY, data).steps == 2
+    found = train_epoch(Baseline(TINY), given)
+    assert all(torch.tensor(value).isfinite() for value in found.values())
+
+
+def test_a_row_of_the_baselines_data_is_one_sample() -> None:
+    x, label = Rows(torch.arange(6.0).view(3, 2), torch.tensor([4, 5, 6]))[1]
+    assert (x.tolist(), label.item()) == ([2.0, 3.0], 5)
+
+
+def test_operations_are_those_counted_by_hand() -> None:
+    # Encoder 3 -> 4, two heads 4 -> 2; decoder 2 -> 4 -> 3; discriminator 2 -> 5, heads 5 -> 2 and 5 -> 2; 6 rows each.
+    shape = Shape({"a": 3, "b": 3}, {"a": (4,), "b": (4,)}, latent=2, classes=2, discriminator=(5,))
+    encoder, decoder = 3 * 4 + 2 * 4 * 2, 2 * 4 + 4 * 3
+    trunk, head = 2 * 5, 5 * 2
+    penalty = (trunk + head) + trunk + (trunk + head)
+    phase_d = 2 * 6 * 3 * encoder + 12 * ((trunk + 2 * head) + penalty + (trunk + 2 * head) + 2 * head)
+    phase_g = 2 * 6 * (3 * (encoder + decoder) - 3 * 4) + 12 * 2 * (trunk + 2 * head)  # no gradient of x
+    similarity, overlap = 3 * 6 * 6 * 5, 3 * (6 * 6 * 2) + 3 * (6 * 2 * 2)
+    of_clustering = 2 * 2 * (similarity + 2 * overlap)  # of two modalities in two phases
+    assert counts.operations(shape, rows=6) == 2 * (phase_d + phase_g + of_clustering)
+    lower = {one: times for one, times in counts.products(shape, rows=6).items() if one.lower}
+    assert sum(one.operations * times for one, times in lower.items()) == 2 * phase_g
+    assert counts.parameters(shape) == 2 * ((16 + 2 * 10) + (12 + 15) + 2 * 4) + 15 + 12 + 12
+
+
+class Counting(TorchDispatchMode):
+    """Counts the operations of the matrix products that are taken inside."""
+
+    operations = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        del types
+        out = func(*args, **(kwargs or {}))
+        count = flop_registry.get(func._overloadpacket)
+        self.operations += count(*args, **(kwargs or {}), out_val=out) if count else 0
+        return out
+
+
+def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
+    training, batch = ours.Training(TINY), ours.random_batch(TINY)
+    with Counting() as counting:
+        training.learn(batch)
+    assert counting.operations == counts.operations(TINY.case.shape, rows=TINY.batch)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+def test_the_exponent_of_a_power_law_is_found(power) -> None:
+    assert exponent({size: 3.7 * size**power for size in (1, 2, 5, 40)}) == pytest.approx(power, abs=1e-12)
+
+
+def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
+    found = Measured({"a": (2.0, 4.0, 60.0), "b": (1.0, 2.0, 20.0)}, others=0.0)
+    assert found.ratio("a", "b") == 2.0
+    assert found.spread("a", "b") == (2.0, 2.5)
+    assert found.quiet
+
+
+@pytest.mark.parametrize(("times", "others"), [((2.0, 3.0, 1.0), 1.0), ((2.0, 0.9, 1.0), 0.0), ((2.0, 0.0, 1.0), None)])
+def test_what_others_use_is_what_the_cores_did_less_what_we_did(monkeypatch, times, others) -> None:
+    told = iter([(0.0, 0.0, 0.0), times])
+    monkeypatch.setattr("tools.bench.measure._times", lambda: next(told))
+    assert Watch().others() == others
+
+
+@pytest.mark.parametrize("command", ["step", "epoch", "pack", "roofline"])
+def test_each_command_prints_rows_as_json(command, capsys) -> None:
+    assert main([command, *QUICK]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert rows and all(row.keys() >= KEYS for row in rows)
+    assert {row["shape"] for row in rows} == {"tiny"}
+    assert all(row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"]) for row in rows)
+
+
+def test_growth_has_a_row_for_each_size_and_an_exponent(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(growth, "BASE", {"modalities": 2, "features": 8, "latent": 4})
+    small = {"batch": (4, 8), "latent": (2, 4), "modalities": (2, 3), "features": (8, 16), "replicates": (1, 2)}
+    monkeypatch.setattr(growth, "SIZES", small)
+    assert main(["growth", "--vary", *small, "--threads", "1", "--turns", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["varied"], row["size"]) for row in rows] == [(kind, n) for kind, sizes in small.items() for n in sizes]
+    assert all(row.keys() >= KEYS | {"exponent"} for row in rows)
+    assert [row["batch"] for row in rows] == [4, 8] + 8 * [growth.BATCH]
+
+
+def test_ranks_step_when_they_are_told_and_end() -> None:
+    with ranks.stepping(TINY, size=2) as work:
+        work(2)
+
+
+def test_a_table_is_printed_for_people(capsys) -> None:
+    assert main(["step", *QUICK[:-1]]) == 0
+    assert "ratio" in capsys.readouterr().out
+
+
+def test_the_page_names_every_command() -> None:
+    page = (Path(__file__).resolve().parents[2] / "tools" / "bench" / "README.md").read_text()
+    assert all(f"python -m tools.bench {name}" in page for name in COMMANDS)
+
+
+def test_every_combination_asked_for_is_a_row(capsys) -> None:
+    asked = ["--batches", "4", "5", "--precisions", "fp32", "bf16"]
+    assert main(["step", "--shapes", "tiny", "--threads", "1", "--turns", "1", "--json", *asked]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["batch"], row["precision"]) for row in rows] == list(product([4, 5], ["fp32", "bf16"]))

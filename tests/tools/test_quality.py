@@ -1,0 +1,52 @@
+"""When a schedule is as good as another one ends, from curves that are made up."""
+
+from pathlib import Path
+
+import pytest
+
+from modis_dist.files import write_json
+from modis_dist.train.journal import JournalWriter
+from tools.bench.quality import Curve, compared, curves, journal_seconds
+
+
+def curve(*values: float, s: float = 1.0) -> Curve:
+    return Curve(values, tuple(s * epoch for epoch in range(1, len(values) + 1)))
+
+
+def test_a_schedule_is_compared_with_what_the_first_one_ends_with_less_half_a_point() -> None:
+    slow = [curve(0.2, 0.5, 0.8, 0.894, 0.896, 0.9, 0.9, 0.9, 0.9, 0.9), curve(*[0.5] * 5, *[0.7] * 5)]
+    fast = [curve(0.6, 0.9, 0.95, s=2.0), curve(0.6, 0.7, 0.7, s=2.0)]
+    first, second = compared({"published": slow, "fast": fast})
+    assert (first["schedule"], first["epochs"], first["reached"]) == ("published", 5.5, 2)  # epochs 5 and 6
+    assert first["end"] == pytest.approx(0.8) and first["of_all"] == pytest.approx(10 / 5.5) and first["ratio"] == 1
+    assert (second["epochs"], second["seconds"], second["reached"]) == (2, 4.0, 2)
+    assert (second["of_all"], second["ratio"]) == (2.5, 5.5 / 4)
+
+
+def test_a_single_good_epoch_is_not_enough() -> None:
+    wild = curve(0.9, *[0.1] * 5, *[0.9] * 5)
+    assert wild.reaches(0.9) == 7
+    assert curve(0.5, 0.95, 0.85, 0.9, 0.9, 0.9).reaches(0.9) == 2
+
+
+def test_a_schedule_that_mostly_never_gets_there_has_no_time() -> None:
+    good = [curve(0.9, 0.9)] * 3
+    _, never = compared({"published": good, "fast": [curve(0.9, 0.9), *[curve(0.5, 0.894)] * 2]})
+    assert (never["reached"], never["epochs"], never["seconds"], never["ratio"]) == (1, None, None, None)
+
+
+def test_curves_and_their_seconds_are_read_from_a_study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack = tmp_path / "packs" / "p"
+    pack.mkdir(parents=True)
+    clock = iter([1000, 3500, 4500])
+    monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda: next(clock))
+    with JournalWriter(pack / "journal.jsonl") as journal:
+        journal.event("t", kind="start", values={"epoch": 0})
+        for epoch in (1, 2):
+            journal.metrics("t", step=epoch, values={"val/balanced_accuracy": epoch / 10})
+    write_json(tmp_path / "manifest.json", {"trials": [{"id": "t", "condition": "fast"}]})
+    (tmp_path / "trials" / "t").mkdir(parents=True)
+    rows = [{"epoch": epoch, "val/balanced_accuracy": epoch / 10} for epoch in (1.0, 2.0)]
+    write_json(tmp_path / "trials" / "t" / "history.json", rows)
+    assert journal_seconds(tmp_path) == {"t": {1: 2.5, 2: 3.5}}
+    assert curves(tmp_path) == {"fast": [Curve((0.1, 0.2), (2.5, 3.5))]}

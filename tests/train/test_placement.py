@@ -1,0 +1,252 @@
+"""Features in memory, on a disk, on the device or beside it: the same batches, the same results, less memory."""
+
+import json
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from modis_dist.config.run import Run
+from modis_dist.data import writer as writer_module
+from modis_dist.data.arrays import Place
+from modis_dist.data.store import Store
+from modis_dist.errors import DataError
+from modis_dist.model.networks import Modis
+from modis_dist.sweep import single
+from modis_dist.sweep.memory import rough
+from modis_dist.sweep.single import evaluate_folder, train_run
+from modis_dist.sweep.verify import differences
+from modis_dist.train import heldout as heldout_module
+from modis_dist.train import loader as loader_module
+from modis_dist.train import placement
+from modis_dist.train.heldout import HeldOut
+from modis_dist.train.loader import Loader
+from modis_dist.train.placement import chosen_place, fits_beside_training, gathered, place_of, rows_at_once
+from modis_dist.train.ports import NeverStop, NullReporter
+from modis_dist.train.prepare import Prepared, load_cohort, prepare, shape
+from tests.sweep.test_memory import packs_of
+from tests.sweep.toy_study import study_here, write_store
+from tests.train import toy
+
+BESIDE = torch.device("cpu", 0)  # the host by another name, which is not equal to it
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """The toy store in row groups of 16 rows, two to a shard."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer_module, "ROW_GROUP_ROWS", 16)
+        patch.setattr(writer_module, "SHARD_BYTES", 2 * 16 * 12 * 4)
+        return Store.open(write_store(tmp_path_factory.mktemp("data") / "store"))
+
+
+@pytest.fixture
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The temporary folder of this test, also of the processes it starts."""
+    folder = tmp_path / "scratch"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def in_place(run: Run, store: Store, place: Place) -> Prepared:
+    return prepare(run, load_cohort(store, run.data, place=place), test=True)
+
+
+def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
+    return Loader(
+        prepared,
+        [run.seed for run in runs],
+        batch_size=runs[0].optim.batch_size,
+        epoch_ends=runs[0].optim.epoch_ends,
+        labelled_share=runs[0].optim.labelled_share,
+        latent=4,
+        signs=True,
+        device=toy.CPU,
+        dtype=torch.float32,
+    )
+
+
+# --- where features go --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("asked", "needed", "limit", "right"),
+    [
+        ("auto", 4 * GB, 10 * GB, "memory"),
+        ("auto", 4 * GB + 1, 10 * GB, "disk"),
+        ("memory", 90 * GB, 10 * GB, "memory"),
+        ("disk", 1, 10 * GB, "disk"),
+    ],
+)
+def test_features_go_to_the_disk_where_memory_is_short_or_as_asked(
+    asked: str, needed: int, limit: int, right: str
+) -> None:
+    assert chosen_place(asked, needed, limit=limit) == right
+
+
+@pytest.mark.parametrize(("needed", "free", "right"), [(39, 80, True), (40, 80, True), (41, 80, False), (0, 0, True)])
+def test_features_stay_on_a_gpu_where_they_leave_half_of_what_is_free(needed: int, free: int, right: bool) -> None:
+    assert fits_beside_training(needed * GB, free=free * GB) is right
+
+
+@pytest.mark.parametrize(("free", "kept_on"), [(80 * GB, "cuda"), (1 * GB, "cpu")])
+def test_what_does_not_fit_on_a_gpu_waits_beside_it(monkeypatch: pytest.MonkeyPatch, free: int, kept_on: str) -> None:
+    monkeypatch.setattr(placement, "_free_bytes", lambda _: free)
+    assert placement.home(8 * GB, torch.device("cuda")).type == kept_on
+    assert placement.home(8 * GB, toy.CPU) == toy.CPU
+
+
+@pytest.mark.parametrize(("features", "rows"), [(5, 2048), (8192, 2048), (20_000, 838), (10**7, 64)])
+def test_wide_rows_pass_through_the_networks_in_smaller_numbers(features: int, rows: int) -> None:
+    assert rows_at_once(features, most=2048) == rows
+
+
+def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack, *_ = packs_of(store.path, tmp_path)
+    run = pack.trials[0].run
+    in_memory = rough(pack, store)
+    monkeypatch.setattr(placement, "memory_limit", lambda: 1000)
+    assert (place_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
+
+
+# --- the same batches and results ---------------------------------------------------------------------------
+
+SCENARIOS = [
+    [],
+    ["unpair"],
+    [{"kind": "hide_labels", "fraction": 0.8}],
+    [{"kind": "cut_class", "label": "a", "rows": 3}, {"kind": "subsample", "fraction": 0.7}],
+    [{"kind": "drop_pairs", "pairs": [{"label": "b", "modality": "rppa"}]}],
+]
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    scenario=st.sampled_from(SCENARIOS),
+    modalities=st.sampled_from([["mirna", "cnv", "rppa"], ["rppa", "mirna"]]),
+    steps=st.sampled_from([["standardise"], ["minmax", {"kind": "variance", "features": 5}], []]),
+    seeds=st.lists(st.integers(0, 3), min_size=1, max_size=3),
+    batch_size=st.integers(2, 20),
+    ends=st.sampled_from(["shortest", "longest"]),
+)
+def test_batches_are_the_same_to_the_bit_wherever_features_are(
+    store: Store,
+    monkeypatch: pytest.MonkeyPatch,
+    scenario: list[object],
+    modalities: list[str],
+    steps: list[object],
+    seeds: list[int],
+    batch_size: int,
+    ends: str,
+) -> None:
+    settings_of = [f"optim.batch_size={batch_size}", f"optim.epoch_ends={ends}", f"data.modalities={modalities}"]
+    runs = [toy.run(*settings_of, f"seed={seed}", scenario=scenario, preprocess={"default": steps}) for seed in seeds]
+    resident = [in_place(run, store, "memory") for run in runs]
+    streamed = [in_place(run, store, "disk") for run in runs]
+    for one, other in zip(resident, streamed, strict=True):
+        for name in ("train", "validation", "test"):
+            theirs = getattr(other, name).x
+            assert all(x.tobytes() == theirs[m].tobytes() for m, x in getattr(one, name).x.items())
+    loaders = [loader_of(resident, runs), loader_of(streamed, runs)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loader_module, "home", lambda *_: BESIDE)
+        loaders.append(loader_of(streamed, runs))
+    for epoch, step in ((0, 0), (1, loaders[0].steps - 1)):
+        wanted, *found = (held.batch(epoch=epoch, step=step) for held in loaders)
+        for batch in found:
+            assert all(torch.equal(a, b) for a, b in zip(batch.x, wanted.x, strict=True))
+            assert all(torch.equal(getattr(batch, n), getattr(wanted, n)) for n in ("label", "noise_d", "signs"))
+
+
+def test_rows_gathered_on_the_host_are_those_asked_for() -> None:
+    x = [torch.arange(12.0).view(6, 2), torch.arange(12.0, 24.0).view(6, 2)]
+    rows = torch.tensor([[5, 0, 5], [1, 2, 3]])
+    assert torch.equal(gathered(x, rows, device=toy.CPU), torch.stack([x[r][rows[r]] for r in range(2)]))
+
+
+@pytest.mark.parametrize("same_rows", [True, False])
+def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any_size(
+    store: Store, monkeypatch: pytest.MonkeyPatch, same_rows: bool
+) -> None:
+    runs = [toy.run() if same_rows else toy.run(f"data.split.seed={seed}") for seed in range(3)]
+    sets = {place: [in_place(run, store, place) for run in runs] for place in ("memory", "disk")}
+    if same_rows:
+        sets = {place: [held[0]] * 3 for place, held in sets.items()}
+    else:
+        cut = {m: x[:-2] for m, x in sets["disk"][0].validation.x.items()}
+        for held in sets.values():  # replicates of unequal length are padded
+            short = held[0].validation
+            label = {m: y[:-2] for m, y in short.label.items()}
+            held[0] = replace(held[0], validation=replace(short, x=cut, label=label))
+    torch.manual_seed(0)
+    model = Modis(shape(runs[0], toy.SIZES, 3), replicates=3)
+    figures = []
+    for place, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
+        with monkeypatch.context() as patch:
+            patch.setattr(heldout_module, "home", lambda *_, beside=beside: beside)
+            patch.setattr(heldout_module, "ROWS_AT_ONCE", rows)
+            figures.append(HeldOut(sets[place], device=toy.CPU, dtype=torch.float32).validate(model))
+    assert figures[0] == figures[1] == figures[2]
+    monkeypatch.setattr(heldout_module, "rows_at_once", lambda *_, **__: 5)
+    in_parts = HeldOut(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
+    for ours, theirs in zip(in_parts, figures[0], strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)
+
+
+def trained(store: Store, out: Path, place: Place) -> Path:
+    run = toy.run("trainer.features_in=" + place, f"data.store={store.path}")
+    train_run(run, out=out, source="run.yaml", reporter=NullReporter(), stop=NeverStop())
+    return out
+
+
+def test_a_training_and_its_judgement_end_with_the_same_bits_and_leave_no_file(
+    store: Store, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single, "draw", lambda *_: None)
+    in_memory, on_disk = (trained(store, tmp_path / place, place) for place in ("memory", "disk"))
+    assert differences(in_memory, on_disk) == []
+    one, other = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))
+    assert one == other and one["baseline"]["n"] > 0
+    assert evaluate_folder(in_memory, store.path) == evaluate_folder(on_disk, store.path)
+    elsewhere = write_store(tmp_path / "other", samples=120)
+    assert evaluate_folder(in_memory, elsewhere) == evaluate_folder(on_disk, elsewhere)
+    assert not any(path.is_file() for path in scratch.rglob("*"))
+
+
+def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
+    store: Store, tmp_path: Path, scratch: Path
+) -> None:
+    in_memory, on_disk = (
+        study_here(tmp_path / place, store.path, "optim.epochs=2", f"trainer.features_in={place}")
+        for place in ("memory", "disk")
+    )
+    assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]
+    assert not any(path.is_file() for path in scratch.rglob("*"))
+
+
+def test_a_training_without_room_on_the_disk_is_refused_before_it_starts(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[int] = []
+
+    def refuse(needed: int) -> None:
+        told.append(needed)
+        raise DataError("no room")
+
+    monkeypatch.setattr("modis_dist.train.prepare.refuse_little_room", refuse)
+    with pytest.raises(DataError, match="no room"):
+        trained(store, tmp_path / "run", "disk")
+    assert not (tmp_path / "run").exists()
+    monkeypatch.undo()
+    held = in_place(toy.run(), store, "memory")
+    sizes = {m: sum(getattr(held, part).x[m].nbytes for part in ("train", "validation")) for m in toy.SIZES}
+    assert told == [sum(sizes.values()) + max(sizes.values())]

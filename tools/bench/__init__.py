@@ -1,0 +1,1 @@
+"""Measurements of training, side by side with a plain implementation of what was published: `python -m tools.bench`."""

@@ -1,0 +1,89 @@
+"""Our training beside a plain implementation of what was published, measured in one run.
+
+Both sides take turns, forwards and backwards, so that a disturbance or a slower clock meets both; times are medians
+over the turns. `ratio` is the baseline's time over ours: above 1 it is time saved. `ratio_low` and `ratio_high` are
+quartiles of the turns' own ratios. `others` is how many cores other processes used meanwhile; a row with `quiet` NO is
+to be measured again. Compare ratios, never milliseconds of two runs.
+
+A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(asked)`, which yields a
+dictionary for each line; put it into COMMANDS.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+import torch
+
+from modis_dist.train.machine import machine
+from tools.bench import data, epoch, growth, pack, quality, roofline, show, step, sweep
+from tools.bench.measure import Row
+
+
+class Command(Protocol):
+    """One measurement."""
+
+    __doc__: str | None
+
+    def add_options(self, parser: argparse.ArgumentParser) -> None:
+        """What can be asked for."""
+
+    def rows(self, asked: argparse.Namespace) -> Iterator[Row]:
+        """What was found, line by line."""
+
+
+COMMANDS: dict[str, Command] = {
+    "step": step,
+    "epoch": epoch,
+    "pack": pack,
+    "roofline": roofline,
+    "growth": growth,
+    "import": data,
+    "sweep": sweep,
+    "quality": quality,
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """A subcommand for each measurement."""
+    main_parser = argparse.ArgumentParser(
+        "python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, command in COMMANDS.items():
+        text = (command.__doc__ or "").strip()
+        held = commands.add_parser(
+            name,
+            help=text.partition("\n")[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        command.add_options(held)
+        held.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+    return main_parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print."""
+    asked = parser().parse_args(arguments)
+    found: list[Row] = []
+    for row in COMMANDS[asked.command].rows(asked):
+        found.append(row)
+        print(", ".join(f"{key} {show.cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
+    if not found:
+        raise SystemExit("nothing to measure: the rows fill no batch of that size")
+    if asked.json:
+        print(show.as_json(found))
+    else:
+        print(f"{asked.command}: {model(asked)}, torch {torch.__version__}\n\n{show.as_table(found)}")
+    return 0
+
+
+def model(asked: argparse.Namespace) -> str:
+    """Name of the processor or GPU."""
+    return str(machine(getattr(asked, "device", torch.device("cpu")), ranks=1)["model"])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,134 @@
+"""Import, check and reading of a wide store beside plain pyarrow and the disk, and training from memory and a disk.
+
+A table of random values (rows x features x 4 bytes) is made in a temporary folder and imported; room for four times as
+much is needed. Every command and training runs in a process of its own. Readers take turns, forwards and backwards,
+each once with the store's files out of the system's cache (cold) and once with them in it (warm); figures are medians.
+MB are those of the numbers, not of the compressed files; `of_disk` is the time of reading the files' bytes over the
+reader's. `peak_MiB` is all memory of a process, `own_MiB` what of it belongs to no file: the system can drop the rest.
+
+    python -m tools.bench import
+    python -m tools.bench import --rows 100000 --features 20000 --places disk --folder /scratch
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from modis_dist.data.arrays import slices
+from modis_dist.data.store import Store
+from modis_dist.data.stored_rows import StoredRows
+from tools.bench.data_work import WIDE, alone, command, make_source, train
+
+Row = dict[str, Any]
+
+CHUNK = 16 << 20  # bytes that are read from a file at once
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """How large, where, and what is trained."""
+    parser.add_argument("--rows", type=int, default=20_000)
+    parser.add_argument("--features", type=int, default=4_000)
+    parser.add_argument("--row-group-rows", type=int, default=5_000, help="of the source")
+    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
+    parser.add_argument("--turns", type=int, default=3, help="of the readers")
+    parser.add_argument("--places", nargs="*", default=["memory", "disk"], help="trainer.features_in of trainings")
+    parser.add_argument("--width", type=int, default=200, help="of the hidden layer of the wide modality")
+    parser.add_argument("--batch", type=int, default=32, help="rows of each modality in a batch")
+    parser.add_argument("--steps", type=int, default=100, help="of each training")
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """A row for each command, reader and training."""
+    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+        source, folder = Path(name) / "source", Path(name) / "store"
+        source.mkdir()
+        alone(make_source, source, asked.rows, asked.features, asked.row_group_rows)
+        for words in (("import", source, "--out", folder), ("check", folder), ("describe", folder)):
+            yield _with_rates({"work": f"data {words[0]}"} | command(*words), asked)
+        store = Store.open(folder)
+        yield from _reading(store, asked)
+        os.environ["TMPDIR"] = name
+        for place in asked.places:
+            found = alone(train, folder, place, asked.width, asked.batch, asked.steps)
+            yield {"work": f"train, {place}"} | found
+
+
+def _with_rates(row: Row, asked: argparse.Namespace) -> Row:
+    values = asked.rows * asked.features
+    return row | {"rows_s": asked.rows / row["seconds"], "MB_s": 4e-6 * values / row["seconds"]}
+
+
+# --- readers --------------------------------------------------------------------------------------------------
+
+
+def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
+    """A row for each reader, cold and warm."""
+    files = [store.path / WIDE / shard.name for shard in store.table(WIDE).shards]
+    readers: dict[str, Callable[[], None]] = {
+        "disk": lambda: _read_bytes(files),
+        "pyarrow": lambda: _read_row_groups(files),
+        "Store.batches": lambda: _exhaust(store.batches(WIDE)),
+        "Store.read": lambda: _exhaust(store.read(WIDE, span) for span in _spans(store)),
+        "as a training reads": lambda: _read_blocks(store),
+    }
+    times: dict[tuple[str, str], list[float]] = {}
+    for turn in range(asked.turns):
+        for name in list(readers)[:: -1 if turn % 2 else 1]:
+            _drop(files)
+            for cache in ("cold", "warm"):
+                begin = time.perf_counter()
+                readers[name]()
+                times.setdefault((name, cache), []).append(time.perf_counter() - begin)
+    for (name, cache), found in sorted(times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))):
+        seconds = median(found)
+        row = {"work": f"{name}, {cache}", "seconds": seconds, "of_disk": median(times["disk", cache]) / seconds}
+        yield _with_rates(row, asked)
+
+
+def _drop(files: list[Path]) -> None:
+    """Take files out of the system's cache."""
+    for path in files:
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _read_bytes(files: list[Path]) -> None:
+    buffer = bytearray(CHUNK)
+    for path in files:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _read_row_groups(files: list[Path]) -> None:
+    """By pyarrow alone, as it is by default: no checksum is compared."""
+    for path in files:
+        file = pq.ParquetFile(path)
+        for number in range(file.num_row_groups):
+            file.read_row_group(number, columns=["features"])
+
+
+def _spans(store: Store) -> Iterator[np.ndarray]:
+    """The rows of each shard."""
+    start = 0
+    for shard in store.table(WIDE).shards:
+        yield np.arange(start, start + shard.rows)
+        start += shard.rows
+
+
+def _read_blocks(store: Store) -> None:
+    held = StoredRows(store, WIDE)
+    _exhaust(held[block] for block in slices(*held.shape))
+
+
+def _exhaust(parts: Iterator[object]) -> None:
+    for _ in parts:
+        pass

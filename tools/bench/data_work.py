@@ -1,0 +1,178 @@
+"""What the measurements of large data do in processes of their own, and what these take."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+from statistics import median
+from threading import Event, Thread
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+
+from modis_dist.config import parse
+from modis_dist.config.run import Run
+from modis_dist.data.store import Store
+from modis_dist.errors import Interrupted
+from modis_dist.train.loader import Loader
+from modis_dist.train.loop import Ports, fit
+from modis_dist.train.members import Member
+from modis_dist.train.placement import place_of
+from modis_dist.train.prepare import load_cohort, prepare
+
+Row = dict[str, Any]
+
+CLASSES = 10
+WIDE, NARROW, NARROW_FEATURES = "wide", "narrow", 50
+MIB = 2**20
+SAMPLING_S = 0.02
+
+
+# --- processes ------------------------------------------------------------------------------------------------
+
+
+def alone(work: Callable[..., Row], *arguments: object) -> Row:
+    """What a function returns in a new process: a child's peak counts from what its parent held at a fork."""
+    spawn = get_context("spawn")
+    ours, theirs = spawn.Pipe(duplex=False)
+    child = spawn.Process(target=_answer, args=(theirs, work, arguments))
+    child.start()
+    theirs.close()
+    try:
+        found: Row = ours.recv()
+    except EOFError:
+        raise SystemExit(f"{work.__name__} failed") from None
+    finally:
+        child.join()
+    return found
+
+
+def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[object, ...]) -> None:
+    answer.send(work(*arguments))
+
+
+def command(*words: str | Path) -> Row:
+    """Seconds and peak memory of one `modis-dist data` command."""
+    code = "from modis_dist.cli.data import app; app()"
+    begin = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-c", code, *map(str, words)], stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"{words[0]} ended with {process.returncode}")
+    return {"seconds": time.monotonic() - begin, "peak_MiB": usage.ru_maxrss // 1024}
+
+
+def memory(*names: str) -> list[int]:
+    """Figures of this process, in bytes: VmHWM, the most memory it had; RssAnon, what belongs to no file now."""
+    lines = [line.partition(":") for line in Path("/proc/self/status").read_text().splitlines()]
+    found = {name: value.split() for name, _, value in lines}
+    return [1024 * int(found[name][0]) for name in names]
+
+
+class OwnMemory:
+    """The most memory that belonged to no file while the block ran, in bytes: ``most``."""
+
+    def __init__(self) -> None:
+        self.most = 0
+        self._ended = Event()
+        self._thread = Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "OwnMemory":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._ended.wait(SAMPLING_S):
+            self.most = max(self.most, *memory("RssAnon"))
+
+
+# --- work -----------------------------------------------------------------------------------------------------
+
+
+def make_source(folder: Path, rows: int, features: int, row_group_rows: int) -> Row:
+    """Two modalities of the same samples, a wide and a narrow one, with 20 % zeros."""
+    for modality, width in ((WIDE, features), (NARROW, NARROW_FEATURES)):
+        _make_table(folder / f"{modality}.parquet", rows=rows, features=width, row_group_rows=row_group_rows)
+    return {}
+
+
+def _make_table(path: Path, *, rows: int, features: int, row_group_rows: int) -> None:
+    rng = np.random.default_rng(0)
+    columns = [pa.field(f"g{number}", pa.float32()) for number in range(features)]
+    schema = pa.schema([pa.field("sample_id", pa.string()), pa.field("label", pa.string()), *columns])
+    with pq.ParquetWriter(path, schema, use_dictionary=False, write_statistics=False) as writer:
+        for start in range(0, rows, row_group_rows):
+            numbers = range(start, min(rows, start + row_group_rows))
+            values = rng.standard_normal((features, len(numbers)), dtype=np.float32)
+            values[rng.random(values.shape, dtype=np.float32) < 0.2] = 0
+            meta = [pa.array([f"s{i}" for i in numbers]), pa.array([f"c{i % CLASSES}" for i in numbers])]
+            table = pa.Table.from_arrays([*meta, *(pa.array(row) for row in values)], schema=schema)
+            writer.write_table(table, row_group_size=len(numbers))
+
+
+class Clock:
+    """A stop port that notes when each step ended, and asks for the end after some."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps = steps
+        self.times: list[float] = []
+
+    def requested(self) -> str | None:
+        """Why to stop, or None."""
+        self.times.append(time.perf_counter())
+        return None if len(self.times) < self._steps else "enough is known"
+
+
+def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
+    """Seconds of preparing, batches alone and steps per second of a training on a store, and the memory it takes."""
+    opened = Store.open(store)
+    features = len(opened.features(WIDE))
+    tree = {
+        "model": {"latent": 16, "ratios": [width / features], "discriminator": [64]},
+        "optim": {"batch_size": batch},
+        "trainer": {"features_in": asked, "device": "cpu", "checkpoint_every": 1000},
+    }
+    run = parse.build(Run, tree, source="bench")
+    with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
+        begin = time.perf_counter()
+        prepared = prepare(run, load_cohort(opened, run.data, place=place_of(run, opened)))
+        seconds = time.perf_counter() - begin
+        loader = Loader(
+            [prepared],
+            [0],
+            batch_size=batch,
+            epoch_ends="shortest",
+            labelled_share=0.25,
+            latent=16,
+            signs=False,
+            device=torch.device("cpu"),
+            dtype=torch.float32,
+        )
+        times = [time.perf_counter()]
+        for step in range(min(steps, loader.steps)):
+            loader.batch(epoch=0, step=step)
+            times.append(time.perf_counter())
+        clock, member = Clock(steps), Member("t", run, prepared, Path(name))
+        with suppress(Interrupted):
+            fit([member], folder=Path(name), device=torch.device("cpu"), ports=Ports(stop=clock))
+    return {
+        "seconds": seconds,
+        "batches_s": 1 / median(np.diff(times)),
+        "steps_s": 1 / median(np.diff(clock.times)),
+        "peak_MiB": memory("VmHWM")[0] // MIB,
+        "own_MiB": own.most // MIB,
+    }

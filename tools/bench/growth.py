@@ -1,0 +1,114 @@
+"""How the time of a step grows with one size at a time, and the exponent b of time ~ size^b.
+
+From a system of three modalities of 256 features, 64 latent dimensions and 64 rows, one size is varied: rows of a
+batch, latent dimensions, modalities, features, replicates of a stack, ranks. b is the slope of least squares in
+logarithms: 0 is free, 1 proportional. Steps of stacks and of ranks are ours only. Ranks are processes over gloo with a
+thread each, on the processor only, and share the cores of this machine.
+
+    python -m tools.bench growth
+    python -m tools.bench growth --vary batch replicates --turns 31
+"""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+from modis_dist.train import processor
+from tools.bench import options, pack, ranks
+from tools.bench.measure import Measured, Row, Watch, Work, disturbance, exponent, interleaved
+from tools.bench.shapes import Setting, of_size
+from tools.bench.step import sides
+
+BATCH = 64
+BASE = {"modalities": 3, "features": 256, "latent": 64}
+SIZES: Mapping[str, Sequence[int]] = {
+    "batch": (16, 32, 64, 128, 256, 512),
+    "latent": (16, 32, 64, 128, 256, 512),
+    "modalities": (2, 3, 4, 6, 8),
+    "features": (64, 128, 256, 512, 1024),
+    "replicates": (1, 2, 4, 8),
+    "ranks": (1, 2),
+}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What is varied and how it is measured."""
+    parser.add_argument("--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes, one after the other")
+    options.of_measurement(parser, turns=15)
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """A row for every size of every table."""
+    for precision in asked.precisions:
+        for threads in asked.threads:
+            processor.use(threads)
+            start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, asked.device, asked.loss)
+            for varied in asked.vary:
+                yield from table(varied, start, turns=asked.turns)
+
+
+def name(sizes: Mapping[str, int]) -> str:
+    """A system of equal modalities in a word."""
+    return f"{sizes['modalities']}x{sizes['features']}/{sizes['latent']}"
+
+
+def table(varied: str, start: Setting, *, turns: int) -> list[Row]:
+    """All sizes of one kind, measured in turns."""
+    if varied == "ranks":
+        return _of_ranks(start, turns=turns)
+    settings = {size: resized(start, varied, size) for size in SIZES[varied]}
+    works: dict[str, Work] = {}
+    for size, setting in settings.items():
+        made = {"ours": pack.stack(setting, replicates=size)} if varied == "replicates" else sides(setting)
+        works |= {f"{side} {size}": work for side, work in made.items()}
+    return lines(varied, settings, interleaved(works, turns=turns, device=start.device))
+
+
+def resized(start: Setting, varied: str, size: int) -> Setting:
+    """The same with another size of one kind."""
+    if varied == "batch":
+        return replace(start, batch=size)
+    if varied not in BASE:
+        return start
+    sizes = {**BASE, varied: size}
+    return replace(start, name=name(sizes), case=of_size(**sizes))
+
+
+def _of_ranks(start: Setting, *, turns: int) -> list[Row]:
+    """The same batch by one rank and by several."""
+    if start.device.type != "cpu":
+        return []
+    settings = dict.fromkeys(SIZES["ranks"], replace(start, threads=1))
+    watch = Watch()
+    with ExitStack() as alive:
+        works = {f"ours {size}": alive.enter_context(ranks.stepping(start, size=size)) for size in settings}
+        found = interleaved(works, turns=turns, device=start.device)
+    # The ranks' own time is known when they have ended.
+    return lines("ranks", settings, replace(found, others=watch.others()))
+
+
+def lines(varied: str, settings: Mapping[int, Setting], found: Measured) -> list[Row]:
+    """A row for each size, all with the exponents of their table."""
+    ours = _medians("ours", settings, found)
+    baseline = _medians("baseline", settings, found)
+    slopes = {"exponent": exponent(ours), "baseline_exponent": exponent(baseline) if baseline else None}
+    told = disturbance(found)
+    return [
+        {
+            **setting.columns(),
+            "varied": varied,
+            "size": size,
+            "baseline_ms": baseline.get(size),
+            "ours_ms": ours[size],
+            "ratio": baseline[size] / ours[size] if baseline else None,
+            **slopes,
+            **told,
+        }
+        for size, setting in settings.items()
+    ]
+
+
+def _medians(side: str, sizes: Mapping[int, Any], found: Measured) -> dict[int, float]:
+    return {size: found.median_ms(f"{side} {size}") for size in sizes if f"{side} {size}" in found.ms}

@@ -1,0 +1,53 @@
+"""Options that the measurements share, and the settings that they ask for."""
+
+import argparse
+import os
+from collections.abc import Iterator
+from itertools import product
+from typing import get_args
+
+import torch
+
+from modis_dist.train import processor
+from tools.bench.shapes import CASES, Loss, Precision, Setting
+
+CORES = len(os.sched_getaffinity(0))
+
+
+def of_shapes(parser: argparse.ArgumentParser) -> None:
+    """Which systems; every combination is a row."""
+    parser.add_argument("--shapes", nargs="+", choices=CASES, default=["intersim", "tcga10", "tiny"], help="systems")
+    parser.add_argument("--batches", nargs="+", type=at_least_2, default=[32, 512], help="rows of each modality")
+
+
+def of_measurement(parser: argparse.ArgumentParser, *, turns: int) -> None:
+    """How it is measured."""
+    parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["fp32"], help="of networks")
+    parser.add_argument("--threads", nargs="+", type=positive, default=[CORES], help="of the processor; all by default")
+    parser.add_argument("--turns", type=positive, default=turns, help=f"of each side, the median counts; {turns}")
+    parser.add_argument("--loss", choices=get_args(Loss), default="published", help="adversarial loss")
+    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
+
+
+def settings(asked: argparse.Namespace) -> Iterator[Setting]:
+    """Every combination asked for; sets the number of threads as it goes."""
+    for name, batch, precision, threads in product(asked.shapes, asked.batches, asked.precisions, asked.threads):
+        processor.use(threads)
+        yield Setting(name, CASES[name], batch, precision, threads, asked.device, asked.loss)
+
+
+def positive(text: str) -> int:
+    """A whole number of 1 or more."""
+    return _whole(text, least=1)
+
+
+def at_least_2(text: str) -> int:
+    """A whole number of 2 or more: normalisation needs two rows."""
+    return _whole(text, least=2)
+
+
+def _whole(text: str, *, least: int) -> int:
+    value = int(text)
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{value} is less than {least}")
+    return value

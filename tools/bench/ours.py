@@ -1,0 +1,134 @@
+"""Training as `train` does it, and the same numbers for both sides. Only this file knows the package's interfaces."""
+
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from modis_dist.config.run import Optim, Trainer
+from modis_dist.objective import Batch, Rules, Terms, Weights
+from modis_dist.train.loader import Loader
+from modis_dist.train.losslog import LossLog
+from modis_dist.train.prepare import Prepared, Subset
+from modis_dist.train.state import Setup, TrainState
+from modis_dist.world import ALONE, World
+from tools.bench.baseline import PlainBatch
+from tools.bench.shapes import Case, Setting
+
+
+class Training:
+    """A stack of replicates in training, with the log of its losses: what `train/loop.py` does in a step."""
+
+    def __init__(
+        self, setting: Setting, *, replicates: int = 1, world: World = ALONE, dtype: torch.dtype = torch.float32
+    ) -> None:
+        case = setting.case
+        setup = Setup(Optim(batch_size=setting.batch), setting.device, dtype, world)
+        self.state = TrainState.start(case.shape, range(replicates), setup)
+        self.rules = Rules(lower=setting.lower)
+        self.weights = _weights(setting, replicates=replicates, dtype=dtype)
+        self.log = LossLog(list(case.shape.features), replicates=replicates, window=Trainer().log_every, world=world)
+
+    def learn(self, batch: Batch) -> tuple[Terms, Terms]:
+        """Both phases of a step."""
+        state = self.state
+        state.set_rates(1.0)
+        adversary = state.adversary.learn(batch, self.weights, self.rules)
+        vae = state.vaes.learn(batch, self.weights, self.rules)
+        state.updates += 1
+        self.log.record(adversary, vae)
+        if self.log.full():
+            self.log.flush(update=state.updates)
+        return adversary, vae
+
+
+def train_epoch(training: Training, loader: Loader) -> None:
+    """Every step of the next epoch, and the means of its losses."""
+    state = training.state
+    for step in range(loader.steps):
+        training.learn(loader.batch(epoch=state.epoch, step=step))
+    training.log.flush(update=state.updates)
+    training.log.means()
+    state.epoch += 1
+
+
+def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weights:
+    """As published: all terms count once but the KL divergence and the penalty."""
+    ones = torch.ones(replicates, dtype=dtype, device=setting.device)
+    classes = setting.case.shape.classes
+    return Weights(
+        beta=setting.case.beta * ones,
+        adversarial=ones,
+        lambda_r=setting.case.lambda_r * ones,
+        label=ones,
+        clustering=ones,
+        confidence=ones,
+        prior=(ones / classes).unsqueeze(1).expand(-1, classes).contiguous(),
+        losses=(setting.loss,) * replicates,
+    )
+
+
+def random_batch(
+    setting: Setting, *, replicates: int = 1, world: World = ALONE, dtype: torch.dtype = torch.float32
+) -> Batch:
+    """A batch of normal numbers, a part of its rows unlabelled; of several ranks, this rank's rows."""
+    shape, drawing = setting.case.shape, torch.Generator().manual_seed(0)
+    normal = partial(torch.randn, generator=drawing, dtype=dtype)
+    size = (replicates, len(shape.features), setting.batch)
+    x = [normal(replicates, setting.batch, p) for p in shape.features.values()]
+    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(x)]
+    label = torch.randint(-1, shape.classes, size, generator=drawing)
+    noise_d, noise_g = (normal(*size, shape.latent).to(setting.device) for _ in "dg")
+    return Batch(tuple(part.to(setting.device) for part in own), label.to(setting.device), noise_d, noise_g)
+
+
+def plain_batch(batch: Batch) -> PlainBatch:
+    """The same rows, labels and noise of the first replicate, for the baseline."""
+    return PlainBatch([x[0] for x in batch.x], list(batch.label[0]), list(batch.noise_d[0]), list(batch.noise_g[0]))
+
+
+def plain_terms(adversary: Terms, vae: Terms, case: Case) -> dict[str, float]:
+    """The terms of the first replicate by the names that the baseline gives them: one for each modality."""
+    found = {}
+    for name, value in (adversary.parts | vae.parts).items():
+        if value.dim() == 1:
+            found[name] = value[0].item()
+        else:
+            found |= {f"{name}/{m}": part.item() for m, part in zip(case.shape.features, value[0], strict=True)}
+    return found
+
+
+def random_rows(case: Case, *, limit: int | None) -> dict[str, tuple[Tensor, Tensor]]:
+    """Normal features and random labels of each modality, as many rows as the case trains on or ``limit``."""
+    drawing = torch.Generator().manual_seed(0)
+    found = {}
+    for modality, p in case.shape.features.items():
+        rows = min(case.rows[modality], limit or case.rows[modality])
+        label = torch.randint(-1, case.shape.classes, (rows,), generator=drawing)
+        found[modality] = torch.randn(rows, p, generator=drawing), label
+    return found
+
+
+def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]]) -> Loader:
+    """The package's loader of these rows, in the order that was published: as they come."""
+    return Loader(
+        [_prepared(setting.case, rows)],
+        [0],
+        batch_size=setting.batch,
+        epoch_ends="shortest",
+        labelled_share=0.0,
+        latent=setting.case.shape.latent,
+        signs=False,
+        device=setting.device,
+        dtype=torch.float32,
+    )
+
+
+def _prepared(case: Case, rows: dict[str, tuple[Tensor, Tensor]]) -> Prepared:
+    """The rows as a training gets them."""
+    x = {modality: features.numpy() for modality, (features, _) in rows.items()}
+    label = {modality: labels.numpy() for modality, (_, labels) in rows.items()}
+    names = {modality: np.arange(len(part)).astype(str).astype(object) for modality, part in x.items()}
+    classes = tuple(str(number) for number in range(case.shape.classes))
+    return Prepared(classes, {}, Subset(x, label, names), None, None, ())

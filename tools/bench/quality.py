@@ -1,0 +1,123 @@
+"""Epochs and seconds until a training is as good as the published schedule ends, for each condition of a study.
+
+python -m tools.bench quality study.yaml
+python -m tools.bench quality study.yaml --out runs/quality     # kept; a finished study there is only read
+
+The study has conditions that differ in their schedule, the published one first, and replicates. What a replicate is to
+reach is the mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy.
+`epochs` and `seconds` are when it does, and stays there for five epochs on average (medians; replicates that never do
+count as last, `reached` says how many do). `ratio` is the first condition's `seconds` over these, `of_all` the seconds
+of all its epochs over these. Replicates of a condition are trained as one stack, so seconds are those of the stack.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import inf, isfinite
+from pathlib import Path
+from statistics import fmean, median, stdev
+from typing import Any
+
+from modis_dist.train.journal import read
+from tools.bench.measure import Row
+from tools.bench.sweep import run
+
+METRIC = "val/balanced_accuracy"
+LAST = 5  # epochs whose mean is what a schedule ends with
+CLOSE = 0.005
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One replicate: its metric after every epoch, and the seconds since its training began."""
+
+    values: tuple[float, ...]
+    seconds: tuple[float, ...]
+
+    @property
+    def end(self) -> float:
+        """What it ends with."""
+        return fmean(self.values[-LAST:])
+
+    def reaches(self, aim: float) -> int | None:
+        """The first epoch, counted from 1, that is as good, and so is the mean of the five from it on; or None."""
+        means = [fmean(self.values[n : n + LAST]) for n in range(len(self.values))]
+        good = (n for n, (value, mean) in enumerate(zip(self.values, means, strict=True), 1) if min(value, mean) >= aim)
+        return next(good, None)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked for."""
+    parser.add_argument("study", type=Path, help="study whose conditions are schedules, the published one first")
+    parser.add_argument("--out", type=Path, default=None, help="folder of the study; a temporary one by default")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the study")
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """One row for each condition."""
+    with tempfile.TemporaryDirectory() as place:
+        out = asked.out or Path(place) / "study"
+        if not (out / "summary.json").exists():
+            run("tune", asked.study, "--out", out, *(word for one in asked.set for word in ("--set", one)))
+        found = curves(out)
+    yield from compared(found)
+
+
+def curves(out: Path) -> dict[str, list[Curve]]:
+    """The searched trials of a finished study by condition."""
+    trials = json.loads((out / "manifest.json").read_text())["trials"]
+    times = journal_seconds(out)
+    found: dict[str, list[Curve]] = {}
+    for trial in trials:
+        history: list[dict[str, Any]] = json.loads((out / "trials" / trial["id"] / "history.json").read_text())
+        kept = [row for row in history if row.get(METRIC) is not None]
+        seconds = tuple(times[trial["id"]][int(row["epoch"])] for row in kept)
+        found.setdefault(trial["condition"], []).append(Curve(tuple(row[METRIC] for row in kept), seconds))
+    return found
+
+
+def journal_seconds(out: Path) -> dict[str, dict[int, float]]:
+    """For each trial the seconds from the begin of its training to the end of each epoch."""
+    found: dict[str, dict[int, float]] = {}
+    for folder in (out / "packs").iterdir():
+        began: dict[str, float] = {}
+        for record in read(folder / "journal.jsonl"):
+            at, trial = record["time_ms"] / 1000, record.get("trial")
+            if trial is None:
+                continue
+            began.setdefault(trial, at)
+            if record["kind"] == "metrics":
+                found.setdefault(trial, {})[int(record["step"])] = at - began[trial]
+    return found
+
+
+def compared(found: Mapping[str, list[Curve]]) -> Iterator[Row]:
+    """Rows of conditions beside the first."""
+    first = next(iter(found.values()))
+    aims = [curve.end - CLOSE for curve in first]
+    whole = median(curve.seconds[-1] for curve in first)
+    base = None
+    for condition, held in found.items():
+        epochs = [curve.reaches(aim) for curve, aim in zip(held, aims, strict=True)]
+        seconds = _median(curve.seconds[epoch - 1] if epoch else inf for curve, epoch in zip(held, epochs, strict=True))
+        base = base or seconds
+        ends = [curve.end for curve in held]
+        yield {
+            "schedule": condition,
+            "replicates": len(held),
+            "end": fmean(ends),
+            "sd": stdev(ends) if len(ends) > 1 else None,
+            "reached": sum(epoch is not None for epoch in epochs),
+            "epochs": _median(epoch or inf for epoch in epochs),
+            "seconds": seconds,
+            "ratio": base / seconds if base and seconds else None,
+            "of_all": whole / seconds if seconds else None,
+        }
+
+
+def _median(values: Iterable[float]) -> float | None:
+    """The middle of them; None where that is one that was never reached."""
+    middle = median(values)
+    return middle if isfinite(middle) else None

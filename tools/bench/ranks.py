@@ -1,0 +1,64 @@
+"""Several ranks that train one stack over gloo on this machine, each a process with one thread, told when to step."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import torch
+
+from modis_dist.train.ranks import Seat, joined, meeting_file
+from tools.bench import ours
+from tools.bench.measure import Work
+from tools.bench.shapes import Setting
+
+SPAWN = get_context("spawn")
+
+
+@contextmanager
+def stepping(setting: Setting, *, size: int) -> Iterator[Work]:
+    """Work of so many ranks, which wait for it and use no processor meanwhile; they end with the context."""
+    with tempfile.TemporaryDirectory() as folder:
+        seats = [Seat(rank, size, meeting_file(Path(folder))) for rank in range(size)]
+        pipes = [SPAWN.Pipe() for _ in seats]
+        processes = [
+            SPAWN.Process(target=_serve, args=(theirs, seat, setting), daemon=True)
+            for (_, theirs), seat in zip(pipes, seats, strict=True)
+        ]
+        for process in processes:
+            process.start()
+        for _, theirs in pipes:
+            theirs.close()
+        held = [mine for mine, _ in pipes]
+        _await(held)  # ready
+        yield lambda times: _ask(held, times)
+        for pipe in held:
+            pipe.send(0)
+        for process in processes:
+            process.join()
+
+
+def _ask(pipes: list[Connection], steps: int) -> None:
+    for pipe in pipes:
+        pipe.send(steps)
+    _await(pipes)
+
+
+def _await(pipes: list[Connection]) -> None:
+    """Until every rank is done; raises ``EOFError`` where one has died."""
+    for pipe in pipes:
+        pipe.recv()
+
+
+def _serve(pipe: Connection, seat: Seat, setting: Setting) -> None:
+    torch.set_num_threads(1)
+    with joined(seat, device=setting.device) as world:
+        training = ours.Training(setting, world=world)
+        batch = ours.random_batch(setting, world=world)
+        pipe.send(True)
+        while steps := pipe.recv():
+            for _ in range(steps):
+                training.learn(batch)
+            pipe.send(True)

@@ -1,0 +1,98 @@
+"""How far a step is from what its arithmetic and its memory traffic take by themselves on this machine, now.
+
+Two floors. Products: every matrix product that the method needs (counted in counts.py), each timed by itself with that
+many rows and in that precision. Adam: 28 bytes a parameter (parameter and two moments read and written, the gradient
+read) at the bandwidth of adding one array to another, both together as large as parameters, gradients and moments. A
+step cannot begin its Adam before its products, so the floor is the sum; `over_floor` is ours over it.
+
+    python -m tools.bench roofline --shapes tcga10 --batches 32
+    python -m tools.bench roofline --precisions fp32 bf16
+"""
+
+import argparse
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from tools.bench import counts, options
+from tools.bench.counts import Product
+from tools.bench.measure import Row, Watch, interleaved, repeated, side_by_side
+from tools.bench.shapes import Setting
+from tools.bench.step import sides
+
+ADAM_BYTES = 28  # float32: parameter and two moments read and written, gradient read
+ADD_BYTES = 12  # of each number added in place: two read, one written
+PRODUCT_TURN_S = 0.02
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Shapes and how they are measured."""
+    options.of_shapes(parser)
+    options.of_measurement(parser, turns=15)
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """A row for every setting."""
+    for setting in options.settings(asked):
+        watch = Watch()
+        products = products_ms(setting, turns=asked.turns)
+        bandwidth = bytes_per_ms(setting, turns=asked.turns)
+        found = interleaved(sides(setting), turns=asked.turns, device=setting.device)
+        step = side_by_side(setting, replace(found, others=watch.others()))
+        yield step | floors(setting, products=products, bandwidth=bandwidth, ours_ms=step["ours_ms"])
+
+
+def floors(setting: Setting, *, products: float, bandwidth: float, ours_ms: float) -> Row:
+    """Columns from the milliseconds of the products and the bandwidth in bytes per millisecond."""
+    operations = counts.operations(setting.case.shape, rows=setting.batch)
+    moved = ADAM_BYTES * counts.parameters(setting.case.shape)
+    adam = moved / bandwidth
+    return {
+        "gflop": operations / 1e9,
+        "gflop_per_s": operations / products / 1e6,
+        "products_ms": products,
+        "adam_mb": moved / 1e6,
+        "gb_per_s": bandwidth / 1e6,
+        "adam_ms": adam,
+        "floor_ms": products + adam,
+        "over_floor": ours_ms / (products + adam),
+    }
+
+
+def products_ms(setting: Setting, *, turns: int) -> float:
+    """Milliseconds of all products of a step, each taken by itself."""
+    found = counts.products(setting.case.shape, rows=setting.batch)
+    return sum(times * product_ms(product, setting, turns=turns) for product, times in found.items())
+
+
+def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
+    """Median milliseconds of one product."""
+    dtype = setting.lower if product.lower and setting.lower else torch.float32
+    works = {"product": repeated(taking(product, setting.device, dtype))}
+    return interleaved(works, turns=turns, device=setting.device, turn_s=PRODUCT_TURN_S).median_ms("product")
+
+
+def taking(product: Product, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
+    """The product on random numbers, with operands laid out as a linear layer and its gradients have them."""
+    normal = partial(torch.randn, device=device, dtype=dtype)
+    stack = () if product.stack == 1 else (product.stack,)
+    left, right = normal(*stack, product.rows, product.inner), normal(*stack, product.inner, product.columns)
+    if product.layout == "weight":
+        left = normal(*stack, product.inner, product.rows).mT
+    if product.layout == "forward":
+        right = normal(*stack, product.columns, product.inner).mT
+        if not stack:
+            return partial(F.linear, left, right.mT, normal(product.columns))
+    return partial(torch.matmul, left, right)
+
+
+def bytes_per_ms(setting: Setting, *, turns: int) -> float:
+    """Bytes per millisecond of adding in place, where the numbers are as many as Adam has to do with."""
+    several = 2 * counts.parameters(setting.case.shape)
+    a, b = torch.ones(2, several, device=setting.device)
+    found = interleaved({"add": repeated(partial(a.add_, b))}, turns=turns, device=setting.device)
+    return ADD_BYTES * several / found.median_ms("add")

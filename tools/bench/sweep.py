@@ -1,0 +1,98 @@
+"""A study of twelve small trials: as stacks, one trial a pack, and one after the other as `train`.
+
+python -m tools.bench sweep
+python -m tools.bench sweep --samples 1200 --epochs 60 --json
+
+`training` is what the journals say, from a pack's start to its end (validation and judging included), times the cores
+it was given, over the cores' whole time. The study also chooses, refits and tests, which twelve single trainings do
+not; `ratio` is how many times as fast as these it is. Each way takes minutes, so not in turns: measure it twice.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from modis_dist.config import yaml12
+from modis_dist.train.journal import read
+from tools.bench.measure import Row
+
+COMMAND = [sys.executable, "-m", "modis_dist"]
+CORES = len(os.sched_getaffinity(0))
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """What can be asked for."""
+    parser.add_argument("--samples", type=int, default=1200, help="of the simulated data; 1200")
+    parser.add_argument("--epochs", type=int, default=60, help="of each training; 60")
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """The three ways, on the same store."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        path = folder / "study.yaml"
+        path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs)))
+        found = {
+            "tune, stacked": as_study(path, folder / "stacked"),
+            "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
+            "train, one by one": one_by_one(folder / "stacked", folder / "alone"),
+        }
+        for way, (wall_s, core_s, packs) in found.items():
+            ratio = found["train, one by one"][0] / wall_s
+            yield {"way": way, "packs": packs, "wall_s": wall_s, "training": core_s / (CORES * wall_s), "ratio": ratio}
+
+
+def study(*, samples: int, epochs: int) -> dict[str, Any]:
+    """Three weights in four folds: twelve trials."""
+    return {
+        "name": "throughput",
+        "data": {"simulate": {"samples": samples, "classes": 5, "seed": 1}},
+        "model": {"latent": 32, "ratios": [0.5, 0.25]},
+        "optim": {"epochs": epochs},
+        "trainer": {"checkpoint_every": 10},
+        "sweep": {"grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "folds": 4},
+    }
+
+
+def as_study(path: Path, out: Path, *options: str) -> tuple[float, float, int]:
+    """Seconds of the twelve trials by `tune`, core seconds of their training, and packs."""
+    wall_s = run("tune", path, "--out", out, *options)
+    packs = [
+        (folder, json.loads((folder / "pack.json").read_text())["threads"]) for folder in (out / "packs").iterdir()
+    ]
+    return wall_s, sum(core_seconds(folder, threads=threads) for folder, threads in packs), len(packs)
+
+
+def one_by_one(stacked: Path, out: Path) -> tuple[float, float, int]:
+    """The same of the same trainings by `train`."""
+    trials = [trial["id"] for trial in json.loads((stacked / "manifest.json").read_text())["trials"]]
+    store = next(stacked.glob("store-*"))
+    wall_s = core_s = 0.0
+    for trial in trials:
+        settings = stacked / "trials" / trial / "run.yaml"
+        given = ["--set", "data.simulate=null", "--set", f"data.store={store}"]
+        wall_s += run("train", settings, "--out", out / trial, *given)
+        core_s += core_seconds(out / trial, threads=CORES)
+    return wall_s, core_s, len(trials)
+
+
+def core_seconds(folder: Path, *, threads: int) -> float:
+    """A journal's time from its first to its last record, times the cores."""
+    times: list[float] = [record["time_ms"] / 1000 for record in read(folder / "journal.jsonl")]
+    return (max(times) - min(times)) * threads
+
+
+def run(*arguments: str | Path) -> float:
+    """Wall seconds of a command; its output goes nowhere."""
+    began = time.monotonic()
+    done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{arguments[0]} ended with {done.returncode}: {done.stderr}")
+    return time.monotonic() - began
