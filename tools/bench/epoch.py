@@ -12,8 +12,13 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
+import torch
+
+from modis_dist.train import processor
 from tools.bench import baseline, options, ours
-from tools.bench.measure import Row, interleaved, repeated, side_by_side
+from tools.bench.apart import apart
+from tools.bench.measure import Row, Work, interleaved, repeated, side_by_side
+from tools.bench.shapes import Setting
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,16 +31,27 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting whose batches the data fill; milliseconds of an epoch and its steps."""
     for setting in options.settings(asked):
-        data = ours.random_rows(setting.case, limit=asked.rows)
-        steps = min(len(label) for _, label in data.values()) // setting.batch
+        steps = min(setting.case.rows.values() if asked.rows is None else (*setting.case.rows.values(), asked.rows))
+        steps //= setting.batch
         if not steps:
             continue
-        system, training = baseline.Baseline(setting), ours.Training(setting)
-        works = {
-            "baseline": repeated(
-                partial(baseline.train_epoch, system, baseline.loaders(data.values(), batch=setting.batch))
-            ),
-            "ours": repeated(partial(ours.train_epoch, training, ours.loader(setting, data))),
-        }
-        found = interleaved(works, turns=asked.turns, device=setting.device)
+        with apart({"baseline": theirs, "ours": our}, (setting, asked.rows), device=setting.device) as works:
+            found = interleaved(works, turns=asked.turns, device=setting.device)
         yield side_by_side(setting, found) | {"steps": steps}
+
+
+def theirs(asked: tuple[Setting, int | None]) -> Work:
+    """Epochs of the baseline."""
+    setting, limit = asked
+    torch.set_num_threads(setting.threads)
+    data = ours.random_rows(setting.case, limit=limit)
+    loaders = baseline.loaders(data.values(), batch=setting.batch)
+    return repeated(partial(baseline.train_epoch, baseline.Baseline(setting), loaders))
+
+
+def our(asked: tuple[Setting, int | None]) -> Work:
+    """Our epochs, on the same rows."""
+    setting, limit = asked
+    processor.use(setting.threads)
+    loader = ours.loader(setting, ours.random_rows(setting.case, limit=limit))
+    return repeated(partial(ours.train_epoch, ours.Training(setting), loader))

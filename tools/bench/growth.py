@@ -19,7 +19,7 @@ from modis_dist.train import processor
 from tools.bench import options, pack, ranks
 from tools.bench.measure import Measured, Row, Watch, Work, disturbance, exponent, interleaved
 from tools.bench.shapes import Setting, of_size
-from tools.bench.step import sides
+from tools.bench.step import SIDES
 
 BATCH = 64
 BASE = {"modalities": 3, "features": 256, "latent": 64}
@@ -61,9 +61,14 @@ def table(varied: str, start: Setting, *, turns: int) -> list[Row]:
     settings = {size: resized(start, varied, size) for size in SIZES[varied]}
     works: dict[str, Work] = {}
     for size, setting in settings.items():
-        made = {"ours": pack.stack(setting, replicates=size)} if varied == "replicates" else sides(setting)
+        made = {"ours": pack.stack(setting, replicates=size)} if varied == "replicates" else _sides(setting)
         works |= {f"{side} {size}": work for side, work in made.items()}
     return lines(varied, settings, interleaved(works, turns=turns, device=start.device))
+
+
+def _sides(setting: Setting) -> dict[str, Work]:
+    """Both in this process: there are too many sizes for one each."""
+    return {name: make(setting) for name, make in SIDES.items()}
 
 
 def resized(start: Setting, varied: str, size: int) -> Setting:

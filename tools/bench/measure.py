@@ -59,7 +59,7 @@ class Measured:
 class Watch:
     """The cores that other processes (and other machines on the same host) use on average, since it was made.
 
-    Of the cores that this process may run on: their busy time less that of this process and its ended children.
+    Of the cores that this process may run on: their busy time less that of this process and its children.
     """
 
     def __init__(self) -> None:
@@ -74,12 +74,14 @@ class Watch:
 
 
 def _times() -> tuple[float, float, float]:
-    """Seconds: the clock, busy time of the cores, CPU time of this process and its ended children."""
+    """Seconds: the clock, busy time of the cores, CPU time of this process and its children."""
     every = psutil.cpu_times(percpu=True)
     cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
     busy = sum(getattr(core, kind, 0.0) for core in cores for kind in BUSY)
     ended = os.times()
-    return time.perf_counter(), busy, time.process_time() + ended.children_user + ended.children_system
+    living = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
+    children = ended.children_user + ended.children_system + sum(held.user + held.system for held in living)
+    return time.perf_counter(), busy, time.process_time() + children
 
 
 def repeated(step: Callable[[], object]) -> Work:

@@ -19,10 +19,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tools.bench import counts, options
+from tools.bench.apart import apart
 from tools.bench.counts import Product
 from tools.bench.measure import Row, Watch, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
-from tools.bench.step import sides
+from tools.bench.step import SIDES
 
 ADAM_BYTES = 28  # float32: parameter and two moments read and written, gradient read
 ADD_BYTES = 12  # of each number added in place: two read, one written
@@ -41,7 +42,8 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
         watch = Watch()
         products = products_ms(setting, turns=asked.turns)
         bandwidth = bytes_per_ms(setting, turns=asked.turns)
-        found = interleaved(sides(setting), turns=asked.turns, device=setting.device)
+        with apart(SIDES, setting, device=setting.device) as works:
+            found = interleaved(works, turns=asked.turns, device=setting.device)
         step = side_by_side(setting, replace(found, others=watch.others()))
         yield step | floors(setting, products=products, bandwidth=bandwidth, ours_ms=step["ours_ms"])
 

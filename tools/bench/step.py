@@ -9,7 +9,11 @@ import argparse
 from collections.abc import Iterator
 from functools import partial
 
+import torch
+
+from modis_dist.train import processor
 from tools.bench import options, ours
+from tools.bench.apart import apart
 from tools.bench.baseline import Baseline
 from tools.bench.measure import Row, Work, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
@@ -24,14 +28,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting."""
     for setting in options.settings(asked):
-        yield side_by_side(setting, interleaved(sides(setting), turns=asked.turns, device=setting.device))
+        with apart(SIDES, setting, device=setting.device) as works:
+            yield side_by_side(setting, interleaved(works, turns=asked.turns, device=setting.device))
 
 
-def sides(setting: Setting) -> dict[str, Work]:
-    """Steps of the baseline and of ours on the same batch."""
-    batch = ours.random_batch(setting)
-    system, training = Baseline(setting), ours.Training(setting)
-    return {
-        "baseline": repeated(partial(system.learn, ours.plain_batch(batch))),
-        "ours": repeated(partial(training.learn, batch)),
-    }
+def theirs(setting: Setting) -> Work:
+    """Steps of the baseline."""
+    torch.set_num_threads(setting.threads)
+    return repeated(partial(Baseline(setting).learn, ours.plain_batch(ours.random_batch(setting))))
+
+
+def our(setting: Setting) -> Work:
+    """Our steps, on the same batch."""
+    processor.use(setting.threads)
+    return repeated(partial(ours.Training(setting).learn, ours.random_batch(setting)))
+
+
+SIDES = {"baseline": theirs, "ours": our}
