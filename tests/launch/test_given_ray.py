@@ -50,7 +50,7 @@ def run(store: Path, tmp_path: Path) -> Path:
 def ended(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """A command in a process of its own."""
     return subprocess.run(
-        [*BARE, *arguments], env=environment, capture_output=True, text=True, timeout=180, check=False
+        [*BARE, *arguments], env=environment, capture_output=True, text=True, timeout=420, check=False
     )
 
 
@@ -58,6 +58,7 @@ def leftovers(out: Path) -> list[Path]:
     return list(out.glob(f"{PREFIX}*"))
 
 
+@pytest.mark.long
 def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leaves_that_ray_as_it_was(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:

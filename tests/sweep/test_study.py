@@ -334,7 +334,7 @@ def _stopped_while_running(study: Path, out: Path) -> int:
         time.sleep(0.02)
     assert process.poll() is None, "the study ended before it could be stopped"
     process.send_signal(signal.SIGINT)
-    return process.wait(60)
+    return process.wait(180)  # on a busy machine MLflow is waited for
 
 
 def _mlflow_states(out: Path) -> list[tuple[str, str]]:
