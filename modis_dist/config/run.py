@@ -303,7 +303,8 @@ class Objective(Section):
     )
 
 
-# What ``optim.schedule`` stands for: table S3, and what ``python -m tools.bench quality`` measures beside it.
+# What ``optim.schedule`` stands for: table S3, and a shorter one whose values are provisional until
+# ``python -m tools.bench quality`` has been run on real data with several seeds.
 SCHEDULES: dict[str, dict[str, Any]] = {
     "published": {
         "optim.lr": 1e-4,
@@ -332,7 +333,7 @@ class Optim(Section):
 
     schedule: Literal["published", "fast"] = item(
         "published",
-        f"several keys at once. published: {_told('published')}; fast: {_told('fast')}. In a file, those of them that "
+        f"several keys at once. published: {_told('published')}; fast (provisional): {_told('fast')}. In a file, those of them that "
         "it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
     )
     lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
