@@ -325,7 +325,9 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 def _told(schedule: str) -> str:
     held = SCHEDULES[schedule].items()
-    return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in held)
+    return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in held).replace(
+        "'", ""
+    )
 
 
 class Optim(Section):
@@ -333,8 +335,8 @@ class Optim(Section):
 
     schedule: Literal["published", "fast"] = item(
         "published",
-        f"several keys at once. published: {_told('published')}; fast (provisional): {_told('fast')}. In a file, those of them that "
-        "it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
+        f"several keys at once. published: {_told('published')}; fast (provisional): {_told('fast')}. In a file, those "
+        "of them that it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
     )
     lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; lr by default", gt=0, le=10)
