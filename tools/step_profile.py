@@ -69,7 +69,7 @@ def taking_steps(wanted: Wanted) -> Callable[[], None]:
         losses=(objective.adversarial_loss,) * r,
     )
     noise = torch.randn(2, r, len(features), wanted.rows, shape.latent, device=device)
-    signs = torch.ones(r, len(features), wanted.rows, shape.latent, device=device) if rules.penalty == "each" else None
+    signs = torch.ones(r, len(features), wanted.rows, len(features), device=device) if rules.penalty == "each" else None
     batch = Batch(
         tuple(torch.randn(r, wanted.rows, count, device=device) for count in wanted.features),
         torch.randint(-1, wanted.classes, (r, len(features), wanted.rows), device=device),

@@ -19,6 +19,7 @@ from modis_dist.files import write_json
 from modis_dist.launch.jobs import array as array_job
 from modis_dist.launch.jobs import submission
 from modis_dist.launch.jobs.notes import Note, read_note
+from modis_dist.launch.jobs.standing import standing
 from modis_dist.launch.jobs.submission import load
 from modis_dist.launch.ray import head, nodes, tune
 from modis_dist.sweep import execute, manifest
@@ -242,7 +243,7 @@ def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
     over.set()
 
 
-def test_a_job_without_the_gpus_it_was_given_tries_another_node(
+def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor_and_tries_another_node(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -250,6 +251,10 @@ def test_a_job_without_the_gpus_it_was_given_tries_another_node(
     with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
         pytest.fail("it began")
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
+    found = standing(out)
+    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
+    slurm.end()
+    assert "mend first what made a job fail" in standing(out).advice
 
 
 def test_an_error_of_the_gpu_in_training_has_its_task_try_another_node(

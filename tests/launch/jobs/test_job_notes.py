@@ -95,20 +95,6 @@ def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_cr
         executor.execute(packs, out=out, store=store)
 
 
-@pytest.mark.usefixtures("in_job")
-def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor(
-    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    submitted(store, out)
-    with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
-        pytest.fail("it began")
-    found = standing(out)
-    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
-    slurm.end()
-    assert "mend first what made a job fail" in standing(out).advice
-
-
 @pytest.mark.usefixtures("in_job", "slurm")
 def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning(store: Path, out: Path) -> None:
     submitted(store, out)
