@@ -25,8 +25,9 @@ from modis_dist.losses import adversarial
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
-from modis_dist.model.layers import Pullback
+from modis_dist.model.layers import Linear
 from modis_dist.model.networks import Judgement, Modis
+from modis_dist.model.nodes import pulled
 from modis_dist.world import ALONE, World
 
 AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
@@ -133,9 +134,13 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     through_x = rules.penalty_on == "x" and penalised
     with frozen(model.sides["vaes"]):
         with torch.no_grad(), _arithmetic(rules, batch, allowed=not through_x):
-            z, to_inputs = _encode(model, batch.x, world.own(batch.noise_d))
-        with _arithmetic(rules, batch, allowed=not penalised):
-            own, to_latents = model.discriminator.with_pullback(z)
+            z, maps = _encode(model, batch.x, world.own(batch.noise_d))
+        if penalised:
+            signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.own(batch.signs)
+            own, gradient = model.discriminator.with_gradient(z, signs)
+        else:
+            with _arithmetic(rules, batch):
+                own = model.discriminator(z)
         judged = _of_all_ranks(own, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         value = _adversarial(judged, batch.label, weights, side="discriminator")
@@ -143,10 +148,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         _add_class_terms(terms, judged, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
-            signs = torch.ones_like(own.modality) if batch.signs is None else world.own(batch.signs)
-            gradients = torch.split(to_latents(signs), [x.shape[1] for x in batch.x], 1)
+            gradients = torch.split(gradient, [x.shape[1] for x in batch.x], 1)
             if through_x:
-                gradients = tuple(back(part) for back, part in zip(to_inputs, gradients, strict=True))
+                gradients = tuple(pulled(part, *both) for part, both in zip(gradients, maps, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
         # A replicate reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
@@ -184,11 +188,11 @@ def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.au
 
 def _encode(
     model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]
-) -> tuple[Float[Tensor, "r n l"], list[Pullback]]:
-    """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input."""
+) -> tuple[Float[Tensor, "r n l"], list[tuple[Linear, Linear]]]:
+    """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input, both ways."""
     parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
-    found = [vae.latents_with_pullback(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
-    return torch.cat([z for z, _ in found], 1), [back for _, back in found]
+    found = [vae.linearised(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
+    return torch.cat([z.to(noise.dtype) for z, *_ in found], 1), [(pull, push) for _, pull, push in found]
 
 
 def _of_all_ranks(own: Judgement, batch: Batch, world: World) -> Judgement:

@@ -4,6 +4,8 @@ Legend: g any number of leading axes (replicates, modalities), n rows, k classes
 couple the rows of the global batch. Source of the terms: Kampffmeyer et al. 2019; Tang et al. 2023.
 """
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -16,10 +18,8 @@ def clustering(
     probability: Float[Tensor, "*g n k"], h: Float[Tensor, "*g n w"], prior: Float[Tensor, "*#g k"]
 ) -> Float[Tensor, "*g"]:
     """L_C1 + L_C2 + L_C3; ``prior`` holds the class shares that L_C3 pulls towards (1/K each in the paper)."""
-    similarity = kernel(h)
-    corners = torch.eye(probability.shape[-1], dtype=probability.dtype, device=probability.device)
-    to_corner = (probability.unsqueeze(-2) - corners).square().sum(-1).neg().exp()
-    return overlap(probability, similarity) + overlap(to_corner, similarity) + negative_entropy(probability, prior)
+    nearness = torch.exp(2 * probability - probability.square().sum(-1, keepdim=True) - 1)  # exp(-|a - e_k|^2)
+    return overlaps([probability, nearness], kernel(h)) + negative_entropy(probability, prior)
 
 
 def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:
@@ -32,14 +32,19 @@ def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:
     return torch.exp(-squared / (2 * bandwidth[..., None, None]))
 
 
-def overlap(assignment: Float[Tensor, "*g n k"], similarity: Float[Tensor, "*g n n"]) -> Float[Tensor, "*g"]:
-    """Mean over class pairs i < j of a_i' S a_j / sqrt(a_i' S a_i * a_j' S a_j): the Cauchy-Schwarz overlap."""
-    classes = assignment.shape[-1]
-    gram = assignment.transpose(-1, -2) @ similarity @ assignment
+def overlaps(
+    assignments: Sequence[Float[Tensor, "*g n k"]], similarity: Float[Tensor, "*g n n"]
+) -> Float[Tensor, "*g"]:
+    """Sum over assignments a of the mean over class pairs i < j of a_i' S a_j / sqrt(a_i' S a_i * a_j' S a_j).
+
+    That is the Cauchy-Schwarz overlap of classes. All assignments are multiplied with S at once.
+    """
+    classes = assignments[0].shape[-1]
+    smoothed = torch.split(similarity @ torch.cat(list(assignments), -1), classes, -1)
+    gram = torch.stack([a.mT @ s for a, s in zip(assignments, smoothed, strict=True)])
     size = gram.diagonal(dim1=-2, dim2=-1)
     ratio = gram * torch.rsqrt((size.unsqueeze(-1) * size.unsqueeze(-2)).clamp_min(SMALLEST**2))
-    upper = torch.ones(classes, classes, dtype=torch.bool, device=ratio.device).triu(1)
-    return (ratio * upper).sum((-2, -1)) / (classes * (classes - 1) / 2)
+    return ratio.triu(1).sum((0, -2, -1)) / (classes * (classes - 1) / 2)
 
 
 def negative_entropy(probability: Float[Tensor, "*g n k"], prior: Float[Tensor, "*#g k"]) -> Float[Tensor, "*g"]:

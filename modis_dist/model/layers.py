@@ -1,15 +1,16 @@
-"""Layers that hold R independent replicates on a leading axis.
+"""Layers that hold R independent replicates on a leading axis, with their derivatives written out.
 
 Legend: r replicates, b rows, i and o input and output features. A replicate sees only its own slice, so that the
-gradients of a sum over replicates are the gradients of each of them alone.
+gradients of a sum over replicates are the gradients of each of them alone. Rows of a stack of one have no axis r
+(``flat``): one plain product is faster than a batch of one, and views are not free.
 
-Layers can also be evaluated with their derivative as a function (``with_pullback``): rows are independent then, for
-normalisation uses the running statistics, and each layer is linear but for the sign of its activations. What is
-computed from the derivative is differentiated once more like any other value, by ordinary backpropagation.
+A layer is called for its value outside training. In training ``trained`` returns its value by the statistics of the
+batch and the function that takes gradients back; ``model.nodes`` makes of it a node of the graph.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from math import sqrt
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -18,7 +19,45 @@ from torch.nn import functional as F
 
 from modis_dist.world import ALONE, World
 
-Pullback = Callable[[Tensor], Tensor]  # gradients with respect to outputs [r b o] -> with respect to inputs [r b i]
+_BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
+_LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default
+
+Gradients = list[Tensor | None]  # of parameters
+Linear = Callable[[Tensor], Tensor]
+Back = Callable[..., tuple[Any, Gradients]]
+"""From a gradient [*r b o] to that of the input [*r b i], where ``wanted``, and those of the layer's parameters, where
+these are ``learning``; None otherwise."""
+
+
+def flat(stack: Float[Tensor, "r ..."]) -> Float[Tensor, "..."]:
+    """A stack of one without its axis, others as they are."""
+    return stack.squeeze(0) if stack.shape[0] == 1 else stack
+
+
+def times(a: Tensor, b: Tensor) -> Tensor:
+    """Matrix product, or one for each replicate."""
+    return torch.mm(a, b) if a.dim() == 2 else torch.bmm(a, b)
+
+
+class Affine(NamedTuple):
+    """An affine map in the precision it is used in: ``weight`` [*r o i], ``bias`` [*r o]."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+        """The map of each replicate applied to its own rows."""
+        if x.dim() == 2:
+            return torch.addmm(self.bias, x, self.weight.t())
+        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+
+    def pull(self, gradient: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b i"]:
+        """A gradient with respect to the output, as one with respect to the input."""
+        return times(gradient, self.weight)
+
+    def push(self, direction: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+        """A change of the input, as the change of the output."""
+        return times(direction, self.weight.mT)
 
 
 class StackedLinear(nn.Module):
@@ -29,18 +68,40 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(replicates, outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(replicates, outputs, dtype=dtype))
 
-    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
-        """The map of each replicate applied to its own rows."""
-        if len(self.weight) == 1:  # one plain product: faster than a batch of one
-            # squeeze, not [0], whose gradient would be copied into zeros of the whole size.
-            return F.linear(x.squeeze(0), self.weight.squeeze(0), self.bias.squeeze(0)).unsqueeze(0)
-        return torch.baddbmm(self.bias.unsqueeze(1), x, self.weight.transpose(1, 2))
+    def affine(self, dtype: torch.dtype) -> Affine:
+        """The map for rows of a type."""
+        weight, bias = flat(self.weight), flat(self.bias)
+        return Affine(weight, bias) if weight.dtype == dtype else Affine(weight.to(dtype), bias.to(dtype))
 
-    def pullback(self, gradient: Float[Tensor, "r b o"]) -> Float[Tensor, "r b i"]:
-        """Its gradient with respect to the input, given the one with respect to the output."""
-        if len(self.weight) == 1:
-            return (gradient.squeeze(0) @ self.weight.squeeze(0)).unsqueeze(0)
-        return torch.bmm(gradient, self.weight)
+    def forward(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+        """The map applied to rows."""
+        return self.affine(x.dtype)(x)
+
+    def trained(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Back]:
+        """The same in training."""
+        affine = self.affine(x.dtype)
+
+        def back(gradient: Tensor, *, wanted: bool = True, learning: bool = True) -> tuple[Tensor | None, Gradients]:
+            own: Gradients = self.gradients(gradient, x) if learning else [None, None]
+            return affine.pull(gradient) if wanted else None, own
+
+        return affine(x), back
+
+    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Linear, Linear]:
+        """The same, and its derivative both ways."""
+        affine = self.affine(x.dtype)
+        return affine(x), affine.pull, affine.push
+
+    def gradients(
+        self, gradient: Float[Tensor, "*r b o"], x: Float[Tensor, "*r b i"], *, of_bias: Tensor | None = None
+    ) -> Gradients:
+        """Those of weight and bias; the latter from ``of_bias`` [*r b o], where other rows count for it."""
+        of_weight, of_bias = times(gradient.mT, x), (gradient if of_bias is None else of_bias).sum(-2)
+        if of_weight.dim() == 2:
+            of_weight, of_bias = of_weight.unsqueeze(0), of_bias.unsqueeze(0)
+        if of_weight.dtype != self.weight.dtype:
+            of_weight, of_bias = of_weight.to(self.weight.dtype), of_bias.to(self.bias.dtype)
+        return [of_weight, of_bias]
 
     @torch.no_grad()
     def initialise(self, replicate: int, generator: torch.Generator) -> None:
@@ -77,52 +138,67 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(replicates, features, dtype=dtype))
         self.register_buffer("running_var", torch.ones(replicates, features, dtype=dtype))
 
-    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
-        """Normalised by the batch in training, by the running statistics otherwise."""
-        if not self.training:
-            return self.evaluated(x)
-        if not self.world.alone:
-            return self._of_all_ranks(x)
-        replicates, rows, features = x.shape
-        flat = x.transpose(0, 1).reshape(rows, replicates * features)
-        normal = F.batch_norm(
-            flat,
-            self.running_mean.view(-1),
-            self.running_var.view(-1),
-            self.weight.reshape(-1),
-            self.bias.reshape(-1),
-            training=True,
-            momentum=self.momentum,
-            eps=self.eps,
-        )
-        return normal.view(rows, replicates, features).transpose(0, 1)
-
-    def evaluated(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
+    def forward(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b i"]:
         """Normalised by the running statistics."""
         scale = self.scale()
-        return torch.addcmul((self.bias - self.running_mean * scale).unsqueeze(1), x, scale.unsqueeze(1))
+        shift = torch.addcmul(flat(self.bias).unsqueeze(-2), flat(self.running_mean).unsqueeze(-2), scale, value=-1)
+        return torch.addcmul(shift, x, scale)
 
-    def scale(self) -> Float[Tensor, "r i"]:
+    def scale(self) -> Float[Tensor, "*r 1 i"]:
         """By what an input is multiplied outside training."""
-        return self.weight * torch.rsqrt(self.running_var + self.eps)
+        return (flat(self.weight) * torch.rsqrt(flat(self.running_var) + self.eps)).unsqueeze(-2)
 
-    def _of_all_ranks(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b i"]:
-        """Normalised by the rows of the global batch; differentiable once, which is all that phase G asks for.
+    def trained(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b i"], Back]:
+        """Normalised by the statistics of the batch, which the running ones follow."""
+        return self._alone(x) if self.world.alone else self._of_all_ranks(x)
+
+    def _alone(self, x: Tensor) -> tuple[Tensor, Back]:
+        rows, weight = _side_by_side(x), self.weight.view(-1)
+        mean, var = self.running_mean.view(-1), self.running_var.view(-1)
+        y, *saved = torch.native_batch_norm(rows, weight, self.bias.view(-1), mean, var, True, self.momentum, self.eps)
+
+        def back(gradient: Tensor) -> tuple[Tensor, Gradients]:
+            given = _side_by_side(gradient)
+            dx, *own = _BATCH_NORM_BACKWARD(given, rows, weight, mean, var, *saved, True, self.eps, [True] * 3)
+            return _one_by_one(dx, like=x), [part.view_as(self.weight) for part in own]
+
+        return _one_by_one(y, like=x), back
+
+    def _of_all_ranks(self, x: Tensor) -> tuple[Tensor, Back]:
+        """Normalised by the rows of the global batch.
 
         Sums are taken of x less the running mean, so that E[x^2] - E[x]^2 does not cancel.
         """
-        shift = self.running_mean.unsqueeze(1)
-        moved = x.to(shift.dtype) - shift
-        count = moved.new_full((1,), x.shape[1])
-        sums = self.world.sum(torch.cat([moved.sum(1).flatten(), moved.square().sum(1).flatten(), count]))
-        rows = sums[-1].detach()
-        mean, square = (sums[:-1] / rows).view(2, *self.running_mean.shape)
-        variance = (square - mean.square()).clamp_min(0)
-        with torch.no_grad():
-            self.running_mean += self.momentum * mean
-            self.running_var.lerp_(variance * rows / (rows - 1), self.momentum)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias.unsqueeze(1), moved - mean.unsqueeze(1), scale.unsqueeze(1)).to(x.dtype)
+        mean, var, weight, bias = map(flat, (self.running_mean, self.running_var, self.weight, self.bias))
+        moved = x.to(mean.dtype) - mean.unsqueeze(-2)
+        count = moved.new_full((1,), x.shape[-2])
+        sums = self.world.sum(torch.cat([moved.sum(-2).flatten(), moved.square().sum(-2).flatten(), count]))
+        rows = sums[-1]
+        shift, square = (sums[:-1] / rows).view(2, *mean.shape)
+        variance = (square - shift.square()).clamp_min(0)
+        mean.add_(self.momentum * shift)
+        var.lerp_(variance * rows / (rows - 1), self.momentum)
+        scale = torch.rsqrt(variance + self.eps)
+        normal = (moved - shift.unsqueeze(-2)) * scale.unsqueeze(-2)
+
+        def back(gradient: Tensor) -> tuple[Tensor, Gradients]:
+            given = gradient.to(normal.dtype)
+            own = [(given * normal).sum(-2), given.sum(-2)]
+            of_normal, of_one = (self.world.sum(torch.stack(own)) / rows).unsqueeze(-2)
+            dx = (given - of_one - normal * of_normal) * (scale * weight).unsqueeze(-2)
+            return dx.to(gradient.dtype), [part.view_as(self.weight) for part in own]
+
+        return torch.addcmul(bias.unsqueeze(-2), normal, weight.unsqueeze(-2)).to(x.dtype), back
+
+
+def _side_by_side(x: Float[Tensor, "*r b i"]) -> Float[Tensor, "b _"]:
+    """Replicates as so many features more."""
+    return x if x.dim() == 2 else x.transpose(0, 1).flatten(1)
+
+
+def _one_by_one(x: Float[Tensor, "b _"], *, like: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b i"]:
+    """The inverse of ``_side_by_side``."""
+    return x if like.dim() == 2 else x.view(len(x), len(like), -1).transpose(0, 1)
 
 
 class Hidden(nn.Module):
@@ -141,45 +217,51 @@ class Hidden(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = StackedLinear(replicates, inputs, outputs, dtype=dtype)
-        self.norm: nn.Module = nn.Identity()
+        self.norm: StackedBatchNorm | None = None
         if eps is not None:
             self.norm = StackedBatchNorm(replicates, outputs, eps=eps, dtype=dtype, world=world)
         self.slope = slope
 
-    def forward(self, x: Float[Tensor, "r b i"]) -> Float[Tensor, "r b o"]:
-        """The activations."""
-        return F.leaky_relu(self.norm(self.linear(x)), self.slope)
+    def forward(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+        """The activations outside training."""
+        y = self.linear(x)
+        return F.leaky_relu(y if self.norm is None else self.norm(y), self.slope)
 
-    def with_pullback(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b o"], Pullback]:
-        """The activations outside training, and their derivative at ``x``."""
-        y, norm = self.linear(x), self.norm
-        h = F.leaky_relu(norm.evaluated(y) if isinstance(norm, StackedBatchNorm) else y, self.slope)
+    def bent(self, gradient: Float[Tensor, "*r b o"], h: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b o"]:
+        """Times the derivative of the LeakyReLU, 1 or the slope, where the activations are ``h``."""
+        bent: Tensor = _LEAKY_RELU_BACKWARD(gradient, h, self.slope, True)
+        return bent
 
-        def pullback(gradient: Tensor) -> Tensor:
-            scale = norm.scale().unsqueeze(1) if isinstance(norm, StackedBatchNorm) else h.new_ones(())
-            return self.linear.pullback(gradient * torch.where(h > 0, scale, self.slope * scale))
+    def trained(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Back]:
+        """The activations in training."""
+        affine = self.linear.affine(x.dtype)
+        y, through_norm = affine(x), None
+        if self.norm is not None:
+            y, through_norm = self.norm.trained(y)
+        h = F.leaky_relu_(y, self.slope)
+        del y
 
-        return h, pullback
+        def back(gradient: Tensor, *, wanted: bool = True, learning: bool = True) -> tuple[Tensor | None, Gradients]:
+            gradient = self.bent(gradient, h)
+            own: Gradients = []
+            if through_norm is not None:
+                gradient, own = through_norm(gradient)
+            of_linear: Gradients = self.linear.gradients(gradient, x) if learning else [None, None]
+            return affine.pull(gradient) if wanted else None, [*of_linear, *own]
 
+        return h, back
 
-def with_pullback(layers: Iterable[nn.Module], x: Tensor) -> tuple[Tensor, Pullback]:
-    """``Hidden`` layers and affine maps one after the other, and the derivative of all of them at ``x``."""
-    backs: list[Pullback] = []
-    for layer in layers:
-        if isinstance(layer, Hidden):
-            x, back = layer.with_pullback(x)
-            backs.append(back)
-        else:
-            assert isinstance(layer, StackedLinear)
-            x = layer(x)
-            backs.append(layer.pullback)
+    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Linear, Linear]:
+        """The activations outside training, and their derivative at ``x`` both ways."""
+        affine = self.linear.affine(x.dtype)
+        y = affine(x)
+        h = F.leaky_relu(y if self.norm is None else self.norm(y), self.slope)
+        scale = None if self.norm is None else self.norm.scale()
 
-    def pullback(gradient: Tensor) -> Tensor:
-        for back in reversed(backs):
-            gradient = back(gradient)
-        return gradient
+        def scaled(gradient: Tensor) -> Tensor:
+            return self.bent(gradient if scale is None else gradient * scale, h)
 
-    return x, pullback
+        return h, lambda gradient: affine.pull(scaled(gradient)), lambda direction: scaled(affine.push(direction))
 
 
 def initialise(module: nn.Module, seeds: list[int]) -> None:

@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from modis_dist.model.layers import Hidden, Pullback, StackedLinear, with_pullback
+from modis_dist.model.layers import Hidden, Linear, StackedLinear, flat
+from modis_dist.model.nodes import Network, with_gradient
 from modis_dist.world import ALONE, World
 
 
@@ -65,28 +66,44 @@ class Vae(nn.Module):
             *(hidden_layer(i, o) for i, o in pairwise(up)),
             StackedLinear(replicates, up[-1], features, dtype=dtype),
         )
+        self._encoding = Network([*self.encoder], [self.mu, self.logvar])
+        self._decoding = Network([*self.decoder])
 
     def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
         """Mean and log variance of q(z|x)."""
-        h = self.encoder(x)
-        return self.mu(h), self.logvar(h)
+        _, mu, logvar = self._encoding.trained(x) if self.training else self._encoding.evaluated(x)
+        return mu, logvar
 
-    def latents_with_pullback(
+    def linearised(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
-    ) -> tuple[Float[Tensor, "r b l"], Pullback]:
-        """mu + sigma * noise outside training, and its derivative at ``x`` with that noise."""
-        h, to_input = with_pullback(self.encoder, x)
-        mu, logvar = (part.to(noise.dtype) for part in (self.mu(h), self.logvar(h)))
-        moved = torch.exp(0.5 * logvar) * noise
+    ) -> tuple[Float[Tensor, "r b l"], Linear, Linear]:
+        """mu + sigma * noise outside training, and its derivative at ``x`` both ways, as maps of ``flat`` rows."""
+        layers: list[tuple[Linear, Linear]] = []
+        rows = flat(x)
+        for layer in self._encoding.layers:
+            rows, layer_pull, layer_push = layer.linearised(rows)
+            layers.append((layer_pull, layer_push))
+        mu, mu_pull, mu_push = self.mu.linearised(rows)
+        logvar, logvar_pull, logvar_push = self.logvar.linearised(rows)
+        moved = torch.exp(0.5 * logvar) * flat(noise)
+        slope = 0.5 * moved  # of z with respect to logvar
 
-        def pullback(gradient: Tensor) -> Tensor:
-            return to_input(self.mu.pullback(gradient) + self.logvar.pullback(0.5 * moved * gradient))
+        def pull(gradient: Tensor) -> Tensor:
+            gradient = mu_pull(gradient) + logvar_pull(slope * gradient)
+            for pull_layer, _ in reversed(layers):
+                gradient = pull_layer(gradient)
+            return gradient
 
-        return mu + moved, pullback
+        def push(direction: Tensor) -> Tensor:
+            for _, push_layer in layers:
+                direction = push_layer(direction)
+            return mu_push(direction) + slope * logvar_push(direction)
+
+        return (mu + moved).view_as(noise), pull, push
 
     def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
         """Mean of p(x|z)."""
-        x_hat: Tensor = self.decoder(z)
+        (x_hat,) = self._decoding.trained(z) if self.training else self._decoding.evaluated(z)
         return x_hat
 
 
@@ -119,17 +136,18 @@ class Discriminator(nn.Module):
         )
         self.modality = StackedLinear(replicates, hidden[-1], modalities, dtype=dtype)
         self.label = StackedLinear(replicates, hidden[-1], classes, dtype=dtype)
+        self._judging = Network([*self.trunk], [self.modality, self.label])
 
     def forward(self, z: Float[Tensor, "r n l"]) -> Judgement:
         """Last hidden activations, modality logits and class logits."""
-        h = self.trunk(z)
-        return Judgement(h, self.modality(h), self.label(h))
+        return Judgement(*(self._judging.trained(z) if self.training else self._judging.evaluated(z)))
 
-    def with_pullback(self, z: Float[Tensor, "r n l"]) -> tuple[Judgement, Pullback]:
-        """The same, and the derivative of the modality logits at ``z``."""
-        h, to_latent = with_pullback(self.trunk, z)
-        judgement = Judgement(h, self.modality(h), self.label(h))
-        return judgement, lambda gradient: to_latent(self.modality.pullback(gradient))
+    def with_gradient(
+        self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
+    ) -> tuple[Judgement, Float[Tensor, "r n l"]]:
+        """The same, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``."""
+        *judged, gradient = with_gradient([*self.trunk], [self.modality, self.label], z, signs)
+        return Judgement(*judged), gradient
 
 
 class Modis(nn.Module):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modis_dist.losses.clustering import clustering, kernel, negative_entropy, overlap
+from modis_dist.losses.clustering import clustering, kernel, negative_entropy, overlaps
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import few, normal
 
@@ -16,8 +16,8 @@ EMPIRICAL = torch.tensor([0.6, 0.3, 0.1], dtype=torch.float64)
 
 
 def to_corners(probability: Tensor) -> Tensor:
-    """exp(-|a - e_k|^2) as 1 - 2 a_k + |a|^2."""
-    return torch.exp(2 * probability - 1 - probability.square().sum(-1, keepdim=True))
+    """exp(-|a - e_k|^2)."""
+    return torch.exp(-(probability.unsqueeze(-2) - torch.eye(3, dtype=torch.float64)).square().sum(-1))
 
 
 @pytest.mark.parametrize("rows", [4, 5])
@@ -26,7 +26,8 @@ def test_all_three_terms_and_their_gradient_are_those_of_the_loops(prior: Tensor
     logits, h = normal(2, 2, rows, 3, seed=1).requires_grad_(), normal(2, 2, rows, 4, seed=2).requires_grad_()
     a = logits.softmax(-1)
     similarity = kernel(h)
-    c1, c2, c3 = overlap(a, similarity), overlap(to_corners(a), similarity), negative_entropy(a, prior)
+    c1, c2 = overlaps([a], similarity), overlaps([to_corners(a)], similarity)
+    c3 = negative_entropy(a, prior)
     whole = clustering(a, h, prior.expand(2, 1, 3))
     for r in range(2):
         for m in range(2):

@@ -5,10 +5,13 @@ from itertools import product
 
 import pytest
 import torch
+from torch import Tensor
 
+from modis_dist.model.networks import Judgement, Modis
+from modis_dist.model.nodes import pulled
 from modis_dist.objective import Rules, adversary_phase
 from tests.numeric import plain_reference as plain
-from tests.numeric.toy_system import KINDS, batch, normal, start, weights
+from tests.numeric.toy_system import KINDS, batch, start, weights
 
 ways = pytest.mark.parametrize(("penalty", "on"), list(product(["sum", "each"], ["x", "z"])))
 
@@ -125,19 +128,50 @@ def test_penalty_does_not_depend_on_the_adversarial_loss(kind: str) -> None:
 
 
 @pytest.mark.parametrize("replicates", [1, 3])
-def test_pullbacks_are_the_gradients_of_backpropagation_and_may_be_differentiated_again(replicates: int) -> None:
-    model = start(list(range(replicates))).model.eval()
+def test_written_out_derivatives_are_those_of_backpropagation_and_may_be_differentiated_again(replicates: int) -> None:
+    model = start(list(range(replicates))).model
     given = batch(3, replicates=replicates)
     x, noise = given.x[0].requires_grad_(), given.noise_d[:, 0]
-    z, to_input = model.vaes[0].latents_with_pullback(x, noise)
-    judged, to_latent = model.discriminator.with_pullback(z)
-    signs = normal(*judged.modality.shape, seed=4)
-    (right,) = torch.autograd.grad(judged.modality, x, signs, create_graph=True)
-    found = to_input(to_latent(signs))
-    torch.testing.assert_close(found, right, rtol=1e-10, atol=1e-12)
-    parameters = [layer.linear.weight for layer in model.discriminator.trunk]
-    ours, theirs = (torch.autograd.grad(g.square().sum(), parameters, retain_graph=True) for g in (found, right))
-    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+    z, right, judged = backpropagated(model, x, noise)
+    found_z, pull, push = model.vaes[0].linearised(x.detach(), noise)
+    found, gradient = model.discriminator.with_gradient(found_z, torch.ones_like(judged.modality))
+    ours = pulled(gradient, pull, push)
+    for one, other in [(found_z, z), (ours, right), (found.h, judged.h), (found.label, judged.label)]:
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
+    parameters = list(model.discriminator.parameters())
+    loss = [value.square().sum() + each.modality.sin().sum() + each.label.cos().sum() + each.h.exp().sum()
+            for value, each in ((ours, found), (right, judged))]  # fmt: skip
+    of_ours, of_theirs = (torch.autograd.grad(value, parameters, retain_graph=True) for value in loss)
+    torch.testing.assert_close(of_ours, of_theirs, rtol=1e-10, atol=1e-12)
+
+
+def backpropagated(model: Modis, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Judgement]:
+    """Latents, the input's gradient of the sum of the logits, and the judgement, by ordinary layers and autograd."""
+    model.eval()
+    mu, logvar = model.vaes[0].encode(x)
+    z = mu + torch.exp(0.5 * logvar) * noise
+    judged = model.discriminator(z)
+    model.train()
+    (gradient,) = torch.autograd.grad(judged.modality.sum(), x, create_graph=True)
+    return z, gradient, judged
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_nodes_in_training_have_the_gradients_of_plain_layers(replicates: int) -> None:
+    model = start(list(range(replicates))).model
+    x = batch(3, replicates=replicates).x[0].requires_grad_()
+    mu, logvar = model.vaes[0].encode(x)
+    x_hat = model.vaes[0].decode(mu)
+    loss = (mu.sin() + logvar.cos()).sum() + x_hat.square().sum()
+    ours = torch.autograd.grad(loss, [x, *model.vaes[0].parameters()])
+    for r in range(replicates):
+        own, rows = plain.PlainSystem(start(list(range(replicates))).model, r).vaes[0], x[r].detach().requires_grad_()
+        h = own.encoder(rows)
+        its_mu, its_logvar = own.mu(h), own.logvar(h)
+        loss = (its_mu.sin() + its_logvar.cos()).sum() + own.decoder(its_mu).square().sum()
+        theirs = torch.autograd.grad(loss, [rows, *own.parameters()])
+        for one, other in zip(ours, theirs, strict=True):
+            torch.testing.assert_close(one[r], other, rtol=1e-9, atol=1e-11)
 
 
 def test_the_encoders_of_phase_d_use_running_statistics_and_leave_them_as_they_are() -> None:

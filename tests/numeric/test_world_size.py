@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from modis_dist.model.layers import StackedBatchNorm
+from modis_dist.model.layers import Back, StackedBatchNorm
 from modis_dist.objective import AdversarialLoss, Batch, Rules
 from modis_dist.train.state import Setup, TrainState
 from modis_dist.world import ALONE, World
@@ -92,10 +92,10 @@ def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
     return run(world, CASES["uneven blocks"])[0]
 
 
-def replaced(layer: StackedBatchNorm, x: Tensor) -> Tensor:
+def replaced(layer: StackedBatchNorm, x: Tensor) -> tuple[Tensor, Back]:
     """What ``torch.nn.BatchNorm1d`` under DDP does: every rank normalises by its own rows."""
     world, layer.world = layer.world, ALONE
-    found = layer(x)
+    found = layer.trained(x)
     layer.world = world
     return found
 

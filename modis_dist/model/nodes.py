@@ -1,0 +1,155 @@
+"""Networks as single nodes of the graph of derivatives.
+
+A small training spends its time on hundreds of small operations, each with a node of its own in the graph and views on
+both ways. Here a network is one node: inside, layers are run and their derivatives taken as ``model.layers`` has them
+written out, without a graph. Such a node is differentiated once; where a gradient takes part in a loss (the penalty of
+phase D), it is an output of a node like any other.
+
+Legend: r replicates, b rows, i, o and l features, k logits, w last hidden width.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+from modis_dist.model.layers import Hidden, Linear, StackedLinear, flat, times
+
+
+class Network:
+    """Layers one after the other, then affine heads side by side; in training a node."""
+
+    def __init__(self, layers: Sequence[Hidden | StackedLinear], heads: Sequence[StackedLinear] = ()) -> None:
+        self.layers, self.heads = tuple(layers), tuple(heads)
+        self.parameters = [p for layer in (*layers, *heads) for p in layer.parameters()]
+
+    def evaluated(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b _"], ...]:
+        """What the last layer returns outside training, and each head."""
+        rows = flat(x)
+        for layer in self.layers:
+            rows = layer(rows)
+        return tuple(_stacked(part, like=x) for part in (rows, *(head(rows) for head in self.heads)))
+
+    def trained(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b _"], ...]:
+        """The same in training, in the precision of ``torch.autocast`` around; to be differentiated once."""
+        found: tuple[Tensor, ...] = _Trained.apply(x, self, *self.parameters)  # type: ignore[no-untyped-call]
+        return found
+
+
+def with_gradient(
+    trunk: Sequence[Hidden],
+    heads: Sequence[StackedLinear],
+    z: Float[Tensor, "r b l"],
+    cotangent: Float[Tensor, "r b k"],
+) -> tuple[Tensor, ...]:
+    """What the trunk returns, and each head; last, the first head's gradient at ``z`` [r b l], given one of its logits.
+
+    Parameters learn from all of them at once: in every layer the rows of both ways make one product.
+    """
+    parameters = [p for layer in (*trunk, *heads) for p in layer.parameters()]
+    found: tuple[Tensor, ...] = _WithGradient.apply(z, cotangent, trunk, heads, *parameters)  # type: ignore[no-untyped-call]
+    return found
+
+
+def pulled(gradient: Float[Tensor, "r b o"], pull: Linear, push: Linear) -> Float[Tensor, "r b i"]:
+    """``pull`` of a gradient, as a node whose derivative is ``push``, its transpose."""
+    found: Tensor = _Pulled.apply(gradient, pull, push)  # type: ignore[no-untyped-call]
+    return found
+
+
+class _Trained(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, network: Network, *parameters: nn.Parameter) -> tuple[Tensor, ...]:
+        ctx.learning = any(p.requires_grad for p in parameters)
+        rows, ctx.backs = flat(x).to(_precision(x)), []
+        for layer in network.layers:
+            rows, back = layer.trained(rows)
+            ctx.backs.append(back)
+        tops = [head.trained(rows) for head in network.heads]
+        ctx.tops = [back for _, back in tops]
+        return tuple(_stacked(part, like=x) for part in (rows, *(top for top, _ in tops)))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_last: Tensor, *of_heads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient, own = flat(of_last), []
+        for back, of_head in zip(ctx.tops, of_heads, strict=True):
+            given, found = back(flat(of_head), learning=ctx.learning)
+            gradient = gradient + given
+            own += found
+        for place in reversed(range(len(ctx.backs))):
+            wanted = place > 0 or ctx.needs_input_grad[0]
+            gradient, found = ctx.backs[place](gradient, wanted=wanted, learning=ctx.learning)
+            own = found + own
+        return (gradient if gradient is None else _stacked(gradient, like=of_last), None, *own)
+
+
+class _WithGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        z: Tensor,
+        cotangent: Tensor,
+        trunk: Sequence[Hidden],
+        heads: Sequence[StackedLinear],
+        *parameters: nn.Parameter,
+    ) -> tuple[Tensor, ...]:
+        del parameters  # arguments only so that gradients are asked for
+        affines = [layer.linear.affine(z.dtype) for layer in trunk]
+        tops = [head.affine(z.dtype) for head in heads]
+        rows, down = [flat(z)], [flat(cotangent)]
+        for layer, affine in zip(trunk, affines, strict=True):
+            rows.append(F.leaky_relu_(affine(rows[-1]), layer.slope))
+        gradient = tops[0].pull(down[0])
+        for layer, affine, h in zip(reversed(trunk), reversed(affines), reversed(rows), strict=False):
+            down.append(layer.bent(gradient, h))
+            gradient = affine.pull(down[-1])
+        ctx.held = trunk, heads, affines, tops, rows, down[::-1]
+        return tuple(_stacked(part, like=z) for part in (rows[-1], *(top(rows[-1]) for top in tops), gradient))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_last: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        trunk, heads, affines, tops, rows, down = ctx.held
+        *of_heads, of_gradient = map(flat, others)
+        up = [of_gradient]  # what changes the gradient, carried forwards: the gradient's own derivative
+        for layer, affine, h in zip(trunk, affines, rows[1:], strict=True):
+            up.append(layer.bent(affine.push(up[-1]), h))
+        own = [part for head, given in zip(heads, of_heads, strict=True) for part in head.gradients(given, rows[-1])]
+        own[0] = own[0] + times(down[-1].mT, up[-1]).view_as(own[0])
+        gradient = flat(of_last)
+        for top, given in zip(tops, of_heads, strict=True):
+            gradient = gradient + top.pull(given)
+        for place in reversed(range(len(trunk))):
+            given = trunk[place].bent(gradient, rows[place + 1])
+            both = torch.cat([given, down[place]], -2), torch.cat([rows[place], up[place]], -2)
+            own = trunk[place].linear.gradients(*both, of_bias=given) + own
+            gradient = affines[place].pull(given) if place else gradient
+        return (None, None, None, None, *own)
+
+
+class _Pulled(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, pull: Linear, push: Linear) -> Tensor:
+        ctx.push = push
+        return _stacked(pull(flat(gradient)), like=gradient)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
+        return _stacked(ctx.push(flat(direction)), like=direction), None, None
+
+
+def _stacked(rows: Tensor, *, like: Tensor) -> Tensor:
+    """The inverse of ``flat``; always another tensor, so that a node which keeps ``rows`` does not keep itself."""
+    return rows.unsqueeze(0) if like.shape[0] == 1 else rows.view_as(rows)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    """The type in which networks compute here."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
