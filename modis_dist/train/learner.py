@@ -94,6 +94,11 @@ class Learner:
         terms.loss = terms.loss.detach()  # or its graph lives on, and with it the gradients' own memory
         return terms
 
+    def record_anew(self) -> None:
+        """Forget a recorded step: the next ones are taken one by one before it is recorded again."""
+        if self._captured is not None:
+            self._captured.forget()
+
     def set_rate(self, share: float) -> None:
         """Learning rate of the next step, as a share of the one it began with."""
         (group,) = self.optimiser.param_groups
@@ -125,8 +130,7 @@ class Learner:
 
     def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
         """The inverse of ``moments`` and ``state``."""
-        if self._captured is not None:
-            self._captured.forget()
+        self.record_anew()
         for name, parameter in self.networks.named_parameters():
             if f"{name}.first" in moments:
                 self.optimiser.state[parameter] = {

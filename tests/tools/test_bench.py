@@ -14,7 +14,7 @@ from torch.utils.flop_counter import flop_registry
 
 from modis_dist.model.layers import count_parameters
 from modis_dist.model.networks import Modis, Shape
-from tools.bench import counts, growth, ours, ranks
+from tools.bench import counts, growth, ours, profiled, ranks
 from tools.bench.__main__ import COMMANDS, main
 from tools.bench.baseline import Baseline, Rows, loaders, train_epoch
 from tools.bench.measure import Measured, Watch, exponent
@@ -132,6 +132,17 @@ class Counting(TorchDispatchMode):
         return out
 
 
+class CountingProducts(TorchDispatchMode):
+    """Counts the matrix products that are taken inside."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        del types
+        self.calls += func._overloadpacket in flop_registry
+        return func(*args, **(kwargs or {}))
+
+
 def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
     training, batch = ours.Training(TINY), ours.random_batch(TINY)
     with Counting() as counting:
@@ -176,6 +187,30 @@ def test_growth_has_a_row_for_each_size_and_an_exponent(monkeypatch, capsys) -> 
     assert [(row["varied"], row["size"]) for row in rows] == [(kind, n) for kind, sizes in small.items() for n in sizes]
     assert all(row.keys() >= KEYS | {"exponent"} for row in rows)
     assert [row["batch"] for row in rows] == [4, 8] + 8 * [growth.BATCH]
+
+
+def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_take_most(capsys) -> None:
+    asked = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--steps", "2", "--replicates", "1", "2"]
+    assert main(["profile", *asked, "--top", "3", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for replicates in (1, 2):
+        held = [row for row in rows if row["replicates"] == replicates]
+        groups, operators = held[:-3], held[-3:]
+        assert {row["group"] for row in groups} == {*profiled.GROUPS, "other"}
+        assert {row["operator"] for row in groups} == {"all"}
+        assert sum(row["share"] for row in groups) == pytest.approx(1)
+        assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
+        assert all(row["ms"] > 0 and row["calls"] > 0 for row in held)
+
+
+def test_a_profile_counts_the_calls_of_one_step() -> None:
+    calls = {one.operator: one.calls for one in profiled.spent(TINY, replicates=1, steps=2)}
+    assert calls["aten::_fused_adam_"] == 2
+    in_motion, batch = ours.Training(TINY), ours.random_batch(TINY)
+    in_motion.learn(batch)
+    with CountingProducts() as counting:
+        in_motion.learn(batch)
+    assert calls["aten::mm"] + calls["aten::addmm"] + calls["aten::bmm"] == counting.calls
 
 
 def test_ranks_step_when_they_are_told_and_end() -> None:

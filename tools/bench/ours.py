@@ -42,6 +42,12 @@ class Training:
             self.log.flush(update=state.updates)
         return adversary, vae
 
+    def learn_unrecorded(self, batch: Batch) -> tuple[Terms, Terms]:
+        """The same, on a GPU too operator by operator: a replayed step has none, only kernels."""
+        for learner in (self.state.adversary, self.state.vaes):
+            learner.record_anew()
+        return self.learn(batch)
+
 
 def train_epoch(training: Training, loader: Loader) -> None:
     """Every step of the next epoch, and the means of its losses."""
