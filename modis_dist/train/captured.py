@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 from weakref import ReferenceType, ref
 
 import torch
@@ -42,10 +42,11 @@ class Recorder(Protocol):
 class GraphRecorder:
     """CUDA graphs, on a stream of their own."""
 
+    _unfinished: ClassVar[list[torch.cuda.CUDAGraph]] = []  # never dropped: the allocator goes on asking them
+
     def __init__(self, device: torch.device) -> None:
         self.refused = False
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        self._unfinished: list[torch.cuda.CUDAGraph] = []
 
     def aside(self, step: Callable[[], Terms]) -> Terms:
         """See ``Recorder.aside``."""
@@ -60,7 +61,7 @@ class GraphRecorder:
     def record(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
         """See ``Recorder.record``."""
         graph = torch.cuda.CUDAGraph()
-        self._unfinished.append(graph)  # where recording fails the allocator goes on asking it
+        self._unfinished.append(graph)
         # The stream around is set once more, for where recording fails `graph` does not leave its own.
         with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
             terms = step()

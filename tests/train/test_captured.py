@@ -12,28 +12,7 @@ from torch import Tensor
 from modis_dist.objective import Batch, Rules, Terms, Weights
 from modis_dist.train.captured import WARM_UP, Captured, Inputs
 from tests.numeric.toy_system import batch, start, weights
-
-
-class Replays:
-    """Runs a step again where a GPU would replay it: on the same tensors, into the same terms."""
-
-    def __init__(self) -> None:
-        self.aside_, self.recorded, self.replayed = 0, 0, 0
-        self.refused = False
-
-    def aside(self, step: Callable[[], Terms]) -> Terms:
-        self.aside_ += 1
-        return step()
-
-    def record(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
-        self.recorded += 1
-        terms = Terms(torch.zeros(1))
-
-        def run() -> None:
-            self.replayed += 1
-            terms.parts = step().parts
-
-        return run, terms
+from tests.train.recorders import Replays
 
 
 class CannotRecord(Replays):
