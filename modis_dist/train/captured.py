@@ -42,7 +42,7 @@ class Recorder(Protocol):
 class GraphRecorder:
     """CUDA graphs, on a stream of their own."""
 
-    _unfinished: ClassVar[list[torch.cuda.CUDAGraph]] = []  # never dropped: the allocator goes on asking them
+    _without_end: ClassVar[list[torch.cuda.CUDAGraph]] = []  # never dropped: the allocator goes on asking them
 
     def __init__(self, device: torch.device) -> None:
         self.refused = False
@@ -61,12 +61,24 @@ class GraphRecorder:
     def record(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
         """See ``Recorder.record``."""
         graph = torch.cuda.CUDAGraph()
-        self._unfinished.append(graph)
-        # The stream around is set once more, for where recording fails `graph` does not leave its own.
-        with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
-            terms = step()
-        self._unfinished.remove(graph)
+        try:
+            # The stream around is set once more, for where recording fails `graph` does not leave its own.
+            with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
+                terms = step()
+        except RuntimeError:
+            if not _has_ended(graph):
+                self._without_end.append(graph)
+            raise
         return graph.replay, terms
+
+
+def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
+    """Whether its recording was closed, as it is where memory is out: dropped then, it gives its memory back."""
+    try:
+        graph.pool()
+    except RuntimeError:
+        return False
+    return True
 
 
 @cache
