@@ -218,7 +218,8 @@ def _adversarial(
         return _one_kind(weights.losses[0], judged.modality, known, side)
     out = judged.modality.new_zeros(len(weights.losses))
     for kind, members in weights.members.items():
-        out = out.index_copy(0, members, _one_kind(kind, judged.modality[members], known[members], side))
+        logits, of_members = judged.modality.index_select(0, members), known.index_select(0, members)
+        out = out.index_copy(0, members, _one_kind(kind, logits, of_members, side))
     return out
 
 

@@ -1,5 +1,13 @@
-"""The training on a CUDA device; run where there is one, skipped with the reason elsewhere."""
+"""The training on a CUDA device; run where there is one, skipped with the reason elsewhere.
 
+Tests of other files that run on the CPU and on a GPU (steps that are recorded, lower precision) have the same mark:
+`pytest -m gpu` runs all.
+"""
+
+import gc
+import logging
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 
 import pytest
@@ -11,13 +19,14 @@ from modis_dist.errors import Interrupted
 from modis_dist.launch.mlflow.mirror import NullMirror
 from modis_dist.launch.ray.cluster import PrivateRay
 from modis_dist.launch.ray.tune import RayExecutor
-from modis_dist.objective import Rules, adversary_phase, vae_phase
+from modis_dist.objective import Batch, Rules, Terms, Weights, adversary_phase, vae_phase
 from modis_dist.sweep.driver import run_study
 from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
 from modis_dist.train import captured, checkpoint, placement
 from modis_dist.train.loop import Ports, fit
+from modis_dist.train.state import Setup, TrainState
 from tests.numeric import toy_system
 from tests.sweep.toy_study import study_here, tree, write_store
 from tests.train import toy
@@ -85,15 +94,52 @@ def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -
         assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-6)
 
 
-def test_recorded_steps_end_as_steps_one_by_one_with_a_learning_rate_that_falls(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def trained(folder: Path) -> dict[str, torch.Tensor]:
-        falling = toy.run("optim.lr_schedule=cosine", "optim.epochs=6")
-        fit([toy.member("t", falling, folder)], folder=folder, device=CUDA)
-        return checkpoint.load(checkpoint.newest(folder / "last")).tensors["model"]
+def test_stacks_that_are_made_one_after_the_other_take_no_more_of_the_gpu_than_the_first() -> None:
+    held = []
+    for _ in range(5):
+        state, how, given = start_on_the_gpu()
+        for _ in range(captured.WARM_UP + 2):
+            toy_system.step(state, given, how, Rules())
+        del state, how, given
+        gc.collect()
+        held.append(torch.cuda.memory_allocated())
+    assert max(held[1:]) <= held[0]
 
-    recorded = trained(tmp_path / "recorded")
-    monkeypatch.setattr(captured, "WARM_UP", 10**9)
-    for name, tensor in trained(tmp_path / "one by one").items():
-        torch.testing.assert_close(recorded[name], tensor, rtol=1e-5, atol=1e-6)
+
+def start_on_the_gpu() -> tuple[TrainState, Weights, Batch]:
+    state = TrainState.start(toy_system.SHAPE, [0], Setup(toy_system.OPTIM, CUDA, torch.float64))
+    return state, toy_system.moved(toy_system.weights(), CUDA), toy_system.moved(toy_system.batch(), CUDA)
+
+
+def test_where_a_step_cannot_be_recorded_steps_are_taken_one_by_one_and_said_so() -> None:
+    with ProcessPoolExecutor(
+        1, mp_context=get_context("spawn")
+    ) as apart:  # of which the allocator is not to be used again
+        told, on_stream_around, equal = apart.submit(waits_for_the_device).result()
+    assert told.startswith("a step cannot be recorded, which is slower: ") and "previous error" not in told
+    assert on_stream_around and equal
+
+
+def wait(_: object, __: object, terms: Terms) -> None:
+    terms.loss.sum().item()
+
+
+def waits_for_the_device() -> tuple[str, bool, bool]:
+    """What is said, whether the current stream is that of before, and whether the steps were as others."""
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger(captured.__name__).addHandler(handler)
+    around = torch.cuda.current_stream()
+    found = []
+    for waits in (True, False):
+        state, how, given = start_on_the_gpu()
+        phase = state.vaes._phase
+        if waits:
+            phase.register_forward_hook(wait)
+        for _ in range(captured.WARM_UP + 3):
+            toy_system.step(state, given, how, Rules())
+        found.append([parameter.cpu() for parameter in state.model.parameters()])
+    equal = all(torch.allclose(*pair, rtol=1e-9) for pair in zip(*found, strict=True))
+    (message,) = said
+    return message, torch.cuda.current_stream() == around, equal

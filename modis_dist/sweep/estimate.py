@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
@@ -23,6 +23,7 @@ from modis_dist.sweep.manifest import Trial, refit, unique
 from modis_dist.sweep.memory import BYTES_PER_NUMBER, COPIES_OF_LAST, Footprint, model_bytes
 from modis_dist.sweep.packs import arrange, training_steps
 from modis_dist.sweep.plan import Plan
+from modis_dist.train.captured import WARM_UP
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.loop import LOWER_PRECISION
 from modis_dist.train.prepare import Foreseen, SelectionOf, data_key, row_counts
@@ -243,11 +244,15 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     )
 
     def step() -> None:
-        state.adversary.learn(batch, weights, rules)
-        state.vaes.learn(batch, weights, rules)
+        given = replace(batch)  # as a loader's, which is copied to where recorded steps read it
+        state.adversary.learn(given, weights, rules)
+        state.vaes.learn(given, weights, rules)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
+    if device.type == "cuda":
+        for _ in range(WARM_UP):  # the first takes seconds, after which no recorded one would be timed
+            step()
     return shortest(step)
 
 

@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Modis
 from modis_dist.objective import Batch, Rules, Terms, Weights
-from modis_dist.train.captured import Captured, GraphRecorder
+from modis_dist.train.captured import Captured, Inputs, recorder_on
 from modis_dist.train.checkpoint import Tensors
 
 Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
@@ -56,7 +56,15 @@ class Learner:
     """
 
     def __init__(
-        self, phase: Phase, model: Modis, networks: nn.Module, *, optim: Optim, lr: float, scaled: bool
+        self,
+        phase: Phase,
+        model: Modis,
+        networks: nn.Module,
+        *,
+        optim: Optim,
+        lr: float,
+        scaled: bool,
+        inputs: Inputs,
     ) -> None:
         self._model = model
         self.networks = networks
@@ -66,15 +74,15 @@ class Learner:
             self._phase = DistributedDataParallel(self._phase, gradient_as_bucket_view=True)
             self._phase.register_comm_hook(None, _summed)
         device = self._parameters[0].device
-        captured = device.type == "cuda" and model.world.alone
+        recorder = recorder_on(device) if model.world.alone else None
         self._lr, self._share = lr, 1.0
-        self._captured = Captured(GraphRecorder(device)) if captured else None
+        self._captured = Captured(recorder, inputs) if recorder else None
         self.optimiser = torch.optim.Adam(
             self._parameters,
-            lr=torch.tensor(lr, device=device) if captured else lr,
+            lr=torch.tensor(lr, device=device) if recorder else lr,
             betas=(optim.beta1, optim.beta2),
             fused=True,
-            capturable=captured,
+            capturable=recorder is not None,
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
@@ -94,6 +102,11 @@ class Learner:
         self.scaler.update()
         terms.loss = terms.loss.detach()  # or its graph lives on, and with it the gradients' own memory
         return terms
+
+    def record_anew(self) -> None:
+        """Forget a recorded step: the next ones are taken one by one before it is recorded again."""
+        if self._captured is not None:
+            self._captured.forget()
 
     def set_rate(self, share: float) -> None:
         """Learning rate of the next step, as a share of the one it began with."""
@@ -126,8 +139,7 @@ class Learner:
 
     def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
         """The inverse of ``moments`` and ``state``."""
-        if self._captured is not None:
-            self._captured.forget()
+        self.record_anew()
         for name, parameter in self.networks.named_parameters():
             if f"{name}.first" in moments:
                 self.optimiser.state[parameter] = {

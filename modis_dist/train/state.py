@@ -6,6 +6,7 @@ operation on a dictionary of tensors.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from modis_dist.config.run import Optim
 from modis_dist.model.layers import initialise
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import adversary_phase, vae_phase
+from modis_dist.train.captured import Inputs
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.learner import Learner
 from modis_dist.train.progress import Progress
@@ -44,10 +46,9 @@ class TrainState:
         optim = setup.optim
         adversary_lr = optim.lr_discriminator or optim.lr
         self.model = model
-        self.adversary = Learner(
-            adversary_phase, model, model.discriminator, optim=optim, lr=adversary_lr, scaled=setup.scaled
-        )
-        self.vaes = Learner(vae_phase, model, model.vaes, optim=optim, lr=optim.lr, scaled=setup.scaled)
+        learner = partial(Learner, model=model, optim=optim, scaled=setup.scaled, inputs=Inputs())
+        self.adversary = learner(adversary_phase, networks=model.discriminator, lr=adversary_lr)
+        self.vaes = learner(vae_phase, networks=model.vaes, lr=optim.lr)
         self.best: dict[str, Tensor] = {}  # model tensors of each replicate's best epoch
         self.epoch = 0
         self.step_in_epoch = 0

@@ -14,7 +14,8 @@ from torch.utils.flop_counter import flop_registry
 
 from modis_dist.model.layers import count_parameters
 from modis_dist.model.networks import Modis, Shape
-from tools.bench import counts, growth, ours, ranks
+from tests.devices import DEVICES
+from tools.bench import counts, growth, ours, profiled, ranks, roofline
 from tools.bench.__main__ import COMMANDS, main
 from tools.bench.baseline import Baseline, Rows, loaders, train_epoch
 from tools.bench.measure import Measured, Watch, exponent
@@ -132,6 +133,17 @@ class Counting(TorchDispatchMode):
         return out
 
 
+class CountingProducts(TorchDispatchMode):
+    """Counts the matrix products that are taken inside."""
+
+    calls = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None) -> object:
+        del types
+        self.calls += func._overloadpacket in flop_registry
+        return func(*args, **(kwargs or {}))
+
+
 def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
     training, batch = ours.Training(TINY), ours.random_batch(TINY)
     with Counting() as counting:
@@ -158,9 +170,10 @@ def test_what_others_use_is_what_the_cores_did_less_what_we_did(monkeypatch, tim
     assert Watch().others() == others
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("command", ["step", "epoch", "pack", "roofline"])
-def test_each_command_prints_rows_as_json(command, capsys) -> None:
-    assert main([command, *QUICK]) == 0
+def test_each_command_prints_rows_as_json(command, device, capsys) -> None:
+    assert main([command, *QUICK, "--device", device]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert rows and all(row.keys() >= KEYS for row in rows)
     assert {row["shape"] for row in rows} == {"tiny"}
@@ -176,6 +189,48 @@ def test_growth_has_a_row_for_each_size_and_an_exponent(monkeypatch, capsys) -> 
     assert [(row["varied"], row["size"]) for row in rows] == [(kind, n) for kind, sizes in small.items() for n in sizes]
     assert all(row.keys() >= KEYS | {"exponent"} for row in rows)
     assert [row["batch"] for row in rows] == [4, 8] + 8 * [growth.BATCH]
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_take_most(device, capsys) -> None:
+    asked = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--steps", "2", "--replicates", "1", "2"]
+    assert main(["profile", *asked, "--top", "3", "--device", device, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    for replicates in (1, 2):
+        held = [row for row in rows if row["replicates"] == replicates]
+        groups, operators = held[:-3], held[-3:]
+        assert {row["group"] for row in groups} == {*profiled.GROUPS, "other"}
+        assert {row["operator"] for row in groups} == {"all"}
+        assert sum(row["share"] for row in groups) == pytest.approx(1)
+        assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
+        assert all(row["calls"] > 0 for row in held)
+        assert all(row["ms"] > 0 for row in held if row["group"] != "other")  # on a GPU views have no kernels
+
+
+def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None:
+    graphs = []
+
+    def recorded(step, *, times) -> object:
+        graphs.append(times)
+        return step
+
+    took = Measured({"it": (30.0, 10.0, 20.0)}, others=0.0)
+    monkeypatch.setattr(roofline, "recorded", recorded)
+    monkeypatch.setattr(roofline, "interleaved", lambda works, **_: works["it"](1) or took)
+    cuda = torch.device("cuda")
+    assert roofline.floor_ms(list, cuda, turns=3) == pytest.approx(20.0 / roofline.IN_A_GRAPH)
+    assert roofline.floor_ms(list, CPU, turns=3) == 20.0
+    assert graphs == [roofline.IN_A_GRAPH]
+
+
+def test_a_profile_counts_the_calls_of_one_step() -> None:
+    calls = {one.operator: one.calls for one in profiled.spent(TINY, replicates=1, steps=2)}
+    assert calls["aten::_fused_adam_"] == 2
+    in_motion, batch = ours.Training(TINY), ours.random_batch(TINY)
+    in_motion.learn(batch)
+    with CountingProducts() as counting:
+        in_motion.learn(batch)
+    assert calls["aten::mm"] + calls["aten::addmm"] + calls["aten::bmm"] == counting.calls
 
 
 def test_ranks_step_when_they_are_told_and_end() -> None:

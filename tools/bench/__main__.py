@@ -17,7 +17,7 @@ from typing import Protocol
 import torch
 
 from modis_dist.train.machine import machine
-from tools.bench import data, epoch, growth, pack, quality, roofline, show, step, sweep
+from tools.bench import data, epoch, growth, pack, profiled, quality, roofline, show, step, sweep
 from tools.bench.measure import Row
 
 
@@ -38,6 +38,7 @@ COMMANDS: dict[str, Command] = {
     "epoch": epoch,
     "pack": pack,
     "roofline": roofline,
+    "profile": profiled,
     "growth": growth,
     "import": data,
     "sweep": sweep,

@@ -22,9 +22,14 @@ def of_shapes(parser: argparse.ArgumentParser) -> None:
 
 def of_measurement(parser: argparse.ArgumentParser, *, turns: int) -> None:
     """How it is measured."""
+    of_settings(parser)
+    parser.add_argument("--turns", type=positive, default=turns, help=f"of each side, the median counts; {turns}")
+
+
+def of_settings(parser: argparse.ArgumentParser) -> None:
+    """How it is trained; every combination is a row."""
     parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["fp32"], help="of networks")
     parser.add_argument("--threads", nargs="+", type=positive, default=[CORES], help="of the processor; all by default")
-    parser.add_argument("--turns", type=positive, default=turns, help=f"of each side, the median counts; {turns}")
     parser.add_argument("--loss", choices=get_args(Loss), default="published", help="adversarial loss")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
 

@@ -1,5 +1,6 @@
 """Training as `train` does it, and the same numbers for both sides. Only this file knows the package's interfaces."""
 
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -33,6 +34,7 @@ class Training:
     def learn(self, batch: Batch) -> tuple[Terms, Terms]:
         """Both phases of a step."""
         state = self.state
+        batch = replace(batch)  # a new one, as a loader gives: on a GPU it is copied to where recorded steps read it
         state.set_rates(1.0)
         adversary = state.adversary.learn(batch, self.weights, self.rules)
         vae = state.vaes.learn(batch, self.weights, self.rules)
@@ -41,6 +43,12 @@ class Training:
         if self.log.full():
             self.log.flush(update=state.updates)
         return adversary, vae
+
+    def learn_unrecorded(self, batch: Batch) -> tuple[Terms, Terms]:
+        """The same, on a GPU too operator by operator: a replayed step has none, only kernels."""
+        for learner in (self.state.adversary, self.state.vaes):
+            learner.record_anew()
+        return self.learn(batch)
 
 
 def train_epoch(training: Training, loader: Loader) -> None:

@@ -3,7 +3,8 @@
 Two floors. Products: every matrix product that the method needs (counted in counts.py), each timed by itself with that
 many rows and in that precision. Adam: 28 bytes a parameter (parameter and two moments read and written, the gradient
 read) at the bandwidth of adding one array to another, both together as large as parameters, gradients and moments. A
-step cannot begin its Adam before its products, so the floor is the sum; `over_floor` is ours over it.
+step cannot begin its Adam before its products, so the floor is the sum; `over_floor` is ours over it. On a GPU each is
+timed as a CUDA graph of many, in which starting a kernel takes no time of the processor.
 
     python -m tools.bench roofline --shapes tcga10 --batches 32
     python -m tools.bench roofline --precisions fp32 bf16
@@ -21,13 +22,14 @@ from torch.nn import functional as F
 from tools.bench import counts, options
 from tools.bench.apart import apart
 from tools.bench.counts import Product
-from tools.bench.measure import Row, Watch, interleaved, repeated, side_by_side
+from tools.bench.measure import TURN_S, Row, Watch, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
 from tools.bench.step import SIDES
 
 ADAM_BYTES = 28  # float32: parameter and two moments read and written, gradient read
 ADD_BYTES = 12  # of each number added in place: two read, one written
 PRODUCT_TURN_S = 0.02
+IN_A_GRAPH = 50  # on a GPU: a graph takes some microseconds to start, whatever it holds
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +76,30 @@ def products_ms(setting: Setting, *, turns: int) -> float:
 def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
     """Median milliseconds of one product."""
     dtype = setting.lower if product.lower and setting.lower else torch.float32
-    works = {"product": repeated(taking(product, setting.device, dtype))}
-    return interleaved(works, turns=turns, device=setting.device, turn_s=PRODUCT_TURN_S).median_ms("product")
+    return floor_ms(taking(product, setting.device, dtype), setting.device, turns=turns, turn_s=PRODUCT_TURN_S)
+
+
+def floor_ms(step: Callable[[], object], device: torch.device, *, turns: int, turn_s: float = TURN_S) -> float:
+    """Median milliseconds of a step; on a GPU without what it costs to start it."""
+    held, times = (recorded(step, times=IN_A_GRAPH), IN_A_GRAPH) if device.type == "cuda" else (step, 1)
+    return interleaved({"it": repeated(held)}, turns=turns, device=device, turn_s=turn_s).median_ms("it") / times
+
+
+def recorded(step: Callable[[], object], *, times: int) -> Callable[[], None]:
+    """A step, so many times, as one CUDA graph."""
+    around, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    aside.wait_stream(around)
+    with torch.cuda.stream(aside):
+        step()  # here libraries allocate what they need once
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=aside):
+        for _ in range(times):
+            step()
+
+    def replay(_: object = step) -> None:  # which has the memory that the graph reads
+        graph.replay()
+
+    return replay
 
 
 def taking(product: Product, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
@@ -96,5 +120,4 @@ def bytes_per_ms(setting: Setting, *, turns: int) -> float:
     """Bytes per millisecond of adding in place, where the numbers are as many as Adam has to do with."""
     several = 2 * counts.parameters(setting.case.shape)
     a, b = torch.ones(2, several, device=setting.device)
-    found = interleaved({"add": repeated(partial(a.add_, b))}, turns=turns, device=setting.device)
-    return ADD_BYTES * several / found.median_ms("add")
+    return ADD_BYTES * several / floor_ms(partial(a.add_, b), setting.device, turns=turns)

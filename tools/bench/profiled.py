@@ -1,0 +1,109 @@
+"""Which operators the time of our step goes to, and which groups of them. Ours only.
+
+Each setting gives a row for each group (its operator is `all`), then rows of the operators that take most. `ms` and
+`calls` are of one step: an operator's own time, without those that it calls, on the processor or, on a GPU, of its
+kernels there. `share` is of all of them. The profiler itself takes some microseconds of every call on a processor, so
+that small shapes look worse than they are: read shares, and take times from `step`.
+
+    python -m tools.bench profile --shapes intersim --batches 32
+    python -m tools.bench profile --shapes tcga10 --batches 32 --precisions fp32 bf16 --replicates 8 --top 30
+    python -m tools.bench profile --device cuda --json
+"""
+
+import argparse
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch.autograd.profiler_util import FunctionEventAvg
+from torch.profiler import ProfilerActivity, profile
+
+from tools.bench import options, ours
+from tools.bench.measure import Row
+from tools.bench.shapes import Setting
+
+WARM_UP = 3  # steps
+GROUPS = {  # those that compute; what only calls them (`linear`, `to`) is in `other`, or calls would count twice
+    "products": "mm addmm addmm_ bmm baddbmm",
+    "normalisation": "native_batch_norm native_batch_norm_backward cudnn_batch_norm cudnn_batch_norm_backward",
+    "optimiser": "_fused_adam_ _foreach_add_ _foreach_sub_ _amp_update_scale_"
+    " _amp_foreach_non_finite_check_and_unscale_",
+    "elementwise": "add add_ sub sub_ rsub mul mul_ div div_ neg abs exp expm1 log pow sqrt rsqrt reciprocal"
+    " addcmul addcmul_ addcdiv_ where clamp_min leaky_relu leaky_relu_backward softplus softplus_backward"
+    " eq ne ge gt le lt bitwise_and bitwise_not logical_not",
+    "copies": "copy_ cat clone fill_ zero_ index_select index index_copy_ gather",
+}
+GROUP_OF = {f"aten::{name}": group for group, names in GROUPS.items() for name in names.split()}
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What an operator takes of one step."""
+
+    operator: str
+    calls: float
+    ms: float
+
+    @property
+    def group(self) -> str:
+        """The key of ``GROUPS`` that names it; what the optimiser does around its operators counts as optimiser."""
+        return "optimiser" if self.operator.startswith("Optimizer.") else GROUP_OF.get(self.operator, "other")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Shapes, replicates, and how much is shown."""
+    options.of_shapes(parser)
+    options.of_settings(parser)
+    parser.add_argument("--replicates", nargs="+", type=options.positive, default=[1], help="in a stack")
+    parser.add_argument("--steps", type=options.positive, default=5, help="that are profiled; 5")
+    parser.add_argument("--top", type=options.positive, default=15, help="operators that are shown; 15")
+
+
+def rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """Rows of groups, then of operators, for every setting and size of a stack."""
+    for setting in options.settings(asked):
+        for replicates in asked.replicates:
+            found = spent(setting, replicates=replicates, steps=asked.steps)
+            for row in shares(found, top=asked.top):
+                yield setting.columns() | {"replicates": replicates} | row
+
+
+def shares(found: Sequence[Spent], *, top: int) -> Iterator[Row]:
+    """Groups, then the ``top`` operators, each by falling time."""
+    whole = sum(one.ms for one in found) or 1.0
+    ms, calls = Counter[str](), Counter[str]()
+    for one in found:
+        ms[one.group] += one.ms  # type: ignore[assignment]
+        calls[one.group] += one.calls  # type: ignore[assignment]
+    for group, taken in ms.most_common():
+        yield {"group": group, "operator": "all", "calls": calls[group], "ms": taken, "share": taken / whole}
+    for one in sorted(found, key=lambda one: -one.ms)[:top]:
+        yield {"group": one.group, **vars(one), "share": one.ms / whole}
+
+
+def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:
+    """Every operator of a step in motion."""
+    training = ours.Training(setting, replicates=replicates)
+    step = partial(training.learn_unrecorded, ours.random_batch(setting, replicates=replicates))
+    for _ in range(WARM_UP):
+        step()
+    on_gpu = setting.device.type == "cuda"
+    events = profiled(step, steps, on_gpu=on_gpu)
+    times = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    return [Spent(str(event.key), event.count / steps, getattr(event, times) / steps / 1e3) for event in events]
+
+
+def profiled(step: Callable[[], object], steps: int, *, on_gpu: bool) -> list[FunctionEventAvg]:
+    """The operators of so many steps.
+
+    A GPU's kernels have entries of their own beside the operators that start them, and would be counted twice.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with profile(activities=activities) as profiler:
+        for _ in range(steps):
+            step()
+        if on_gpu:
+            torch.cuda.synchronize()
+    return [event for event in profiler.key_averages() if event.device_type.name == "CPU"]
