@@ -8,7 +8,7 @@ A layer is called for its value outside training. In training ``trained`` return
 batch and the function that takes gradients back; ``model.nodes`` makes of it a node of the graph.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import sqrt
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from modis_dist.world import ALONE, World
 _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default
 
-Gradients = list[Tensor | None]  # of parameters
+Gradients = Sequence[Tensor | None]  # of parameters
 Linear = Callable[[Tensor], Tensor]
 Back = Callable[..., tuple[Any, Gradients]]
 """From a gradient [*r b o] to that of the input [*r b i], where ``wanted``, and those of the layer's parameters, where
@@ -94,7 +94,7 @@ class StackedLinear(nn.Module):
 
     def gradients(
         self, gradient: Float[Tensor, "*r b o"], x: Float[Tensor, "*r b i"], *, of_bias: Tensor | None = None
-    ) -> Gradients:
+    ) -> list[Tensor]:
         """Those of weight and bias; the latter from ``of_bias`` [*r b o], where other rows count for it."""
         of_weight, of_bias = times(gradient.mT, x), (gradient if of_bias is None else of_bias).sum(-2)
         if of_weight.dim() == 2:

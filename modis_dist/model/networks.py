@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modis_dist.model.layers import Hidden, Linear, StackedLinear, flat
-from modis_dist.model.nodes import Network, with_gradient
+from modis_dist.model.nodes import Network
 from modis_dist.world import ALONE, World
 
 
@@ -146,7 +146,7 @@ class Discriminator(nn.Module):
         self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
     ) -> tuple[Judgement, Float[Tensor, "r n l"]]:
         """The same, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``."""
-        *judged, gradient = with_gradient([*self.trunk], [self.modality, self.label], z, signs)
+        *judged, gradient = self._judging.with_gradient(z, signs)
         return Judgement(*judged), gradient
 
 

@@ -39,20 +39,14 @@ class Network:
         found: tuple[Tensor, ...] = _Trained.apply(x, self, *self.parameters)  # type: ignore[no-untyped-call]
         return found
 
+    def with_gradient(self, x: Float[Tensor, "r b i"], cotangent: Float[Tensor, "r b k"]) -> tuple[Tensor, ...]:
+        """The same of layers without normalisation; last, the gradient at ``x`` [r b i], given that of the first head.
 
-def with_gradient(
-    trunk: Sequence[Hidden],
-    heads: Sequence[StackedLinear],
-    z: Float[Tensor, "r b l"],
-    cotangent: Float[Tensor, "r b k"],
-) -> tuple[Tensor, ...]:
-    """What the trunk returns, and each head; last, the first head's gradient at ``z`` [r b l], given one of its logits.
-
-    Parameters learn from all of them at once: in every layer the rows of both ways make one product.
-    """
-    parameters = [p for layer in (*trunk, *heads) for p in layer.parameters()]
-    found: tuple[Tensor, ...] = _WithGradient.apply(z, cotangent, trunk, heads, *parameters)  # type: ignore[no-untyped-call]
-    return found
+        ``x`` itself learns nothing. Parameters learn from all that is returned, at once: in every layer the rows of
+        both ways make one product.
+        """
+        found: tuple[Tensor, ...] = _WithGradient.apply(x, cotangent, self, *self.parameters)  # type: ignore[no-untyped-call]
+        return found
 
 
 def pulled(gradient: Float[Tensor, "r b o"], pull: Linear, push: Linear) -> Float[Tensor, "r b i"]:
@@ -76,7 +70,8 @@ class _Trained(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_last: Tensor, *of_heads: Tensor) -> tuple[Tensor | None, ...]:
-        gradient, own = flat(of_last), []
+        own: list[Tensor | None] = []
+        gradient = flat(of_last)
         for back, of_head in zip(ctx.tops, of_heads, strict=True):
             given, found = back(flat(of_head), learning=ctx.learning)
             gradient = gradient + given
@@ -84,52 +79,48 @@ class _Trained(torch.autograd.Function):
         for place in reversed(range(len(ctx.backs))):
             wanted = place > 0 or ctx.needs_input_grad[0]
             gradient, found = ctx.backs[place](gradient, wanted=wanted, learning=ctx.learning)
-            own = found + own
+            own = [*found, *own]
         return (gradient if gradient is None else _stacked(gradient, like=of_last), None, *own)
 
 
 class _WithGradient(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        z: Tensor,
-        cotangent: Tensor,
-        trunk: Sequence[Hidden],
-        heads: Sequence[StackedLinear],
-        *parameters: nn.Parameter,
-    ) -> tuple[Tensor, ...]:
-        del parameters  # arguments only so that gradients are asked for
-        affines = [layer.linear.affine(z.dtype) for layer in trunk]
-        tops = [head.affine(z.dtype) for head in heads]
-        rows, down = [flat(z)], [flat(cotangent)]
-        for layer, affine in zip(trunk, affines, strict=True):
+    def forward(ctx: Any, x: Tensor, cotangent: Tensor, network: Network, *_: nn.Parameter) -> tuple[Tensor, ...]:
+        layers = [layer for layer in network.layers if isinstance(layer, Hidden) and layer.norm is None]
+        assert len(layers) == len(network.layers)
+        affines = [layer.linear.affine(x.dtype) for layer in layers]
+        tops = [head.affine(x.dtype) for head in network.heads]
+        rows, down = [flat(x)], [flat(cotangent)]
+        for layer, affine in zip(layers, affines, strict=True):
             rows.append(F.leaky_relu_(affine(rows[-1]), layer.slope))
         gradient = tops[0].pull(down[0])
-        for layer, affine, h in zip(reversed(trunk), reversed(affines), reversed(rows), strict=False):
+        for layer, affine, h in zip(layers[::-1], affines[::-1], rows[:0:-1], strict=True):
             down.append(layer.bent(gradient, h))
             gradient = affine.pull(down[-1])
-        ctx.held = trunk, heads, affines, tops, rows, down[::-1]
-        return tuple(_stacked(part, like=z) for part in (rows[-1], *(top(rows[-1]) for top in tops), gradient))
+        ctx.held = layers, network.heads, affines, tops, rows, down[::-1]
+        return tuple(_stacked(part, like=x) for part in (rows[-1], *(top(rows[-1]) for top in tops), gradient))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_last: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        trunk, heads, affines, tops, rows, down = ctx.held
+        layers, heads, affines, tops, rows, down = ctx.held
         *of_heads, of_gradient = map(flat, others)
-        up = [of_gradient]  # what changes the gradient, carried forwards: the gradient's own derivative
-        for layer, affine, h in zip(trunk, affines, rows[1:], strict=True):
+        up = [of_gradient]  # carried forwards: what the gradient's own derivative is made of
+        for layer, affine, h in zip(layers, affines, rows[1:], strict=True):
             up.append(layer.bent(affine.push(up[-1]), h))
-        own = [part for head, given in zip(heads, of_heads, strict=True) for part in head.gradients(given, rows[-1])]
-        own[0] = own[0] + times(down[-1].mT, up[-1]).view_as(own[0])
+        own: list[Tensor] = []
         gradient = flat(of_last)
-        for top, given in zip(tops, of_heads, strict=True):
+        for head, top, given in zip(heads, tops, of_heads, strict=True):
+            own += head.gradients(given, rows[-1])
             gradient = gradient + top.pull(given)
-        for place in reversed(range(len(trunk))):
-            given = trunk[place].bent(gradient, rows[place + 1])
+        own[0] = own[0] + times(down[-1].mT, up[-1]).view_as(own[0])
+        for place in reversed(range(len(affines))):
+            layer = layers[place]
+            given = layer.bent(gradient, rows[place + 1])
             both = torch.cat([given, down[place]], -2), torch.cat([rows[place], up[place]], -2)
-            own = trunk[place].linear.gradients(*both, of_bias=given) + own
+            own = layer.linear.gradients(*both, of_bias=given) + own
             gradient = affines[place].pull(given) if place else gradient
-        return (None, None, None, None, *own)
+        return (None, None, None, *own)
 
 
 class _Pulled(torch.autograd.Function):
