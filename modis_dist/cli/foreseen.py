@@ -26,10 +26,14 @@ def foreseen(
     threads: int,
     start_s: float,
     gpu: bool | None = None,
+    memory: int | None = None,
+    temporary: Path | None = None,
 ) -> dict[str, Any]:
     """What is left to do in a place and about what it costs, as plain values; results are to go to a folder.
 
     ``gpu`` says whether nodes elsewhere, on which it will be trained, have GPUs; None where it is trained here.
+    ``memory`` is what such a node has, in bytes, where that is known; ``temporary`` the folder for features that are
+    kept on a disk, where it is one of this machine.
     """
     from functools import partial
 
@@ -45,7 +49,8 @@ def foreseen(
     search, again = unfinished(place, planned.packs()), refits(planned)
     first = first_round(planned)  # as large as those whose configurations are not known yet
     found, later, of_round = (cost(packs, _sizes(planned, packs)) for packs in (search, again, first))
-    memories = [_memory(planned, packs, on_gpu=bool(on_gpu)) for packs in (search, again)]
+    memories = [_memory(planned, packs, on_gpu=bool(on_gpu), limit=memory) for packs in (search, again)]
+    kept = [_on_disk(planned, packs, limit=memory) for packs in (search, again, first)]
     listed = listed_trials(planned, place)
     refit_s = wall_seconds(later, slots=refit_slots)
     seconds = wall_seconds(found, slots=slots) + refit_s + planned.to_come * wall_seconds(of_round, slots=slots)
@@ -54,8 +59,8 @@ def foreseen(
         "trials": len(listed),
         "done": sum(trial["done"] for trial in listed),
         "list": listed,
-        "packs": as_rows(search, found, memories[0]),
-        "refit_packs": as_rows(again, later, memories[1]),
+        "packs": as_rows(search, found, memories[0], kept[0]),
+        "refit_packs": as_rows(again, later, memories[1], kept[1]),
         "slots": slots,
         "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
         "seconds": seconds + start_s,
@@ -63,7 +68,19 @@ def foreseen(
         "pack_seconds": sum(c.seconds for c in found + later) + planned.to_come * sum(c.seconds for c in of_round),
         "bytes": disk_bytes(found + later, slots=slots) + round(planned.to_come * sum(cost.bytes for cost in of_round)),
         "measured_on": torch.cuda.get_device_name() if here else "this machine's processor",
-    }
+    } | _scratch(kept, slots=(slots, refit_slots, slots), temporary=temporary)
+
+
+def _scratch(kept: "Sequence[list[int]]", *, slots: "Sequence[int]", temporary: Path | None) -> dict[str, Any]:
+    """Of stages with packs that keep so many bytes of features on a disk: the most at once, and whether they fit."""
+    from modis_dist.data.arrays import little_room
+    from modis_dist.sweep.estimate import at_once
+
+    most = max(at_once(sizes, slots=count) for sizes, count in zip(kept, slots, strict=True))
+    problem = little_room(most) if most and temporary else None
+    if problem and little_room(max(max(sizes, default=0) for sizes in kept)) is None:
+        problem += "; or train fewer packs at once (sweep.resources), of which one alone has room"
+    return {"scratch": most, "scratch_folder": str(temporary) if temporary else None, "scratch_problem": problem}
 
 
 def _sizes(planned: "Plan", packs: "Sequence[Pack]") -> "list[Sizes]":
@@ -76,12 +93,18 @@ def _sizes(planned: "Plan", packs: "Sequence[Pack]") -> "list[Sizes]":
     return [Sizes(planned.shapes[name], planned.data[name]) for name in names]
 
 
-def _memory(planned: "Plan", packs: "Sequence[Pack]", *, on_gpu: bool) -> "list[Footprint]":
+def _memory(planned: "Plan", packs: "Sequence[Pack]", *, on_gpu: bool, limit: int | None) -> "list[Footprint]":
     from modis_dist.sweep import memory
 
     count = memory.on_gpu if on_gpu else memory.on_processor
     shapes = [held.shape for held in _sizes(planned, packs)]
-    return [count(pack, planned.store, shape) for pack, shape in zip(packs, shapes, strict=True)]
+    return [count(pack, planned.store, shape, limit=limit) for pack, shape in zip(packs, shapes, strict=True)]
+
+
+def _on_disk(planned: "Plan", packs: "Sequence[Pack]", *, limit: int | None) -> list[int]:
+    from modis_dist.sweep.memory import on_disk
+
+    return [on_disk(pack, planned.store, planned.selection_of, limit=limit) for pack in packs]
 
 
 def listed_trials(planned: "Plan", place: Path) -> list[dict[str, Any]]:
@@ -125,6 +148,21 @@ def print_plan(plain: dict[str, Any]) -> None:
         soft_wrap=True,
         markup=False,
     )
+    if plain["scratch"]:
+        console.print(_features_on_disk(plain), soft_wrap=True, markup=False)
+
+
+def _features_on_disk(plain: dict[str, Any]) -> str:
+    """How much room features take in the temporary folder, and whether it has that."""
+    from modis_dist.cli.display import size
+
+    if plain["scratch_problem"]:
+        return f"note: {plain['scratch_problem']}"
+    most = f"{size(plain['scratch'])} of features are kept on a disk at once"
+    if plain["scratch_folder"]:
+        return f"{most}, in {plain['scratch_folder']} (TMPDIR), which has room for them."
+    one = size(max(row["scratch"] for row in [*plain["packs"], *plain["refit_packs"]]))
+    return f"{most}, up to {one} for a pack in the temporary folder of its node; its room cannot be seen from here."
 
 
 def _trials(plain: dict[str, Any]) -> "Table":
@@ -148,13 +186,16 @@ def _packs(plain: dict[str, Any]) -> "Table":
 
     on_gpu = any(row["gpu_memory"] for row in plain["packs"])
     table = empty("packs")
-    numbers(table, "trials", "steps", "time", "saving", "memory", *["GPU"] * on_gpu, "disk")
+    kept = any(row["scratch"] for row in [*plain["packs"], *plain["refit_packs"]])
+    numbers(table, "trials", "steps", "time", "saving", "memory", *["GPU"] * on_gpu, "disk", *["features"] * kept)
     alike: dict[tuple[str, ...], int] = {}
     for stage, rows in (("search", plain["packs"]), ("refit", plain["refit_packs"])):
         for row in rows:
             cells = [str(row["trials"]), f"{row['steps']:,}", duration(row["seconds"]), duration(row["saving_s"])]
-            cells += [size(row[key]) for key in ("memory", *["gpu_memory"] * on_gpu, "bytes")]
+            sizes = ("memory", *["gpu_memory"] * on_gpu, "bytes", *["scratch"] * kept)
+            cells += [size(row[key]) for key in sizes]
             alike[stage, *cells] = alike.get((stage, *cells), 0) + 1
     for (stage, *cells), count in alike.items():
         add(table, f"{count}, the refit" if stage == "refit" else str(count), *cells)
-    return finished(table, "saving: of the time, that of its checkpoints; memory: counted from sizes, not measured")
+    note = "saving: of the time, that of its checkpoints; memory: counted from sizes, not measured"
+    return finished(table, f"{note}; features: on a disk while it is trained" if kept else note)

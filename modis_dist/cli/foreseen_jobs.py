@@ -25,6 +25,7 @@ def foresee(
 
     from modis_dist.cli.foreseen import foreseen
     from modis_dist.cli.tune import planning_place
+    from modis_dist.launch.jobs.room import memory_of
     from modis_dist.launch.jobs.submission import scripts_of, slots_of
     from modis_dist.sweep.plan import plan
 
@@ -41,6 +42,7 @@ def foresee(
             threads=min(wanted.sweep.resources.cpus or site.cpus, site.cpus),
             start_s=0.0,
             gpu=site.gpus > 0,
+            memory=memory_of(site),
         )
         plain["form"], plain["why"] = form, why
         plain["scripts"] = scripts_of(planned, site, form=form, out=folder)

@@ -70,6 +70,7 @@ def tune(
                     refit_slots=slots,
                     threads=executor.threads,
                     start_s=start_s,
+                    temporary=None if ray else Path(tempfile.gettempdir()),
                 )
                 print_json(plain) if as_json else print_plan(plain)
             return

@@ -23,6 +23,7 @@ from modis_dist.data.source import (
     refuse_lossy_integers,
 )
 from modis_dist.data.store import META
+from modis_dist.data.turned import by_rows, column_slices
 from modis_dist.errors import DataError, nearest, shown
 
 if TYPE_CHECKING:
@@ -84,16 +85,37 @@ def _matrix(group: Any) -> Any:
     return held if hasattr(held, "shape") else sparse_dataset(held)
 
 
-def _pieces(path: Path, group: str, names: tuple[str, ...], where: str, _scratch: Path) -> Iterator[Piece]:
+def _pieces(path: Path, group: str, names: tuple[str, ...], where: str, scratch: Path) -> Iterator[Piece]:
     with _opened(path) as file:
         meta = _meta(file, group, where)
         matrix = _matrix(file[group])
         rows, step = len(meta["label"]), piece_rows(len(names))
-        for start in range(0, rows, step):
-            found = matrix[start : start + step]
-            x = found if isinstance(found, np.ndarray) else found.toarray()
+        read = partial(_by_columns, scratch=scratch) if getattr(matrix, "format", "") == "csc" else _by_rows
+        for start, x in read(matrix, names, where, rows=rows, step=step):
             held = {name: values[start : start + len(x)] for name, values in meta.items()}
-            yield Piece(held, _numbers(x, names, where, first_row=start + 1), start + len(x), rows)
+            yield Piece(held, x, start + len(x), rows)
+
+
+def _by_rows(
+    matrix: Any, names: tuple[str, ...], where: str, *, rows: int, step: int
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Row offset and features of slices of ``step`` rows."""
+    for start in range(0, rows, step):
+        yield start, _numbers(_dense(matrix[start : start + step]), names, where, first_row=start + 1)
+
+
+def _by_columns(
+    matrix: Any, names: tuple[str, ...], where: str, *, rows: int, step: int, scratch: Path
+) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """The same of a sparse matrix by columns, of which every slice of rows would read the whole."""
+    columns = column_slices(rows, len(names))
+    blocks = (_numbers(_dense(matrix[:, place]), names[place], where, first_row=1) for place in columns)
+    return by_rows(blocks, columns, rows=rows, step=step, scratch=scratch)
+
+
+def _dense(found: Any) -> NDArray[Any]:
+    dense: NDArray[Any] = found if isinstance(found, np.ndarray) else found.toarray()
+    return dense
 
 
 def _meta(file: Any, group: str, where: str) -> dict[str, list[object]]:

@@ -112,13 +112,18 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
 
 def refuse_little_room(needed: int) -> None:
     """Raise ``DataError`` where the temporary folder has not so many bytes to give, or is no disk but memory."""
+    if (problem := little_room(needed)) is not None:
+        raise DataError(problem)
+
+
+def little_room(needed: int) -> str | None:
+    """Why so many bytes of features cannot be kept in the temporary folder, and what to do; None where they can."""
     folder = Path(tempfile.gettempdir())
     where = f"{shown(str(folder))}: {needed / 1e9:.1f} GB of features are to be kept there"
     if _file_system(folder) in IN_MEMORY_TOO:
-        raise DataError(f"{where}, and it lies in memory itself; {ADVICE}")
+        return f"{where}, and it lies in memory itself; {ADVICE}"
     free = psutil.disk_usage(str(folder)).free
-    if free < needed:
-        raise DataError(f"{where}, and {free / 1e9:.1f} GB are free; {ADVICE}")
+    return None if free >= needed else f"{where}, and {free / 1e9:.1f} GB are free; {ADVICE}"
 
 
 def _file_system(folder: Path) -> str:

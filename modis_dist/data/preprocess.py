@@ -7,6 +7,7 @@ the end. It must not know which rows are training rows, nor where the features c
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
 from modis_dist.data.arrays import Matrix, Place, filled, slices
+from modis_dist.data.components import leading
 from modis_dist.data.index import Features
 from modis_dist.errors import DataError, shown
 
@@ -21,6 +23,7 @@ Block = NDArray[np.float64]
 
 VALUES_FOR_MEDIANS = 1 << 26  # 512 MiB of float64 at once: all rows are gone through for each part of the features
 VALUES_FOR_FULL_PCA = 1 << 24  # above, `auto` is incremental: the full solver needs all values, several times
+VALUES_FOR_RANDOMIZED_PCA = 1 << 26  # above, rows are gone through again and again; 1 GiB, for all are held twice
 STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance", "pca"})
 
 
@@ -276,10 +279,14 @@ def _most_variable(step: Variance, before: Pipeline, x: Matrix) -> Fitted:
 
 
 def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
-    """Signs are settled by scikit-learn: the largest loading of every component is positive."""
+    """The largest loading of every component is positive, as scikit-learn settles it."""
     rows, features = len(x), len(before.features_out)
     _refuse_components(step, before.modality, rows=rows, features=features)
     _refuse_missing(before, x)
+    if step.solver == "randomized" and rows * features > VALUES_FOR_RANDOMIZED_PCA:
+        shape, blocks = (rows, features), partial(_blocks, before, x)
+        mean, components = leading(blocks, shape, components=step.components, seed=step.seed)
+        return Fitted("pca", {"mean": mean, "components": components})
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
     model = (_incremental_pca if incremental else _pca_at_once)(step, before, x)
     return Fitted("pca", {"mean": model.mean_, "components": model.components_})
@@ -362,7 +369,9 @@ def _refuse_missing(pipeline: Pipeline, x: Matrix) -> None:
 
 def _rows_where(test: Callable[[Any], NDArray[np.bool_]], blocks: Iterator[NDArray[Any]]) -> NDArray[np.int64]:
     """Rows per feature for which the test holds, shape [features]."""
-    counts: NDArray[np.int64] = np.sum([test(block).sum(axis=0) for block in blocks], axis=0, dtype=np.int64)
+    counts: NDArray[np.int64] = test(next(blocks)).sum(axis=0, dtype=np.int64)
+    for block in blocks:  # one after the other: counts of all blocks at once are many where features are
+        counts += test(block).sum(axis=0)
     return counts
 
 

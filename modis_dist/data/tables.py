@@ -3,7 +3,6 @@
 import csv as text_csv
 import gzip
 import re
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -25,12 +24,12 @@ from modis_dist.data.source import (
     refuse_lossy_integers,
 )
 from modis_dist.data.store import META
-from modis_dist.data.writer import writing
+from modis_dist.data.turned import by_rows, column_slices
 from modis_dist.errors import DataError, shown
 
 WHOLE_GROUP_BYTES = 128 << 20  # a row group that takes less as float32 is read at once
-COLUMN_BLOCK_BYTES = 64 << 20
 TEXT_BLOCK_BYTES = 4 << 20
+WIDE_BLOCK_BYTES = 64 << 20  # of wide tables, of which every block costs time for every column
 _CELL = re.compile(r"In CSV column #(\d+): Row #(\d+): CSV conversion error to \w+: (.*)", re.DOTALL)
 _LINE = re.compile(r"CSV parse error: Row #(\d+): (Expected \d+ columns, got \d+)")
 _INDEX_COLUMN = re.compile(r"Unnamed: \d+|__index_level_\d+__")
@@ -108,22 +107,13 @@ def _at_once(
 def _by_columns(
     file: pq.ParquetFile, group: int, names: Sequence[str], where: str, *, step: int, first_row: int, scratch: Path
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The same for a row group too large to hold: its columns go through an unnamed file on disk, block by block."""
+    """The same for a row group too large to hold: its columns go through the disk, block by block."""
     rows = file.metadata.row_group(group).num_rows
-    width = max(1, COLUMN_BLOCK_BYTES // (4 * rows))
-    blocks = [names[first : first + width] for first in range(0, len(names), width)]
-    with tempfile.TemporaryFile(dir=scratch) as on_disk:
-        for block in blocks:
-            table = file.read_row_group(group, columns=list(block)).select(list(block))
-            with writing(scratch):
-                on_disk.write(_numbers(table, where, first_row=first_row).data)
-        for start in range(0, rows, step):
-            x = np.empty((min(step, rows - start), len(names)), dtype=np.float32)
-            for number, block in enumerate(blocks):
-                on_disk.seek(4 * (number * width * rows + start * len(block)))
-                found = np.fromfile(on_disk, np.float32, len(x) * len(block))
-                x[:, number * width : number * width + len(block)] = found.reshape(len(x), len(block))
-            yield start, x
+    columns = column_slices(rows, len(names))
+    parts = (list(names[place]) for place in columns)
+    tables = (file.read_row_group(group, columns=part).select(part) for part in parts)
+    blocks = (_numbers(table, where, first_row=first_row) for table in tables)
+    return by_rows(blocks, columns, rows=rows, step=step, scratch=scratch)
 
 
 def _numbers(table: pa.Table, where: str, *, first_row: int) -> NDArray[np.float32]:
@@ -179,22 +169,29 @@ def _text_pieces(path: Path, header: tuple[str, ...], where: str, delimiter: str
         with reading(where), pa.OSFile(str(path)) as raw:
             packed = path.name.lower().endswith(".gz")
             stream = pa.CompressedInputStream(raw, "gzip") if packed else raw
-            for batch in _text_batches(stream, header, delimiter):
-                x = _numbers_of_text(batch.select(names), where, first_row=row)
-                meta = {name: batch[name].to_pylist() for name in present}
+            for part in _parts(_text_batches(stream, header, delimiter), rows=piece_rows(len(names))):
+                x = _numbers_of_text(part.select(names), where, first_row=row)
+                meta = {name: part[name].to_pylist() for name in present}
                 yield Piece(meta, x, raw.tell(), total)
                 row += len(x)
     except DataError as error:
         raise _located(error, header, where) from error
 
 
+def _parts(batches: Iterator[pa.RecordBatch], *, rows: int) -> Iterator[pa.RecordBatch]:
+    """So many rows at most: as numbers, of which several copies are made, short text takes many times its size."""
+    for batch in batches:
+        yield from (batch.slice(start, rows) for start in range(0, batch.num_rows, rows))
+
+
 def _text_batches(stream: pa.NativeFile, header: tuple[str, ...], delimiter: str) -> Iterator[pa.RecordBatch]:
     types = {name: pa.string() if name in META else pa.float64() for name in header}
-    longest = 64 * sum(len(name) + 1 for name in header)  # a block holds a line
+    wide = min(64 * sum(len(name) + 1 for name in header), WIDE_BLOCK_BYTES)
+    longest = 64 * len(header)  # of a line, which a block must hold
     return iter(
         pa.csv.open_csv(
             stream,
-            read_options=pa.csv.ReadOptions(use_threads=False, block_size=max(TEXT_BLOCK_BYTES, longest)),
+            read_options=pa.csv.ReadOptions(use_threads=False, block_size=max(TEXT_BLOCK_BYTES, wide, longest)),
             parse_options=pa.csv.ParseOptions(delimiter=delimiter),
             convert_options=pa.csv.ConvertOptions(column_types=types, strings_can_be_null=True),
         )

@@ -280,12 +280,19 @@ def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights
 
 def disk_bytes(found: Sequence[Cost], *, slots: int) -> int:
     """The most that is on the disk at once: what stays, and the largest packs in training."""
-    return sum(cost.bytes for cost in found) + sum(sorted((cost.passing for cost in found), reverse=True)[:slots])
+    return sum(cost.bytes for cost in found) + at_once([cost.passing for cost in found], slots=slots)
 
 
-def as_rows(packs: Sequence[Pack], found: Sequence[Cost], memories: Sequence[Footprint]) -> list[dict[str, Any]]:
+def at_once(sizes: Sequence[int], *, slots: int) -> int:
+    """The most that packs of such sizes take together, so many of them side by side."""
+    return sum(sorted(sizes, reverse=True)[:slots])
+
+
+def as_rows(
+    packs: Sequence[Pack], found: Sequence[Cost], memories: Sequence[Footprint], scratch: Sequence[int]
+) -> list[dict[str, Any]]:
     """Plain values for a table or JSON."""
     return [
-        {"pack": pack.id, "memory": memory.host, "gpu_memory": memory.gpu} | asdict(cost)
-        for pack, cost, memory in zip(packs, found, memories, strict=True)
+        {"pack": pack.id, "memory": memory.host, "gpu_memory": memory.gpu, "scratch": kept} | asdict(cost)
+        for pack, cost, memory, kept in zip(packs, found, memories, scratch, strict=True)
     ]

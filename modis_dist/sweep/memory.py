@@ -28,7 +28,7 @@ from modis_dist.train import processor
 from modis_dist.train.captured import WARM_UP
 from modis_dist.train.placement import memory_limit, place_of
 from modis_dist.train.ports import NullReporter
-from modis_dist.train.prepare import build_shape
+from modis_dist.train.prepare import SelectionOf, build_shape, data_key, kept_bytes, row_counts
 
 STEPS = WARM_UP + 2  # that are tried; a recorded one takes memory of its own
 MARGIN = 1.25  # of what was measured, for validation and judging
@@ -170,23 +170,42 @@ def rough(pack: Pack, store: Store) -> int:
     return on_processor(pack, store, _shape(pack, store)).host
 
 
-def on_processor(pack: Pack, store: Store, shape: Shape) -> Footprint:
-    """What a pack of networks of a shape takes where it is trained without a GPU, counted from its sizes."""
+def on_processor(pack: Pack, store: Store, shape: Shape, *, limit: int | None = None) -> Footprint:
+    """What a pack of networks of a shape takes where it is trained without a GPU, counted from its sizes.
+
+    ``limit``: bytes of memory that it has there; None on this machine.
+    """
     model = model_bytes(shape, replicates=len(pack.trials))
-    data = sum(_data(pack, store, shape)) if _in_memory(pack, store) else 0
+    data = sum(_data(pack, store, shape)) if _in_memory(pack, store, limit) else 0
     return Footprint(PROCESS + data + COPIES_OF_MODEL * model)
 
 
-def on_gpu(pack: Pack, store: Store, shape: Shape) -> Footprint:
+def on_gpu(pack: Pack, store: Store, shape: Shape, *, limit: int | None = None) -> Footprint:
     """The same where it is trained on a GPU; of the memory it needs what is read, and a checkpoint being written."""
     model, (read, ready, on_device) = model_bytes(shape, replicates=len(pack.trials)), _data(pack, store, shape)
-    data = read + ready if _in_memory(pack, store) else 0
+    data = read + ready if _in_memory(pack, store, limit) else 0
     return Footprint(PROCESS + data + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
 
 
-def _in_memory(pack: Pack, store: Store) -> bool:
+def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int | None = None) -> int:
+    """Bytes of features that a pack keeps in the temporary folder; 0 where it has them in memory.
+
+    It is what its workers ask for, all of them on one machine, before they begin.
+    """
+    if _in_memory(pack, store, limit):
+        return 0
+    features = {modality: len(store.features(modality)) for modality in _modalities(pack, store)}
+    kept = [
+        kept_bytes(run, row_counts(run, selection_of(run)), features, test=pack.judged_on == "test").values()
+        for run in {data_key(trial.run, ""): trial.run for trial in pack.trials}.values()
+    ]
+    for_baseline = max(max(sizes) for sizes in kept)
+    return pack.trials[0].run.trainer.workers * (sum(sum(sizes) for sizes in kept) + for_baseline)
+
+
+def _in_memory(pack: Pack, store: Store, limit: int | None) -> bool:
     """Whether its features are kept there, not on a disk."""
-    return place_of(pack.trials[0].run, store, kinds=kinds_of_data(pack)) == "memory"
+    return place_of(pack.trials[0].run, store, kinds=kinds_of_data(pack), limit=limit) == "memory"
 
 
 def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:

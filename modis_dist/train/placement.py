@@ -26,9 +26,13 @@ HOST = torch.device("cpu")
 # --- memory or disk -----------------------------------------------------------------------------------------
 
 
-def place_of(run: Run, store: Store, *, kinds: int = 1) -> Place:
-    """Where the features of trainings on so many ``kinds`` of data of a run's store are kept."""
-    return chosen_place(run.trainer.features_in, resident_bytes(run, store, kinds=kinds), limit=memory_limit())
+def place_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = None) -> Place:
+    """Where the features of trainings on so many ``kinds`` of data of a run's store are kept.
+
+    ``limit``: bytes of memory where they are trained; None on this machine.
+    """
+    needed = resident_bytes(run, store, kinds=kinds)
+    return chosen_place(run.trainer.features_in, needed, limit=memory_limit() if limit is None else limit)
 
 
 def chosen_place(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> Place:

@@ -44,10 +44,11 @@ class Selection:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows of each modality a run trains on, and validates on."""
+    """How many rows of each modality a run trains on, validates on and is tested on."""
 
     train: Mapping[str, int]
     validation: Mapping[str, int]
+    test: Mapping[str, int]
 
 
 SelectionOf = Callable[[Run], Selection]
@@ -157,11 +158,14 @@ def row_counts(run: Run, selection: Selection) -> RowCounts:
     """The sizes of a run's split, remembered: hundreds of trials share a few splits."""
     key = data_key(run, selection.fingerprint)
     if key not in selection.counted:
-        parts, chosen = training_rows(run, selection)
-        train = {modality: len(part.rows) for modality, part in chosen.items()}
-        validation = {modality: len(part.validation) for modality, part in parts.items()}
-        selection.counted[key] = RowCounts(train, validation)
+        selection.counted[key] = _counted(*training_rows(run, selection))
     return selection.counted[key]
+
+
+def _counted(parts: Mapping[str, Partition], chosen: Mapping[str, TrainingRows]) -> RowCounts:
+    train = {modality: len(part.rows) for modality, part in chosen.items()}
+    validation = {modality: len(part.validation) for modality, part in parts.items()}
+    return RowCounts(train, validation, {modality: len(part.test) for modality, part in parts.items()})
 
 
 def data_key(run: Run, fingerprint: str) -> str:
@@ -215,7 +219,10 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     parts, chosen = _rows(run, selection)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
     if cohort.place == "disk":
-        refuse_little_room(_bytes_kept(run, cohort, parts, chosen, test=test) * run.trainer.workers)
+        features = {modality: len(names) for modality, names in cohort.features.items()}
+        kept = kept_bytes(run, _counted(parts, chosen), features, test=test).values()
+        # The baseline standardises one modality after the other; every worker has its own features.
+        refuse_little_room((sum(kept) + max(kept)) * run.trainer.workers)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:
@@ -237,20 +244,14 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     )
 
 
-def _bytes_kept(
-    run: Run,
-    cohort: Cohort,
-    parts: Mapping[str, Partition],
-    chosen: Mapping[str, TrainingRows],
-    *,
-    test: bool,
-) -> int:
-    """Bytes of all prepared features, and of the largest modality once more, as the baseline standardises it."""
-    sizes = []
-    for modality, part in parts.items():
-        rows = len(chosen[modality].rows) + len(part.validation) + (len(part.test) if test else 0)
-        sizes.append(rows * _prepared_width(run.preprocess.steps(modality), len(cohort.features[modality])))
-    return BYTES_PER_VALUE * (sum(sizes) + max(sizes))
+def kept_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test: bool) -> dict[str, int]:
+    """Bytes of the prepared features of every modality, of which so many ``features`` are read."""
+    kept = {}
+    for modality, held_out in counts.validation.items():
+        rows = counts.train[modality] + held_out + (counts.test[modality] if test else 0)
+        width = _prepared_width(run.preprocess.steps(modality), features[modality])
+        kept[modality] = BYTES_PER_VALUE * rows * width
+    return kept
 
 
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:

@@ -3,13 +3,16 @@
 import json
 from itertools import product
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from modis_dist.cli import foreseen
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.errors import ConfigError
@@ -191,3 +194,31 @@ def test_a_study_for_gpus_elsewhere_is_foreseen_on_a_machine_without_one_and_ref
     assert plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps"] == there["packs"][0]["steps"]
     assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
     assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where_that_has_no_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), packing={"enabled": False}))
+    words = [study, "--out", str(tmp_path / "out"), *LARGE]
+    assert plan(capsys, *words)["scratch"] == 0, "they are in memory"
+    words += ["--set", "trainer.features_in=disk"]
+    told = plan(capsys, *words)
+    sizes = [row["scratch"] for row in told["packs"] + told["refit_packs"]]
+    assert len(sizes) == 5 and told["scratch"] == max(sizes) > min(sizes) > 0 and told["scratch_problem"] is None
+    for free, said in ((max(sizes), "(TMPDIR), which has room for them"), (1, "0.0 GB are free; set TMPDIR")):
+        monkeypatch.setattr(psutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert command(["tune", *words, "--dry-run"]) == 0
+        assert [said in line for line in capsys.readouterr().out.splitlines()].count(True) == 1
+
+
+@pytest.mark.parametrize(("free", "fewer"), [(40_000, None), (39_999, True), (29_999, False)])
+def test_packs_side_by_side_need_room_for_the_features_of_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fewer: bool | None
+) -> None:
+    monkeypatch.setattr(psutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    told = foreseen._scratch([[20_000, 7, 20_000, 5], [30_000], []], slots=(2, 1, 2), temporary=tmp_path)
+    assert told["scratch"] == 40_000 and (told["scratch_problem"] is None) is (fewer is None)
+    assert ("fewer packs at once" in (told["scratch_problem"] or "")) is bool(fewer)
+    elsewhere = foreseen._scratch([[20_000], [30_000], []], slots=(2, 1, 2), temporary=None)
+    assert elsewhere == {"scratch": 30_000, "scratch_folder": None, "scratch_problem": None}

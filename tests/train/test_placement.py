@@ -3,21 +3,25 @@
 import json
 import tempfile
 from dataclasses import replace
+from math import prod
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Run
+from modis_dist.data import arrays
 from modis_dist.data import writer as writer_module
 from modis_dist.data.arrays import Place
 from modis_dist.data.store import Store
 from modis_dist.errors import DataError
 from modis_dist.model.networks import Modis
-from modis_dist.sweep import single
-from modis_dist.sweep.memory import rough
+from modis_dist.sweep import execute, single
+from modis_dist.sweep.execute import Pack, kinds_of_data
+from modis_dist.sweep.memory import on_disk, rough
 from modis_dist.sweep.single import evaluate_folder, train_run
 from modis_dist.sweep.verify import differences
 from modis_dist.train import heldout as heldout_module
@@ -25,9 +29,10 @@ from modis_dist.train import loader as loader_module
 from modis_dist.train import placement
 from modis_dist.train.heldout import HeldOut
 from modis_dist.train.loader import Loader
+from modis_dist.train.outcome import Judged
 from modis_dist.train.placement import chosen_place, fits_beside_training, gathered, place_of, rows_at_once
 from modis_dist.train.ports import NeverStop, NullReporter
-from modis_dist.train.prepare import Prepared, load_cohort, prepare, shape
+from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
 from tests.sweep.test_memory import packs_of
 from tests.sweep.toy_study import study_here, write_store
 from tests.train import toy
@@ -116,6 +121,28 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
     in_memory = rough(pack, store)
     monkeypatch.setattr(placement, "memory_limit", lambda: 1000)
     assert (place_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
+
+
+@pytest.mark.parametrize("judged_on", ["validation", "test"])
+def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: Judged
+) -> None:
+    one, other, *_ = packs_of(store.path, tmp_path, trainer={"features_in": "disk"})
+    pack = Pack((*one.trials, *other.trials), judged_on)
+    asked: list[int] = []
+    written: list[int] = []
+    monkeypatch.setattr("modis_dist.train.prepare.refuse_little_room", asked.append)
+    monkeypatch.setattr(arrays, "_on_disk", lambda shape, _: written.append(4 * prod(shape)) or np.ones(shape, "f4"))
+    execute._members(pack, out=tmp_path, store=store.path)
+    of_fold = [sum(part) for part in np.split(np.array(written), 2)]
+    assert len(asked) == kinds_of_data(pack) == 2
+    of_baseline = [wanted - kept for wanted, kept in zip(asked, of_fold, strict=True)]
+    assert on_disk(pack, store, selections(store)) == sum(of_fold) + max(of_baseline)
+
+
+def test_where_features_are_kept_elsewhere_depends_on_the_memory_there(store: Store, tmp_path: Path) -> None:
+    pack, *_ = packs_of(store.path, tmp_path)
+    assert on_disk(pack, store, selections(store)) == 0 < on_disk(pack, store, selections(store), limit=1000)
 
 
 # --- the same batches and results ---------------------------------------------------------------------------

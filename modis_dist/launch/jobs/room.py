@@ -28,10 +28,15 @@ def room(planned: Plan, site: Site) -> list[Finding]:
     count = on_gpu if gpu else on_processor
 
     def takes(pack: Pack) -> Footprint:
-        return count(pack, planned.store, planned.shapes[pack.trials[0].id])
+        return count(pack, planned.store, planned.shapes[pack.trials[0].id], limit=memory_of(site))
 
     largest = max(packs, key=lambda pack: (takes(pack).host, takes(pack).gpu))
     return [_of_node(largest, takes, site), *([_of_gpu(largest, takes)] if gpu else [])]
+
+
+def memory_of(site: Site) -> int | None:
+    """Bytes that a job may have on a node; None where the profile does not say."""
+    return megabytes(site.memory) * 2**20 or None
 
 
 def refuse_if_too_large(findings: Sequence[Finding], study: Study) -> None:

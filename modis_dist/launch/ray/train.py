@@ -54,9 +54,37 @@ def on_ranks(
     often.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
+
+    config = {
+        "work": work,
+        "settings": dict(settings),
+        "folder": str(folder),
+        "record": str(record),
+        "threads": threads,
+    }
+    resources = {"CPU": threads, **({"GPU": gpus} if gpus else {})}
+    trainer = _trainer(
+        config,
+        ScalingConfig(num_workers=workers, use_gpu=gpus > 0, resources_per_worker=resources),
+        RunConfig(
+            name=secrets.token_hex(8), storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS)
+        ),
+    )
+    try:
+        outcome = trainer.fit().return_value
+    except TrainingFailedError as error:
+        raise RunFailed(_why(error)) from None
+    if outcome["refused"] is not None:
+        raise outcome["refused"]
+    value: T = outcome["value"]
+    return value
+
+
+def _trainer(config: Mapping[str, Any], scaling: Any, run: Any) -> Any:
+    """Ray's trainer of ``_rank`` without what nobody here needs."""
     from ray.train.backend import Backend
     from ray.train.torch import TorchConfig, TorchTrainer
-    from ray.train.v2.api.exceptions import TrainingFailedError
 
     class MeetingByThemselves(TorchConfig):  # type: ignore[misc]
         """Ray would have them meet at a port that is open to every machine."""
@@ -72,33 +100,13 @@ def on_ranks(
             made = super()._create_default_callbacks()
             return [one for one in made if type(one).__name__ not in NEEDLESS]
 
-    trainer = Trainer(
+    return Trainer(
         _rank,
-        train_loop_config={
-            "work": work,
-            "settings": dict(settings),
-            "folder": str(folder),
-            "record": str(record),
-            "threads": threads,
-        },
+        train_loop_config=config,
         torch_config=MeetingByThemselves(),
-        scaling_config=ScalingConfig(
-            num_workers=workers,
-            use_gpu=gpus > 0,
-            resources_per_worker={"CPU": threads, **({"GPU": gpus} if gpus else {})},
-        ),
-        run_config=RunConfig(
-            name=secrets.token_hex(8), storage_path=str(folder), failure_config=FailureConfig(max_failures=RESTARTS)
-        ),
+        scaling_config=scaling,
+        run_config=run,
     )
-    try:
-        outcome = trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise RunFailed(_why(error)) from None
-    if outcome["refused"] is not None:
-        raise outcome["refused"]
-    value: T = outcome["value"]
-    return value
 
 
 def _rank(config: Mapping[str, Any]) -> dict[str, Any]:

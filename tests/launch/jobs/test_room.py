@@ -50,6 +50,20 @@ def test_a_dry_run_tells_the_memory_of_every_pack_and_that_a_stack_of_fewer_tria
     assert found["level"] == "bad" and "or set sweep.packing.max_trials: 2" in found["advice"]
 
 
+@pytest.mark.usefixtures("slurm")
+def test_a_dry_run_tells_what_features_take_of_the_disk_of_nodes_whose_memory_is_too_small_for_them(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("modis_dist.train.placement.SHARE", 0.01)  # the toy data are small
+    kept = {}
+    for memory in ("2G", "1M"):
+        assert asked(tmp_path, store, "--dry-run", "--json", memory=memory) == 0
+        kept[memory] = json.loads(capsys.readouterr().out)["scratch"]
+    assert kept["2G"] == 0 < kept["1M"]
+    assert asked(tmp_path, store, "--dry-run", memory="1M") == 0
+    assert "in the temporary folder of its node; its room cannot be seen from here" in capsys.readouterr().out
+
+
 def test_what_a_pack_takes_of_a_gpu_is_told_and_too_much_for_a_small_one_is_a_warning(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
