@@ -31,7 +31,14 @@ class Packing(Section):
     """Trials that differ only in seed, fold, rows or loss weights are trained as one stack."""
 
     enabled: bool = item(True, "stack trials")
-    max_trials: int = item(8, "trials in a pack at most", unit="trials", ge=1, le=4096)
+    max_trials: int | None = item(
+        None,
+        "trials in a pack at most; by default 8, or so many that their networks have 1.7 GB together, which fits a GPU "
+        "of 16 GB. There small networks may gain from more",
+        unit="trials",
+        ge=1,
+        le=4096,
+    )
 
 
 class Mlflow(Section):

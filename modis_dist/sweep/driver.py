@@ -136,7 +136,7 @@ class _Sweep:
             self._planned.selection_of,
             earlier=earlier,
             done=partial(is_done, self._out),
-            packing=self._planned.study.sweep.packing,
+            most=self._planned.most,
             slots=self._executor.slots,
         )
 

@@ -175,7 +175,7 @@ def refits(planned: Plan) -> list[Pack]:
         first.setdefault((trial.condition, trial.replicate), trial)
     fingerprint = planned.manifest.fingerprint
     again = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in first.values())
-    packs = arrange(again, planned.selection_of, packing=planned.study.sweep.packing, slots=1)
+    packs = arrange(again, planned.selection_of, most=planned.most, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
 
 

@@ -1,7 +1,8 @@
 """Which trials are trained together as one stack.
 
 Trials that differ only in seed, fold, scenario and loss weights, and whose epochs have the same number of steps, are
-replicates of one stack. A stack is as large as allowed, but small enough that every core or GPU gets one.
+replicates of one stack. A stack is as large as allowed, but small enough that every core or GPU gets one. How large is
+counted, not timed: the same study is laid out in the same way whenever it is started.
 """
 
 from collections import defaultdict
@@ -19,16 +20,28 @@ SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may dif
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
-def arrange(
-    trials: Sequence[Trial], selection_of: SelectionOf, *, packing: Packing, slots: int
-) -> tuple[tuple[Trial, ...], ...]:
-    """The trials grouped into packs, at least ``slots`` of them where there are enough trials."""
+MOST = 8  # trials in a pack; measured by ``python -m tools.bench pack``: beyond it little is gained on a processor
+TOGETHER = 1_700_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
+
+
+def in_one_pack(packing: Packing, each: int) -> int:
+    """How many trials may be one pack, whose networks take so many bytes each."""
     if not packing.enabled:
-        return tuple((trial,) for trial in trials)
+        return 1
+    return packing.max_trials or max(1, min(MOST, TOGETHER // each))
+
+
+def arrange(
+    trials: Sequence[Trial], selection_of: SelectionOf, *, most: Callable[[Trial], int], slots: int
+) -> tuple[tuple[Trial, ...], ...]:
+    """The trials grouped into packs, at least ``slots`` of them where there are enough trials.
+
+    ``most``: how many trials like this one may be in one pack.
+    """
     alike: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         alike[stack_key(trial, selection_of)].append(trial)
-    packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), packing.max_trials)]
+    packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), most(group[0]))]
     return tuple(tuple(pack) for pack in _at_least(slots, packs))
 
 
@@ -38,7 +51,7 @@ def layout(
     *,
     earlier: Sequence[Sequence[str]],
     done: Callable[[Trial], bool],
-    packing: Packing,
+    most: Callable[[Trial], int],
     slots: int,
 ) -> tuple[tuple[Trial, ...], ...]:
     """The packs of a sweep that may have been started before.
@@ -50,7 +63,7 @@ def layout(
     kept = [tuple(wanted[name] for name in pack) for pack in earlier if all(name in wanted for name in pack)]
     packed = {trial.id for pack in kept for trial in pack}
     rest = [trial for trial in wanted.values() if trial.id not in packed and not done(trial)]
-    return (*kept, *arrange(rest, selection_of, packing=packing, slots=slots))
+    return (*kept, *arrange(rest, selection_of, most=most, slots=slots))
 
 
 def stack_key(trial: Trial, selection_of: SelectionOf) -> str:

@@ -14,7 +14,8 @@ from modis_dist.model.networks import Shape
 from modis_dist.sweep import manifest
 from modis_dist.sweep.execute import Pack, chosen_device, cohort_of, trial_folder
 from modis_dist.sweep.manifest import Manifest, Trial, unique
-from modis_dist.sweep.packs import layout
+from modis_dist.sweep.memory import model_bytes
+from modis_dist.sweep.packs import in_one_pack, layout
 from modis_dist.sweep.search import Search
 from modis_dist.train.outcome import read_result
 from modis_dist.train.prepare import Foreseen, SelectionOf, foreseen, selections, shape
@@ -38,6 +39,12 @@ class Plan:
         trials = {trial.id: trial for trial in self.manifest.trials}
         probe = self.study.sweep.probe
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
+
+    def most(self, trial: Trial) -> int:
+        """How many trials like this one may be in one pack; unlisted, it has data like its condition's."""
+        alike = (listed.id for listed in self.manifest.trials if listed.condition == trial.condition)
+        near = self.data[trial.id if trial.id in self.data else next(alike)]
+        return _most(self.study, trial, near)
 
 
 def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = False) -> Plan:
@@ -63,12 +70,16 @@ def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = 
         selection_of,
         earlier=earlier.packs,
         done=partial(is_done, out),
-        packing=study.sweep.packing,
+        most=lambda trial: _most(study, trial, data[trial.id]),
         slots=slots,
     )
     listed = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
     return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come)
+
+
+def _most(study: Study, trial: Trial, near: Foreseen) -> int:
+    return in_one_pack(study.sweep.packing, model_bytes(shape(trial.run, near.features, near.classes), replicates=1))
 
 
 def is_done(out: Path, trial: Trial) -> bool:

@@ -11,7 +11,7 @@ from modis_dist.errors import ConfigError, DataError
 from modis_dist.sweep import manifest
 from modis_dist.sweep.aggregate import chosen, grouped, spread
 from modis_dist.sweep.manifest import Manifest, expand, refit, trial_id
-from modis_dist.sweep.packs import arrange, layout, stack_key
+from modis_dist.sweep.packs import arrange, in_one_pack, layout, stack_key
 from modis_dist.train.metrics import Scored, classification
 from tests.sweep.toy_study import tree
 from tests.train import toy
@@ -131,7 +131,7 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
     selection = toy.cohort().selection
     found = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
     for slots in (1, 2, 5, 20):
-        packs = arrange(found, lambda _: selection, packing=Packing(max_trials=8), slots=slots)
+        packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
         assert max(map(len, packs)) - min(map(len, packs)) <= max(1, max(map(len, packs)) // 2 + 1)
@@ -147,15 +147,25 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
         lambda _: selection,
         earlier=earlier,
         done=lambda t: t.id == ids[2],
-        packing=Packing(max_trials=8),
+        most=lambda _: 8,
         slots=1,
     )
     assert [[t.id for t in pack] for pack in packs] == [[ids[0], ids[1]], [ids[3], ids[4]]]
 
 
-def test_without_packing_every_trial_is_a_pack() -> None:
-    packs = arrange(trials(), lambda _: toy.cohort().selection, packing=Packing(enabled=False), slots=1)
-    assert [len(pack) for pack in packs] == [1] * 4
+@pytest.mark.parametrize(
+    ("packing", "each", "most"),
+    [
+        (Packing(), 8 * 2**20, 8),  # InterSIM
+        (Packing(), 320_000_000, 5),  # TCGA-10
+        (Packing(), 4_000_000_000, 1),
+        (Packing(max_trials=20), 320 * 2**20, 20),
+        (Packing(enabled=False), 1000, 1),
+        (Packing(enabled=False, max_trials=20), 1000, 1),
+    ],
+)
+def test_large_networks_are_stacked_less_unless_told(packing: Packing, each: int, most: int) -> None:
+    assert in_one_pack(packing, each) == most
 
 
 # --- groups -------------------------------------------------------------------------------------------------
