@@ -25,7 +25,7 @@ from modis_dist.losses import adversarial
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
-from modis_dist.model.layers import Linear
+from modis_dist.model.layers import LinearMap
 from modis_dist.model.networks import Judgement, Modis
 from modis_dist.model.nodes import pulled
 from modis_dist.world import ALONE, World
@@ -188,7 +188,7 @@ def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.au
 
 def _encode(
     model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]
-) -> tuple[Float[Tensor, "r n l"], list[tuple[Linear, Linear]]]:
+) -> tuple[Float[Tensor, "r n l"], list[tuple[LinearMap, LinearMap]]]:
     """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input, both ways."""
     parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
     found = [vae.linearised(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]

@@ -33,7 +33,7 @@ class Packing(Section):
     enabled: bool = item(True, "stack trials")
     max_trials: int | None = item(
         None,
-        "trials in a pack at most; by default 8, or so many that their networks have 1.7 GB together, which fits a GPU "
+        "trials in a pack at most; by default 8, or so many that their networks have 1.5 GB together, which fits a GPU "
         "of 16 GB. There small networks may gain from more",
         unit="trials",
         ge=1,

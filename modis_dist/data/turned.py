@@ -32,8 +32,9 @@ def by_rows(
         for block in blocks:
             with writing(scratch):
                 on_disk.write(np.ascontiguousarray(block).data)
+                on_disk.flush()  # where the disk is full, it is known here
         for start in range(0, rows, step):
-            x = np.empty((min(step, rows - start), columns[-1].stop), dtype=np.float32)
+            x = np.empty((min(step, rows - start), columns[-1].stop if columns else 0), dtype=np.float32)
             for place in columns:
                 width = place.stop - place.start
                 on_disk.seek(4 * (rows * place.start + start * width))

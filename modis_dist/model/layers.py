@@ -23,7 +23,7 @@ _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default
 
 Gradients = Sequence[Tensor | None]  # of parameters
-Linear = Callable[[Tensor], Tensor]
+LinearMap = Callable[[Tensor], Tensor]
 Back = Callable[..., tuple[Any, Gradients]]
 """From a gradient [*r b o] to that of the input [*r b i], where ``wanted``, and those of the layer's parameters, where
 these are ``learning``; None otherwise."""
@@ -87,7 +87,7 @@ class StackedLinear(nn.Module):
 
         return affine(x), back
 
-    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Linear, Linear]:
+    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], LinearMap, LinearMap]:
         """The same, and its derivative both ways."""
         affine = self.affine(x.dtype)
         return affine(x), affine.pull, affine.push
@@ -251,7 +251,7 @@ class Hidden(nn.Module):
 
         return h, back
 
-    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Linear, Linear]:
+    def linearised(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], LinearMap, LinearMap]:
         """The activations outside training, and their derivative at ``x`` both ways."""
         affine = self.linear.affine(x.dtype)
         y = affine(x)

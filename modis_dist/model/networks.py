@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from modis_dist.model.layers import Hidden, Linear, StackedLinear, flat
+from modis_dist.model.layers import Hidden, LinearMap, StackedLinear, flat
 from modis_dist.model.nodes import Network
 from modis_dist.world import ALONE, World
 
@@ -76,9 +76,9 @@ class Vae(nn.Module):
 
     def linearised(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
-    ) -> tuple[Float[Tensor, "r b l"], Linear, Linear]:
+    ) -> tuple[Float[Tensor, "r b l"], LinearMap, LinearMap]:
         """mu + sigma * noise outside training, and its derivative at ``x`` both ways, as maps of ``flat`` rows."""
-        layers: list[tuple[Linear, Linear]] = []
+        layers: list[tuple[LinearMap, LinearMap]] = []
         rows = flat(x)
         for layer in self._encoding.layers:
             rows, layer_pull, layer_push = layer.linearised(rows)

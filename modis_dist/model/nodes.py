@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from modis_dist.model.layers import Hidden, Linear, StackedLinear, flat, times
+from modis_dist.model.layers import Hidden, LinearMap, StackedLinear, flat, times
 
 
 class Network:
@@ -25,7 +25,7 @@ class Network:
 
     def __init__(self, layers: Sequence[Hidden | StackedLinear], heads: Sequence[StackedLinear] = ()) -> None:
         self.layers, self.heads = tuple(layers), tuple(heads)
-        self.parameters = [p for layer in (*layers, *heads) for p in layer.parameters()]
+        self.learnable = [p for layer in (*layers, *heads) for p in layer.parameters()]
 
     def evaluated(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b _"], ...]:
         """What the last layer returns outside training, and each head."""
@@ -36,7 +36,7 @@ class Network:
 
     def trained(self, x: Float[Tensor, "r b i"]) -> tuple[Float[Tensor, "r b _"], ...]:
         """The same in training, in the precision of ``torch.autocast`` around; to be differentiated once."""
-        found: tuple[Tensor, ...] = _Trained.apply(x, self, *self.parameters)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, ...] = _Trained.apply(x, self, *self.learnable)  # type: ignore[no-untyped-call]
         return found
 
     def with_gradient(self, x: Float[Tensor, "r b i"], cotangent: Float[Tensor, "r b k"]) -> tuple[Tensor, ...]:
@@ -45,11 +45,11 @@ class Network:
         ``x`` itself learns nothing. Parameters learn from all that is returned, at once: in every layer the rows of
         both ways make one product.
         """
-        found: tuple[Tensor, ...] = _WithGradient.apply(x, cotangent, self, *self.parameters)  # type: ignore[no-untyped-call]
+        found: tuple[Tensor, ...] = _WithGradient.apply(x, cotangent, self, *self.learnable)  # type: ignore[no-untyped-call]
         return found
 
 
-def pulled(gradient: Float[Tensor, "r b o"], pull: Linear, push: Linear) -> Float[Tensor, "r b i"]:
+def pulled(gradient: Float[Tensor, "r b o"], pull: LinearMap, push: LinearMap) -> Float[Tensor, "r b i"]:
     """``pull`` of a gradient, as a node whose derivative is ``push``, its transpose."""
     found: Tensor = _Pulled.apply(gradient, pull, push)  # type: ignore[no-untyped-call]
     return found
@@ -72,13 +72,14 @@ class _Trained(torch.autograd.Function):
     def backward(ctx: Any, of_last: Tensor, *of_heads: Tensor) -> tuple[Tensor | None, ...]:
         own: list[Tensor | None] = []
         gradient = flat(of_last)
-        for back, of_head in zip(ctx.tops, of_heads, strict=True):
+        backs, tops = _taken(ctx, "backs"), _taken(ctx, "tops")
+        for back, of_head in zip(tops, of_heads, strict=True):
             given, found = back(flat(of_head), learning=ctx.learning)
             gradient = gradient + given
             own += found
-        for place in reversed(range(len(ctx.backs))):
-            wanted = place > 0 or ctx.needs_input_grad[0]
-            gradient, found = ctx.backs[place](gradient, wanted=wanted, learning=ctx.learning)
+        while backs:
+            back = backs.pop()
+            gradient, found = back(gradient, wanted=bool(backs) or ctx.needs_input_grad[0], learning=ctx.learning)
             own = [*found, *own]
         return (gradient if gradient is None else _stacked(gradient, like=of_last), None, *own)
 
@@ -103,7 +104,7 @@ class _WithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_last: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        layers, heads, affines, tops, rows, down = ctx.held
+        layers, heads, affines, tops, rows, down = _taken(ctx, "held")
         *of_heads, of_gradient = map(flat, others)
         up = [of_gradient]  # carried forwards: what the gradient's own derivative is made of
         for layer, affine, h in zip(layers, affines, rows[1:], strict=True):
@@ -125,7 +126,7 @@ class _WithGradient(torch.autograd.Function):
 
 class _Pulled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, pull: Linear, push: Linear) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, pull: LinearMap, push: LinearMap) -> Tensor:
         ctx.push = push
         return _stacked(pull(flat(gradient)), like=gradient)
 
@@ -133,6 +134,14 @@ class _Pulled(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, direction: Tensor) -> tuple[Tensor | None, ...]:
         return _stacked(ctx.push(flat(direction)), like=direction), None, None
+
+
+def _taken(ctx: Any, name: str) -> Any:
+    """What a node kept for its derivative, which it keeps no longer: memory is free as soon as it is used."""
+    kept = getattr(ctx, name)
+    assert kept is not None, "a network is differentiated once"
+    setattr(ctx, name, None)
+    return kept
 
 
 def _stacked(rows: Tensor, *, like: Tensor) -> Tensor:

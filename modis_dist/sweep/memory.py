@@ -37,7 +37,7 @@ DOUBT = 3  # a rough count that fits so many times is not measured
 PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes that CUDA takes in every process
 COPIES_OF_LAST = 4  # of parameters in a checkpoint: they, two moments, best
-COPIES_OF_MODEL = 7  # parameters, gradients, two moments, the best so far, what is written, its buffer
+COPIES_OF_MODEL = 8  # parameters, two moments, the best so far, and the same of a stack that a replicate has left
 BYTES_PER_NUMBER = 4
 
 

@@ -21,7 +21,7 @@ assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
 MOST = 8  # trials in a pack; measured by ``python -m tools.bench pack``: beyond it little is gained on a processor
-TOGETHER = 1_700_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
+TOGETHER = 1_500_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
 def in_one_pack(packing: Packing, each: int) -> int:
@@ -76,7 +76,9 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
     # An overflow in fp16 skips a step of the whole stack, and a replicate's result is its own.
     alone = trial.id if trial.run.trainer.precision == "fp16" else None
-    return digest([tree, training_steps(trial, selection_of), alone])
+    # In a lower precision the discriminator learns in it only where nobody in the stack has a penalty.
+    penalised = trial.run.objective.lambda_r > 0 if trial.run.trainer.precision != "fp32" else None
+    return digest([tree, training_steps(trial, selection_of), alone, penalised])
 
 
 def training_steps(trial: Trial, selection_of: SelectionOf) -> int:

@@ -137,15 +137,21 @@ class Learner:
         """What is not a tensor with replicates: plain values."""
         return {"steps": self.steps(), "scaler": self.scaler.state_dict()}
 
-    def restore(self, moments: Tensors, state: dict[str, Any]) -> None:
-        """The inverse of ``moments`` and ``state``."""
+    def let_go(self) -> None:
+        """Of what the next step makes anew: gradients, and a recorded step with its memory."""
+        self.record_anew()
+        for parameter in self._parameters:
+            parameter.grad = None
+
+    def restore(self, moments: Tensors, state: dict[str, Any], *, copy: bool = True) -> None:
+        """The inverse of ``moments`` and ``state``; without ``copy`` the moments are those given."""
         self.record_anew()
         for name, parameter in self.networks.named_parameters():
             if f"{name}.first" in moments:
                 self.optimiser.state[parameter] = {
                     "step": torch.tensor(float(state["steps"]), device=parameter.device),
-                    "exp_avg": moments[f"{name}.first"].to(parameter, copy=True),
-                    "exp_avg_sq": moments[f"{name}.second"].to(parameter, copy=True),
+                    "exp_avg": moments[f"{name}.first"].to(parameter, copy=copy),
+                    "exp_avg_sq": moments[f"{name}.second"].to(parameter, copy=copy),
                 }
         if state["scaler"]:
             self.scaler.load_state_dict(state["scaler"])

@@ -75,22 +75,24 @@ class TrainState:
         """Plain values of both learners."""
         return {name: learner.state() for name, learner in self._learners()}
 
-    def load(self, parts: Mapping[str, Tensors], learners: Mapping[str, dict[str, Any]]) -> None:
-        """The inverse of ``tensors`` and ``learners``."""
+    def load(self, parts: Mapping[str, Tensors], learners: Mapping[str, dict[str, Any]], *, copy: bool = True) -> None:
+        """The inverse of ``tensors`` and ``learners``; without ``copy`` moments and best models are those given."""
         self.model.load_state_dict(dict(parts["model"]))
         for name, learner in self._learners():
             prefix = f"{name}."
             moments = {key.removeprefix(prefix): t for key, t in parts["optim"].items() if key.startswith(prefix)}
-            learner.restore(moments, learners[name])
-        self.best = {name: tensor.to(self.setup.device, copy=True) for name, tensor in parts.get("best", {}).items()}
+            learner.restore(moments, learners[name], copy=copy)
+        self.best = {name: tensor.to(self.setup.device, copy=copy) for name, tensor in parts.get("best", {}).items()}
 
     def without(self, dropped: Sequence[int]) -> "TrainState":
         """A state of the replicates not in ``dropped`` (positions on the replicate axis)."""
         kept = [r for r in range(len(self.members)) if r not in dropped]
+        for _, learner in self._learners():
+            learner.let_go()
         smaller = TrainState(self.shape, [self.members[r] for r in kept], self.setup)
         smaller.epoch, smaller.step_in_epoch, smaller.updates = self.epoch, self.step_in_epoch, self.updates
         parts = {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
-        smaller.load(parts, self.learners())
+        smaller.load(parts, self.learners(), copy=False)
         return smaller
 
     def set_rates(self, share: float) -> None:

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product
+from weakref import ReferenceType, ref
 
 import pytest
 import torch
@@ -172,6 +173,26 @@ def test_nodes_in_training_have_the_gradients_of_plain_layers(replicates: int) -
         theirs = torch.autograd.grad(loss, [rows, *own.parameters()])
         for one, other in zip(ours, theirs, strict=True):
             torch.testing.assert_close(one[r], other, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_what_a_network_keeps_for_its_derivative_is_free_once_that_is_taken(replicates: int) -> None:
+    model = start(list(range(replicates))).model
+    x = batch(3, replicates=replicates).x[0]
+    (x_hat, z), kept = encoded_and_decoded(model, x)
+    assert all(one() is not None for one in kept)
+    loss = x_hat.square().sum() + z.sum()
+    loss.backward(retain_graph=True)
+    assert all(one() is None for one in kept)
+    with pytest.raises(AssertionError, match="differentiated once"):
+        loss.backward()
+
+
+def encoded_and_decoded(model: Modis, x: Tensor) -> tuple[tuple[Tensor, Tensor], list[ReferenceType[object]]]:
+    """A reconstruction and its latents, and references to what their nodes keep."""
+    mu, _ = model.vaes[0].encode(x)
+    x_hat = model.vaes[0].decode(mu)
+    return (x_hat, mu), [ref(back) for node in (mu.grad_fn, x_hat.grad_fn) for back in node.backs]
 
 
 def test_the_encoders_of_phase_d_use_running_statistics_and_leave_them_as_they_are() -> None:

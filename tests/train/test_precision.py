@@ -153,3 +153,19 @@ def test_an_epoch_of_skipped_steps_ends_the_training_with_the_reason(tmp_path: P
 def test_fp16_without_a_gpu_is_refused_before_anything_starts() -> None:
     with pytest.raises(ConfigError, match=r"trainer\.precision: fp16 needs a GPU"):
         chosen_device(toy.run("trainer.precision=fp16", "trainer.device=cpu"))
+
+
+@pytest.mark.parametrize("replicates", [1, 3])
+def test_gradients_in_bf16_are_those_of_full_precision_to_the_rounding_of_bf16(replicates: int) -> None:
+    found = []
+    for lower in (None, torch.bfloat16):
+        state = TrainState.start(SHAPE, range(replicates), Setup(OPTIM, toy.CPU))
+        given = single(batch(rows=32, replicates=replicates))
+        how = weights(["pairwise"] * replicates, dtype=torch.float32)
+        parameters = list(state.model.vaes.parameters())
+        vae_phase(state.model, given, how, Rules(lower=lower)).loss.sum().backward(inputs=parameters)
+        assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
+        found.append(torch.cat([p.grad.flatten(1) for p in parameters if p.grad is not None], 1))
+    full, lowered = found
+    assert ((lowered - full).norm(dim=1) < 0.05 * full.norm(dim=1)).all()
+    assert not torch.equal(full, lowered)

@@ -12,10 +12,12 @@ dictionary for each line; put it into COMMANDS.
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from typing import Protocol
 
 import torch
 
+from modis_dist import version
 from modis_dist.train.machine import machine
 from tools.bench import data, epoch, growth, pack, profiled, quality, roofline, show, step, sweep
 from tools.bench.measure import Row
@@ -77,7 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.json:
         print(show.as_json(found))
     else:
-        print(f"{asked.command}: {model(asked)}, torch {torch.__version__}\n\n{show.as_table(found)}")
+        where = f"{model(asked)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
+        print(f"{asked.command}: {where}\n\n{show.as_table(found)}")
     return 0
 
 
