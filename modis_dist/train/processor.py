@@ -5,8 +5,7 @@ from functools import cache
 
 import torch
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # parameters of glibc's mallopt(3)
-LARGEST = 32 * 2**20  # bytes; glibc takes no more. What is larger goes back to the system when it is freed
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
 FREE_AT_TOP = 2**31 - 1  # bytes that may lie free
 
 
@@ -22,9 +21,10 @@ def _keep_freed_memory() -> None:
     """Have gradients and activations find the memory of the step before.
 
     By default it goes back to the system at every step and comes again page by page, each cleared by the kernel: 13,000
-    pages a step, a twentieth of its time, with the paper's TCGA networks. Other C libraries than glibc are left alone.
+    pages a step, a twentieth of its time, with the paper's TCGA networks, 57,000 and a tenth with two replicates of
+    them. Other C libraries than glibc are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(MMAP_THRESHOLD, LARGEST)
+        mallopt(MMAP_MAX, 0)  # nothing is mapped by itself, however large, or it would be unmapped when it is freed
         mallopt(TRIM_THRESHOLD, FREE_AT_TOP)
