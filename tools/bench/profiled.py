@@ -31,7 +31,7 @@ GROUPS = {  # those that compute; what only calls them (`linear`, `to`) is in `o
     "optimiser": "_fused_adam_ _foreach_add_ _foreach_sub_ _amp_update_scale_"
     " _amp_foreach_non_finite_check_and_unscale_",
     "elementwise": "add add_ sub sub_ rsub mul mul_ div div_ neg abs exp expm1 log pow sqrt rsqrt reciprocal"
-    " addcmul addcmul_ addcdiv_ where clamp_min leaky_relu leaky_relu_backward softplus softplus_backward"
+    " addcmul addcmul_ addcdiv_ where clamp_min leaky_relu leaky_relu_ leaky_relu_backward softplus softplus_backward"
     " eq ne ge gt le lt bitwise_and bitwise_not logical_not",
     "copies": "copy_ cat clone fill_ zero_ index_select index index_copy_ gather",
 }
