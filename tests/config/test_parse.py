@@ -327,7 +327,7 @@ def test_a_schedule_in_a_file_gives_what_the_file_does_not_state() -> None:
     assert scheduled(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
     partly = {"optim": {"schedule": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
     stopping = build(Run, partly, source="x").trainer.early_stopping
-    assert stopping is not None and (stopping.min_delta, stopping.patience) == (0.01, 5)
+    assert stopping is not None and (stopping.min_delta, stopping.patience) == (0.01, 10)
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
