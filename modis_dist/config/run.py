@@ -304,7 +304,7 @@ class Objective(Section):
 
 
 # What ``optim.schedule`` stands for: table S3, and one that classifies better after a fifteenth of the steps, chosen on
-# validation rows among learning rates of 5e-4 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40 epochs
+# validation rows among learning rates of 1e-3 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40 epochs
 # (``python -m tools.bench quality``).
 SCHEDULES: dict[str, dict[str, Any]] = {
     "published": {

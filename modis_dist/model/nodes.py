@@ -5,7 +5,7 @@ both ways. Here a network is one node: inside, layers are run and their derivati
 written out, without a graph. Such a node is differentiated once; where a gradient takes part in a loss (the penalty of
 phase D), it is an output of a node like any other.
 
-Legend: r replicates, b rows, i, o and l features, k logits, w last hidden width.
+Legend: r replicates, b rows, i and o features, k logits.
 """
 
 from collections.abc import Sequence

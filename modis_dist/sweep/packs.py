@@ -20,7 +20,7 @@ SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may dif
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
-MOST = 8  # trials in a pack; measured by ``python -m tools.bench pack``: beyond it little is gained on a processor
+MOST = 8  # trials in a pack; measured by ``python -m tools.bench pack``: of InterSIM's size more gain little
 TOGETHER = 1_500_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
