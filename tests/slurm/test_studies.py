@@ -116,7 +116,8 @@ def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as
     command("tune", str(study_file), "--out", str(tmp_path / "home"), program=BARE)
     study.until_started("pack-0", times=2)
     assert_as_at_home(study.until_over(), tmp_path)
-    assert "got SIGUSR1; saved" in study.logs()
+    # Slurm looks every half minute: its warning may come before there is a training to be warned, then SIGTERM does it
+    assert re.search("got SIG(USR1|TERM); saved", study.logs())
 
 
 @pytest.mark.long
