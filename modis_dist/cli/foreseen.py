@@ -8,9 +8,8 @@ if TYPE_CHECKING:
 
     from rich.table import Table
 
-    from modis_dist.sweep.estimate import Sizes
+    from modis_dist.sweep.estimate import Cost, Probed
     from modis_dist.sweep.execute import Pack
-    from modis_dist.sweep.memory import Footprint
     from modis_dist.sweep.plan import Plan
 
 TRIALS_SHOWN = 20
@@ -35,23 +34,34 @@ def foreseen(
     ``memory`` is what such a node has, in bytes, where that is known; ``temporary`` the folder for features that are
     kept on a disk, where it is one of this machine.
     """
-    from functools import partial
-
     import torch
 
-    from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, wall_seconds
+    from modis_dist.sweep.estimate import as_rows, costs, disk_bytes, first_round, refits, sizes_of, wall_seconds
     from modis_dist.sweep.execute import unfinished
+    from modis_dist.sweep.pack_sizes import compared, footprints
 
-    elsewhere, on_processor = gpu is not None, planned.study.trainer.device == "cpu"
-    here = torch.cuda.is_available() and (elsewhere or not on_processor)
-    on_gpu = (gpu if elsewhere else here) and not on_processor
-    cost = partial(costs, selection_of=planned.selection_of, threads=threads, folder=folder, elsewhere=elsewhere)
+    elsewhere = gpu is not None
+    here = torch.cuda.is_available() and (elsewhere or planned.on_gpu)
+    known: Probed = {}
+
+    def cost(packs: "list[Pack]") -> "list[Cost]":
+        sizes = sizes_of(planned, packs)
+        return costs(
+            packs, sizes, planned.selection_of, threads=threads, folder=folder, known=known, elsewhere=elsewhere
+        )
+
     search, again = unfinished(place, planned.packs()), refits(planned)
     first = first_round(planned)  # as large as those whose configurations are not known yet
-    found, later, of_round = (cost(packs, _sizes(planned, packs)) for packs in (search, again, first))
-    memories = [_memory(planned, packs, on_gpu=bool(on_gpu), limit=memory) for packs in (search, again)]
+    found, later, of_round = (cost(packs) for packs in (search, again, first))
+    memories = [footprints(planned, packs, limit=memory) for packs in (search, again)]
     kept = [_on_disk(planned, packs, limit=memory) for packs in (search, again, first)]
     listed = listed_trials(planned, place)
+    as_there = here or not planned.on_gpu  # a processor's times say nothing about packs on a GPU
+    other_sizes = (
+        compared(planned, cost, slots=slots, limit=memory)
+        if search and as_there and planned.study.sweep.packing.enabled
+        else []
+    )
     refit_s = wall_seconds(later, slots=refit_slots)
     seconds = wall_seconds(found, slots=slots) + refit_s + planned.to_come * wall_seconds(of_round, slots=slots)
     return {
@@ -61,6 +71,7 @@ def foreseen(
         "list": listed,
         "packs": as_rows(search, found, memories[0], kept[0]),
         "refit_packs": as_rows(again, later, memories[1], kept[1]),
+        "pack_sizes": other_sizes,
         "slots": slots,
         "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
         "seconds": seconds + start_s,
@@ -81,24 +92,6 @@ def _scratch(kept: "Sequence[list[int]]", *, slots: "Sequence[int]", temporary: 
     if problem and little_room(max(max(sizes, default=0) for sizes in kept)) is None:
         problem += "; or train fewer packs at once (sweep.resources), of which one alone has room"
     return {"scratch": most, "scratch_folder": str(temporary) if temporary else None, "scratch_problem": problem}
-
-
-def _sizes(planned: "Plan", packs: "Sequence[Pack]") -> "list[Sizes]":
-    """Of each pack; those of a refit are of the first trial of its condition."""
-    from modis_dist.sweep.estimate import Sizes
-
-    of_condition = {trial.condition: trial.id for trial in reversed(planned.manifest.trials)}
-    first = [pack.trials[0] for pack in packs]
-    names = [trial.id if trial.id in planned.shapes else of_condition[trial.condition] for trial in first]
-    return [Sizes(planned.shapes[name], planned.data[name]) for name in names]
-
-
-def _memory(planned: "Plan", packs: "Sequence[Pack]", *, on_gpu: bool, limit: int | None) -> "list[Footprint]":
-    from modis_dist.sweep import memory
-
-    count = memory.on_gpu if on_gpu else memory.on_processor
-    shapes = [held.shape for held in _sizes(planned, packs)]
-    return [count(pack, planned.store, shape, limit=limit) for pack, shape in zip(packs, shapes, strict=True)]
 
 
 def _on_disk(planned: "Plan", packs: "Sequence[Pack]", *, limit: int | None) -> list[int]:
@@ -136,6 +129,9 @@ def print_plan(plain: dict[str, Any]) -> None:
     if plain["trials"] > TRIALS_SHOWN:
         console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
     show([("Packs that are left, then the refit", _packs(plain))], console)
+    if plain["pack_sizes"]:
+        show([("All trials of the search, in packs of other sizes", _pack_sizes(plain["pack_sizes"]))], console)
+        console.print(_advice(plain["pack_sizes"]), soft_wrap=True, markup=False, highlight=False)
     unknown = (
         f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
         if plain["later_trials"]
@@ -150,6 +146,34 @@ def print_plan(plain: dict[str, Any]) -> None:
     )
     if plain["scratch"]:
         console.print(_features_on_disk(plain), soft_wrap=True, markup=False)
+
+
+def _pack_sizes(rows: "Sequence[dict[str, Any]]") -> "Table":
+    """What each takes."""
+    from modis_dist.cli.display import duration, size
+    from modis_dist.report.tables import add, empty, finished, numbers
+
+    on_gpu = any(row["gpu_memory"] for row in rows)
+    table = empty("max_trials")
+    numbers(table, "packs", "time", "memory", *["GPU"] * on_gpu)
+    for row in rows:
+        cells = [str(row["packs"]), duration(row["seconds"]), size(row["memory"])]
+        cells += [size(row["gpu_memory"])] * on_gpu
+        add(table, f"{row['max_trials']}{', as planned' * row['planned']}", *cells)
+    return finished(table)
+
+
+def _advice(rows: "Sequence[dict[str, Any]]") -> str:
+    """Whether another size would be clearly faster."""
+    from modis_dist.cli.display import duration
+    from modis_dist.sweep.pack_sizes import better
+
+    found = better(rows)
+    if found is None:
+        return "No other size of packs is clearly faster."
+    now, best = found
+    gain = f"{duration(best['seconds'])} instead of {duration(now['seconds'])}"
+    return f"sweep.packing.max_trials: {best['max_trials']} would take {gain}, with the same results but for rounding."
 
 
 def _features_on_disk(plain: dict[str, Any]) -> str:

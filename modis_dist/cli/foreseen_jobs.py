@@ -32,7 +32,7 @@ def foresee(
     slots = slots_of(wanted, site, form)
     with tempfile.TemporaryDirectory() as nowhere:
         place = planning_place(wanted, folder, Path(nowhere))
-        planned = plan(wanted, out=place, slots=slots, source=str(source), elsewhere=True)
+        planned = plan(wanted, out=place, slots=slots, source=str(source), gpu=site.gpus > 0)
         plain = foreseen(
             planned,
             place,

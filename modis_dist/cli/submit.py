@@ -81,7 +81,7 @@ def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, sou
     from modis_dist.sweep.plan import plan
 
     refuse_if_submitted(folder)
-    planned = plan(wanted, out=folder, slots=slots_of(wanted, site, form), source=str(source), elsewhere=True)
+    planned = plan(wanted, out=folder, slots=slots_of(wanted, site, form), source=str(source), gpu=site.gpus > 0)
     found = room(planned, site)
     refuse_if_too_large(found, wanted)
     for finding in found:

@@ -33,8 +33,8 @@ class Packing(Section):
     enabled: bool = item(True, "stack trials")
     max_trials: int | None = item(
         None,
-        "trials in a pack at most; by default 8, or so many that their networks have 1.5 GB together, which fits a GPU "
-        "of 16 GB. There small networks may gain from more",
+        "trials in a pack at most; by default 8 (on a GPU 32), or as many as have networks of 1.5 GB together, which "
+        "fits a GPU of 16 GB. `tune --dry-run` measures what other sizes would gain",
         unit="trials",
         ge=1,
         le=4096,

@@ -39,6 +39,9 @@ RANKS_START_S = 10.0  # of the ranks of a pack, by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray, its first worker and its end (16 s measured on 2 busy cores); imports
 
 
+Probed = dict[str, tuple[float, float]]  # seconds of a step and of a validated row, by ``probe_key``
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one pack, trained and validated to its last epoch; early stopping makes it cheaper."""
@@ -61,6 +64,14 @@ class Sizes:
     data: Foreseen
 
 
+def sizes_of(planned: Plan, packs: Sequence[Pack]) -> list[Sizes]:
+    """Of each pack; those of a refit are of the first trial of its condition."""
+    of_condition = {trial.condition: trial.id for trial in reversed(planned.manifest.trials)}
+    first = [pack.trials[0] for pack in packs]
+    names = [trial.id if trial.id in planned.shapes else of_condition[trial.condition] for trial in first]
+    return [Sizes(planned.shapes[name], planned.data[name]) for name in names]
+
+
 def costs(
     packs: Sequence[Pack],
     sizes: Sequence[Sizes],
@@ -68,13 +79,14 @@ def costs(
     *,
     threads: int,
     folder: Path,
+    known: Probed,
     elsewhere: bool = False,
 ) -> list[Cost]:
     """Seconds and disk of every pack, whose checkpoints go to a folder; packs of one shape and size are probed once.
 
-    Those that are trained ``elsewhere`` are probed on what this machine has.
+    Those that are trained ``elsewhere`` are probed on what this machine has. ``known`` is what was probed before; what
+    is probed now is added.
     """
-    known: dict[str, tuple[float, float]] = {}
     per_multiplication = seconds_per_multiplication() if any(one.data.left_out for one in sizes) else 0.0
     found = []
     before = torch.get_num_threads()
@@ -128,6 +140,7 @@ def seconds_per_save(size: int, folder: Path) -> float:
     return 0.0
 
 
+@cache
 def seconds_per_multiplication() -> float:
     """Seconds that principal components take for each of rows x features x the smaller of both."""
     rows, features = SVD

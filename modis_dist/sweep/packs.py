@@ -20,15 +20,17 @@ SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may dif
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
-MOST = 8  # trials in a pack; measured by ``python -m tools.bench pack``: of InterSIM's size more gain little
+# Trials in a pack. On a processor more gain little of InterSIM's size (``python -m tools.bench pack``); on a GPU steps
+# of small networks take what their kernels take to start, however many replicates are in one.
+MOST, MOST_ON_GPU = 8, 32
 TOGETHER = 1_500_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
-def in_one_pack(packing: Packing, each: int) -> int:
+def in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
     """How many trials may be one pack, whose networks take so many bytes each."""
     if not packing.enabled:
         return 1
-    return packing.max_trials or max(1, min(MOST, TOGETHER // each))
+    return packing.max_trials or max(1, min(MOST_ON_GPU if on_gpu else MOST, TOGETHER // each))
 
 
 def arrange(
@@ -41,8 +43,9 @@ def arrange(
     alike: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         alike[stack_key(trial, selection_of)].append(trial)
-    packs = [chunk for group in alike.values() for chunk in _even_chunks(_by_rows(group), most(group[0]))]
-    return tuple(tuple(pack) for pack in _at_least(slots, packs))
+    groups = [_by_rows(group) for group in alike.values()]
+    counts = _at_least(slots, [len(group) for group in groups], [-(-len(group) // most(group[0])) for group in groups])
+    return tuple(tuple(pack) for group, count in zip(groups, counts, strict=True) for pack in _even(group, count))
 
 
 def layout(
@@ -93,20 +96,19 @@ def _by_rows(group: list[Trial]) -> list[Trial]:
     return sorted(group, key=lambda trial: (trial.fold or 0, trial.replicate, trial.condition, trial.configuration))
 
 
-def _even_chunks(group: list[Trial], most: int) -> list[list[Trial]]:
-    """As few chunks of at most ``most`` as possible, of sizes that differ by one at most."""
-    count = -(-len(group) // most)
+def _even(group: list[Trial], count: int) -> list[list[Trial]]:
+    """So many parts, of sizes that differ by one at most."""
     size, larger = divmod(len(group), count)
     ends = [number * size + min(number, larger) for number in range(count + 1)]
     return [group[start:end] for start, end in pairwise(ends)]
 
 
-def _at_least(slots: int, packs: list[list[Trial]]) -> list[list[Trial]]:
-    """Halve the largest pack until every slot has one."""
-    while packs and len(packs) < slots:
-        largest = max(packs, key=len)
-        if len(largest) == 1:
+def _at_least(slots: int, trials: list[int], packs: list[int]) -> list[int]:
+    """Into how many packs groups of so many trials are parted: one more of the largest until every slot has one."""
+    counts = list(packs)
+    while sum(counts) < slots:
+        sizes = [-(-of_group // count) for of_group, count in zip(trials, counts, strict=True)]
+        if max(sizes, default=1) == 1:
             break
-        position, half = packs.index(largest), (len(largest) + 1) // 2
-        packs[position : position + 1] = [largest[:half], largest[half:]]
-    return packs
+        counts[sizes.index(max(sizes))] += 1
+    return counts

@@ -33,6 +33,7 @@ class Plan:
     data: Mapping[str, Foreseen]  # what preparing it comes to, by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
     to_come: float  # rounds whose configurations depend on results
+    on_gpu: bool  # where it is trained
 
     def packs(self) -> list[Pack]:
         """The packs of the search."""
@@ -44,19 +45,19 @@ class Plan:
         """How many trials like this one may be in one pack; unlisted, it has data like its condition's."""
         alike = (listed.id for listed in self.manifest.trials if listed.condition == trial.condition)
         near = self.data[trial.id if trial.id in self.data else next(alike)]
-        return _most(self.study, trial, near)
+        return _most(self.study, trial, near, on_gpu=self.on_gpu)
 
 
-def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = False) -> Plan:
+def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None = None) -> Plan:
     """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
 
-    ``elsewhere``: it is trained on other machines, whose devices this one need not have. Raises ``ConfigError`` or
-    ``DataError`` for whatever the settings or the data refuse, before anything is trained.
+    ``gpu``: whether the other machines that it is trained on have GPUs, which this one need not have; None where it is
+    trained here. Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything
+    is trained.
     """
     if study.data.simulate is not None:
         manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
-    if not elsewhere:
-        chosen_device(study)
+    on_gpu = chosen_device(study).type == "cuda" if gpu is None else gpu and study.trainer.device != "cpu"
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
     search = Search(study, store.fingerprint, out=out, source=source)
@@ -70,16 +71,17 @@ def plan(study: Study, *, out: Path, slots: int, source: str, elsewhere: bool = 
         selection_of,
         earlier=earlier.packs,
         done=partial(is_done, out),
-        most=lambda trial: _most(study, trial, data[trial.id]),
+        most=lambda trial: _most(study, trial, data[trial.id], on_gpu=on_gpu),
         slots=slots,
     )
     listed = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come)
+    return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come, on_gpu)
 
 
-def _most(study: Study, trial: Trial, near: Foreseen) -> int:
-    return in_one_pack(study.sweep.packing, model_bytes(shape(trial.run, near.features, near.classes), replicates=1))
+def _most(study: Study, trial: Trial, near: Foreseen, *, on_gpu: bool) -> int:
+    each = model_bytes(shape(trial.run, near.features, near.classes), replicates=1)
+    return in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
 
 
 def is_done(out: Path, trial: Trial) -> bool:

@@ -161,18 +161,20 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
 
 
 @pytest.mark.parametrize(
-    ("packing", "each", "most"),
+    ("packing", "each", "on_processor", "on_gpu"),
     [
-        (Packing(), 8 * 2**20, 8),  # InterSIM
-        (Packing(), 320_000_000, 4),  # TCGA-10
-        (Packing(), 4_000_000_000, 1),
-        (Packing(max_trials=20), 320 * 2**20, 20),
-        (Packing(enabled=False), 1000, 1),
-        (Packing(enabled=False, max_trials=20), 1000, 1),
+        (Packing(), 8 * 2**20, 8, 32),  # InterSIM
+        (Packing(), 320_000_000, 4, 4),  # TCGA-10
+        (Packing(), 4_000_000_000, 1, 1),
+        (Packing(max_trials=20), 320 * 2**20, 20, 20),
+        (Packing(enabled=False), 1000, 1, 1),
+        (Packing(enabled=False, max_trials=20), 1000, 1, 1),
     ],
 )
-def test_large_networks_are_stacked_less_unless_told(packing: Packing, each: int, most: int) -> None:
-    assert in_one_pack(packing, each) == most
+def test_large_networks_are_stacked_less_unless_told(
+    packing: Packing, each: int, on_processor: int, on_gpu: int
+) -> None:
+    assert [in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
 
 
 # --- groups -------------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSl
 def test_a_stack_that_a_full_quota_stopped_keeps_its_checkpoint_and_is_never_trained_apart(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", elsewhere=True)
+    stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", gpu=False)
     held = submission.submit(stacked, site(), form="array", out=out)
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_stop_requested", lambda self: "asked" if self.state.updates > 4 else None)

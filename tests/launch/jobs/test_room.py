@@ -67,7 +67,7 @@ def test_a_dry_run_tells_what_features_take_of_the_disk_of_nodes_whose_memory_is
 def test_what_a_pack_takes_of_a_gpu_is_told_and_too_much_for_a_small_one_is_a_warning(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    planned = plan(study(store, **STACKED), out=tmp_path, slots=1, source="study.yaml", elsewhere=True)
+    planned = plan(study(store, **STACKED), out=tmp_path, slots=1, source="study.yaml", gpu=False)
     node, gpu = room(planned, site(gpus=1))
     assert (node.level, gpu.level) == ("good", "good") and gpu.found.startswith("a pack takes about 0.6 GB of its GPU")
     monkeypatch.setattr("modis_dist.launch.jobs.room.SMALL_GPU", 640 * 2**20)

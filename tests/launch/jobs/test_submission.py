@@ -447,7 +447,7 @@ def test_resume_tells_of_the_jobs_that_it_sent_and_of_no_earlier_ones(
 def test_what_crashed_and_was_trained_alone_since_is_sent_as_it_is_laid_out_now(
     slurm: FakeSlurm, store: Path, out: Path
 ) -> None:
-    stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", elsewhere=True)
+    stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", gpu=False)
     held = submission.submit(stacked, site(), form="array", out=out)
     (stack,) = held.packs
     listed = json.loads((out / "manifest.json").read_text())

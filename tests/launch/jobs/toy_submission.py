@@ -24,7 +24,7 @@ def site(**keys: Any) -> Site:
 
 
 def planned(store: Path, out: Path) -> Plan:
-    return plan(study(store), out=out, slots=10, source="study.yaml", elsewhere=True)
+    return plan(study(store), out=out, slots=10, source="study.yaml", gpu=False)
 
 
 def submitted(store: Path, out: Path, **keys: Any) -> submission.Submission:
