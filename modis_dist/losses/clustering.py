@@ -23,7 +23,11 @@ def clustering(
 
 
 def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:
-    """exp(-|h_i - h_j|^2 / (2 s2)), s2 = 0.15 of the median of all squared distances, not differentiated."""
+    """exp(-|h_i - h_j|^2 / (2 s2)), s2 = 0.15 of the median of all squared distances, not differentiated.
+
+    Distances are those of centred rows: of rows far from zero that lie close together, products would be all rounding.
+    """
+    h = h - h.detach().mean(-2, keepdim=True)
     inner = h @ h.transpose(-1, -2)
     norm = inner.diagonal(dim1=-2, dim2=-1)
     squared = (norm.unsqueeze(-1) + norm.unsqueeze(-2) - 2 * inner).clamp_min(0)

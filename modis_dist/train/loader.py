@@ -5,6 +5,7 @@ place is just (epoch, step): there is no iterator to save. Legend: r replicates,
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 import torch
@@ -92,7 +93,8 @@ class Loader:
         values = sum(x.size for p in distinct.values() for x in p.train.x.values())
         self._home = home(values * dtype.itemsize, device)
         held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
-        self._data = [held[id(p)] for p in prepared]
+        self._x = [held[id(p)] for p in prepared]
+        self._neighbours = [len(list(same)) for _, same in groupby(map(id, prepared))]
         lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
@@ -101,29 +103,32 @@ class Loader:
     def batch(self, *, epoch: int, step: int) -> Batch:
         """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
         here = slice(step * self._batch_size, (step + 1) * self._batch_size)
-        rows, rows_at_home = (plan[:, :, here] for plan in self._plan_of(epoch))
+        rows, label = (plan[:, :, here] for plan in self._plan_of(epoch))
         own = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
-        x = tuple(self._gather(rows_at_home[:, m, block], m) for m, block in enumerate(own))
-        label = torch.stack(
-            [
-                torch.stack([labels[m][rows[r, m]] for m in range(len(self.modalities))])
-                for r, (_, labels) in enumerate(self._data)
-            ]
-        )
+        x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(own))
         noise_d, noise_g, signs = self._noise(epoch * self.steps + step)
-        return Batch(x, label, noise_d, noise_g, signs)
+        return Batch(x, label.contiguous(), noise_d, noise_g, signs)
 
     def _gather(self, rows: Tensor, modality: int) -> Tensor:
+        """Features of rows [r, b]; on the device those of neighbours that share their data at once."""
+        held = [x[modality] for x in self._x]
         if self._home != self._device:
-            held = [x[modality] for x, _ in self._data]
             return gathered(held, rows, device=self._device).to(self._dtype)
-        return torch.stack([x[modality][rows[r]] for r, (x, _) in enumerate(self._data)])
+        found, start = [], 0
+        for count in self._neighbours:
+            found.append(held[start][rows[start : start + count]])
+            start += count
+        return torch.cat(found) if len(found) > 1 else found[0]
 
     def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Row positions [r, m, steps * b] of an epoch, on the device and where the features are."""
+        """Of the rows of an epoch the positions, where features are, and labels, on the device: [r, m, steps * b]."""
         if self._plan is None or self._plan[0] != epoch:
             plan = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
-            self._plan = (epoch, plan.to(self._device), plan.to(self._home))
+            label = [
+                torch.stack([labels[m][order] for m, order in zip(self.modalities, orders, strict=True)])
+                for labels, orders in zip(self._labels, plan, strict=True)
+            ]
+            self._plan = (epoch, plan.to(self._home), torch.stack(label).to(self._device))
         return self._plan[1:]
 
     def _order(self, replicate: int, epoch: int) -> Tensor:
@@ -157,11 +162,7 @@ class Loader:
         return both[0], both[1], torch.stack(signs).to(self._dtype) if signs else None
 
 
-def _placed(
-    prepared: Prepared, home: torch.device, device: torch.device, dtype: torch.dtype
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Features where they wait, labels on the device; on the host features are used where they lie, without a copy."""
+def _placed(prepared: Prepared, home: torch.device, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Features where they wait; on the host they are used where they lie, without a copy."""
     kind = dtype if home == device else None
-    x = tuple(torch.as_tensor(part).to(home, kind) for part in prepared.train.x.values())
-    label = tuple(torch.as_tensor(part).to(device) for part in prepared.train.label.values())
-    return x, label
+    return tuple(torch.as_tensor(part).to(home, kind) for part in prepared.train.x.values())

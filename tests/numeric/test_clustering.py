@@ -98,6 +98,11 @@ def test_equal_rows_meet_the_floor_of_the_bandwidth() -> None:
     torch.testing.assert_close(kernel(nearly)[0, 4], expected, rtol=1e-4, atol=0)
 
 
+def test_similarities_of_rows_close_together_and_far_from_zero_are_those_of_float64() -> None:
+    h = (5 + 1e-3 * normal(1, 20, 64, seed=1)).float()
+    torch.testing.assert_close(kernel(h).double(), kernel(h.double()), rtol=0, atol=1e-6)
+
+
 @few
 @given(SEEDS)
 def test_the_order_of_rows_does_not_matter(seed: int) -> None:

@@ -1,5 +1,6 @@
 """A step never waits for the device and computes only what its losses need."""
 
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -8,7 +9,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modis_dist import objective
 from modis_dist.objective import Rules, adversary_phase, vae_phase
-from tests.numeric.toy_system import KINDS, batch, start, weights
+from modis_dist.train.loader import Loader
+from modis_dist.train.losslog import LossLog
+from modis_dist.train.prepare import Prepared
+from modis_dist.world import ALONE
+from tests.numeric.toy_system import CPU, KINDS, ROWS, SHAPE, batch, prepared, start, weights
+from tests.numeric.toy_system import step as learn
 
 TO_HOST, FROM_HOST = "aten._local_scalar_dense.default", "aten.lift_fresh.default"
 
@@ -18,17 +24,31 @@ class Operations(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.names: set[str] = set()
+        self.names: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(str(func))
+        self.names[str(func)] += 1
         return func(*args, **(kwargs or {}))
+
+
+def stacked(*sets: Prepared) -> Loader:
+    return Loader(
+        sets,
+        range(len(sets)),
+        batch_size=ROWS,
+        epoch_ends="shortest",
+        labelled_share=0.25,
+        latent=SHAPE.latent,
+        signs=False,
+        device=CPU,
+        dtype=torch.float64,
+    )
 
 
 def test_the_two_names_are_those_of_reading_a_value_and_of_making_a_tensor() -> None:
     with Operations() as done:
         assert bool(torch.tensor([1, 0]).any())
-    assert {TO_HOST, FROM_HOST} <= done.names
+    assert {TO_HOST, FROM_HOST} <= set(done.names)
 
 
 @pytest.mark.parametrize("penalty_on", ["x", "z"])
@@ -41,7 +61,33 @@ def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: An
     with Operations() as done:
         adversary_phase(model, given, how, rules)
         vae_phase(model, given, how, rules)
-    assert not done.names & {TO_HOST, FROM_HOST} and len(done.names) > 20
+    assert not {TO_HOST, FROM_HOST} & set(done.names) and len(done.names) > 20
+
+
+def test_nor_in_a_whole_step_from_its_batch_to_the_log_of_its_losses() -> None:
+    data = prepared(dict.fromkeys(SHAPE.features, 60))
+    held, log = stacked(data, data), LossLog(list(SHAPE.features), replicates=2, window=100, world=ALONE)
+    state, how = start(range(2)), weights(("pairwise",) * 2)
+
+    def take(step: int) -> None:
+        log.record(*learn(state, held.batch(epoch=0, step=step), how, Rules()))
+
+    take(0)
+    with Operations() as done:
+        take(1)
+    assert not {TO_HOST, FROM_HOST} & set(done.names)
+    assert done.names["aten._fused_adam_.default"] == 2, "the step was taken"
+
+
+def test_a_batch_takes_as_many_gathers_whether_one_or_many_replicates_share_their_data() -> None:
+    data, found = prepared(dict.fromkeys(SHAPE.features, 60)), []
+    for count in (1, 5):
+        held = stacked(*[data] * count)
+        held.batch(epoch=0, step=0)
+        with Operations() as done:
+            held.batch(epoch=0, step=1)
+        found.append(done.names["aten.index.Tensor"])
+    assert found == [len(SHAPE.features)] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
