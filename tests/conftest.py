@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from hypothesis import settings
 
+from tests.shapes import check
+
 # The same code gets the same answer, on a busy machine too.
 # `pytest --hypothesis-profile=default` looks for new examples.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
@@ -21,6 +23,9 @@ LONG = (
     ("test_ray_train", "test_mlflow_fire", "test_given_ray"),
     ("test_ray_tune", "test_submitted", "test_mlflow_apart"),
 )
+
+
+check(False)  # tests of formulas turn it on
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

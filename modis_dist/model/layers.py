@@ -227,10 +227,10 @@ class Hidden(nn.Module):
         y = self.linear(x)
         return F.leaky_relu(y if self.norm is None else self.norm(y), self.slope)
 
-    def bent(self, gradient: Float[Tensor, "*r b o"], h: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b o"]:
+    def times_slope(self, gradient: Float[Tensor, "*r b o"], h: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b o"]:
         """Times the derivative of the LeakyReLU, 1 or the slope, where the activations are ``h``."""
-        bent: Tensor = _LEAKY_RELU_BACKWARD(gradient, h, self.slope, True)
-        return bent
+        found: Tensor = _LEAKY_RELU_BACKWARD(gradient, h, self.slope, True)
+        return found
 
     def trained(self, x: Float[Tensor, "*r b i"]) -> tuple[Float[Tensor, "*r b o"], Back]:
         """The activations in training."""
@@ -242,7 +242,7 @@ class Hidden(nn.Module):
         del y
 
         def back(gradient: Tensor, *, wanted: bool = True, learning: bool = True) -> tuple[Tensor | None, Gradients]:
-            gradient = self.bent(gradient, h)
+            gradient = self.times_slope(gradient, h)
             own: Gradients = []
             if through_norm is not None:
                 gradient, own = through_norm(gradient)
@@ -259,7 +259,7 @@ class Hidden(nn.Module):
         scale = None if self.norm is None else self.norm.scale()
 
         def scaled(gradient: Tensor) -> Tensor:
-            return self.bent(gradient if scale is None else gradient * scale, h)
+            return self.times_slope(gradient if scale is None else gradient * scale, h)
 
         return h, lambda gradient: affine.pull(scaled(gradient)), lambda direction: scaled(affine.push(direction))
 

@@ -5,6 +5,7 @@ Legend: r replicates, m modalities, b rows, p features, l latent dimensions, k c
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -78,33 +79,37 @@ class Vae(nn.Module):
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
     ) -> tuple[Float[Tensor, "r b l"], LinearMap, LinearMap]:
         """mu + sigma * noise outside training, and its derivative at ``x`` both ways, as maps of ``flat`` rows."""
-        layers: list[tuple[LinearMap, LinearMap]] = []
+        pulls: list[LinearMap] = []
+        pushes: list[LinearMap] = []
         rows = flat(x)
         for layer in self._encoding.layers:
-            rows, layer_pull, layer_push = layer.linearised(rows)
-            layers.append((layer_pull, layer_push))
+            rows, pull, push = layer.linearised(rows)
+            pulls.append(pull)
+            pushes.append(push)
         mu, mu_pull, mu_push = self.mu.linearised(rows)
         logvar, logvar_pull, logvar_push = self.logvar.linearised(rows)
         moved = torch.exp(0.5 * logvar) * flat(noise)
         slope = 0.5 * moved  # of z with respect to logvar
-
-        def pull(gradient: Tensor) -> Tensor:
-            gradient = mu_pull(gradient) + logvar_pull(slope * gradient)
-            for pull_layer, _ in reversed(layers):
-                gradient = pull_layer(gradient)
-            return gradient
-
-        def push(direction: Tensor) -> Tensor:
-            for _, push_layer in layers:
-                direction = push_layer(direction)
-            return mu_push(direction) + slope * logvar_push(direction)
-
-        return (mu + moved).view_as(noise), pull, push
+        back = partial(_pulled, pulls, mu_pull, logvar_pull, slope)
+        return (mu + moved).view_as(noise), back, partial(_pushed, pushes, mu_push, logvar_push, slope)
 
     def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
         """Mean of p(x|z)."""
         (x_hat,) = self._decoding.trained(z) if self.training else self._decoding.evaluated(z)
         return x_hat
+
+
+def _pulled(layers: Sequence[LinearMap], mu: LinearMap, logvar: LinearMap, slope: Tensor, gradient: Tensor) -> Tensor:
+    gradient = mu(gradient) + logvar(slope * gradient)
+    for pull in reversed(layers):
+        gradient = pull(gradient)
+    return gradient
+
+
+def _pushed(layers: Sequence[LinearMap], mu: LinearMap, logvar: LinearMap, slope: Tensor, direction: Tensor) -> Tensor:
+    for push in layers:
+        direction = push(direction)
+    return mu(direction) + slope * logvar(direction)
 
 
 @dataclass(frozen=True)

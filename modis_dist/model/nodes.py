@@ -63,17 +63,17 @@ class _Trained(torch.autograd.Function):
         for layer in network.layers:
             rows, back = layer.trained(rows)
             ctx.backs.append(back)
-        tops = [head.trained(rows) for head in network.heads]
-        ctx.tops = [back for _, back in tops]
-        return tuple(_stacked(part, like=x) for part in (rows, *(top for top, _ in tops)))
+        heads = [head.trained(rows) for head in network.heads]
+        ctx.head_backs = [back for _, back in heads]
+        return tuple(_stacked(part, like=x) for part in (rows, *(value for value, _ in heads)))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_last: Tensor, *of_heads: Tensor) -> tuple[Tensor | None, ...]:
         own: list[Tensor | None] = []
         gradient = flat(of_last)
-        backs, tops = _taken(ctx, "backs"), _taken(ctx, "tops")
-        for back, of_head in zip(tops, of_heads, strict=True):
+        backs, head_backs = _taken(ctx, "backs"), _taken(ctx, "head_backs")
+        for back, of_head in zip(head_backs, of_heads, strict=True):
             given, found = back(flat(of_head), learning=ctx.learning)
             gradient = gradient + given
             own += found
@@ -85,40 +85,42 @@ class _Trained(torch.autograd.Function):
 
 
 class _WithGradient(torch.autograd.Function):
+    """Forward: activations, and cotangents back through the layers. Backward: tangents along, gradients back again."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, cotangent: Tensor, network: Network, *_: nn.Parameter) -> tuple[Tensor, ...]:
         layers = [layer for layer in network.layers if isinstance(layer, Hidden) and layer.norm is None]
         assert len(layers) == len(network.layers)
         affines = [layer.linear.affine(x.dtype) for layer in layers]
-        tops = [head.affine(x.dtype) for head in network.heads]
-        rows, down = [flat(x)], [flat(cotangent)]
+        heads = [head.affine(x.dtype) for head in network.heads]
+        rows, cotangents = [flat(x)], [flat(cotangent)]
         for layer, affine in zip(layers, affines, strict=True):
             rows.append(F.leaky_relu_(affine(rows[-1]), layer.slope))
-        gradient = tops[0].pull(down[0])
+        gradient = heads[0].pull(cotangents[0])
         for layer, affine, h in zip(layers[::-1], affines[::-1], rows[:0:-1], strict=True):
-            down.append(layer.bent(gradient, h))
-            gradient = affine.pull(down[-1])
-        ctx.held = layers, network.heads, affines, tops, rows, down[::-1]
-        return tuple(_stacked(part, like=x) for part in (rows[-1], *(top(rows[-1]) for top in tops), gradient))
+            cotangents.append(layer.times_slope(gradient, h))
+            gradient = affine.pull(cotangents[-1])
+        ctx.kept = layers, network.heads, affines, heads, rows, cotangents[::-1]
+        return tuple(_stacked(part, like=x) for part in (rows[-1], *(head(rows[-1]) for head in heads), gradient))
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_last: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
-        layers, heads, affines, tops, rows, down = _taken(ctx, "held")
+        layers, heads, affines, affine_heads, rows, cotangents = _taken(ctx, "kept")
         *of_heads, of_gradient = map(flat, others)
-        up = [of_gradient]  # carried forwards: what the gradient's own derivative is made of
+        tangents = [of_gradient]
         for layer, affine, h in zip(layers, affines, rows[1:], strict=True):
-            up.append(layer.bent(affine.push(up[-1]), h))
+            tangents.append(layer.times_slope(affine.push(tangents[-1]), h))
         own: list[Tensor] = []
         gradient = flat(of_last)
-        for head, top, given in zip(heads, tops, of_heads, strict=True):
+        for head, affine, given in zip(heads, affine_heads, of_heads, strict=True):
             own += head.gradients(given, rows[-1])
-            gradient = gradient + top.pull(given)
-        own[0] = own[0] + times(down[-1].mT, up[-1]).view_as(own[0])
+            gradient = gradient + affine.pull(given)
+        own[0] = own[0] + times(cotangents[-1].mT, tangents[-1]).view_as(own[0])
         for place in reversed(range(len(affines))):
             layer = layers[place]
-            given = layer.bent(gradient, rows[place + 1])
-            both = torch.cat([given, down[place]], -2), torch.cat([rows[place], up[place]], -2)
+            given = layer.times_slope(gradient, rows[place + 1])
+            both = torch.cat([given, cotangents[place]], -2), torch.cat([rows[place], tangents[place]], -2)
             own = layer.linear.gradients(*both, of_bias=given) + own
             gradient = affines[place].pull(given) if place else gradient
         return (None, None, None, *own)

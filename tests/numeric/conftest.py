@@ -5,6 +5,15 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from tests.shapes import checked
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shapes_checked() -> Iterator[None]:
+    """At every call."""
+    with checked():
+        yield
+
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:

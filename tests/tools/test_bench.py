@@ -15,6 +15,7 @@ from torch.utils.flop_counter import flop_registry
 from modis_dist.model.layers import count_parameters
 from modis_dist.model.networks import Modis, Shape
 from tests.devices import DEVICES
+from tests.shapes import checked
 from tools.bench import counts, growth, ours, profiled, ranks, roofline
 from tools.bench.__main__ import COMMANDS, main
 from tools.bench.baseline import Baseline, Rows, loaders, train_epoch
@@ -59,8 +60,9 @@ def test_the_baseline_has_our_losses_and_takes_our_steps(loss) -> None:
     system, training = same_start(setting, torch.float64)
     batch = ours.random_batch(setting, dtype=torch.float64)
     for _ in range(2):
-        found = ours.plain_terms(*training.learn(batch), setting.case)
-        expected = system.learn(ours.plain_batch(batch))
+        with checked():
+            found = ours.plain_terms(*training.learn(batch), setting.case)
+            expected = system.learn(ours.plain_batch(batch))
         assert found.keys() == expected.keys()
         assert len(found) == 2 + 7 * len(setting.case.shape.features)
         for name, value in found.items():

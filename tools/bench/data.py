@@ -3,8 +3,9 @@
 A table of random values (rows x features x 4 bytes) is made in a temporary folder and imported; room for four times as
 much is needed. Every command and training runs in a process of its own. Readers take turns, forwards and backwards,
 each once with the store's files out of the system's cache (cold) and once with them in it (warm); figures are medians.
-MB are those of the numbers, not of the compressed files; `of_disk` is the time of reading the files' bytes over the
-reader's. `peak_MiB` is all memory of a process, `own_MiB` what of it belongs to no file: the system can drop the rest.
+Beside our readers `baseline_ms` is pyarrow's time, with the files in the same place. MB are those of the numbers, not
+of the compressed files; `of_disk` is the time of reading the files' bytes over the reader's. `peak_MiB` is all memory
+of a process, `own_MiB` what of it belongs to no file: the system can drop the rest. `others`: cores that others used.
 
     python -m tools.bench import
     python -m tools.bench import --rows 100000 --features 20000 --places disk --folder /scratch
@@ -17,7 +18,6 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -26,8 +26,7 @@ from modis_dist.data.arrays import slices
 from modis_dist.data.store import Store
 from modis_dist.data.stored_rows import StoredRows
 from tools.bench.data_work import WIDE, alone, command, make_source, train
-
-Row = dict[str, Any]
+from tools.bench.measure import Row, Watch
 
 CHUNK = 16 << 20  # bytes that are read from a file at once
 
@@ -52,18 +51,22 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
         source.mkdir()
         alone(make_source, source, asked.rows, asked.features, asked.row_group_rows)
         for words in (("import", source, "--out", folder), ("check", folder), ("describe", folder)):
-            yield _with_rates({"work": f"data {words[0]}"} | command(*words), asked)
+            watch = Watch()
+            row = {"work": f"data {words[0]}"} | command(*words)
+            yield _with_rates(row, asked) | {"others": watch.others()}
         store = Store.open(folder)
         yield from _reading(store, asked)
         os.environ["TMPDIR"] = name
         for place in asked.places:
+            watch = Watch()
             found = alone(train, folder, place, asked.width, asked.batch, asked.steps)
-            yield {"work": f"train, {place}"} | found
+            yield {"work": f"train, {place}", "batch": asked.batch} | found | {"others": watch.others()}
 
 
 def _with_rates(row: Row, asked: argparse.Namespace) -> Row:
     values = asked.rows * asked.features
-    return row | {"rows_s": asked.rows / row["seconds"], "MB_s": 4e-6 * values / row["seconds"]}
+    seconds = row["ours_ms"] / 1000
+    return row | {"rows_s": asked.rows / seconds, "MB_s": 4e-6 * values / seconds}
 
 
 # --- readers --------------------------------------------------------------------------------------------------
@@ -80,6 +83,7 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
         "as a training reads": lambda: _read_blocks(store),
     }
     times: dict[tuple[str, str], list[float]] = {}
+    watch = Watch()
     for turn in range(asked.turns):
         for name in list(readers)[:: -1 if turn % 2 else 1]:
             _drop(files)
@@ -87,10 +91,13 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
                 begin = time.perf_counter()
                 readers[name]()
                 times.setdefault((name, cache), []).append(time.perf_counter() - begin)
+    others = watch.others()
     for (name, cache), found in sorted(times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))):
-        seconds = median(found)
-        row = {"work": f"{name}, {cache}", "seconds": seconds, "of_disk": median(times["disk", cache]) / seconds}
-        yield _with_rates(row, asked)
+        seconds, plain = median(found), median(times["pyarrow", cache])
+        row: Row = {"work": f"{name}, {cache}", "ours_ms": 1e3 * seconds}
+        if name not in ("disk", "pyarrow"):
+            row |= {"baseline_ms": 1e3 * plain, "ratio": plain / seconds}
+        yield _with_rates(row, asked) | {"of_disk": median(times["disk", cache]) / seconds, "others": others}
 
 
 def _drop(files: list[Path]) -> None:

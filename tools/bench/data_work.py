@@ -69,7 +69,7 @@ def command(*words: str | Path) -> Row:
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
         raise SystemExit(f"{words[0]} ended with {process.returncode}")
-    return {"seconds": time.monotonic() - begin, "peak_MiB": usage.ru_maxrss // 1024}
+    return {"ours_ms": 1e3 * (time.monotonic() - begin), "peak_MiB": usage.ru_maxrss // 1024}
 
 
 def memory(*names: str) -> list[int]:
@@ -170,7 +170,7 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
         with suppress(Interrupted):
             fit([member], folder=Path(name), device=torch.device("cpu"), ports=Ports(stop=clock))
     return {
-        "seconds": seconds,
+        "ours_ms": 1e3 * seconds,
         "batches_s": 1 / median(np.diff(times)),
         "steps_s": 1 / median(np.diff(clock.times)),
         "peak_MiB": memory("VmHWM")[0] // MIB,

@@ -1,5 +1,6 @@
 """Training as `train` does it, and the same numbers for both sides. Only this file knows the package's interfaces."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 
@@ -61,6 +62,15 @@ def train_epoch(training: Training, loader: Loader) -> None:
     state.epoch += 1
 
 
+def endless_steps(training: Training, loader: Loader) -> Iterator[None]:
+    """Steps of one epoch after the other, taken one by one."""
+    while True:
+        for step in range(loader.steps):
+            training.learn(loader.batch(epoch=training.state.epoch, step=step))
+            yield
+        training.state.epoch += 1
+
+
 def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weights:
     """As published: all terms count once but the KL divergence and the penalty."""
     ones = torch.ones(replicates, dtype=dtype, device=setting.device)
@@ -118,11 +128,11 @@ def random_rows(case: Case, *, limit: int | None) -> dict[str, tuple[Tensor, Ten
     return found
 
 
-def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]]) -> Loader:
-    """The package's loader of these rows, in the order that was published: as they come."""
+def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]], *, replicates: int = 1) -> Loader:
+    """The package's loader of these rows, which replicates share, in the order that was published: as they come."""
     return Loader(
-        [_prepared(setting.case, rows)],
-        [0],
+        [_prepared(setting.case, rows)] * replicates,
+        range(replicates),
         batch_size=setting.batch,
         epoch_ends="shortest",
         labelled_share=0.0,

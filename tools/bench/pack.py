@@ -1,7 +1,8 @@
 """Stacks of replicates: how many replicate steps a second R = 1, 2, 4 and more take, against one alone. Ours only.
 
 Times are of one replicate's step: `baseline_ms` alone, `ours_ms` as one of R in a stack; the ratio is how many times as
-many replicates a stack trains in the same time. All sizes take turns; R = 1 against one alone shows the noise.
+many replicates a stack trains in the same time. A step has its batch from the loader, of rows that all replicates
+share. All sizes take turns; R = 1 against one alone shows the noise.
 
     python -m tools.bench pack --shapes intersim tiny
     python -m tools.bench pack --shapes tcga10 --batches 32 --replicates 2 4
@@ -34,9 +35,10 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def stack(setting: Setting, *, replicates: int) -> Work:
-    """Steps of a stack."""
+    """Steps of a stack, each with its batch."""
     training = ours.Training(setting, replicates=replicates)
-    return repeated(partial(training.learn, ours.random_batch(setting, replicates=replicates)))
+    loader = ours.loader(setting, ours.random_rows(setting.case, limit=None), replicates=replicates)
+    return repeated(partial(next, ours.endless_steps(training, loader)))
 
 
 def of_one(found: Measured, *, replicates: int) -> Measured:

@@ -5,9 +5,9 @@ python -m tools.bench quality study.yaml --out runs/quality     # kept; a finish
 
 The study has conditions that differ in their schedule, the published one first, and replicates. What a replicate is to
 reach is the mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy.
-`epochs` and `seconds` are when it does, and stays there for five epochs on average (medians; replicates that never do
-count as last, `reached` says how many do). `ratio` is the first condition's `seconds` over these, `of_all` the seconds
-of all its epochs over these. Replicates of a condition are trained as one stack, so seconds are those of the stack.
+`epochs` and `ours_ms` are when it does, and stays there for five epochs on average (medians; replicates that never do
+count as last, `reached` says how many do). `baseline_ms` is the first condition's `ours_ms`, `ratio` that over these,
+`of_all` the time of all its epochs over these. Replicates of a condition are trained as one stack, whose time it is.
 """
 
 import argparse
@@ -111,7 +111,8 @@ def compared(found: Mapping[str, list[Curve]]) -> Iterator[Row]:
             "sd": stdev(ends) if len(ends) > 1 else None,
             "reached": sum(epoch is not None for epoch in epochs),
             "epochs": _median(epoch or inf for epoch in epochs),
-            "seconds": seconds,
+            "baseline_ms": base and 1e3 * base,
+            "ours_ms": seconds and 1e3 * seconds,
             "ratio": base / seconds if base and seconds else None,
             "of_all": whole / seconds if seconds else None,
         }

@@ -6,10 +6,12 @@ from typing import Any
 
 from tools.bench.measure import Row
 
+COMMON = ("shape", "batch", "precision", "threads", "baseline_ms", "ours_ms", "ratio")
+
 
 def as_json(found: Sequence[Row]) -> str:
-    """A list of objects."""
-    return json.dumps(list(found), indent=1)
+    """A list of objects; all of them have the COMMON keys, null where a measurement has no such thing."""
+    return json.dumps([dict.fromkeys(COMMON) | row for row in found], indent=1)
 
 
 def as_table(found: Sequence[Row]) -> str:

@@ -1,0 +1,15 @@
+"""What these tests call is called with the shapes that it promises."""
+
+import pytest
+import torch
+from jaxtyping import TypeCheckError
+
+from modis_dist.losses.clustering import negative_entropy
+from tests.numeric.toy_system import start
+
+
+def test_arrays_whose_shapes_do_not_belong_together_are_refused() -> None:
+    with pytest.raises(TypeCheckError, match="probability"):
+        negative_entropy(torch.rand(4, 5, 3), torch.rand(4, 2))
+    with pytest.raises(TypeCheckError, match="noise"):
+        start().model.vae("a").linearised(torch.rand(1, 6, 7), torch.rand(1, 5, 4))
