@@ -14,8 +14,9 @@ def check(wanted: bool) -> None:
 @contextmanager
 def checked() -> Iterator[None]:
     """Inside, they are."""
+    before = not jaxtyping.config.jaxtyping_disable
     check(True)
     try:
         yield
     finally:
-        check(False)
+        check(before)

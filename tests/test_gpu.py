@@ -25,8 +25,11 @@ from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
 from modis_dist.train import captured, checkpoint, placement
+from modis_dist.train.loader import Loader
 from modis_dist.train.loop import Ports, fit
+from modis_dist.train.losslog import LossLog
 from modis_dist.train.state import Setup, TrainState
+from modis_dist.world import ALONE
 from tests.numeric import toy_system
 from tests.sweep.toy_study import study_here, tree, write_store
 from tests.train import toy
@@ -118,6 +121,36 @@ def test_where_a_step_cannot_be_recorded_steps_are_taken_one_by_one_and_said_so(
         told, on_stream_around, equal = apart.submit(waits_for_the_device).result()
     assert told.startswith("a step cannot be recorded, which is slower: ") and "previous error" not in told
     assert on_stream_around and equal
+
+
+def test_a_whole_step_from_its_batch_to_the_log_of_its_losses_never_waits_for_the_gpu() -> None:
+    data = toy_system.prepared(dict.fromkeys(toy_system.SHAPE.features, 60))
+    loader = Loader(
+        [data, data],
+        range(2),
+        batch_size=toy_system.ROWS,
+        epoch_ends="shortest",
+        labelled_share=0.25,
+        latent=toy_system.SHAPE.latent,
+        signs=False,
+        device=CUDA,
+        dtype=torch.float64,
+    )
+    state = TrainState.start(toy_system.SHAPE, range(2), Setup(toy_system.OPTIM, CUDA, torch.float64))
+    how = toy_system.moved(toy_system.weights(("pairwise",) * 2), CUDA)
+    log = LossLog(list(toy_system.SHAPE.features), replicates=2, window=100, world=ALONE)
+
+    def take(step: int) -> None:
+        log.record(*toy_system.step(state, loader.batch(epoch=0, step=step), how, Rules()))
+
+    recorded = captured.WARM_UP + 2
+    for step in range(recorded):
+        take(step)
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        take(recorded)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
 
 
 def wait(_: object, __: object, terms: Terms) -> None:

@@ -56,12 +56,9 @@ def foreseen(
     memories = [footprints(planned, packs, limit=memory) for packs in (search, again)]
     kept = [_on_disk(planned, packs, limit=memory) for packs in (search, again, first)]
     listed = listed_trials(planned, place)
+    wanted = bool(search) and planned.study.sweep.packing.enabled
     as_there = here or not planned.on_gpu  # a processor's times say nothing about packs on a GPU
-    other_sizes = (
-        compared(planned, cost, slots=slots, limit=memory)
-        if search and as_there and planned.study.sweep.packing.enabled
-        else []
-    )
+    other_sizes = compared(planned, cost, slots=slots, limit=memory) if wanted and as_there else []
     refit_s = wall_seconds(later, slots=refit_slots)
     seconds = wall_seconds(found, slots=slots) + refit_s + planned.to_come * wall_seconds(of_round, slots=slots)
     return {
@@ -72,6 +69,7 @@ def foreseen(
         "packs": as_rows(search, found, memories[0], kept[0]),
         "refit_packs": as_rows(again, later, memories[1], kept[1]),
         "pack_sizes": other_sizes,
+        "pack_sizes_need_gpu": wanted and not as_there,
         "slots": slots,
         "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
         "seconds": seconds + start_s,
@@ -132,6 +130,9 @@ def print_plan(plain: dict[str, Any]) -> None:
     if plain["pack_sizes"]:
         show([("All trials of the search, in packs of other sizes", _pack_sizes(plain["pack_sizes"]))], console)
         console.print(_advice(plain["pack_sizes"]), soft_wrap=True, markup=False, highlight=False)
+    if plain["pack_sizes_need_gpu"]:
+        line = "Packs of other sizes were not compared, for this machine has no GPU; a dry run on a node with one does."
+        console.print(line, soft_wrap=True, markup=False, highlight=False)
     unknown = (
         f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
         if plain["later_trials"]

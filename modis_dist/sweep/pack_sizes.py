@@ -29,18 +29,18 @@ Row = dict[str, Any]
 def compared(planned: Plan, cost: Callable[[list[Pack]], list[Cost]], *, slots: int, limit: int | None) -> list[Row]:
     """For each size of packs: how many packs, the time of all trials of the search, and the memory of the largest.
 
-    Empty where there is nothing to choose. Sizes that find no room are left out, and those of which the probe would
-    only see a part. ``cost``: what packs cost. ``limit``: bytes of memory of a pack's node; None where the slots share
+    Empty where there is nothing to choose, or the probe would see only a part of a pack. Other sizes that find no room
+    are left out. ``cost``: what packs cost. ``limit``: bytes of memory of a pack's node; None where the slots share
     that of this machine.
     """
-    layouts = _layouts(planned, slots=slots)
-    if len(layouts) == 1:
+    layouts, now = _layouts(planned, slots=slots), _planned(planned)
+    if len(layouts) <= 1:
         return []
     found = []
     for most, packs in layouts.items():
         held = footprints(planned, packs, limit=limit)
         takes = Footprint(max(one.host for one in held), max(one.gpu for one in held))
-        if _has_room(takes, slots=slots, limit=limit):
+        if most == now or _has_room(takes, planned, slots=slots, limit=limit):
             found.append(
                 {
                     "max_trials": most,
@@ -48,7 +48,7 @@ def compared(planned: Plan, cost: Callable[[list[Pack]], list[Cost]], *, slots: 
                     "seconds": wall_seconds(cost(packs), slots=slots),
                     "memory": takes.host,
                     "gpu_memory": takes.gpu,
-                    "planned": most == _planned(planned),
+                    "planned": most == now,
                 }
             )
     return found
@@ -56,9 +56,7 @@ def compared(planned: Plan, cost: Callable[[list[Pack]], list[Cost]], *, slots: 
 
 def better(rows: Sequence[Row]) -> tuple[Row, Row] | None:
     """The planned size and one that takes clearly less time, the smallest of those that take about the least."""
-    now = next((row for row in rows if row["planned"]), None)
-    if now is None:
-        return None
+    (now,) = (row for row in rows if row["planned"])
     least = min(row["seconds"] for row in rows)
     best = next(row for row in rows if ABOUT * row["seconds"] <= least)
     return (now, best) if best["seconds"] < WORTH * now["seconds"] else None
@@ -75,9 +73,12 @@ def _layouts(planned: Plan, *, slots: int) -> dict[int, list[Pack]]:
     """The packs of the search by the most trials that one may have; of sizes that come to the same, the planned one."""
     trials, now = unique(planned.manifest.trials), _planned(planned)
     probed = min(PROBE_BYTES // model_bytes(shape, replicates=1) for shape in planned.shapes.values())
+    if now > probed:
+        return {}
     found: dict[int, list[Pack]] = {}
     for most in [now, *(size for size in SIZES if size != now and size <= min(probed, 2 * len(trials)))]:
-        packs = arrange(trials, planned.selection_of, most=partial(_always, most), slots=slots)
+        each = planned.most if most == now else partial(_always, most)
+        packs = arrange(trials, planned.selection_of, most=each, slots=slots)
         as_packs = [Pack(pack, probe=planned.study.sweep.probe) for pack in packs]
         if as_packs not in found.values():
             found[most] = as_packs
@@ -93,6 +94,7 @@ def _planned(planned: Plan) -> int:
     return max(planned.most(trial) for trial in planned.manifest.trials)
 
 
-def _has_room(takes: Footprint, *, slots: int, limit: int | None) -> bool:
-    has = torch.cuda.mem_get_info()[1] if takes.gpu and torch.cuda.is_available() else takes.gpu
-    return takes.gpu <= has and takes.host <= (memory.SHARE * memory_limit() / slots if limit is None else limit)
+def _has_room(takes: Footprint, planned: Plan, *, slots: int, limit: int | None) -> bool:
+    share = min(1.0, planned.study.sweep.resources.gpus or 1.0)
+    gpu = share * torch.cuda.mem_get_info()[1] if takes.gpu and torch.cuda.is_available() else takes.gpu
+    return takes.gpu <= gpu and takes.host <= (memory.SHARE * memory_limit() / slots if limit is None else limit)

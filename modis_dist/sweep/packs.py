@@ -1,8 +1,8 @@
 """Which trials are trained together as one stack.
 
 Trials that differ only in seed, fold, scenario and loss weights, and whose epochs have the same number of steps, are
-replicates of one stack. A stack is as large as allowed, but small enough that every core or GPU gets one. How large is
-counted, not timed: the same study is laid out in the same way whenever it is started.
+replicates of one stack. A stack is as large as allowed, but small enough that no core or GPU waits for another. How
+large is counted, not timed: the same study is laid out in the same way whenever it is started.
 """
 
 from collections import defaultdict
@@ -36,7 +36,7 @@ def in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
 def arrange(
     trials: Sequence[Trial], selection_of: SelectionOf, *, most: Callable[[Trial], int], slots: int
 ) -> tuple[tuple[Trial, ...], ...]:
-    """The trials grouped into packs, at least ``slots`` of them where there are enough trials.
+    """The trials grouped into packs, a multiple of ``slots`` of them where there are enough trials.
 
     ``most``: how many trials like this one may be in one pack.
     """
@@ -44,7 +44,8 @@ def arrange(
     for trial in trials:
         alike[stack_key(trial, selection_of)].append(trial)
     groups = [_by_rows(group) for group in alike.values()]
-    counts = _at_least(slots, [len(group) for group in groups], [-(-len(group) // most(group[0])) for group in groups])
+    fewest = [-(-len(group) // most(group[0])) for group in groups]
+    counts = _full_rounds(slots, [len(group) for group in groups], fewest)
     return tuple(tuple(pack) for group, count in zip(groups, counts, strict=True) for pack in _even(group, count))
 
 
@@ -103,12 +104,16 @@ def _even(group: list[Trial], count: int) -> list[list[Trial]]:
     return [group[start:end] for start, end in pairwise(ends)]
 
 
-def _at_least(slots: int, trials: list[int], packs: list[int]) -> list[int]:
-    """Into how many packs groups of so many trials are parted: one more of the largest until every slot has one."""
+def _full_rounds(slots: int, trials: list[int], packs: list[int]) -> list[int]:
+    """Into how many packs groups of so many trials are parted, given the fewest: more until no round has a free slot.
+
+    As many rounds of smaller packs take less time.
+    """
     counts = list(packs)
-    while sum(counts) < slots:
+    wanted = -(-sum(counts) // slots) * slots
+    while sum(counts) < wanted:
         sizes = [-(-of_group // count) for of_group, count in zip(trials, counts, strict=True)]
-        if max(sizes, default=1) == 1:
+        if max(sizes) == 1:
             break
         counts[sizes.index(max(sizes))] += 1
     return counts

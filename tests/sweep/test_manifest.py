@@ -141,7 +141,28 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
         packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
-        assert max(map(len, packs)) - min(map(len, packs)) <= max(1, max(map(len, packs)) // 2 + 1)
+        assert max(map(len, packs)) - min(map(len, packs)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "slots", "sizes"),
+    [
+        ([40], 4, [[5] * 8]),  # five packs of eight would take two rounds as well, longer ones
+        ([10, 3], 8, [[2, 2, 2, 2, 1, 1], [2, 1]]),
+        ([10, 3], 1, [[5, 5], [3]]),
+        ([16], 2, [[8, 8]]),
+        ([2, 1], 5, [[1, 1], [1]]),
+    ],
+)
+def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: list[list[int]]) -> None:
+    selection, found = toy.cohort().selection, []
+    for latent, count in enumerate(groups, 2):
+        found += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)
+    packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
+    by_group: dict[int, list[int]] = {}
+    for pack in packs:
+        by_group.setdefault(pack[0].run.model.latent, []).append(len(pack))
+    assert list(by_group.values()) == sizes
 
 
 def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew() -> None:

@@ -10,7 +10,7 @@ import pytest
 from modis_dist.cli.foreseen import print_plan
 from modis_dist.cli.main import run as command
 from modis_dist.config.parse import load_study
-from modis_dist.sweep import pack_sizes
+from modis_dist.sweep import pack_sizes, packs
 from modis_dist.sweep.estimate import Cost
 from modis_dist.sweep.execute import Pack
 from modis_dist.sweep.memory import on_gpu
@@ -24,8 +24,8 @@ def planned(folder: Path, **sweep: Any) -> Plan:
     return plan(load_study(file), out=folder / "out", slots=1, source=str(file))
 
 
-def ten_seconds_and_one_for_each_trial(packs: list[Pack]) -> list[Cost]:
-    return [Cost(len(pack.trials), 1, 10.0 + len(pack.trials), 1) for pack in packs]
+def ten_seconds_and_one_for_each_trial(found: list[Pack]) -> list[Cost]:
+    return [Cost(len(pack.trials), 1, 10.0 + len(pack.trials), 1) for pack in found]
 
 
 def found(folder: Path, *, slots: int = 1, limit: int | None = None, **sweep: Any) -> dict[int, Any]:
@@ -57,7 +57,22 @@ def test_the_size_that_was_asked_for_is_among_them(tmp_path: Path) -> None:
 def test_sizes_without_room_are_left_out(tmp_path: Path) -> None:
     every = found(tmp_path / "a", replicates=3, folds=1)
     limit = every[4]["memory"]
-    assert sorted(found(tmp_path / "b", replicates=3, folds=1, limit=limit)) == [1, 2, 4]
+    assert sorted(found(tmp_path / "b", replicates=3, folds=1, packing={"max_trials": 1}, limit=limit)) == [1, 2, 4]
+    assert sorted(found(tmp_path / "c", replicates=3, folds=1, limit=limit)) == [1, 2, 4, 8], "what is planned is told"
+
+
+def test_the_planned_row_is_the_plan_where_conditions_have_networks_of_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    conditions = {"small": {}, "large": {"model.latent": 64}}
+    here = planned(tmp_path, grid={}, folds=1, replicates=6, conditions=conditions)
+    sizes = sorted({pack_sizes.model_bytes(shape, replicates=1) for shape in here.shapes.values()})
+    monkeypatch.setattr(packs, "TOGETHER", 3 * sizes[1])
+    here = replace(here, manifest=replace(here.manifest, packs=()))
+    rows = {row["max_trials"]: row for row in compared(here, ten_seconds_and_one_for_each_trial, slots=1, limit=None)}
+    (now,) = (size for size, row in rows.items() if row["planned"])
+    assert now == min(8, 3 * sizes[1] // sizes[0]) > 3
+    assert rows[now]["packs"] == 1 + 2, "six small networks in one, six large ones in two"
 
 
 def test_of_networks_too_large_to_be_probed_as_a_stack_no_sizes_are_compared(
@@ -83,7 +98,6 @@ def test_packs_trained_on_a_gpu_are_counted_as_such(tmp_path: Path) -> None:
         ({1: 10, 8: 40}, 1),
         ({1: 80, 8: 40, 16: 33}, None),  # not told from noise
         ({1: 80, 8: 40}, None),
-        ({1: 80, 16: 20}, None),  # the planned one has no room by this count
     ],
 )
 def test_another_size_is_advised_where_it_is_clearly_faster(seconds: dict[int, float], best: int | None) -> None:

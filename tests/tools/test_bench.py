@@ -16,7 +16,7 @@ from modis_dist.model.layers import count_parameters
 from modis_dist.model.networks import Modis, Shape
 from tests.devices import DEVICES
 from tests.shapes import checked
-from tools.bench import counts, growth, ours, profiled, ranks, roofline
+from tools.bench import counts, growth, ours, profiled, ranks, roofline, show
 from tools.bench.__main__ import COMMANDS, main
 from tools.bench.baseline import Baseline, Rows, loaders, train_epoch
 from tools.bench.measure import Measured, Watch, exponent
@@ -248,6 +248,34 @@ def test_a_table_is_printed_for_people(capsys) -> None:
 def test_the_page_names_every_command() -> None:
     page = (Path(__file__).resolve().parents[2] / "tools" / "bench" / "README.md").read_text()
     assert all(f"python -m tools.bench {name}" in page for name in COMMANDS)
+
+
+def test_rows_of_every_measurement_have_the_common_keys() -> None:
+    (row,) = json.loads(show.as_json([{"ours_ms": 3.0, "way": "stacked"}]))
+    assert row == {**dict.fromkeys(KEYS), "ours_ms": 3.0, "way": "stacked"}
+
+
+def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys) -> None:
+    size = ["--rows", "200", "--features", "20", "--row-group-rows", "100", "--folder", str(tmp_path)]
+    work = ["--turns", "1", "--places", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
+    assert main(["import", *size, *work]) == 0
+    rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
+    assert list(rows)[:3] == ["data import", "data check", "data describe"] and len(rows) == 3 + 2 * 5 + 1
+    for name in ("data import", "data check", "data describe", "train, disk"):
+        assert 50 < rows[name]["peak_MiB"] < 5000 and rows[name]["ours_ms"] > 0
+    for cache in ("cold", "warm"):
+        ours, plain = rows[f"Store.batches, {cache}"], rows[f"pyarrow, {cache}"]
+        assert ours["ratio"] == pytest.approx(plain["ours_ms"] / ours["ours_ms"])
+        assert plain["ratio"] is None and plain["MB_s"] == pytest.approx(16e-3 / plain["ours_ms"] * 1000)
+    assert rows["train, disk"]["steps_s"] > 0 and list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.long
+def test_a_study_is_timed_three_ways(capsys) -> None:
+    assert main(["sweep", "--samples", "90", "--epochs", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["packs"] for row in rows] == [2, 12, 12] and rows[2]["ratio"] == 1
+    assert all(row["ratio"] == row["baseline_ms"] / row["ours_ms"] and 0 < row["training"] < 1 for row in rows)
 
 
 def test_every_combination_asked_for_is_a_row(capsys) -> None:
