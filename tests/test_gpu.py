@@ -25,7 +25,6 @@ from modis_dist.sweep.monitor import Silent
 from modis_dist.sweep.plan import plan
 from modis_dist.sweep.resources import Cluster, Node
 from modis_dist.train import captured, checkpoint, placement
-from modis_dist.train.loader import Loader
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.losslog import LossLog
 from modis_dist.train.state import Setup, TrainState
@@ -125,17 +124,7 @@ def test_where_a_step_cannot_be_recorded_steps_are_taken_one_by_one_and_said_so(
 
 def test_a_whole_step_from_its_batch_to_the_log_of_its_losses_never_waits_for_the_gpu() -> None:
     data = toy_system.prepared(dict.fromkeys(toy_system.SHAPE.features, 60))
-    loader = Loader(
-        [data, data],
-        range(2),
-        batch_size=toy_system.ROWS,
-        epoch_ends="shortest",
-        labelled_share=0.25,
-        latent=toy_system.SHAPE.latent,
-        signs=False,
-        device=CUDA,
-        dtype=torch.float64,
-    )
+    loader = toy_system.loader([data, data], range(2), batch_size=toy_system.ROWS, share=0.25, device=CUDA)
     state = TrainState.start(toy_system.SHAPE, range(2), Setup(toy_system.OPTIM, CUDA, torch.float64))
     how = toy_system.moved(toy_system.weights(("pairwise",) * 2), CUDA)
     log = LossLog(list(toy_system.SHAPE.features), replicates=2, window=100, world=ALONE)

@@ -24,13 +24,13 @@ def foreseen(
     refit_slots: int,
     threads: int,
     start_s: float,
-    gpu: bool | None = None,
+    elsewhere: bool = False,
     memory: int | None = None,
     temporary: Path | None = None,
 ) -> dict[str, Any]:
     """What is left to do in a place and about what it costs, as plain values; results are to go to a folder.
 
-    ``gpu`` says whether nodes elsewhere, on which it will be trained, have GPUs; None where it is trained here.
+    ``elsewhere``: it will be trained on other nodes; what it takes there is probed on what this machine has.
     ``memory`` is what such a node has, in bytes, where that is known; ``temporary`` the folder for features that are
     kept on a disk, where it is one of this machine.
     """
@@ -40,7 +40,6 @@ def foreseen(
     from modis_dist.sweep.execute import unfinished
     from modis_dist.sweep.pack_sizes import compared, footprints
 
-    elsewhere = gpu is not None
     here = torch.cuda.is_available() and (elsewhere or planned.on_gpu)
     known: Probed = {}
 

@@ -41,7 +41,7 @@ def foresee(
             refit_slots=1 if form == "array" else slots,  # the last job trains them one after the other
             threads=min(wanted.sweep.resources.cpus or site.cpus, site.cpus),
             start_s=0.0,
-            gpu=site.gpus > 0,
+            elsewhere=True,
             memory=memory_of(site),
         )
         plain["form"], plain["why"] = form, why

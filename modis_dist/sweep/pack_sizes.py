@@ -1,4 +1,4 @@
-"""Whether more or fewer trials in a pack would pay: time and memory of a study in packs of other sizes, by its probe.
+"""Whether more or fewer trials in a pack would pay: time, by the probe, and memory, by count, in packs of other sizes.
 
 A study is laid out by count, so that it comes out alike whenever it is started; what is found here is for its user, who
 may set `sweep.packing.max_trials` by it.

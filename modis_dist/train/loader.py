@@ -94,6 +94,7 @@ class Loader:
         self._home = home(values * dtype.itemsize, device)
         held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
         self._x = [held[id(p)] for p in prepared]
+        # Replicates that share their data, as they follow each other: so many, then so many.
         self._neighbours = [len(list(same)) for _, same in groupby(map(id, prepared))]
         lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"

@@ -9,11 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from modis_dist import objective
 from modis_dist.objective import Rules, adversary_phase, vae_phase
-from modis_dist.train.loader import Loader
 from modis_dist.train.losslog import LossLog
-from modis_dist.train.prepare import Prepared
 from modis_dist.world import ALONE
-from tests.numeric.toy_system import CPU, KINDS, ROWS, SHAPE, batch, prepared, start, weights
+from tests.numeric.toy_system import KINDS, ROWS, SHAPE, batch, loader, prepared, start, weights
 from tests.numeric.toy_system import step as learn
 
 TO_HOST, FROM_HOST = "aten._local_scalar_dense.default", "aten.lift_fresh.default"
@@ -29,20 +27,6 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.names[str(func)] += 1
         return func(*args, **(kwargs or {}))
-
-
-def stacked(*sets: Prepared) -> Loader:
-    return Loader(
-        sets,
-        range(len(sets)),
-        batch_size=ROWS,
-        epoch_ends="shortest",
-        labelled_share=0.25,
-        latent=SHAPE.latent,
-        signs=False,
-        device=CPU,
-        dtype=torch.float64,
-    )
 
 
 def test_the_two_names_are_those_of_reading_a_value_and_of_making_a_tensor() -> None:
@@ -66,7 +50,8 @@ def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: An
 
 def test_nor_in_a_whole_step_from_its_batch_to_the_log_of_its_losses() -> None:
     data = prepared(dict.fromkeys(SHAPE.features, 60))
-    held, log = stacked(data, data), LossLog(list(SHAPE.features), replicates=2, window=100, world=ALONE)
+    held = loader([data, data], range(2), batch_size=ROWS, share=0.25)
+    log = LossLog(list(SHAPE.features), replicates=2, window=100, world=ALONE)
     state, how = start(range(2)), weights(("pairwise",) * 2)
 
     def take(step: int) -> None:
@@ -82,7 +67,7 @@ def test_nor_in_a_whole_step_from_its_batch_to_the_log_of_its_losses() -> None:
 def test_a_batch_takes_as_many_gathers_whether_one_or_many_replicates_share_their_data() -> None:
     data, found = prepared(dict.fromkeys(SHAPE.features, 60)), []
     for count in (1, 5):
-        held = stacked(*[data] * count)
+        held = loader([data] * count, range(count), batch_size=ROWS)
         held.batch(epoch=0, step=0)
         with Operations() as done:
             held.batch(epoch=0, step=1)

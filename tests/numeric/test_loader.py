@@ -13,31 +13,9 @@ from modis_dist.objective import Batch
 from modis_dist.train.loader import EpochEnds, Loader, epoch_order, labelled_rows, row_order, steps_per_epoch
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
-from tests.numeric.toy_system import CPU, SHAPE, few, prepared
+from tests.numeric.toy_system import SHAPE, few, loader, prepared
 
 UNEVEN = {"a": 320, "b": 64, "c": 64}
-
-
-def loader(
-    sets: list[Prepared],
-    seeds: list[int],
-    *,
-    batch_size: int = 32,
-    ends: EpochEnds = "shortest",
-    signs: bool = False,
-    share: float = 0.0,
-) -> Loader:
-    return Loader(
-        sets,
-        seeds,
-        batch_size=batch_size,
-        epoch_ends=ends,
-        labelled_share=share,
-        latent=SHAPE.latent,
-        signs=signs,
-        device=CPU,
-        dtype=torch.float64,
-    )
 
 
 def numbers(batch: Batch, modality: int, replicate: int = 0) -> list[int]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Shape
 from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
+from modis_dist.train.loader import EpochEnds, Loader
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
 
@@ -94,6 +95,30 @@ def moved(held: Held, device: torch.device) -> Held:
 def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:
     """One training step, both phases."""
     return state.adversary.learn(given, how, rules), state.vaes.learn(given, how, rules)
+
+
+def loader(
+    sets: Sequence[Prepared],
+    seeds: Sequence[int],
+    *,
+    batch_size: int = 32,
+    ends: EpochEnds = "shortest",
+    signs: bool = False,
+    share: float = 0.0,
+    device: torch.device = CPU,
+) -> Loader:
+    """Batches of prepared toy rows in float64."""
+    return Loader(
+        sets,
+        seeds,
+        batch_size=batch_size,
+        epoch_ends=ends,
+        labelled_share=share,
+        latent=SHAPE.latent,
+        signs=signs,
+        device=device,
+        dtype=torch.float64,
+    )
 
 
 def prepared(rows: dict[str, int], *, seed: int = 0, features: dict[str, int] | None = None) -> Prepared:

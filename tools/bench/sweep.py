@@ -5,8 +5,8 @@ python -m tools.bench sweep --samples 1200 --epochs 60 --json
 
 `training` is what the journals say, from a pack's start to its end (validation and judging included), times the cores
 it was given, over the cores' whole time. The study also chooses, refits and tests, which twelve single trainings do
-not; `ratio` is how many times as fast as these it is, `ours_ms` and `baseline_ms` are for all twelve. Each way takes
-minutes, so not in turns: measure it twice.
+not, and `packs` counts the refit. `ratio` is how many times as fast as these it is; `ours_ms` and `baseline_ms` are for
+all twelve. Each way takes minutes, so not in turns: measure it twice.
 """
 
 import argparse
