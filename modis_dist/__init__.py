@@ -7,10 +7,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modis_dist.version import __version__
+from modis_dist.runtime.version import __version__
 
 if TYPE_CHECKING:
-    from modis_dist.train.predictor import Predictor
+    from modis_dist.evaluate.predictor import Predictor
 
 __all__ = ["__version__", "load"]
 
@@ -20,6 +20,6 @@ def load(folder: str | Path, *, device: str = "cpu") -> "Predictor":
 
     Raises ``DataError`` where the folder holds no valid checkpoint.
     """
-    from modis_dist.train.predictor import Predictor
+    from modis_dist.evaluate.predictor import Predictor
 
     return Predictor.open(Path(folder), device=device)

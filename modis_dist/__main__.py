@@ -3,7 +3,7 @@
 import sys
 from signal import SIGUSR1
 
-from modis_dist.processes import hold_back
+from modis_dist.runtime.processes import hold_back
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["job"]:

@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from modis_dist.distributed import ALONE, World
 from modis_dist.losses import adversarial
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
@@ -28,7 +29,6 @@ from modis_dist.losses.vae import kl_divergence, squared_error
 from modis_dist.model.layers import LinearMap
 from modis_dist.model.networks import Judgement, Modis
 from modis_dist.model.nodes import pulled
-from modis_dist.world import ALONE, World
 
 AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
 

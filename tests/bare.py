@@ -11,12 +11,12 @@ if Path(sys.path[0]) == Path(__file__).parent:  # folders in there have names of
 
 from modis_dist.cli import tune
 from modis_dist.cli.main import main
-from modis_dist.launch.mlflow.mirror import NullMirror
+from modis_dist.execution import run_pack
+from modis_dist.integrations.mlflow.mirror import NullMirror
 from modis_dist.report import figures
-from modis_dist.sweep import execute
 
 tune._mirror = lambda *_: NullMirror()
-execute.draw = lambda *_: None
+run_pack.draw = lambda *_: None
 figures.sweep_overview = lambda *_, **__: None
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     One for all tests; copy it before changing it.
     """
     from modis_dist.config.run import Simulate
-    from modis_dist.data.intersim import simulate
+    from modis_dist.data.simulate import simulate
 
     store = tmp_path_factory.mktemp("toy") / "store"
     simulate(Simulate(samples=60, classes=3, seed=5), store)
@@ -72,8 +72,8 @@ def _mlflow_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     Those that tests start as commands have a process for it, as users' studies do.
     """
-    from modis_dist.launch.mlflow import apart as mlflow_apart
-    from modis_dist.launch.mlflow import study as mlflow_study
+    from modis_dist.integrations.mlflow import apart as mlflow_apart
+    from modis_dist.integrations.mlflow import study as mlflow_study
 
     monkeypatch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
 
@@ -84,7 +84,7 @@ def _mlflow_tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
     To make them takes seconds of every study. Commands that tests start have MLflow make theirs, as users' do.
     """
-    from modis_dist.launch.mlflow import store as mlflow_store
+    from modis_dist.integrations.mlflow import store as mlflow_store
 
     make, first = mlflow_store._make_tables, tmp_path_factory.mktemp("mlflow") / "first.db"
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from modis_dist.train.ranks import Seat, meeting_file, met
+from modis_dist.train.process_group import Seat, meeting_file, met
 
 LIMIT_S = 120.0
 CONTEXT = multiprocessing.get_context("forkserver")

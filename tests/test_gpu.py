@@ -15,22 +15,22 @@ import torch
 
 from modis_dist.config.parse import build
 from modis_dist.config.study import Study
-from modis_dist.errors import Interrupted
-from modis_dist.launch.mlflow.mirror import NullMirror
-from modis_dist.launch.ray.cluster import PrivateRay
-from modis_dist.launch.ray.tune import RayExecutor
+from modis_dist.distributed import ALONE
+from modis_dist.execution.resources import Cluster, Node
+from modis_dist.integrations.mlflow.mirror import NullMirror
+from modis_dist.integrations.ray.private_cluster import PrivateRay
+from modis_dist.integrations.ray.tune import RayExecutor
 from modis_dist.objective import Batch, Rules, Terms, Weights, adversary_phase, vae_phase
-from modis_dist.sweep.driver import run_study
-from modis_dist.sweep.monitor import Silent
-from modis_dist.sweep.plan import plan
-from modis_dist.sweep.resources import Cluster, Node
-from modis_dist.train import captured, checkpoint, placement
+from modis_dist.runtime.errors import Interrupted
+from modis_dist.study.monitor import Silent
+from modis_dist.study.plan import plan
+from modis_dist.study.run import run_study
+from modis_dist.train import checkpoint, cuda_graph, placement
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.losslog import LossLog
+from modis_dist.train.loss_log import LossLog
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.world import ALONE
 from tests.numeric import toy_system
-from tests.sweep.toy_study import study_here, tree, write_store
+from tests.study.toy_study import study_here, tree, write_store
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -100,7 +100,7 @@ def test_stacks_that_are_made_one_after_the_other_take_no_more_of_the_gpu_than_t
     held = []
     for _ in range(5):
         state, how, given = start_on_the_gpu()
-        for _ in range(captured.WARM_UP + 2):
+        for _ in range(cuda_graph.WARM_UP + 2):
             toy_system.step(state, given, how, Rules())
         del state, how, given
         gc.collect()
@@ -132,7 +132,7 @@ def test_a_whole_step_from_its_batch_to_the_log_of_its_losses_never_waits_for_th
     def take(step: int) -> None:
         log.record(*toy_system.step(state, loader.batch(epoch=0, step=step), how, Rules()))
 
-    recorded = captured.WARM_UP + 2
+    recorded = cuda_graph.WARM_UP + 2
     for step in range(recorded):
         take(step)
     torch.cuda.set_sync_debug_mode("error")
@@ -151,7 +151,7 @@ def waits_for_the_device() -> tuple[str, bool, bool]:
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logging.getLogger(captured.__name__).addHandler(handler)
+    logging.getLogger(cuda_graph.__name__).addHandler(handler)
     around = torch.cuda.current_stream()
     found = []
     for waits in (True, False):
@@ -159,7 +159,7 @@ def waits_for_the_device() -> tuple[str, bool, bool]:
         phase = state.vaes._phase
         if waits:
             phase.register_forward_hook(wait)
-        for _ in range(captured.WARM_UP + 3):
+        for _ in range(cuda_graph.WARM_UP + 3):
             toy_system.step(state, given, how, Rules())
         found.append([parameter.cpu() for parameter in state.model.parameters()])
     equal = all(torch.allclose(*pair, rtol=1e-9) for pair in zip(*found, strict=True))

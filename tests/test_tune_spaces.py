@@ -13,8 +13,8 @@ from modis_dist.config.parse import build, dump, load_study
 from modis_dist.config.run import Run
 from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.config.yaml12 import parse
-from modis_dist.data.writer import StoreWriter
-from modis_dist.sweep.manifest import expand
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.study.manifest import expand
 
 ROOT = Path(__file__).resolve().parents[1]
 STUDIES = sorted((ROOT / "tune_spaces").rglob("*.yaml"))

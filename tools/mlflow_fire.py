@@ -52,8 +52,8 @@ def study(*, epochs: int, store: Path) -> dict[str, Any]:
 def live(kind: str, uri: str, path: Path, out: Path) -> None:
     """One study in this process; writes what it used. Stops after the search: the rest is not measured."""
     from modis_dist.cli import main, tune
-    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.sweep import driver
+    from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.study import run
 
     half = TRIALS * yaml12.read(path)["optim"]["epochs"] * LOADED
     used: dict[str, dict[str, float]] = {}
@@ -77,7 +77,7 @@ def live(kind: str, uri: str, path: Path, out: Path) -> None:
             self._mirror.close()
         return []
 
-    driver.grouped = stop
+    run.grouped = stop
     mirrors.feed, mirrors.close = counted, close
     if kind == "none":
         tune._mirror = lambda *_: NullMirror()
@@ -155,8 +155,8 @@ def main() -> int:
         live(kind, uri, Path(path), Path(out))
         return 0
     from modis_dist.config.run import Simulate
-    from modis_dist.data.intersim import simulate
-    from modis_dist.launch.mlflow import store as mlflow_store
+    from modis_dist.data.simulate import simulate
+    from modis_dist.integrations.mlflow import store as mlflow_store
 
     began = time.monotonic()
     turns: list[dict[str, dict[str, float]]] = []

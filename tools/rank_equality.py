@@ -19,7 +19,7 @@ from rich.table import Table
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from modis_dist.world import ALONE, World
+from modis_dist.distributed import ALONE, World
 from tests.numeric.test_world_size import CASES, run
 from tests.ranks import on_ranks
 

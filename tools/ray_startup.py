@@ -18,13 +18,13 @@ from rich.progress import Progress
 from modis_dist.config.parse import build
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
-from modis_dist.launch.ray.cluster import PrivateRay, private_cluster
-from modis_dist.launch.ray.train import train_run_on_ranks
-from modis_dist.launch.ray.tune import RayExecutor
-from modis_dist.sweep.execute import Pack, pack_folder
-from modis_dist.sweep.plan import plan
+from modis_dist.execution.run_pack import Pack, pack_folder
+from modis_dist.integrations.ray.private_cluster import PrivateRay, private_cluster
+from modis_dist.integrations.ray.train import train_run_on_ranks
+from modis_dist.integrations.ray.tune import RayExecutor
+from modis_dist.study.plan import plan
+from modis_dist.train.callbacks import NullReporter
 from modis_dist.train.journal import read
-from modis_dist.train.ports import NullReporter
 
 TREE = {
     "name": "startup",

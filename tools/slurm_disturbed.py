@@ -21,8 +21,8 @@ from rich.console import Console
 from modis_dist.config import parse, yaml12
 from modis_dist.report.tables import add, empty, finished, numbers
 from modis_dist.report.terminal import show
-from tests.slurm.cluster import Cluster, running
-from tests.slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
+from tests.real_slurm.cluster import Cluster, running
+from tests.real_slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
 
 STUDY = Path(__file__).resolve().parents[1] / "tune_spaces" / "quickstart.yaml"
 LIMITS = {"array": "00:01:00", "allocation": "00:02:00"}  # Slurm looks every half minute, may warn a minute early

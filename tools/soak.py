@@ -28,8 +28,8 @@ import torch._dynamo
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.sweep import kills as sweep_kills
-from tests.sweep.toy_study import write_store
+from tests.study import kills as sweep_kills
+from tests.study.toy_study import write_store
 from tests.train import kills, rank_kills
 
 MOST_SHOWN = 20  # differences; --json has all

@@ -1,1 +1,5 @@
-"""The commands: they parse arguments, call, and print. Heavy imports stand inside them, so that `--help` is fast."""
+"""The `modis-dist` commands: parse arguments, call one function of a lower layer, print.
+
+One file per command or group of commands; `main.py` maps errors to exit codes. No logic lives here: what a command
+computes belongs to `planning`, `integrations`, `study` or `execution`. Start with `main.py`, then `tune.py`.
+"""

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modis_dist.cli.options import Json, Set, print_json
-from modis_dist.errors import UserError
+from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
@@ -36,7 +36,7 @@ def config(
     elif explain is not None:
         typer.echo(keys.explain(explain, cluster.Explained if explain.split(".")[0] == "cluster" else Study))
     elif study is not None:
-        from modis_dist.sweep.manifest import expand
+        from modis_dist.study.manifest import expand
 
         loaded = parse.load_study(study, settings or [])
         expand(loaded, "", source=str(study))  # what only combinations of the grid show; needs no data
@@ -74,7 +74,7 @@ def _parameters(study: "Study", *, source: str) -> dict[str, Any]:
 
     import torch
 
-    from modis_dist.data.opening import open_store
+    from modis_dist.data.store.open_store import open_store
     from modis_dist.model.layers import count_parameters
     from modis_dist.model.networks import Modis
     from modis_dist.train.placement import place_of

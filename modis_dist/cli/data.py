@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modis_dist.cli.options import Json, print_json
-from modis_dist.errors import shown
+from modis_dist.runtime.errors import shown
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modis_dist.data.coverage import Coverage
+    from modis_dist.data.store.coverage import Coverage
 
 app = typer.Typer(help="Import, check, describe and simulate data.", no_args_is_help=True)
 simulate_app = typer.Typer(help="Simulate a data set.", no_args_is_help=True)
@@ -37,7 +37,7 @@ def import_(
     Example: `modis-dist data import tables --out mystore`
     """
     from modis_dist.cli.display import modality_bars
-    from modis_dist.data.importers import import_source
+    from modis_dist.data.importers.convert import import_source
 
     with modality_bars() as progress:
         import_source(source, out, progress=progress)
@@ -51,7 +51,7 @@ def check(store: StorePath, as_json: Json = False) -> None:
     Example: `modis-dist data check mystore`
     """
     from modis_dist.cli.display import modality_bars
-    from modis_dist.data.coverage import verify
+    from modis_dist.data.store.coverage import verify
 
     with modality_bars() as progress:
         sound = verify(store, progress=progress)
@@ -74,8 +74,8 @@ def describe(store: StorePath, as_json: Json = False) -> None:
     Example: `modis-dist data describe mystore`
     """
     from modis_dist.cli.display import modality_bars
-    from modis_dist.data.coverage import measure
-    from modis_dist.data.store import Store
+    from modis_dist.data.store.coverage import measure
+    from modis_dist.data.store.reader import Store
 
     with modality_bars() as progress:
         coverage = measure(Store.open(store), progress=progress)
@@ -105,7 +105,7 @@ def intersim(
     """
     from modis_dist.config.parse import build
     from modis_dist.config.run import Run
-    from modis_dist.data.intersim import simulate
+    from modis_dist.data.simulate import simulate
 
     given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "params": params}
     settings = build(Run, {"data": {"simulate": given}}, source="simulate intersim").data.simulate
@@ -119,7 +119,7 @@ def intersim(
 
 def _print_made(out: Path) -> None:
     """What was made, what was odd about it and what to do next."""
-    from modis_dist.data.store import Store
+    from modis_dist.data.store.reader import Store
 
     store = Store.open(out)
     for name in store.modalities:

@@ -8,7 +8,7 @@ import typer
 from modis_dist.cli.options import Json, print_json
 
 if TYPE_CHECKING:
-    from modis_dist.launch.doctor.finding import Finding
+    from modis_dist.runtime.finding import Finding
 
 STYLES = {"good": "green", "warning": "yellow", "bad": "bold red"}
 LEVEL_WIDTH, WHAT_WIDTH = 8, 22
@@ -32,9 +32,9 @@ def doctor(
     from dataclasses import asdict
 
     from modis_dist.config.cluster import load_site
-    from modis_dist.errors import RunFailed
-    from modis_dist.launch.doctor.examine import examine
-    from modis_dist.launch.jobs.script import requests
+    from modis_dist.integrations.doctor.checks import examine
+    from modis_dist.integrations.slurm.job_script import requests
+    from modis_dist.runtime.errors import RunFailed
 
     site = load_site(cluster) if cluster is not None else None
     asked = requests(site, nodes=site.nodes) if site is not None else []

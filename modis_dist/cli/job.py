@@ -12,7 +12,7 @@ Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False
 @app.command()
 def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
     """Train the pack of a number."""
-    from modis_dist.launch.jobs.array import train_pack
+    from modis_dist.integrations.slurm.array import train_pack
 
     train_pack(directory, pack)
 
@@ -21,8 +21,8 @@ def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
 def finish(directory: Out) -> None:
     """Choose among the trials that an array has trained, refit and test."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
-    from modis_dist.launch.jobs.array import AfterArray, Listening, job
-    from modis_dist.launch.jobs.submission import site_of, study_of
+    from modis_dist.integrations.slurm.array import AfterArray, Listening, job
+    from modis_dist.integrations.slurm.submission import site_of, study_of
 
     with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
         summary = run(
@@ -36,10 +36,10 @@ def finish(directory: Out) -> None:
 def allocation(directory: Out) -> None:
     """A study on all nodes of this job."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
-    from modis_dist.launch.jobs.allocation import ray_of_job
-    from modis_dist.launch.jobs.array import Listening, job
-    from modis_dist.launch.jobs.submission import site_of, study_of
-    from modis_dist.launch.ray.tune import RayExecutor
+    from modis_dist.integrations.ray.tune import RayExecutor
+    from modis_dist.integrations.slurm.allocation import ray_of_job
+    from modis_dist.integrations.slurm.array import Listening, job
+    from modis_dist.integrations.slurm.submission import site_of, study_of
 
     study, site = study_of(directory), site_of(directory)
     resources, device, workers = study.sweep.resources, study.trainer.device, study.trainer.workers
@@ -60,7 +60,7 @@ def node(
     gpus: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
     """Keep Ray on this node of a job."""
-    from modis_dist.launch.ray.nodes import serve
+    from modis_dist.integrations.ray.multi_node import serve
 
     serve(meeting, cpus=cpus, gpus=gpus)
 
@@ -72,7 +72,7 @@ def here(
     after: Annotated[list[str] | None, typer.Option()] = None,
 ) -> None:
     """Run a job's script on this machine, once other jobs have ended."""
-    from modis_dist.launch.jobs.local_queue import run_here
+    from modis_dist.integrations.slurm.local_queue import run_here
 
     run_here(script, tasks=task or (), after=after or ())
 
@@ -80,6 +80,6 @@ def here(
 @app.command("all-reduce")
 def all_reduce(folder: Out) -> None:
     """Sum numbers over the nodes of a job, as `modis-dist doctor` has it done."""
-    from modis_dist.launch.doctor.all_reduce import take_part
+    from modis_dist.integrations.doctor.all_reduce import take_part
 
     take_part(folder)

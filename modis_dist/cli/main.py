@@ -10,10 +10,10 @@ from pathlib import Path
 
 import typer
 
-from modis_dist.cli import config, data, doctor, job, predict, status, submit, train, tune, ui, verify
-from modis_dist.errors import ModisError, shown
-from modis_dist.files import PRIVATE_UMASK
-from modis_dist.version import __version__
+from modis_dist.cli import config, data, doctor, job, predict, status, submit, train, tune, ui, verify_resume
+from modis_dist.runtime.errors import ModisError, shown
+from modis_dist.runtime.files import PRIVATE_UMASK
+from modis_dist.runtime.version import __version__
 
 BUG, INTERRUPTED, USAGE = 70, 75, 2
 
@@ -39,7 +39,7 @@ app.command("resume")(submit.resume)
 app.command("fetch")(submit.fetch)
 app.command("train")(train.train)
 app.command("evaluate")(train.evaluate)
-app.command("verify-resume")(verify.verify_resume)
+app.command("verify-resume")(verify_resume.verify_resume)
 app.command("predict")(predict.predict)
 app.command("embed")(predict.embed)
 app.command("translate")(predict.translate)

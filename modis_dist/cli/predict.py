@@ -11,7 +11,7 @@ from modis_dist.cli.options import ModelFolder, StoreFolder
 if TYPE_CHECKING:
     import pandas as pd
 
-    from modis_dist.train.predictor import Predictor
+    from modis_dist.evaluate.predictor import Predictor
 
 Out = Annotated[
     Path, typer.Option("--out", metavar="F.parquet", help="File to write.", show_default=False, dir_okay=False)
@@ -65,8 +65,8 @@ def _write(
     """Stream the store through the model, with a bar."""
     import modis_dist
     from modis_dist.cli.display import rows_bar
-    from modis_dist.data.store import Store
-    from modis_dist.train.apply import apply_to_store
+    from modis_dist.data.store.reader import Store
+    from modis_dist.evaluate.batch_predict import apply_to_store
 
     model, opened = modis_dist.load(directory), Store.open(store)
     with rows_bar() as told:

@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modis_dist.cli.options import Json, Wait, print_json
-from modis_dist.cli.waiting import wait_for_end
+from modis_dist.cli.wait import wait_for_end
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modis_dist.launch.jobs.standing import Standing, Task
-    from modis_dist.sweep.status import Status
+    from modis_dist.integrations.slurm.submission_status import Standing, Task
+    from modis_dist.study.status import Status
 
 FAILURES_SHOWN = 10
 BAR_WIDTH = 30
@@ -38,11 +38,11 @@ def status(
     import time
     from dataclasses import asdict
 
-    from modis_dist.errors import UserError, shown
-    from modis_dist.sweep.status import status as status_of
+    from modis_dist.runtime.errors import UserError, shown
+    from modis_dist.study.status import status as status_of
 
     if (directory / "submission" / "submission.json").exists():
-        from modis_dist.launch.jobs.standing import standing
+        from modis_dist.integrations.slurm.submission_status import standing
 
         if wait:
             wait_for_end(directory.absolute(), as_json=as_json)
@@ -68,7 +68,7 @@ def status(
 
 
 def _print_submission(found: "Standing", *, now: float) -> None:
-    from modis_dist.errors import shown
+    from modis_dist.runtime.errors import shown
 
     _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")
     _print(found.study, now=now, tasks=found.tasks)
@@ -96,8 +96,8 @@ def _say(line: str) -> None:
 def _print(found: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None:
     """What both kinds of status have."""
     from modis_dist.cli.display import duration
-    from modis_dist.errors import shown
     from modis_dist.report.terminal import stdout
+    from modis_dist.runtime.errors import shown
 
     console, say = stdout(), _say
     say(f"trials: {_counted(found.trials)}")

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from modis_dist.cli.options import Json, Set, Wait, print_json
-from modis_dist.cli.waiting import wait_for_end
+from modis_dist.cli.wait import wait_for_end
 
 if TYPE_CHECKING:
     from modis_dist.config.cluster import Site
     from modis_dist.config.study import Study
-    from modis_dist.launch.jobs.submission import Form, Sent, Submission
+    from modis_dist.integrations.slurm.submission import Form, Sent, Submission
 
 
 Submitted = Annotated[
@@ -51,9 +51,9 @@ def submit(
     """
     from modis_dist.config.cluster import load_site
     from modis_dist.config.parse import load_study
-    from modis_dist.data.opening import named_store
-    from modis_dist.launch.jobs.submission import check, form_of
-    from modis_dist.sweep.manifest import expand
+    from modis_dist.data.store.open_store import named_store
+    from modis_dist.integrations.slurm.submission import check, form_of
+    from modis_dist.study.manifest import expand
 
     site = load_site(cluster)
     wanted = load_study(study, settings or [])
@@ -63,7 +63,7 @@ def submit(
     check(wanted, site, form=shape)
     folder = out.absolute()
     if dry_run:
-        from modis_dist.cli.foreseen_jobs import foresee
+        from modis_dist.cli.dry_run_jobs import foresee
 
         foresee(wanted, site, shape, why, folder, source=study, as_json=as_json)
         return
@@ -76,9 +76,9 @@ def submit(
 
 def _submitted(wanted: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
     from modis_dist.cli.display import errors
-    from modis_dist.launch.jobs.room import refuse_if_too_large, room
-    from modis_dist.launch.jobs.submission import refuse_if_submitted, slots_of, submit
-    from modis_dist.sweep.plan import plan
+    from modis_dist.integrations.slurm.capacity import refuse_if_too_large, room
+    from modis_dist.integrations.slurm.submission import refuse_if_submitted, slots_of, submit
+    from modis_dist.study.plan import plan
 
     refuse_if_submitted(folder)
     planned = plan(wanted, out=folder, slots=slots_of(wanted, site, form), source=str(source), gpu=site.gpus > 0)
@@ -110,7 +110,7 @@ def cancel(directory: Submitted) -> None:
 
     Example: `modis-dist cancel /scratch/me/mine`
     """
-    from modis_dist.launch.jobs.submission import cancel as cancel_jobs
+    from modis_dist.integrations.slurm.submission import cancel as cancel_jobs
 
     live = cancel_jobs(directory.absolute())
     said = f"cancelled {len(live)} job(s): {', '.join(live[:10])}{', ...' * (len(live) > 10)}"
@@ -134,8 +134,8 @@ def resume(
     Example: `modis-dist resume /scratch/me/mine`
     """
     from modis_dist.config.cluster import load_site
-    from modis_dist.launch.jobs.submission import load
-    from modis_dist.launch.jobs.submission import resume as send_again
+    from modis_dist.integrations.slurm.submission import load
+    from modis_dist.integrations.slurm.submission import resume as send_again
 
     folder = directory.absolute()
     _note_if_changed(folder)
@@ -150,8 +150,8 @@ def resume(
 
 def _note_if_changed(folder: Path) -> None:
     from modis_dist.cli.display import errors
-    from modis_dist.launch.jobs.submission import load
-    from modis_dist.version import code
+    from modis_dist.integrations.slurm.submission import load
+    from modis_dist.runtime.version import code
 
     before = load(folder)
     if before.code != code():
@@ -177,7 +177,7 @@ def fetch(
     Example: `modis-dist fetch /scratch/me/mine --to runs/mine`, then `modis-dist ui runs/mine`. May be repeated.
     """
     from modis_dist.cli.display import errors, modality_bars, size
-    from modis_dist.launch.jobs.fetching import fetch as bring
+    from modis_dist.integrations.slurm.fetch import fetch as bring
 
     def announced(files: int, held: int) -> None:
         errors().print(f"copying {files} files, {size(held)}, to {to}", markup=False)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modis_dist.cli.options import Json, ModelFolder, RayAddress, Set, StoreFolder, print_json
-from modis_dist.errors import UserError
+from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.cli.display import RunBar
@@ -34,7 +34,7 @@ def train(
     """
     from modis_dist.cli.display import run_bar
     from modis_dist.config.parse import load_run
-    from modis_dist.data.opening import named_store
+    from modis_dist.data.store.open_store import named_store
 
     shared = [] if workers is None else [f"trainer.workers={workers}"]
     wanted = load_run(run, [*(settings or []), *shared])
@@ -58,13 +58,13 @@ def train(
 
 def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> dict[str, Any]:
     if run.trainer.workers > 1:
-        from modis_dist.launch.ray.given import ray_at
-        from modis_dist.launch.ray.train import train_run_on_ranks
+        from modis_dist.integrations.ray.existing_cluster import ray_at
+        from modis_dist.integrations.ray.train import train_run_on_ranks
 
         with ray_at(ray) as place:
             return train_run_on_ranks(run, out=out, source=source, reporter=bar, place=place)
-    from modis_dist.sweep.single import train_run
-    from modis_dist.train.signals import Flag, on_signal
+    from modis_dist.execution.single import train_run
+    from modis_dist.runtime.signals import Flag, on_signal
 
     flag = Flag()
     with on_signal(flag.set):
@@ -76,7 +76,7 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """
-    from modis_dist.sweep.single import evaluate_folder
+    from modis_dist.execution.single import evaluate_folder
 
     result = evaluate_folder(directory, store)
     if as_json:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from modis_dist.cli.options import Json, RayAddress, Set, print_json
-from modis_dist.errors import UserError
+from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
-    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.sweep.plan import Plan
-    from modis_dist.sweep.ports import Executor
+    from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.study.interfaces import Executor
+    from modis_dist.study.plan import Plan
 
 MLFLOW_PATIENCE_S = 60.0
 CONFIGURATIONS_SHOWN = 20
@@ -41,22 +41,22 @@ def tune(
     """
     import tempfile
 
-    from modis_dist.cli.foreseen import foreseen, print_plan
+    from modis_dist.cli.dry_run import foreseen, print_plan
     from modis_dist.config.parse import load_study
-    from modis_dist.data.opening import named_store
-    from modis_dist.sweep.manifest import expand
+    from modis_dist.data.store.open_store import named_store
+    from modis_dist.study.manifest import expand
 
     wanted = load_study(study, settings or [])
     expand(wanted, "", source=str(study))  # needs no data
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
     if (folder / "submission" / "submission.json").exists() and not dry_run:
-        from modis_dist.launch.jobs.submission import refuse_while_live
+        from modis_dist.integrations.slurm.submission import refuse_while_live
 
         refuse_while_live(folder)
     with _executor(wanted, ray) as executor:
         if dry_run:
-            from modis_dist.sweep.estimate import START_UP_S
+            from modis_dist.planning.estimate import START_UP_S
 
             with tempfile.TemporaryDirectory() as nowhere:
                 place = planning_place(wanted, folder, Path(nowhere))
@@ -83,7 +83,7 @@ def tune(
 
 
 def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Plan":
-    from modis_dist.sweep.plan import plan
+    from modis_dist.study.plan import plan
 
     return plan(study, out=folder, slots=executor.slots, source=str(source))
 
@@ -91,8 +91,8 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
 def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
     """A study from its first trial to its summary, with bars and MLflow."""
     from modis_dist.cli.display import errors, sweep_bars
-    from modis_dist.launch.mlflow.store import note_delivery
-    from modis_dist.sweep.driver import run_study
+    from modis_dist.integrations.mlflow.store import note_delivery
+    from modis_dist.study.run import run_study
 
     planned = _plan(study, folder, executor, source)
     if planned.outdated:
@@ -120,15 +120,15 @@ def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dic
 def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
     resources, workers = study.sweep.resources, study.trainer.workers
     if study.sweep.executor == "local":
-        from modis_dist.sweep.local import LocalExecutor
+        from modis_dist.execution.local import LocalExecutor
 
         if ray is not None:
             raise UserError("--ray: the study trains in this process; --set sweep.executor=ray has it use a Ray")
         with LocalExecutor(resources, workers=workers) as executor:
             yield executor
     else:
-        from modis_dist.launch.ray.given import ray_at
-        from modis_dist.launch.ray.tune import RayExecutor
+        from modis_dist.integrations.ray.existing_cluster import ray_at
+        from modis_dist.integrations.ray.tune import RayExecutor
 
         with (
             ray_at(ray) as place,
@@ -141,9 +141,9 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
     from modis_dist.cli.display import errors
     from modis_dist.config.parse import digest
-    from modis_dist.launch.mlflow.apart import MirrorApart
-    from modis_dist.launch.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.launch.mlflow.store import NETWORK, default_uri, file_system
+    from modis_dist.integrations.mlflow.apart import MirrorApart
+    from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system
 
     wanted = study.sweep.mlflow
     if wanted.uri is None and (kind := file_system(folder)) in NETWORK:
@@ -164,7 +164,7 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
 
 def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:
     """Where a dry run plans: the folder where a start has left all that is needed, else where nothing is kept."""
-    from modis_dist.data.opening import simulated_store
+    from modis_dist.data.store.open_store import simulated_store
 
     simulated = study.data.simulate
     there = folder.exists() if simulated is None else simulated_store(simulated, out=folder).exists()
@@ -189,7 +189,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 def fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:
     """Raise ``SweepIncomplete`` where trials failed."""
-    from modis_dist.errors import SweepIncomplete, shown
+    from modis_dist.runtime.errors import SweepIncomplete, shown
 
     failures = summary["failures"]
     if failures:

@@ -16,7 +16,7 @@ def ui(
 
     Example: `modis-dist ui runs/quickstart`
     """
-    from modis_dist.launch.mlflow.ui import serve
+    from modis_dist.integrations.mlflow.ui import serve
 
     code = serve(directory, port=port)
     if code:

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
-from modis_dist.errors import ConfigError, nearest, shown
+from modis_dist.runtime.errors import ConfigError, nearest, shown
 
 WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
 SLIP = 0.8  # likeness of two words, of 1

@@ -9,7 +9,7 @@ from pydantic_core import ErrorDetails
 
 from modis_dist.config.keys import alike, elsewhere, kind_of, models_in
 from modis_dist.config.run import DEVICE, NAME
-from modis_dist.errors import nearest, shown
+from modis_dist.runtime.errors import nearest, shown
 
 EXPECTED = {
     "int_type": "must be a whole number",

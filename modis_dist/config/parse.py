@@ -12,7 +12,7 @@ from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
 from modis_dist.config.run import SCHEDULES, Run
 from modis_dist.config.study import Study
-from modis_dist.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError, shown
 
 Tree = dict[str, Any]
 PATHS = ("data.store", "data.simulate.params")  # relative to the YAML file, or on the command line to where one is

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from modis_dist.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError, shown
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50

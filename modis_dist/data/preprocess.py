@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
-from modis_dist.data.arrays import Matrix, Place, filled, slices
-from modis_dist.data.components import leading
-from modis_dist.data.index import Features
-from modis_dist.errors import DataError, shown
+from modis_dist.data.pca import leading
+from modis_dist.data.store.arrays import Matrix, Place, filled, slices
+from modis_dist.data.store.index import Features
+from modis_dist.runtime.errors import DataError, shown
 
 Block = NDArray[np.float64]
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import CutClass, DropPairs, HideLabels, KeepPairs, ScenarioStep, Subsample, Unpair
-from modis_dist.data import keyed
-from modis_dist.data.index import UNLABELLED, Index, Rows, Strings
-from modis_dist.errors import ConfigError, nearest, shown
+from modis_dist.data import hash_order
+from modis_dist.data.store.index import UNLABELLED, Index, Rows, Strings
+from modis_dist.runtime.errors import ConfigError, nearest, shown
 
 Selected = dict[str, "TrainingRows"]
 
@@ -98,7 +98,7 @@ def _beyond_quota(step: Thinning, modality: str, ids: Strings, label: Rows, clas
     for code in np.unique(label):
         name = None if code == UNLABELLED else classes[code]
         members = np.flatnonzero(label == code)
-        rank = keyed.ranks(ids[members], key=keyed.key_of(*key, modality, name))
+        rank = hash_order.ranks(ids[members], key=hash_order.key_of(*key, modality, name))
         taken.append(members[rank >= _quota(step, modality, name, len(members))])
     return np.concatenate(taken)
 
@@ -149,7 +149,7 @@ def _unpaired(selected: Selected, indexes: Mapping[str, Index], classes: Sequenc
     keeps = np.empty(len(ids), dtype=np.int64)
     for code in np.unique(label):
         members = np.flatnonzero(label == code)
-        part = keyed.key_of(*key, None if code == UNLABELLED else classes[code])
+        part = hash_order.key_of(*key, None if code == UNLABELLED else classes[code])
         keeps[members] = _one_modality_each(ids[members], has[members], names, key=part)
     kept = np.split(keeps[sample] == modality, np.cumsum(sizes)[:-1])
     masks = dict(zip(names, kept, strict=True))
@@ -159,11 +159,11 @@ def _unpaired(selected: Selected, indexes: Mapping[str, Index], classes: Sequenc
 def _one_modality_each(ids: Strings, has: NDArray[np.bool_], names: list[str], *, key: str) -> Rows:
     """The modality that each sample of one class keeps, shape [samples]; ``has`` is [samples, modalities]."""
     # Which modality gets the odd row differs from class to class.
-    turn = np.argsort(keyed.ranks(np.array(names, dtype=object), key=key))
+    turn = np.argsort(hash_order.ranks(np.array(names, dtype=object), key=key))
     patterns, pattern = np.unique(has[:, turn], axis=0, return_inverse=True)
     counts = np.bincount(pattern, minlength=len(patterns))
     shares = _balanced(patterns, counts)
-    rank = keyed.ranks(ids, key=key)
+    rank = hash_order.ranks(ids, key=key)
     keeps = np.empty(len(ids), dtype=np.int64)
     for number, share in enumerate(shares):
         members = np.flatnonzero(pattern == number)

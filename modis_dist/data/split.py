@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import Split
-from modis_dist.data import keyed
-from modis_dist.data.index import UNLABELLED, Index, Rows, Strings
-from modis_dist.errors import DataError, shown
+from modis_dist.data import hash_order
+from modis_dist.data.store.index import UNLABELLED, Index, Rows, Strings
+from modis_dist.runtime.errors import DataError, shown
 
 Mask = NDArray[np.bool_]
 
@@ -95,7 +95,7 @@ def _test_groups(cohort: _Cohort, indexes: Mapping[str, Index], split: Split) ->
             return _stored_test_groups(cohort, indexes)
         case "stratified":
             shares = (split.test_fraction, 1 - split.test_fraction)
-            return _bin(cohort, everyone, shares, 0, key=keyed.key_of("split", "test", split.seed))
+            return _bin(cohort, everyone, shares, 0, key=hash_order.key_of("split", "test", split.seed))
         case "none":
             return ~everyone
 
@@ -120,9 +120,9 @@ def _validation_groups(cohort: _Cohort, rest: Mask, split: Split, classes: Seque
     if split.folds is not None and split.fold is not None:
         _check_folds(cohort, rest, split.folds, classes)
         shares = (1 / split.folds,) * split.folds
-        return _bin(cohort, rest, shares, split.fold, key=keyed.key_of("split", "folds", split.seed))
+        return _bin(cohort, rest, shares, split.fold, key=hash_order.key_of("split", "folds", split.seed))
     shares = (split.validation_fraction, 1 - split.validation_fraction)
-    return _bin(cohort, rest, shares, 0, key=keyed.key_of("split", "validation", split.seed))
+    return _bin(cohort, rest, shares, 0, key=hash_order.key_of("split", "validation", split.seed))
 
 
 def _bin(cohort: _Cohort, among: Mask, shares: Sequence[float], number: int, *, key: str) -> Mask:
@@ -182,7 +182,7 @@ def _strata(cohort: _Cohort, among: Mask, key: str) -> list[_Stratum]:
     groups, starts = np.unique(member, return_index=True)
     signatures = np.split(cell, starts[1:])
     members: dict[bytes, list[int]] = {}
-    for position in np.argsort(keyed.ranks(cohort.names[groups], key=key)):
+    for position in np.argsort(hash_order.ranks(cohort.names[groups], key=key)):
         members.setdefault(signatures[position].tobytes(), []).append(int(groups[position]))
     strata = []
     for signature, found in members.items():

@@ -1,1 +1,4 @@
-"""Losses as pure functions of tensors. They know no model, no device and no configuration."""
+"""Losses as pure functions of tensors, each with its source.
+
+They know no model, device or configuration; `objective.py` combines them. Start with `adversarial.py`.
+"""

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from modis_dist.world import ALONE, World
+from modis_dist.distributed import ALONE, World
 
 _BATCH_NORM_BACKWARD = torch.ops.aten.native_batch_norm_backward.default
 _LEAKY_RELU_BACKWARD = torch.ops.aten.leaky_relu_backward.default

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import Hidden, LinearMap, StackedLinear, flat
 from modis_dist.model.nodes import Network
-from modis_dist.world import ALONE, World
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from modis_dist.data.index import UNLABELLED, Features, Rows
+from modis_dist.data.store.index import UNLABELLED, Features, Rows
 from modis_dist.report.drawing import (
     CLASS_COLOURS,
     CROWDED,

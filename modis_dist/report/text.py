@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from typing import Any
 
-from modis_dist.train.metrics import LOWER_IS_BETTER
+from modis_dist.metrics import LOWER_IS_BETTER
 
 
 def plain(name: object, *, limit: int = 60) -> str:

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from modis_dist.train.evaluate import latent
-from modis_dist.train.members import Member
-from modis_dist.train.outcome import read_history
-from modis_dist.train.predictor import Predictor
+from modis_dist.evaluate.evaluation import latent
+from modis_dist.evaluate.predictor import Predictor
+from modis_dist.evaluate.results import read_history
+from modis_dist.train.stack import Member
 
 FIGURES = ("loss_curves", "latent_pca", "confusion", "mse_heatmap")
 

@@ -1,1 +1,4 @@
-"""Training in one process: preparation, loop, checkpoints, evaluation, prediction. Knows no ray, mlflow or submitit."""
+"""Training one stack of replicates: loop, batches, validation, checkpoints, journal, exact resume.
+
+Knows no terminal, Ray, MLflow or Slurm: `callbacks.py` is its interface to them. Start with `loop.py::fit`.
+"""

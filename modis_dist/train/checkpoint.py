@@ -17,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modis_dist.errors import DataError, DiskFailed, shown
-from modis_dist.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
+from modis_dist.runtime.errors import DataError, DiskFailed, shown
+from modis_dist.runtime.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
 
 VERSION = 3
 NAME = re.compile(r"^step-(\d{8,})$")

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from modis_dist.files import write_bytes
-from modis_dist.train.ports import EventKind
+from modis_dist.runtime.files import write_bytes
+from modis_dist.train.callbacks import EventKind
 
 Record = dict[str, Any]
 

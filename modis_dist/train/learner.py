@@ -13,8 +13,8 @@ from torch.nn.parallel import DistributedDataParallel
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Modis
 from modis_dist.objective import Batch, Rules, Terms, Weights
-from modis_dist.train.captured import Captured, Inputs, recorder_on
 from modis_dist.train.checkpoint import Tensors
+from modis_dist.train.cuda_graph import Captured, Inputs, recorder_on
 
 Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
 

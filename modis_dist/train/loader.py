@@ -11,11 +11,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Batch
 from modis_dist.train.placement import gathered, home
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
-from modis_dist.world import ALONE, World
 
 EpochEnds = Literal["shortest", "longest"]
 

@@ -13,20 +13,20 @@ from typing import Any, TypeVar
 
 import torch
 
-from modis_dist.errors import DataError, DiskFailed, Interrupted
+from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Rules
+from modis_dist.runtime.errors import DataError, DiskFailed, Interrupted
+from modis_dist.runtime.fingerprint import changed, machine
 from modis_dist.train import checkpoint
+from modis_dist.train.callbacks import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
 from modis_dist.train.checkpoint import Checkpoint
-from modis_dist.train.heldout import HeldOut
 from modis_dist.train.loader import Loader
-from modis_dist.train.losslog import LossLog, NonFinite
-from modis_dist.train.machine import changed, machine
-from modis_dist.train.members import Member, best_model, stack_weights
-from modis_dist.train.ports import NeverStop, NullReporter, NullTracker, Reporter, Stop, Tracker
+from modis_dist.train.loss_log import LossLog, NonFinite
 from modis_dist.train.prepare import shape
 from modis_dist.train.progress import Progress
+from modis_dist.train.stack import Member, best_model, stack_weights
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.world import ALONE, World
+from modis_dist.train.validation import HeldOut
 
 T = TypeVar("T")
 LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

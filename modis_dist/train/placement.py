@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.data.arrays import BYTES_PER_VALUE, Place
-from modis_dist.data.store import Store
+from modis_dist.data.store.arrays import BYTES_PER_VALUE, Place
+from modis_dist.data.store.reader import Store
 
 SHARE = 0.4  # of the memory there is that features may take; the rest is for models, other trainings and the system
 SHARE_OF_DEVICE = 0.5  # of what is free there; the rest is for gradients, moments and intermediate results

@@ -15,15 +15,15 @@ from numpy.typing import NDArray
 from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.run import Data, Pca, PreprocessStep, Run, Variance
 from modis_dist.data import preprocess, scenario
-from modis_dist.data.arrays import BYTES_PER_VALUE, Matrix, Place, Taken, refuse_little_room
-from modis_dist.data.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
-from modis_dist.data.store import Store
-from modis_dist.data.stored_rows import StoredRows
-from modis_dist.errors import ConfigError, DataError, nearest, shown
+from modis_dist.data.store.arrays import BYTES_PER_VALUE, Matrix, Place, Taken, refuse_little_room
+from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strings
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.stored_rows import StoredRows
 from modis_dist.model.networks import Shape, widths
+from modis_dist.runtime.errors import ConfigError, DataError, nearest, shown
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Literal
 
-from modis_dist.train.metrics import LOWER_IS_BETTER
+from modis_dist.metrics import LOWER_IS_BETTER
 
 Status = Literal["running", "done", "failed", "pruned"]
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor
 
 from modis_dist.config.run import Optim
+from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import initialise
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import adversary_phase, vae_phase
-from modis_dist.train.captured import Inputs
 from modis_dist.train.checkpoint import Checkpoint, Tensors
+from modis_dist.train.cuda_graph import Inputs
 from modis_dist.train.learner import Learner
 from modis_dist.train.progress import Progress
 from modis_dist.train.seeds import mix
-from modis_dist.world import ALONE, World
 
 
 @dataclass(frozen=True)

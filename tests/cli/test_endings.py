@@ -14,10 +14,10 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.sweep.status import status
-from modis_dist.sweep.verify import differences
-from modis_dist.train.signals import SIGNALS
-from tests.sweep.toy_study import COMMAND, write_store
+from modis_dist.execution.verify_resume import differences
+from modis_dist.runtime.signals import SIGNALS
+from modis_dist.study.status import status
+from tests.study.toy_study import COMMAND, write_store
 from tests.train import toy
 
 

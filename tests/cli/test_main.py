@@ -12,7 +12,7 @@ import typer
 
 from modis_dist.cli import main
 from modis_dist.cli.main import run
-from modis_dist.errors import (
+from modis_dist.runtime.errors import (
     ConfigError,
     DataError,
     Interrupted,

@@ -12,7 +12,7 @@ import pytest
 from modis_dist.cli.main import run
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import OURS, Site, load_site
-from modis_dist.errors import ConfigError
+from modis_dist.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
 PROFILES = sorted((ROOT / "cluster").rglob("*.yaml"))

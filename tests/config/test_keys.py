@@ -12,7 +12,7 @@ from modis_dist.cli.main import run
 from modis_dist.config import parse
 from modis_dist.config.keys import every_key
 from modis_dist.config.study import Study
-from modis_dist.errors import ConfigError
+from modis_dist.runtime.errors import ConfigError
 
 SCHEMA = Study.model_json_schema()
 FREE = "NAME"  # stands for a name that the user chooses

@@ -7,7 +7,7 @@ import pytest
 from modis_dist.config.parse import build, dump, load_run, load_study, to_tree, with_overrides, with_settings
 from modis_dist.config.run import SCHEDULES, Optim, Run
 from modis_dist.config.study import Study
-from modis_dist.errors import ConfigError
+from modis_dist.runtime.errors import ConfigError
 
 MANY = """\
 name: "a b"

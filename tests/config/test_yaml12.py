@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config import yaml12
-from modis_dist.errors import ConfigError
+from modis_dist.runtime.errors import ConfigError
 
 
 def refusal(text: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from modis_dist.data.index import Index
+from modis_dist.data.store.index import Index
 
 Row = tuple[str, str, int]  # sample, group, label
 

@@ -17,14 +17,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Preprocess
-from modis_dist.data import arrays, preprocess
-from modis_dist.data import writer as writer_module
-from modis_dist.data.arrays import Taken, filled, refuse_little_room
-from modis_dist.data.index import Features
-from modis_dist.data.store import Store
-from modis_dist.data.stored_rows import StoredRows
-from modis_dist.data.writer import StoreWriter
-from modis_dist.errors import DataError, RunFailed
+from modis_dist.data import preprocess
+from modis_dist.data.store import arrays
+from modis_dist.data.store import writer as writer_module
+from modis_dist.data.store.arrays import Taken, filled, refuse_little_room
+from modis_dist.data.store.index import Features
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.stored_rows import StoredRows
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.runtime.errors import DataError, RunFailed
 
 ROWS, FEATURES = 61, 5
 ADVICE = "; set TMPDIR to a folder on a disk with room, or trainer.features_in to memory"
@@ -158,7 +159,7 @@ def test_a_failure_while_it_is_written_leaves_nothing(scratch: Path) -> None:
 
 
 def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    code = "import numpy as np; from modis_dist.data.arrays import filled\n"
+    code = "import numpy as np; from modis_dist.data.store.arrays import filled\n"
     code += "held = filled((9, 9), [np.ones((9, 9))], place='disk')\n"
     code += "def more():\n  yield np.ones((3, 9)); print(held.sum(), flush=True); input()\n"
     code += "filled((9, 9), more(), place='disk')\n"

@@ -12,10 +12,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from modis_dist.cli.data import app
-from modis_dist.data.coverage import Coverage, measure, verify
-from modis_dist.data.store import Store
-from modis_dist.data.writer import StoreWriter
-from modis_dist.errors import ConfigError, DataError
+from modis_dist.data.store.coverage import Coverage, measure, verify
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.runtime.errors import ConfigError, DataError
 
 
 def run(*arguments: str | Path) -> Result:
@@ -108,8 +108,8 @@ def test_check_finds_what_a_foreign_writer_left_out(tmp_path: Path, monkeypatch:
             writer.write("mirna", sample_id=ids, group_id=ids, label=["c"] * len(ids), split=[""] * len(ids), x=x)
 
     with monkeypatch.context() as patch:
-        patch.setattr("modis_dist.data.writer._refuse_infinite", lambda *_, **__: None)
-        patch.setattr("modis_dist.data.rules.Ledger._add_sample", lambda *_: None)
+        patch.setattr("modis_dist.data.store.writer._refuse_infinite", lambda *_, **__: None)
+        patch.setattr("modis_dist.data.store.rules.Ledger._add_sample", lambda *_: None)
         write(tmp_path / "infinite", ids=["s"], value=np.inf)
         write(tmp_path / "twice", ids=["s", "s"], value=1.0)
     assert "mirna, sample 's', feature 'a': the value is infinite" in refused("check", tmp_path / "infinite")

@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 from numpy.typing import NDArray
 
-from modis_dist.data import source as source_module
-from modis_dist.data import tables, turned
-from modis_dist.data.importers import READERS
+from modis_dist.data.importers import import_source as source_module
+from modis_dist.data.importers import transpose
+from modis_dist.data.importers.convert import READERS, tables
 
 ROWS, FEATURES = 600, 2000
 PART = 1 << 16  # bytes that are read at a time
@@ -81,7 +81,7 @@ def test_a_file_is_read_in_memory_of_a_few_of_its_parts(
     for module, name in (
         (source_module, "PIECE_BYTES"),
         (tables, "WHOLE_GROUP_BYTES"),
-        (turned, "COLUMN_BLOCK_BYTES"),
+        (transpose, "COLUMN_BLOCK_BYTES"),
     ):
         monkeypatch.setattr(module, name, PART)
     scratch = tmp_path / "scratch"

@@ -13,12 +13,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from modis_dist.data import source as source_module
-from modis_dist.data import tables, turned
-from modis_dist.data.importers import import_source
-from modis_dist.data.rules import class_name, spoilt_names
-from modis_dist.data.store import Store
-from modis_dist.errors import DataError
+from modis_dist.data.importers import import_source as source_module
+from modis_dist.data.importers import tables, transpose
+from modis_dist.data.importers.convert import import_source
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.rules import class_name, spoilt_names
+from modis_dist.runtime.errors import DataError
 
 FEATURES = ["TP53", "BRCA1", "MYC", "EGFR"]
 Mutation = Callable[[pd.DataFrame], pd.DataFrame]
@@ -188,7 +188,7 @@ def test_a_row_group_too_large_for_memory_gives_the_same_rows(tmp_path: Path, mo
     held = frame(rows=50)
     source = import_changed(tmp_path, lambda _: held)
     monkeypatch.setattr(tables, "WHOLE_GROUP_BYTES", 100)
-    monkeypatch.setattr(turned, "COLUMN_BLOCK_BYTES", 3 * 4 * 50)
+    monkeypatch.setattr(transpose, "COLUMN_BLOCK_BYTES", 3 * 4 * 50)
     monkeypatch.setattr(source_module, "PIECE_BYTES", 7 * 4 * len(FEATURES))
     assert imported(source).read("mirna").tobytes() == held[FEATURES].to_numpy(np.float32).tobytes()
 

@@ -15,10 +15,11 @@ from sklearn.impute import SimpleImputer
 from sklearn.preprocessing import MinMaxScaler, StandardScaler
 
 from modis_dist.config.run import Preprocess
-from modis_dist.data import arrays, preprocess
-from modis_dist.data.index import Features
+from modis_dist.data import preprocess
 from modis_dist.data.preprocess import Pipeline, fit
-from modis_dist.errors import DataError
+from modis_dist.data.store import arrays
+from modis_dist.data.store.index import Features
+from modis_dist.runtime.errors import DataError
 
 SEEDS = st.integers(0, 2**32)
 STEPS: tuple[Any, ...] = (

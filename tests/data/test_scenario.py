@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Run
-from modis_dist.data.index import Index, Rows
 from modis_dist.data.scenario import TrainingRows, absent_pairs, apply
-from modis_dist.errors import ConfigError
+from modis_dist.data.store.index import Index, Rows
+from modis_dist.runtime.errors import ConfigError
 from tests.data.cohorts import index_of, random_cohort, reordered
 
 CLASSES = ("c0", "c1", "c2", "c3")

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Split
-from modis_dist.data import keyed
-from modis_dist.data.index import Index
+from modis_dist.data import hash_order
 from modis_dist.data.split import Partition, partition
-from modis_dist.errors import DataError
+from modis_dist.data.store.index import Index
+from modis_dist.runtime.errors import DataError
 from tests.data.cohorts import index_of, random_cohort, reordered
 
 SEEDS = st.integers(0, 2**32)
@@ -56,22 +56,22 @@ def assert_whole(indexes: dict[str, Index], parts: dict[str, Partition]) -> None
 @given(st.sets(st.text(max_size=8), max_size=30), st.text(max_size=100), SEEDS)
 def test_ranks_do_not_depend_on_order_and_keep_their_order_when_ids_leave(ids: set[str], key: str, seed: int) -> None:
     some = np.array(sorted(ids), dtype=object)
-    rank = keyed.ranks(some, key=key)
+    rank = hash_order.ranks(some, key=key)
     assert sorted(rank) == list(range(len(some)))
     order = np.random.default_rng(seed).permutation(len(some))
-    assert (keyed.ranks(some[order], key=key) == rank[order]).all()
+    assert (hash_order.ranks(some[order], key=key) == rank[order]).all()
     rest = np.flatnonzero(np.arange(len(some)) % 3 > 0)
-    assert (np.argsort(keyed.ranks(some[rest], key=key)) == np.argsort(rank[rest])).all()
+    assert (np.argsort(hash_order.ranks(some[rest], key=key)) == np.argsort(rank[rest])).all()
 
 
 def test_ranks_are_those_of_every_machine_and_version() -> None:
     ids = np.array(["a", "b", "c", "é", ""], dtype=object)
-    assert keyed.ranks(ids, key="k").tolist() == [0, 3, 2, 4, 1]
+    assert hash_order.ranks(ids, key="k").tolist() == [0, 3, 2, 4, 1]
 
 
 def test_first_by_rank_is_a_uniform_choice() -> None:
     ids = np.array([f"s{number}" for number in range(40)], dtype=object)
-    chosen = np.array([keyed.ranks(ids, key=str(key)) < 10 for key in range(2000)])
+    chosen = np.array([hash_order.ranks(ids, key=str(key)) < 10 for key in range(2000)])
     assert (chosen.sum(axis=1) == 10).all()
     # 2,000 draws of probability 1/4: standard deviation 0.0097, so five of them.
     assert np.abs(chosen.mean(axis=0) - 0.25).max() < 0.049

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from modis_dist.data import store as store_module
-from modis_dist.data import writer as writer_module
-from modis_dist.data.coverage import verify
-from modis_dist.data.index import UNLABELLED
-from modis_dist.data.rules import natural_order
-from modis_dist.data.store import Store
-from modis_dist.data.writer import StoreWriter, row_group_rows
-from modis_dist.errors import DataError
+from modis_dist.data.store import reader as store_module
+from modis_dist.data.store import writer as writer_module
+from modis_dist.data.store.coverage import verify
+from modis_dist.data.store.index import UNLABELLED
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.rules import natural_order
+from modis_dist.data.store.writer import StoreWriter, row_group_rows
+from modis_dist.runtime.errors import DataError
 
 ROWS, FEATURES = 60, 5
 

@@ -8,9 +8,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from modis_dist import objective
+from modis_dist.distributed import ALONE
 from modis_dist.objective import Rules, adversary_phase, vae_phase
-from modis_dist.train.losslog import LossLog
-from modis_dist.world import ALONE
+from modis_dist.train.loss_log import LossLog
 from tests.numeric.toy_system import KINDS, ROWS, SHAPE, batch, loader, prepared, start, weights
 from tests.numeric.toy_system import step as learn
 

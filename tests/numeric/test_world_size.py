@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import Back, StackedBatchNorm
 from modis_dist.objective import AdversarialLoss, Batch, Rules
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.world import ALONE, World
 from tests.devices import ALONE as ONE_RANK
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, few, moved, step, weights
 from tests.ranks import on_ranks

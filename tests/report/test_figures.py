@@ -13,9 +13,9 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.decomposition import PCA
 
+from modis_dist.metrics import Scored, classification
 from modis_dist.report import drawing, figures
 from modis_dist.report.drawing import CLASS_COLOURS, MODALITY_COLOURS, drawable
-from modis_dist.train.metrics import Scored, classification
 
 HOSTILE = ["$x^2$", "$\\frac{a}{", "_hidden", "a\x1b[31m\nb", "\U0001f600\u202e", "<img>", "x" * 90, "méthyl %s {0}"]
 

@@ -5,11 +5,11 @@ import io
 import pytest
 from rich.console import Console
 
+from modis_dist.metrics import Scored, classification
 from modis_dist.report.study import absent_table, class_table, continued, figures_table, modality_table, report, tables
 from modis_dist.report.tables import plain_rows
 from modis_dist.report.terminal import show
-from modis_dist.sweep.aggregate import figures_of_baseline, figures_on_test
-from modis_dist.train.metrics import Scored, classification
+from modis_dist.study.aggregate import figures_of_baseline, figures_on_test
 from tests.report.test_tables import group, scored
 
 CLASSES = ["BRCA", "OV"]

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from modis_dist.metrics import Scored, classification
 from modis_dist.report.tables import (
     class_table,
     comparison_table,
@@ -24,7 +25,6 @@ from modis_dist.report.tables import (
 )
 from modis_dist.report.terminal import show, stdout
 from modis_dist.report.text import best_first, best_of_each_condition, plain, settings, varying
-from modis_dist.train.metrics import Scored, classification
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modis_dist.files import write_json
+from modis_dist.runtime.files import write_json
 from modis_dist.train.journal import JournalWriter
 from tools.bench.quality import Curve, compared, curves, journal_seconds
 

@@ -20,16 +20,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 
-from modis_dist import files
 from modis_dist.config.run import Run
-from modis_dist.data.store import Store
-from modis_dist.errors import Interrupted, RankLost
-from modis_dist.sweep import execute, single
-from modis_dist.sweep.manifest import Trial, trial_id
-from modis_dist.sweep.verify import differences
-from modis_dist.train import checkpoint, journal, outcome
-from modis_dist.train.ports import NeverStop, NullReporter
-from modis_dist.train.ranks import ALONE, Seat
+from modis_dist.data.store.reader import Store
+from modis_dist.evaluate import results
+from modis_dist.execution import run_pack, single
+from modis_dist.execution.trial import Trial, trial_id
+from modis_dist.execution.verify_resume import differences
+from modis_dist.runtime import files
+from modis_dist.runtime.errors import Interrupted, RankLost
+from modis_dist.train import checkpoint, journal
+from modis_dist.train.callbacks import NeverStop, NullReporter
+from modis_dist.train.process_group import ALONE, Seat
 from tests.train import toy
 
 SHORT = ("optim.epochs=3",)
@@ -263,13 +264,13 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: Seat =
             single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, seat=seat)
         else:
             trials = [Trial(trial_id(run, fingerprint), "all", 0, {}, None, 0, run) for run in runs]
-            pack = execute.Pack(tuple(trials), probe=False)
-            if execute.unfinished(out, [pack]):
-                last = execute.pack_folder(out, pack) / "last"
+            pack = run_pack.Pack(tuple(trials), probe=False)
+            if run_pack.unfinished(out, [pack]):
+                last = run_pack.pack_folder(out, pack) / "last"
                 stop = AtEveryStep(at, last) if seat.size == 1 else NeverStop()
-                execute.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop, seat=seat)
+                run_pack.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop, seat=seat)
             elif seat.rank == 0:
-                execute.forget_last(out, pack)
+                run_pack.forget_last(out, pack)
         code = 0
     except (Interrupted, RankLost) as ending:
         code = ending.exit_code
@@ -283,9 +284,9 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: Seat =
 def _patch(at: Announcer) -> None:
     """Announce every phase of every write; leave out what costs time and has no state."""
     single.draw = lambda *_: None
-    outcome.plain_baseline = lambda *_: {}
-    evaluate = outcome.evaluate
-    outcome.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
+    results.plain_baseline = lambda *_: {}
+    evaluate = results.evaluate
+    results.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
     _patch_checkpoints(at)
     _patch_journal(at)
     _patch_results(at)
@@ -331,7 +332,7 @@ def _patch_checkpoints(at: Announcer) -> None:
             rmtree(path, **named)
 
     checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json = folder, torn, json_file
-    execute.remove_folder = forgotten
+    run_pack.remove_folder = forgotten
     files.shutil = SimpleNamespace(rmtree=removed)
 
 
@@ -354,7 +355,7 @@ def _patch_journal(at: Announcer) -> None:
 
 
 def _patch_results(at: Announcer) -> None:
-    write_json = outcome.write_json
+    write_json = results.write_json
 
     def announced(path: Path, value: object) -> None:
         marker = f"{path.parent.name}/{path.name}"
@@ -362,4 +363,4 @@ def _patch_results(at: Announcer) -> None:
         write_json(path, value)
         at(f"{marker}, after")
 
-    outcome.write_json = announced
+    results.write_json = announced

@@ -18,9 +18,9 @@ from pathlib import Path
 from socket import socket, socketpair
 from tempfile import TemporaryDirectory
 
-from modis_dist.errors import RankLost
+from modis_dist.runtime.errors import RankLost
 from modis_dist.train.loader import Loader
-from modis_dist.train.ranks import Seat, meeting_file
+from modis_dist.train.process_group import Seat, meeting_file
 from tests.train import toy
 from tests.train.kills import GO, KINDS, Announcer, Tally, compared, life_of
 

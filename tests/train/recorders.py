@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from modis_dist.objective import Terms
-from modis_dist.train.captured import GraphRecorder
+from modis_dist.train.cuda_graph import GraphRecorder
 
 
 class Replays:

@@ -12,17 +12,19 @@ from threading import Thread
 import numpy as np
 import pytest
 
+from modis_dist import metrics
 from modis_dist.config import yaml12
 from modis_dist.config.parse import load_run
-from modis_dist.data import arrays
-from modis_dist.data.arrays import Place
-from modis_dist.data.writer import StoreWriter
-from modis_dist.sweep import single
-from modis_dist.sweep.single import train_run
-from modis_dist.sweep.verify import differences
-from modis_dist.train import heldout, metrics, predictor
-from modis_dist.train.evaluate import plain_baseline
-from modis_dist.train.ports import NeverStop, NullReporter
+from modis_dist.data.store import arrays
+from modis_dist.data.store.arrays import Place
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.evaluate import predictor
+from modis_dist.evaluate.evaluation import plain_baseline
+from modis_dist.execution import single
+from modis_dist.execution.single import train_run
+from modis_dist.execution.verify_resume import differences
+from modis_dist.train import validation
+from modis_dist.train.callbacks import NeverStop, NullReporter
 from tests.train import toy
 
 WIDE_ROWS, WIDE_FEATURES = 20_000, 1_000  # 76 MiB in each of two modalities
@@ -62,7 +64,7 @@ def peak_of_training(folder: Path, place: Place, out: Path) -> int:
 def train_and_tell(file: str, place: str, out: str) -> None:
     """In a process of its own: train and judge, and print the peak."""
     arrays.VALUES_PER_BLOCK = 1 << 18
-    metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = heldout.ROWS_AT_ONCE = 128
+    metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
     single.draw = lambda *_: None
     run = load_run(Path(file), [f"trainer.features_in={place}"])
     first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards

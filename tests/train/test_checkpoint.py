@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from modis_dist.errors import DataError, RunFailed
+from modis_dist.runtime.errors import DataError, RunFailed
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from tests.train import toy

@@ -13,16 +13,16 @@ from pathlib import Path
 
 import pytest
 
-from modis_dist import files
 from modis_dist.cli.display import RunBar
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.sweep import single
-from modis_dist.sweep.verify import differences
+from modis_dist.execution import single
+from modis_dist.execution.verify_resume import differences
+from modis_dist.runtime import files
 from modis_dist.train import checkpoint
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Ports
-from tests.sweep.toy_study import write_store
+from tests.study.toy_study import write_store
 from tests.train import toy
 from tests.train.test_checkpoint import made
 

@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from modis_dist.errors import DataError, Interrupted
-from modis_dist.sweep.summary import changes
-from modis_dist.train import checkpoint, machine
-from modis_dist.train.heldout import HeldOut
+from modis_dist.evaluate.results import Baselines, conclude
+from modis_dist.runtime import fingerprint
+from modis_dist.runtime.errors import DataError, Interrupted
+from modis_dist.study.summary import changes
+from modis_dist.train import checkpoint
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.outcome import Baselines, conclude
 from modis_dist.train.prepare import prepare
 from modis_dist.train.progress import improves
 from modis_dist.train.state import TrainState
+from modis_dist.train.validation import HeldOut
 from tests.train import toy
 
 
@@ -217,22 +218,22 @@ def test_continuing_on_another_processor_says_so_and_what_began_before_processor
 ) -> None:
     members = [toy.member("t", toy.run(), tmp_path)]
     with monkeypatch.context() as changed:
-        changed.setattr(machine, "processor", lambda: "Slow 1")
+        changed.setattr(fingerprint, "processor", lambda: "Slow 1")
         for _ in range(2):
             with pytest.raises(Interrupted):
                 toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
         assert not caplog.text
-        changed.setattr(machine, "processor", lambda: "Fast 2")
+        changed.setattr(fingerprint, "processor", lambda: "Fast 2")
         with pytest.raises(Interrupted):
             toy.train(members, tmp_path, ports=Ports(stop=StopAt(2)))
     assert "what began with model Slow 1, now Fast 2" in caplog.text
     (progress,) = toy.train(members, tmp_path)
-    there_and_back = ["model Slow 1, now Fast 2", f"model Fast 2, now {machine.processor()}"]
+    there_and_back = ["model Slow 1, now Fast 2", f"model Fast 2, now {fingerprint.processor()}"]
     result = conclude(members[0], progress, judged_on="validation", probe=False, baselines=Baselines())
     assert result["changes"] == there_and_back
     assert changes({"t": result, "u": result | {"changes": []}}) == {"t": there_and_back}
-    now = machine.machine(toy.CPU, ranks=1)
-    assert machine.changed({name: now[name] for name in now if name != "model"}, now) == []
+    now = fingerprint.machine(toy.CPU, ranks=1)
+    assert fingerprint.changed({name: now[name] for name in now if name != "model"}, now) == []
 
 
 def test_the_processor_is_named_as_the_system_names_it_or_by_its_architecture(tmp_path: Path) -> None:
@@ -240,9 +241,9 @@ def test_the_processor_is_named_as_the_system_names_it_or_by_its_architecture(tm
     told.write_text(
         "processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC: 7763\nprocessor\t: 1\nmodel name\t: other\n"
     )
-    assert machine.processor(told) == "AMD EPYC: 7763"
+    assert fingerprint.processor(told) == "AMD EPYC: 7763"
     told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
-    assert machine.processor(told) == machine.processor(tmp_path / "none") == platform.machine()
+    assert fingerprint.processor(told) == fingerprint.processor(tmp_path / "none") == platform.machine()
 
 
 def test_asked_to_stop_at_the_last_step_of_an_epoch_the_epoch_is_closed_first(tmp_path: Path) -> None:

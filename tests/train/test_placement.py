@@ -13,28 +13,28 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Run
-from modis_dist.data import arrays
-from modis_dist.data import writer as writer_module
-from modis_dist.data.arrays import Place
-from modis_dist.data.store import Store
-from modis_dist.errors import DataError
+from modis_dist.data.store import arrays
+from modis_dist.data.store import writer as writer_module
+from modis_dist.data.store.arrays import Place
+from modis_dist.data.store.reader import Store
+from modis_dist.evaluate.results import Judged
+from modis_dist.execution import run_pack, single
+from modis_dist.execution.memory import on_disk, rough
+from modis_dist.execution.run_pack import Pack, kinds_of_data
+from modis_dist.execution.single import evaluate_folder, train_run
+from modis_dist.execution.verify_resume import differences
 from modis_dist.model.networks import Modis
-from modis_dist.sweep import execute, single
-from modis_dist.sweep.execute import Pack, kinds_of_data
-from modis_dist.sweep.memory import on_disk, rough
-from modis_dist.sweep.single import evaluate_folder, train_run
-from modis_dist.sweep.verify import differences
-from modis_dist.train import heldout as heldout_module
+from modis_dist.runtime.errors import DataError
 from modis_dist.train import loader as loader_module
 from modis_dist.train import placement
-from modis_dist.train.heldout import HeldOut
+from modis_dist.train import validation as heldout_module
+from modis_dist.train.callbacks import NeverStop, NullReporter
 from modis_dist.train.loader import Loader
-from modis_dist.train.outcome import Judged
 from modis_dist.train.placement import chosen_place, fits_beside_training, gathered, place_of, rows_at_once
-from modis_dist.train.ports import NeverStop, NullReporter
 from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
-from tests.sweep.test_memory import packs_of
-from tests.sweep.toy_study import study_here, write_store
+from modis_dist.train.validation import HeldOut
+from tests.execution.test_memory import packs_of
+from tests.study.toy_study import study_here, write_store
 from tests.train import toy
 
 BESIDE = torch.device("cpu", 0)  # the host by another name, which is not equal to it
@@ -134,7 +134,7 @@ def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of
     written: list[int] = []
     monkeypatch.setattr("modis_dist.train.prepare.refuse_little_room", asked.append)
     monkeypatch.setattr(arrays, "_on_disk", lambda shape, _: written.append(4 * prod(shape)) or np.ones(shape, "f4"))
-    execute._members(pack, out=tmp_path, store=store.path)
+    run_pack._members(pack, out=tmp_path, store=store.path)
     of_fold = [sum(part) for part in np.split(np.array(written), 2)]
     assert len(asked) == kinds_of_data(pack) == 2
     of_baseline = [wanted - kept for wanted, kept in zip(asked, of_fold, strict=True)]

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from modis_dist import objective
-from modis_dist.errors import ConfigError, Interrupted
+from modis_dist.distributed import World
+from modis_dist.execution.run_pack import chosen_device
 from modis_dist.objective import Rules, adversary_phase, vae_phase
-from modis_dist.sweep.execute import chosen_device
+from modis_dist.runtime.errors import ConfigError, Interrupted
 from modis_dist.train import checkpoint
 from modis_dist.train.learner import Learner
 from modis_dist.train.loop import Ports, fit
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.world import World
 from tests.devices import ALONE, DEVICES
 from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
 from tests.ranks import on_ranks

@@ -12,12 +12,12 @@ import psutil
 import pytest
 import torch
 
-from modis_dist.errors import Interrupted, RunFailed
-from modis_dist.sweep.lock import locked
+from modis_dist.distributed import World
+from modis_dist.runtime.errors import Interrupted, RunFailed
+from modis_dist.runtime.lock import locked
 from modis_dist.train import checkpoint
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.ranks import Seat, joined, meeting_file
-from modis_dist.world import World
+from modis_dist.train.process_group import Seat, joined, meeting_file
 from tests.devices import ALONE
 from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
 from tests.train import toy

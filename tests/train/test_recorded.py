@@ -11,7 +11,7 @@ from torch import Tensor
 from modis_dist.config.run import Run
 from modis_dist.objective import Rules
 from modis_dist.train import checkpoint, learner
-from modis_dist.train.captured import WARM_UP
+from modis_dist.train.cuda_graph import WARM_UP
 from modis_dist.train.loop import fit
 from modis_dist.train.prepare import prepare
 from modis_dist.train.progress import Progress

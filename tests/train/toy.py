@@ -7,11 +7,11 @@ import torch
 
 from modis_dist.config import parse
 from modis_dist.config.run import Run
-from modis_dist.data.index import Index
+from modis_dist.data.store.index import Index
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.members import Member
 from modis_dist.train.prepare import Cohort, Prepared, Selection, prepare
 from modis_dist.train.progress import Progress
+from modis_dist.train.stack import Member
 
 CLASSES = ("a", "b", "c")
 SIZES = {"mirna": 12, "cnv": 9, "rppa": 7}

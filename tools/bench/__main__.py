@@ -17,8 +17,8 @@ from typing import Protocol
 
 import torch
 
-from modis_dist import version
-from modis_dist.train.machine import machine
+from modis_dist.runtime import version
+from modis_dist.runtime.fingerprint import machine
 from tools.bench import data, epoch, growth, pack, profiled, quality, roofline, show, step, sweep
 from tools.bench.measure import Row
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from modis_dist.processes import end_with_parent
+from modis_dist.runtime.processes import end_with_parent
 from tools.bench.measure import Work
 
 Make = Callable[[Any], Work]  # of what is asked for; must be found by its name in a new process

@@ -22,9 +22,9 @@ from statistics import median
 import numpy as np
 import pyarrow.parquet as pq
 
-from modis_dist.data.arrays import slices
-from modis_dist.data.store import Store
-from modis_dist.data.stored_rows import StoredRows
+from modis_dist.data.store.arrays import slices
+from modis_dist.data.store.reader import Store
+from modis_dist.data.store.stored_rows import StoredRows
 from tools.bench.data_work import WIDE, alone, command, make_source, train
 from tools.bench.measure import Row, Watch
 

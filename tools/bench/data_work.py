@@ -20,13 +20,13 @@ import torch
 
 from modis_dist.config import parse
 from modis_dist.config.run import Run
-from modis_dist.data.store import Store
-from modis_dist.errors import Interrupted
+from modis_dist.data.store.reader import Store
+from modis_dist.runtime.errors import Interrupted
 from modis_dist.train.loader import Loader
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.members import Member
 from modis_dist.train.placement import place_of
 from modis_dist.train.prepare import load_cohort, prepare
+from modis_dist.train.stack import Member
 
 Row = dict[str, Any]
 

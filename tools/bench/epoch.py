@@ -14,7 +14,7 @@ from functools import partial
 
 import torch
 
-from modis_dist.train import processor
+from modis_dist.train import cpu_settings
 from tools.bench import baseline, options, ours
 from tools.bench.apart import apart
 from tools.bench.measure import Row, Work, interleaved, repeated, side_by_side
@@ -52,6 +52,6 @@ def theirs(asked: tuple[Setting, int | None]) -> Work:
 def our(asked: tuple[Setting, int | None]) -> Work:
     """Our epochs, on the same rows."""
     setting, limit = asked
-    processor.use(setting.threads)
+    cpu_settings.use(setting.threads)
     loader = ours.loader(setting, ours.random_rows(setting.case, limit=limit))
     return repeated(partial(ours.train_epoch, ours.Training(setting), loader))

@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-from modis_dist.train import processor
+from modis_dist.train import cpu_settings
 from tools.bench import options, pack, ranks
 from tools.bench.measure import Measured, Row, Watch, Work, disturbance, exponent, interleaved
 from tools.bench.shapes import Setting, of_size
@@ -43,7 +43,7 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
     """A row for every size of every table."""
     for precision in asked.precisions:
         for threads in asked.threads:
-            processor.use(threads)
+            cpu_settings.use(threads)
             start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, asked.device, asked.loss)
             for varied in asked.vary:
                 yield from table(varied, start, turns=asked.turns)

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import torch
 
-from modis_dist.train.captured import WARM_UP
+from modis_dist.train.cuda_graph import WARM_UP
 from tools.bench.shapes import Setting
 
 Work = Callable[[int], object]  # do it so many times

@@ -8,7 +8,7 @@ from typing import get_args
 
 import torch
 
-from modis_dist.train import processor
+from modis_dist.train import cpu_settings
 from tools.bench.shapes import CASES, Loss, Precision, Setting
 
 CORES = len(os.sched_getaffinity(0))
@@ -37,7 +37,7 @@ def of_settings(parser: argparse.ArgumentParser) -> None:
 def settings(asked: argparse.Namespace) -> Iterator[Setting]:
     """Every combination asked for; sets the number of threads as it goes."""
     for name, batch, precision, threads in product(asked.shapes, asked.batches, asked.precisions, asked.threads):
-        processor.use(threads)
+        cpu_settings.use(threads)
         yield Setting(name, CASES[name], batch, precision, threads, asked.device, asked.loss)
 
 

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from modis_dist.config.run import Optim, Trainer
+from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Batch, Rules, Terms, Weights
 from modis_dist.train.loader import Loader
-from modis_dist.train.losslog import LossLog
+from modis_dist.train.loss_log import LossLog
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.world import ALONE, World
 from tools.bench.baseline import PlainBatch
 from tools.bench.shapes import Case, Setting
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from modis_dist.train.ranks import Seat, joined, meeting_file
+from modis_dist.train.process_group import Seat, joined, meeting_file
 from tools.bench import ours
 from tools.bench.measure import Work
 from tools.bench.shapes import Setting

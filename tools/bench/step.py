@@ -11,7 +11,7 @@ from functools import partial
 
 import torch
 
-from modis_dist.train import processor
+from modis_dist.train import cpu_settings
 from tools.bench import options, ours
 from tools.bench.apart import apart
 from tools.bench.baseline import Baseline
@@ -40,7 +40,7 @@ def theirs(setting: Setting) -> Work:
 
 def our(setting: Setting) -> Work:
     """Our steps, on the same batch."""
-    processor.use(setting.threads)
+    cpu_settings.use(setting.threads)
     return repeated(partial(ours.Training(setting).learn, ours.random_batch(setting)))
 
 

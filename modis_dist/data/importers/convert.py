@@ -1,0 +1,176 @@
+"""From a folder of tables, an AnnData or a MuData file to a store, a piece of rows at a time.
+
+Finds the files, gives each to its reader and turns ids, labels and splits into what a store holds. The readers know
+the formats, the writer the rules; nothing is joined, renamed or left out by guess.
+"""
+
+import os
+import stat
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from modis_dist.data.importers import anndata_files, tables
+from modis_dist.data.importers.import_source import Piece, Source
+from modis_dist.data.store.rules import check_features, check_modality, class_name, natural_order
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.runtime.errors import DataError, shown
+
+Progress = Callable[[str, int, int], None]  # modality, done, of how much (rows, or bytes of a text file)
+
+READERS: Mapping[str, Callable[[Path, str], list[Source]]] = {
+    ".parquet": tables.parquet,
+    ".csv": tables.csv,
+    ".csv.gz": tables.csv,
+    ".tsv": tables.tsv,
+    ".tsv.gz": tables.tsv,
+    ".h5ad": anndata_files.h5ad,
+    ".h5mu": anndata_files.h5mu,
+}
+_UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".download", "~")
+_FOREIGN = {
+    b"version https://git-lfs": "a git-LFS pointer; fetch the file itself with `git lfs pull`",
+    b"<!doctype html": "an HTML page; the download failed",
+    b"<html": "an HTML page; the download failed",
+    b"par1": "a Parquet file; name it .parquet",
+    b"\x1f\x8b": "gzip-compressed; name it .gz where that is meant",
+    b"pk\x03\x04": "a ZIP archive or a spreadsheet; unpack it or save it as CSV",
+    b"\x89hdf\r\n\x1a\n": "an HDF5 file; name it .h5ad or .h5mu",
+}
+_MAGIC: Mapping[str, tuple[bytes, ...]] = {
+    ".parquet": (b"par1",),
+    ".h5ad": (b"\x89hdf",),
+    ".h5mu": (b"\x89hdf", b"mudata"),
+    ".csv.gz": (b"\x1f\x8b",),
+    ".tsv.gz": (b"\x1f\x8b",),
+}
+
+
+def import_source(source: Path, out: Path, *, progress: Progress) -> None:
+    """Write a store at ``out`` from a folder of ``<modality>.parquet|csv|tsv[.gz]|h5ad`` or one such file or ``.h5mu``.
+
+    Tables have the columns ``sample_id`` and ``label``, optionally ``group_id`` and ``split``; the others are features.
+    Memory is bounded by some rows, whatever the size of the files. Raises ``DataError`` at the first mistake, with
+    nothing left at ``out``; what is odd but possible stands in the store's notices.
+    """
+    files, ignored = _files(source)
+    sources = _opened(files)
+    record = {
+        "kind": "import",
+        "path": str(source.absolute()),
+        "files": {found.modality: found.where for found in sources},
+    }
+    with StoreWriter(out, source=record) as writer:
+        if ignored:
+            writer.note(
+                f"ignored: {', '.join(shown(name) for name in ignored[:5])}{' ...' if len(ignored) > 5 else ''}"
+            )
+        for found in sources:
+            _import(found, writer, progress)
+
+
+def _import(source: Source, writer: StoreWriter, progress: Progress) -> None:
+    writer.begin(source.modality, source.features, where=source.where)
+    row = 1
+    for piece in source.pieces(writer.folder):
+        sample_id, group_id, label, split = _meta(piece, source.where, row)
+        writer.write(source.modality, sample_id=sample_id, group_id=group_id, label=label, split=split, x=piece.x)
+        row += len(sample_id)
+        progress(source.modality, piece.done, piece.total)
+
+
+def _meta(piece: Piece, where: str, first_row: int) -> tuple[list[str], list[str], list[str | None], list[str]]:
+    """Ids, groups, labels and splits as a store holds them; a row without a group is a group of its own."""
+    rows = len(piece.x)
+    sample_id = [value or "" for value in _texts(piece.meta["sample_id"], "sample_id", where, first_row)]
+    groups = _texts(piece.meta.get("group_id", [None] * rows), "group_id", where, first_row)
+    splits = _texts(piece.meta.get("split", [None] * rows), "split", where, first_row)
+    labels: list[str | None] = []
+    for value in piece.meta["label"]:
+        try:
+            labels.append(class_name(value))
+        except ValueError as error:
+            raise DataError(f"{where}, data row {first_row + len(labels)}: {error}") from None
+    grouped = [group or sample for group, sample in zip(groups, sample_id, strict=True)]
+    return sample_id, grouped, labels, [split or "" for split in splits]
+
+
+def _texts(values: Sequence[object], column: str, where: str, first_row: int) -> list[str | None]:
+    """Ids as text; whole numbers are taken as written, other numbers have no one spelling and are refused."""
+    texts: list[str | None] = []
+    for value in values:
+        if value is None or isinstance(value, str):
+            texts.append(value)
+        elif isinstance(value, int) and not isinstance(value, bool):
+            texts.append(str(value))
+        elif value != value:
+            texts.append(None)
+        else:
+            raise DataError(
+                f"{where}, data row {first_row + len(texts)}: {column} is a {type(value).__name__} ({shown(value)}); "
+                "write it as text"
+            )
+    return texts
+
+
+# --- finding files --------------------------------------------------------------------------------------------
+
+
+def _files(source: Path) -> tuple[list[Path], list[str]]:
+    """The files to read, in natural order, and the names of those that are none."""
+    try:
+        if not source.is_dir():
+            if not os.path.lexists(source):
+                raise DataError(f"{shown(str(source))}: does not exist")
+            if _suffix(source) is None:
+                raise DataError(f"{shown(str(source))}: is none of {', '.join(READERS)}, nor a folder of them")
+            return [source], []
+        found = sorted(source.iterdir(), key=lambda path: natural_order(path.name))
+    except OSError as error:
+        raise DataError(f"{shown(str(source))}: cannot be read ({error.strerror})") from error
+    visible = [path for path in found if not path.name.startswith(".")]
+    for path in visible:
+        if path.name.lower().endswith(_UNFINISHED):
+            raise DataError(f"{shown(str(path))}: looks like an unfinished copy; finish or remove it")
+    files = [path for path in visible if _suffix(path)]
+    if not files:
+        raise DataError(f"{shown(str(source))}: holds no table; expected <modality>{', <modality>'.join(READERS)}")
+    return files, [path.name for path in visible if not _suffix(path)]
+
+
+def _suffix(path: Path) -> str | None:
+    return next((suffix for suffix in READERS if path.name.lower().endswith(suffix)), None)
+
+
+def _opened(files: list[Path]) -> list[Source]:
+    """The modalities of all files; every header is looked at before the first row is read."""
+    sources: list[Source] = []
+    for path in files:
+        suffix = _suffix(path)
+        assert suffix is not None
+        _refuse_foreign(path, suffix)
+        sources += READERS[suffix](path, path.name[: -len(suffix)])
+    for number, source in enumerate(sources):
+        check_modality(source.modality, [other.modality for other in sources[:number]])
+        check_features(source.features, source.where)
+    return sources
+
+
+def _refuse_foreign(path: Path, suffix: str) -> None:
+    """Refuse what is no regular file or begins like a file of another kind."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise DataError(f"{shown(str(path))}: is not a regular file")
+        with path.open("rb") as file:
+            head = file.read(64).lower()
+    except OSError as error:
+        raise DataError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
+    if not head:
+        raise DataError(f"{shown(str(path))}: is empty")
+    expected = _MAGIC.get(suffix)
+    if expected and head.startswith(expected):
+        return
+    for magic, what in _FOREIGN.items():
+        if head.lstrip().startswith(magic):
+            raise DataError(f"{shown(str(path))}: is {what}")
+    if expected:
+        raise DataError(f"{shown(str(path))}: does not begin like a {suffix} file; it is damaged or of another kind")

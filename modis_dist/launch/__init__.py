@@ -1,1 +1,0 @@
-"""The adapters: Ray Tune and MLflow. Nothing below this layer knows them."""

@@ -1,1 +1,0 @@
-"""What `modis-dist doctor` finds, and what to do about it."""

@@ -1,1 +1,0 @@
-"""A study as jobs of Slurm, or of this machine: sent, queued again, watched, brought home."""

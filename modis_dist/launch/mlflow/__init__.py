@@ -1,1 +1,0 @@
-"""MLflow: a study's runs, told apart from the study, and their pages."""

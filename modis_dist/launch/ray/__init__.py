@@ -1,1 +1,0 @@
-"""Ray: a private one, one that is given, trainings and packs on them."""

@@ -1,0 +1,52 @@
+"""What a study needs from the world: who trains its packs, and who is told about its trials."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from modis_dist.execution.run_pack import Pack
+
+
+class Executor(AbstractContextManager["Executor"], Protocol):
+    """Who trains packs; to be used in a ``with`` block."""
+
+    slots: int  # packs trained at once
+    threads: int  # CPU threads of each
+
+    def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
+        """Train packs; returns why trials crashed, by id.
+
+        Raises ``Interrupted`` where the user stops it, ``RunFailed`` where what is around the trainings does.
+        """
+        ...
+
+
+class Mirror(Protocol):
+    """Who is told about trials; every call returns at once."""
+
+    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+
+    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
+
+    def feed(self, records: Sequence[Mapping[str, Any]]) -> None: ...
+
+    def end_trial(
+        self,
+        trial: str,
+        *,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+    ) -> None: ...
+
+    def finish(
+        self,
+        *,
+        status: Literal["FINISHED", "FAILED", "KILLED"],
+        metrics: Mapping[str, float],
+        artifacts: Sequence[Path],
+        model: Path | None,
+    ) -> None: ...
+
+    def describe(self) -> dict[str, str]: ...

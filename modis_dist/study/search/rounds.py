@@ -1,0 +1,135 @@
+"""Which configurations a sweep tries, round by round, and which of them go on at a rung.
+
+A grid and a random search are one round. Whatever is decided from results is written down first (``decisions``).
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from modis_dist.config.parse import digest
+from modis_dist.config.study import OptunaSearch, Study
+from modis_dist.execution.trial import Trial
+from modis_dist.study.aggregate import Configuration, Group
+from modis_dist.study.manifest import expand
+from modis_dist.study.search.decisions import decide, decided
+from modis_dist.study.search.halving import Verdict, verdicts
+from modis_dist.study.search.tpe import Outcome, proposals
+
+Groups = Mapping[Configuration, Sequence[Trial]]
+
+
+class Search:
+    """The rounds that are decided so far, and what was pruned; ``propose`` decides the next round."""
+
+    def __init__(self, study: Study, fingerprint: str, *, out: Path, source: str) -> None:
+        self._study = study
+        self._fingerprint = fingerprint
+        self._out = out
+        self._source = source
+        self._proposed: list[dict[str, Any]] = []  # of the rounds after the first: condition -> configurations
+        self.pruned: dict[Configuration, Verdict] = {}
+        self._expand()
+        while self.rounds < self.most_rounds and (known := decided(out, self._about_next())) is not None:
+            self._proposed.append(known)
+            self._expand()
+
+    # --- rounds ---------------------------------------------------------------------------------------------
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that are known."""
+        return 1 + len(self._proposed)
+
+    @property
+    def most_rounds(self) -> int:
+        """Rounds there will be."""
+        search = self._study.sweep.search
+        return -(-search.configurations // search.at_once) if isinstance(search, OptunaSearch) else 1
+
+    @property
+    def to_come(self) -> float:
+        """Rounds that are not known yet; the last may be a part of one."""
+        search = self._study.sweep.search
+        if not isinstance(search, OptunaSearch):
+            return 0.0
+        return max(0.0, search.configurations / search.at_once - self.rounds)
+
+    def round(self, number: int) -> list[Trial]:
+        """The trials of a round, from 0; a configuration that was there before is not tried again."""
+        search = self._study.sweep.search
+        size = search.at_once if isinstance(search, OptunaSearch) else len(self.trials) + 1
+        return [trial for trial in self.trials if trial.configuration // size == number]
+
+    def propose(self, groups: Sequence[Group]) -> None:
+        """Decide the next round from the groups of all rounds before; a condition looks at its own groups only."""
+        search, sweep = self._study.sweep.search, self._study.sweep
+        assert isinstance(search, OptunaSearch) and self.rounds < self.most_rounds
+        outcomes: dict[str, list[Outcome]] = {}
+        for group in groups:
+            outcomes.setdefault(group["condition"], []).append(_outcome(group))
+        following = {
+            condition: proposals(
+                sweep.space,
+                known,
+                count=search.at_once,
+                seed=search.seed,
+                number=self.rounds,
+                metric=self._study.trainer.metric,
+            )
+            for condition, known in outcomes.items()
+        }
+        self._proposed.append(decide(self._out, self._about_next(), following))
+        self._expand()
+
+    def _about_next(self) -> dict[str, Any]:
+        sweep = self._study.sweep
+        search = sweep.search
+        assert isinstance(search, OptunaSearch)
+        return {
+            "round": self.rounds,
+            "search": search.model_dump(mode="json", exclude={"configurations"}),  # more of them change no round
+            "space": {key: one.model_dump(mode="json") for key, one in sweep.space.items()},
+            "trials": digest([[trial.condition, trial.id] for trial in self.trials]),
+        }
+
+    def _expand(self) -> None:
+        self.trials = expand(self._study, self._fingerprint, source=self._source, proposed=self._proposed)
+
+    # --- rungs ----------------------------------------------------------------------------------------------
+
+    def rungs(self, trials: Sequence[Trial]) -> list[int]:
+        """The epochs at which these trials are compared, where the study prunes."""
+        pruning = self._study.sweep.pruning
+        most = {trial.run.optim.epochs for trial in trials}
+        return sorted({rung for epochs in most for rung in pruning.rungs(epochs=epochs)}) if pruning else []
+
+    def compared(self, groups: Groups, epoch: int) -> dict[str, Any] | None:
+        """What was decided about groups at a rung, if it was: ``verdicts`` in their order, and ``failed`` trials."""
+        return decided(self._out, self._about_rung(groups, epoch))
+
+    def compare(
+        self, groups: Groups, epoch: int, values: Mapping[str, float | None], failed: Mapping[str, str]
+    ) -> dict[str, Any]:
+        """Decide it, for every condition by itself, from the value of each trial; ``failed``: why trials crashed."""
+        pruning = self._study.sweep.pruning
+        assert pruning is not None
+        found: dict[Configuration, Verdict] = {}
+        for condition in dict.fromkeys(condition for condition, _ in groups):
+            mine = {key: [values[t.id] for t in trials] for key, trials in groups.items() if key[0] == condition}
+            made = verdicts(list(mine.values()), epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric)
+            found |= dict(zip(mine, made, strict=True))
+        rows = [{"condition": k[0], "params": groups[k][0].params, **found[k]} for k in groups]
+        return decide(self._out, self._about_rung(groups, epoch), {"verdicts": rows, "failed": dict(failed)})
+
+    def _about_rung(self, groups: Groups, epoch: int) -> dict[str, Any]:
+        pruning = self._study.sweep.pruning
+        assert pruning is not None
+        members = [[condition, [trial.id for trial in trials]] for (condition, _), trials in groups.items()]
+        return {"rung": epoch, "factor": pruning.factor, "groups": digest(members)}
+
+
+def _outcome(group: Group) -> Outcome:
+    complete = group["n"] == group["expected"] and not group["failed"]
+    pruned = group["pruned"]
+    return Outcome(group["params"], group["mean"] if complete else None, pruned and pruned["epoch"])

@@ -1,0 +1,86 @@
+"""Configurations proposed by Optuna's TPE. The only module that knows Optuna.
+
+Nothing of Optuna is stored: its study is built anew from our own results for every round, so the same results always
+lead to the same proposals.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from modis_dist.config.keys import is_whole
+from modis_dist.config.study import Dimension
+from modis_dist.metrics import LOWER_IS_BETTER
+from modis_dist.study.search.space import Space, ends, rounded, step_of
+from modis_dist.train.seeds import mix
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+    from optuna.trial import FrozenTrial
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a configuration: its mean over the whole group, None where the group is not complete."""
+
+    params: Mapping[str, Any]
+    mean: float | None
+    pruned_at: int | None = None  # epoch; the mean is then that of its last rung
+
+
+def proposals(
+    space: Space, outcomes: Sequence[Outcome], *, count: int, seed: int, number: int, metric: str
+) -> list[dict[str, Any]]:
+    """The configurations of round ``number``, from the outcomes of all rounds before it.
+
+    Bergstra et al. 2011, with Optuna's defaults; the sampler is seeded anew for each round.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        direction="minimize" if metric in LOWER_IS_BETTER else "maximize",
+        sampler=optuna.samplers.TPESampler(seed=mix(seed, "round", number) % 2**32),
+    )
+    distributions = {key: _distribution(one, whole=is_whole(key)) for key, one in space.items()}
+    study.add_trials([_told(space, distributions, outcome) for outcome in outcomes])
+    asked = [study.ask(distributions).params for _ in range(count)]
+    return [{key: _value(one, params[key], whole=is_whole(key)) for key, one in space.items()} for params in asked]
+
+
+def _distribution(dimension: Dimension, *, whole: bool) -> "BaseDistribution":
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choices is not None:
+        return CategoricalDistribution(range(len(dimension.choices)))  # by position: a choice may be a list
+    low, high = ends(dimension)
+    step = step_of(dimension, whole=whole)
+    if whole:
+        return IntDistribution(int(low), int(high), log=dimension.log, step=int(step or 1))
+    return FloatDistribution(low, high, log=dimension.log, step=step)
+
+
+def _told(space: Space, distributions: Mapping[str, "BaseDistribution"], outcome: Outcome) -> "FrozenTrial":
+    from optuna.trial import TrialState, create_trial
+
+    given = {key: _position(one, outcome.params[key]) for key, one in space.items()}
+    if outcome.mean is None:
+        return create_trial(params=given, distributions=dict(distributions), state=TrialState.FAIL)
+    if outcome.pruned_at is not None:
+        reached = {outcome.pruned_at: outcome.mean}
+        return create_trial(
+            params=given, distributions=dict(distributions), state=TrialState.PRUNED, intermediate_values=reached
+        )
+    return create_trial(params=given, distributions=dict(distributions), value=outcome.mean)
+
+
+def _position(dimension: Dimension, value: Any) -> Any:
+    """The place of a choice in its list; a number of a range as it is."""
+    if dimension.choices is None:
+        return value
+    return [json.dumps(choice) for choice in dimension.choices].index(json.dumps(value))
+
+
+def _value(dimension: Dimension, given: Any, *, whole: bool) -> Any:
+    return rounded(dimension, given, whole=whole) if dimension.choices is None else dimension.choices[given]

@@ -1,0 +1,111 @@
+"""Losses of every step, kept on the device and brought to the host in windows.
+
+A window is where non-finite losses are found: the step and the term are named exactly, though up to a window late.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from modis_dist.distributed import ALONE, World
+from modis_dist.objective import Terms
+
+
+@dataclass(frozen=True)
+class NonFinite:
+    """The first loss of a replicate that is not a number or infinite."""
+
+    replicate: int
+    update: int  # optimiser step, counted from 1
+    term: str
+    value: float
+
+    def __str__(self) -> str:
+        return f"step {self.update}: {self.term} is {self.value}"
+
+
+class LossLog:
+    """Sums of each replicate's terms since the epoch began, and the window not yet looked at."""
+
+    def __init__(self, modalities: Sequence[str], *, replicates: int, window: int, world: World = ALONE) -> None:
+        self._world = world
+        self._modalities = modalities
+        self._window = window
+        self._pending: list[torch.Tensor] = []
+        self.names: list[str] = []
+        self.sums: NDArray[np.float64] = np.zeros((replicates, 0))
+        self.steps = 0
+
+    def record(self, *phases: Terms) -> None:
+        """Remember the unweighted terms and the totals of a step's phases; nothing crosses to the host."""
+        if not self.names:
+            self.names = [name for phase in phases for name in self._names_of(phase)]
+        if self.sums.shape[1] == 0:
+            self.sums = np.zeros((len(self.sums), len(self.names)))
+        columns = []
+        for phase in phases:
+            columns += [part if part.dim() == 2 else part.unsqueeze(1) for part in phase.parts.values()]
+            columns.append(torch.as_tensor(phase.total).unsqueeze(1))
+        self._pending.append(torch.cat(columns, 1))
+
+    def full(self) -> bool:
+        """Whether a window is complete."""
+        return len(self._pending) >= self._window
+
+    def flush(self, *, update: int) -> list[NonFinite]:
+        """Add the window, of all ranks, to the sums; ``update`` is the last step in it.
+
+        Returns each replicate's first bad loss, the same on every rank.
+        """
+        if not self._pending:
+            return []
+        values = self._world.sum(torch.stack(self._pending).double()).cpu().numpy()  # [steps, r, terms]
+        first = update - len(self._pending) + 1
+        self._pending.clear()
+        self.sums = self.sums + values.sum(0)
+        self.steps += len(values)
+        return [
+            self._first_bad(values, r, first) for r in range(values.shape[1]) if not np.isfinite(values[:, r]).all()
+        ]
+
+    def means(self) -> list[dict[str, float]]:
+        """Each replicate's mean of every term over the epoch so far; starts the next epoch."""
+        rows = [
+            {f"train/{name}": float(value) for name, value in zip(self.names, row / max(self.steps, 1), strict=True)}
+            for row in self.sums
+        ]
+        self.sums, self.steps = np.zeros_like(self.sums), 0
+        return rows
+
+    def state(self) -> dict[str, Any]:
+        """The sums, to be saved in the middle of an epoch; the window must be flushed."""
+        assert not self._pending, "flush before saving"
+        return {"names": self.names, "sums": self.sums.tolist(), "steps": self.steps}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """The inverse of ``state``."""
+        self.names = list(state["names"])
+        self.sums = np.array(state["sums"], np.float64).reshape(len(state["sums"]), len(self.names))
+        self.steps = state["steps"]
+
+    def without(self, dropped: Sequence[int]) -> None:
+        """Forget replicates."""
+        self.sums = np.delete(self.sums, list(dropped), 0)
+
+    def _names_of(self, phase: Terms) -> list[str]:
+        names: list[str] = []
+        for name, part in phase.parts.items():
+            names += [f"{name}/{m}" for m in self._modalities] if part.dim() == 2 else [name]
+        return [*names, "total_d" if "adversarial_d" in phase.parts else "total_g"]
+
+    def _first_bad(self, values: NDArray[np.float64], replicate: int, first: int) -> NonFinite:
+        """The first bad step, and of its bad terms the first that names a modality, for it says where to look."""
+        bad = ~np.isfinite(values[:, replicate])
+        step = int(bad.any(1).argmax())
+        terms = [int(term) for term in np.flatnonzero(bad[step])]
+        term = next((t for t in terms if "/" in self.names[t]), terms[0])
+        return NonFinite(replicate, first + step, self.names[term], float(values[step, replicate, term]))

@@ -1,0 +1,174 @@
+"""Opening a trained model: a reader changes nothing, what is wrong is said; judging on a device; sharing of rows."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from modis_dist.evaluate import results
+from modis_dist.evaluate.predictor import Predictor
+from modis_dist.evaluate.results import Baselines, conclude, write_result
+from modis_dist.model.networks import Modis
+from modis_dist.runtime.errors import DataError
+from modis_dist.train import checkpoint
+from modis_dist.train.prepare import prepare, shape
+from modis_dist.train.progress import Progress
+from modis_dist.train.validation import HeldOut
+from tests.train import toy
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder with ``best`` of one epoch; copy it before changing it."""
+    folder = tmp_path_factory.mktemp("trained")
+    toy.train([toy.member("t", toy.run("optim.epochs=1"), folder)], folder)
+    return folder / "t"
+
+
+@pytest.fixture
+def model(trained: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(trained, tmp_path / "t"))
+
+
+def snapshot(folder: Path) -> dict[str, bytes | None]:
+    """Every path below a folder, and the content of files."""
+    return {str(p.relative_to(folder)): p.read_bytes() if p.is_file() else None for p in folder.rglob("*")}
+
+
+def damage(model: Path) -> Path:
+    (best,) = (model / "best").iterdir()
+    (best / "state.json").write_text("{}")
+    return best
+
+
+def test_opening_a_damaged_model_changes_nothing_and_says_what_to_do(model: Path) -> None:
+    best = damage(model)
+    (model / "best" / ".step-00000099.7.tmp").mkdir()  # of a training that is saving at this moment
+    before = snapshot(model)
+    with pytest.raises(DataError, match=r"state\.json does not match its checksum; restore it or train again") as said:
+        Predictor.open(model)
+    assert str(best) in str(said.value) and "start anew" not in str(said.value)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("sound", [True, False])
+def test_a_model_in_a_read_only_folder_is_opened_or_explained(model: Path, sound: bool) -> None:
+    if not sound:
+        damage(model)
+    folders = [p for p in [model, *model.rglob("*")] if p.is_dir()]
+    for folder in folders:
+        folder.chmod(0o500)
+    try:
+        if sound:
+            assert Predictor.open(model).trial == "t"
+        else:
+            with pytest.raises(DataError, match="does not match its checksum"):
+                Predictor.open(model)
+    finally:
+        for folder in folders:
+            folder.chmod(0o700)
+
+
+def test_an_older_model_is_named_but_never_taken_in_place_of_a_damaged_one(model: Path) -> None:
+    best = damage(model)
+    held = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
+    shutil.move(checkpoint.save(model / "elsewhere", held), best.parent)
+    with pytest.raises(DataError, match=r"take another checkpoint by its own path \(step-00000001\)"):
+        Predictor.open(model)
+
+
+def test_a_checkpoint_replaced_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def saved(step: int) -> Path:
+        return checkpoint.save(tmp_path, checkpoint.Checkpoint(step, {"model": {"w": torch.zeros(1)}}, {}))
+
+    first, judge, calls = saved(1), checkpoint.problem, []
+
+    def problem(path: Path) -> str | None:
+        if not calls:
+            calls.append(path)
+            saved(2)
+        return judge(path)
+
+    monkeypatch.setattr(checkpoint, "problem", problem)
+    found = checkpoint.latest(tmp_path)
+    assert calls == [first] and found == tmp_path / "step-00000002"
+
+
+def test_what_is_no_frame_of_numbers_is_refused_by_name(model: Path) -> None:
+    predictor = Predictor.open(model)
+    x = toy.cohort().x["cnv"][:2]
+    frame = pd.DataFrame(x, columns=list(predictor.features("cnv")))
+    twice = pd.concat([frame, frame[["cnv3"]]], axis=1)
+    for given, message in ((x, "a pandas DataFrame is needed"), (twice, "column cnv3 stands there twice")):
+        with pytest.raises(DataError, match=message):
+            predictor.predict(given, modality="cnv")
+    with pytest.raises(DataError, match="finite"):
+        predictor.predict(frame.astype(float).assign(cnv0=1e39), modality="cnv")
+
+
+def test_a_folder_without_a_checkpoint_has_no_latest(tmp_path: Path) -> None:
+    assert checkpoint.latest(tmp_path) is None and checkpoint.latest(tmp_path / "nowhere") is None
+
+
+# --- judging ------------------------------------------------------------------------------------------------
+
+
+def test_a_training_is_judged_on_the_device_it_ran_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def opened(folder: Path, *, device: str | torch.device = "cpu") -> Predictor:
+        asked.append(torch.device(device))
+        return Predictor.open(folder)
+
+    monkeypatch.setattr(results, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
+    member = toy.member("t", toy.run("optim.epochs=1"), model.parent)
+    done = Progress("t", status="done", epochs=1)
+    how = {"judged_on": "validation", "probe": False, "baselines": Baselines()}
+    conclude(member, done, device=torch.device("cuda", 1), **how)
+    conclude(member, done, **how)
+    assert asked == [torch.device("cuda", 1), torch.device("cpu")]
+
+
+def refused(constant: str) -> None:
+    raise AssertionError(constant)
+
+
+def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays_strict_json(tmp_path: Path) -> None:
+    wanted = toy.run("trainer.metric=reconstruction_mse", "optim.epochs=2")
+    prepared = prepare(wanted, toy.cohort())
+    assert prepared.validation is not None
+    huge = np.full_like(prepared.validation.x["cnv"], 1e25)  # its square is no float32
+    rows = replace(prepared.validation, x={**prepared.validation.x, "cnv": huge})
+    member = toy.member("t", wanted, tmp_path, prepared=replace(prepared, validation=rows))
+    (progress,) = toy.train([member], tmp_path)
+    assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
+    assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
+    assert not any("val/reconstruction_mse" in row for row in progress.history)
+    how = {"judged_on": "validation", "probe": False, "baselines": Baselines()}
+    write_result(member.folder, conclude(member, replace(progress, status="failed"), **how))
+    written = [*tmp_path.rglob("*.json")]
+    assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}
+    for path in written:
+        json.loads(path.read_text(), parse_constant=refused)
+
+
+def test_replicates_with_the_same_rows_share_one_copy_and_get_the_figures_of_separate_ones() -> None:
+    wanted = toy.run()
+    one = prepare(wanted, toy.cohort())
+    model = Modis(shape(wanted, toy.SIZES, 3), replicates=3, dtype=torch.float64)
+    figures, bytes_held = [], []
+    for prepared in ([one] * 3, [replace(one, validation=replace(one.validation)) for _ in range(3)]):
+        held = HeldOut(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie
+        distinct = {x.data_ptr(): x for parts in held._x.values() for x in parts}
+        bytes_held.append(sum(x.nbytes for x in distinct.values()))
+        figures.append(held.validate(model))
+    assert bytes_held[1] == 3 * bytes_held[0] == 3 * 2 * sum(x.nbytes for x in one.validation.x.values())
+    for ours, theirs in zip(*figures, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-5)

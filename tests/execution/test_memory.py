@@ -1,0 +1,164 @@
+"""How many packs fit: the memory of a job, what a pack takes, and what is made of the two."""
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.config.parse import build
+from modis_dist.config.run import Run
+from modis_dist.config.study import Study
+from modis_dist.data.store.reader import Store
+from modis_dist.execution import memory
+from modis_dist.execution.memory import CONTEXT, Footprint, Room, fitting, measured, memory_limit, rough
+from modis_dist.execution.resources import Cluster, Node
+from modis_dist.execution.run_pack import Pack
+from modis_dist.study.plan import plan
+from modis_dist.train import placement
+from tests.devices import DEVICES
+from tests.study.toy_study import tree, write_store
+
+GB = 10**9
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store", samples=60)
+
+
+def packs_of(store: Path, out: Path, **settings: object) -> list[Pack]:
+    """Packs of one trial each, with some settings of the run changed."""
+    wanted = tree(store, packing={"enabled": False})
+    for section, values in settings.items():
+        wanted[section] = wanted[section] | values
+    study = build(Study, wanted, source="study.yaml")
+    return plan(study, out=out, slots=1, source="study.yaml").packs()
+
+
+@pytest.mark.parametrize(
+    ("groups", "root", "file"),
+    [
+        ("0::/job_7/step_0\n", "", "memory.max"),
+        ("9:name=systemd:/job_7\n4:cpu,memory:/job_7/step_0\n0::/\n", "memory", "memory.limit_in_bytes"),
+    ],
+)
+def test_a_job_may_have_the_least_that_its_groups_allow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, root: str, file: str
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    monkeypatch.setattr(placement, "PROCESS_GROUPS", tmp_path / "groups")
+    monkeypatch.setattr(placement, "CGROUPS", tmp_path / "fs")
+    assert memory_limit() == psutil.virtual_memory().total
+    step = tmp_path / "fs" / root / "job_7" / "step_0"
+    step.mkdir(parents=True)
+    (step / file).write_text("max\n" if root == "" else f"{2**63}\n")
+    assert memory_limit() == psutil.virtual_memory().total
+    (step.parent / file).write_text("123456789\n")
+    assert memory_limit() == 123456789
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
+    device: str, store: Path, tmp_path: Path
+) -> None:
+    (small, *_), (large, *_) = (
+        packs_of(store, tmp_path, trainer={"device": device}),
+        packs_of(store, tmp_path, trainer={"device": device}, model={"discriminator": [4096, 4096]}),
+    )
+    before = sorted(tmp_path.iterdir())
+    one, other = (measured(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
+    assert one is not None and other is not None
+    parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
+    grown = other.gpu - one.gpu if device == "cuda" else other.host - one.host
+    assert 4 * parameters < grown < 16 * parameters
+    assert one.host > 200e6
+    if device == "cuda":
+        assert CONTEXT < one.gpu < other.gpu < one.gpu_total
+    else:
+        assert one.host < 3 * rough(small, Store.open(store)) and one.gpu == 0
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def fit(packs: list[Pack], wanted: Room, place: Path, store: Path, **changes: object) -> Room:
+    """``fitting`` on this machine, but for some changes."""
+    settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
+    return fitting(packs, wanted, out=place, store=store, **settings)
+
+
+def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
+    packs = packs_of(store, tmp_path)
+    assert fit(packs, Room(8), tmp_path, store) == Room(8)
+    monkeypatch.setattr(memory, "memory_limit", lambda: 1)
+    assert fit(packs, Room(1), tmp_path, store, workers=4) == Room(1)  # nothing to lower
+    assert fit(packs[:1], Room(1, 4), tmp_path, store) == Room(1)  # alone on its GPU
+
+
+TWO_NODES = Cluster("there", (Node(8), Node(8)))
+TWO_GPUS = Cluster("there", (Node(8, 2),))
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "changes", "right", "said"),
+    [
+        (Footprint(2 * GB), Room(8), {}, Room(4), "4 pack(s) at a time instead of 8"),
+        (Footprint(2 * GB), Room(8), {"workers": 2}, Room(2), "2 pack(s) of 2 workers at a time instead of 8"),
+        (Footprint(2 * GB), Room(3), {}, Room(3), ""),
+        (Footprint(5 * GB), Room(8), {"machine": TWO_NODES}, Room(2), "2 pack(s) at a time"),  # 1.6 on each is 1
+        (Footprint(90 * GB), Room(8), {}, Room(1), "1 pack(s) at a time"),  # it says itself what is wrong
+        (Footprint(1 * GB, 9 * GB, 40 * GB), Room(8, 4), {"machine": TWO_GPUS}, Room(6, 3), "3 share one, 6 at"),
+        (
+            Footprint(1 * GB, 50 * GB, 40 * GB),
+            Room(8, 4),
+            {"machine": TWO_GPUS},
+            Room(2, 1),
+            "1 share one, 2 at",
+        ),
+        (None, Room(8, 4), {}, Room(1, 1), "one is trained at a time"),
+    ],
+)
+def test_as_many_packs_at_once_as_have_room(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    found: Footprint | None,
+    wanted: Room,
+    changes: dict[str, object],
+    right: Room,
+    said: str,
+) -> None:
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
+    monkeypatch.setattr(memory, "rough", lambda *_: GB)
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: found)
+    with caplog.at_level(logging.WARNING):
+        assert fit(packs_of(store, tmp_path), wanted, tmp_path, store, **changes) == right
+    told = [record.getMessage() for record in caplog.records]
+    assert len(told) == (1 if said else 0) and all(said in line and "\n" not in line for line in told)
+
+
+def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measurements: list[int] = []
+    sizes = iter([2, 2, 1, 1, 3, 3])
+    monkeypatch.setattr(memory, "memory_limit", lambda: 10)
+    monkeypatch.setattr(memory, "rough", lambda *_: next(sizes))
+    monkeypatch.setattr(memory, "measured", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
+    pack, known = packs_of(store, tmp_path)[:1], {}
+    found = [fit(pack, Room(8), tmp_path, store, known=known).packs for _ in range(3)]
+    assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
+
+
+def test_a_pack_that_cannot_be_tried_is_no_reason_to_fail(store: Path, tmp_path: Path) -> None:
+    pack, *_ = packs_of(store, tmp_path)
+    missing = replace(pack, trials=(replace(pack.trials[0], run=fp16(pack.trials[0].run)),))
+    assert measured(missing, threads=1, out=tmp_path, store=store) is None
+
+
+def fp16(run: Run) -> Run:
+    """The run in a precision that needs a GPU."""
+    return run.model_copy(update={"trainer": run.trainer.model_copy(update={"precision": "fp16"})})

@@ -1,0 +1,51 @@
+"""How many workers find room on some nodes, against placing them one by one."""
+
+from itertools import product
+
+from modis_dist.execution.resources import Cluster, Node
+
+CLUSTERS = [
+    (Node(4),),
+    (Node(1), Node(1)),
+    (Node(8, 2), Node(3)),
+    (Node(5, 1), Node(2, 4), Node(0, 2)),
+    (Node(7, 3),),
+]
+
+
+def placed(nodes: tuple[Node, ...], threads: int, gpus: float) -> int:
+    """One worker after the other, each where there is room, until there is none; a share is of one GPU."""
+    cores = [node.cores for node in nodes]
+    left = [[1.0] * node.gpus for node in nodes]
+    count = 0
+    while True:
+        for place in range(len(nodes)):
+            whole = [gpu for gpu, free in enumerate(left[place]) if free > 1 - 1e-9]
+            shared = [gpu for gpu, free in enumerate(left[place]) if free > gpus - 1e-9]
+            enough = len(whole) >= gpus if gpus >= 1 else gpus == 0 or bool(shared)
+            if cores[place] >= threads and enough:
+                cores[place] -= threads
+                for gpu in whole[: int(gpus)]:
+                    left[place][gpu] = 0.0
+                if 0 < gpus < 1:
+                    left[place][shared[0]] -= gpus
+                count += 1
+                break
+        else:
+            return count
+
+
+def test_as_many_workers_find_room_as_can_be_placed_one_by_one() -> None:
+    for nodes, threads, gpus in product(CLUSTERS, (1, 2, 3, 5), (0, 0.25, 0.4, 0.5, 1, 2)):
+        assert Cluster("it", nodes).places(threads=threads, gpus=gpus) == placed(nodes, threads, gpus)
+
+
+def test_workers_have_the_most_threads_of_which_all_of_them_find_room() -> None:
+    for nodes, workers, gpus in product(CLUSTERS, (1, 2, 3, 4), (0, 0.5, 1)):
+        fitting = [t for t in range(1, 9) if placed(nodes, t, gpus) >= workers]
+        assert Cluster("it", nodes).threads(workers=workers, gpus=gpus) == max(fitting, default=1)
+
+
+def test_what_a_cluster_has_is_told_by_node() -> None:
+    assert Cluster("this machine", (Node(2, 1),)).has("gpus") == "this machine has 1 GPU(s)"
+    assert Cluster("it", (Node(2), Node(4))).has("cores") == "it has 6 core(s) on 2 nodes, 4 at most on one"

@@ -1,0 +1,158 @@
+"""`modis-dist verify-resume`: real kills, an honest verdict, and nothing of the user's touched."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+
+from modis_dist.cli.main import run as command
+from modis_dist.execution import verify_resume
+from modis_dist.execution.verify_resume import Verdict, differences
+from modis_dist.train import checkpoint
+from modis_dist.train.checkpoint import Checkpoint
+from tests.execution.test_single import write_run
+from tests.integrations.processes import lives, wait_for
+from tests.ranks import CONTEXT
+from tests.study.toy_study import COMMAND, write_store
+
+Captured = pytest.CaptureFixture[str]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``run.yaml``."""
+    folder = tmp_path_factory.mktemp("verify")
+    store = write_store(tmp_path_factory.mktemp("data") / "store", samples=60)
+    write_run(folder / "run.yaml", store=str(store))
+    return folder
+
+
+def test_a_run_that_is_killed_twice_is_found_equal_and_the_folder_is_left_alone(place: Path, capsys: Captured) -> None:
+    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
+    assert command(["verify-resume", str(place), "--kills", "2", "--seed", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["equal"] and said["differences"] == [] and said["tensors"] > 100
+    assert (said["epochs"], said["steps"], len(set(said["kills"]))) == (2, 6, 2)
+    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+
+
+def test_ranks_that_are_killed_in_turn_are_found_equal(
+    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify_resume, "get_context", lambda _: CONTEXT)  # eight processes need not load PyTorch each
+    settings = ["--set", "trainer.workers=2", "--kills", "2", "--seed", "3", "--json"]
+    assert command(["verify-resume", str(place), *settings]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["equal"] and said["differences"] == [] and said["tensors"] > 100
+    assert {kill % 2 for kill in said["kills"]} == {0, 1}, "each rank is to die once"
+
+
+def test_a_difference_ends_with_3_and_is_named(place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
+    monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, found))
+    assert command(["verify-resume", str(place / "run.yaml")]) == 3
+    said = capsys.readouterr()
+    assert "2 differences" in said.out and all(line in said.out for line in found)
+    assert said.err.startswith("error: ") and "epoch 2 train/total_g" in said.err and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{place}/.."], "holds no run.yaml"),
+        (["{place}/nowhere"], "does not exist"),
+        (["{place}/run.yaml", "--set", "data.store={place}/nowhere"], "data.store: no such folder"),
+        (["{place}/run.yaml", "--set", "data.modalities=[rna]"], "rna"),
+        (["{place}/run.yaml", "--kills", "1000", "--epochs", "1"], "1 epochs have only 3 steps; lower --kills"),
+        (["{place}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000 of 1 thread(s) asked for"),
+    ],
+)
+def test_what_cannot_be_verified_is_one_line(place: Path, capsys: Captured, arguments: list[str], message: str) -> None:
+    assert command(["verify-resume", *(argument.format(place=place) for argument in arguments)]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+
+
+def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil.Process:
+    """A process that trains for a command, as soon as it is there, or has trained an epoch."""
+
+    def found() -> psutil.Process | None:
+        journals = "".join(path.read_text() for path in folder.rglob("journal.jsonl"))
+        known = [child for child in command.children() if "spawn_main" in " ".join(child.cmdline())]
+        return known[0] if known and (not begun or '"metrics"' in journals) else None
+
+    assert wait_for(found, seconds=60)
+    child = found()
+    assert child is not None
+    return child
+
+
+@pytest.mark.parametrize(
+    ("number", "begun"),
+    [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGINT, False), (signal.SIGKILL, True)],
+)
+def test_a_signal_ends_the_command_its_trainings_and_their_folder(
+    place: Path, tmp_path: Path, number: signal.Signals, begun: bool
+) -> None:
+    long = [*COMMAND, "verify-resume", str(place), "--epochs", "10000"]
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    try:
+        child = training_of(psutil.Process(process.pid), tmp_path, begun=begun)
+        # A terminal asks everybody in it; whoever else ends a command knows this one only.
+        (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+        _, said = process.communicate(timeout=60)
+        assert wait_for(lambda: not lives(child), seconds=10)
+    finally:
+        process.kill()
+    if number == signal.SIGKILL:
+        return  # nobody is left to clear up
+    assert process.returncode == 75 and list(tmp_path.glob("verify-*")) == []
+    assert said.startswith(f"got {number.name}; nothing is known yet") and said.count("\n") == 1
+
+
+# --- comparing ----------------------------------------------------------------------------------------------
+
+
+def saved(folder: Path, **changes: object) -> Path:
+    """A folder with ``last``."""
+    tensors = {"a": torch.tensor([0.0, 1.0]), "n": torch.tensor(3.0)}
+    values = {"step": 4, "state": history(0.25), "tensors": {"model": tensors}} | changes
+    checkpoint.save(folder / "last", Checkpoint(**values))
+    return folder
+
+
+def test_equal_checkpoints_have_no_difference(tmp_path: Path) -> None:
+    assert differences(saved(tmp_path / "one"), saved(tmp_path / "two")) == []
+
+
+def history(loss: float) -> dict:
+    """A state after two epochs."""
+    rows = [{"epoch": 1.0, "train/total_g": 0.5}, {"epoch": 2.0, "train/total_g": loss}]
+    return {"progress": [{"history": rows}]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"step": 5}, ["last: step 4 against 5"]),
+        ({"tensors": {"model": {"a": torch.tensor([-0.0, 1.0]), "n": torch.tensor(3.0)}}}, ["last: model/a"]),
+        ({"tensors": {"model": {"a": torch.tensor([0.0, 1.0]).half(), "n": torch.tensor(3)}}}, None),
+        ({"tensors": {"model": {"a": torch.tensor([0.0, 1.0])}}}, ["last: model/n"]),
+        ({"state": {"progress": [], "more": True}}, None),
+        ({"state": history(0.3)}, ["last: progress 0 history epoch 2 train/total_g: 0.25 against 0.3"]),
+    ],
+)
+def test_a_difference_of_one_bit_is_found_and_named(tmp_path: Path, changes: dict, found: list[str] | None) -> None:
+    told = differences(saved(tmp_path / "one"), saved(tmp_path / "two", **changes))
+    assert len(told) == 2 if found is None else told == found
+
+
+def test_a_checkpoint_that_only_one_has_is_a_difference(tmp_path: Path) -> None:
+    (tmp_path / "two").mkdir()
+    assert differences(saved(tmp_path / "one"), tmp_path / "two") == [f"last: is missing in {tmp_path / 'two'}"]

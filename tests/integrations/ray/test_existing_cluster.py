@@ -1,0 +1,199 @@
+"""Studies and trainings on a Ray that others have started, on two nodes; the death of a driver; refusals. Slow."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.config.study import Resources
+from modis_dist.execution.resources import Node
+from modis_dist.integrations.ray.existing_cluster import GivenRay, RayNode, refusal, unusable
+from modis_dist.integrations.ray.private_cluster import PREFIX
+from modis_dist.integrations.ray.tune import RayExecutor
+from modis_dist.runtime.errors import ConfigError
+from tests.integrations.processes import wait_for
+from tests.integrations.ray.existing_ray import TwoNodes, two_nodes
+from tests.integrations.ray.without_ray import train_two_ranks
+from tests.study.toy_study import BARE, write_store, write_study
+from tests.train import toy
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[TwoNodes]:
+    with two_nodes() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture
+def run(store: Path, tmp_path: Path) -> Path:
+    """A training of a few seconds."""
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"] = str(store)
+    tree["optim"]["epochs"], tree["trainer"]["metric"] = 12, "reconstruction_mse"
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml12.dump(tree))
+    return path
+
+
+def ended(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """A command in a process of its own."""
+    return subprocess.run(
+        [*BARE, *arguments], env=environment, capture_output=True, text=True, timeout=420, check=False
+    )
+
+
+def leftovers(out: Path) -> list[Path]:
+    return list(out.glob(f"{PREFIX}*"))
+
+
+@pytest.mark.long
+def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leaves_that_ray_as_it_was(
+    ray: TwoNodes, store: Path, tmp_path: Path
+) -> None:
+    settings = {"folds": 1, "packing": {"enabled": False}, "probe": False}
+    study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
+    told = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
+    assert told.returncode == 0, told.stderr
+    assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=10), ray.at_work()
+    assert not leftovers(tmp_path / "ray")
+    local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
+    assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
+    ours, theirs = (json.loads((tmp_path / place / "summary.json").read_text()) for place in ("ray", "local"))
+    for told_of in (ours, theirs):
+        del told_of["seconds"], told_of["mlflow"]
+    assert ours == theirs
+
+
+@pytest.mark.long
+def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_without_ray(
+    ray: TwoNodes, run: Path, tmp_path: Path
+) -> None:
+    out, alone = tmp_path / "nodes", tmp_path / "alone"
+    arguments = ["train", str(run), "--workers", "2", "--ray", ray.address, "--out", str(out)]
+    with (tmp_path / "said.txt").open("w") as said:
+        driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=said, stderr=said)
+        try:
+            there = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
+            assert there and driver.poll() is None, (tmp_path / "said.txt").read_text()
+            assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # a core each: one on either node
+        finally:
+            driver.kill()
+            driver.wait()
+    assert wait_for(lambda: not ray.at_work(), seconds=10), f"10 s later: {ray.at_work()}"
+    (left,) = leftovers(out)
+    assert left.stat().st_mode & 0o777 == 0o700 and not (out / "result.json").exists()
+
+    again = ended(arguments, ray.environment)
+    assert again.returncode == 0, again.stderr
+    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=10)
+    train_two_ranks(run, alone)
+    for name in ("history.json", "result.json"):
+        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+
+
+def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
+    ray: TwoNodes, store: Path, tmp_path: Path
+) -> None:
+    study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
+    arguments = ["tune", str(study), "--out", str(out), "--ray", ray.address]
+    wrong = tmp_path / "wrong"
+    wrong.write_text("0" * 64)
+    for environment, setting, why in (
+        (ray.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "name=a", "it does not take this token"),
+        (ray.stranger, "name=a", "it does not take this token"),
+        (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, 1 at most on one"),
+    ):
+        told = ended([*arguments, "--set", setting], environment)
+        assert told.returncode == 2 and told.stdout == ""
+        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1 and why in told.stderr, told.stderr
+        assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "why"),
+    [
+        ("127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
+        ("auto", "auto is not HOST:PORT"),
+        ("ray://127.0.0.1:10001", "is not HOST:PORT"),
+        ("127.0.0.1:99999", "is not HOST:PORT"),
+        ("local", "local is not HOST:PORT"),
+    ],
+)
+def test_an_address_where_no_ray_can_be_is_refused_in_one_line(
+    address: str, why: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
+    assert command(["tune", str(study), "--out", str(out), "--ray", address]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --ray: ") and said.count("\n") == 1 and why in said and not out.exists()
+
+
+def test_somebody_else_at_the_address_is_refused_before_ray_waits_for_an_answer(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study.yaml", store, executor="ray")
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = f"127.0.0.1:{listening.getsockname()[1]}"
+        assert command(["tune", str(study), "--out", str(tmp_path / "out"), "--ray", address]) == 2
+    assert f"no node of a Ray at {address} runs on this machine" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        (["tune", "STUDY"], "--set sweep.executor=ray has it use a Ray"),
+        (["train", "RUN"], "say how many with --workers"),
+    ],
+)
+def test_a_ray_that_would_not_be_used_is_refused(
+    arguments: list[str], why: str, store: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study.yaml", store, executor="local")
+    filled = [{"RUN": str(run), "STUDY": str(study)}.get(word, word) for word in arguments]
+    assert command([*filled, "--out", str(tmp_path / "out"), "--ray", "127.0.0.1:1"]) == 2
+    assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
+    code = "from ray._private.utils import check_version_info as check\n"
+    code += "check({'ray_version': '2.9.0', 'python_version': '3.10.4'}, 'node a')"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    _, _, said = told.partition("RuntimeError: ")
+    assert refusal(RuntimeError(said)).startswith("it is Ray 2.9.0 on Python 3.10.4, this is Ray 2.")
+
+
+def test_a_node_that_does_not_see_the_folders_or_cannot_use_them_says_so(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o500)
+    gone = str(tmp_path / "gone")
+    assert unusable({str(tmp_path): os.R_OK | os.W_OK, gone: os.R_OK}) == [gone]
+    if os.geteuid():
+        assert unusable({str(closed): os.W_OK}) == [str(closed)]
+
+
+def test_packs_are_shared_out_over_nodes_and_none_is_larger_than_one() -> None:
+    place = GivenRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
+    assert _shape(RayExecutor(Resources(), place=place)) == (6, 1)
+    assert _shape(RayExecutor(Resources(cpus=2), place=place)) == (3, 2)
+    assert _shape(RayExecutor(Resources(cpus=4), place=place)) == (1, 4)
+    assert _shape(RayExecutor(Resources(), place=place, workers=3)) == (2, 1)
+    with pytest.raises(ConfigError, match="5 asked for, the Ray at a:1 has 6 core"):
+        RayExecutor(Resources(cpus=5), place=place)
+    with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) asked for, the Ray at a:1 has 6 core"):
+        RayExecutor(Resources(), place=place, workers=7)
+
+
+def _shape(executor: RayExecutor) -> tuple[int, int]:
+    return executor.slots, executor.threads

@@ -1,0 +1,89 @@
+"""The death of Ray's own processes: one line, nothing lost, nothing left, and the same command continues. Slow."""
+
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.execution.resources import cores
+from tests.integrations.processes import lives, wait_for
+from tests.integrations.ray.test_ray_tune import Watch, started
+from tests.study.toy_study import BARE, write_store, write_study
+from tests.train import toy
+
+
+def checkpoints(out: Path) -> set[Path]:
+    return set(out.glob("**/last/step-*"))
+
+
+def killed_in(arguments: list[str], out: Path, victim: str) -> str:
+    """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
+    said, before = out.parent / "said.txt", checkpoints(out)
+    with said.open("w") as file:
+        driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)
+        try:
+            there = wait_for(lambda: checkpoints(out) - before, seconds=120)
+            assert there and driver.poll() is None, said.read_text()
+            family = psutil.Process(driver.pid).children(recursive=True)
+            (found,) = [process for process in family if process.name() == victim]
+            os.kill(found.pid, signal.SIGKILL)
+            assert driver.wait(60) == 3, said.read_text()
+        finally:
+            driver.kill()
+            driver.wait()
+    assert wait_for(lambda: not any(map(lives, family)), seconds=10), f"10 s later: {list(filter(lives, family))}"
+    return said.read_text()
+
+
+def assert_one_line(said: str) -> None:
+    assert said.startswith("error: Ray's own processes are gone") and said.count("\n") == 1, said
+
+
+def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
+    """At its first checkpoint; it says what to do and leaves neither processes nor folder behind."""
+    with started(study, out) as driver, Watch(driver.pid) as watch:
+        assert wait_for(lambda: checkpoints(out), seconds=120)
+        os.kill(driver.pid, signal.SIGTERM)  # whose handler Ray replaces by its own
+        assert driver.wait(60) == 75, (out.parent / "stderr.txt").read_text()
+        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+    assert watch.folder is not None and not watch.folder.exists()
+    assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
+
+
+@pytest.mark.long
+def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_continue_with_less_memory_to_the_same_summary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store, out = write_store(tmp_path / "store"), tmp_path / "out"
+    settings = {"packing": {"enabled": False}, "folds": 3, "probe": False}
+    study = write_study(tmp_path / "study.yaml", store, executor="ray", **settings)
+    arguments = ["tune", str(study), "--out", str(out)]
+    assert_stopped_by_sigterm(study, out)
+    assert_one_line(killed_in(arguments, out, "gcs_server"))
+    with monkeypatch.context() as small:
+        small.setattr("modis_dist.execution.memory.memory_limit", lambda: 2**30)
+        assert command(arguments) == 0
+    assert "(measured), a node may give 0.9 GB: 1 pack(s) at a time instead of 2" in caplog.text
+    local = write_study(tmp_path / "local.yaml", store, **settings)
+    assert command(["tune", str(local), "--out", str(tmp_path / "calm")]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "calm"))
+    for told in (ours, theirs):
+        del told["seconds"], told["mlflow"]
+    assert ours == theirs
+    assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
+
+
+@pytest.mark.long
+@pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+def test_a_training_whose_ray_loses_its_node_says_so(tmp_path: Path) -> None:
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"], tree["optim"]["epochs"] = str(write_store(tmp_path / "store")), 200
+    run, out = tmp_path / "run.yaml", tmp_path / "out"
+    run.write_text(yaml12.dump(tree))
+    assert_one_line(killed_in(["train", str(run), "--workers", "2", "--out", str(out)], out, "raylet"))

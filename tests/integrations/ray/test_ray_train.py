@@ -1,0 +1,222 @@
+"""Trainings spread over real ranks by Ray Train: one answer, deaths survived, packs of a sweep, refusals. Slow."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.execution import resources
+from modis_dist.execution.resources import cores
+from modis_dist.execution.verify_resume import differences
+from modis_dist.integrations.ray.train import NEEDLESS
+from modis_dist.runtime.lock import locked
+from modis_dist.train.journal import JournalReader
+from tests.integrations.ray.without_ray import train_two_ranks
+from tests.study.toy_study import COMMAND, write_store, write_study
+from tests.train import toy
+
+needs_two_cores = pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise, and four epochs magnify it
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A run on the toy store."""
+    tree = json.loads(json.dumps(toy.TREE))
+    tree["data"]["store"] = str(write_store(tmp_path / "store"))
+    tree["optim"]["epochs"], tree["trainer"]["metric"] = 4, "reconstruction_mse"
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml12.dump(tree))
+    return path
+
+
+def history(out: Path) -> list[dict[str, float]]:
+    rows: list[dict[str, float]] = json.loads((out / "history.json").read_text())
+    return rows
+
+
+def ranks_of(driver: int) -> list[psutil.Process]:
+    """Processes of Ray below the driver that train."""
+    found = []
+    for process in psutil.Process(driver).children(recursive=True):
+        with suppress(psutil.NoSuchProcess):
+            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+    return found
+
+
+def said_text(folder: Path) -> str:
+    """What the command said, its folded lines joined."""
+    return " ".join((folder / "said.txt").read_text().split("\n"))
+
+
+@contextmanager
+def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The command, whose words go to a file in the folder."""
+    with (folder / "said.txt").open("w") as said:
+        driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+        try:
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
+
+
+@needs_two_cores
+def test_two_workers_killed_told_to_save_and_hung_in_turn_say_so_and_end_with_the_bits_of_an_undisturbed_training(
+    run: Path, tmp_path: Path
+) -> None:
+    settings = ["optim.epochs=60", "trainer.log_every=5"]
+    arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
+    out, calm, alone = tmp_path / "disturbed", tmp_path / "calm", tmp_path / "one"
+    command_line = [*COMMAND, *arguments, "--out", str(out)]
+    train_two_ranks(run, calm, settings)
+    with started(command_line, tmp_path) as driver:
+        assert wait_for_epoch(out, 10), said_text(tmp_path)
+        os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
+        assert wait_for((out / "ranks.log").exists), said_text(tmp_path)
+        family = psutil.Process(driver.pid).children(recursive=True)
+        os.kill(driver.pid, signal.SIGTERM)  # for which Ray has a handler of its own
+        assert driver.wait(60) == 75, said_text(tmp_path)
+    assert "got SIGTERM; saved " in said_text(tmp_path)
+    (line,) = (out / "ranks.log").read_text().splitlines()
+    assert "was it killed" in line and line.endswith("all ranks start again from the last checkpoint")
+    assert line in said_text(tmp_path)
+    assert not (out / "result.json").exists()
+    assert not psutil.wait_procs(family, timeout=10)[1]
+    hung = a_first_worker_that_hangs(command_line, out)
+    (_, line) = (out / "ranks.log").read_text().splitlines()
+    assert f"rank 0 of 2 (process {hung} on " in line and "has not answered for 60 s: it is stopped (SIGSTOP)" in line
+    assert line in said_text(tmp_path)
+    assert [row["epoch"] for row in history(out)] == list(range(1, 61))
+    assert history(out) == history(calm)
+    assert differences(out, calm) == []
+    assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=4"]) == 0
+    for row, right in zip(history(out)[:4], history(alone), strict=True):
+        assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)
+
+
+def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
+    """Its number, when it was ended and the training has come to its end without another command."""
+    soon = reached(out) + 5
+    with started(command_line, out.parent) as driver:
+        assert wait_for_epoch(out, soon), said_text(out.parent)
+        held: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
+        assert held in {process.pid for process in ranks_of(driver.pid)}
+        os.kill(held, signal.SIGSTOP)
+        assert driver.wait(240) == 0, said_text(out.parent)
+    assert not psutil.pid_exists(held) or psutil.Process(held).status() == psutil.STATUS_ZOMBIE
+    return held
+
+
+def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "modis_dist.integrations.ray.private_cluster.private_cluster", lambda **_: pytest.fail("Ray was started")
+    )
+    out = tmp_path / "taken"
+    out.mkdir()
+    with locked(out):
+        assert command(["train", str(run), "--out", str(out), "--workers", "2"]) == 2
+    assert f"process {os.getpid()} on " in capsys.readouterr().err
+
+
+def wait_for(condition: Callable[[], bool]) -> bool:
+    end = time.monotonic() + 180
+    while time.monotonic() < end:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def reached(out: Path) -> int:
+    """The last epoch of a training that its journal has."""
+    return max((r["step"] for r in JournalReader(out / "journal.jsonl").new() if r["kind"] == "metrics"), default=0)
+
+
+def wait_for_epoch(out: Path, epoch: int) -> bool:
+    """Until a training has come to an epoch."""
+    reader = JournalReader(out / "journal.jsonl")
+    return wait_for(lambda: any(r["kind"] == "metrics" and r["step"] >= epoch for r in reader.new()))
+
+
+def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
+    text = f"import ray.train.v2.api.data_parallel_trainer as made; assert vars(made).keys() >= {{*{NEEDLESS!r}}}"
+    subprocess.run([sys.executable, "-c", text], check=True)
+
+
+@pytest.mark.long
+@needs_two_cores
+def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death_of_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, out, alone = write_store(tmp_path / "store"), tmp_path / "two", tmp_path / "one"
+    settings = {"folds": 1, "packing": {"max_trials": 1}}
+    longer = ["--set", "optim.epochs=12", "--set", "trainer.checkpoint_every=1"]
+    killed, ranks, over = [], [0], threading.Event()
+
+    def kill_one_and_count() -> None:
+        while not over.is_set():
+            held = ranks_of(os.getpid())
+            ranks.append(len(held))
+            if held and not killed and list(out.glob("packs/*/last/step-*")):
+                killed.append(held[-1].pid)
+                os.kill(killed[0], signal.SIGKILL)
+            time.sleep(0.05)
+
+    watch = threading.Thread(target=kill_one_and_count, daemon=True)
+    watch.start()
+    study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
+    monkeypatch.setattr(resources, "cores", lambda: 4)
+    assert command(["tune", str(study), "--out", str(out), *longer, "--set", "trainer.workers=2"]) == 0
+    over.set()
+    watch.join()
+    assert killed and max(ranks) >= 4, "one pack after the other"
+    local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
+    assert command(["tune", str(local), "--out", str(alone), *longer]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
+    assert ours["trials"] == theirs["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
+    assert sorted(p.name for p in (out / "trials").iterdir()) == sorted(p.name for p in (alone / "trials").iterdir())
+    for trial in (out / "trials").iterdir():
+        ran, right = history(trial), history(alone / "trials" / trial.name)
+        assert [row["epoch"] for row in ran] == [row["epoch"] for row in right] == list(range(1, len(right) + 1))
+        for row, other in list(zip(ran, right, strict=True))[:4]:
+            losses = [name for name in other if name.startswith("train/")]
+            assert [row[name] for name in losses] == pytest.approx([other[n] for n in losses], rel=CLOSE, abs=CLOSE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) asked for"),
+        (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "each has its own GPU"),
+        (
+            ["train", "RUN", "--out", "o", "--set", "trainer.precision=fp16", "--set", "trainer.device=cpu"],
+            "needs a GPU",
+        ),
+        (["tune", "STUDY", "--set", "trainer.workers=2"], "are started by Ray; say sweep.executor: ray"),
+        (["tune", "STUDY", "--set", "trainer.workers=999", "--set", "sweep.executor=ray"], "this machine has"),
+    ],
+)
+def test_workers_and_precision_that_cannot_be_are_refused_in_one_line(
+    arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = write_study(tmp_path / "study.yaml", tmp_path / "store")
+    before = sorted(tmp_path.iterdir())
+    filled = [{"RUN": str(run), "STUDY": str(study), "o": str(tmp_path / "o")}.get(a, a) for a in arguments]
+    assert command(filled) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert sorted(tmp_path.iterdir()) == before

@@ -1,0 +1,342 @@
+"""A study on a real Ray of its own: results, listeners, leftovers, kills. Slow: Ray starts and stops a few times."""
+
+import errno
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config.study import Resources
+from modis_dist.execution.memory import Room
+from modis_dist.execution.resources import Cluster, Node
+from modis_dist.integrations.mlflow.apart import LOWEST
+from modis_dist.integrations.ray import reaper as ray_reaper
+from modis_dist.integrations.ray.private_cluster import (
+    PREFIX,
+    PrivateRay,
+    _private,
+    environment,
+    short_parent,
+    temporary_folder,
+)
+from modis_dist.integrations.ray.tune import DEATHS, RayExecutor, _note_start, _outcomes
+from modis_dist.runtime.errors import ConfigError, DataError
+from modis_dist.runtime.lock import LOCK, holder, locked
+from tests.integrations.processes import lives, wait_for
+from tests.study.kills import compared
+from tests.study.toy_study import BARE, write_store, write_study
+
+LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@contextmanager
+def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
+    """The study in a process of its own, with the most careless umask, which does not outlive the test."""
+    with (out.parent / "stderr.txt").open("w") as said, (out.parent / "stdout.txt").open("w") as shown:
+        driver = subprocess.Popen(
+            [*BARE, "tune", str(study), "--out", str(out)],
+            start_new_session=True,
+            stdout=shown,
+            stderr=said,
+            text=True,
+            umask=0,
+        )
+        try:
+            yield driver
+        finally:
+            driver.kill()
+            driver.wait()
+
+
+class Watch:
+    """Looks at a process and all its descendants again and again, in the background."""
+
+    def __init__(self, pid: int) -> None:
+        self._root = psutil.Process(pid)
+        self._seen: dict[int, psutil.Process] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+        self.commands: set[str] = set()
+        self.listeners: set[str] = set()
+        self.folder: Path | None = None
+        """Where Ray keeps its files."""
+
+    def __enter__(self) -> "Watch":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def alive(self) -> list[psutil.Process]:
+        return [process for process in self._seen.values() if lives(process)]
+
+    def _look(self) -> None:
+        while not self._stop.wait(1):
+            with suppress(psutil.NoSuchProcess):
+                for process in [self._root, *self._root.children(recursive=True)]:
+                    self._note(process)
+
+    def _note(self, process: psutil.Process) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self._seen[process.pid] = process
+            self.commands.add(" ".join(process.cmdline()))
+            self.listeners |= {c.laddr.ip for c in process.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+            if "RAY_AUTH_TOKEN_PATH" in (environment := process.environ()):
+                self.folder = Path(environment["RAY_AUTH_TOKEN_PATH"]).parent
+
+
+def strangers(driver: int, folder: Path) -> list[psutil.Process]:
+    """Living processes below a driver that the reaper would not find; itself is none.
+
+    Nor is MLflow's process, at the lowest priority, or the one that Python has with it: both end by themselves.
+    """
+    family = psutil.Process(driver).children(recursive=True)
+    known = {*ray_reaper.processes_of(folder), *(p.pid for p in family if nice_or_python(p))}
+    return [p for p in family if lives(p) and p.pid not in known and ray_reaper.__file__ not in cmdline(p)]
+
+
+def nice_or_python(process: psutil.Process) -> bool:
+    try:
+        return process.nice() == LOWEST or "multiprocessing.resource_tracker" in " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return True
+
+
+def cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.NoSuchProcess:
+        return []
+
+
+def results(out: Path) -> list[Path]:
+    return list(out.glob("trials/*/result.json"))
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Path:
+    """Six unpacked trials for two slots."""
+    settings = {"executor": "ray", "packing": {"enabled": False}, "folds": 3}
+    return write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
+
+
+def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_driver_which_takes_all_with_it(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calm = tmp_path / "out", tmp_path / "calm"
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody else's Ray is not used
+    with started(study, out) as driver, Watch(driver.pid) as watch:
+        assert wait_for(lambda: results(out), seconds=120), (tmp_path / "stderr.txt").read_text()
+        folder = watch.folder
+        assert folder is not None
+        _assert_private(folder)
+        token = (folder / "token").read_text()
+        assert not any(token in line for line in watch.commands)
+        said = [*_files(folder), *_files(out), *tmp_path.glob("*.txt")]
+        assert {path for path in said if token.encode() in _content(path)} == {folder / "token"}
+        _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
+        assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
+        assert wait_for(lambda: not strangers(driver.pid, folder), seconds=10), strangers(driver.pid, folder)
+        os.kill(driver.pid, signal.SIGKILL)
+        driver.wait()
+        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+    assert len(watch.commands) > 5 and watch.listeners and watch.listeners <= LOOPBACK
+    finished = {path: path.stat().st_mtime_ns for path in results(out)}
+    assert 0 < len(finished) < 8 and not folder.exists()
+
+    assert command(["tune", str(study), "--out", str(out)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished, "a finished trial was run again"
+    owners = [owner.pid for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if (owner := holder(p)) is not None]
+    assert not {driver.pid, os.getpid()} & set(owners)
+    local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
+    assert command(["tune", str(local), "--out", str(calm)]) == 0
+    assert compared(out, calm) == []
+
+
+def _files(folder: Path) -> list[Path]:
+    """Every file below a folder in which others write and remove."""
+    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+
+
+def _content(path: Path) -> bytes:
+    """Of a file; nothing of one that was renamed or removed meanwhile, or is a socket."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        assert error.errno in {errno.ENOENT, errno.ENXIO}, error
+        return b""
+
+
+def _assert_private(folder: Path) -> None:
+    """Nobody else gets into the folder; what Ray opens to everybody below it is out of reach."""
+    assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
+    sessions = [Path(place) / name for place, names, _ in os.walk(folder) for name in names if "session_" in name]
+    opened = next(path for path in sessions if path.stat().st_mode & 0o007)
+    if os.geteuid() == 0:
+        nobody = 65534
+        for path in (folder, folder / "token", opened):
+            assert subprocess.run(["ls", str(path)], user=nobody, capture_output=True, check=False).returncode != 0
+
+
+def _assert_refused(address: str) -> None:
+    """A process without the token is not let in."""
+    code = f"from ray._raylet import GcsClient; GcsClient(address='{address}')"
+    stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    said = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, check=False)
+    assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
+
+
+def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # What Ray 2.60 calls its longest socket, on a machine of four million processes.
+    longest = f"{PREFIX}12345678/r/session_2030-12-31_23-59-59_999999_4194304/sockets/plasma_store"
+    for bytes_ in range(5, 60):
+        parent = "/é" + "d" * (bytes_ - 3)
+        monkeypatch.setattr(tempfile, "gettempdir", lambda parent=parent: parent)
+        fits = len(f"{parent}/{longest}".encode()) <= 107
+        assert short_parent() == Path(parent if fits else "/tmp")
+
+
+def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path_and_an_exception_leaves_nothing_of_it(
+    tmp_path: Path,
+) -> None:
+    long = tmp_path / ("job" * 30)
+    long.mkdir()
+    code = "from modis_dist.integrations.ray.private_cluster import private_cluster\n"
+    code += "with private_cluster(cpus=1, gpus=0) as folder:\n    print(folder, flush=True)\n    input()\n    1 / 0"
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    environment = os.environ | {"TMPDIR": str(long)}
+    with subprocess.Popen([sys.executable, "-c", code], env=environment, text=True, **streams) as driver:
+        assert driver.stdout is not None
+        folder = Path(driver.stdout.readline().strip())
+        family = psutil.Process(driver.pid).children(recursive=True)
+        assert len(family) > 4 and str(folder).startswith(f"/tmp/{PREFIX}") and folder.stat().st_mode == 0o40700
+        assert "ZeroDivisionError" in driver.communicate("\n", timeout=60)[1]
+    assert not folder.exists()
+    assert wait_for(lambda: not any(map(lives, family)), seconds=10)
+
+
+@pytest.mark.parametrize(
+    ("environment", "held", "belongs"),
+    [
+        ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER/token\0", "elsewhere", True),
+        ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER2/token\0", "elsewhere", False),
+        ("A=1\0", "FOLDER/r/logs/tail", False),  # somebody who reads a log
+        ("\0\0\0\0B=2\0", "FOLDER/r/logs/agent.log", True),  # a title has wiped what stood first
+        ("\0\0\0\0B=2\0", "FOLDER2/r/logs/agent.log", False),
+        ("", "FOLDER/r/logs/agent.log", False),  # waits to be reaped
+    ],
+)
+def test_the_reaper_knows_the_processes_of_its_folder_by_token_or_where_that_is_wiped_by_their_logs(
+    environment: str, held: str, belongs: bool, tmp_path: Path
+) -> None:
+    process, folder = tmp_path / "proc", tmp_path / "modis"
+    (process / "fd").mkdir(parents=True)
+    (process / "environ").write_text(environment.replace("FOLDER", str(folder)))
+    (process / "fd" / "7").symlink_to(held.replace("FOLDER", str(folder)))
+    assert ray_reaper._belongs(process, folder) == belongs
+
+
+def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
+    for name in ("dead", "living", "foreign"):
+        (tmp_path / f"{PREFIX}{name}").mkdir()
+    (tmp_path / f"{PREFIX}dead" / LOCK).write_text("")
+    with locked(tmp_path / f"{PREFIX}living"), temporary_folder(tmp_path) as mine:
+        assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign", mine.name}
+        assert mine.stat().st_mode & 0o777 == 0o700
+    assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
+
+
+def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_that_killed_its_workers_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[list[str]] = []
+
+    def fit(
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: Room, **__: object
+    ) -> dict[str, None]:
+        assert room == Room(2)
+        turns.append(folders)
+        deaths = DEATHS + 1 if len(turns) == 1 else 0
+        for _ in range(deaths):
+            _note_start(Path(settings["storage"]), "packs/deadly")
+        return {folder: None for folder in folders if folder == "packs/calm" or len(turns) > 1}
+
+    monkeypatch.setattr(RayExecutor, "_fit", fit)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
+    said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, Room(2), threads=1)
+    assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
+
+
+@pytest.fixture
+def ray_errors(tmp_path: Path) -> ModuleType:
+    """Ray's exceptions. Where Ray is first imported it keeps the token that it finds there for good."""
+    with environment(_private(tmp_path)):
+        import ray.exceptions
+
+        return ray.exceptions
+
+
+@pytest.mark.parametrize(
+    ("raised", "why"),
+    [
+        (DataError("pack.json: is damaged"), "pack.json: is damaged"),
+        (ConfigError(["optim.lr: must be positive"], source="pack.json"), "pack.json: optim.lr: must be positive"),
+        (OSError(28, "No space left on device"), "OSError: [Errno 28] No space left on device"),
+        (ValueError("two\nlines"), "ValueError: two\\nlines"),
+    ],
+)
+def test_what_python_raises_in_a_worker_is_told_in_its_own_words(
+    raised: Exception, why: str, ray_errors: ModuleType
+) -> None:
+    sent = pickle.loads(pickle.dumps(ray_errors.RayTaskError("train_pack", "Traceback\n", raised)))
+    for error in (sent, sent.as_instanceof_cause()):
+        assert _outcomes(["packs/one"], [SimpleNamespace(error=error, metrics={})]) == {"packs/one": why}
+
+
+def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why(ray_errors: ModuleType) -> None:
+    missing = ModuleNotFoundError("No module named 'modis_dist'")
+    cause = ray_errors.RayTaskError("__init__", f"Traceback\nModuleNotFoundError: {missing}", missing)
+    deaths = (ray_errors.ActorDiedError(), ray_errors.ActorUnavailableError("", None))
+    done = SimpleNamespace(error=None, metrics={"pack": "packs/done", "crashed": None})
+    died = [SimpleNamespace(error=error, metrics={}) for error in deaths]
+    began = SimpleNamespace(error=ray_errors.ActorDiedError(cause), metrics={})
+    said = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
+    why = "its worker could not begin: ModuleNotFoundError: No module named 'modis_dist'"
+    assert said == {"packs/done": None, "packs/new": why}
+
+
+def test_slots_share_out_the_cores() -> None:
+    cores = len(os.sched_getaffinity(0))
+    executor = RayExecutor(Resources(), place=PrivateRay())
+    assert (executor.slots, executor.threads) == (cores, 1)
+    assert RayExecutor(Resources(cpus=cores), place=PrivateRay()).slots == 1
+
+
+def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores() -> None:
+    place = PrivateRay(Cluster("this machine", (Node(cores=4, gpus=8),)))
+    executor = RayExecutor(Resources(), place=place, workers=4)
+    assert (executor.threads, executor.slots) == (1, 1)
+
+
+@pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
+def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
+    with pytest.raises(ConfigError, match="asked for, this machine has"):
+        RayExecutor(asked, place=PrivateRay())

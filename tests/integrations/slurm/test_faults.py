@@ -1,0 +1,287 @@
+"""Whose fault it was that a job failed, and what follows: of the training, of its machine, of all around it."""
+
+import errno
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from modis_dist.cli.job import finish
+from modis_dist.execution import run_pack
+from modis_dist.execution.local import LocalExecutor
+from modis_dist.execution.run_pack import Pack, save_pack
+from modis_dist.integrations.ray import head_watch, multi_node, tune
+from modis_dist.integrations.slurm import array as array_job
+from modis_dist.integrations.slurm import submission
+from modis_dist.integrations.slurm.job_notes import Note, read_note
+from modis_dist.integrations.slurm.submission import load
+from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.runtime.errors import DataError, DiskFailed, MachineFailed, NodeFailed, RunFailed
+from modis_dist.runtime.files import write_json
+from modis_dist.study import manifest
+from modis_dist.study.plan import plan
+from modis_dist.train import checkpoint
+from modis_dist.train.loop import Training
+from tests.integrations.slurm.fake_slurm import SACCT, FakeSlurm
+from tests.integrations.slurm.toy_submission import planned, site, study, submitted
+from tests.study.toy_study import study_here
+
+SURROUNDINGS = {
+    "a full quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"),
+    "a lock that is held": DataError("packs/x: another process trains here"),
+    "no memory of the GPU": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1 GiB"),
+    "no memory": RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"),
+    "a bug": KeyError("mrna"),
+}
+OF_GPU = {
+    "an ECC error": RuntimeError("CUDA error: uncorrectable ECC error encountered"),
+    "a library of the GPU": RuntimeError("cuBLAS error: CUBLAS_STATUS_EXECUTION_FAILED"),
+    "the accelerator": torch.AcceleratorError("device failure"),
+}
+OF_TRAINING = {
+    "algebra": torch.linalg.LinAlgError("linalg.cholesky: not positive-definite"),
+    "a distribution": ValueError("Expected parameter scale to satisfy the constraint GreaterThan"),
+    "a shape": RuntimeError("The size of tensor a (3) must match"),
+}
+
+
+@pytest.fixture(autouse=True)
+def in_job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Job 7, on node n1 of a partition of nine."""
+    slurm.put("7", "RUNNING")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURMD_NODENAME", "n1")
+    has_nodes(slurm, 9)
+    yield
+
+
+def has_nodes(slurm: FakeSlurm, number: int) -> None:
+    """A partition of so many nodes."""
+    (slurm.bin / "sinfo").write_text(f"#!/bin/sh\necho {number}\n")
+    (slurm.bin / "sinfo").chmod(0o700)
+
+
+def full(*_: object, **__: object) -> Any:
+    """Instead of what writes, on a disk without room."""
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x")
+
+
+def note_of(out: Path, name: str) -> Note:
+    found = read_note(out / "submission" / "status" / f"{name}.json")
+    assert found is not None
+    return found
+
+
+# --- of the training or not -------------------------------------------------------------------------------------
+
+
+def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> Note:
+    """What the task of the first pack notes where its training raises an error."""
+
+    def fit(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(run_pack, "fit", fit)
+    with pytest.raises((RunFailed, type(error))):
+        array_job.train_pack(out, 0)
+    return note_of(out, "pack-0")
+
+
+@pytest.mark.parametrize("what", [*SURROUNDINGS, *OF_GPU])
+def test_a_fault_of_its_surroundings_leaves_a_pack_to_resume_and_does_not_call_it_crashed(
+    what: str, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    note = trained((SURROUNDINGS | OF_GPU)[what], out, monkeypatch)
+    assert note.state == "broken" and note.reason and not list(out.glob("packs/*/error.txt"))
+    with pytest.raises(RunFailed, match=r"`modis-dist resume .* sends them again from their last checkpoints"):
+        array_job.AfterArray(out).execute(submission.packs_of(out, load(out))[:1], out=out, store=store)
+
+
+@pytest.mark.parametrize("what", OF_TRAINING)
+def test_a_failure_of_the_training_itself_is_told_as_the_crash_of_its_pack(
+    what: str, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    error = OF_TRAINING[what]
+    note = trained(error, out, monkeypatch)
+    (kept,) = out.glob("packs/*/error.txt")
+    assert note.state == "failed" and "Traceback" in kept.read_text() and str(error) in kept.read_text()
+    pack = submission.packs_of(out, load(out))[0]
+    said = array_job.AfterArray(out).execute([pack], out=out, store=store)
+    assert said == {pack.trials[0].id: f"{type(error).__name__}: {error}"}
+
+
+@pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED", "NODE_FAIL", "CANCELLED by 0"])
+def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSlurm, store: Path, out: Path) -> None:
+    number = submitted(store, out).sent[0].number
+    write_json(out / "submission" / "status" / "pack-1.json", vars(Note("running", 1, None, "7", "n1", 0.0, "c")))
+    slurm.end()
+    slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
+    pack = submission.packs_of(out, load(out))[1]
+    with pytest.raises(RunFailed, match="1 of 1 packs of the array are not done"):
+        array_job.AfterArray(out).execute([pack], out=out, store=store)
+
+
+def test_a_stack_that_a_full_quota_stopped_keeps_its_checkpoint_and_is_never_trained_apart(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", gpu=False)
+    held = submission.submit(stacked, site(), form="array", out=out)
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_stop_requested", lambda self: "asked" if self.state.updates > 4 else None)
+        with pytest.raises(Exception, match="saved"):
+            array_job.train_pack(out, 0)
+    saved = list(out.glob("packs/*/last/step-*"))
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "load", full)
+        with pytest.raises(RunFailed, match="make room"):
+            array_job.train_pack(out, 0)
+    assert saved and note_of(out, "pack-0").state == "broken"
+    with pytest.raises(RunFailed, match="modis-dist resume"):
+        finish(out)
+    assert manifest.load(out / "manifest.json").packs == held.packs and len(held.packs[0]) == 4
+    assert list(out.glob("packs/*/last/step-*")) == saved
+    slurm.end()
+    assert submission.resume(out).packs == held.packs
+
+
+def test_a_full_disk_ends_a_study_on_one_machine_and_with_room_again_its_stack_goes_on_whole(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "tuned"
+    with monkeypatch.context() as patch:
+        patch.setattr(run_pack, "fit", full)
+        with pytest.raises(DiskFailed, match="make room or mend the disk, then the same command continues"):
+            study_here(out, store, grid={}, probe=False)
+    (stack,) = manifest.load(out / "manifest.json").packs
+    assert len(stack) == 2 and not list(out.glob("packs/*/error.txt"))
+    assert study_here(out, store, grid={}, probe=False)["trials"]["done"] == 2
+    assert manifest.load(out / "manifest.json").packs == (stack,)
+
+
+def test_a_worker_of_ray_tells_what_the_disk_refused_apart_from_a_crash(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pack = Pack(planned(store, tmp_path).manifest.trials[:2])
+    config = {"pack": str(save_pack(tmp_path, pack, threads=1)), "out": str(tmp_path), "store": str(store)}
+    monkeypatch.setattr(run_pack, "fit", full)
+    said = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
+    assert said["crashed"] is None and "make room or mend the disk" in said["refused"]
+    with pytest.raises(DiskFailed, match="make room or mend the disk"):
+        tune.refuse_disk([SimpleNamespace(metrics=None), SimpleNamespace(metrics=said)])
+    tune.refuse_disk([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
+
+
+def test_members_of_crashed_stacks_are_trained_alone_by_the_last_job_where_they_are_few_else_resume_sends_them(
+    store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    executor, pack = array_job.AfterArray(out), submission.packs_of(out, load(out))[0]
+    alone = [replace(pack, trials=(replace(pack.trials[0], id=f"t{number}"),)) for number in range(5)]
+    trained_here: list[Pack] = []
+    monkeypatch.setattr(LocalExecutor, "execute", lambda _, packs, **__: trained_here.extend(packs) or {})
+    assert executor.execute(alone[:4], out=out, store=store) == {} and trained_here == alone[:4]
+    with pytest.raises(RunFailed, match=r"5 trials of packs that crashed .*`modis-dist resume .*as an array"):
+        executor.execute(alone, out=out, store=store)
+    refits = [replace(pack, judged_on="test") for pack in alone]
+    assert executor.execute(refits, out=out, store=store) == {} and trained_here[4:] == refits
+
+
+# --- another try, elsewhere -------------------------------------------------------------------------------------
+
+
+def fails(out: Path, error: Exception, **keys: Any) -> None:
+    with pytest.raises(type(error)), array_job.job(out, "finish", site(**keys)):
+        raise error
+
+
+def test_a_job_on_a_sick_node_is_queued_again_without_that_node_twice_and_then_left_to_the_user(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    fails(out, NodeFailed("PyTorch sees no GPU"))
+    assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
+    slurm.be(jobs={"7": slurm.jobs["7"] | {"avoids": "n1"}})
+    monkeypatch.setenv("SLURMD_NODENAME", "n2")
+    fails(out, NodeFailed("PyTorch sees no GPU"))
+    assert slurm.calls("scontrol")[2:] == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1,n2"]]
+    fails(out, NodeFailed("PyTorch sees no GPU"))
+    note = note_of(out, "finish")
+    assert len(slurm.calls("scontrol")) == 4 and (note.state, note.starts, note.faults) == ("broken", 3, 3)
+
+
+def test_a_job_avoids_no_node_where_its_partition_has_few_or_its_ray_was_lost_and_none_is_to_blame(
+    slurm: FakeSlurm, store: Path, out: Path
+) -> None:
+    submitted(store, out)
+    has_nodes(slurm, 2)
+    fails(out, NodeFailed("PyTorch sees no GPU"))
+    has_nodes(slurm, 9)
+    fails(out, MachineFailed("Ray's own processes are gone"))
+    assert slurm.calls("scontrol") == [["requeue", "7"]] * 2
+
+
+def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: Any = SimpleNamespace(poll=lambda: 1)
+    with pytest.raises(MachineFailed, match="Ray did not start"):
+        multi_node._wait(tmp_path, ended, nodes=1)
+    monkeypatch.setattr(head_watch, "_listeners", lambda: [("127.0.0.1", 1)])
+    monkeypatch.setattr(head_watch, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(head_watch.atexit, "register", lambda _: None)
+    over = threading.Event()
+    with pytest.raises(MachineFailed, match="Ray's own processes are gone"):
+        head_watch.while_ray_lives(over.wait)
+    over.set()
+
+
+def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor_and_tries_another_node(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    submitted(store, out)
+    with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
+        pytest.fail("it began")
+    assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
+    found = standing(out)
+    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
+    slurm.end()
+    assert "mend first what made a job fail" in standing(out).advice
+
+
+def test_an_error_of_the_gpu_in_training_has_its_task_try_another_node(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    assert "uncorrectable ECC error" in str(trained(OF_GPU["an ECC error"], out, monkeypatch).reason)
+    assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
+
+
+def test_a_sick_machine_uses_up_requeues_as_any_disturbance_does(slurm: FakeSlurm, store: Path, out: Path) -> None:
+    submitted(store, out)
+    fails(out, MachineFailed("Ray's own processes are gone"), requeues=0)
+    assert not slurm.calls("scontrol")
+
+
+def test_the_signal_that_slurm_sends_a_job_which_it_queues_again_does_not_end_it_before_all_was_asked(
+    store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+
+    def asked(*, without: str | None) -> bool:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return without is None
+
+    monkeypatch.setattr(array_job, "requeue", asked)
+    before = signal.getsignal(signal.SIGTERM)
+    fails(out, MachineFailed("Ray's own processes are gone"))
+    assert signal.getsignal(signal.SIGTERM) is before

@@ -1,0 +1,196 @@
+"""What jobs say of themselves, and what they do when they are interrupted. On stand-ins for Slurm's commands."""
+
+import logging
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.integrations.slurm import array as array_job
+from modis_dist.integrations.slurm import submission
+from modis_dist.integrations.slurm.job_notes import Note, PackFailed, noted, read_note
+from modis_dist.integrations.slurm.submission import load
+from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.runtime.errors import Interrupted, RunFailed
+from tests.integrations.processes import wait_for
+from tests.integrations.slurm.fake_slurm import FakeSlurm
+from tests.integrations.slurm.toy_submission import site, submitted
+from tests.study.toy_study import COMMAND
+
+DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
+
+
+@pytest.fixture
+def in_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    yield
+
+
+def begun(path: Path, *, requeues: int, how: BaseException | None = None) -> Note:
+    try:
+        with noted(path, code="c", requeues=requeues):
+            if how is not None:
+                raise how
+    except (Interrupted, RunFailed):
+        pass
+    found = read_note(path)
+    assert found is not None
+    return found
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_notes_how_it_ended_and_how_often_it_was_begun(tmp_path: Path) -> None:
+    path = tmp_path / "pack-0.json"
+    assert read_note(path) is None
+    told = [
+        begun(path, requeues=9, how=how)
+        for how in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
+    ]
+    assert [(note.state, note.starts, note.reason) for note in told] == [
+        ("saved", 1, "got SIGTERM"),
+        ("failed", 2, "step 3: loss is nan"),
+        ("broken", 3, "no GPU"),
+        ("done", 4, None),
+    ]
+    assert {(note.job, note.code) for note in told} == {("7", "c")}
+
+
+@pytest.mark.usefixtures("slurm")
+@pytest.mark.parametrize("requeues", [0, 2])
+def test_a_job_that_was_queued_again_too_often_gives_up_before_it_begins_and_status_says_so(
+    requeues: int, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    submitted(store, out)
+    path = out / "submission" / "status" / "pack-1.json"
+    stopped = [begun(path, requeues=requeues, how=Interrupted("x")).starts for _ in range(requeues + 1)]
+    assert stopped == list(range(1, requeues + 2))
+    told = rf"queued again {requeues} times, as often as the profile's `requeues` allows"
+    with pytest.raises(RunFailed, match=told), noted(path, code="c", requeues=requeues):
+        pytest.fail("it began")
+    assert begun(path, requeues=requeues).state == "given up"
+    found = standing(out)
+    assert found.failed.keys() == {"pack-1"}
+    assert command(["status", str(out)]) == 0
+    assert "failed: job pack-1: was queued again" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("slurm")
+def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_crashed(store: Path, out: Path) -> None:
+    submitted(store, out)
+    for number, how in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
+        begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, how=how)
+    packs = submission.packs_of(out, load(out))
+    executor = array_job.AfterArray(out)
+    assert executor.execute([packs[1]], out=out, store=store) == {packs[1].trials[0].id: "out of memory"}
+    with pytest.raises(
+        RunFailed, match=r"3 of 4 packs of the array are not done and did not crash by themselves .*modis-dist resume"
+    ):
+        executor.execute(packs, out=out, store=store)
+
+
+@pytest.mark.usefixtures("in_job", "slurm")
+def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning(store: Path, out: Path) -> None:
+    submitted(store, out)
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
+        executor = array_job.Listening(array_job.AfterArray(out), flag)
+        os.kill(os.getpid(), signal.SIGUSR1)
+        executor.execute([], out=out, store=store)
+    assert signal.getsignal(signal.SIGUSR1) is before
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_asks_again_to_be_queued_where_slurm_does_not_answer_at_once(
+    slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submitted(store, out)
+    slurm.put("7", "RUNNING")
+    slurm.be(squeue=DOWN)
+    monkeypatch.setattr(array_job.time, "sleep", lambda _: slurm.be(squeue=None))
+    with pytest.raises(Interrupted), array_job.job(out, "finish", site()):
+        raise Interrupted("got SIGUSR1")
+    assert ["requeue", "7"] in slurm.calls("scontrol")
+
+
+@pytest.mark.usefixtures("in_job", "slurm")
+def test_a_job_of_another_program_says_so_and_goes_on(
+    store: Path,
+    out: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    held = submitted(store, out)
+    caplog.clear()
+    with array_job.job(out, "finish", site()):
+        assert not caplog.records
+    monkeypatch.setattr(array_job, "code", lambda: "other")
+    with array_job.job(out, "finish", site()):
+        assert f"this program (other) is not the one that submitted ({held.code}, version" in caplog.text
+    note = read_note(out / "submission" / "status" / "finish.json")
+    assert note is not None and note.code == "other" and note.starts == 2
+    assert standing(out).other_program == ("finish",)
+    assert command(["status", str(out)]) == 0
+    assert "changed after submitting; 1 job(s) ran changed: finish\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("state", "reason", "again"),
+    [("RUNNING", "None", True), ("COMPLETING", "TimeLimit", True), ("CANCELLED", "None", False)],
+)
+@pytest.mark.usefixtures("in_job")
+def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
+    state: str,
+    reason: str,
+    again: bool,
+    slurm: FakeSlurm,
+    store: Path,
+    out: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    submitted(store, out)
+    slurm.put("7", state, reason=reason)
+    with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), array_job.job(out, "finish", site()):
+        raise Interrupted("got SIGUSR1")
+    assert ("queued again" if again else "Slurm has decided what becomes of this job") in caplog.text
+    assert (["requeue", "7"] in slurm.calls("scontrol")) is again
+
+
+def blocked(process: int) -> int:
+    """The signals that a process holds back, a bit each."""
+    found = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    assert found is not None
+    return int(found[1], 16)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.usefixtures("in_job")
+def test_a_warning_that_comes_while_a_job_is_loading_is_not_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
+    submitted(store, out)
+    slurm.put("7", "RUNNING")
+    words = shlex.join([*COMMAND, "job", "array", str(out), "0"])
+    job = subprocess.Popen(["bash", "-c", f"trap '' USR1; exec {words}"], stderr=subprocess.PIPE, text=True)
+    try:
+        assert wait_for(lambda: blocked(job.pid) & 1 << signal.SIGUSR1 - 1, seconds=60)
+        job.send_signal(signal.SIGUSR1)
+        _, said = job.communicate(timeout=120)
+    finally:
+        job.kill()
+    assert job.returncode == 75 and "got SIGUSR1" in said, said
+    assert ["requeue", "7"] in slurm.calls("scontrol")
+
+
+@pytest.mark.usefixtures("in_job")
+def test_a_job_that_fails_is_not_queued_again(slurm: FakeSlurm, store: Path, out: Path) -> None:
+    submitted(store, out)
+    slurm.put("7", "RUNNING")
+    with pytest.raises(RunFailed), array_job.job(out, "finish", site()):
+        raise RunFailed("no configuration has all its folds")
+    assert not slurm.calls("scontrol")

@@ -1,0 +1,357 @@
+"""A study from `submit` to `fetch`, its jobs run one after the other on this machine: disturbed, it ends the same."""
+
+import json
+import shutil
+import sqlite3
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modis_dist.cli import tune, wait
+from modis_dist.cli.main import run as command
+from modis_dist.config import yaml12
+from modis_dist.config.cluster import Site
+from modis_dist.execution import run_pack
+from modis_dist.execution.trial import sequence_digest
+from modis_dist.integrations.slurm import fetch
+from modis_dist.integrations.slurm.job_notes import read_note
+from modis_dist.integrations.slurm.local_queue import LocalQueue
+from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.report import figures
+from modis_dist.study import manifest
+from modis_dist.train.journal import read
+from tests.integrations.processes import wait_for
+from tests.study.kills import compared
+from tests.study.toy_study import write_store, write_study
+
+# Two packs of four, and a stack of two refits.
+STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe": False}
+SMALL: dict[str, Any] = {"grid": {}, "probe": False}
+PATIENCE_S = 120.0
+
+# Is Python for jobs: without figures and MLflow, which take most of the time. While a file `slow` is beside it every
+# record takes its time; while `poison` is, fold 1 crashes.
+STAND_IN = """
+import sys, time
+from pathlib import Path
+
+here = Path(__file__).parent
+if sys.argv[4] != "here":
+    from modis_dist.cli import tune
+    from modis_dist.integrations.mlflow.mirror import NullMirror
+    from modis_dist.report import figures
+    from modis_dist.execution import run_pack
+    from modis_dist.train.journal import JournalWriter
+
+    tune._mirror = lambda *_: NullMirror()
+    run_pack.draw = lambda *_: None
+    figures.sweep_overview = lambda *_, **__: None
+    if (here / "slow").exists():
+        genuine_record = JournalWriter.metrics
+        JournalWriter.metrics = lambda *a, **k: (time.sleep(0.3), genuine_record(*a, **k))[1]
+    if (here / "poison").exists():
+        genuine = run_pack.fit
+
+        def fit(members, **settings):
+            if any(member.run.data.split.fold == 1 for member in members):
+                raise RuntimeError("poisoned")
+            return genuine(members, **settings)
+
+        run_pack.fit = fit
+from modis_dist.cli.main import main
+
+main(sys.argv[3:])
+"""
+
+
+@pytest.fixture(autouse=True)
+def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wait, "LOOK_S", 0.2)
+
+
+class Place:
+    """A folder with a study, a profile and its results."""
+
+    def __init__(self, folder: Path, **sweep: Any) -> None:
+        folder.mkdir(exist_ok=True)
+        self.folder, self.out, self.stand_in = folder, folder / "out", folder / "python.py"
+        self.study = write_study(folder / "study.yaml", write_store(folder / "store"), **sweep)
+        self.stand_in.write_text(STAND_IN)
+        self.profile = folder / "local.yaml"
+        words = [sys.executable, str(self.stand_in)]
+        self.profile.write_text(yaml12.dump({"executor": "local", "cpus": 1, "python": words}))
+
+    def submit(self, *options: str) -> int:
+        return command(["submit", str(self.study), "--cluster", str(self.profile), "--out", str(self.out), *options])
+
+    def tune(self) -> Path:
+        """The same study without a queue; where its results are."""
+        calm = self.folder / "calm"
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run_pack, "draw", lambda *_: None)
+            patch.setattr(figures, "sweep_overview", lambda *_, **__: None)
+            patch.setattr(tune, "MLFLOW_PATIENCE_S", 600.0)  # its process takes only what nobody else wants
+            assert command(["tune", str(self.study), "--out", str(calm)]) == 0
+        return calm
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
+        return found
+
+
+def records(out: Path) -> dict[str, int]:
+    """Epochs of every trial in the journals that the list of packs leads to."""
+    listed, found = manifest.load(out / "manifest.json"), {}
+    for pack in listed.packs:
+        for record in read(out / "packs" / sequence_digest(pack) / "journal.jsonl"):
+            found[record["trial"]] = found.get(record["trial"], 0) + (record["kind"] == "metrics")
+    return found
+
+
+# --- the whole path ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Path]]:
+    """A study that was cancelled in its first pack and resumed, and the same one that nobody disturbed."""
+    place = Place(tmp_path_factory.mktemp("resumed"), **STUDY)
+    (place.folder / "slow").touch()
+    assert place.submit() == 0
+    assert wait_for(lambda: list(place.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
+    assert standing(place.out).state == "running"
+    assert place.submit() == 2, "while jobs live"
+    assert command(["resume", str(place.out)]) == 2, "while jobs live"
+    assert command(["cancel", str(place.out)]) == 0
+    assert wait_for(lambda: standing(place.out).state == "stopped", seconds=PATIENCE_S)
+    first, second = (read_note(place.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
+    assert first is not None and first.state == "saved" and "SIGTERM" in str(first.reason) and second is None
+    assert not (place.out / "summary.json").exists()
+    (place.folder / "slow").unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(wait, "LOOK_S", 0.2)
+        assert command(["resume", str(place.out), "--wait"]) == 0
+    yield place, place.tune()
+
+
+def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(resumed: tuple[Place, Path]) -> None:
+    place, calm = resumed
+    assert compared(place.out, calm) == []
+    assert standing(place.out).state == "finished" and standing(place.out).restarts == 0
+
+
+def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_again(
+    resumed: tuple[Place, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, _ = resumed
+    assert command(["status", str(place.out)]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "toy: finished, submitted as array; stage: done" in said and "trials: 8: 8 done" in said
+    assert f"next: modis-dist fetch {place.out} --to DIR" in said
+    assert command(["status", str(place.out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["state"] == "finished" and told["submission"]["failed"] == {} and told["trials"] == {"done": 8}
+    assert [job["kind"] for job in told["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
+    assert place.submit() == 2
+    assert "was submitted before" in capsys.readouterr().err
+
+
+def test_nothing_that_jobs_wrote_is_readable_by_others_or_a_pickle(resumed: tuple[Place, Path]) -> None:
+    files = [path for path in resumed[0].out.rglob("*") if not path.is_symlink()]
+    assert len(files) > 80 and not [path for path in files if path.stat().st_mode & 0o077]
+    assert not [path for path in files if "pickle" in path.name or path.suffix in {".pkl", ".pt"}]
+
+
+# --- fetching ---------------------------------------------------------------------------------------------------
+
+
+def in_mlflow(database: Path) -> dict[str, list[Any]]:
+    """What MLflow has of a study, times left out."""
+    queries = {
+        "runs": "select name, status from runs",
+        "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",
+        "metrics": "select r.name, m.key, m.step, m.value from metrics m join runs r using (run_uuid)",
+    }
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as held:
+        return {name: sorted(held.execute(query).fetchall()) for name, query in queries.items()}
+
+
+@pytest.fixture(scope="module")
+def home(resumed: tuple[Place, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("home") / "deep" / "mine"
+    with pytest.MonkeyPatch.context() as patch:
+        from modis_dist.integrations.mlflow import apart as mlflow_apart
+        from modis_dist.integrations.mlflow import study as mlflow_study
+
+        patch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
+        assert command(["fetch", str(resumed[0].out), "--to", str(folder)]) == 0
+    return folder
+
+
+def test_fetch_copies_results_and_leaves_checkpoints_and_what_is_of_that_machine(
+    resumed: tuple[Place, Path], home: Path
+) -> None:
+    out = resumed[0].out
+    for name in ("summary.json", "report.md", "manifest.json", "study.yaml"):
+        assert (home / name).read_bytes() == (out / name).read_bytes()
+    for pattern in ("trials/*/result.json", "packs/*/journal.jsonl", "model/best/*/*"):
+        assert held(home, pattern) == held(out, pattern) != {}
+    assert held(home, "trials/*/best/*/*") == {} != held(out, "trials/*/best/*/*")
+    assert not list(home.rglob("last")) and not list(home.rglob("scripts")) and not list(home.rglob("*.tmp"))
+    mine = [path for path in [home, *home.rglob("*")] if path.stat().st_mode & 0o077]
+    assert not [path for path in mine if "mlflow" not in str(path.relative_to(home))]
+
+
+def held(folder: Path, pattern: str) -> dict[Path, bytes]:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
+
+
+def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_is_told_before(
+    resumed: tuple[Place, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, copy = resumed[0].out, tmp_path / "all"
+    shutil.copytree(home, copy)
+    assert command(["fetch", str(out), "--to", str(copy), "--models", "all"]) == 0
+    models = held(out, "trials/*/best/*/*")
+    assert held(copy, "trials/*/best/*/*") == models
+    size = sum(map(len, models.values()))
+    assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
+
+
+def test_fetch_fills_mlflow_with_what_the_study_itself_would_have_told_it(
+    resumed: tuple[Place, Path], home: Path
+) -> None:
+    ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
+    assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
+
+    def comparable(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        """Without what names the folder, and so the run of the whole study."""
+        return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in found.items()}
+
+    assert comparable(ours) == comparable(theirs)
+    assert {what: len(rows) for what, rows in ours.items()} == {what: len(rows) for what, rows in theirs.items()}
+    assert {status for name, status in ours["runs"]} == {"FINISHED"}
+
+
+def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
+    resumed: tuple[Place, Path], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = in_mlflow(home / "mlflow.db")
+    times = {path: path.stat().st_mtime_ns for path in home.glob("trials/*/*") if path.is_file()}
+    assert command(["fetch", str(resumed[0].out), "--to", str(home)]) == 0
+    assert capsys.readouterr().out.startswith("0 files ")
+    assert in_mlflow(home / "mlflow.db") == before
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+
+
+def test_what_was_fetched_is_a_finished_study_and_cannot_cancel_the_jobs_of_the_other(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["status", str(home)]) == 0 and "toy: finished; stage: done" in capsys.readouterr().out
+    assert command(["cancel", str(home)]) == 2 and "nothing was submitted from here" in capsys.readouterr().err
+
+
+def test_a_fetched_model_predicts(resumed: tuple[Place, Path], home: Path, tmp_path: Path) -> None:
+    store = str(resumed[0].folder / "store")
+    assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
+
+
+def test_fetch_refuses_a_folder_inside_and_another_study(
+    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = resumed[0].out
+
+    def refused(to: Path) -> str:
+        assert command(["fetch", str(out), "--to", str(to)]) == 2
+        return capsys.readouterr().err
+
+    assert "is inside" in refused(out / "home") and not (out / "home").exists()
+    assert "is inside" in refused(out)
+    other = Place(tmp_path / "other", **SMALL)
+    before = manifest.load(out / "manifest.json")
+    other.out.mkdir()
+    manifest.save(other.out / "manifest.json", manifest.Manifest("other", before.fingerprint, (), (), ()))
+    assert "holds another study; take another folder" in refused(other.out)
+    assert [path.name for path in other.out.iterdir()] == ["manifest.json"]
+
+
+def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
+    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
+    assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
+    said = capsys.readouterr().err
+    assert "is on a network file system (nfs4)" in said and "local disk" in said
+    assert (tmp_path / "there" / "summary.json").exists() and not (tmp_path / "there" / "mlflow.db").exists()
+
+
+# --- crashes ----------------------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_where_its_records_are_looked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = Place(tmp_path, **SMALL)
+    (tmp_path / "poison").touch()
+    assert place.submit("--wait") == 4
+    assert "1 trials failed (" in capsys.readouterr().err
+    note = read_note(place.out / "submission" / "status" / "pack-0.json")
+    assert note is not None and note.state == "failed" and note.reason == "RuntimeError: poisoned"
+    assert place.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
+    before = {p: p.stat().st_mtime_ns for p in place.out.glob("trials/*/result.json")}
+    (tmp_path / "poison").unlink()
+    capsys.readouterr()
+    assert command(["resume", str(place.out), "--wait", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == place.summary
+    assert place.summary["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
+    trained = {trial.id for trial in manifest.load(place.out / "manifest.json").trials}
+    assert records(place.out) == dict.fromkeys(trained, 4)
+    assert {p: p.stat().st_mtime_ns for p in before if p.parent.name in trained} == {
+        p: t for p, t in before.items() if p.parent.name in trained
+    }
+
+
+# --- the queue of this machine ----------------------------------------------------------------------------------
+
+
+def local(tmp_path: Path, **keys: Any) -> tuple[LocalQueue, Path]:
+    folder = tmp_path / "submission"
+    for name in ("scripts", "logs"):
+        (folder / name).mkdir(parents=True)
+    return LocalQueue(Site(executor="local", **keys)), folder
+
+
+def test_a_job_of_this_machine_is_not_ended_by_the_time_limit_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
+    queue, folder = local(tmp_path, time="00:00:31", warning_s=10)
+    script = "#!/bin/bash\nsleep 4\necho $SLURM_ARRAY_TASK_ID >> order\n"
+    first = queue.submit(script, folder=folder, mark="modis-a", tasks=[3], after=[])
+    last = queue.submit("#!/bin/bash\necho last >> order\n", folder=folder, mark="modis-b", tasks=[], after=[first])
+    assert queue.marked("modis-b") == last and queue.marked("modis-c") is None
+    assert all(job.live for job in queue.jobs([first, last]).values())
+    assert wait_for(lambda: not queue.jobs([first])[first].live, seconds=PATIENCE_S)
+    assert (folder / "order").read_text().startswith("3\n")
+    assert wait_for(lambda: not queue.jobs([last])[last].live, seconds=PATIENCE_S)
+    assert (folder / "order").read_text() == "3\nlast\n"
+
+
+def test_a_task_that_fails_does_not_keep_the_next_from_running_and_a_cancelled_job_starts_none(tmp_path: Path) -> None:
+    queue, folder = local(tmp_path)
+    failing = "#!/bin/bash\necho $SLURM_ARRAY_TASK_ID >> order\nexit 3\n"
+    number = queue.submit(failing, folder=folder, mark="modis-a", tasks=[0, 1], after=[])
+    slow = "#!/bin/bash\necho slow$SLURM_ARRAY_TASK_ID >> order\nexec sleep 60\n"
+    second = queue.submit(slow, folder=folder, mark="modis-b", tasks=[0, 1], after=[number])
+    assert wait_for(lambda: "slow0" in _text(folder / "order"), seconds=PATIENCE_S)
+    queue.cancel([number, second])
+    began = time.monotonic()
+    assert wait_for(lambda: not queue.jobs([second])[second].live, seconds=PATIENCE_S)
+    assert time.monotonic() - began < 30 and (folder / "order").read_text() == "0\n1\nslow0\n"
+    assert queue.marked("modis-b") is None and not queue.jobs(["1-0.00"])["1-0.00"].live
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""

@@ -1,0 +1,150 @@
+"""Means of an epoch, the place of a loss that is not finite, and a log that is saved in the middle of an epoch."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from modis_dist.objective import Rules, Terms
+from modis_dist.train.loss_log import LossLog, NonFinite
+from tests.numeric.toy_system import batch, start, step, weights
+
+NAMES = ["adversarial_d", "penalty/a", "penalty/b", "total_d", "kl/a", "kl/b", "total_g"]
+
+
+def phases(values: Tensor) -> tuple[Terms, Terms]:
+    """The two phases of a step from values [r, 7] in the order of NAMES."""
+    first = Terms(values[:, 3], parts={"adversarial_d": values[:, 0], "penalty": values[:, 1:3]}, total=values[:, 3])
+    return first, Terms(values[:, 6], parts={"kl": values[:, 4:6]}, total=values[:, 6])
+
+
+def fresh(*, replicates: int = 2, window: int = 4) -> LossLog:
+    return LossLog(["a", "b"], replicates=replicates, window=window)
+
+
+def steps(count: int, *, replicates: int = 2) -> Tensor:
+    return torch.arange(count * replicates * 7, dtype=torch.float32).reshape(count, replicates, 7)
+
+
+def test_means_are_those_of_every_term_over_the_steps_of_the_epoch() -> None:
+    log, values = fresh(), steps(7)
+    for number, row in enumerate(values):
+        log.record(*phases(row))
+        if log.full():
+            assert log.flush(update=number + 1) == []
+    assert log.flush(update=7) == []
+    expected = values.double().mean(0).tolist()
+    assert log.means() == [{f"train/{n}": v for n, v in zip(NAMES, row, strict=True)} for row in expected]
+
+
+def test_each_epoch_has_its_own_means() -> None:
+    log, values = fresh(), steps(3)
+    for number, row in enumerate(values):
+        log.record(*phases(row))
+        log.flush(update=number + 1)
+        assert log.means()[1]["train/kl/b"] == float(row[1, 5])
+
+
+def test_a_window_is_full_after_its_steps_and_empty_after_a_flush() -> None:
+    log = fresh(window=3)
+    for _ in range(3):
+        assert not log.full()
+        log.record(*phases(steps(1)[0]))
+    assert log.full()
+    log.flush(update=3)
+    assert not log.full()
+    assert log.flush(update=3) == []
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("where", range(7))
+def test_the_first_bad_loss_is_named_by_step_replicate_and_term(where: int, bad: float) -> None:
+    log, values = fresh(window=5), steps(10)
+    values[7, 1, where] = bad
+    values[8:, 1, :] = float("nan")
+    found: list[NonFinite] = []
+    for number, row in enumerate(values):
+        log.record(*phases(row))
+        if log.full():
+            found += log.flush(update=number + 1)
+    assert [(f.replicate, f.update, f.term) for f in found] == [(1, 8, NAMES[where])]
+    assert np.array_equal(found[0].value, bad, equal_nan=True)
+    assert str(found[0]) == f"step 8: {NAMES[where]} is {bad}"
+
+
+def test_every_replicate_reports_its_own_first_bad_loss_and_the_others_keep_their_means() -> None:
+    log, values = fresh(replicates=3), steps(4, replicates=3)
+    values[1, 2, 4] = float("nan")
+    values[3, 0, 0] = float("inf")
+    for row in values:
+        log.record(*phases(row))
+    assert [(f.replicate, f.update, f.term) for f in log.flush(update=40)] == [(0, 40, NAMES[0]), (2, 38, NAMES[4])]
+    log.without([0, 2])
+    assert list(log.means()[0].values()) == values[:, 1].double().mean(0).tolist()
+
+
+def test_a_log_saved_as_json_continues_with_the_same_means() -> None:
+    values = steps(9) / 7
+    whole, halves = fresh(), fresh()
+    for number, row in enumerate(values):
+        for log in (whole, halves):
+            log.record(*phases(row))
+            log.flush(update=number + 1)
+        if number == 4:
+            saved = json.loads(json.dumps(halves.state()))
+            halves = fresh()
+            halves.restore(saved)
+            assert halves.state() == saved
+    assert halves.means() == whole.means()
+
+
+def test_a_log_is_saved_and_restored_before_its_first_step_too() -> None:
+    log = fresh()
+    log.restore(json.loads(json.dumps(fresh().state())))
+    log.record(*phases(steps(1)[0]))
+    log.flush(update=1)
+    assert [len(row) for row in log.means()] == [7, 7]
+
+
+def test_a_window_not_looked_at_is_never_saved() -> None:
+    log = fresh()
+    log.record(*phases(steps(1)[0]))
+    with pytest.raises(AssertionError, match="flush"):
+        log.state()
+
+
+def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
+    state = start([1])
+    log = LossLog(state.model.modalities, replicates=1, window=1)
+    terms = step(state, batch(1), weights(), Rules())
+    log.record(*terms)
+    log.flush(update=1)
+    means = log.means()[0]
+    for phase, total in zip(terms, ("total_d", "total_g"), strict=True):
+        assert means[f"train/{total}"] == pytest.approx(phase.total.item(), rel=1e-12)
+        for name, part in phase.parts.items():
+            for m, modality in enumerate("abc"):
+                key, value = (f"{name}/{modality}", part[0, m]) if part.dim() == 2 else (name, part[0])
+                assert means[f"train/{key}"] == pytest.approx(float(value), rel=1e-12)
+
+
+def test_a_replicate_without_penalty_goes_on_after_the_only_one_with_it_left() -> None:
+    state = start([1, 2])
+    log = LossLog(state.model.modalities, replicates=2, window=1)
+    log.record(*step(state, batch(1, replicates=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))
+    log.flush(update=1)
+    log.without([1])
+    state = state.without([1])
+    log.record(*step(state, batch(2), weights(lambda_r=0.0), Rules()))
+    assert log.flush(update=2) == []
+    assert log.means()[0]["train/penalty/a"] == 0
+
+
+def test_of_several_bad_terms_in_a_step_the_first_with_a_modality_is_named() -> None:
+    log, values = fresh(), steps(2)
+    values[1, 0, [0, 3, 5, 6]] = float("nan")
+    for row in values:
+        log.record(*phases(row))
+    assert [(f.replicate, f.update, f.term) for f in log.flush(update=2)] == [(0, 2, "kl/b")]

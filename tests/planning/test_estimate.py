@@ -1,0 +1,224 @@
+"""What a dry run promises: time on slots, disk, trials that are left; nothing written."""
+
+import json
+from itertools import product
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from modis_dist.cli import dry_run
+from modis_dist.cli.main import run as command
+from modis_dist.config.study import Resources
+from modis_dist.execution.local import LocalExecutor
+from modis_dist.execution.resources import cores
+from modis_dist.model.networks import Shape
+from modis_dist.planning import estimate
+from modis_dist.planning.estimate import (
+    COPIES_OF_LAST,
+    Cost,
+    model_bytes,
+    probe_key,
+    seconds_per_row,
+    seconds_per_step,
+    shortest,
+    wall_seconds,
+)
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.train.checkpoint import save
+from modis_dist.train.state import Setup, TrainState
+from tests.study.toy_study import write_store, write_study
+from tests.train import toy
+
+SHAPE = Shape(dict(toy.SIZES), {m: (p, p // 2) for m, p in toy.SIZES.items()}, 4, 3, (16, 8), 0.8, 0.2)
+LARGE = ["--set", "model.latent=256", "--set", "model.discriminator=[512, 256]", "--set", "optim.epochs=1"]
+
+
+@given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 3))
+@settings(max_examples=50, deadline=None)
+def test_time_on_slots_is_that_of_the_best_placement_or_at_most_a_third_more(lengths: list[int], slots: int) -> None:
+    placements = product(range(slots), repeat=len(lengths))
+    best = min(
+        max(sum(s for s, at in zip(lengths, p, strict=True) if at == k) for k in range(slots)) for p in placements
+    )
+    found = wall_seconds([Cost(1, 1, float(s), 1) for s in lengths], slots=slots)
+    assert best <= found <= best * 4 / 3 + 1e-9
+
+
+def test_a_step_and_a_validated_row_take_some_time() -> None:
+    runs = [toy.run(), toy.run("objective.adversarial_loss=published")]
+    assert seconds_per_step(runs, SHAPE) > 0
+    assert seconds_per_row(runs, SHAPE) > 0
+
+
+@pytest.mark.parametrize(
+    "setting",
+    ["adversarial_loss=published", "penalty=each", "penalty_on=z", "lambda_r=0"],
+)
+def test_stacks_with_other_losses_or_penalties_are_probed_by_themselves(setting: str) -> None:
+    assert probe_key([toy.run()], SHAPE) != probe_key([toy.run(f"objective.{setting}")], SHAPE)
+    assert probe_key([toy.run()], SHAPE) == probe_key([toy.run("objective.beta=1")], SHAPE)
+
+
+def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path: Path) -> None:
+    shape = Shape(dict.fromkeys(toy.SIZES, 100), dict.fromkeys(toy.SIZES, (100, 50)), 64, 3, (256, 128), 0.8, 0.2)
+    wanted = toy.run()
+    state = TrainState.start(shape, range(2), Setup(wanted.optim, toy.CPU))
+    for optimiser in (state.adversary.optimiser, state.vaes.optimiser):
+        for parameter in (p for group in optimiser.param_groups for p in group["params"]):
+            parameter.grad = torch.zeros_like(parameter)
+        optimiser.step()
+    state.keep_best(0)
+    saved = save(tmp_path, state.checkpoint(identity={}, machine={}, progress=[], sums=None))
+    held = sum(file.stat().st_size for file in saved.iterdir())
+    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(held, rel=0.2)
+
+
+def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    capsys.readouterr()
+    assert command(["tune", *arguments, "--dry-run", "--json"]) == 0
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_checkpoints(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    study = [str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))), "--out", str(out), *LARGE]
+    before = plan(capsys, *study)
+    assert before["trials"] == len(before["list"]) == 4 and before["done"] == 0 and not out.exists()
+    assert {(t["params"]["objective.beta"], t["fold"]) for t in before["list"]} == set(product((1e-4, 1e-2), (0, 1)))
+    assert sum(p["trials"] for p in before["refit_packs"]) == 1
+    assert before["seconds"] > sum(p["seconds"] for p in before["packs"])
+
+    assert command(["tune", *study]) == 0
+    held = sum(p.stat().st_size for p in out.glob("trials/*/best/step-*/*.safetensors"))
+    assert sum(p["bytes"] for p in before["packs"] + before["refit_packs"]) == pytest.approx(held, rel=0.2)
+    assert before["bytes"] > held
+
+    files = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
+    after = plan(capsys, *study)
+    assert after["done"] == 4 and after["packs"] == []
+    next(out.glob(f"trials/{after['list'][0]['id']}/result.json")).unlink()
+    left = plan(capsys, *study)
+    assert left["done"] == 3 and len(left["packs"]) == 1
+    assert set(out.rglob("*")) == {p for p in files if p.exists()}
+
+
+def test_a_dry_run_of_a_simulated_study_writes_nothing_into_a_folder_that_is_there(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    out = tmp_path / "out"
+    out.mkdir()
+    file = tmp_path / "s.yaml"
+    file.write_text(
+        "data: {simulate: {samples: 60, classes: 3}}\nmodel: {latent: 4, ratios: [0.1], discriminator: [8]}\n"
+        "optim: {epochs: 1}\nsweep: {executor: local, replicates: 23}\n"
+    )
+    assert command(["tune", str(file), "--out", str(out), "--dry-run"]) == 0
+    said = capsys.readouterr().out
+    assert "... and 3 more" in said and "about" in said and "seed 19" in said and "seed 20" not in said
+    assert not list(out.iterdir())
+
+
+def test_the_local_executor_takes_the_cores_it_is_given_and_refuses_more_than_there_are() -> None:
+    assert LocalExecutor(Resources(cpus=1)).threads == 1
+    with pytest.raises(ConfigError, match=r"sweep.resources.cpus: \d+ asked for, this machine has"):
+        LocalExecutor(Resources(cpus=cores() + 1))
+
+
+def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store, plans = write_store(tmp_path / "store"), {}
+    for configurations in (2, 7):
+        search = {"kind": "optuna", "configurations": configurations, "at_once": 2}
+        sweep = {"grid": {}, "search": search, "space": {"objective.beta": {"low": 0.1, "high": 0.9}}}
+        study = write_study(tmp_path / f"{configurations}.yaml", store, **sweep)
+        plans[configurations] = plan(capsys, str(study), "--out", str(tmp_path / "out"), *LARGE)
+    assert [plans[n]["trials"] for n in (2, 7)] == [4, 4] and [plans[n]["later_trials"] for n in (2, 7)] == [0, 10]
+    of_round = sum(pack["bytes"] for pack in plans[2]["packs"])
+    assert plans[7]["bytes"] - plans[2]["bytes"] == pytest.approx(2.5 * of_round)
+    assert plans[7]["packs"][0]["steps"] == plans[2]["packs"][0]["steps"]
+
+
+class Clock:
+    """A clock that only work moves."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(estimate.time, "perf_counter", lambda: self.now)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "turns", "found"),
+    [
+        ([9.0, 0.5, 0.2, 0.3, 0.1, 0.4, 0.0], 2, 0.5),  # the first warms up, and was long enough for all of them
+        ([1.0, 0.5, 0.2, 0.7, 0.0], 4, 0.2),
+        ([1e-3, 5e-3, 2e-3, 4e-3, 3e-3, 6e-3, 0.0], 6, 2e-3),
+        ([30.0, 40.0, 0.0], 2, 40.0),
+    ],
+)
+def test_work_is_timed_after_a_turn_that_warms_up_long_work_once_and_short_work_five_times(
+    lengths: list[float], turns: int, found: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, left = Clock(monkeypatch), list(lengths)
+
+    def work() -> None:
+        clock.now += left.pop(0)
+
+    assert shortest(work) == pytest.approx(found)
+    assert len(lengths) - len(left) == turns
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
+def test_a_study_for_gpus_elsewhere_is_foreseen_on_a_machine_without_one_and_refused_for_this_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store")))
+    profile = tmp_path / "gpu.yaml"
+    profile.write_text("gpus: 1\n")
+    gpu = ["--set", "trainer.device=cuda", "--set", "trainer.precision=fp16"]
+    arguments = ["--cluster", str(profile), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
+    capsys.readouterr()
+    assert command(["submit", study, *arguments, *gpu]) == 0
+    there = json.loads(capsys.readouterr().out)
+    assert there["gpu_hours"] is None and there["measured_on"] == "this machine's processor"
+    assert plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps"] == there["packs"][0]["steps"]
+    assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
+    assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where_that_has_no_room(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), packing={"enabled": False}))
+    words = [study, "--out", str(tmp_path / "out"), *LARGE]
+    assert plan(capsys, *words)["scratch"] == 0, "they are in memory"
+    words += ["--set", "trainer.features_in=disk"]
+    told = plan(capsys, *words)
+    sizes = [row["scratch"] for row in told["packs"] + told["refit_packs"]]
+    assert len(sizes) == 5 and told["scratch"] == max(sizes) > min(sizes) > 0 and told["scratch_problem"] is None
+    for free, said in ((max(sizes), "(TMPDIR), which has room for them"), (1, "0.0 GB are free; set TMPDIR")):
+        monkeypatch.setattr(psutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
+        assert command(["tune", *words, "--dry-run"]) == 0
+        assert [said in line for line in capsys.readouterr().out.splitlines()].count(True) == 1
+
+
+@pytest.mark.parametrize(("free", "fewer"), [(40_000, None), (39_999, True), (29_999, False)])
+def test_packs_side_by_side_need_room_for_the_features_of_all_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fewer: bool | None
+) -> None:
+    monkeypatch.setattr(psutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    told = dry_run._scratch([[20_000, 7, 20_000, 5], [30_000], []], slots=(2, 1, 2), temporary=tmp_path)
+    assert told["scratch"] == 40_000 and (told["scratch_problem"] is None) is (fewer is None)
+    assert ("fewer packs at once" in (told["scratch_problem"] or "")) is bool(fewer)
+    elsewhere = dry_run._scratch([[20_000], [30_000], []], slots=(2, 1, 2), temporary=None)
+    assert elsewhere == {"scratch": 30_000, "scratch_folder": None, "scratch_problem": None}

@@ -1,0 +1,24 @@
+"""A cluster for all tests of a process, and an environment for code that looks for one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.real_slurm.cluster import Cluster, running, why_not
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """Two nodes, n1 and n2, of four CPUs and two GPUs each; tests that revive what they kill share it."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with running() as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def in_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    """The cluster, which code under test finds as on a login node."""
+    for name in ("SLURM_CONF", "MUNGE_SOCKET", "PATH"):
+        monkeypatch.setenv(name, cluster.env[name])
+    return cluster

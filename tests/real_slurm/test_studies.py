@@ -1,0 +1,148 @@
+"""Studies on a real Slurm, disturbed: their results are those of the same study at home, to the bit."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integrations.processes import wait_for
+from tests.real_slurm.cluster import Cluster
+from tests.real_slurm.studies import (
+    PARTS,
+    command,
+    processes_of_job,
+    readable_by_others,
+    submitted,
+    summary,
+    write_profile,
+    write_study,
+)
+from tests.study.toy_study import BARE, write_store
+
+pytestmark = pytest.mark.slurm
+
+CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, a study and, in ``home``, its results without a cluster."""
+    folder = tmp_path_factory.mktemp("studies")
+    study = write_study(folder / "study.yaml", write_store(folder / "store"))
+    command("tune", str(study), "--out", str(folder / "home"), program=BARE)
+    return folder
+
+
+def assert_as_at_home(found: dict[str, Any], place: Path) -> None:
+    """Equal in everything but time, and where MLflow is."""
+    home = summary(place / "home")
+    for part in PARTS:
+        assert found[part] == home[part], part
+
+
+def test_an_array_that_is_preempted_requeued_and_loses_a_node_ends_as_at_home(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    profile = write_profile(tmp_path / "profile.yaml", gpus=1, python=BARE[:2])
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array", held=True)
+    study.until_saved()
+    first, second = f"{study.number}_0", f"{study.number}_1"
+    study.preempt(first)
+    study.until_started("pack-0", times=2)
+    in_cluster.run("scontrol", "requeue", first)
+    study.until_started("pack-0", times=3)  # a node that is lost meanwhile would not start it again, and fail it
+    study.until(lambda: study.node(second), "its second task does not run")
+    before = study.starts("pack-1")  # both tasks were preempted if they shared the node
+    study.lose(second)
+    study.until_started("pack-1", times=before + 1)
+    assert_as_at_home(study.until_over(), place)
+    assert "SIGUSR1" in study.logs(), "Slurm warned before it preempted"
+    assert not readable_by_others(study.out)
+    assert not list(study.out.rglob("*.pkl"))
+
+
+def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_leaves_nothing(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
+    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation", held=True)
+    study.until_saved()
+    study.preempt(study.number)
+    study.until_started("allocation", times=2)
+    study.until(lambda: list(study.out.glob("submission/ray-*/joined-1")), "Ray does not start again")
+    study.lose(study.number)
+    study.until_started("allocation", times=3)
+    assert_as_at_home(study.until_over(), place)
+    assert "SIGUSR1: saving" in study.logs(), "Slurm warned before it preempted"
+    assert wait_for(lambda: not processes_of_job(study.number), seconds=20), processes_of_job(study.number)
+    assert not list((study.out / "submission").glob("ray-*"))
+    assert not readable_by_others(study.out)
+
+
+@pytest.mark.long
+def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
+    in_cluster: Cluster, place: Path, tmp_path: Path
+) -> None:
+    out, home = tmp_path / "out", tmp_path / "home"
+    study = write_study(tmp_path / "study.yaml", place / "store", epochs=3, folds=1)
+    profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
+    ranks = ["--set", "sweep.executor=ray", "--set", "trainer.workers=2", "--set", "sweep.resources.cpus=2"]
+    assert submitted(in_cluster, study, profile, out, *ranks).until_over()["trials"]["done"] == 1
+    command("tune", str(study), "--out", str(home), program=BARE)
+    assert len(trials(out)) == 2 and trials(out).keys() == trials(home).keys()
+    for trial, ran in trials(out).items():
+        right = trials(home)[trial]
+        assert [row["epoch"] for row in ran] == [row["epoch"] for row in right] == [1, 2, 3][: len(right)]
+        for row, other in zip(ran, right, strict=True):
+            losses = [name for name in other if name.startswith("train/")]
+            assert losses and [row[n] for n in losses] == pytest.approx(
+                [other[n] for n in losses], rel=CLOSE, abs=CLOSE
+            )
+
+
+def trials(out: Path) -> dict[str, list[dict[str, float]]]:
+    """The history of every trial, refits too."""
+    return {path.parent.name: json.loads(path.read_text()) for path in out.glob("trials/*/history.json")}
+
+
+def test_a_training_longer_than_its_time_limit_saves_is_queued_again_and_ends_as_at_home(
+    in_cluster: Cluster, tmp_path: Path
+) -> None:
+    study_file = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), folds=1)
+    profile = write_profile(tmp_path / "profile.yaml", time="00:01:00", warning_s=30, python=BARE[:2])
+    study = submitted(in_cluster, study_file, profile, tmp_path / "out", "--form", "array", held=True)
+    command("tune", str(study_file), "--out", str(tmp_path / "home"), program=BARE)
+    study.until_started("pack-0", times=2)
+    assert_as_at_home(study.until_over(), tmp_path)
+    # Slurm looks every half minute: its warning may come before there is a training to be warned, then SIGTERM does it
+    assert re.search("got SIG(USR1|TERM); saved", study.logs())
+
+
+@pytest.mark.long
+def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Path, tmp_path: Path) -> None:
+    profile = write_profile(tmp_path / "profile.yaml", at_once=1)
+    out, home = tmp_path / "it's $(out)", tmp_path / "here"
+    study = submitted(in_cluster, place / "study.yaml", profile, out, "--form", "array", held=True)
+    again = ["submit", str(place / "study.yaml"), "--cluster", str(profile), "--out", str(out)]
+    study.until(lambda: list(out.glob("packs/*/last/step-*")), "no checkpoint")
+    command(*again, code=2)
+    said = command("cancel", str(out))
+    assert re.match(r"cancelled 3 job\(s\): ", said), said
+    study.until(lambda: study.state() == "stopped", "it runs on")
+    assert set(in_cluster.states(study.number).values()) == {"CANCELLED"}
+    saved = {path.name for path in out.glob("packs/*/last/step-*")}
+    assert saved
+    command(*again, code=2)
+    study.held.unlink()
+    command("resume", str(out), "--wait")
+    assert_as_at_home(summary(out), place)
+    status = json.loads(command("status", str(out), "--json"))
+    assert status["state"] == "finished" and status["trials"] == {"done": 2}
+    assert {job["kind"]: job["states"] for job in status["submission"]["jobs"]} == {
+        "array": {"COMPLETED": 2},
+        "finish": {"COMPLETED": 1},
+    }
+    command("fetch", str(out), "--to", str(home))
+    assert summary(home) == summary(out) and (home / "mlflow.db").exists() and not list(home.rglob("last"))

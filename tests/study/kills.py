@@ -1,0 +1,222 @@
+"""Killing a study at random moments: its driver, and the workers of Ray.
+
+Every life of the driver is `modis-dist tune`, forked from a process that has imported everything. When the study has
+come to its end it is compared with one that nobody disturbed: nothing lost, nothing twice, every figure the same.
+"""
+
+import json
+import os
+import random
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from modis_dist.cli.main import run as command
+from modis_dist.execution.trial import sequence_digest
+from modis_dist.execution.verify_resume import differences
+from modis_dist.integrations.ray.tune import DEATHS
+from modis_dist.study import manifest
+from modis_dist.train.journal import read
+from tests.study.toy_study import write_study
+from tests.train.kills import Tally
+
+POLL_S = 0.005
+PATIENCE_S = 120.0  # for a sign of life, or a worker of Ray
+KILLS_OF_A_STUDY = 4
+# Twelve trials, stacked alike by every executor, and one refit: other stacks would be rounded otherwise.
+GRID = {"objective.beta": [1e-4, 1e-3, 1e-2], "objective.lambda_r": [1.0, 10.0]}
+SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
+
+
+def soak(
+    kills: int, *, seed: int, folder: Path, store: Path, executors: Sequence[str], told: Callable[[Tally], None]
+) -> Tally:
+    """Disturb studies, each executor's in turn, until so many processes are killed and the last study has ended.
+
+    With "ray" some of the victims are workers. ``told`` hears of every kill.
+    """
+    tally, chance = Tally(), random.Random(seed)
+    calm = Study(folder, "calm", store, "local")
+    status = calm.live().wait()
+    assert status == 0, f"the undisturbed study ended with {status}: {calm.said()}"
+    for executor in cycle(executors):
+        if tally.kills >= kills:
+            break
+        tally.runs += 1
+        study = Study(folder, f"study{tally.runs}", store, executor)
+        most = min(kills, tally.kills + KILLS_OF_A_STUDY)
+        while (status := _life(study, chance, tally, most=most, told=told)) is None:
+            pass
+        if status:
+            tally.differences.append(f"study {tally.runs}: ended with {status}: {study.said()}")
+        else:
+            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, calm.out)]
+        shutil.rmtree(study.out)
+    return tally
+
+
+def _life(
+    study: "Study", chance: random.Random, tally: Tally, *, most: int, told: Callable[[Tally], None]
+) -> int | None:
+    """One driver until it is killed (None) or ends by itself (its exit status)."""
+    driver = study.live()
+    tally.lives += 1
+    workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # more, and a pack is given up
+    for victim in (*["worker"] * workers, "driver"):
+        if tally.kills >= most:
+            break
+        _wait(study, driver, chance)
+        found = driver.worker(chance) if victim == "worker" else driver.process
+        if found is None or driver.ended():
+            break
+        found.kill()
+        tally.kills += 1
+        tally.workers += victim == "worker"
+        told(tally)
+        if victim == "driver":
+            driver.wait()
+            return None
+    return driver.wait()
+
+
+def _wait(study: "Study", driver: "Driver", chance: random.Random) -> None:
+    """Until something is written and a moment longer; every fourth time for a moment only, whatever happens."""
+    before = study.size()
+    anywhere = chance.random() < 0.25
+    end = time.monotonic() + (0.0 if anywhere else PATIENCE_S)
+    while time.monotonic() < end and study.size() == before and not driver.ended():
+        time.sleep(POLL_S)
+    end = time.monotonic() + chance.uniform(0.0, 5.0 if anywhere else 0.7)
+    while time.monotonic() < end and not driver.ended():
+        time.sleep(POLL_S)
+
+
+class Study:
+    """A study in a folder of its own."""
+
+    def __init__(self, folder: Path, name: str, store: Path, executor: str) -> None:
+        self.executor = executor
+        self.out = folder / name
+        self.lives = 0
+        self._log = folder / f"{name}.log"
+        self._file = write_study(folder / f"{name}.yaml", store, executor=executor, **SIZE)
+
+    def live(self) -> "Driver":
+        """Start its driver."""
+        self.lives += 1
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                log = os.open(self._log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+                os.dup2(log, 1)
+                os.dup2(log, 2)
+                status = command(["tune", str(self._file), "--out", str(self.out), "--json"])
+                sys.stdout.flush()
+            finally:
+                os._exit(status)
+        return Driver(child)
+
+    def size(self) -> int:
+        """Grows with every record and every result."""
+        return sum(p.stat().st_size for p in self.out.glob("packs/*/journal.jsonl")) + len(
+            list(self.out.glob("trials/*/result.json"))
+        )
+
+    def said(self) -> str:
+        """Its last line."""
+        return self._log.read_text().strip().rpartition("\n")[2]
+
+
+class Driver:
+    """A running `modis-dist tune`."""
+
+    def __init__(self, child: int) -> None:
+        self.process = psutil.Process(child)
+        self._status: int | None = None
+
+    def ended(self) -> bool:
+        """Whether it has."""
+        if self._status is None:
+            child, status = os.waitpid(self.process.pid, os.WNOHANG)
+            self._status = os.waitstatus_to_exitcode(status) if child else None
+        return self._status is not None
+
+    def wait(self) -> int:
+        """Its exit code, negative after a signal."""
+        while not self.ended():
+            time.sleep(POLL_S)
+        assert self._status is not None
+        return self._status
+
+    def worker(self, chance: random.Random) -> psutil.Process | None:
+        """A worker of Ray that trains."""
+        end = time.monotonic() + PATIENCE_S
+        while time.monotonic() < end and not self.ended():
+            found = [p for p in self.process.children(recursive=True) if trains(p)]
+            if found:
+                return chance.choice(sorted(found, key=lambda process: process.pid))
+            time.sleep(POLL_S)
+        return None
+
+
+def trains(process: psutil.Process) -> bool:
+    """Whether a process is a worker of Ray that has something to do; an agent of Ray's takes the node with it."""
+    try:
+        name = " ".join(process.cmdline()).strip()
+    except psutil.NoSuchProcess:
+        return False
+    return name.startswith("ray::") and name != "ray::IDLE" and not name.endswith("Agent")
+
+
+# --- comparing ----------------------------------------------------------------------------------------------
+
+
+def compared(out: Path, calm: Path) -> list[str]:
+    """What differs between the folders of two finished studies."""
+    found = []
+    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, calm))
+    if ours.keys() != theirs.keys():
+        return [f"trials lost: {sorted(theirs.keys() - ours.keys())}, new: {sorted(ours.keys() - theirs.keys())}"]
+    for name in sorted(theirs):
+        if ours[name].read_bytes() != theirs[name].read_bytes():
+            found.append(f"trial {name}: another result.json")
+        found += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
+    if _summary(out) != _summary(calm):
+        found.append("another summary.json")
+    return [*found, *_listed(out, calm)]
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    told = json.loads((out / "summary.json").read_text())
+    return {key: value for key, value in told.items() if key not in {"seconds", "mlflow"}}
+
+
+def _listed(out: Path, calm: Path) -> Iterator[str]:
+    """The list of trials, and every epoch of each in the records that the list leads to."""
+    (ours, told), (theirs, expected) = (_epochs(folder) for folder in (out, calm))
+    if ours.trials != theirs.trials or Counter(t.id for t in ours.trials).most_common(1)[0][1] != 1:
+        yield "another list of trials"
+    for kind in ("packs", "refit_packs"):
+        names = Counter(name for pack in getattr(ours, kind) for name in pack)
+        if names != Counter(name for pack in getattr(theirs, kind) for name in pack):
+            yield f"{kind} with other trials: {sorted(names.elements())}"
+    if told != expected:
+        yield f"journals: {sum(map(len, told.values()))} epochs against {sum(map(len, expected.values()))}, or others"
+
+
+def _epochs(out: Path) -> tuple[manifest.Manifest, dict[str, list[Any]]]:
+    held = manifest.load(out / "manifest.json")
+    found: dict[str, list[Any]] = {}
+    for pack in (*held.packs, *held.refit_packs):
+        for record in read(out / "packs" / sequence_digest(pack) / "journal.jsonl"):
+            if record["kind"] == "metrics":
+                found.setdefault(record["trial"], []).append((record["step"], record["values"]))
+    return held, found

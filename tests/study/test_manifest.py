@@ -1,0 +1,247 @@
+"""From a study to trials, packs and groups."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from modis_dist.config import parse
+from modis_dist.config.study import Packing, Study
+from modis_dist.execution.trial import trial_id
+from modis_dist.metrics import Scored, classification
+from modis_dist.runtime.errors import ConfigError, DataError
+from modis_dist.study import manifest
+from modis_dist.study.aggregate import chosen, grouped, spread
+from modis_dist.study.manifest import Manifest, expand, refit
+from modis_dist.study.packs import arrange, in_one_pack, layout, stack_key
+from tests.study.toy_study import tree
+from tests.train import toy
+
+STORE = Path("store")
+
+
+def study(**sweep: object) -> Study:
+    return parse.build(Study, tree(STORE, **sweep), source="study.yaml")
+
+
+def trials(**sweep: object):
+    return expand(study(**sweep), "data", source="study.yaml")
+
+
+def test_a_sweep_is_conditions_times_grid_times_folds_times_replicates() -> None:
+    conditions = {"few": {"objective.lambda_r": 1.0}, "many": {"objective.lambda_r": 2.0}}
+    grid = {"objective.beta": [1e-4, 1e-3, 1e-2], "optim.lr": [1e-4, 1e-3]}
+    found = trials(conditions=conditions, grid=grid, folds=5, replicates=3)
+    assert len(found) == 2 * 6 * 5 * 3 == len({t.id for t in found})
+    last = found[-1]
+    assert last.condition == "many" and last.params == {"objective.beta": 1e-2, "optim.lr": 1e-3}
+    assert (last.run.data.split.fold, last.run.seed, last.run.objective.lambda_r) == (4, 2, 2.0)
+
+
+def test_a_trial_keeps_its_name_when_nothing_that_is_learnt_changes() -> None:
+    run = trials()[0].run
+    same = run.model_copy(
+        update={
+            "name": "other",
+            "data": run.data.model_copy(update={"store": "/elsewhere"}),
+            "trainer": run.trainer.model_copy(
+                update={"threads": 3, "features_in": "disk", "log_every": 1, "checkpoint_every": 99}
+            ),
+        }
+    )
+    assert trial_id(same, "data") == trial_id(run, "data")
+    assert trial_id(same, "other data") != trial_id(run, "data")
+    for override in ("seed=5", "optim.lr=0.5", "trainer.validate_every=2", "data.split.seed=1", "scenario=[unpair]"):
+        changed = parse.build(type(run), parse.with_overrides(parse.to_tree(run), [override]), source="x")
+        assert trial_id(changed, "data") != trial_id(run, "data"), override
+
+
+def test_equal_grid_points_are_trained_once() -> None:
+    assert len(trials(grid={"objective.beta": [0.5, 0.50, 5e-1]}, folds=2)) == 2
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"grid": {"optim.lrr": [1]}}, "optim.lrr: unknown key; did you mean 'lr'"),
+        ({"grid": {"optim.lr": [1, -1]}}, "optim.lr: "),
+        ({"grid": {"data.store": ["a"]}}, "data.store: cannot be swept"),
+        ({"grid": {"trainer.metric": ["nmi"]}}, "trainer.metric: cannot be swept"),
+        ({"grid": {"data.classes": [["a", "b"]]}}, "data.classes: cannot be swept"),
+        ({"conditions": {"a": {"trainer.metric": "nmi"}}}, "trainer.metric: cannot be swept"),
+        ({"grid": {"seed": [1]}}, "seed: cannot be swept"),
+        ({"grid": {"data.split.seed": [1]}}, "data.split.seed: cannot be swept"),
+        ({"conditions": {"a": {"name": "b"}}}, "name: cannot be swept"),
+        ({"grid": {"optim.lr": [1]}, "conditions": {"a": {"optim.lr": 1}}}, "set by both"),
+        ({"grid": {"seed.x": list(range(400)), "optim.lr": list(range(1, 400))}}, "at most 100000"),
+    ],
+)
+def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(sweep: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
+        trials(**sweep)
+
+
+def test_a_sweep_without_validation_rows_is_refused() -> None:
+    values = tree(STORE, folds=1)
+    values["data"]["split"]["validation_fraction"] = 0
+    with pytest.raises(ConfigError, match="leaves no rows to choose by"):
+        expand(parse.build(Study, values, source="s"), "data", source="s")
+
+
+def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
+    found = trials()
+    listed = Manifest("toy", "data", found, (tuple(t.id for t in found[:2]), tuple(t.id for t in found[2:])))
+    manifest.save(tmp_path / "manifest.json", listed)
+    assert manifest.load(tmp_path / "manifest.json") == listed
+
+
+def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(DataError, match="is not the manifest of a sweep"):
+        manifest.load(tmp_path / "manifest.json")
+
+
+def test_a_refit_uses_all_training_rows_and_a_fixed_number_of_epochs() -> None:
+    again = refit(trials()[0], "data", epochs=3)
+    split = again.run.data.split
+    assert (split.folds, split.fold, split.validation_fraction) == (None, None, 0)
+    assert again.run.optim.epochs == 3 and again.run.trainer.early_stopping is None
+
+
+# --- packs --------------------------------------------------------------------------------------------------
+
+
+def test_trials_that_differ_in_seed_fold_scenario_and_weights_share_a_stack() -> None:
+    grid = {
+        "objective.beta": [1e-4, 1e-3],
+        "objective.adversarial_loss": ["pairwise", "published"],
+        "scenario": [[], [{"kind": "hide_labels", "fraction": 0.5}]],
+    }
+    selection = toy.cohort().selection
+    assert len({stack_key(t, lambda _: selection) for t in trials(grid=grid, replicates=2, folds=3)}) == 1
+
+
+@pytest.mark.parametrize("key", ["optim.lr", "model.latent", "optim.batch_size", "optim.epochs"])
+def test_trials_that_differ_in_what_a_stack_shares_do_not(key: str) -> None:
+    selection = toy.cohort().selection
+    found = trials(grid={key: [1, 2] if key != "optim.batch_size" else [8, 4]}, folds=2)
+    assert len({stack_key(t, lambda _: selection) for t in found}) == 2
+
+
+@pytest.mark.parametrize(("precision", "stacks"), [("fp32", 1), ("bf16", 2)])
+def test_in_lower_precision_trials_with_and_without_a_penalty_are_not_stacked(precision: str, stacks: int) -> None:
+    selection = toy.cohort().selection
+    found = trials(grid={"objective.lambda_r": [0.0, 1.0, 2.0], "trainer.precision": [precision]})
+    assert len({stack_key(t, lambda _: selection) for t in found}) == stacks
+
+
+def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
+    selection = toy.cohort().selection
+    found = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
+    for slots in (1, 2, 5, 20):
+        packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
+        assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
+        assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
+        assert max(map(len, packs)) - min(map(len, packs)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("groups", "slots", "sizes"),
+    [
+        ([40], 4, [[5] * 8]),  # five packs of eight would take two rounds as well, longer ones
+        ([10, 3], 8, [[2, 2, 2, 2, 1, 1], [2, 1]]),
+        ([10, 3], 1, [[5, 5], [3]]),
+        ([16], 2, [[8, 8]]),
+        ([2, 1], 5, [[1, 1], [1]]),
+    ],
+)
+def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: list[list[int]]) -> None:
+    selection, found = toy.cohort().selection, []
+    for latent, count in enumerate(groups, 2):
+        found += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)
+    packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
+    by_group: dict[int, list[int]] = {}
+    for pack in packs:
+        by_group.setdefault(pack[0].run.model.latent, []).append(len(pack))
+    assert list(by_group.values()) == sizes
+
+
+def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew() -> None:
+    selection = toy.cohort().selection
+    found = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
+    ids = [t.id for t in found]
+    earlier = [(ids[0], ids[1]), (ids[2], "gone")]
+    packs = layout(
+        found,
+        lambda _: selection,
+        earlier=earlier,
+        done=lambda t: t.id == ids[2],
+        most=lambda _: 8,
+        slots=1,
+    )
+    assert [[t.id for t in pack] for pack in packs] == [[ids[0], ids[1]], [ids[3], ids[4]]]
+
+
+@pytest.mark.parametrize(
+    ("packing", "each", "on_processor", "on_gpu"),
+    [
+        (Packing(), 8 * 2**20, 8, 32),  # InterSIM
+        (Packing(), 320_000_000, 4, 4),  # TCGA-10
+        (Packing(), 4_000_000_000, 1, 1),
+        (Packing(max_trials=20), 320 * 2**20, 20, 20),
+        (Packing(enabled=False), 1000, 1, 1),
+        (Packing(enabled=False, max_trials=20), 1000, 1, 1),
+    ],
+)
+def test_large_networks_are_stacked_less_unless_told(
+    packing: Packing, each: int, on_processor: int, on_gpu: int
+) -> None:
+    assert [in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
+
+
+# --- groups -------------------------------------------------------------------------------------------------
+
+
+def result(value: float | None, *, status: str = "done") -> dict:
+    return {
+        "status": status,
+        "value": value,
+        "best_epoch": 3,
+        "baseline": classification({"m": Scored(np.array([0, 1]), np.array([0, 0]))}, classes=("a", "b")),
+        "evaluation": {
+            "probe": {"knn": 0.4},
+            "classification": classification({"m": Scored(np.array([0, 1]), np.array([0, 1]))}, classes=("a", "b")),
+        },
+        "reason": "x",
+    }
+
+
+def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicates() -> None:
+    found = trials(folds=3, replicates=2)
+    values = np.linspace(0.1, 0.9, len(found))
+    groups = grouped(found, {t.id: result(v) for t, v in zip(found, values, strict=True)}, {})
+    assert [g["mean"] for g in groups] == pytest.approx([values[:6].mean(), values[6:].mean()])
+    assert groups[0]["sd"] == pytest.approx(values[:6].std(ddof=1)) and groups[0]["baseline"] == 0.5
+    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[1]}
+    assert chosen(groups, metric="reconstruction_mse") == {"all": groups[0]}
+
+
+def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
+    found = trials(folds=2)
+    results = {found[0].id: result(0.5), found[1].id: result(0.5), found[2].id: result(0.9)}
+    results[found[3].id] = result(None, status="failed")
+    groups = grouped(found, results, {found[3].id: "step 7: kl/cnv is nan"})
+    assert (groups[1]["n"], groups[1]["expected"], groups[1]["failed"]) == (1, 2, 1)
+    assert groups[1]["reasons"] == ["step 7: kl/cnv is nan"]
+    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[0]}
+
+
+def test_the_first_of_equal_groups_is_chosen() -> None:
+    found = trials(folds=1)
+    groups = grouped(found, {t.id: result(0.5) for t in found}, {})
+    assert chosen(groups, metric="nmi")["all"] is groups[0]
+
+
+def test_the_spread_of_one_value_has_no_standard_deviation() -> None:
+    assert spread([0.5, None]) == {"mean": 0.5, "sd": None, "n": 1}
+    assert spread([]) == {"mean": None, "sd": None, "n": 0}

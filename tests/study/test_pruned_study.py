@@ -1,0 +1,251 @@
+"""Studies that prune and search, from their first round to their summary; deaths and failures in between."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modis_dist.evaluate.results import read_history
+from modis_dist.execution import run_pack
+from modis_dist.execution.trial import Trial
+from modis_dist.study import manifest
+from modis_dist.study.search import decisions
+from modis_dist.train import journal
+from modis_dist.train.stack import Member
+from tests.study.toy_study import study_here, write_store
+
+Summary = dict[str, Any]
+SPACE = {
+    "objective.beta": {"low": 1e-5, "high": 1e-1, "log": True},
+    "objective.lambda_r": {"low": 0.1, "high": 10},
+    "optim.lr": {"choices": [1e-3, 5e-3]},
+}
+RANDOM = {"probe": False, "grid": {}, "space": SPACE, "search": {"kind": "random", "configurations": 9, "seed": 2}}
+PRUNING = {"min_epochs": 2, "factor": 3}
+EPOCHS = "optim.epochs=7"  # rungs at 2 and 6
+
+
+@pytest.fixture(scope="module", autouse=True)
+def without_figures() -> Iterator[None]:
+    """Figures of refits are tested elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_pack, "draw", lambda *_: None)
+        yield
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_store(tmp_path_factory.mktemp("data") / "store")
+
+
+@pytest.fixture(scope="module")
+def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine configurations in two folds, all trained to the end."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    study_here(out, store, EPOCHS, **RANDOM)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pruned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, pruned."""
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    study_here(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    return out
+
+
+def summary_of(out: Path) -> Summary:
+    return json.loads((out / "summary.json").read_text())
+
+
+def trials_of(out: Path) -> dict[str, list[Trial]]:
+    """The trials of each configuration, by its settings."""
+    found: dict[str, list[Trial]] = {}
+    for trial in manifest.load(out / "manifest.json").trials:
+        found.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
+    return found
+
+
+def timeless(summary: Summary) -> Summary:
+    return {key: value for key, value in summary.items() if key != "seconds"}
+
+
+def epochs_read(out: Path) -> dict[str, list[int]]:
+    """The epochs of every trial, as the journals are read."""
+    found: dict[str, list[int]] = {}
+    for path in out.glob("packs/*/journal.jsonl"):
+        for record in journal.read(path):
+            if record["kind"] == "metrics":
+                found.setdefault(record["trial"], []).append(record["step"])
+    return found
+
+
+def test_those_go_on_whom_halving_the_histories_of_the_whole_sweep_lets_go_on(whole: Path, pruned: Path) -> None:
+    def mean_at(trials: list[Trial], epoch: int) -> float:
+        rows = [read_history(whole / "trials" / trial.id)[:epoch] for trial in trials]
+        return sum(max(row["val/balanced_accuracy"] or 0 for row in held) for held in rows) / len(rows)
+
+    everyone = trials_of(whole)
+    assert everyone.keys() == trials_of(pruned).keys() and len(everyone) == 9
+    three = sorted(everyone, key=lambda key: -mean_at(everyone[key], 2))[:3]
+    (winner,) = sorted(three, key=lambda key: -mean_at(everyone[key], 6))[:1]
+    left = {json.dumps(["all", g["params"]]): (g["pruned"] or {}).get("epoch") for g in summary_of(pruned)["groups"]}
+    assert left == {key: None if key == winner else 6 if key in three else 2 for key in everyone}
+
+
+def test_a_survivor_learns_what_it_would_have_learnt_unpruned(whole: Path, pruned: Path) -> None:
+    (survivor,) = [g for g in summary_of(pruned)["groups"] if g["pruned"] is None]
+    for name in survivor["trials"]:
+        ours, theirs = (read_history(out / "trials" / name) for out in (pruned, whole))
+        assert len(ours) == len(theirs) == 7
+        for mine, other in zip(ours, theirs, strict=True):
+            for key in (key for key in mine if key.startswith("train/")):
+                assert mine[key] == pytest.approx(other[key], rel=2e-3, abs=2e-4), key
+
+
+def test_a_pruned_trial_has_a_result_with_the_reason_and_is_neither_judged_nor_failed(pruned: Path) -> None:
+    summary = summary_of(pruned)
+    assert summary["trials"] == {"total": 18, "done": 2, "failed": 0, "pruned": 16} and summary["failures"] == {}
+    ranks = []
+    for group in (g for g in summary["groups"] if g["pruned"]):
+        epoch, rank, of = (group["pruned"][key] for key in ("epoch", "rank", "of"))
+        assert of == {2: 9, 6: 3}[epoch] and rank > of // 3
+        ranks.append((epoch, rank))
+        for name in group["trials"]:
+            held = json.loads((pruned / "trials" / name / "result.json").read_text())
+            assert held["status"] == "pruned" and held["epochs"] == epoch and held["evaluation"] is None
+            assert held["reason"] == f"pruned at epoch {epoch}: {group['mean']:.3f}, rank {rank} of {of}"
+            assert len(read_history(pruned / "trials" / name)) == epoch
+            assert not (pruned / "trials" / name / "best").exists()
+    assert sorted(ranks) == [(2, rank) for rank in range(4, 10)] + [(6, 2), (6, 3)]
+    assert not list(pruned.glob("packs/*/last")), "the state of what is pruned is not kept"
+
+
+def test_groups_of_a_search_are_listed_from_the_best_to_the_worst_and_the_pruned_after_them(
+    whole: Path, pruned: Path
+) -> None:
+    means = [group["mean"] for group in summary_of(whole)["groups"]]
+    assert means == sorted(means, reverse=True)
+    reached = [(group["pruned"] or {"epoch": 99})["epoch"] for group in summary_of(pruned)["groups"]]
+    assert reached == sorted(reached, reverse=True)
+    text = (pruned / "report.md").read_text()
+    assert text.count("pruned at 2 |") == 6 and text.count("pruned at 6 |") == 2
+
+
+def test_running_it_again_trains_nothing_and_says_the_same(store: Path, pruned: Path) -> None:
+    before, read = timeless(summary_of(pruned)), epochs_read(pruned)
+    assert timeless(study_here(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)) == before
+    assert epochs_read(pruned) == read
+    files = [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")]
+    study_here(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    assert [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")] == files
+
+
+def test_without_pruning_what_was_pruned_is_trained_to_the_end(store: Path, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    few = {**RANDOM, "search": {**RANDOM["search"], "configurations": 4}}
+    first = study_here(out, store, EPOCHS, **few, pruning=PRUNING)
+    assert first["trials"]["pruned"] == 6
+    more = study_here(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    assert [g["pruned"] for g in more["groups"]].count(None) == 1
+    assert more["trials"]["done"] + more["trials"]["pruned"] == more["trials"]["total"] == 18
+    last = study_here(out, store, EPOCHS, **RANDOM)
+    assert last["trials"] == {"total": 18, "done": 18, "failed": 0, "pruned": 0}
+    assert all(len(read_history(out / "trials" / name)) == 7 for g in last["groups"] for name in g["trials"])
+    assert {json.dumps(g["params"]) for g in last["groups"]} == {
+        json.dumps(g["params"]) for g in summary_of(whole)["groups"]
+    }
+
+
+# --- failures and deaths ------------------------------------------------------------------------------------
+
+
+def test_a_trial_that_crashes_makes_its_group_last_for_good(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    genuine = run_pack.fit
+    sweep = {"probe": False, "grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "pruning": PRUNING}
+
+    def out_of_memory(members: Sequence[Member], **settings: Any) -> Any:
+        if any(m.run.objective.beta == 1e-4 and m.run.data.split.fold == 1 for m in members):
+            raise ZeroDivisionError("poisoned")
+        return genuine(members, **settings)
+
+    monkeypatch.setattr(run_pack, "fit", out_of_memory)
+    first = study_here(tmp_path / "out", store, EPOCHS, **sweep)
+    (lost,) = [group for group in first["groups"] if group["params"] == {"objective.beta": 1e-4}]
+    assert lost["pruned"] == {"epoch": 2, "rank": 3, "of": 3} and (lost["n"], lost["failed"]) == (1, 1)
+    assert first["trials"] == {"total": 6, "done": 2, "failed": 1, "pruned": 3}
+    assert list(first["failures"].values()) == ["ZeroDivisionError: poisoned"]
+    monkeypatch.setattr(run_pack, "fit", genuine)
+    assert timeless(study_here(tmp_path / "out", store, EPOCHS, **sweep)) == timeless(first), "what is decided stands"
+
+
+class Death(BaseException):
+    """The process dies here, as far as the study can tell."""
+
+
+def mortal(genuine: Callable[..., Any], lives: dict[str, int], *, after: bool) -> Callable[..., Any]:
+    """A function that may be called some times in one life, and dies before, or after, the last."""
+
+    def called(*arguments: Any, **settings: Any) -> Any:
+        lives["left"] -= 1
+        if lives["left"] == 0 and not after:
+            raise Death
+        result = genuine(*arguments, **settings)
+        if lives["left"] == 0:
+            raise Death
+        return result
+
+    return called
+
+
+def test_a_search_that_dies_at_every_step_comes_to_the_same_end(store: Path, tmp_path: Path) -> None:
+    sweep = {
+        "probe": False,
+        "grid": {},
+        "space": SPACE,
+        "search": {"kind": "optuna", "configurations": 6, "at_once": 4},
+        "pruning": {"min_epochs": 1, "factor": 2},
+        "conditions": {"mild": {}, "strict": {"objective.class_weight": 2.0}},
+        "packing": {"max_trials": 4},
+        "folds": 1,
+    }
+    calm = study_here(tmp_path / "calm", store, "optim.epochs=3", **sweep)
+    assert {(g["pruned"] or {}).get("epoch") for g in calm["groups"]} == {None, 1, 2}
+    assert all(condition["test"] for condition in calm["conditions"])
+    watched = (
+        (decisions, "write_json"),
+        (run_pack, "write_json"),
+        (run_pack, "note_standing"),
+        (run_pack, "conclude"),
+        (manifest, "save"),
+    )
+    deaths = 0
+    ended: Summary = {}
+    for life in range(200):
+        with pytest.MonkeyPatch.context() as patch:
+            lives = {"left": 2 + life % 5}
+            for module, name in watched:
+                patch.setattr(module, name, mortal(getattr(module, name), lives, after=bool(life % 2)))
+            try:
+                ended = study_here(tmp_path / "out", store, "optim.epochs=3", **sweep)
+                break
+            except Death:
+                deaths += 1
+    assert 10 < deaths < 200
+    assert timeless(ended) == timeless(calm) and timeless(summary_of(tmp_path / "out")) == timeless(calm)
+    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "calm")
+    assert read == expected and all(steps == list(range(1, len(steps) + 1)) for steps in read.values())
+    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "calm/manifest.json")
+
+
+def test_rounds_are_proposed_from_the_results_of_those_before(store: Path, tmp_path: Path) -> None:
+    search = {"kind": "optuna", "configurations": 5, "at_once": 3}
+    sweep = {"probe": False, "grid": {}, "space": SPACE, "folds": 1}
+    few = study_here(tmp_path / "out", store, **sweep, search=search)
+    assert len(few["groups"]) == 5
+    more = study_here(tmp_path / "out", store, **sweep, search={**search, "configurations": 6})
+    assert [g for g in more["groups"] if g in few["groups"]] == few["groups"] and len(more["groups"]) == 6

@@ -1,0 +1,186 @@
+"""Configurations drawn from a space: how they are distributed, what they depend on, what is refused."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from modis_dist.config import parse
+from modis_dist.config.keys import is_whole
+from modis_dist.config.study import Dimension, Pruning, Study
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.study.manifest import expand
+from modis_dist.study.search.space import drawn
+from tests.study.toy_study import tree
+
+SPACE = {
+    "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
+    "objective.lambda_r": {"low": 0, "high": 20},
+    "model.latent": {"choices": [4, 8, 16]},
+    "optim.batch_size": {"low": 8, "high": 40, "step": 16},
+    "optim.epochs": {"low": 2, "high": 40, "log": True},
+    "objective.confidence": {"low": 0.1, "high": 0.9, "step": 0.2},
+}
+
+
+def draws(count: int, *, seed: int = 0, **changes: dict[str, Any]) -> list[dict[str, Any]]:
+    space = {key: Dimension.model_validate(one) for key, one in {**SPACE, **changes}.items()}
+    return [drawn(space, seed=seed, number=number) for number in range(count)]
+
+
+def study(**sweep: Any) -> Study:
+    return parse.build(Study, tree(Path("store"), grid={}, **sweep), source="study.yaml")
+
+
+def listed(configurations: int, *, seed: int = 0, **sweep: Any) -> tuple[Any, ...]:
+    search = {"kind": "random", "configurations": configurations, "seed": seed}
+    return expand(study(search=search, **{"space": SPACE, **sweep}), "data", source="study.yaml")
+
+
+def test_a_logarithmic_range_is_drawn_evenly_in_its_logarithm_and_a_plain_one_evenly() -> None:
+    found = draws(2000)
+    exponents = [np.log10(one["optim.lr"]) for one in found]
+    assert stats.kstest(exponents, stats.uniform(loc=-5, scale=3).cdf).pvalue > 0.01
+    values = [one["objective.lambda_r"] for one in found]
+    assert stats.kstest(values, stats.uniform(scale=20).cdf).pvalue > 0.01
+
+
+def test_keys_are_drawn_independently_of_each_other() -> None:
+    found = draws(1000)
+    columns = [[one[key] for one in found] for key in ("optim.lr", "objective.lambda_r", "optim.epochs")]
+    correlation = stats.spearmanr(np.array(columns).T).statistic
+    assert np.abs(correlation - np.eye(3)).max() < 0.1
+
+
+def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> None:
+    found = draws(3000)
+    for key, values in (
+        ("model.latent", [4, 8, 16]),
+        ("optim.batch_size", [8, 24, 40]),
+        ("objective.confidence", [0.1, 0.3, 0.5, 0.7, 0.9]),
+    ):
+        counts = Counter(one[key] for one in found)
+        assert sorted(counts) == values, "without the rounding error of a sum of steps"
+        assert stats.chisquare(list(counts.values())).pvalue > 0.01
+    assert all(type(one[key]) is int for one in found for key in ("optim.batch_size", "optim.epochs"))
+    assert {one["optim.epochs"] for one in found} >= {2, 3, 39, 40}
+    assert all(2 <= one["optim.epochs"] <= 40 for one in found)
+
+
+def test_values_have_three_digits_so_that_what_is_shown_is_all_of_them() -> None:
+    for one in draws(200):
+        for key in ("optim.lr", "objective.lambda_r"):
+            assert float(f"{one[key]:.3g}") == one[key]
+
+
+def test_a_draw_depends_on_the_seed_its_number_and_its_own_range_only() -> None:
+    assert draws(20)[:7] == draws(7)
+    assert all(a != b for a, b in zip(draws(20), draws(20, seed=1), strict=True))
+    other = draws(7, **{"model.latent": {"choices": [99]}, "objective.beta": {"low": 0, "high": 1}})
+    for ours, theirs in zip(draws(7), other, strict=True):
+        assert {k: v for k, v in ours.items() if k != "model.latent"} == {
+            k: v for k, v in theirs.items() if k not in {"model.latent", "objective.beta"}
+        }
+
+
+def test_more_configurations_keep_the_trials_of_the_first_ones() -> None:
+    few, many = listed(5), listed(9)
+    assert len(few) == 5 * 2 and len(many) == 9 * 2 and many[: len(few)] == few
+    assert {trial.configuration for trial in many} == set(range(9))
+    assert listed(5, seed=1)[0].id != few[0].id
+
+
+def test_every_condition_tries_the_same_configurations() -> None:
+    conditions = {"few": {"objective.beta": 1e-3}, "many": {"objective.beta": 1e-2}}
+    found = listed(4, conditions=conditions)
+    params = {name: [t.params for t in found if t.condition == name] for name in conditions}
+    assert params["few"] == params["many"] and len(params["few"]) == 8
+
+
+def test_the_first_round_of_optuna_is_that_of_a_random_search() -> None:
+    search = {"kind": "optuna", "configurations": 30, "at_once": 5}
+    assert expand(study(search=search, space=SPACE), "data", source="s") == listed(5)
+
+
+def test_configurations_drawn_twice_are_trained_once() -> None:
+    assert len(listed(50, space={"model.latent": {"choices": [4, 8]}})) == 2 * 2
+
+
+@pytest.mark.parametrize(
+    ("key", "whole"),
+    [
+        ("model.latent", True),
+        ("trainer.early_stopping.patience", True),
+        ("model.modalities.cnv.features", True),
+        ("optim.lr", False),
+        ("optim.lr_schedule", False),
+        ("model.discriminator", False),
+        ("nothing.such", False),
+    ],
+)
+def test_whole_keys_are_told_by_their_type(key: str, whole: bool) -> None:
+    assert is_whole(key) == whole
+
+
+LR = {"optim.lr": {"choices": [1e-3]}}
+
+
+@pytest.mark.parametrize(
+    ("sweep", "message"),
+    [
+        ({"search": "random"}, "search and space belong together"),
+        ({"space": LR}, "search and space belong together"),
+        ({"search": "random", "space": LR, "grid": {"seed": [1]}}, "give grid or search, not both"),
+        ({"search": "rondom", "space": LR}, "unknown kind 'rondom'; did you mean 'random'?"),
+        ({"search": {"kind": "random", "at_once": 3}, "space": LR}, "sweep.search.at_once: unknown key"),
+        ({"search": "random", "space": {"optim.lr": {"low": 1}}}, "give low and high, or choices"),
+        ({"search": "random", "space": {"optim.lr": {"low": 2, "high": 1}}}, "low must be below high (1); got 2"),
+        ({"search": "random", "space": {"optim.lr": {"low": 0, "high": 1, "log": True}}}, "low must be > 0; got 0"),
+        ({"search": "random", "space": {"optim.lr": {"low": 1, "high": 2, "log": True, "step": 1}}}, "log or step"),
+        ({"search": "random", "space": {"optim.lr": {"choices": [1], "low": 1}}}, "give choices alone"),
+        ({"search": "random", "space": {"optim.lr": {"low": 1, "hihg": 2}}}, "unknown key; did you mean 'high'"),
+        ({"search": "random", "space": {"optim.lrr": {"choices": [1]}}}, "optim.lrr: unknown key; did you mean 'lr'"),
+        ({"search": "random", "space": {"optim.lr": {"low": -1, "high": 1}}}, "optim.lr: must be > 0 (got -1"),
+        ({"search": "random", "space": {"model.latent": {"low": 1.5, "high": 3}}}, "latent: must be a whole number"),
+        ({"search": "random", "space": {"model.latent": {"low": 1, "high": 9, "step": 1.5}}}, "step must be a whole"),
+        ({"search": "random", "space": {"seed": {"low": 1, "high": 9}}}, "seed: cannot be swept"),
+        ({"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}}, "set by both the space and a cond"),
+        ({"pruning": {"min_epochs": 4}}, "must be below optim.epochs (4)"),
+        ({"pruning": {"factor": 1}}, "sweep.pruning.factor: must be >= 2 (got 1)"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused_before_anything_starts(
+    tmp_path: Path, sweep: dict[str, Any], message: str
+) -> None:
+    from modis_dist.config import yaml12
+
+    file = tmp_path / "study.yaml"
+    file.write_text(yaml12.dump(tree(Path("store"), **{"grid": {}, **sweep})))
+    with pytest.raises(ConfigError) as refused:
+        expand(parse.load_study(file), "data", source="study.yaml")
+    assert message in str(refused.value)
+
+
+def test_a_rung_before_the_first_validation_is_refused() -> None:
+    values = tree(Path("store"), pruning={"min_epochs": 2})
+    values["trainer"]["validate_every"] = 3
+    with pytest.raises(ConfigError, match=r"must be at least trainer.validate_every \(3\)"):
+        expand(parse.build(Study, values, source="s"), "data", source="s")
+
+
+def test_a_space_is_set_on_the_command_line_like_a_grid() -> None:
+    values = tree(Path("store"), grid={}, search="random", space={})
+    changed = parse.with_overrides(values, ["sweep.space.optim.lr={low: 1e-4, high: 1e-2, log: true}"])
+    assert parse.build(Study, changed, source="s").sweep.space["optim.lr"].high == 1e-2
+
+
+@pytest.mark.parametrize(
+    ("first", "factor", "epochs", "rungs"), [(20, 3, 300, [20, 60, 180]), (1, 2, 8, [1, 2, 4]), (5, 4, 5, [])]
+)
+def test_rungs_grow_by_the_factor_and_stay_below_the_last_epoch(
+    first: int, factor: int, epochs: int, rungs: list[int]
+) -> None:
+    assert Pruning(min_epochs=first, factor=factor).rungs(epochs=epochs) == rungs

@@ -1,0 +1,277 @@
+"""What a folder tells of its study or training: while it runs, after its end, after a kill, half written, damaged."""
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modis_dist.cli.main import run as command
+from modis_dist.config import parse
+from modis_dist.config.study import Study
+from modis_dist.execution.trial import sequence_digest
+from modis_dist.runtime.files import write_json, write_text
+from modis_dist.runtime.lock import Holder, holder, locked
+from modis_dist.study import manifest
+from modis_dist.study.manifest import Manifest
+from modis_dist.study.status import Status, seconds_per_epoch, status
+from modis_dist.train.journal import JournalWriter
+from tests.study.toy_study import BARE, tree, write_store, write_study
+from tests.train import toy
+
+HOLD = """import sys, time
+from contextlib import ExitStack
+from pathlib import Path
+from modis_dist.runtime.lock import locked
+with ExitStack() as open:
+    for folder in sys.argv[1:]:
+        open.enter_context(locked(Path(folder)))
+    print("held", flush=True)
+    time.sleep(600)"""
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """A study of four trials in two packs, listed and not started; trained for at most 4 epochs."""
+    folder = tmp_path / "out"
+    folder.mkdir()
+    study = parse.build(Study, tree(tmp_path / "store"), source="toy")
+    trials = manifest.expand(study, "data", source="toy")
+    packs = tuple(tuple(trial.id for trial in trials[start : start + 2]) for start in (0, 2))
+    manifest.save(folder / "manifest.json", Manifest("toy", "data", trials, packs))
+    write_text(folder / "study.yaml", parse.dump(study))
+    return folder
+
+
+def packs_of(out: Path) -> list[tuple[Path, list[str]]]:
+    listed = json.loads((out / "manifest.json").read_text())["packs"]
+    return [(out / "packs" / sequence_digest(ids), ids) for ids in listed]
+
+
+def write_journal(folder: Path, trials: Sequence[str], times_s: Sequence[float], monkeypatch: Any) -> None:
+    """A journal whose epochs end at the given times."""
+    folder.mkdir(parents=True, exist_ok=True)
+    writer = JournalWriter(folder / "journal.jsonl")
+    for step, at in enumerate(times_s, start=1):
+        monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda at=at: int(1000 * at))
+        for trial in trials:
+            writer.metrics(trial, step=step, values={"loss": 1.0})
+    writer.close()
+
+
+def write_result(out: Path, trial: str, **values: Any) -> None:
+    folder = out / "trials" / trial
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "result.json", {"trial": trial, "status": "done", "reason": None} | values)
+
+
+@contextmanager
+def held(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
+    """The folders, locked by another process."""
+    with subprocess.Popen([sys.executable, "-c", HOLD, *map(str, folders)], stdout=subprocess.PIPE, text=True) as child:
+        try:
+            assert child.stdout is not None and child.stdout.readline() == "held\n"
+            yield child
+        finally:
+            child.kill()
+
+
+def content(folder: Path) -> dict[str, tuple[bytes, int]]:
+    return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
+
+
+# --- states ---------------------------------------------------------------------------------------------------
+
+
+def test_a_running_study_tells_its_process_its_epochs_and_the_time_left_and_is_not_touched(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (first, trials), (second, _) = packs_of(out)
+    write_journal(first, trials, [10, 13, 16], monkeypatch)
+    with held(out, first) as child:
+        before = content(out)
+        found = status(out)
+        assert content(out) == before
+        assert command(["status", str(out)]) == 0
+    assert (found.kind, found.name, found.state, found.stage) == ("study", "toy", "running", "search")
+    assert found.holder is not None and (found.holder.pid, found.holder.host) == (child.pid, socket.gethostname())
+    assert found.trials == {"running": 2, "waiting": 2}
+    assert [(p.id, p.state, p.epoch, p.epochs, p.seconds_per_epoch) for p in found.packs] == [
+        (first.name, "running", 3, 4, 3.0),
+        (second.name, "waiting", 0, 4, None),
+    ]
+    assert found.eta_s == 1 * 3 + 4 * 3  # one pack at a time
+    told = capsys.readouterr().out
+    assert f"running by process {child.pid}" in told and "epoch 3 of 4" in told and "about 15 s" in told
+    assert f"kill -INT {child.pid}" in told
+
+
+def test_after_sigkill_a_study_is_dead_and_after_an_orderly_end_interrupted(out: Path) -> None:
+    with held(out) as child:
+        child.kill()
+        child.wait()
+        found = status(out)
+        assert (found.state, found.eta_s, found.trials) == ("dead", None, {"waiting": 4})
+        assert found.holder is not None and found.holder.pid == child.pid and found.holder.alive is False
+        assert found.advice.startswith("it was killed; go on with: modis-dist tune ")
+    with locked(out, patience_s=0):
+        assert holder(out) is not None
+    assert holder(out) is None
+    assert status(out).state == "interrupted" and status(out).holder is None
+
+
+def test_a_process_that_only_has_the_number_of_the_dead_one_is_not_it(out: Path) -> None:
+    reused = Holder(os.getpid(), socket.gethostname(), started=1.0)
+    (out / "lock").write_text(json.dumps(asdict(reused)))
+    assert status(out).state == "dead"
+
+
+def test_a_process_on_another_machine_is_neither_called_alive_nor_dead(out: Path) -> None:
+    (out / "lock").write_text(json.dumps({"pid": 1, "host": "node-17", "started": 5.0}))
+    found = status(out)
+    assert found.state == "elsewhere" and "look on node-17 whether process 1 still runs" in found.advice
+
+
+def test_results_of_every_kind_are_counted_and_failures_have_their_reasons(out: Path) -> None:
+    (_, (done, failed)), (crashed, (pruned, odd)) = packs_of(out)
+    write_result(out, done)
+    write_result(out, failed, status="failed", reason="loss is nan at step 3")
+    write_result(out, pruned, status="pruned")
+    crashed.mkdir(parents=True)
+    (crashed / "error.txt").write_text("Traceback\n  frame\nMemoryError: out of it\n\n")
+    found = status(out)
+    assert found.trials == {"done": 1, "failed": 1, "pruned": 1, "crashed": 1}
+    assert found.failures == {failed: "loss is nan at step 3", odd: "MemoryError: out of it"}
+    (out / "trials" / odd).mkdir()
+    (out / "trials" / odd / "result.json").write_text('{"status": "do')
+    assert status(out).trials["damaged"] == 1
+
+
+def test_a_finished_study_with_crashed_trials_is_finished_and_says_how_to_try_them_again(out: Path) -> None:
+    (_, first), (_, (third, crashed)) = packs_of(out)
+    for trial in (*first, third):
+        write_result(out, trial)
+    write_json(out / "summary.json", {"failures": {crashed: "the worker died 3 times"}})
+    found = status(out)
+    assert (found.state, found.stage) == ("finished", "done")
+    assert found.failures == {crashed: "the worker died 3 times"}
+    assert found.advice.startswith("1 trials crashed and are tried again by: modis-dist tune ")
+    (out / "lock").write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": 5.0}))
+    assert status(out).state == "dead"  # killed while it tried the crashed one again
+
+
+def test_a_single_training_tells_the_same_of_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_text(tmp_path / "run.yaml", parse.dump(toy.run()))
+    write_journal(tmp_path, ["id"], [10, 12, 14], monkeypatch)
+    with held(tmp_path) as child:
+        found = status(tmp_path)
+        assert (found.kind, found.state, found.stage, found.trials) == ("run", "running", "training", {"running": 1})
+        assert (found.packs[0].epoch, found.packs[0].epochs, found.eta_s) == (3, 4, 2.0)
+        child.kill()
+        child.wait()
+        found = status(tmp_path)
+        assert (found.state, found.trials) == ("dead", {"stopped": 1})
+        assert found.advice.endswith(f"modis-dist train {tmp_path / 'run.yaml'} --out {tmp_path}")
+    write_json(tmp_path / "result.json", {"status": "failed", "reason": "loss is nan"})
+    found = status(tmp_path)
+    assert (found.state, found.trials, found.failures) == ("finished", {"failed": 1}, {"toy": "loss is nan"})
+
+
+# --- pace -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("times_s", "pace"), [([], None), ([5], None), ([5, 7], 2.0), ([5, 7, 9, 5000, 5002], 2.0), ([5, 4], 0.0)]
+)
+def test_the_pace_is_the_middle_one_so_that_a_pause_between_starts_does_not_count(
+    times_s: list[float], pace: float | None
+) -> None:
+    records = [{"trial": "a", "step": k, "time_ms": int(1000 * at)} for k, at in enumerate(times_s)]
+    assert seconds_per_epoch(records) == pace
+
+
+def test_the_time_left_is_unknown_before_two_epochs_and_then_shared_by_the_packs_that_run(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, a), (second, b) = packs_of(out)
+    write_journal(first, a, [10], monkeypatch)
+    second.mkdir(parents=True)
+    with held(out, first, second):
+        assert status(out).eta_s is None
+        write_journal(second, b, [20, 22], monkeypatch)
+        assert status(out).eta_s == max((3 * 2 + 2 * 2) / 2, 3 * 2)
+
+
+def test_what_is_half_written_is_not_counted(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, trials = packs_of(out)[0]
+    write_journal(first, trials, [1, 2, 3], monkeypatch)
+    with (first / "journal.jsonl").open("ab") as file:
+        file.truncate((first / "journal.jsonl").stat().st_size - 9)
+    (out / "lock").write_text('{"pid": 12')
+    found = status(out)
+    assert found.packs[0].epoch == 3 and found.state == "interrupted"  # the other trial's line of epoch 3 is whole
+
+
+# --- refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}'])
+def test_a_damaged_manifest_is_one_line_and_code_2(out: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (out / "manifest.json").write_text(text)
+    assert command(["status", str(out)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {out / 'manifest.json'}: ")
+
+
+def test_a_folder_where_nothing_was_started_is_one_line_and_code_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command(["status", str(tmp_path)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert command(["status", str(tmp_path / "none")]) == 2
+
+
+# --- real ones ------------------------------------------------------------------------------------------------
+
+
+def wait_for_epoch(folder: Path, child: "subprocess.Popen[bytes]") -> Status:
+    """The first status with an epoch in it."""
+    end = time.monotonic() + 120
+    while time.monotonic() < end and child.poll() is None:
+        if (folder / "manifest.json").exists():
+            found = status(folder)
+            if any(pack.epoch for pack in found.packs):
+                return found
+        time.sleep(0.05)
+    raise AssertionError("no epoch was seen")
+
+
+def test_the_advice_for_a_killed_study_finishes_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "the out"
+    study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
+    with subprocess.Popen([*BARE, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL) as driver:
+        found = wait_for_epoch(out, driver)
+        assert found.state == "running" and found.holder is not None and found.holder.pid == driver.pid
+        driver.send_signal(signal.SIGKILL)
+    found = status(out)
+    assert (found.state, sum(found.trials.values())) == ("dead", 4)
+    words = shlex.split(found.advice.partition("go on with: ")[2])
+    assert words[0] == "modis-dist" and command(words[1:]) == 0
+    capsys.readouterr()
+    assert command(["status", str(out), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["state"], told["stage"], told["trials"], told["refits"]) == (
+        "finished",
+        "done",
+        {"done": 4},
+        {"done": 1},
+    )

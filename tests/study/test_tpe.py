@@ -1,0 +1,70 @@
+"""Configurations that Optuna proposes: a pure function of what it was told, within the space, better than chance."""
+
+from math import log10
+from typing import Any
+
+import numpy as np
+
+from modis_dist.config.study import Dimension
+from modis_dist.study.search.space import drawn
+from modis_dist.study.search.tpe import Outcome, proposals
+
+SPACE = {
+    key: Dimension.model_validate(one)
+    for key, one in {
+        "optim.lr": {"low": 1e-5, "high": 1e-1, "log": True},
+        "optim.batch_size": {"low": 8, "high": 40, "step": 16},
+        "model.latent": {"low": 2, "high": 64, "log": True},
+        "model.ratios": {"choices": [[1.0], [1.0, 0.5], [True]]},
+    }.items()
+}
+METRIC = "balanced_accuracy"
+
+
+def outcomes(count: int) -> list[Outcome]:
+    """The nearer a learning rate to 1e-3 the better; some pruned, some failed."""
+    found = []
+    for number in range(count):
+        params = drawn(SPACE, seed=3, number=number)
+        mean = 1 - abs(log10(params["optim.lr"]) + 3) / 4
+        found.append(Outcome(params, None if number % 7 == 6 else mean, 20 if mean < 0.6 else None))
+    return found
+
+
+def proposed(known: list[Outcome], *, count: int = 6, seed: int = 0, number: int = 2) -> list[dict[str, Any]]:
+    return proposals(SPACE, known, count=count, seed=seed, number=number, metric=METRIC)
+
+
+def test_the_same_results_lead_to_the_same_proposals_and_other_rounds_and_seeds_to_others() -> None:
+    known = outcomes(15)
+    assert proposed(known) == proposed(known)
+    assert proposed(known) != proposed(known, seed=1) and proposed(known) != proposed(known, number=3)
+    assert proposed(known, count=3) == proposed(known)[:3]
+
+
+def test_proposals_lie_in_the_space_with_whole_numbers_and_three_digits() -> None:
+    for one in proposed(outcomes(15), count=40):
+        assert set(one) == set(SPACE)
+        assert 1e-5 <= one["optim.lr"] <= 1e-1 and float(f"{one['optim.lr']:.3g}") == one["optim.lr"]
+        assert one["optim.batch_size"] in (8, 24, 40) and type(one["optim.batch_size"]) is int
+        assert 2 <= one["model.latent"] <= 64 and type(one["model.latent"]) is int
+        assert one["model.ratios"] in [[1.0], [1.0, 0.5], [True]]
+
+
+def test_what_is_proposed_is_nearer_to_the_best_than_what_is_drawn() -> None:
+    def distance(configurations: list[dict[str, Any]]) -> float:
+        return float(np.mean([abs(log10(one["optim.lr"]) + 3) for one in configurations]))
+
+    known = outcomes(30)
+    assert distance(proposed(known, count=20)) < 0.7 * distance([dict(one.params) for one in known])
+
+
+def test_an_error_is_made_smaller() -> None:
+    known = [Outcome(one.params, None if one.mean is None else 1 - one.mean) for one in outcomes(30)]
+    found = proposals(SPACE, known, count=20, seed=0, number=1, metric="reconstruction_mse")
+    assert np.mean([abs(log10(one["optim.lr"]) + 3) for one in found]) < 0.7
+
+
+def test_before_there_is_any_result_proposals_are_made_as_well() -> None:
+    failed = [Outcome(one.params, None) for one in outcomes(4)]
+    assert len(proposed(failed)) == 6

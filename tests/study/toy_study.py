@@ -1,0 +1,65 @@
+"""A study of four small trials on a store of the toy cohort."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from modis_dist.config import parse, yaml12
+from modis_dist.config.study import Study
+from modis_dist.data.store.writer import StoreWriter
+from modis_dist.execution.local import LocalExecutor
+from modis_dist.integrations.mlflow.mirror import NullMirror
+from modis_dist.study.monitor import Silent
+from modis_dist.study.plan import plan
+from modis_dist.study.run import run_study
+from tests.train import toy
+
+COMMAND = [sys.executable, "-m", "modis_dist"]
+BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis_dist"]  # without figures and MLflow
+
+
+def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:
+    """The toy cohort as a store; the first ``blind`` samples are test rows without a label, the others for training."""
+    held = toy.cohort(samples=samples)
+    with StoreWriter(path, source={"kind": "toy"}) as writer:
+        for modality, index in held.selection.index.items():
+            tested = [int(name.removeprefix("s")) < blind for name in index.sample_id]
+            writer.begin(modality, held.features[modality])
+            writer.write(
+                modality,
+                sample_id=list(index.sample_id),
+                group_id=list(index.group_id),
+                label=[
+                    toy.CLASSES[k] if labels and k >= 0 and not unseen else None
+                    for k, unseen in zip(index.label, tested, strict=True)
+                ],
+                split=[("test" if unseen else "train") if blind else "" for unseen in tested],
+                x=held.x[modality],
+            )
+    return path
+
+
+def tree(store: Path, **sweep: Any) -> dict[str, Any]:
+    """The study as plain values."""
+    base = json.loads(json.dumps(toy.TREE))
+    base["data"]["store"] = str(store)
+    settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"} | sweep
+    return base | {"sweep": settings}
+
+
+def study_here(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
+    """The study trained in this process, without MLflow; its summary."""
+    torch.set_num_threads(1)
+    study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")
+    planned = plan(study, out=out, slots=1, source="study.yaml")
+    executor = LocalExecutor(study.sweep.resources)
+    return run_study(planned, out=out, executor=executor, mirror=NullMirror(), display=Silent())
+
+
+def write_study(path: Path, store: Path, **sweep: Any) -> Path:
+    """The study as a YAML file."""
+    path.write_text(yaml12.dump(tree(store, **sweep)))
+    return path
