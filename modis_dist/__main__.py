@@ -3,11 +3,11 @@
 import sys
 from signal import SIGUSR1
 
-from modis_dist.runtime.processes import hold_back
+from modis_dist.runtime.processes import defer_signal
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["job"]:
-        hold_back(SIGUSR1)  # Slurm's warning may come while all else is loaded
+        defer_signal(SIGUSR1)  # Slurm's warning may come while all else is loaded
     from modis_dist.cli.main import main
 
     main()

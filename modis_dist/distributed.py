@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 @runtime_checkable
-class Roll(Protocol):
+class Presence(Protocol):
     """Who of several ranks is there."""
 
     def says(self, word: str) -> None:
@@ -45,7 +45,7 @@ class World:
     rank: int = 0
     size: int = 1
     host: Any = None  # process group for what is on the host
-    roll: Roll | None = None
+    roll: Presence | None = None
     count: Iterator[int] = field(default_factory=itertools.count, compare=False)  # of what was awaited
 
     @property

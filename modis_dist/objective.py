@@ -27,7 +27,7 @@ from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
 from modis_dist.model.layers import LinearMap
-from modis_dist.model.networks import Judgement, Modis
+from modis_dist.model.networks import DiscriminatorOutput, Modis
 from modis_dist.model.nodes import pulled
 
 AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
@@ -195,13 +195,15 @@ def _encode(
     return torch.cat([z.to(noise.dtype) for z, *_ in found], 1), [(pull, push) for _, pull, push in found]
 
 
-def _of_all_ranks(own: Judgement, batch: Batch, world: World) -> Judgement:
+def _of_all_ranks(own: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
     """What the discriminator says of the whole global batch, each [r, m, b, ...], in the precision of losses."""
     parts = [part.to(batch.noise_d.dtype) for part in (own.h, own.modality, own.label)]
-    return Judgement(*world.whole(parts, *batch.label.shape[1:]))
+    return DiscriminatorOutput(*world.whole(parts, *batch.label.shape[1:]))
 
 
-def _add_class_terms(terms: Terms, judged: Judgement, label: Tensor, weights: Weights, *, suffix: str) -> None:
+def _add_class_terms(
+    terms: Terms, judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
+) -> None:
     """L_C and L_clustering, summed over modalities."""
     terms.add_shared(f"class_{suffix}", labelled_cross_entropy(judged.label, label), weights.label)
     value = clustering(judged.label.softmax(-1), judged.h, weights.prior.unsqueeze(1))
@@ -209,7 +211,7 @@ def _add_class_terms(terms: Terms, judged: Judgement, label: Tensor, weights: We
 
 
 def _adversarial(
-    judged: Judgement, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
+    judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
     """The adversarial loss of each replicate, by the kind it was given."""
     needs_guesses = "class_conditional" in weights.losses
@@ -243,7 +245,7 @@ def _one_kind(kind: AdversarialLoss, logits: Tensor, known: Tensor, side: str) -
             return adversarial.class_conditional_encoder(logits, known)
 
 
-def _confident(judged: Judgement, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
+def _confident(judged: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
     """The true class, or where unlabelled the predicted class if its probability reaches the confidence, else -1."""
     top, predicted = judged.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from modis_dist.train.process_group import Seat, meeting_file, met
+from modis_dist.train.process_group import RankSpec, init_process_group, rendezvous_file
 
 LIMIT_S = 120.0
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -52,7 +52,15 @@ def start(
     processes = [
         CONTEXT.Process(
             target=_live,
-            args=(Seat(rank, size, meeting_file(folder)), work, folder, arguments, held[rank][1], timeout_s, device),
+            args=(
+                RankSpec(rank, size, rendezvous_file(folder)),
+                work,
+                folder,
+                arguments,
+                held[rank][1],
+                timeout_s,
+                device,
+            ),
             daemon=True,
         )
         for rank in range(size)
@@ -64,10 +72,10 @@ def start(
     return processes, [reader for reader, _ in held]
 
 
-def _live(seat: Seat, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float, device: str) -> None:
+def _live(seat: RankSpec, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float, device: str) -> None:
     torch.set_num_threads(1)
     try:
-        with met(seat, device=torch.device(device), timeout_s=timeout_s) as world:
+        with init_process_group(seat, device=torch.device(device), timeout_s=timeout_s) as world:
             found = work(world, folder, *arguments)
     except BaseException as error:
         pipe.send_bytes(pickle.dumps((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")))

@@ -77,14 +77,14 @@ def _parameters(study: "Study", *, source: str) -> dict[str, Any]:
     from modis_dist.data.store.open_store import open_store
     from modis_dist.model.layers import count_parameters
     from modis_dist.model.networks import Modis
-    from modis_dist.train.placement import place_of
+    from modis_dist.train.placement import storage_of
     from modis_dist.train.prepare import load_cohort, prepare, shape, stated_shape
 
     sizes = stated_shape(study)
     if sizes is None:
         with tempfile.TemporaryDirectory() as folder:
             store = open_store(study.data, out=Path(folder), source=source)
-            cohort = load_cohort(store, study.data, place=place_of(study, store))
+            cohort = load_cohort(store, study.data, place=storage_of(study, store))
             prepared = prepare(study.base(), cohort)
         features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
         sizes = shape(study, features, len(prepared.classes))

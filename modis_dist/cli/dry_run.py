@@ -81,12 +81,12 @@ def foreseen(
 
 def _scratch(kept: "Sequence[list[int]]", *, slots: "Sequence[int]", temporary: Path | None) -> dict[str, Any]:
     """Of stages with packs that keep so many bytes of features on a disk: the most at once, and whether they fit."""
-    from modis_dist.data.store.arrays import little_room
+    from modis_dist.data.store.arrays import insufficient_scratch
     from modis_dist.planning.estimate import at_once
 
     most = max(at_once(sizes, slots=count) for sizes, count in zip(kept, slots, strict=True))
-    problem = little_room(most) if most and temporary else None
-    if problem and little_room(max(max(sizes, default=0) for sizes in kept)) is None:
+    problem = insufficient_scratch(most) if most and temporary else None
+    if problem and insufficient_scratch(max(max(sizes, default=0) for sizes in kept)) is None:
         problem += "; or train fewer packs at once (sweep.resources), of which one alone has room"
     return {"scratch": most, "scratch_folder": str(temporary) if temporary else None, "scratch_problem": problem}
 

@@ -21,12 +21,12 @@ def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
 def finish(directory: Out) -> None:
     """Choose among the trials that an array has trained, refit and test."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
-    from modis_dist.integrations.slurm.array import AfterArray, Listening, job
+    from modis_dist.integrations.slurm.array import AfterArray, StopBetweenPacks, job
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
     with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
         summary = run(
-            study_of(directory), directory, Listening(executor, flag), directory / "submission" / "study.yaml"
+            study_of(directory), directory, StopBetweenPacks(executor, flag), directory / "submission" / "study.yaml"
         )
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
@@ -38,7 +38,7 @@ def allocation(directory: Out) -> None:
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
     from modis_dist.integrations.ray.tune import RayExecutor
     from modis_dist.integrations.slurm.allocation import ray_of_job
-    from modis_dist.integrations.slurm.array import Listening, job
+    from modis_dist.integrations.slurm.array import StopBetweenPacks, job
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
     study, site = study_of(directory), site_of(directory)
@@ -46,9 +46,9 @@ def allocation(directory: Out) -> None:
     with (
         job(directory, "allocation", site) as flag,
         ray_of_job(directory, site) as place,
-        RayExecutor(resources, place=place, device=device, workers=workers) as executor,
+        RayExecutor(resources, backend=place, device=device, workers=workers) as executor,
     ):
-        summary = run(study, directory, Listening(executor, flag), directory / "submission" / "study.yaml")
+        summary = run(study, directory, StopBetweenPacks(executor, flag), directory / "submission" / "study.yaml")
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
 

@@ -12,7 +12,7 @@ from modis_dist.cli.wait import wait_for_end
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from modis_dist.integrations.slurm.submission_status import Standing, Task
+    from modis_dist.integrations.slurm.submission_status import SubmissionStatus, Task
     from modis_dist.study.status import Status
 
 FAILURES_SHOWN = 10
@@ -67,7 +67,7 @@ def status(
     _say(f"next: {found.advice}")
 
 
-def _print_submission(found: "Standing", *, now: float) -> None:
+def _print_submission(found: "SubmissionStatus", *, now: float) -> None:
     from modis_dist.runtime.errors import shown
 
     _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")

@@ -62,7 +62,7 @@ def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None)
         from modis_dist.integrations.ray.train import train_run_on_ranks
 
         with ray_at(ray) as place:
-            return train_run_on_ranks(run, out=out, source=source, reporter=bar, place=place)
+            return train_run_on_ranks(run, out=out, source=source, reporter=bar, backend=place)
     from modis_dist.execution.single import train_run
     from modis_dist.runtime.signals import Flag, on_signal
 

@@ -132,7 +132,7 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
 
         with (
             ray_at(ray) as place,
-            RayExecutor(resources, place=place, device=study.trainer.device, workers=workers) as executor,
+            RayExecutor(resources, backend=place, device=study.trainer.device, workers=workers) as executor,
         ):
             yield executor
 

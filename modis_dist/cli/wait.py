@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from modis_dist.cli.options import print_json
 
 if TYPE_CHECKING:
-    from modis_dist.integrations.slurm.submission_status import Standing
+    from modis_dist.integrations.slurm.submission_status import SubmissionStatus
 
 LOOK_S = 15.0  # a queue's commands are a load that sites count
 GOING_ON = frozenset({"running", "waiting", "unknown"})
@@ -33,7 +33,7 @@ def wait_for_end(folder: Path, *, as_json: bool) -> None:
     fail_if_incomplete(summary, folder)
 
 
-def _ended(folder: Path) -> "Standing":
+def _ended(folder: Path) -> "SubmissionStatus":
     """How a submission stands when it does not go on any more."""
     from modis_dist.cli.display import errors, sweep_bars
     from modis_dist.integrations.slurm.submission_status import standing

@@ -19,7 +19,7 @@ OVERSAMPLES = 10  # random directions beside those of the components
 FEW = 0.1  # of all components: fewer than that need more turns
 
 
-def leading(blocks: Blocks, shape: tuple[int, int], *, components: int, seed: int) -> tuple[Block, Block]:
+def randomized_pca(blocks: Blocks, shape: tuple[int, int], *, components: int, seed: int) -> tuple[Block, Block]:
     """Mean [features] and leading components [components, features] of ``shape`` = rows x features without NaN.
 
     Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1 (arXiv:0909.4061). The rows are gone through 11 times, or

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
-from modis_dist.data.pca import leading
-from modis_dist.data.store.arrays import Matrix, Place, filled, slices
+from modis_dist.data.pca import randomized_pca
+from modis_dist.data.store.arrays import FeatureStorage, Matrix, materialise, slices
 from modis_dist.data.store.index import Features
 from modis_dist.runtime.errors import DataError, shown
 
@@ -55,13 +55,13 @@ class Pipeline:
             names = _names_after(step, names)
         return names
 
-    def apply(self, x: Matrix, *, place: Place = "memory") -> Features:
+    def apply(self, x: Matrix, *, place: FeatureStorage = "memory") -> Features:
         """Prepared rows, float32 [n, features_out], of rows [n, features_in]; kept in memory or on a disk.
 
         Raises ``DataError`` for infinite values, values below 0 that log1p gets, and values missing at the end.
         """
         with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
-            return filled((len(x), len(self.features_out)), self._prepared(x), place=place)
+            return materialise((len(x), len(self.features_out)), self._prepared(x), place=place)
 
     def _prepared(self, x: Matrix) -> Iterator[NDArray[np.float32]]:
         for _, block in _blocks(self, x):
@@ -285,7 +285,7 @@ def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
     _refuse_missing(before, x)
     if step.solver == "randomized" and rows * features > VALUES_FOR_RANDOMIZED_PCA:
         shape, blocks = (rows, features), partial(_blocks, before, x)
-        mean, components = leading(blocks, shape, components=step.components, seed=step.seed)
+        mean, components = randomized_pca(blocks, shape, components=step.components, seed=step.seed)
         return Fitted("pca", {"mean": mean, "components": components})
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
     model = (_incremental_pca if incremental else _pca_at_once)(step, before, x)

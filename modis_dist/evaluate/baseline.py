@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from modis_dist.data.store.arrays import Matrix, Place, Taken, filled, slices
+from modis_dist.data.store.arrays import FeatureStorage, Matrix, RowView, materialise, slices
 from modis_dist.data.store.index import UNLABELLED, Features, Rows
 from modis_dist.metrics import Scored, classification
 
@@ -31,7 +31,11 @@ Labelled = tuple[Features, Rows]
 
 
 def logistic_regression(
-    train: Mapping[str, Labelled], test: Mapping[str, Labelled], *, classes: Sequence[str], place: Place = "memory"
+    train: Mapping[str, Labelled],
+    test: Mapping[str, Labelled],
+    *,
+    classes: Sequence[str],
+    place: FeatureStorage = "memory",
 ) -> dict[str, Any]:
     """One multinomial logistic regression per modality, scored on the test rows; ``place`` keeps standardised rows.
 
@@ -51,7 +55,7 @@ def logistic_regression(
     return {**result, "max_iter": MAX_ITER, "converged": converged}
 
 
-def _one_modality(train: Labelled | None, test: Labelled, place: Place) -> tuple[Scored, dict[str, Any]]:
+def _one_modality(train: Labelled | None, test: Labelled, place: FeatureStorage) -> tuple[Scored, dict[str, Any]]:
     x, true = test
     known = train[1] != UNLABELLED if train is not None else np.zeros(0, bool)
     if train is None or not known.any():
@@ -61,7 +65,7 @@ def _one_modality(train: Labelled | None, test: Labelled, place: Place) -> tuple
     if (labels == labels[0]).all():
         reason = "one class among the labelled training rows"
         return Scored(true, np.full_like(true, labels[0])), {"C": None, "converged": True, "reason": reason}
-    labelled = Taken(train[0], np.flatnonzero(known))
+    labelled = RowView(train[0], np.flatnonzero(known))
     c = chosen_c(labelled, labels)
     predicted, converged = predict(labelled, labels, x, c=c, place=place)
     return Scored(true, predicted), {"C": c, "converged": converged, "reason": None}
@@ -77,7 +81,7 @@ def chosen_c(x: Matrix, label: Rows) -> float:
 
     draw = np.random.default_rng(0).permutation(len(label))[:TUNED_ON]
     draw = draw[(np.bincount(label[draw]) >= FOLDS)[label[draw]]]
-    x, label = Taken(x, draw), label[draw]
+    x, label = RowView(x, draw), label[draw]
     if len(np.unique(label)) < 2:
         return UNTUNED
     search = GridSearchCV(
@@ -102,7 +106,9 @@ def _one_thread() -> Iterator[None]:
         yield
 
 
-def predict(train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, place: Place = "memory") -> tuple[Rows, bool]:
+def predict(
+    train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, place: FeatureStorage = "memory"
+) -> tuple[Rows, bool]:
     """Classes [n_test] that a regression with C = ``c`` predicts, and whether lbfgs converged.
 
     There are at least two classes in ``train_y``. Standardised rows are kept in ``place``, and lbfgs copies none.
@@ -121,7 +127,7 @@ def predict(train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, place: 
     return np.asarray(model.predict(test_x), np.int64), converged
 
 
-def standardised(train: Matrix, other: Matrix, *, place: Place = "memory") -> tuple[Features, Features]:
+def standardised(train: Matrix, other: Matrix, *, place: FeatureStorage = "memory") -> tuple[Features, Features]:
     """Both [n, p] less the training mean, over the training deviation; columns constant in training only shifted."""
     nothing = np.zeros(train.shape[1])
     mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=nothing) / len(train)
@@ -130,7 +136,7 @@ def standardised(train: Matrix, other: Matrix, *, place: Place = "memory") -> tu
     constant = np.logical_and.reduce([(block == first).all(0) for block in _blocks(train)])
     scale = np.where(constant, 1.0, np.sqrt(squares / len(train)))
     left, right = (
-        filled((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), place=place)
+        materialise((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), place=place)
         for x in (train, other)
     )
     return left, right

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from modis_dist.data.preprocess import Pipeline
-from modis_dist.data.store.arrays import Matrix, Place
+from modis_dist.data.store.arrays import FeatureStorage, Matrix
 from modis_dist.data.store.index import Features
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.runtime.errors import DataError, nearest, shown
@@ -114,7 +114,7 @@ class Predictor:
 
     # --- arrays -----------------------------------------------------------------------------------------------
 
-    def transform(self, x: Matrix, *, modality: str, place: Place = "memory") -> Features:
+    def transform(self, x: Matrix, *, modality: str, place: FeatureStorage = "memory") -> Features:
         """Raw features [n, p] preprocessed as in training, and kept in a place."""
         return self._pipeline_of(modality).apply(x, place=place)
 

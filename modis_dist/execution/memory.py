@@ -27,7 +27,7 @@ from modis_dist.runtime.processes import end_with_parent
 from modis_dist.train import cpu_settings
 from modis_dist.train.callbacks import NullReporter
 from modis_dist.train.cuda_graph import WARM_UP
-from modis_dist.train.placement import memory_limit, place_of
+from modis_dist.train.placement import memory_limit, storage_of
 from modis_dist.train.prepare import SelectionOf, build_shape, data_key, kept_bytes, row_counts
 
 STEPS = WARM_UP + 2  # that are tried; a recorded one takes memory of its own
@@ -51,16 +51,16 @@ class Footprint:
 
 
 @dataclass(frozen=True)
-class Room:
+class ConcurrencyLimit:
     """How many packs are trained at once, at most, and how many on one GPU."""
 
     packs: int
     per_gpu: int = 1
 
 
-def fitting(
+def packs_that_fit(
     packs: Sequence[Pack],
-    wanted: Room,
+    wanted: ConcurrencyLimit,
     *,
     machine: Cluster,
     workers: int,
@@ -68,18 +68,18 @@ def fitting(
     out: Path,
     store: Path,
     known: dict[int, Footprint | None],
-) -> Room:
+) -> ConcurrencyLimit:
     """As many of the packs at once as wanted, or as few as fit where every one has so many workers.
 
     Of several nodes all are taken to have the memory of this one. Where less than wanted fit, a warning says so.
     ``known`` is what was measured before, by the rough count of the pack; what is measured now is added.
     """
-    wanted = Room(wanted.packs, min(wanted.per_gpu, wanted.packs))
+    wanted = ConcurrencyLimit(wanted.packs, min(wanted.per_gpu, wanted.packs))
     held, nodes, limit = Store.open(store), len(machine.nodes), SHARE * memory_limit()
     largest = max(packs, key=lambda pack: rough(pack, held))
     count = rough(largest, held)
     certain = DOUBT * wanted.packs * workers * count <= nodes * limit
-    if wanted == Room(1, 1) or (certain and wanted.per_gpu == 1):
+    if wanted == ConcurrencyLimit(1, 1) or (certain and wanted.per_gpu == 1):
         return wanted
     larger = [size for size in known if size >= count]
     size = min(larger, default=count)
@@ -88,17 +88,17 @@ def fitting(
     found = known[size]
     if found is None:
         logging.getLogger(__name__).warning("a pack could not be tried for its memory; one is trained at a time")
-        return Room(1, 1)
+        return ConcurrencyLimit(1, 1)
     per_gpu = max(1, min(wanted.per_gpu, int(SHARE * found.gpu_total / found.gpu))) if found.gpu else wanted.per_gpu
     on_gpus = machine.gpus * per_gpu if per_gpu < wanted.per_gpu else wanted.packs
     in_memory = nodes * int(limit / found.host) // workers
-    fit = Room(max(1, min(wanted.packs, in_memory, on_gpus)), per_gpu)
+    fit = ConcurrencyLimit(max(1, min(wanted.packs, in_memory, on_gpus)), per_gpu)
     if fit != wanted and not larger:
         logging.getLogger(__name__).warning("%s", _told(found, fit, wanted, workers=workers, limit=limit))
     return fit
 
 
-def _told(found: Footprint, fit: Room, wanted: Room, *, workers: int, limit: float) -> str:
+def _told(found: Footprint, fit: ConcurrencyLimit, wanted: ConcurrencyLimit, *, workers: int, limit: float) -> str:
     if fit.per_gpu < wanted.per_gpu:
         takes = f"a pack takes {found.gpu / 1e9:.1f} GB of its GPU (measured), packs may have"
         return f"{takes} {SHARE * found.gpu_total / 1e9:.1f} GB of each: {fit.per_gpu} share one, {fit.packs} at a time"
@@ -205,7 +205,7 @@ def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int |
 
 def _in_memory(pack: Pack, store: Store, limit: int | None) -> bool:
     """Whether its features are kept there, not on a disk."""
-    return place_of(pack.trials[0].run, store, kinds=kinds_of_data(pack), limit=limit) == "memory"
+    return storage_of(pack.trials[0].run, store, kinds=kinds_of_data(pack), limit=limit) == "memory"
 
 
 def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from modis_dist.config.run import Run
-from modis_dist.data.store.arrays import Place
+from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.results import (
     RESULT,
@@ -38,9 +38,9 @@ from modis_dist.runtime.lock import locked
 from modis_dist.train.callbacks import Reporter, Stop
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.placement import place_of
+from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
-from modis_dist.train.process_group import ALONE, Seat, joined
+from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
 from modis_dist.train.progress import Progress
 from modis_dist.train.stack import Member
 
@@ -105,7 +105,9 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
     return Pack(trials, content["judged_on"], content["probe"], content["until"]), content["threads"]
 
 
-def attempt(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> str | None:
+def attempt(
+    pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: RankSpec = ALONE
+) -> str | None:
     """``run_pack`` for an executor: what goes wrong with one pack must not end the others.
 
     Returns why it crashed, or None. ``Interrupted`` and ``RankLost`` are passed on, and ``DiskFailed``: no other pack,
@@ -146,7 +148,7 @@ def forget_last(out: Path, pack: Pack) -> None:
     clear_leftovers(folder)
 
 
-def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: Seat = ALONE) -> None:
+def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: Stop, seat: RankSpec = ALONE) -> None:
     """Train a pack to its end, or as far as it is to be trained, or continue it; of several ranks the first writes.
 
     Raises what ``fit`` raises.
@@ -156,7 +158,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
     with enough_memory(folder, run, stacked=len(pack.trials)), ExitStack() as held:
         members = _members(pack, out=out, store=store)
         held.enter_context(sound_disk(folder))
-        with joined(seat, device=device) as world:
+        with join_process_group(seat, device=device) as world:
             journal = world.first(lambda: held.enter_context(_begun(folder, members)))
             ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
             pruned = _pruned(pack, out)
@@ -263,12 +265,12 @@ def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
 
 def cohort_of(store: Path, run: Run, *, kinds: int = 1) -> Cohort:
     """The data of a run, kept for the next pack of this process; this one learns from so many ``kinds`` of them."""
-    place = place_of(run, _opened(store), kinds=kinds)
+    place = storage_of(run, _opened(store), kinds=kinds)
     return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}), place)
 
 
 @lru_cache(maxsize=1)
-def _cohort(store: Path, data: str, place: Place) -> Cohort:
+def _cohort(store: Path, data: str, place: FeatureStorage) -> Cohort:
     chosen = Run.model_validate({"data": {}}).data.model_validate_json(data)
     return load_cohort(_opened(store), chosen, place=place)
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from modis_dist.config.parse import load_run
 from modis_dist.config.run import Run
-from modis_dist.data.store.arrays import Place, Taken
+from modis_dist.data.store.arrays import FeatureStorage, RowView
 from modis_dist.data.store.index import UNLABELLED, Index, Rows
 from modis_dist.data.store.open_store import open_store
 from modis_dist.data.store.reader import Store
@@ -29,15 +29,15 @@ from modis_dist.train import checkpoint, cpu_settings
 from modis_dist.train.callbacks import Reporter, Stop
 from modis_dist.train.journal import JournalWriter
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.placement import place_of
+from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
-from modis_dist.train.process_group import ALONE, Seat, joined
+from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
 from modis_dist.train.seeds import mix
 from modis_dist.train.stack import Member
 
 
 def train_run(
-    run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop, seat: Seat = ALONE
+    run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop, seat: RankSpec = ALONE
 ) -> dict[str, Any]:
     """Train a run into ``out``, or continue it there; returns its result.
 
@@ -57,12 +57,12 @@ def train_run(
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
     with enough_memory(out, run):
-        prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
+        prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
     cpu_settings.use(run.trainer.threads)
     with enough_memory(out, run), sound_disk(out), ExitStack() as held:
-        with joined(seat, device=device) as world:
+        with join_process_group(seat, device=device) as world:
             # Ranks that start again may find the one that was killed not gone yet.
             patience_s = PATIENCE_S if seat.size > 1 else 0
             journal = world.first(lambda: held.enter_context(_begun(out, run, patience_s=patience_s)))
@@ -108,7 +108,7 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
-    place = place_of(run, opened)
+    place = storage_of(run, opened)
     if data_key(run, opened.fingerprint) != predictor.data:
         return _judged_elsewhere(predictor, opened, learnt_from(run, predictor), place=place)
     prepared = prepare(run, load_cohort(opened, run.data, place=place), test=True)
@@ -171,7 +171,9 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
     return None
 
 
-def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None, *, place: Place) -> dict[str, Any]:
+def _judged_elsewhere(
+    predictor: Predictor, store: Store, learnt: Learnt | None, *, place: FeatureStorage
+) -> dict[str, Any]:
     """Figures on a store that the model was not trained with."""
     subset, unknown, known = _new_rows(predictor, store, learnt, place=place)
     if not any(subset.rows().values()):
@@ -188,7 +190,9 @@ def _judged_elsewhere(predictor: Predictor, store: Store, learnt: Learnt | None,
     }
 
 
-def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None, *, place: Place) -> tuple[Subset, int, int]:
+def _new_rows(
+    predictor: Predictor, store: Store, learnt: Learnt | None, *, place: FeatureStorage
+) -> tuple[Subset, int, int]:
     """The store's rows of known classes that were not learnt from, preprocessed as in training.
 
     Also the numbers of rows left out: of unknown classes, and of the others those learnt from.
@@ -217,7 +221,7 @@ def _new_rows(predictor: Predictor, store: Store, learnt: Learnt | None, *, plac
     return whole, strangers, learnt_rows
 
 
-def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> Taken:
+def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> RowView:
     """Rows of a store with the model's features, in the model's order. Raises ``DataError`` naming missing ones."""
     position = {name: place for place, name in enumerate(store.features(modality))}
     wanted = predictor.features(modality)
@@ -228,4 +232,4 @@ def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> T
         )
     columns = np.array([position[name] for name in wanted])
     same = len(columns) == len(position) and (columns == np.arange(len(columns))).all()
-    return Taken(StoredRows(store, modality), rows, None if same else columns)
+    return RowView(StoredRows(store, modality), rows, None if same else columns)

@@ -31,16 +31,16 @@ from modis_dist.execution.resources import cores, this_machine, workers_mistakes
 from modis_dist.execution.run_pack import chosen_device
 from modis_dist.runtime.errors import ConfigError, DataError, ModisError, RankLost, RunFailed
 from modis_dist.runtime.files import write_text
-from modis_dist.runtime.processes import deaf_to, end_with_parent
+from modis_dist.runtime.processes import end_with_parent, signals_blocked
 from modis_dist.train import checkpoint, cpu_settings
 from modis_dist.train.callbacks import NullTracker, Reporter
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.placement import place_of
+from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import load_cohort, prepare, shape
-from modis_dist.train.process_group import Seat, joined, meeting_file
+from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
 from modis_dist.train.stack import Member
 
 REFUSED = "refused.txt"
@@ -99,7 +99,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
 
 def _steps(run: Run, store: Store) -> int:
     """Optimiser steps of a run, after everything has been tried that its data may refuse."""
-    prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
+    prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
     optim = run.optim
     rows = prepared.train.rows()
@@ -136,11 +136,11 @@ def _live(run: Run, folder: Path, reporter: Reporter, *, before: int, die_at: in
     victim = (die_at or 0) % workers
     with TemporaryDirectory(dir=folder, prefix="ranks-") as name:
         place = Path(name)
-        seats = [Seat(rank, workers, meeting_file(place)) for rank in range(workers)]
+        seats = [RankSpec(rank, workers, rendezvous_file(place)) for rank in range(workers)]
         start, end = get_context("spawn").Process, (left, place / str(victim))
         ranks = [start(target=_train, args=(run, folder, seat, place, end), daemon=True) for seat in seats]
         with _ended(ranks):
-            with deaf_to({signal.SIGINT}):  # as they go on: a Ctrl-C is obeyed here, for all
+            with signals_blocked({signal.SIGINT}):  # as they go on: a Ctrl-C is obeyed here, for all
                 for rank in ranks:
                     rank.start()
             _watch(ranks, folder, reporter, before=before, epochs=2 * run.optim.epochs)
@@ -176,7 +176,7 @@ def _watch(ranks: Sequence[BaseProcess], folder: Path, reporter: Reporter, *, be
                 reporter.progress(epoch=done, epochs=epochs, active=1, headline=record["values"])
 
 
-def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path]) -> None:
+def _train(run: Run, folder: Path, seat: RankSpec, place: Path, end: tuple[int, Path]) -> None:
     """In the process: train, until a rank is killed after some steps, or to the end where these are 0."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is asked, and ends this process
@@ -187,11 +187,11 @@ def _train(run: Run, folder: Path, seat: Seat, place: Path, end: tuple[int, Path
             tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
             store = Store.open(Path(run.data.store))
-            prepared = prepare(run, load_cohort(store, run.data, place=place_of(run, store)))
+            prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
             member, device = Member("verified", run, prepared, folder), chosen_device(run)
             if seat.size > 1 and device.type == "cuda":
                 torch.cuda.set_device(seat.rank)
-            with joined(seat, device=device) as world:
+            with join_process_group(seat, device=device) as world:
                 ports = Ports(tracker, stop=KillAfter(*end))
                 (progress,) = fit([member], folder=folder, device=device, ports=ports, world=world)
             if progress.status == "failed":

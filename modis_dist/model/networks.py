@@ -113,7 +113,7 @@ def _pushed(layers: Sequence[LinearMap], mu: LinearMap, logvar: LinearMap, slope
 
 
 @dataclass(frozen=True)
-class Judgement:
+class DiscriminatorOutput:
     """What the discriminator says of latents; g: replicates, then rows of one or of every modality."""
 
     h: Float[Tensor, "*g w"]
@@ -143,16 +143,16 @@ class Discriminator(nn.Module):
         self.label = StackedLinear(replicates, hidden[-1], classes, dtype=dtype)
         self._judging = Network([*self.trunk], [self.modality, self.label])
 
-    def forward(self, z: Float[Tensor, "r n l"]) -> Judgement:
+    def forward(self, z: Float[Tensor, "r n l"]) -> DiscriminatorOutput:
         """Last hidden activations, modality logits and class logits."""
-        return Judgement(*(self._judging.trained(z) if self.training else self._judging.evaluated(z)))
+        return DiscriminatorOutput(*(self._judging.trained(z) if self.training else self._judging.evaluated(z)))
 
     def with_gradient(
         self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
-    ) -> tuple[Judgement, Float[Tensor, "r n l"]]:
+    ) -> tuple[DiscriminatorOutput, Float[Tensor, "r n l"]]:
         """The same, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``."""
         *judged, gradient = self._judging.with_gradient(z, signs)
-        return Judgement(*judged), gradient
+        return DiscriminatorOutput(*judged), gradient
 
 
 class Modis(nn.Module):

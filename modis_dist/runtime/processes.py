@@ -9,7 +9,7 @@ from threading import Thread
 
 
 @contextmanager
-def deaf_to(signals: Collection[signal.Signals]) -> Iterator[None]:
+def signals_blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
     """Processes that are started in the block get no such signal before they say so.
 
     Terminals and queues signal whole groups, and a Python that is just starting prints what it thinks of it.
@@ -22,7 +22,7 @@ def deaf_to(signals: Collection[signal.Signals]) -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def hold_back(number: signal.Signals) -> None:
+def defer_signal(number: signal.Signals) -> None:
     """Keep a signal, also one that is ignored until now, for the first who listens with ``on_signal``."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
     signal.signal(number, lambda *_: None)  # what is ignored is not kept

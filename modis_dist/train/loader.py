@@ -13,7 +13,7 @@ from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Batch
-from modis_dist.train.placement import gathered, home
+from modis_dist.train.placement import gather_to_device, storage_device
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
 
@@ -91,7 +91,7 @@ class Loader:
         self._labels = [{m: torch.as_tensor(label) for m, label in p.train.label.items()} for p in prepared]
         distinct = {id(p): p for p in prepared}
         values = sum(x.size for p in distinct.values() for x in p.train.x.values())
-        self._home = home(values * dtype.itemsize, device)
+        self._home = storage_device(values * dtype.itemsize, device)
         held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
         self._x = [held[id(p)] for p in prepared]
         # Replicates that share their data, as they follow each other: so many, then so many.
@@ -114,7 +114,7 @@ class Loader:
         """Features of rows [r, b]; on the device those of neighbours that share their data at once."""
         held = [x[modality] for x in self._x]
         if self._home != self._device:
-            return gathered(held, rows, device=self._device).to(self._dtype)
+            return gather_to_device(held, rows, device=self._device).to(self._dtype)
         found, start = [], 0
         for count in self._neighbours:
             found.append(held[start][rows[start : start + count]])

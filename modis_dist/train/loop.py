@@ -26,7 +26,7 @@ from modis_dist.train.prepare import shape
 from modis_dist.train.progress import Progress
 from modis_dist.train.stack import Member, best_model, stack_weights
 from modis_dist.train.state import Setup, TrainState
-from modis_dist.train.validation import HeldOut
+from modis_dist.train.validation import ValidationRows
 
 T = TypeVar("T")
 LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -194,7 +194,7 @@ class Training:
         )
         self.weights = stack_weights(active, device=self.device, dtype=self.dtype)
         self.held_out = (
-            HeldOut(prepared, device=self.device, dtype=self.dtype, world=self.world) if self.validated else None
+            ValidationRows(prepared, device=self.device, dtype=self.dtype, world=self.world) if self.validated else None
         )
         self.log = LossLog(
             self.loader.modalities, replicates=len(active), window=self.run.trainer.log_every, world=self.world

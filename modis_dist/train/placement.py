@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.data.store.arrays import BYTES_PER_VALUE, Place
+from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage
 from modis_dist.data.store.reader import Store
 
 SHARE = 0.4  # of the memory there is that features may take; the rest is for models, other trainings and the system
@@ -26,16 +26,16 @@ HOST = torch.device("cpu")
 # --- memory or disk -----------------------------------------------------------------------------------------
 
 
-def place_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = None) -> Place:
+def storage_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = None) -> FeatureStorage:
     """Where the features of trainings on so many ``kinds`` of data of a run's store are kept.
 
     ``limit``: bytes of memory where they are trained; None on this machine.
     """
     needed = resident_bytes(run, store, kinds=kinds)
-    return chosen_place(run.trainer.features_in, needed, limit=memory_limit() if limit is None else limit)
+    return choose_storage(run.trainer.features_in, needed, limit=memory_limit() if limit is None else limit)
 
 
-def chosen_place(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> Place:
+def choose_storage(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:
     """Where features are kept that take ``needed`` bytes of the ``limit`` there is."""
     if asked != "auto":
         return asked
@@ -74,7 +74,7 @@ def _lines(path: Path) -> list[str]:
 # --- device or host -----------------------------------------------------------------------------------------
 
 
-def home(needed: int, device: torch.device) -> torch.device:
+def storage_device(needed: int, device: torch.device) -> torch.device:
     """Where ``needed`` bytes of features wait for their turn on a device: there, or in the memory of the host."""
     if device.type != "cuda" or fits_beside_training(needed, free=_free_bytes(device)):
         return device
@@ -92,7 +92,7 @@ def _free_bytes(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 
 
-def gathered(x: Sequence[Tensor], rows: Tensor, *, device: torch.device) -> Tensor:
+def gather_to_device(x: Sequence[Tensor], rows: Tensor, *, device: torch.device) -> Tensor:
     """Rows [r, b, p] on the device of r arrays on the host, by positions ``rows`` [r, b] on the host.
 
     The copy to a GPU starts here and is not waited for.

@@ -18,7 +18,7 @@ from modis_dist.data import preprocess, scenario
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
-from modis_dist.data.store.arrays import BYTES_PER_VALUE, Matrix, Place, Taken, refuse_little_room
+from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage, Matrix, RowView, refuse_insufficient_scratch
 from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
@@ -61,7 +61,7 @@ class Cohort:
     selection: Selection
     features: Mapping[str, tuple[str, ...]]
     x: Mapping[str, Matrix]
-    place: Place = "memory"  # where what is made of them is kept
+    place: FeatureStorage = "memory"  # where what is made of them is kept
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Prepared:
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
     key: str = ""  # ``data_key`` of the run
-    place: Place = "memory"  # where features are kept
+    place: FeatureStorage = "memory"  # where features are kept
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -134,12 +134,12 @@ def selections(store: Store) -> SelectionOf:
     return selection_of
 
 
-def load_cohort(store: Store, data: Data, *, place: Place) -> Cohort:
+def load_cohort(store: Store, data: Data, *, place: FeatureStorage) -> Cohort:
     """The rows that ``data`` names, with their features; ``place`` is where those are kept when they are prepared."""
     selection = select(store, data)
     names = {m: store.features(m) for m in selection.modalities}
     if place == "disk":
-        return Cohort(selection, names, {m: Taken(StoredRows(store, m), r) for m, r in selection.rows.items()}, place)
+        return Cohort(selection, names, {m: RowView(StoredRows(store, m), r) for m, r in selection.rows.items()}, place)
     x: dict[str, Matrix] = {}
     for modality, rows in selection.rows.items():
         x[modality] = store.read(modality, None if len(rows) == store.rows(modality) else rows)
@@ -201,11 +201,11 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
     widths, left_out = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
-        raw = Taken(x, chosen[modality].rows)
+        raw = RowView(x, chosen[modality].rows)
         steps = run.preprocess.steps(modality)
         pipeline, widths[modality], left = preprocess.foreseen(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
-            pipeline.apply(Taken(x, rows), place=cohort.place)
+            pipeline.apply(RowView(x, rows), place=cohort.place)
         left_out += left
     return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
 
@@ -222,11 +222,11 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         features = {modality: len(names) for modality, names in cohort.features.items()}
         kept = kept_bytes(run, _counted(parts, chosen), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
-        refuse_little_room((sum(kept) + max(kept)) * run.trainer.workers)
+        refuse_insufficient_scratch((sum(kept) + max(kept)) * run.trainer.workers)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:
-        raw = Taken(cohort.x[modality], chosen[modality].rows)
+        raw = RowView(cohort.x[modality], chosen[modality].rows)
         steps = run.preprocess.steps(modality)
         pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
         train_x[modality] = pipelines[modality].apply(raw, place=cohort.place)
@@ -318,7 +318,7 @@ def _held_out(
     if not any(len(r) for r in rows.values()):
         return None
     index = cohort.selection.index
-    x = {m: pipelines[m].apply(Taken(cohort.x[m], rows[m]), place=cohort.place) for m in index}
+    x = {m: pipelines[m].apply(RowView(cohort.x[m], rows[m]), place=cohort.place) for m in index}
     label = {m: index[m].label[rows[m]] for m in index}
     return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
 

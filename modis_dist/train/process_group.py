@@ -40,7 +40,7 @@ NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 @dataclass(frozen=True)
-class Seat:
+class RankSpec:
     """Which rank a process is, and the ``file://`` or ``tcp://`` address where the ranks meet; used once."""
 
     rank: int = 0
@@ -48,7 +48,7 @@ class Seat:
     meeting: str = ""
 
 
-ALONE = Seat()
+ALONE = RankSpec()
 
 # The groups this process has joined. To free one waits, holding Python's lock, for its thread, which may be waiting for
 # that lock to free the tensors of a collective that has just failed: both would wait for ever.
@@ -56,17 +56,17 @@ _never_freed: list[Any] = []
 
 
 @contextmanager
-def joined(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
-    """Join the other ranks, where there are any; yields the world. Raises what ``met`` raises."""
+def join_process_group(seat: RankSpec, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+    """Join the other ranks, where there are any; yields the world. Raises what ``init_process_group`` raises."""
     if seat.size == 1:
         yield World()
         return
-    with met(seat, device=device, timeout_s=timeout_s) as world:
+    with init_process_group(seat, device=device, timeout_s=timeout_s) as world:
         yield world
 
 
 @contextmanager
-def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+def init_process_group(seat: RankSpec, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
     """Meet the other ranks, of which there may be none, and talk through a process group; yields the world.
 
     Raises ``RankLost`` naming the ranks that are lost, where that is why this one cannot go on.
@@ -76,7 +76,7 @@ def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> It
     # Whatever the cluster sets.
     os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
     store = _store(seat)
-    roll = _Roll(store, rank, size, timeout_s)
+    roll = _Presence(store, rank, size, timeout_s)
     roll.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
@@ -103,7 +103,7 @@ def met(seat: Seat, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> It
             dist.destroy_process_group()
 
 
-def _store(seat: Seat) -> Store:
+def _store(seat: RankSpec) -> Store:
     """What the ranks that meet share. A path is taken as it is: PyTorch would read an address that ends at # or ?."""
     if seat.meeting.startswith(FILE):
         return FileStore(seat.meeting.removeprefix(FILE), seat.size)
@@ -116,7 +116,7 @@ def _of_the_connection(why: str) -> bool:
     return any(sign in why for sign in ("gloo", "Gloo", "NCCL", "DistNetworkError", "DistBackendError", "onnection"))
 
 
-class _Roll:
+class _Presence:
     """Who is there, on the store that the ranks share: a key per rank when it comes and one when it leaves."""
 
     def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
@@ -131,11 +131,11 @@ class _Roll:
         self._store.wait([f"here/{other}" for other in self._others], timedelta(seconds=PATIENCE_S))
 
     def says(self, word: str) -> None:
-        """As in ``world.Roll``."""
+        """As in ``world.Presence``."""
         self._store.set(f"{word}/{self._rank}", "said")
 
     def wait_for(self, rank: int, word: str) -> None:
-        """As in ``world.Roll``; raises ``RankLost`` where the rank is gone, or has been stopped for the timeout."""
+        """As in ``world.Presence``; raises ``RankLost`` where the rank is gone, or has been stopped for the timeout."""
         end, moved = time.monotonic() + PATIENCE_S, time.monotonic()
         while True:
             # Asked before the word is looked for: who has said it may leave at once.
@@ -213,12 +213,12 @@ def address_towards(meeting: str) -> str:
         return str(asking.getsockname()[0])
 
 
-def meeting_file(folder: Path) -> str:
+def rendezvous_file(folder: Path) -> str:
     """An address in a folder that all ranks see and nobody else may enter."""
     return f"{FILE}{folder / 'ranks'}"
 
 
-def meeting_port(address: str) -> str:
+def rendezvous_port(address: str) -> str:
     """An address on this machine, the first rank's, that ranks on others reach; its port is free now."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as trying:

@@ -10,13 +10,13 @@ from modis_dist.distributed import ALONE, World
 from modis_dist.losses.vae import squared_error
 from modis_dist.metrics import Scored, classification, headline
 from modis_dist.model.networks import Modis
-from modis_dist.train.placement import home, rows_at_once
+from modis_dist.train.placement import rows_at_once, storage_device
 from modis_dist.train.prepare import Prepared, Subset
 
 ROWS_AT_ONCE = 2048
 
 
-class HeldOut:
+class ValidationRows:
     """Validation rows of R replicates, one copy of those that are the same, padded to one length a part at a time.
 
     They stay on the device, or beside it where they do not fit. Each rank looks at a block of the rows.
@@ -35,7 +35,7 @@ class HeldOut:
             self._subsets.append(one.validation)
         distinct = {id(subset): subset for subset in self._subsets}
         values = sum(x.size for subset in distinct.values() for x in subset.x.values())
-        place = home(values * dtype.itemsize, device)
+        place = storage_device(values * dtype.itemsize, device)
         held = {name: self._placed(subset, place) for name, subset in distinct.items()}
         self._x = {m: [held[id(subset)][m] for subset in self._subsets] for m in prepared[0].train.x}
 

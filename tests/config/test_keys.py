@@ -19,7 +19,7 @@ FREE = "NAME"  # stands for a name that the user chooses
 
 
 @dataclass(frozen=True)
-class Place:
+class KeyCase:
     """A key as the JSON schema has it: where it stands, the smallest tree that holds it, what it may be."""
 
     path: tuple[str | int, ...]  # as typed in the YAML, list positions included
@@ -76,7 +76,7 @@ BESIDE = {"search": {"space": {"optim.lr": {"choices": [1]}}}, "space": {"search
 
 def places(
     rule: dict[str, Any], path: tuple[str | int, ...] = (), around: dict[int, dict[str, Any]] | None = None
-) -> Iterator[Place]:
+) -> Iterator[KeyCase]:
     around = around or {}
     for option in alternatives(rule):
         if option.get("type") == "array":
@@ -89,7 +89,7 @@ def places(
             if "kind" in option["properties"] and path and (isinstance(path[-1], int) or path[-1] == "search"):
                 needed = {"kind": option["properties"]["kind"]["const"], **needed}
             here = {**around, len(path): {k: v for k, v in needed.items() if k != name} | BESIDE.get(name, {})}
-            yield Place((*path, name), here, inner)
+            yield KeyCase((*path, name), here, inner)
             yield from places(inner, (*path, name), here)
 
 
@@ -112,7 +112,7 @@ def test_the_schema_was_walked_whole() -> None:
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.shown)
-def test_a_misspelt_key_is_refused_and_the_right_one_named(place: Place) -> None:
+def test_a_misspelt_key_is_refused_and_the_right_one_named(place: KeyCase) -> None:
     name = str(place.path[-1])
     if name == "kind" and (isinstance(place.path[-2], int) or place.path[-2] == "search"):
         (problem,) = problems(place.tree(1, key="knid"))
@@ -151,7 +151,7 @@ def wrong_values(rule: dict[str, Any]) -> list[Any]:
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.shown)
-def test_a_value_of_the_wrong_type_is_refused_by_its_key(place: Place) -> None:
+def test_a_value_of_the_wrong_type_is_refused_by_its_key(place: KeyCase) -> None:
     for value in wrong_values(place.rule):
         found = problems(place.tree(value))
         section = place.shown.rsplit(".", 1)[0] if place.path[-1] == "kind" else place.shown
@@ -194,12 +194,12 @@ INSTEAD = {"scenario[0].fraction": {"keep", "rows"}, f"sweep.space.{FREE}.step":
 
 @pytest.mark.parametrize(("place", "inside", "outside"), LIMITED, ids=lambda value: getattr(value, "shown", str(value)))
 def test_a_limit_admits_the_value_inside_and_refuses_the_one_outside_with_key_and_range(
-    place: Place, inside: Any, outside: Any
+    place: KeyCase, inside: Any, outside: Any
 ) -> None:
     partners = PARTNERS.get(place.shown, {})
     depth = len(place.path) - 1
     needed = {k: v for k, v in place.around[depth].items() if k not in INSTEAD.get(place.shown, ())}
-    at = Place(place.path, {**place.around, depth: needed | partners}, place.rule)
+    at = KeyCase(place.path, {**place.around, depth: needed | partners}, place.rule)
     assert problems(at.tree(inside)) == []
     (problem,) = problems(at.tree(outside))
     assert problem.startswith(f"{place.shown}: must be ")

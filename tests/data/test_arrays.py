@@ -20,7 +20,7 @@ from modis_dist.config.run import Preprocess
 from modis_dist.data import preprocess
 from modis_dist.data.store import arrays
 from modis_dist.data.store import writer as writer_module
-from modis_dist.data.store.arrays import Taken, filled, refuse_little_room
+from modis_dist.data.store.arrays import RowView, materialise, refuse_insufficient_scratch
 from modis_dist.data.store.index import Features
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
@@ -68,7 +68,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @given(st.integers(0, 30), st.integers(0, 9), st.integers(1, 31), st.integers(0, 100))
 def test_an_array_on_a_disk_is_the_array_in_memory(rows: int, features: int, size: int, seed: int) -> None:
     x = numbers(rows, features, seed)
-    on_disk, in_memory = (filled(x.shape, parts_of(x, size), place=place) for place in ("disk", "memory"))
+    on_disk, in_memory = (materialise(x.shape, parts_of(x, size), place=place) for place in ("disk", "memory"))
     for held in (on_disk, in_memory):
         assert type(held) is np.ndarray and held.flags.c_contiguous and held.flags.writeable
         assert held.dtype == np.float32 and held.shape == x.shape and held.tobytes() == x.tobytes()
@@ -84,10 +84,10 @@ def test_rows_of_a_store_are_read_in_any_order_as_from_an_array(
     assert held.shape == x.shape and len(held) == ROWS
     assert held[wanted].tobytes() == x[wanted].tobytes()
     assert held[start:stop].tobytes() == x[start:stop].tobytes()
-    for taken, whole in ((Taken(held, wanted), x[wanted]), (Taken(held, wanted, columns), x[wanted][:, columns])):
+    for taken, whole in ((RowView(held, wanted), x[wanted]), (RowView(held, wanted, columns), x[wanted][:, columns])):
         assert taken.shape == whole.shape and len(taken) == len(whole)
         assert taken[start:stop].tobytes() == whole[start:stop].tobytes()
-    twice = Taken(Taken(held, np.arange(0, ROWS, 2)), np.arange(4, 20, 3))
+    twice = RowView(RowView(held, np.arange(0, ROWS, 2)), np.arange(4, 20, 3))
     assert twice[1:4].tobytes() == x[::2][4:20:3][1:4].tobytes()
 
 
@@ -97,7 +97,7 @@ def test_who_reads_in_ascending_order_reads_every_row_group_once_and_none_withou
     read: list[int] = []
     genuine = Store.read
     monkeypatch.setattr(Store, "read", lambda self, name, rows: read.append(int(rows[0])) or genuine(self, name, rows))
-    taken = Taken(StoredRows(store, "mirna"), np.array([1, 2, 6, 9, 15, 30, 31, 60]))
+    taken = RowView(StoredRows(store, "mirna"), np.array([1, 2, 6, 9, 15, 30, 31, 60]))
     for start in range(0, len(taken), 2):
         taken[start : start + 2]
     assert read == [0, 8, 24, 56]
@@ -122,11 +122,11 @@ def test_what_is_learnt_and_prepared_from_a_store_is_to_the_bit_what_it_is_from_
     rows, others = np.arange(0, ROWS, 3), np.arange(1, ROWS, 3)
     x, stored = store.read("mirna"), StoredRows(store, "mirna")
     wanted = preprocess.fit(chosen, x[rows], features=store.features("mirna"), modality="mirna")
-    found = preprocess.fit(chosen, Taken(stored, rows), features=store.features("mirna"), modality="mirna")
+    found = preprocess.fit(chosen, RowView(stored, rows), features=store.features("mirna"), modality="mirna")
     for one, other in zip(found.steps, wanted.steps, strict=True):
         assert all(array.tobytes() == other.arrays[name].tobytes() for name, array in one.arrays.items())
     for part in (rows, others):
-        assert found.apply(Taken(stored, part), place="disk").tobytes() == wanted.apply(x[part]).tobytes()
+        assert found.apply(RowView(stored, part), place="disk").tobytes() == wanted.apply(x[part]).tobytes()
 
 
 # --- nothing is left ----------------------------------------------------------------------------------------
@@ -134,7 +134,7 @@ def test_what_is_learnt_and_prepared_from_a_store_is_to_the_bit_what_it_is_from_
 
 def test_a_file_of_features_has_no_name_while_it_is_used(scratch: Path) -> None:
     x = numbers(50, 20)
-    held = filled(x.shape, parts_of(x, 7), place="disk")
+    held = materialise(x.shape, parts_of(x, 7), place="disk")
     assert [*scratch.iterdir()] == [] and (held == x).all()
     (mapped,) = mapped_from(scratch)
     assert mapped.endswith(" (deleted)")
@@ -154,15 +154,15 @@ def test_a_failure_while_it_is_written_leaves_nothing(scratch: Path) -> None:
         raise DataError("a value is missing")
 
     with pytest.raises(DataError, match="a value is missing"):
-        filled((6, 4), failing(), place="disk")
+        materialise((6, 4), failing(), place="disk")
     assert [*scratch.iterdir()] == []
 
 
 def test_a_process_that_is_killed_leaves_nothing(tmp_path: Path) -> None:
-    code = "import numpy as np; from modis_dist.data.store.arrays import filled\n"
-    code += "held = filled((9, 9), [np.ones((9, 9))], place='disk')\n"
+    code = "import numpy as np; from modis_dist.data.store.arrays import materialise\n"
+    code += "held = materialise((9, 9), [np.ones((9, 9))], place='disk')\n"
     code += "def more():\n  yield np.ones((3, 9)); print(held.sum(), flush=True); input()\n"
-    code += "filled((9, 9), more(), place='disk')\n"
+    code += "materialise((9, 9), more(), place='disk')\n"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
         env=os.environ | {"TMPDIR": str(tmp_path)},
@@ -184,7 +184,7 @@ def test_a_disk_that_takes_no_more_is_one_line_with_what_to_do(scratch: Path) ->
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
     try:
         with pytest.raises(RunFailed) as caught:
-            filled((1000, 20), parts_of(numbers(1000, 20), 100), place="disk")
+            materialise((1000, 20), parts_of(numbers(1000, 20), 100), place="disk")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert str(caught.value) == (
@@ -195,9 +195,9 @@ def test_a_disk_that_takes_no_more_is_one_line_with_what_to_do(scratch: Path) ->
 
 def test_too_little_room_is_refused_before_anything_is_written(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "disk_usage", lambda _: SimpleNamespace(free=3_200_000_000))
-    refuse_little_room(3_200_000_000)
+    refuse_insufficient_scratch(3_200_000_000)
     with pytest.raises(DataError) as caught:
-        refuse_little_room(7_600_000_000)
+        refuse_insufficient_scratch(7_600_000_000)
     assert str(caught.value) == f"{scratch}: 7.6 GB of features are to be kept there, and 3.2 GB are free{ADVICE}"
 
 
@@ -205,6 +205,6 @@ def test_a_temporary_folder_that_is_memory_is_refused(scratch: Path, monkeypatch
     mounted = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(scratch), fstype="tmpfs")]
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounted)
     with pytest.raises(DataError, match=f"and it lies in memory itself{ADVICE}"):
-        refuse_little_room(1)
+        refuse_insufficient_scratch(1)
     monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounted[:1])
-    refuse_little_room(1)
+    refuse_insufficient_scratch(1)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from sklearn.decomposition import PCA
 
-from modis_dist.data.pca import FEW, Block, Blocks, leading
+from modis_dist.data.pca import FEW, Block, Blocks, randomized_pca
 
 
 def blocks_of(x: Block, size: int, passes: list[int] | None = None) -> Blocks:
@@ -40,7 +40,7 @@ def test_components_found_in_blocks_are_those_scikit_learn_finds_at_once(
     seed, size = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 70))
     x = numbers(rows, features, seed)
     model = PCA(components, svd_solver="randomized", random_state=seed).fit(x)
-    mean, found = leading(blocks_of(x, size), x.shape, components=components, seed=seed)
+    mean, found = randomized_pca(blocks_of(x, size), x.shape, components=components, seed=seed)
     assert np.allclose(mean, model.mean_) and np.allclose(found, model.components_, atol=1e-6)
 
 
@@ -49,7 +49,7 @@ def test_components_with_clear_gaps_are_those_of_a_full_decomposition(rows: int,
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows, 4)) * [100, 30, 10, 3] @ rng.normal(size=(4, features)) + 7
     _, _, right = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    _, found = leading(blocks_of(x, 11), x.shape, components=3, seed=0)
+    _, found = randomized_pca(blocks_of(x, 11), x.shape, components=3, seed=0)
     assert np.allclose(np.abs(found @ right[:3].T), np.eye(3), atol=1e-9)
     assert (np.take_along_axis(found, np.abs(found).argmax(axis=1, keepdims=True), axis=1) > 0).all()
 
@@ -58,5 +58,5 @@ def test_components_with_clear_gaps_are_those_of_a_full_decomposition(rows: int,
 def test_rows_are_gone_through_as_often_as_it_says(components: int, times: int) -> None:
     assert (components < FEW * 40) is (times == 17)
     passes: list[int] = []
-    leading(blocks_of(numbers(50, 40), 9, passes), (50, 40), components=components, seed=0)
+    randomized_pca(blocks_of(numbers(50, 40), 9, passes), (50, 40), components=components, seed=0)
     assert len(passes) == times

@@ -18,7 +18,7 @@ from modis_dist.runtime.errors import DataError
 from modis_dist.train import checkpoint
 from modis_dist.train.prepare import prepare, shape
 from modis_dist.train.progress import Progress
-from modis_dist.train.validation import HeldOut
+from modis_dist.train.validation import ValidationRows
 from tests.train import toy
 
 
@@ -165,7 +165,7 @@ def test_replicates_with_the_same_rows_share_one_copy_and_get_the_figures_of_sep
     model = Modis(shape(wanted, toy.SIZES, 3), replicates=3, dtype=torch.float64)
     figures, bytes_held = [], []
     for prepared in ([one] * 3, [replace(one, validation=replace(one.validation)) for _ in range(3)]):
-        held = HeldOut(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie
+        held = ValidationRows(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie
         distinct = {x.data_ptr(): x for parts in held._x.values() for x in parts}
         bytes_held.append(sum(x.nbytes for x in distinct.values()))
         figures.append(held.validate(model))

@@ -12,7 +12,15 @@ from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.data.store.reader import Store
 from modis_dist.execution import memory
-from modis_dist.execution.memory import CONTEXT, Footprint, Room, fitting, measured, memory_limit, rough
+from modis_dist.execution.memory import (
+    CONTEXT,
+    ConcurrencyLimit,
+    Footprint,
+    measured,
+    memory_limit,
+    packs_that_fit,
+    rough,
+)
 from modis_dist.execution.resources import Cluster, Node
 from modis_dist.execution.run_pack import Pack
 from modis_dist.study.plan import plan
@@ -81,20 +89,20 @@ def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def fit(packs: list[Pack], wanted: Room, place: Path, store: Path, **changes: object) -> Room:
-    """``fitting`` on this machine, but for some changes."""
+def fit(packs: list[Pack], wanted: ConcurrencyLimit, place: Path, store: Path, **changes: object) -> ConcurrencyLimit:
+    """``packs_that_fit`` on this machine, but for some changes."""
     settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
-    return fitting(packs, wanted, out=place, store=store, **settings)
+    return packs_that_fit(packs, wanted, out=place, store=store, **settings)
 
 
 def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "measured", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
     packs = packs_of(store, tmp_path)
-    assert fit(packs, Room(8), tmp_path, store) == Room(8)
+    assert fit(packs, ConcurrencyLimit(8), tmp_path, store) == ConcurrencyLimit(8)
     monkeypatch.setattr(memory, "memory_limit", lambda: 1)
-    assert fit(packs, Room(1), tmp_path, store, workers=4) == Room(1)  # nothing to lower
-    assert fit(packs[:1], Room(1, 4), tmp_path, store) == Room(1)  # alone on its GPU
+    assert fit(packs, ConcurrencyLimit(1), tmp_path, store, workers=4) == ConcurrencyLimit(1)  # nothing to lower
+    assert fit(packs[:1], ConcurrencyLimit(1, 4), tmp_path, store) == ConcurrencyLimit(1)  # alone on its GPU
 
 
 TWO_NODES = Cluster("there", (Node(8), Node(8)))
@@ -104,20 +112,44 @@ TWO_GPUS = Cluster("there", (Node(8, 2),))
 @pytest.mark.parametrize(
     ("found", "wanted", "changes", "right", "said"),
     [
-        (Footprint(2 * GB), Room(8), {}, Room(4), "4 pack(s) at a time instead of 8"),
-        (Footprint(2 * GB), Room(8), {"workers": 2}, Room(2), "2 pack(s) of 2 workers at a time instead of 8"),
-        (Footprint(2 * GB), Room(3), {}, Room(3), ""),
-        (Footprint(5 * GB), Room(8), {"machine": TWO_NODES}, Room(2), "2 pack(s) at a time"),  # 1.6 on each is 1
-        (Footprint(90 * GB), Room(8), {}, Room(1), "1 pack(s) at a time"),  # it says itself what is wrong
-        (Footprint(1 * GB, 9 * GB, 40 * GB), Room(8, 4), {"machine": TWO_GPUS}, Room(6, 3), "3 share one, 6 at"),
+        (Footprint(2 * GB), ConcurrencyLimit(8), {}, ConcurrencyLimit(4), "4 pack(s) at a time instead of 8"),
+        (
+            Footprint(2 * GB),
+            ConcurrencyLimit(8),
+            {"workers": 2},
+            ConcurrencyLimit(2),
+            "2 pack(s) of 2 workers at a time instead of 8",
+        ),
+        (Footprint(2 * GB), ConcurrencyLimit(3), {}, ConcurrencyLimit(3), ""),
+        (
+            Footprint(5 * GB),
+            ConcurrencyLimit(8),
+            {"machine": TWO_NODES},
+            ConcurrencyLimit(2),
+            "2 pack(s) at a time",
+        ),  # 1.6 on each is 1
+        (
+            Footprint(90 * GB),
+            ConcurrencyLimit(8),
+            {},
+            ConcurrencyLimit(1),
+            "1 pack(s) at a time",
+        ),  # it says itself what is wrong
+        (
+            Footprint(1 * GB, 9 * GB, 40 * GB),
+            ConcurrencyLimit(8, 4),
+            {"machine": TWO_GPUS},
+            ConcurrencyLimit(6, 3),
+            "3 share one, 6 at",
+        ),
         (
             Footprint(1 * GB, 50 * GB, 40 * GB),
-            Room(8, 4),
+            ConcurrencyLimit(8, 4),
             {"machine": TWO_GPUS},
-            Room(2, 1),
+            ConcurrencyLimit(2, 1),
             "1 share one, 2 at",
         ),
-        (None, Room(8, 4), {}, Room(1, 1), "one is trained at a time"),
+        (None, ConcurrencyLimit(8, 4), {}, ConcurrencyLimit(1, 1), "one is trained at a time"),
     ],
 )
 def test_as_many_packs_at_once_as_have_room(
@@ -126,9 +158,9 @@ def test_as_many_packs_at_once_as_have_room(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     found: Footprint | None,
-    wanted: Room,
+    wanted: ConcurrencyLimit,
     changes: dict[str, object],
-    right: Room,
+    right: ConcurrencyLimit,
     said: str,
 ) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
@@ -149,7 +181,7 @@ def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
     monkeypatch.setattr(memory, "rough", lambda *_: next(sizes))
     monkeypatch.setattr(memory, "measured", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
     pack, known = packs_of(store, tmp_path)[:1], {}
-    found = [fit(pack, Room(8), tmp_path, store, known=known).packs for _ in range(3)]
+    found = [fit(pack, ConcurrencyLimit(8), tmp_path, store, known=known).packs for _ in range(3)]
     assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
 
 

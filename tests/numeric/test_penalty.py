@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from modis_dist.model.networks import Judgement, Modis
+from modis_dist.model.networks import DiscriminatorOutput, Modis
 from modis_dist.model.nodes import pulled
 from modis_dist.objective import Rules, adversary_phase
 from tests.numeric import plain_reference as plain
@@ -146,7 +146,7 @@ def test_written_out_derivatives_are_those_of_backpropagation_and_may_be_differe
     torch.testing.assert_close(of_ours, of_theirs, rtol=1e-10, atol=1e-12)
 
 
-def backpropagated(model: Modis, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Judgement]:
+def backpropagated(model: Modis, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, DiscriminatorOutput]:
     """Latents, the input's gradient of the sum of the logits, and the judgement, by ordinary layers and autograd."""
     model.eval()
     mu, logvar = model.vaes[0].encode(x)

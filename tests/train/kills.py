@@ -30,7 +30,7 @@ from modis_dist.runtime import files
 from modis_dist.runtime.errors import Interrupted, RankLost
 from modis_dist.train import checkpoint, journal
 from modis_dist.train.callbacks import NeverStop, NullReporter
-from modis_dist.train.process_group import ALONE, Seat
+from modis_dist.train.process_group import ALONE, RankSpec
 from tests.train import toy
 
 SHORT = ("optim.epochs=3",)
@@ -252,7 +252,7 @@ class AtEveryStep:
         return "asked to stop" if self._at(f"step {self._step}") == STOP else None
 
 
-def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: Seat = ALONE) -> None:
+def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSpec = ALONE) -> None:
     """Train as the commands do, to the end; never returns. Of several ranks, one that trains without being stopped."""
     code = 1
     try:

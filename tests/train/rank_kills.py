@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 
 from modis_dist.runtime.errors import RankLost
 from modis_dist.train.loader import Loader
-from modis_dist.train.process_group import Seat, meeting_file
+from modis_dist.train.process_group import RankSpec, rendezvous_file
 from tests.train import toy
 from tests.train.kills import GO, KINDS, Announcer, Tally, compared, life_of
 
@@ -97,7 +97,7 @@ class Ranks:
                 held.close()
             at = Announcer(mine.fileno(), mine.fileno())
             _announce_steps(rank, at)
-            life_of(self.runs, self.store, out, at, Seat(rank, self.size, meeting_file(meeting)))
+            life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(meeting)))
         return child
 
 

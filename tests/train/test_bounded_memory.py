@@ -16,7 +16,7 @@ from modis_dist import metrics
 from modis_dist.config import yaml12
 from modis_dist.config.parse import load_run
 from modis_dist.data.store import arrays
-from modis_dist.data.store.arrays import Place
+from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.evaluate import predictor
 from modis_dist.evaluate.evaluation import plain_baseline
@@ -52,7 +52,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def peak_of_training(folder: Path, place: Place, out: Path) -> int:
+def peak_of_training(folder: Path, place: FeatureStorage, out: Path) -> int:
     """MiB of memory that a training takes beyond what its process has before: no file's, which the system can drop."""
     code = "import sys; from tests.train import test_bounded_memory as tests; tests.train_and_tell(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(folder / "run.yaml"), place, str(out)]

@@ -18,7 +18,7 @@ from modis_dist.train.loop import Ports, fit
 from modis_dist.train.prepare import prepare
 from modis_dist.train.progress import improves
 from modis_dist.train.state import TrainState
-from modis_dist.train.validation import HeldOut
+from modis_dist.train.validation import ValidationRows
 from tests.train import toy
 
 
@@ -159,7 +159,7 @@ def test_among_equal_validations_the_best_reconstruction_is_kept_and_patience_go
         accuracy, error = next(told)
         return [{"balanced_accuracy": accuracy, "reconstruction_mse": error}]
 
-    monkeypatch.setattr(HeldOut, "validate", validate)
+    monkeypatch.setattr(ValidationRows, "validate", validate)
     wanted = toy.run("optim.epochs=25", "trainer.early_stopping={patience: 3}")
     (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
     assert (progress.best_epoch, progress.best_value, progress.best_error) == (3, 0.9, 1.0)

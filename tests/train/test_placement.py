@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from modis_dist.config.run import Run
 from modis_dist.data.store import arrays
 from modis_dist.data.store import writer as writer_module
-from modis_dist.data.store.arrays import Place
+from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.results import Judged
 from modis_dist.execution import run_pack, single
@@ -30,9 +30,9 @@ from modis_dist.train import placement
 from modis_dist.train import validation as heldout_module
 from modis_dist.train.callbacks import NeverStop, NullReporter
 from modis_dist.train.loader import Loader
-from modis_dist.train.placement import chosen_place, fits_beside_training, gathered, place_of, rows_at_once
+from modis_dist.train.placement import choose_storage, fits_beside_training, gather_to_device, rows_at_once, storage_of
 from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
-from modis_dist.train.validation import HeldOut
+from modis_dist.train.validation import ValidationRows
 from tests.execution.test_memory import packs_of
 from tests.study.toy_study import study_here, write_store
 from tests.train import toy
@@ -60,7 +60,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def in_place(run: Run, store: Store, place: Place) -> Prepared:
+def in_place(run: Run, store: Store, place: FeatureStorage) -> Prepared:
     return prepare(run, load_cohort(store, run.data, place=place), test=True)
 
 
@@ -93,7 +93,7 @@ def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
 def test_features_go_to_the_disk_where_memory_is_short_or_as_asked(
     asked: str, needed: int, limit: int, right: str
 ) -> None:
-    assert chosen_place(asked, needed, limit=limit) == right
+    assert choose_storage(asked, needed, limit=limit) == right
 
 
 @pytest.mark.parametrize(("needed", "free", "right"), [(39, 80, True), (40, 80, True), (41, 80, False), (0, 0, True)])
@@ -120,7 +120,7 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
     run = pack.trials[0].run
     in_memory = rough(pack, store)
     monkeypatch.setattr(placement, "memory_limit", lambda: 1000)
-    assert (place_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
+    assert (storage_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
 
 
 @pytest.mark.parametrize("judged_on", ["validation", "test"])
@@ -132,7 +132,7 @@ def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of
     pack = Pack((*one.trials, *other.trials), judged_on)
     asked: list[int] = []
     written: list[int] = []
-    monkeypatch.setattr("modis_dist.train.prepare.refuse_little_room", asked.append)
+    monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)
     monkeypatch.setattr(arrays, "_on_disk", lambda shape, _: written.append(4 * prod(shape)) or np.ones(shape, "f4"))
     run_pack._members(pack, out=tmp_path, store=store.path)
     of_fold = [sum(part) for part in np.split(np.array(written), 2)]
@@ -198,7 +198,7 @@ def test_batches_are_the_same_to_the_bit_wherever_features_are(
 def test_rows_gathered_on_the_host_are_those_asked_for() -> None:
     x = [torch.arange(12.0).view(6, 2), torch.arange(12.0, 24.0).view(6, 2)]
     rows = torch.tensor([[5, 0, 5], [1, 2, 3]])
-    assert torch.equal(gathered(x, rows, device=toy.CPU), torch.stack([x[r][rows[r]] for r in range(2)]))
+    assert torch.equal(gather_to_device(x, rows, device=toy.CPU), torch.stack([x[r][rows[r]] for r in range(2)]))
 
 
 @pytest.mark.parametrize("same_rows", [True, False])
@@ -222,15 +222,15 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
         with monkeypatch.context() as patch:
             patch.setattr(heldout_module, "home", lambda *_, beside=beside: beside)
             patch.setattr(heldout_module, "ROWS_AT_ONCE", rows)
-            figures.append(HeldOut(sets[place], device=toy.CPU, dtype=torch.float32).validate(model))
+            figures.append(ValidationRows(sets[place], device=toy.CPU, dtype=torch.float32).validate(model))
     assert figures[0] == figures[1] == figures[2]
     monkeypatch.setattr(heldout_module, "rows_at_once", lambda *_, **__: 5)
-    in_parts = HeldOut(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
+    in_parts = ValidationRows(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
     for ours, theirs in zip(in_parts, figures[0], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def trained(store: Store, out: Path, place: Place) -> Path:
+def trained(store: Store, out: Path, place: FeatureStorage) -> Path:
     run = toy.run("trainer.features_in=" + place, f"data.store={store.path}")
     train_run(run, out=out, source="run.yaml", reporter=NullReporter(), stop=NeverStop())
     return out
@@ -270,7 +270,7 @@ def test_a_training_without_room_on_the_disk_is_refused_before_it_starts(
         told.append(needed)
         raise DataError("no room")
 
-    monkeypatch.setattr("modis_dist.train.prepare.refuse_little_room", refuse)
+    monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", refuse)
     with pytest.raises(DataError, match="no room"):
         trained(store, tmp_path / "run", "disk")
     assert not (tmp_path / "run").exists()

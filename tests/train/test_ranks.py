@@ -17,7 +17,7 @@ from modis_dist.runtime.errors import Interrupted, RunFailed
 from modis_dist.runtime.lock import locked
 from modis_dist.train import checkpoint
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.process_group import Seat, joined, meeting_file
+from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
 from tests.devices import ALONE
 from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
 from tests.train import toy
@@ -206,7 +206,7 @@ def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path)
 
 def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = interface
-    with joined(Seat(rank, 2, meeting_file(folder)), device=toy.CPU) as world:
+    with join_process_group(RankSpec(rank, 2, rendezvous_file(folder)), device=toy.CPU) as world:
         world.agreed(lambda: 1)
         found = psutil.Process().net_connections("tcp")
         pipe.send([held.laddr.ip for held in found if held.status == psutil.CONN_LISTEN])

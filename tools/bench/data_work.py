@@ -24,7 +24,7 @@ from modis_dist.data.store.reader import Store
 from modis_dist.runtime.errors import Interrupted
 from modis_dist.train.loader import Loader
 from modis_dist.train.loop import Ports, fit
-from modis_dist.train.placement import place_of
+from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import load_cohort, prepare
 from modis_dist.train.stack import Member
 
@@ -160,7 +160,7 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
     run = parse.build(Run, tree, source="bench")
     with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
-        prepared = prepare(run, load_cohort(opened, run.data, place=place_of(run, opened)))
+        prepared = prepare(run, load_cohort(opened, run.data, place=storage_of(run, opened)))
         seconds = time.perf_counter() - begin
         loader = Loader(
             [prepared],

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from modis_dist.train.process_group import Seat, joined, meeting_file
+from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
 from tools.bench import ours
 from tools.bench.measure import Work
 from tools.bench.shapes import Setting
@@ -21,7 +21,7 @@ SPAWN = get_context("spawn")
 def stepping(setting: Setting, *, size: int) -> Iterator[Work]:
     """Work of so many ranks, which wait for it and use no processor meanwhile; they end with the context."""
     with tempfile.TemporaryDirectory() as folder:
-        seats = [Seat(rank, size, meeting_file(Path(folder))) for rank in range(size)]
+        seats = [RankSpec(rank, size, rendezvous_file(Path(folder))) for rank in range(size)]
         pipes = [SPAWN.Pipe() for _ in seats]
         processes = [
             SPAWN.Process(target=_serve, args=(theirs, seat, setting), daemon=True)
@@ -52,9 +52,9 @@ def _await(pipes: list[Connection]) -> None:
         pipe.recv()
 
 
-def _serve(pipe: Connection, seat: Seat, setting: Setting) -> None:
+def _serve(pipe: Connection, seat: RankSpec, setting: Setting) -> None:
     torch.set_num_threads(1)
-    with joined(seat, device=setting.device) as world:
+    with join_process_group(seat, device=setting.device) as world:
         training = ours.Training(setting, world=world)
         batch = ours.random_batch(setting, world=world)
         pipe.send(True)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from modis_dist.data.store.index import Features, Rows
 from modis_dist.runtime.errors import DataError, RunFailed, shown
 
-Place = Literal["memory", "disk"]
+FeatureStorage = Literal["memory", "disk"]
 
 VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
 BYTES_PER_VALUE = 4
@@ -47,7 +47,7 @@ class Matrix(Protocol):
 
 
 @dataclass(frozen=True)
-class Taken:
+class RowView:
     """Some rows, and some columns, of a matrix; copied only where and when they are read."""
 
     x: Matrix
@@ -75,7 +75,7 @@ def slices(count: int, width: int, *, at_least: int = 1, values: int | None = No
     yield from (slice(int(start), int(stop)) for start, stop in pairwise(edges))
 
 
-def filled(shape: tuple[int, int], blocks: Iterable[NDArray[Any]], *, place: Place) -> Features:
+def materialise(shape: tuple[int, int], blocks: Iterable[NDArray[Any]], *, place: FeatureStorage) -> Features:
     """The blocks below each other as one float32 array of that shape, kept in a place.
 
     Raises ``RunFailed`` where the disk does not take them.
@@ -110,13 +110,13 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
     return np.frombuffer(held, dtype=np.float32).reshape(shape)
 
 
-def refuse_little_room(needed: int) -> None:
+def refuse_insufficient_scratch(needed: int) -> None:
     """Raise ``DataError`` where the temporary folder has not so many bytes to give, or is no disk but memory."""
-    if (problem := little_room(needed)) is not None:
+    if (problem := insufficient_scratch(needed)) is not None:
         raise DataError(problem)
 
 
-def little_room(needed: int) -> str | None:
+def insufficient_scratch(needed: int) -> str | None:
     """Why so many bytes of features cannot be kept in the temporary folder, and what to do; None where they can."""
     folder = Path(tempfile.gettempdir())
     where = f"{shown(str(folder))}: {needed / 1e9:.1f} GB of features are to be kept there"

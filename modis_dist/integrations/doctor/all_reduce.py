@@ -23,7 +23,7 @@ import torch.distributed as dist
 from modis_dist.integrations.rendezvous import names_in, own_address
 from modis_dist.runtime.errors import RunFailed, UserError
 from modis_dist.runtime.files import write_json
-from modis_dist.train.process_group import Seat, meeting_file, meeting_port, met
+from modis_dist.train.process_group import RankSpec, init_process_group, rendezvous_file, rendezvous_port
 
 LIMIT_S = 60
 NUMBERS = 1 << 20  # 4 MB of float32
@@ -109,7 +109,7 @@ def _is_held(lock: TextIO) -> bool:
 def _met(told: Mapping[str, Any], rank: int, size: int) -> tuple[float, float | None]:
     """Seconds that an all-reduce takes by gloo, and by NCCL where every process has a GPU."""
     device = torch.device(told["device"])
-    with met(Seat(rank, size, told["address"]), device=device, timeout_s=LIMIT_S):
+    with init_process_group(RankSpec(rank, size, told["address"]), device=device, timeout_s=LIMIT_S):
         gloo_s = _measured(rank, size, torch.device("cpu"))
         return gloo_s, _measured(rank, size, device) if device.type == "cuda" else None
 
@@ -119,7 +119,7 @@ def _call(folder: Path, size: int) -> None:
     names = [f"came-{rank}.json" for rank in range(size)]
     _wait_for(folder, 0, names)
     gpus = all(_read(folder / name)["gpu"] for name in names)
-    address = meeting_port(own_address()) if "SLURM_JOB_ID" in os.environ else meeting_file(folder)
+    address = rendezvous_port(own_address()) if "SLURM_JOB_ID" in os.environ else rendezvous_file(folder)
     write_json(folder / MEETING, {"address": address, "device": "cuda" if gpus else "cpu"})
 
 

@@ -23,7 +23,7 @@ from modis_dist.integrations.mlflow.runs import Refused, Status, is_permanent
 from modis_dist.integrations.mlflow.study import Mirror, NotUploaded, Records
 from modis_dist.runtime.errors import ModisError
 from modis_dist.runtime.lock import holder
-from modis_dist.runtime.processes import deaf_to
+from modis_dist.runtime.processes import signals_blocked
 
 LOWEST = 19  # of the priorities of Unix
 FAREWELL_S = 30.0  # to write that the study was killed; at this priority it may take that on a busy machine
@@ -109,7 +109,7 @@ class MirrorApart:
             spawn = get_context("spawn")
             self._pipe, theirs = spawn.Pipe()
             self._process = spawn.Process(target=_serve, args=(self._made, theirs), name="mlflow", daemon=True)
-            with deaf_to(LEFT_TO_DRIVER):
+            with signals_blocked(LEFT_TO_DRIVER):
                 self._process.start()
             atexit.register(self.close)  # before Python, at its end, waits for a process that obeys no signal
             theirs.close()

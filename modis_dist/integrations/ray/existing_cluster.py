@@ -16,8 +16,8 @@ import psutil
 from modis_dist.execution.resources import Cluster, Node
 from modis_dist.integrations.ray.private_cluster import (
     OF_DRIVER,
-    Place,
     PrivateRay,
+    RayBackend,
     connect,
     environment,
     for_workers,
@@ -32,7 +32,7 @@ ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-
 
 
 @contextmanager
-def ray_at(address: str | None) -> Iterator[Place]:
+def ray_at(address: str | None) -> Iterator[RayBackend]:
     """The Ray at ``HOST:PORT``, attached for the time of the block, or without one a private Ray."""
     if address is None:
         yield PrivateRay()

@@ -37,7 +37,7 @@ OF_DRIVER: Mapping[str, str | None] = {  # in its environment, with what its wor
 }
 
 
-class Place(Protocol):
+class RayBackend(Protocol):
     """Where Ray's workers run."""
 
     @property

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 from modis_dist.config.run import Run
 from modis_dist.execution.resources import workers_mistakes
 from modis_dist.integrations.ray.head_watch import while_ray_lives
-from modis_dist.integrations.ray.private_cluster import Place
+from modis_dist.integrations.ray.private_cluster import RayBackend
 from modis_dist.runtime.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
 from modis_dist.runtime.file_watch import watching
 from modis_dist.runtime.lock import LOCK, locked
@@ -25,7 +25,7 @@ from modis_dist.runtime.signals import Flag, StopFile, on_signal
 from modis_dist.train import cpu_settings
 from modis_dist.train.callbacks import NullReporter, Reporter
 from modis_dist.train.journal import JournalReader
-from modis_dist.train.process_group import Seat, meeting_file, meeting_port
+from modis_dist.train.process_group import RankSpec, rendezvous_file, rendezvous_port
 
 T = TypeVar("T")
 RESTARTS = 2  # of all ranks, after the death of one
@@ -38,7 +38,7 @@ RECORD = "ranks.log"  # in the folder of a training: which ranks were lost, and 
 
 
 def on_ranks(
-    work: Callable[[Seat, Mapping[str, Any]], T],
+    work: Callable[[RankSpec, Mapping[str, Any]], T],
     settings: Mapping[str, Any],
     *,
     workers: int,
@@ -121,7 +121,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     meetings, record = Path(config["folder"]) / "meetings", Path(config["record"])
     meeting = meetings / name
     meeting.mkdir(mode=0o700, parents=True, exist_ok=True)
-    seat = Seat(context.get_world_rank(), context.get_world_size(), port or meeting_file(meeting))
+    seat = RankSpec(context.get_world_rank(), context.get_world_size(), port or rendezvous_file(meeting))
     if seat.rank == 0:
         for earlier in meetings.iterdir():
             if earlier != meeting:  # Ray may have seen a death before the other ranks did
@@ -140,7 +140,7 @@ def _port(context: Any) -> str | None:
     from ray.util import get_node_ip_address
 
     alone = context.get_local_world_size() == context.get_world_size()
-    return None if alone else meeting_port(get_node_ip_address())
+    return None if alone else rendezvous_port(get_node_ip_address())
 
 
 def _note(why: str, meeting: Path, record: Path) -> None:
@@ -160,7 +160,7 @@ def _why(error: Any) -> str:
     return f"after {RESTARTS} restarts: {shown(text)}; the same command continues from the last checkpoint"
 
 
-def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, place: Place) -> dict[str, Any]:
+def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> dict[str, Any]:
     """``train_run`` on as many workers as the run asks for; returns its result.
 
     Raises what ``train_run`` raises.
@@ -169,7 +169,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
     from modis_dist.data.store.open_store import open_store
 
     workers, device = run.trainer.workers, run.trainer.device
-    cluster = place.cluster.without_gpus() if device == "cpu" else place.cluster
+    cluster = backend.cluster.without_gpus() if device == "cpu" else backend.cluster
     problems = workers_mistakes(workers, threads=run.trainer.threads or 1, device=device, cluster=cluster)
     if problems:
         raise ConfigError(problems, source=source)
@@ -181,7 +181,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
     store = open_store(run.data, out=out, source=source)  # simulated once, not by every rank
     settings = {"run": to_tree(run), "out": str(out), "source": source}
     asked = Flag()
-    with on_signal(asked.set), place.ready(out=out, store=store.path) as folder:
+    with on_signal(asked.set), backend.ready(out=out, store=store.path) as folder:
         stop = folder / STOP
         training = partial(
             on_ranks,
@@ -204,7 +204,7 @@ def ask_to_stop(file: Path, reason: str) -> None:
     file.write_text(reason)
 
 
-def _run_of_rank(seat: Seat, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _run_of_rank(seat: RankSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
     from modis_dist.config.parse import build
     from modis_dist.execution.single import train_run
 

@@ -14,17 +14,17 @@ from typing import Any
 
 from modis_dist.config.study import Resources
 from modis_dist.execution.local import crashed
-from modis_dist.execution.memory import Footprint, Room, fitting
+from modis_dist.execution.memory import ConcurrencyLimit, Footprint, packs_that_fit
 from modis_dist.execution.resources import Cluster, mistakes, workers_mistakes
 from modis_dist.execution.run_pack import Pack, attempt, load_pack, save_pack
 from modis_dist.integrations.ray.head_watch import while_ray_lives
-from modis_dist.integrations.ray.private_cluster import Place
+from modis_dist.integrations.ray.private_cluster import RayBackend
 from modis_dist.integrations.ray.train import RECORD, STOP, ask_to_stop, on_ranks
 from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed, shown
 from modis_dist.runtime.signals import StopFile, on_signal
 from modis_dist.train import cpu_settings
 from modis_dist.train.callbacks import NullReporter
-from modis_dist.train.process_group import Seat
+from modis_dist.train.process_group import RankSpec
 
 DEATHS = 2  # of a worker before its pack is given up
 WAITING = {"cpu": 0, "node:__internal_head__": 0.001}  # Ray's first node has one of these
@@ -34,9 +34,9 @@ WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 class RayExecutor(AbstractContextManager["RayExecutor"]):
     """As many packs at a time as the cores, or GPUs, allow. Ray is made ready at the first pack, left at the end."""
 
-    def __init__(self, resources: Resources, *, place: Place, device: str = "auto", workers: int = 1) -> None:
-        self._place = place
-        self._cluster = place.cluster.without_gpus() if device == "cpu" else place.cluster
+    def __init__(self, resources: Resources, *, backend: RayBackend, device: str = "auto", workers: int = 1) -> None:
+        self._backend = backend
+        self._cluster = backend.cluster.without_gpus() if device == "cpu" else backend.cluster
         _check(resources, device=device, cluster=self._cluster, workers=workers)
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, self._cluster.gpus)
         self._workers = workers
@@ -66,7 +66,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             threads = self._threads(fit.packs)
             folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
             if self._folder is None:
-                self._folder = self._open.enter_context(self._place.ready(out=out, store=store))
+                self._folder = self._open.enter_context(self._backend.ready(out=out, store=store))
             said = self._trained(folders, settings, fit, threads=threads)
         if stop.exists():
             reason = stop.read_text()
@@ -77,10 +77,10 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             reasons |= crashed(pack, said.get(folder, WORKER_DIED), out=out)
         return reasons
 
-    def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Room:
+    def _room(self, packs: Sequence[Pack], *, out: Path, store: Path) -> ConcurrencyLimit:
         """How many of the packs are trained at once."""
-        wanted = Room(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
-        return fitting(
+        wanted = ConcurrencyLimit(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
+        return packs_that_fit(
             packs,
             wanted,
             machine=self._cluster,
@@ -96,7 +96,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         return self.threads if packs == self.slots else self._shared_out(packs)
 
     def _trained(
-        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int
+        self, folders: list[str], settings: Mapping[str, Any], room: ConcurrencyLimit, *, threads: int
     ) -> dict[str, str | None]:
         """What became of each pack: None, or why it crashed; nothing of one whose worker died too often.
 
@@ -111,7 +111,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         return said
 
     def _fit(
-        self, folders: list[str], settings: Mapping[str, Any], room: Room, *, threads: int, turn: int
+        self, folders: list[str], settings: Mapping[str, Any], room: ConcurrencyLimit, *, threads: int, turn: int
     ) -> dict[str, str | None]:
         """What became of each pack that Tune did not give up: None, or why it crashed."""
         from ray import tune
@@ -223,7 +223,7 @@ def _attempt_on_ranks(config: Mapping[str, Any], threads: int) -> str | None:
         return str(error)
 
 
-def _attempt_of_rank(seat: Seat, config: Mapping[str, Any]) -> str | None:
+def _attempt_of_rank(seat: RankSpec, config: Mapping[str, Any]) -> str | None:
     out = Path(config["out"])
     pack, _ = load_pack(Path(config["pack"]))
     stop = StopFile(out / STOP)

@@ -8,13 +8,13 @@ from modis_dist.config.cluster import Site
 from modis_dist.execution.resources import Cluster, Node, cores
 from modis_dist.integrations.ray.existing_cluster import ray_at
 from modis_dist.integrations.ray.multi_node import ray_on_nodes
-from modis_dist.integrations.ray.private_cluster import Place, PrivateRay
+from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
 from modis_dist.integrations.slurm import submission as kept
 from modis_dist.integrations.slurm.job_script import python
 
 
 @contextmanager
-def ray_of_job(out: Path, site: Site) -> Iterator[Place]:
+def ray_of_job(out: Path, site: Site) -> Iterator[RayBackend]:
     """Ray on what the job was given: on one node it listens on loopback only, on several it takes a token."""
     if site.nodes == 1:
         yield PrivateRay(Cluster("this job", (Node(min(site.cpus, cores()), site.gpus),)))

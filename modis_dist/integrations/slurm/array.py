@@ -37,7 +37,7 @@ FEW = 4  # packs that the last job trains one after the other; more are sent as 
 def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
     """The work of one job: noted, and queued again where it was interrupted, or failed by its machine a few times.
 
-    Yields what signals set while nobody else listens; with ``Listening`` an executor looks at it.
+    Yields what signals set while nobody else listens; with ``StopBetweenPacks`` an executor looks at it.
     """
     submission = kept.load(out)
     if submission.code != code():
@@ -129,7 +129,7 @@ def train_pack(out: Path, number: int) -> None:
             raise
 
 
-class Listening(AbstractContextManager["Listening"]):
+class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
     """An executor that begins nothing more once a signal came between two of its turns."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:

@@ -43,7 +43,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Standing:
+class SubmissionStatus:
     """A submission at one moment."""
 
     study: Status
@@ -57,7 +57,7 @@ class Standing:
     advice: str
 
 
-def standing(out: Path) -> Standing:
+def standing(out: Path) -> SubmissionStatus:
     """How the submission of an output folder stands.
 
     A queue that does not answer makes its state unknown, never failed. Raises ``DataError`` where there is none.
@@ -72,7 +72,7 @@ def standing(out: Path) -> Standing:
     notes, logs, state = _notes(out), _logs(out, submission), _state(found, jobs.values())
     ended = {} if state in LIVE else _ended(out, own, notes)
     failed = _with_logs(_failed(notes) | ({} if state in LIVE else _not_begun(out, logs)) | ended, logs)
-    return Standing(
+    return SubmissionStatus(
         study=found,
         form=submission.form,
         state=state,
@@ -85,13 +85,13 @@ def standing(out: Path) -> Standing:
     )
 
 
-def _unknown(out: Path, submission: kept.Submission, silent: str) -> Standing:
+def _unknown(out: Path, submission: kept.Submission, silent: str) -> SubmissionStatus:
     """What is known where the queue does not answer."""
     notes = _notes(out)
     restarts, failed = sum(note.starts - 1 for note in notes.values()), _failed(notes)
     others = _of_other_program(submission, notes)
     failed = _with_logs(failed, _logs(out, submission))
-    return Standing(status(out), submission.form, "unknown", (), (), restarts, failed, others, silent)
+    return SubmissionStatus(status(out), submission.form, "unknown", (), (), restarts, failed, others, silent)
 
 
 # --- what is known of jobs --------------------------------------------------------------------------------------

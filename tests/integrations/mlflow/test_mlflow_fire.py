@@ -27,7 +27,7 @@ LIMIT_S = 240.0
 
 
 @dataclass(frozen=True)
-class Place:
+class SharedStudy:
     """What all studies here share."""
 
     study: Path
@@ -36,19 +36,19 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedStudy]:
     folder = tmp_path_factory.mktemp("fire")
     study = write_study(folder / "study.yaml", write_store(folder / "store"), probe=False, folds=1)
     mlflow_store.connect(f"sqlite:///{folder}/mlflow.db")
     shutil.copy(folder / "mlflow.db", folder / "new.db")
     with mlflow_server(folder) as port:
         gate = Gate(port)
-        yield Place(study, gate, folder / "mlflow.db")
+        yield SharedStudy(study, gate, folder / "mlflow.db")
         gate.close()
 
 
 @pytest.fixture(scope="module")
-def calm(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def calm(place: SharedStudy, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """The summary of the study that nothing happened to."""
     place.gate.be("open")
     out = tmp_path_factory.mktemp("calm") / "out"
@@ -57,7 +57,7 @@ def calm(place: Place, tmp_path_factory: pytest.TempPathFactory) -> dict[str, An
     return summary_of(out)
 
 
-def begin(place: Place, out: Path, *options: str, uri: str | None = None, **environment: str) -> Any:
+def begin(place: SharedStudy, out: Path, *options: str, uri: str | None = None, **environment: str) -> Any:
     arguments = ["tune", str(place.study), "--out", str(out), "--set", f"sweep.mlflow.experiment={out.parent.name}"]
     arguments += ["--set", f"sweep.mlflow.uri={uri or place.gate.uri}", *options]
     quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
@@ -115,7 +115,7 @@ def wait_for(condition: Callable[[], object], process: Any) -> None:
 
 @pytest.mark.parametrize("fault", ["refuse", "500", "hang", "slow"])
 def test_a_study_ends_the_same_without_its_server_and_the_next_start_sends_everything(
-    fault: Fault, place: Place, calm: dict[str, Any], tmp_path: Path
+    fault: Fault, place: SharedStudy, calm: dict[str, Any], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     place.gate.be(fault)
@@ -130,7 +130,7 @@ def test_a_study_ends_the_same_without_its_server_and_the_next_start_sends_every
 
 @pytest.mark.parametrize("killed", [False, True])
 def test_a_server_or_a_study_that_dies_midway_leaves_no_gap_no_duplicate_and_no_running_run(
-    killed: bool, place: Place, tmp_path: Path
+    killed: bool, place: SharedStudy, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     place.gate.be("open")
@@ -163,7 +163,7 @@ def test_a_server_or_a_study_that_dies_midway_leaves_no_gap_no_duplicate_and_no_
 
 @pytest.mark.parametrize("fault", ["locked", "read-only"])
 def test_a_study_ends_the_same_with_a_database_it_cannot_write_and_the_next_start_fills_it(
-    fault: str, place: Place, calm: dict[str, Any], tmp_path: Path
+    fault: str, place: SharedStudy, calm: dict[str, Any], tmp_path: Path
 ) -> None:
     out, database = tmp_path / "out", tmp_path / "own.db"
     shutil.copy(place.database.with_name("new.db"), database)

@@ -185,14 +185,14 @@ def test_a_node_that_does_not_see_the_folders_or_cannot_use_them_says_so(tmp_pat
 
 def test_packs_are_shared_out_over_nodes_and_none_is_larger_than_one() -> None:
     place = GivenRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
-    assert _shape(RayExecutor(Resources(), place=place)) == (6, 1)
-    assert _shape(RayExecutor(Resources(cpus=2), place=place)) == (3, 2)
-    assert _shape(RayExecutor(Resources(cpus=4), place=place)) == (1, 4)
-    assert _shape(RayExecutor(Resources(), place=place, workers=3)) == (2, 1)
+    assert _shape(RayExecutor(Resources(), backend=place)) == (6, 1)
+    assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)
+    assert _shape(RayExecutor(Resources(cpus=4), backend=place)) == (1, 4)
+    assert _shape(RayExecutor(Resources(), backend=place, workers=3)) == (2, 1)
     with pytest.raises(ConfigError, match="5 asked for, the Ray at a:1 has 6 core"):
-        RayExecutor(Resources(cpus=5), place=place)
+        RayExecutor(Resources(cpus=5), backend=place)
     with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) asked for, the Ray at a:1 has 6 core"):
-        RayExecutor(Resources(), place=place, workers=7)
+        RayExecutor(Resources(), backend=place, workers=7)
 
 
 def _shape(executor: RayExecutor) -> tuple[int, int]:

@@ -20,7 +20,7 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
-from modis_dist.execution.memory import Room
+from modis_dist.execution.memory import ConcurrencyLimit
 from modis_dist.execution.resources import Cluster, Node
 from modis_dist.integrations.mlflow.apart import LOWEST
 from modis_dist.integrations.ray import reaper as ray_reaper
@@ -269,9 +269,9 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     turns: list[list[str]] = []
 
     def fit(
-        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: Room, **__: object
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: ConcurrencyLimit, **__: object
     ) -> dict[str, None]:
-        assert room == Room(2)
+        assert room == ConcurrencyLimit(2)
         turns.append(folders)
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
@@ -281,7 +281,9 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
-    said = RayExecutor(Resources(), place=PrivateRay())._trained(everyone, {"out": str(tmp_path)}, Room(2), threads=1)
+    said = RayExecutor(Resources(), backend=PrivateRay())._trained(
+        everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
+    )
     assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
 
 
@@ -325,18 +327,18 @@ def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why(ra
 
 def test_slots_share_out_the_cores() -> None:
     cores = len(os.sched_getaffinity(0))
-    executor = RayExecutor(Resources(), place=PrivateRay())
+    executor = RayExecutor(Resources(), backend=PrivateRay())
     assert (executor.slots, executor.threads) == (cores, 1)
-    assert RayExecutor(Resources(cpus=cores), place=PrivateRay()).slots == 1
+    assert RayExecutor(Resources(cpus=cores), backend=PrivateRay()).slots == 1
 
 
 def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores() -> None:
     place = PrivateRay(Cluster("this machine", (Node(cores=4, gpus=8),)))
-    executor = RayExecutor(Resources(), place=place, workers=4)
+    executor = RayExecutor(Resources(), backend=place, workers=4)
     assert (executor.threads, executor.slots) == (1, 1)
 
 
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
 def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
     with pytest.raises(ConfigError, match="asked for, this machine has"):
-        RayExecutor(asked, place=PrivateRay())
+        RayExecutor(asked, backend=PrivateRay())

@@ -7,7 +7,7 @@ from pathlib import Path
 from modis_dist.config.parse import load_run
 from modis_dist.execution.single import train_run
 from modis_dist.train.callbacks import NeverStop, NullReporter
-from modis_dist.train.process_group import Seat, meeting_file
+from modis_dist.train.process_group import RankSpec, rendezvous_file
 from tests.ranks import CONTEXT
 
 
@@ -19,5 +19,5 @@ def train_two_ranks(run: Path, out: Path, settings: Sequence[str] = ()) -> None:
 
 def _rank(rank: int, run: Path, out: Path, settings: list[str]) -> None:
     wanted = load_run(run, [*settings, "trainer.workers=2"])
-    seat = Seat(rank, 2, meeting_file(run.parent))
+    seat = RankSpec(rank, 2, rendezvous_file(run.parent))
     train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), seat=seat)

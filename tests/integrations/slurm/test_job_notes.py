@@ -100,7 +100,7 @@ def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning
     submitted(store, out)
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
-        executor = array_job.Listening(array_job.AfterArray(out), flag)
+        executor = array_job.StopBetweenPacks(array_job.AfterArray(out), flag)
         os.kill(os.getpid(), signal.SIGUSR1)
         executor.execute([], out=out, store=store)
     assert signal.getsignal(signal.SIGUSR1) is before

@@ -74,7 +74,7 @@ def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait, "LOOK_S", 0.2)
 
 
-class Place:
+class SubmittedStudy:
     """A folder with a study, a profile and its results."""
 
     def __init__(self, folder: Path, **sweep: Any) -> None:
@@ -118,9 +118,9 @@ def records(out: Path) -> dict[str, int]:
 
 
 @pytest.fixture(scope="module")
-def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, Path]]:
+def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SubmittedStudy, Path]]:
     """A study that was cancelled in its first pack and resumed, and the same one that nobody disturbed."""
-    place = Place(tmp_path_factory.mktemp("resumed"), **STUDY)
+    place = SubmittedStudy(tmp_path_factory.mktemp("resumed"), **STUDY)
     (place.folder / "slow").touch()
     assert place.submit() == 0
     assert wait_for(lambda: list(place.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
@@ -139,14 +139,16 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Place, P
     yield place, place.tune()
 
 
-def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(resumed: tuple[Place, Path]) -> None:
+def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(
+    resumed: tuple[SubmittedStudy, Path],
+) -> None:
     place, calm = resumed
     assert compared(place.out, calm) == []
     assert standing(place.out).state == "finished" and standing(place.out).restarts == 0
 
 
 def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_again(
-    resumed: tuple[Place, Path], capsys: pytest.CaptureFixture[str]
+    resumed: tuple[SubmittedStudy, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, _ = resumed
     assert command(["status", str(place.out)]) == 0
@@ -161,7 +163,7 @@ def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_agai
     assert "was submitted before" in capsys.readouterr().err
 
 
-def test_nothing_that_jobs_wrote_is_readable_by_others_or_a_pickle(resumed: tuple[Place, Path]) -> None:
+def test_nothing_that_jobs_wrote_is_readable_by_others_or_a_pickle(resumed: tuple[SubmittedStudy, Path]) -> None:
     files = [path for path in resumed[0].out.rglob("*") if not path.is_symlink()]
     assert len(files) > 80 and not [path for path in files if path.stat().st_mode & 0o077]
     assert not [path for path in files if "pickle" in path.name or path.suffix in {".pkl", ".pt"}]
@@ -182,7 +184,7 @@ def in_mlflow(database: Path) -> dict[str, list[Any]]:
 
 
 @pytest.fixture(scope="module")
-def home(resumed: tuple[Place, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def home(resumed: tuple[SubmittedStudy, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home") / "deep" / "mine"
     with pytest.MonkeyPatch.context() as patch:
         from modis_dist.integrations.mlflow import apart as mlflow_apart
@@ -194,7 +196,7 @@ def home(resumed: tuple[Place, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_fetch_copies_results_and_leaves_checkpoints_and_what_is_of_that_machine(
-    resumed: tuple[Place, Path], home: Path
+    resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     out = resumed[0].out
     for name in ("summary.json", "report.md", "manifest.json", "study.yaml"):
@@ -212,7 +214,7 @@ def held(folder: Path, pattern: str) -> dict[Path, bytes]:
 
 
 def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_is_told_before(
-    resumed: tuple[Place, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    resumed: tuple[SubmittedStudy, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, copy = resumed[0].out, tmp_path / "all"
     shutil.copytree(home, copy)
@@ -224,7 +226,7 @@ def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_i
 
 
 def test_fetch_fills_mlflow_with_what_the_study_itself_would_have_told_it(
-    resumed: tuple[Place, Path], home: Path
+    resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
     assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
@@ -239,7 +241,7 @@ def test_fetch_fills_mlflow_with_what_the_study_itself_would_have_told_it(
 
 
 def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
-    resumed: tuple[Place, Path], home: Path, capsys: pytest.CaptureFixture[str]
+    resumed: tuple[SubmittedStudy, Path], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = in_mlflow(home / "mlflow.db")
     times = {path: path.stat().st_mtime_ns for path in home.glob("trials/*/*") if path.is_file()}
@@ -256,13 +258,13 @@ def test_what_was_fetched_is_a_finished_study_and_cannot_cancel_the_jobs_of_the_
     assert command(["cancel", str(home)]) == 2 and "nothing was submitted from here" in capsys.readouterr().err
 
 
-def test_a_fetched_model_predicts(resumed: tuple[Place, Path], home: Path, tmp_path: Path) -> None:
+def test_a_fetched_model_predicts(resumed: tuple[SubmittedStudy, Path], home: Path, tmp_path: Path) -> None:
     store = str(resumed[0].folder / "store")
     assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
 
 
 def test_fetch_refuses_a_folder_inside_and_another_study(
-    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    resumed: tuple[SubmittedStudy, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = resumed[0].out
 
@@ -272,7 +274,7 @@ def test_fetch_refuses_a_folder_inside_and_another_study(
 
     assert "is inside" in refused(out / "home") and not (out / "home").exists()
     assert "is inside" in refused(out)
-    other = Place(tmp_path / "other", **SMALL)
+    other = SubmittedStudy(tmp_path / "other", **SMALL)
     before = manifest.load(out / "manifest.json")
     other.out.mkdir()
     manifest.save(other.out / "manifest.json", manifest.Manifest("other", before.fingerprint, (), (), ()))
@@ -281,7 +283,10 @@ def test_fetch_refuses_a_folder_inside_and_another_study(
 
 
 def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
-    resumed: tuple[Place, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    resumed: tuple[SubmittedStudy, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
     assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
@@ -296,7 +301,7 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_where_its_records_are_looked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = Place(tmp_path, **SMALL)
+    place = SubmittedStudy(tmp_path, **SMALL)
     (tmp_path / "poison").touch()
     assert place.submit("--wait") == 4
     assert "1 trials failed (" in capsys.readouterr().err
