@@ -1,9 +1,9 @@
 """What tests of every slice share."""
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -17,30 +17,62 @@ from tests.shapes import check
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-# Files whose tests take minutes, in groups of about the same time; those on Slurm share one cluster.
-LONG = (
-    ("test_studies", "test_doctor", "test_cluster"),
-    ("test_ray_train", "test_mlflow_fire", "test_given_ray"),
-    ("test_ray_tune", "test_submitted", "test_mlflow_apart"),
-)
-
+DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each test file, as measured by --save-durations
 
 check(False)  # tests of formulas turn it on
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that measures the durations again."""
+    parser.addoption(
+        "--save-durations", action="store_true", help=f"write the seconds of each file to {DURATIONS.name}"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure durations in the process that collects the reports of all workers."""
+    if config.getoption("--save-durations") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(Durations())
+
+
+class Durations:
+    """Sums the seconds of each test file; files that did not run keep their last measurement."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Add one phase of one test."""
+        file = report.nodeid.split("::")[0]
+        self.seconds[file] = self.seconds.get(file, 0.0) + report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the file."""
+        known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+        merged = known | {file: round(seconds, 1) for file, seconds in self.seconds.items()}
+        here = {file: merged[file] for file in sorted(merged) if (DURATIONS.parents[1] / file).exists()}
+        DURATIONS.write_text(json.dumps(here, indent=1) + "\n")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Long tests begin first, on as many workers as there are: each worker of xdist begins with a block of the list."""
-    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    rank = {stem: (group, place) for group, stems in enumerate(LONG) for place, stem in enumerate(stems)}
-    blocks: list[list[pytest.Item]] = [[] for _ in range(workers)]
-    short = [item for item in items if item.path.stem not in rank]
-    for item in sorted((item for item in items if item.path.stem in rank), key=lambda item: rank[item.path.stem]):
-        blocks[rank[item.path.stem][0] % workers].append(item)
-    for block in blocks:
-        room = max(0, len(items) // workers - len(block))
-        block += short[:room]
-        del short[:room]
-    items[:] = [*chain.from_iterable(blocks), *short]
+    """Put the files that take longest first; a worker takes one group of tests after the other.
+
+    A group is a file, or all files on one shared Ray.
+    """
+    seconds = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
+    total: dict[str, float] = {}
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0].replace("/", ".")))
+    for file, group in {item.nodeid.split("::")[0]: _group(item) for item in items}.items():
+        total[group] = total.get(group, 0.0) + seconds.get(file, 0.0)
+    items.sort(key=lambda item: (-total[_group(item)], _group(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    marker = item.get_closest_marker("xdist_group")
+    assert marker is not None
+    return str(marker.args[0])
 
 
 @pytest.fixture(scope="session")

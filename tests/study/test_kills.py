@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_after_kills_of_drivers_and_of_a_worker_no_trial_is_lost_none_is_doubled_and_no_bit_differs() -> None:
     soak = [sys.executable, "tools/soak.py", "--sweep", "local", "ray", "--kills", "5", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -270,7 +270,7 @@ def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys)
     assert rows["train, disk"]["steps_s"] > 0 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_study_is_timed_three_ways(capsys) -> None:
     assert main(["sweep", "--samples", "90", "--epochs", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)

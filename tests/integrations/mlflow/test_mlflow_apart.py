@@ -278,7 +278,7 @@ def test_a_program_that_ends_without_a_word_does_not_wait_for_it(folder: Path) -
     assert done.stderr == "" and not psutil.pid_exists(int(done.stdout))
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_study_that_is_killed_counts_as_killed_and_its_next_start_completes_it(tmp_path: Path) -> None:
     study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), folds=1)
     out = tmp_path / "out"

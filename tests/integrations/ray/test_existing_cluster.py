@@ -58,7 +58,7 @@ def leftovers(out: Path) -> list[Path]:
     return list(out.glob(f"{PREFIX}*"))
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leaves_that_ray_as_it_was(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
@@ -76,7 +76,7 @@ def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leave
     assert ours == theirs
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_without_ray(
     ray: TwoNodes, run: Path, tmp_path: Path
 ) -> None:

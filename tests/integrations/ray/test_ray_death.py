@@ -56,7 +56,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
     assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_continue_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_contin
     assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
 def test_a_training_whose_ray_loses_its_node_says_so(tmp_path: Path) -> None:
     tree = json.loads(json.dumps(toy.TREE))

@@ -157,7 +157,7 @@ def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
     subprocess.run([sys.executable, "-c", text], check=True)
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 @needs_two_cores
 def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
