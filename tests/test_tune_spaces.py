@@ -40,7 +40,7 @@ def test_a_study_expands_to_conditions_by_grid_by_folds_by_replicates(path: Path
     sweep = loaded.sweep
     points = math.prod(len(values) for values in sweep.grid.values())
     if isinstance(sweep.search, OptunaSearch):
-        points = sweep.search.at_once  # what comes later depends on results
+        points = sweep.search.round_size  # what comes later depends on results
     assert len(trials) == max(len(sweep.conditions), 1) * points * sweep.folds * sweep.replicates
     assert len({trial.id for trial in trials}) == len(trials)
 
@@ -79,7 +79,7 @@ def test_intersim_has_the_settings_of_figures_2_to_4() -> None:
 
 def test_tcga10_is_the_grid_of_the_paper_around_its_chosen_values() -> None:
     loaded = study("tcga10")
-    chosen = {"objective.beta": 1e-6, "model.latent": 512, "optim.lr": 1e-4, "objective.lambda_r": 160.0}
+    chosen = {"objective.beta": 1e-6, "model.latent": 512, "optim.lr": 1e-4, "objective.penalty_weight": 160.0}
     assert loaded.sweep.folds == 5 and set(loaded.sweep.grid) == set(chosen)
     assert all(value in loaded.sweep.grid[key] for key, value in chosen.items())
     assert loaded.optim.epochs == 4000 and loaded.trainer.early_stopping is None
@@ -145,7 +145,7 @@ def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
 
 
 def test_the_shipped_search_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
-    search = ("sweep.search.configurations=5", "sweep.search.at_once=3", "sweep.pruning.min_epochs=1")
+    search = ("sweep.search.configurations=5", "sweep.search.round_size=3", "sweep.pruning.min_epochs=1")
     longer = [setting.replace("optim.epochs=1", "optim.epochs=2") for setting in SMALL]
     smaller = (*longer, *HERE, *search, "data.simulate.samples=120", "sweep.probe=false")
     settings = [word for setting in smaller for word in ("--set", setting)]

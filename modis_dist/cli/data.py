@@ -97,7 +97,7 @@ def intersim(
     classes: Annotated[int, typer.Option(help="Balanced classes.")] = 5,
     delta: Annotated[float, typer.Option(help="Mean shift of a differential feature.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 1234,
-    params: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the original tables as Parquet.")] = None,
+    reference: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of reference tables (Parquet).")] = None,
 ) -> None:
     """Simulate methylation, expression and protein with the InterSIM algorithm.
 
@@ -107,7 +107,7 @@ def intersim(
     from modis_dist.config.run import Run
     from modis_dist.data.simulate import simulate
 
-    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "params": params}
+    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "reference": reference}
     settings = build(Run, {"data": {"simulate": given}}, source="simulate intersim").data.simulate
     assert settings is not None
     simulate(settings, out)
@@ -152,7 +152,7 @@ def _class_table(coverage: "Coverage") -> "Table":
         add(table, shown(label), *(f"{m.by_class[label]:,}" if m.by_class[label] else "none" for m in held))
     table.add_section()
     add(table, "unlabelled", *(f"{m.unlabelled:,}" for m in held))
-    add(table, "labelled", *(f"{m.labelled_share:.1%}" for m in held))
+    add(table, "labelled", *(f"{m.labelled_fraction:.1%}" for m in held))
     return finished(table)
 
 
@@ -168,7 +168,7 @@ def _modality_table(coverage: "Coverage") -> "Table":
     for name in ("minimum", "mean", "maximum"):
         values = [getattr(m, name) for m in held]
         add(table, name, *("-" if value is None else f"{value:.4g}" for value in values))
-    add(table, "missing values", *(f"{m.missing_share:.2%}" for m in held))
+    add(table, "missing values", *(f"{m.missing_fraction:.2%}" for m in held))
     add(table, "constant features", *(f"{m.constant_features:,}" for m in held))
     for part in ("train", "test", "none"):
         add(table, f"split: {part}", *(f"{m.by_split[part]:,}" for m in held))

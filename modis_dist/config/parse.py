@@ -10,12 +10,12 @@ from pydantic import BaseModel, ValidationError
 
 from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
-from modis_dist.config.run import SCHEDULES, Run
+from modis_dist.config.run import PRESETS, Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError, shown
 
 Tree = dict[str, Any]
-PATHS = ("data.store", "data.simulate.params")  # relative to the YAML file, or on the command line to where one is
+PATHS = ("data.store", "data.simulate.reference")  # relative to the YAML file, or on the command line to where one is
 DOTTED = (
     (("sweep", "grid"), 0),
     (("sweep", "space"), 0),
@@ -141,9 +141,9 @@ def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tree:
     """A copy of the tree with dotted keys written into it; a schedule first, for it stands for several."""
     changed: Tree = json.loads(json.dumps(tree))
-    schedule = settings.get("optim.schedule")
+    schedule = settings.get("optim.preset")
     if isinstance(schedule, str):
-        settings = {**SCHEDULES.get(schedule, {}), **settings}
+        settings = {**PRESETS.get(schedule, {}), **settings}
     for key, value in settings.items():
         *sections, last = _parts(key)
         here = changed

@@ -64,7 +64,7 @@ class Simulate(Section):
     classes: int = item(5, "balanced classes", ge=2, le=1000)
     delta: float = item(2.0, "mean shift of a differential feature (logit scale for methylation)", ge=0, le=100)
     seed: int = item(1234, "seed of the simulation", ge=0, lt=2**63)
-    params: Folder | None = item(None, "folder of the original tables as Parquet; without it tables are generated")
+    reference: Folder | None = item(None, "folder of the original tables as Parquet; without it tables are generated")
 
 
 class Split(Section):
@@ -125,11 +125,13 @@ class Log1p(Section):
 
 class Impute(Section):
     kind: Literal["impute"] = item("impute", "fill missing values from the training rows")
-    value: Literal["mean", "median"] = item("mean", "what a missing value becomes")
+    strategy: Literal["mean", "median"] = item("mean", "what a missing value becomes")
 
 
-class Variance(Section):
-    kind: Literal["variance"] = item("variance", "keep the features that vary most over the training rows")
+class VarianceFilter(Section):
+    kind: Literal["variance_filter"] = item(
+        "variance_filter", "keep the features that vary most over the training rows"
+    )
     features: int = item(..., "number of features to keep", unit="features", ge=1)
 
 
@@ -147,7 +149,7 @@ def kind_only(value: Any) -> Any:
     return {"kind": value} if isinstance(value, str) else value
 
 
-_Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | Variance | Pca, Field(discriminator="kind")]
+_Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | VarianceFilter | Pca, Field(discriminator="kind")]
 PreprocessStep = Annotated[
     _Preprocess,
     BeforeValidator(
@@ -285,17 +287,17 @@ class Objective(Section):
         "pairwise", "modality adversary; `published` has no encoder gradient and is kept to reproduce the paper"
     )
     adversarial_weight: float = item(1.0, "weight of the adversarial term in both phases", ge=0, le=1e6)
-    confidence: float = item(
+    pseudo_label_threshold: float = item(
         0.9, "class_conditional: predicted probability from which an unlabelled row counts as of that class", gt=0, le=1
     )
-    lambda_r: float = item(10.0, "weight gamma of the gradient penalty", ge=0, le=1e6)
-    penalty: Literal["sum", "each"] = item(
+    penalty_weight: float = item(10.0, "weight gamma of the gradient penalty", ge=0, le=1e6)
+    penalty_outputs: Literal["sum", "each"] = item(
         "sum", "gradient of the sum of the modality logits (published) or of each logit"
     )
-    penalty_on: Literal["x", "z"] = item(
+    penalty_inputs: Literal["x", "z"] = item(
         "x", "gradient with respect to the input through the frozen encoder (published) or to z"
     )
-    class_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
+    classification_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
     clustering_weight: float = item(1.0, "weight of the clustering loss", ge=0, le=1e6)
     class_prior: Literal["uniform", "empirical"] = item(
         "uniform",
@@ -303,10 +305,10 @@ class Objective(Section):
     )
 
 
-# What ``optim.schedule`` stands for: table S3, and one that classifies better after a fifteenth of the steps, chosen on
+# What ``optim.preset`` stands for: table S3, and one that classifies better after a fifteenth of the steps, chosen on
 # validation rows among learning rates of 1e-3 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40 epochs
 # (``python -m tools.bench quality``).
-SCHEDULES: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "optim.lr": 1e-4,
         "optim.lr_schedule": "constant",
@@ -325,7 +327,7 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 
 
 def _told(schedule: str) -> str:
-    held = SCHEDULES[schedule].items()
+    held = PRESETS[schedule].items()
     return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in held).replace(
         "'", ""
     )
@@ -334,7 +336,7 @@ def _told(schedule: str) -> str:
 class Optim(Section):
     """Optimisers and schedule."""
 
-    schedule: Literal["published", "fast"] = item(
+    preset: Literal["published", "fast"] = item(
         "published",
         f"several keys at once. published: {_told('published')}; fast: {_told('fast')}. In a file, those "
         "of them that it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
@@ -348,11 +350,11 @@ class Optim(Section):
     beta2: float = item(0.999, "second moment decay of Adam", ge=0, lt=1)
     batch_size: int = item(32, "rows per modality in a global batch", unit="rows", ge=2, le=1_000_000)
     epochs: int = item(300, "epochs at most", unit="epochs", ge=1, le=10_000_000)
-    epoch_ends: Literal["shortest", "longest"] = item(
+    epoch_length: Literal["shortest", "longest"] = item(
         "shortest",
         "an epoch ends when the shortest modality is used up (published) or the longest, the others starting over",
     )
-    labelled_share: float = item(
+    min_labelled_fraction: float = item(
         0.25,
         "least share of labelled rows in a batch: where fewer are labelled, they are drawn again; 0: never (published)",
         ge=0,
@@ -387,7 +389,7 @@ class Trainer(Section):
         ge=1,
         le=4096,
     )
-    features_in: Literal["auto", "memory", "disk"] = item(
+    feature_storage: Literal["auto", "memory", "disk"] = item(
         "auto",
         "where prepared features are kept while a training runs: memory, or unnamed files in the temporary folder "
         "(TMPDIR), of which memory holds what is in use; auto: on disk where memory would be short. No result differs",
@@ -424,10 +426,10 @@ class Run(Section):
     def _scheduled(cls, tree: Any) -> Any:
         """What a schedule stands for, where it is not stated."""
         optim = tree.get("optim") if isinstance(tree, dict) else None
-        if not isinstance(optim, dict) or optim.get("schedule") != "fast":
+        if not isinstance(optim, dict) or optim.get("preset") != "fast":
             return tree
         filled = dict(tree)
-        for key, value in SCHEDULES["fast"].items():
+        for key, value in PRESETS["fast"].items():
             section, name = key.split(".")
             held = filled.get(section, {})
             if isinstance(held, dict):

@@ -44,10 +44,12 @@ class Packing(Section):
 class Mlflow(Section):
     """Where results are mirrored to."""
 
-    uri: str | None = item(None, "tracking URI, without a password; a SQLite file in the output folder by default")
-    experiment: Name | None = item(None, "experiment; the study's name by default")
+    tracking_uri: str | None = item(
+        None, "tracking URI, without a password; a SQLite file in the output folder by default"
+    )
+    experiment_name: Name | None = item(None, "experiment; the study's name by default")
 
-    @field_validator("uri")
+    @field_validator("tracking_uri")
     @classmethod
     def _without_secrets(cls, value: str | None) -> str | None:
         if value is not None and SECRET.search(value):
@@ -97,7 +99,7 @@ class OptunaSearch(Section):
     configurations: int = item(
         30, "how many are tried; raised later, the first ones stay as they are", unit="configurations", ge=1, le=100_000
     )
-    at_once: int = item(
+    round_size: int = item(
         6,
         "configurations of a round; all are trained and judged by their whole groups before the next are proposed, "
         "for every condition by itself. The first round is drawn at random",

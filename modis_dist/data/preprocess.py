@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
+from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, VarianceFilter
 from modis_dist.data.pca import randomized_pca
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, materialise, slices
 from modis_dist.data.store.index import Features
@@ -24,7 +24,7 @@ Block = NDArray[np.float64]
 VALUES_FOR_MEDIANS = 1 << 26  # 512 MiB of float64 at once: all rows are gone through for each part of the features
 VALUES_FOR_FULL_PCA = 1 << 24  # above, `auto` is incremental: the full solver needs all values, several times
 VALUES_FOR_RANDOMIZED_PCA = 1 << 26  # above, rows are gone through again and again; 1 GiB, for all are held twice
-STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance", "pca"})
+STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance_filter", "pca"})
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def foreseen(
             _refuse_components(step, modality, rows=len(x), features=width)
             left += float(len(x)) * width * min(len(x), width)
             width = step.components
-        elif isinstance(step, Variance):
+        elif isinstance(step, VarianceFilter):
             _refuse_features(step, modality, features=width)
             width = step.features
     if first < len(steps):
@@ -164,7 +164,7 @@ def _learnt(step: PreprocessStep, before: Pipeline, x: Matrix) -> Fitted:
             return Fitted("log1p", {})
         case Impute():
             return Fitted("impute", {"value": _typical(step, before, x)})
-        case Variance():
+        case VarianceFilter():
             return _most_variable(step, before, x)
         case Pca():
             return _principal_components(step, before, x)
@@ -182,7 +182,7 @@ def _applied(step: Fitted, block: Block) -> Block:
             result = np.log1p(block)
         case "impute":
             result = np.where(np.isnan(block), a["value"], block)
-        case "variance":
+        case "variance_filter":
             result = block[:, a["kept"]]
         case _:
             result = (block - a["mean"]) @ a["components"].T
@@ -199,7 +199,7 @@ def _inverted(step: Fitted, block: Block) -> Block:
             result = block * a["range"] + a["minimum"]
         case "log1p":
             result = np.expm1(block)
-        case "variance":
+        case "variance_filter":
             result = np.tile(a["mean"], (len(block), 1))
             result[:, a["kept"]] = block
         case "pca":
@@ -208,7 +208,7 @@ def _inverted(step: Fitted, block: Block) -> Block:
 
 
 def _names_after(step: Fitted, names: tuple[str, ...]) -> tuple[str, ...]:
-    if step.kind == "variance":
+    if step.kind == "variance_filter":
         return tuple(names[position] for position in step.arrays["kept"])
     if step.kind == "pca":
         return tuple(f"pc{number + 1}" for number in range(len(step.arrays["components"])))
@@ -256,7 +256,7 @@ def _typical(step: Impute, before: Pipeline, x: Matrix) -> Block:
         listed = _listed(before.features_out, seen.count == 0)
         where = f"modality {shown(before.modality)}: has no value at all in {listed} over the training rows"
         raise DataError(f"{where}; leave them out, or drop them by `variance` before `impute`")
-    return seen.mean if step.value == "mean" else _medians(before, x)
+    return seen.mean if step.strategy == "mean" else _medians(before, x)
 
 
 def _medians(before: Pipeline, x: Matrix) -> Block:
@@ -271,11 +271,11 @@ def _medians(before: Pipeline, x: Matrix) -> Block:
     return medians
 
 
-def _most_variable(step: Variance, before: Pipeline, x: Matrix) -> Fitted:
+def _most_variable(step: VarianceFilter, before: Pipeline, x: Matrix) -> Fitted:
     _refuse_features(step, before.modality, features=len(before.features_out))
     seen = _moments(before, x)
     kept = np.sort(np.argsort(-seen.variance, kind="stable")[: step.features]).astype(np.int64)
-    return Fitted("variance", {"kept": kept, "mean": seen.mean})
+    return Fitted("variance_filter", {"kept": kept, "mean": seen.mean})
 
 
 def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
@@ -328,9 +328,9 @@ def _blocks(pipeline: Pipeline, x: Matrix, *, at_least: int = 1) -> Iterator[tup
 # --- refusals -------------------------------------------------------------------------------------------------
 
 
-def _refuse_features(step: Variance, modality: str, *, features: int) -> None:
+def _refuse_features(step: VarianceFilter, modality: str, *, features: int) -> None:
     if step.features > features:
-        where = f"modality {shown(modality)}: variance cannot keep {step.features} of {features} features"
+        where = f"modality {shown(modality)}: variance_filter cannot keep {step.features} of {features} features"
         raise DataError(f"{where}; lower `features` of the variance step")
 
 

@@ -46,8 +46,8 @@ class Tables:
 def simulate(settings: Simulate, out: Path) -> None:
     """Write a paired store of ``settings.samples`` samples with labels "1".."K" at ``out``.
 
-    The same settings give the same bytes on the same kind of machine. Raises ``DataError`` for an unusable ``params``
-    folder and where the balanced classes cannot all have a sample.
+    The same settings give the same bytes on the same kind of machine. Raises ``DataError`` for unusable ``reference``
+    tables and where the balanced classes cannot all have a sample.
     """
     sizes = class_sizes(settings.samples, settings.classes)
     with threadpool_limits(1):  # the last bits of a product depend on the number of threads
@@ -56,7 +56,7 @@ def simulate(settings: Simulate, out: Path) -> None:
 
 def _simulate(settings: Simulate, sizes: NDArray[np.int64], out: Path) -> None:
     table_seed, shift_seed, order_seed, *row_seeds = np.random.SeedSequence(settings.seed).spawn(6)
-    folder = settings.params
+    folder = settings.reference
     tables = generated(np.random.default_rng(table_seed)) if folder is None else from_folder(Path(folder))
     shifted = shifted_features(tables, settings.classes, np.random.default_rng(shift_seed))
     labels = np.random.default_rng(order_seed).permutation(np.repeat(np.arange(settings.classes), sizes))
@@ -166,14 +166,14 @@ def _read(folder: Path, name: str) -> pa.Table:
     try:
         return pq.read_table(file)
     except FileNotFoundError:
-        raise DataError(f"params {shown(str(folder))}: there is no {file.name}") from None
+        raise DataError(f"reference {shown(str(folder))}: there is no {file.name}") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"params {shown(str(file))}: cannot be read ({shown(str(error))})") from error
+        raise DataError(f"reference {shown(str(file))}: cannot be read ({shown(str(error))})") from error
 
 
 def _column(table: pa.Table, column: str, where: str) -> list[str]:
     if column not in table.column_names:
-        raise DataError(f"params {where}: there is no column {column}")
+        raise DataError(f"reference {where}: there is no column {column}")
     return [str(value) for value in table[column].to_pylist()]
 
 
@@ -185,32 +185,32 @@ def _vector(folder: Path, name: str) -> tuple[tuple[str, ...], Vector]:
 
 def _finite(values: Vector, name: str) -> Vector:
     if not np.isfinite(values).all():
-        raise DataError(f"params {name}: has values that are not finite")
+        raise DataError(f"reference {name}: has values that are not finite")
     return values
 
 
 def _aligned(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     names, values = _vector(folder, name)
     if names != expected:
-        raise DataError(f"params {name}: its names are not those of the mean table, in the same order")
+        raise DataError(f"reference {name}: its names are not those of the mean table, in the same order")
     return values
 
 
 def _correlations(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     values = _aligned(folder, name, expected)
     if np.abs(values).max() > 1:
-        raise DataError(f"params {name}: correlations lie between -1 and 1")
+        raise DataError(f"reference {name}: correlations lie between -1 and 1")
     return values
 
 
 def _covariance(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     table = _read(folder, name)
     if tuple(_column(table, "name", name)) != expected or tuple(table.column_names[1:]) != expected:
-        raise DataError(f"params {name}: its names are not those of the mean table, in the same order")
+        raise DataError(f"reference {name}: its names are not those of the mean table, in the same order")
     values = _finite(np.column_stack([column.to_numpy() for column in table.columns[1:]]), name)
     smallest, *_, largest = np.linalg.eigvalsh(values)
     if not np.allclose(values, values.T) or smallest < -1e-6 * abs(largest):
-        raise DataError(f"params {name}: is not a covariance (symmetric, no negative eigenvalue)")
+        raise DataError(f"reference {name}: is not a covariance (symmetric, no negative eigenvalue)")
     return values
 
 
@@ -222,7 +222,7 @@ def _map(folder: Path, name: str, column: str, rows: tuple[str, ...], genes: tup
     unknown = [row for row in rows if gene_of.get(row) not in position]
     if unknown:
         raise DataError(
-            f"params {name}: {shown(unknown[0])!r} has no gene of the expression table ({len(unknown)} such)"
+            f"reference {name}: {shown(unknown[0])!r} has no gene of the expression table ({len(unknown)} such)"
         )
     return np.array([position[gene_of[row]] for row in rows])
 

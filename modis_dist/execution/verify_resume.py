@@ -103,7 +103,7 @@ def _steps(run: Run, store: Store) -> int:
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
     optim = run.optim
     rows = prepared.train.rows()
-    return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
+    return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_length=optim.epoch_length)
 
 
 # --- lives --------------------------------------------------------------------------------------------------

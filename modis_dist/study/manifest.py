@@ -21,7 +21,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.study.search.space import drawn
 
-VERSION = 1
+VERSION = 2
 MOST_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
 FIXED_IN_CHOICE = (
@@ -81,7 +81,7 @@ def _first_round(sweep: Sweep) -> list[dict[str, Any]]:
     search = sweep.search
     if search is None:
         return [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
-    count = search.at_once if isinstance(search, OptunaSearch) else search.configurations
+    count = search.round_size if isinstance(search, OptunaSearch) else search.configurations
     return [drawn(sweep.space, seed=search.seed, number=number) for number in range(count)]
 
 

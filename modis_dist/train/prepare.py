@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data, Pca, PreprocessStep, Run, Variance
+from modis_dist.config.run import Data, Pca, PreprocessStep, Run, VarianceFilter
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
@@ -257,7 +257,7 @@ def kept_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
     """Features after preprocessing; steps that ask for more than there are will be refused."""
     for step in steps:
-        if isinstance(step, Variance):
+        if isinstance(step, VarianceFilter):
             features = min(features, step.features)
         elif isinstance(step, Pca):
             features = min(features, step.components)

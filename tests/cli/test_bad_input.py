@@ -183,7 +183,7 @@ MISFITS: dict[str, tuple[dict[str, object], str]] = {
     ),
     "classes of model": ({"model": {"classes": 9}}, "model.classes: 9"),
     "components": ({"preprocess": {"default": [{"kind": "pca", "components": 5000}]}}, "5000"),
-    "features kept": ({"preprocess": {"default": [{"kind": "variance", "features": 5000}]}}, "5000"),
+    "features kept": ({"preprocess": {"default": [{"kind": "variance_filter", "features": 5000}]}}, "5000"),
     "everything removed": (
         {"scenario": [{"kind": "cut_class", "label": label, "rows": 0} for label in "123"]},
         "training row",

@@ -247,7 +247,7 @@ def test_a_list_of_steps_names_every_kind_and_its_keys(capsys: pytest.CaptureFix
     [
         ("lr", "did you mean 'optim.lr'?"),
         ("optim.leaning_rate", "unknown key"),
-        ("objective.lamda_r", "did you mean 'objective.lambda_r'?"),
+        ("objective.penalty_wieght", "did you mean 'objective.penalty_weight'?"),
         ("scenarios", "did you mean 'scenario'?"),
         ("", "known: name, data"),
         ("optim.", "did you mean 'optim'?"),

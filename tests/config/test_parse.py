@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modis_dist.config.parse import build, dump, load_run, load_study, to_tree, with_overrides, with_settings
-from modis_dist.config.run import SCHEDULES, Optim, Run
+from modis_dist.config.run import PRESETS, Optim, Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError
 
@@ -24,7 +24,7 @@ preprocess:
   default: [minmx]
 objective:
   adversarial_loss: pair wise
-  lambda_r:
+  penalty_weight:
 optim:
   epochs: 1.5
   epoch: 3
@@ -67,7 +67,7 @@ def test_all_mistakes_are_told_at_once_each_by_its_key(file: Path) -> None:
                 "objective.adversarial_loss: must be 'published', 'pairwise', 'class_conditional' or 'cross_entropy' "
                 "(got 'pair wise'); did you mean 'pairwise'?"
             ),
-            "objective.lambda_r: must be a number (got nothing)",
+            "objective.penalty_weight: must be a number (got nothing)",
             "optim.epochs: must be a whole number (got 1.5)",
             "optim.epoch: unknown key; did you mean 'epochs'?",
             "trainer: must be a section of keys (got 5)",
@@ -139,8 +139,8 @@ def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
 )
 def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s")
-    assert str(caught.value).startswith("s: sweep.mlflow.uri: holds a password or token")
+        build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s")
+    assert str(caught.value).startswith("s: sweep.mlflow.tracking_uri: holds a password or token")
     assert "s3" not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -156,7 +156,7 @@ def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) 
     ],
 )
 def test_a_tracking_address_without_a_secret_is_taken(uri: str) -> None:
-    assert build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s").sweep.mlflow.uri == uri
+    assert build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s").sweep.mlflow.tracking_uri == uri
 
 
 @pytest.mark.parametrize("value", ["10", "1e1", 10.0])
@@ -239,9 +239,9 @@ def test_the_tables_of_a_simulation_are_relative_in_the_same_way(
 ) -> None:
     monkeypatch.chdir("/")
     file = tmp_path / "s.yaml"
-    file.write_text("data: {simulate: {params: tables}}")
-    assert load_study(file).data.simulate.params == str(tmp_path / "tables")
-    assert load_study(file, ["data.simulate.params=tmp/x"]).data.simulate.params == str(Path("/tmp/x").resolve())
+    file.write_text("data: {simulate: {reference: tables}}")
+    assert load_study(file).data.simulate.reference == str(tmp_path / "tables")
+    assert load_study(file, ["data.simulate.reference=tmp/x"]).data.simulate.reference == str(Path("/tmp/x").resolve())
 
 
 def test_links_that_lead_to_each_other_are_named(file: Path, tmp_path: Path) -> None:
@@ -310,47 +310,75 @@ def test_none_is_no_preprocessing_by_itself_only(file: Path, key: str) -> None:
     assert f"{key}: `none` stands alone" in refusal(file, f"{key}=[none, log1p]")
 
 
-FAST = SCHEDULES["fast"]
+FAST = PRESETS["fast"]
 STATED = {"optim": {"lr": 0.5, "epochs": 300}, "trainer": {"early_stopping": None}}
 
 
-def scheduled(run: Run) -> dict[str, object]:
-    """What a schedule stands for, as a run has it."""
+def with_preset(run: Run) -> dict[str, object]:
+    """The keys that a preset sets, as a run has it."""
     tree = to_tree(run)
     found = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
     patience = found["trainer.early_stopping"]
     return found | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
 
 
-def test_a_schedule_in_a_file_gives_what_the_file_does_not_state() -> None:
-    run = build(Run, {**STATED, "optim": {**STATED["optim"], "schedule": "fast"}}, source="x")
-    assert scheduled(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
-    partly = {"optim": {"schedule": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
+def test_a_preset_in_a_file_gives_what_the_file_does_not_state() -> None:
+    run = build(Run, {**STATED, "optim": {**STATED["optim"], "preset": "fast"}}, source="x")
+    assert with_preset(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
+    partly = {"optim": {"preset": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
     stopping = build(Run, partly, source="x").trainer.early_stopping
     assert stopping is not None and (stopping.min_delta, stopping.patience) == (0.01, 10)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("before", [STATED, {"optim": {"schedule": "fast"}}])
-def test_a_schedule_as_an_override_replaces_what_was_stated_but_no_other_override(schedule: str, before: dict) -> None:
-    run = build(Run, with_overrides(before, [f"optim.schedule={schedule}", "optim.epochs=7"]), source="x")
-    assert scheduled(run) == SCHEDULES[schedule] | {"optim.epochs": 7}
-    again = build(Run, with_settings(to_tree(run), {"optim.schedule": "published"}, source="x"), source="x")
-    assert scheduled(again) == SCHEDULES["published"]
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("before", [STATED, {"optim": {"preset": "fast"}}])
+def test_a_preset_as_an_override_replaces_what_was_stated_but_no_other_override(preset: str, before: dict) -> None:
+    run = build(Run, with_overrides(before, [f"optim.preset={preset}", "optim.epochs=7"]), source="x")
+    assert with_preset(run) == PRESETS[preset] | {"optim.epochs": 7}
+    again = build(Run, with_settings(to_tree(run), {"optim.preset": "published"}, source="x"), source="x")
+    assert with_preset(again) == PRESETS["published"]
 
 
-def test_a_run_without_a_schedule_has_the_published_one() -> None:
-    assert scheduled(Run()) == SCHEDULES["published"]
+def test_a_run_without_a_preset_has_the_published_one() -> None:
+    assert with_preset(Run()) == PRESETS["published"]
 
 
-def test_a_run_whose_schedule_was_filled_in_is_written_and_read_as_it_is() -> None:
-    run = build(Run, {"optim": {"schedule": "fast"}}, source="x")
+def test_a_run_whose_preset_was_filled_in_is_written_and_read_as_it_is() -> None:
+    run = build(Run, {"optim": {"preset": "fast"}}, source="x")
     assert build(Run, to_tree(run), source="x") == run
     settings = {"optim.epochs": 3, "trainer.early_stopping": None}
     later = build(Run, with_settings(to_tree(run), settings, source="x"), source="x")
-    assert scheduled(later) == FAST | settings
+    assert with_preset(later) == FAST | settings
 
 
-def test_the_help_of_the_schedule_names_all_that_it_stands_for() -> None:
-    text = str(Optim.model_fields["schedule"].description)
+def test_the_help_of_the_preset_names_all_that_it_stands_for() -> None:
+    text = str(Optim.model_fields["preset"].description)
     assert all(f"{key} " in text for key in FAST) and "patience" in text
+
+
+OLD_KEYS = {
+    "objective.lambda_r": 1,
+    "objective.penalty": "sum",
+    "objective.penalty_on": "x",
+    "objective.class_weight": 1,
+    "objective.confidence": 0.9,
+    "optim.schedule": "fast",
+    "optim.epoch_ends": "shortest",
+    "optim.labelled_share": 0.25,
+    "trainer.features_in": "disk",
+    "data.simulate.params": "tables",
+    "sweep.search": {"kind": "optuna", "at_once": 3},
+    "sweep.mlflow.uri": "sqlite:///x.db",
+    "sweep.mlflow.experiment": "x",
+    "preprocess.default": [{"kind": "impute", "value": "mean"}],
+}
+
+
+@pytest.mark.parametrize("key", OLD_KEYS)
+def test_the_keys_of_earlier_versions_are_refused_by_name(key: str) -> None:
+    value = OLD_KEYS[key]
+    with pytest.raises(ConfigError) as caught:
+        build(Study, with_settings({}, {key: value}, source="x"), source="x")
+    wrong = [problem for problem in caught.value.problems if "unknown key" in problem]
+    last = list(value[-1] if isinstance(value, list) else value)[-1] if isinstance(value, dict | list) else key
+    assert len(wrong) == 1 and wrong[0].partition(":")[0].endswith(last)

@@ -28,7 +28,7 @@ from modis_dist.data.store.writer import StoreWriter
 from modis_dist.runtime.errors import DataError, RunFailed
 
 ROWS, FEATURES = 61, 5
-ADVICE = "; set TMPDIR to a folder on a disk with room, or trainer.features_in to memory"
+ADVICE = "; set TMPDIR to a folder on a disk with room, or trainer.feature_storage to memory"
 
 
 def numbers(rows: int, features: int, seed: int = 0) -> Features:
@@ -107,7 +107,7 @@ def test_who_reads_in_ascending_order_reads_every_row_group_once_and_none_withou
 STEPS = [
     ["standardise"],
     ["impute", "log1p", "minmax"],
-    [{"kind": "impute", "value": "median"}, {"kind": "variance", "features": 3}],
+    [{"kind": "impute", "strategy": "median"}, {"kind": "variance_filter", "features": 3}],
     ["standardise", {"kind": "pca", "components": 2}],
     [],
 ]

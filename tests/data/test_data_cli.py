@@ -125,11 +125,11 @@ def test_describe_counts_like_pandas(store: Path, source: Path) -> None:
         counts = held["label"].astype(object).value_counts()
         assert {label: n for label, n in found["by_class"].items() if n} == counts.to_dict()
         assert found["unlabelled"] == held["label"].isna().sum()
-        assert found["labelled_share"] == pytest.approx(held["label"].notna().mean())
+        assert found["labelled_fraction"] == pytest.approx(held["label"].notna().mean())
         assert (found["minimum"], found["maximum"]) == (np.nanmin(x), np.nanmax(x))
         assert found["mean"] == pytest.approx(np.nanmean(x))
         assert found["missing"] == np.isnan(x).sum()
-        assert found["missing_share"] == pytest.approx(np.isnan(x).mean())
+        assert found["missing_fraction"] == pytest.approx(np.isnan(x).mean())
         assert found["groups"] == held["group_id"].nunique()
     assert tree["modalities"]["mirna"]["by_split"] == {"train": 3, "test": 2, "none": 1}
     assert tree["modalities"]["mirna"]["constant_features"] == 1
@@ -152,7 +152,7 @@ def test_a_wholly_missing_modality_has_no_range(tmp_path: Path) -> None:
         x = np.full((1, 1), np.nan, np.float32)
         writer.write("mirna", sample_id=["s"], group_id=["s"], label=[None], split=[""], x=x)
     held: Coverage = measure(Store.open(tmp_path / "store"), progress=lambda *_: None)
-    assert held.modalities["mirna"].minimum is None and held.modalities["mirna"].missing_share == 1
+    assert held.modalities["mirna"].minimum is None and held.modalities["mirna"].missing_fraction == 1
     assert run("describe", tmp_path / "store").exit_code == 0
     assert json.loads(run("describe", tmp_path / "store", "--json").stdout)["modalities"]["mirna"]["mean"] is None
 
@@ -171,7 +171,7 @@ def test_simulate_makes_a_store_that_checks(tmp_path: Path) -> None:
 def test_simulate_refuses_settings_out_of_range_by_their_key(tmp_path: Path) -> None:
     assert "samples: must be >= 10" in refused("simulate", "intersim", "--out", tmp_path / "x", "--samples", "3")
     assert "there is no mean.M.parquet" in refused(
-        "simulate", "intersim", "--out", tmp_path / "x", "--params", tmp_path
+        "simulate", "intersim", "--out", tmp_path / "x", "--reference", tmp_path
     )
     assert list(tmp_path.iterdir()) == []
 

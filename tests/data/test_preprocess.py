@@ -25,8 +25,8 @@ SEEDS = st.integers(0, 2**32)
 STEPS: tuple[Any, ...] = (
     "standardise",
     "minmax",
-    {"kind": "impute", "value": "median"},
-    {"kind": "variance", "features": 4},
+    {"kind": "impute", "strategy": "median"},
+    {"kind": "variance_filter", "features": 4},
     {"kind": "pca", "components": 3},
 )
 
@@ -86,7 +86,7 @@ def test_impute_is_scikit_learns(value: str) -> None:
     x = random_rows(0)
     x[np.random.default_rng(2).random(x.shape) < 0.3] = np.nan
     wanted = SimpleImputer(strategy=value).fit_transform(x.astype(np.float64))
-    assert close(fitted(x, {"kind": "impute", "value": value}).apply(x), wanted)
+    assert close(fitted(x, {"kind": "impute", "strategy": value}).apply(x), wanted)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -107,7 +107,7 @@ def test_log1p_is_its_definition() -> None:
 def test_variance_keeps_the_most_variable_features_in_their_order() -> None:
     x = random_rows(0)
     best = np.sort(np.argsort(x.astype(np.float64).var(axis=0))[-5:])
-    pipeline = fitted(x, {"kind": "variance", "features": 5})
+    pipeline = fitted(x, {"kind": "variance_filter", "features": 5})
     assert pipeline.features_out == tuple(f"f{number}" for number in best)
     assert (pipeline.apply(x) == x[:, best]).all()
 
@@ -116,7 +116,7 @@ def test_equally_variable_features_are_kept_from_the_first_on() -> None:
     x = np.tile(random_rows(0, features=2), (1, 50))
     first = int(np.argmax(x.var(axis=0)))
     kept = tuple(f"f{first + 2 * number}" for number in range(5))
-    assert fitted(x, {"kind": "variance", "features": 5}).features_out == kept
+    assert fitted(x, {"kind": "variance_filter", "features": 5}).features_out == kept
 
 
 @pytest.mark.usefixtures("blocks")
@@ -177,7 +177,7 @@ def test_inverse_of_pca_is_the_projection_on_its_components() -> None:
 
 def test_dropped_features_come_back_as_their_training_mean() -> None:
     x = random_rows(0)
-    pipeline = fitted(x, {"kind": "variance", "features": 5}, "standardise")
+    pipeline = fitted(x, {"kind": "variance_filter", "features": 5}, "standardise")
     kept = [int(name[1:]) for name in pipeline.features_out]
     gone = np.setdiff1d(np.arange(12), kept)
     back = pipeline.inverse(pipeline.apply(x))
@@ -205,7 +205,7 @@ def test_a_stored_pipeline_gives_the_same_bits(seed: int, written: list[Any]) ->
     try:
         pipeline = fitted(x, *written)
     except DataError as error:
-        assert "variance cannot keep 4 of 3" in str(error)
+        assert "variance_filter cannot keep 4 of 3" in str(error)
         return
     arrays, description = pipeline.to_arrays()
     again = Pipeline.from_arrays(
@@ -262,7 +262,9 @@ def test_fitting_and_applying_need_little_more_memory_than_the_result(
     fitted(x[:100], "impute").apply(x[:100])
     tracemalloc.start()
     try:
-        pipeline = fitted(x, {"kind": "impute", "value": value}, "standardise", {"kind": "variance", "features": 50})
+        pipeline = fitted(
+            x, {"kind": "impute", "strategy": value}, "standardise", {"kind": "variance_filter", "features": 50}
+        )
         assert tracemalloc.get_traced_memory()[1] < x.nbytes / 2
         out = pipeline.apply(x)
         assert tracemalloc.get_traced_memory()[1] < out.nbytes + x.nbytes / 2
@@ -364,8 +366,8 @@ def test_a_feature_without_any_value_cannot_be_imputed() -> None:
     x[:, 4] = np.nan
     for value in ("mean", "median"):
         with pytest.raises(DataError, match=r"modality rna: has no value at all in 1 feature \(f4\)"):
-            fitted(x, {"kind": "impute", "value": value})
-    assert "f4" not in fitted(x, {"kind": "variance", "features": 11}, "impute").features_out
+            fitted(x, {"kind": "impute", "strategy": value})
+    assert "f4" not in fitted(x, {"kind": "variance_filter", "features": 11}, "impute").features_out
 
 
 @pytest.mark.usefixtures("blocks")
@@ -405,5 +407,5 @@ def test_more_components_than_rows_or_features_are_refused_with_the_limit() -> N
 
 
 def test_a_filter_that_is_to_keep_more_features_than_there_are_is_refused() -> None:
-    with pytest.raises(DataError, match="modality rna: variance cannot keep 13 of 12 features"):
-        fitted(random_rows(0), {"kind": "variance", "features": 13})
+    with pytest.raises(DataError, match="modality rna: variance_filter cannot keep 13 of 12 features"):
+        fitted(random_rows(0), {"kind": "variance_filter", "features": 13})

@@ -212,16 +212,16 @@ def _rewrite(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
     [
-        ("mean.expr", {"value": [float("nan"), 1.0]}, "params mean.expr: has values that are not finite"),
-        ("rho.methyl.expr", {"value": [1.5, 0.0]}, "params rho.methyl.expr: correlations lie between -1 and 1"),
+        ("mean.expr", {"value": [float("nan"), 1.0]}, "reference mean.expr: has values that are not finite"),
+        ("rho.methyl.expr", {"value": [1.5, 0.0]}, "reference rho.methyl.expr: correlations lie between -1 and 1"),
         (
             "rho.expr.protein",
             {"name": ["p2", "p1"]},
-            "params rho.expr.protein: its names are not those of the mean table",
+            "reference rho.expr.protein: its names are not those of the mean table",
         ),
-        ("cov.expr", {"A": [-1.0, 0.0]}, "params cov.expr: is not a covariance"),
-        ("cov.expr", {"B": [0.5, 1.0]}, "params cov.expr: is not a covariance"),
-        ("cov.M", {"name": ["c1", "c2", "other"]}, "params cov.M: its names are not those"),
+        ("cov.expr", {"A": [-1.0, 0.0]}, "reference cov.expr: is not a covariance"),
+        ("cov.expr", {"B": [0.5, 1.0]}, "reference cov.expr: is not a covariance"),
+        ("cov.M", {"name": ["c1", "c2", "other"]}, "reference cov.M: its names are not those"),
         ("CpG.gene.map.for.DEG", {"tmp.gene": ["Z", "A", "A"]}, r"'c3' has no gene of the expression table \(1 such\)"),
     ],
 )
@@ -239,7 +239,7 @@ def test_a_missing_or_damaged_table_is_named(params: Path, tmp_path: Path) -> No
         from_folder(params)
     (params / "mean.protein.parquet").unlink()
     with pytest.raises(DataError, match=r"there is no mean\.protein\.parquet"):
-        simulated(tmp_path / "store", params=str(params))
+        simulated(tmp_path / "store", reference=str(params))
 
 
 # --- the acceptance figures, with the original tables ---------------------------------------------------------
@@ -248,7 +248,7 @@ def test_a_missing_or_damaged_table_is_named(params: Path, tmp_path: Path) -> No
 @pytest.mark.shared
 def test_with_the_original_tables_the_published_figures_hold(shared: Path, tmp_path: Path) -> None:
     folder = shared / "data" / "intersim_params"
-    store = simulated(tmp_path / "store", samples=11_500, classes=5, delta=2.0, seed=1234, params=str(folder))
+    store = simulated(tmp_path / "store", samples=11_500, classes=5, delta=2.0, seed=1234, reference=str(folder))
     tables = from_folder(folder)
     label = store.index("protein").label
     assert np.bincount(label).tolist() == [2300] * 5

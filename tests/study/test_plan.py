@@ -36,7 +36,7 @@ def test_a_plan_learns_no_principal_components_and_knows_their_number_and_about_
 
 
 def test_the_sizes_of_a_plan_are_those_that_preparing_leads_to(store: Path, tmp_path: Path) -> None:
-    for steps in (PCA, "preprocess.default=[{kind: variance, features: 4}, {kind: pca, components: 4}]"):
+    for steps in (PCA, "preprocess.default=[{kind: variance_filter, features: 4}, {kind: pca, components: 4}]"):
         found = planned(store, tmp_path, steps)
         trial = found.manifest.trials[0]
         made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, place="memory"))
@@ -46,7 +46,7 @@ def test_the_sizes_of_a_plan_are_those_that_preparing_leads_to(store: Path, tmp_
 
 REFUSED = {
     "preprocess.default=[{kind: pca, components: 999}]": "components at most, not 999",
-    "preprocess.default=[{kind: pca, components: 3}, {kind: variance, features: 4}]": "cannot keep 4 of 3 features",
+    "preprocess.default=[{kind: pca, components: 3}, {kind: variance_filter, features: 4}]": "cannot keep 4 of 3",
     "preprocess.default=[{kind: pca, components: 3}, {kind: pca, components: 4}]": "gives 3 components at most",
 }
 

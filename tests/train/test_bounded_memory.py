@@ -66,7 +66,7 @@ def train_and_tell(file: str, place: str, out: str) -> None:
     arrays.VALUES_PER_BLOCK = 1 << 18
     metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
     single.draw = lambda *_: None
-    run = load_run(Path(file), [f"trainer.features_in={place}"])
+    run = load_run(Path(file), [f"trainer.feature_storage={place}"])
     first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)
     plain_baseline(member.prepared, member.prepared.validation)
@@ -101,7 +101,7 @@ def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_th
 def test_a_training_on_a_disk_that_is_killed_leaves_nothing_in_the_temporary_folder(wide: Path, tmp_path: Path) -> None:
     file, out, scratch = wide / "run.yaml", tmp_path / "killed", tmp_path / "scratch"
     scratch.mkdir()
-    options = ["--set", "trainer.features_in=disk", "--set", "optim.epochs=1000", "--out", str(out)]
+    options = ["--set", "trainer.feature_storage=disk", "--set", "optim.epochs=1000", "--out", str(out)]
     child = subprocess.Popen(
         [sys.executable, "-m", "modis_dist", "train", str(file), *options],
         env=os.environ | {"TMPDIR": str(scratch)},

@@ -69,8 +69,8 @@ def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
         prepared,
         [run.seed for run in runs],
         batch_size=runs[0].optim.batch_size,
-        epoch_ends=runs[0].optim.epoch_ends,
-        labelled_share=runs[0].optim.labelled_share,
+        epoch_length=runs[0].optim.epoch_length,
+        min_labelled_fraction=runs[0].optim.min_labelled_fraction,
         latent=4,
         signs=True,
         device=toy.CPU,
@@ -127,7 +127,7 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: Judged
 ) -> None:
-    one, *others = packs_of(store.path, tmp_path, trainer={"features_in": "disk"})
+    one, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
     other = next(pack for pack in others if pack.trials[0].fold != one.trials[0].fold)
     pack = Pack((*one.trials, *other.trials), judged_on)
     asked: list[int] = []
@@ -161,7 +161,7 @@ SCENARIOS = [
 @given(
     scenario=st.sampled_from(SCENARIOS),
     modalities=st.sampled_from([["mirna", "cnv", "rppa"], ["rppa", "mirna"]]),
-    steps=st.sampled_from([["standardise"], ["minmax", {"kind": "variance", "features": 5}], []]),
+    steps=st.sampled_from([["standardise"], ["minmax", {"kind": "variance_filter", "features": 5}], []]),
     seeds=st.lists(st.integers(0, 3), min_size=1, max_size=3),
     batch_size=st.integers(2, 20),
     ends=st.sampled_from(["shortest", "longest"]),
@@ -176,7 +176,7 @@ def test_batches_are_the_same_to_the_bit_wherever_features_are(
     batch_size: int,
     ends: str,
 ) -> None:
-    settings_of = [f"optim.batch_size={batch_size}", f"optim.epoch_ends={ends}", f"data.modalities={modalities}"]
+    settings_of = [f"optim.batch_size={batch_size}", f"optim.epoch_length={ends}", f"data.modalities={modalities}"]
     runs = [toy.run(*settings_of, f"seed={seed}", scenario=scenario, preprocess={"default": steps}) for seed in seeds]
     resident = [in_place(run, store, "memory") for run in runs]
     streamed = [in_place(run, store, "disk") for run in runs]
@@ -231,7 +231,7 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
 
 
 def trained(store: Store, out: Path, place: FeatureStorage) -> Path:
-    run = toy.run("trainer.features_in=" + place, f"data.store={store.path}")
+    run = toy.run("trainer.feature_storage=" + place, f"data.store={store.path}")
     train_run(run, out=out, source="run.yaml", reporter=NullReporter(), stop=NeverStop())
     return out
 
@@ -254,7 +254,7 @@ def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
     store: Store, tmp_path: Path, scratch: Path
 ) -> None:
     in_memory, on_disk = (
-        study_here(tmp_path / place, store.path, "optim.epochs=2", f"trainer.features_in={place}")
+        study_here(tmp_path / place, store.path, "optim.epochs=2", f"trainer.feature_storage={place}")
         for place in ("memory", "disk")
     )
     assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]

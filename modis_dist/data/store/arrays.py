@@ -26,7 +26,7 @@ FeatureStorage = Literal["memory", "disk"]
 VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
 BYTES_PER_VALUE = 4
 IN_MEMORY_TOO = ("tmpfs", "ramfs")  # file systems that are no disk
-ADVICE = "set TMPDIR to a folder on a disk with room, or trainer.features_in to memory"
+ADVICE = "set TMPDIR to a folder on a disk with room, or trainer.feature_storage to memory"
 
 
 class Matrix(Protocol):

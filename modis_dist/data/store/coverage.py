@@ -37,12 +37,12 @@ class ModalityCoverage:
     constant_features: int  # one value, or none, over all rows
 
     @property
-    def labelled_share(self) -> float:
+    def labelled_fraction(self) -> float:
         """Share of rows with a label."""
         return 1 - self.unlabelled / self.rows
 
     @property
-    def missing_share(self) -> float:
+    def missing_fraction(self) -> float:
         """Share of values that are missing."""
         return self.missing / (self.rows * self.features)
 
@@ -67,7 +67,10 @@ class Coverage:
         """Plain values for JSON."""
         tree = asdict(self)
         for name, held in self.modalities.items():
-            tree["modalities"][name] |= {"labelled_share": held.labelled_share, "missing_share": held.missing_share}
+            tree["modalities"][name] |= {
+                "labelled_fraction": held.labelled_fraction,
+                "missing_fraction": held.missing_fraction,
+            }
         return tree | {"empty_pairs": [{"label": c, "modality": m} for c, m in self.empty_pairs]}
 
 

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from modis_dist.runtime.errors import ConfigError, shown
 from modis_dist.runtime.files import write_json
 
-KEY = "sweep.mlflow.uri"
+KEY = "sweep.mlflow.tracking_uri"
 DATABASE = "mlflow.db"
 DELIVERY = "mlflow-delivery.json"
 MAGIC = b"SQLite format 3\0"
