@@ -28,7 +28,7 @@ EXPECTED = {
     "dict_type": "must be a section of keys",
     "model_type": "must be a section of keys",
     "model_attributes_type": "must be a kind, or a section with `kind`",
-    NAME: "must be 1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or digit",
+    NAME: "must be 1 to 64 letters, digits, dots, hyphens or underscores, starting with a letter or digit",
     DEVICE: "must be auto, cpu, cuda or cuda:N",
 }
 

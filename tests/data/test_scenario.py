@@ -311,5 +311,5 @@ def test_unknown_names_are_all_named_by_their_keys(paired: dict[str, Index]) -> 
 
 def test_a_scenario_that_empties_a_modality_is_refused(paired: dict[str, Index]) -> None:
     pairs = [{"label": label, "modality": "rna"} for label in CLASSES]
-    with pytest.raises(ConfigError, match="scenario: leaves modality rna without training rows"):
+    with pytest.raises(ConfigError, match=r"scenario: .*modality rna"):
         after(paired, {"kind": "drop_pairs", "pairs": pairs})

@@ -128,7 +128,7 @@ def test_classes_are_rounded_half_to_even_and_the_last_takes_the_rest(
 
 @pytest.mark.parametrize(("samples", "classes"), [(10, 6), (10, 16), (10, 1000), (35, 10)])
 def test_an_empty_class_is_refused_before_anything_is_written(tmp_path: Path, samples: int, classes: int) -> None:
-    with pytest.raises(DataError, match=f"leave one empty; give a multiple of {classes}"):
+    with pytest.raises(DataError, match=rf"^samples: {samples} .* {classes}$"):
         simulated(tmp_path / "store", samples=samples, classes=classes)
     assert list(tmp_path.iterdir()) == []
 
@@ -212,17 +212,17 @@ def _rewrite(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
 @pytest.mark.parametrize(
     ("name", "columns", "message"),
     [
-        ("mean.expr", {"value": [float("nan"), 1.0]}, "reference mean.expr: has values that are not finite"),
-        ("rho.methyl.expr", {"value": [1.5, 0.0]}, "reference rho.methyl.expr: correlations lie between -1 and 1"),
+        ("mean.expr", {"value": [float("nan"), 1.0]}, "reference mean.expr: .*finite"),
+        ("rho.methyl.expr", {"value": [1.5, 0.0]}, "reference rho.methyl.expr: correlations"),
         (
             "rho.expr.protein",
             {"name": ["p2", "p1"]},
-            "reference rho.expr.protein: its names are not those of the mean table",
+            "reference rho.expr.protein: names",
         ),
-        ("cov.expr", {"A": [-1.0, 0.0]}, "reference cov.expr: is not a covariance"),
-        ("cov.expr", {"B": [0.5, 1.0]}, "reference cov.expr: is not a covariance"),
-        ("cov.M", {"name": ["c1", "c2", "other"]}, "reference cov.M: its names are not those"),
-        ("CpG.gene.map.for.DEG", {"tmp.gene": ["Z", "A", "A"]}, r"'c3' has no gene of the expression table \(1 such\)"),
+        ("cov.expr", {"A": [-1.0, 0.0]}, "reference cov.expr: .*covariance"),
+        ("cov.expr", {"B": [0.5, 1.0]}, "reference cov.expr: .*covariance"),
+        ("cov.M", {"name": ["c1", "c2", "other"]}, "reference cov.M: names"),
+        ("CpG.gene.map.for.DEG", {"tmp.gene": ["Z", "A", "A"]}, r"reference CpG.gene.map.for.DEG: 'c3' .*\(1 "),
     ],
 )
 def test_unusable_tables_are_refused_by_name(
@@ -238,7 +238,7 @@ def test_a_missing_or_damaged_table_is_named(params: Path, tmp_path: Path) -> No
     with pytest.raises(DataError, match=r"mean\.protein\.parquet: cannot be read"):
         from_folder(params)
     (params / "mean.protein.parquet").unlink()
-    with pytest.raises(DataError, match=r"there is no mean\.protein\.parquet"):
+    with pytest.raises(DataError, match=r"no file mean\.protein\.parquet"):
         simulated(tmp_path / "store", reference=str(params))
 
 

@@ -165,7 +165,7 @@ def test_no_rows_give_an_empty_matrix_and_rows_outside_are_refused(folder: Path)
 
 
 def test_an_unknown_modality_is_refused_with_the_nearest(folder: Path) -> None:
-    with pytest.raises(DataError, match="there is no modality 'mirn'; did you mean 'mirna'"):
+    with pytest.raises(DataError, match="modality 'mirn'; did you mean 'mirna'"):
         Store.open(folder).rows("mirn")
 
 
@@ -214,7 +214,7 @@ def test_everything_written_is_private_under_any_umask(tmp_path: Path) -> None:
 
 def test_an_existing_target_is_refused_and_left_alone(folder: Path) -> None:
     before = contents(folder)
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="store: already exists"):
         write_store(folder)
     assert contents(folder) == before
 
@@ -235,7 +235,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, monke
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(writer_module, "_create", full)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space"):
+    with pytest.raises(DataError, match=r"\(No space left on device\); free "):
         write_store(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -254,9 +254,9 @@ def test_a_folder_left_by_a_killed_process_is_swept_and_a_living_one_is_not(tmp_
 
 
 def test_a_store_without_a_modality_or_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no modality"), StoreWriter(tmp_path / "a", source={}):
+    with pytest.raises(DataError, match="a: no modality"), StoreWriter(tmp_path / "a", source={}):
         pass
-    with pytest.raises(DataError, match="mirna: there are no rows"), StoreWriter(tmp_path / "b", source={}) as writer:
+    with pytest.raises(DataError, match="mirna: no rows"), StoreWriter(tmp_path / "b", source={}) as writer:
         writer.begin("mirna", ["a"])
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +269,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
     short = folder / "cnv" / "part-00001.parquet"
     size = short.stat().st_size
     short.write_bytes(short.read_bytes()[:100])
-    with pytest.raises(DataError, match="2 of 8 shards are missing or incomplete") as caught:
+    with pytest.raises(DataError, match="2 of 8 shards") as caught:
         Store.open(folder)
     assert "mirna/part-00002.parquet (missing)" in str(caught.value)
     assert f"cnv/part-00001.parquet (100 of {size} bytes)" in str(caught.value)
@@ -278,7 +278,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
 def test_of_many_missing_shards_five_are_named_and_the_others_counted(folder: Path) -> None:
     for shard in folder.rglob("part-*.parquet"):
         shard.unlink()
-    with pytest.raises(DataError, match=r"8 of 8 shards .* and 3 more"):
+    with pytest.raises(DataError, match=r"8 of 8 shards [^/]*(/part[^/]*){5}, \.\.\.; "):
         Store.open(folder)
 
 
@@ -327,7 +327,7 @@ def test_a_shard_with_other_content_is_refused_with_both_hashes(folder: Path) ->
     before = hashlib.sha256(shard.read_bytes()).hexdigest()
     shard.write_bytes(_flipped(shard.read_bytes(), random.Random(3)))
     after = hashlib.sha256(shard.read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=rf"SHA-256 {after[:12]}\.\.\., the manifest says {before[:12]}"):
+    with pytest.raises(DataError, match=rf"SHA-256 {after[:12]}\.\.\., expected {before[:12]}"):
         Store.open(folder)
 
 
@@ -396,12 +396,12 @@ def test_of_300_flips_in_the_manifest_none_opens_other_data(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is damaged or not a manifest"),
-        ("[]", "is damaged or not a manifest"),
-        ('{"format": "other"}', "is damaged or not a manifest"),
-        ("[" * 100_000, "is damaged or not a manifest"),
-        ('{"format": "modis-dist store", "version": 99}', "version 99 cannot be read"),
-        ('{"format": "modis-dist store", "version": 1}', "is damaged"),
+        ("", "manifest.json: damaged"),
+        ("[]", "manifest.json: damaged"),
+        ('{"format": "other"}', "manifest.json: damaged"),
+        ("[" * 100_000, "manifest.json: damaged"),
+        ('{"format": "modis-dist store", "version": 99}', "manifest.json: format version 99"),
+        ('{"format": "modis-dist store", "version": 1}', "manifest.json: damaged"),
     ],
 )
 def test_a_foreign_manifest_is_one_line(folder: Path, text: str, message: str) -> None:
@@ -415,14 +415,14 @@ def test_a_manifest_cannot_name_a_file_elsewhere(folder: Path, name: str) -> Non
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["modalities"][0]["shards"][0]["name"] = name
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"manifest\.json: is damaged"):
+    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
         Store.open(folder)
 
 
 @pytest.mark.parametrize("path", ["absent", "file"])
 def test_what_is_no_store_is_refused_with_advice(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"is not a store .*modis-dist data import"):
+    with pytest.raises(DataError, match=r"not a store .*modis-dist data import"):
         Store.open(tmp_path / path)
 
 
@@ -430,7 +430,7 @@ def test_a_shard_that_changes_after_opening_is_refused_at_the_next_read(folder: 
     opened = Store.open(folder)
     shard = folder / "mirna" / "part-00000.parquet"
     os.utime(shard, ns=(0, 0))
-    with pytest.raises(DataError, match="changed after the store was opened"):
+    with pytest.raises(DataError, match=rf"{shard}: modified"):
         opened.read("mirna")
 
 
@@ -466,6 +466,6 @@ def test_a_folder_that_cannot_be_written_is_opened_without_a_cache(
     def refused(*_: object, **__: object) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store_module.tempfile, "mkstemp", refused)
+    monkeypatch.setattr(store_module, "write_json", refused)
     assert Store.open(folder).rows("mirna") == ROWS
     assert not (folder / ".verified.json").exists()

@@ -160,7 +160,7 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
     run = parse.build(Run, tree, source="bench")
     with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
-        prepared = prepare(run, load_cohort(opened, run.data, place=storage_of(run, opened)))
+        prepared = prepare(run, load_cohort(opened, run.data, storage=storage_of(run, opened)))
         seconds = time.perf_counter() - begin
         loader = Loader(
             [prepared],
