@@ -295,8 +295,8 @@ class Objective(Section):
     )
     adversarial_loss: Literal["published", "pairwise", "class_conditional", "cross_entropy"] = item(
         "pairwise",
-        "loss of the modality discriminator and of the encoders against it; published (paper): no gradient reaches the "
-        "encoders",
+        "loss of the modality discriminator and the encoders. pairwise: relativistic pairs (R3GAN); class_conditional: "
+        "pairs within a class; cross_entropy: modality classification; published (paper): without encoder gradient",
     )
     adversarial_weight: float = item(1.0, "weight of the adversarial loss in both phases", ge=0, le=1e6)
     pseudo_label_threshold: float = item(
@@ -354,15 +354,17 @@ class Optim(Section):
         f"sets several keys. published (paper): {_preset_text('published')}; fast: {_preset_text('fast')}. In a file, "
         "keys that are given explicitly win; set by --set, sweep.conditions or sweep.grid, the preset replaces them",
     )
-    lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
+    lr: float = item(1e-4, "learning rate of the VAEs; 1e-4 (paper)", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; default: lr", gt=0, le=10)
     lr_schedule: Literal["constant", "cosine"] = item(
         "constant", "learning rate schedule: constant (paper) or cosine annealing to 0 over all epochs"
     )
-    beta1: float = item(0.5, "Adam beta1", ge=0, lt=1)
+    beta1: float = item(0.5, "Adam beta1; 0.5 (paper)", ge=0, lt=1)
     beta2: float = item(0.999, "Adam beta2", ge=0, lt=1)
-    batch_size: int = item(32, "global batch size: rows per modality over all workers", unit="rows", ge=2, le=1_000_000)
-    epochs: int = item(300, "maximum number of epochs", unit="epochs", ge=1, le=10_000_000)
+    batch_size: int = item(
+        32, "global batch size: rows per modality over all workers; 32 (paper)", unit="rows", ge=2, le=1_000_000
+    )
+    epochs: int = item(300, "maximum number of epochs; 300 for InterSIM (paper)", unit="epochs", ge=1, le=10_000_000)
     epoch_length: Literal["shortest", "longest"] = item(
         "shortest",
         "end of an epoch: when the shortest modality is exhausted (paper), or the longest, while the others repeat",

@@ -84,7 +84,7 @@ def test_mistakes_of_a_study_are_refused_by_key(
     assert "optim.epochs: must be >= 1 (got 0)" in error and "fp16: unknown key" in error
 
 
-def test_a_study_is_not_trained_but_tuned(toy_store: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_train_refuses_a_study(toy_store: Path, tmp_path: Path, capsys: Captured) -> None:
     error = refused(capsys, "train", study(toy_store, tmp_path), "--out", "out")
     assert "study.yaml: sweep: " in error and "`modis-dist tune`" in error
 
@@ -109,7 +109,7 @@ def newer(store: Path) -> None:
 @pytest.mark.parametrize(
     "command", [["tune"], ["tune", "--dry-run"], ["train", "--out", "out"], ["model"]], ids=" ".join
 )
-def test_a_study_without_a_sound_store_is_refused(
+def test_a_study_without_a_valid_store_is_refused(
     command: list[str], toy_store: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     file = without_sweep(study(toy_store, tmp_path, data={}))
@@ -129,7 +129,9 @@ def test_a_study_without_a_sound_store_is_refused(
 
 
 @pytest.mark.parametrize("command", [["data", "check"], ["data", "describe"]], ids=" ".join)
-def test_what_is_no_store_is_not_checked_or_described(command: list[str], toy_store: Path, capsys: Captured) -> None:
+def test_check_and_describe_refuse_paths_that_are_not_stores(
+    command: list[str], toy_store: Path, capsys: Captured
+) -> None:
     assert "nowhere" in refused(capsys, *command, "nowhere")
     Path("file").write_text("x")
     assert "file" in refused(capsys, *command, "file")
@@ -140,7 +142,7 @@ def test_what_is_no_store_is_not_checked_or_described(command: list[str], toy_st
     assert "99" in refused(capsys, *command, "newer")
 
 
-def test_what_cannot_be_imported_leaves_no_store(capsys: Captured) -> None:
+def test_a_failed_import_leaves_no_store(capsys: Captured) -> None:
     Path("empty").mkdir()
     assert "nowhere" in refused(capsys, "data", "import", "nowhere", "--out", "store")
     assert "empty" in refused(capsys, "data", "import", "empty", "--out", "store")
@@ -260,7 +262,7 @@ def test_a_folder_without_a_model_and_a_missing_store_are_refused(
     assert "empty" in refused(capsys, command, "empty", str(toy_store), *rest)
 
 
-def test_pages_of_a_folder_without_results_are_not_served(capsys: Captured) -> None:
+def test_ui_refuses_a_folder_without_results(capsys: Captured) -> None:
     Path("empty").mkdir()
     assert "nowhere" in refused(capsys, "ui", "nowhere")
     assert "empty" in refused(capsys, "ui", "empty")

@@ -83,7 +83,7 @@ def test_more_than_twenty_mistakes_are_counted_and_the_first_twenty_shown() -> N
     assert len(caught.value.problems) == 500
 
 
-def test_what_a_user_wrote_is_shown_escaped_and_shortened() -> None:
+def test_user_text_in_messages_is_escaped_and_shortened() -> None:
     with pytest.raises(ConfigError) as caught:
         build(Run, {"name": "\x1b[31m" + "x" * 1000, "\u202ekey\n": 1}, source="s\n.yaml")
     assert str(caught.value).isascii() and str(caught.value).isprintable() and len(str(caught.value)) < 700
@@ -119,7 +119,7 @@ def test_a_mistake_is_reported_by_its_key(tree: dict[str, object], problem: str)
 
 
 @pytest.mark.parametrize("gpus", [1.5, 2.01, 63.9])
-def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
+def test_gpus_of_a_pack_are_an_integer_or_a_fraction_of_one(gpus: float) -> None:
     with pytest.raises(ConfigError, match=rf"^s: sweep\.resources\.gpus: .*{gpus}"):
         build(Study, {"sweep": {"resources": {"gpus": gpus}}}, source="s")
     for right in (0, 0.25, 0.5, 1, 2.0, 64):
@@ -138,7 +138,7 @@ def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
         "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Ds3cret",
     ],
 )
-def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) -> None:
+def test_a_secret_in_the_tracking_uri_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s")
     assert str(caught.value).startswith("s: sweep.mlflow.tracking_uri: ")
@@ -156,12 +156,12 @@ def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) 
         "databricks://profile",
     ],
 )
-def test_a_tracking_address_without_a_secret_is_taken(uri: str) -> None:
+def test_a_tracking_uri_without_a_secret_is_accepted(uri: str) -> None:
     assert build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s").sweep.mlflow.tracking_uri == uri
 
 
 @pytest.mark.parametrize("value", ["10", "1e1", 10.0])
-def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous(value: object) -> None:
+def test_unambiguous_numbers_in_quotes_or_with_exponents_are_accepted(value: object) -> None:
     assert build(Run, {"optim": {"lr": "1e-3"}}, source="s").optim.lr == 0.001
     if value != "1e1":
         assert build(Run, {"optim": {"epochs": value}}, source="s").optim.epochs == 10
@@ -192,7 +192,7 @@ def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous
         ('data.store="a\\0b"', '0b": line 1: '),
     ],
 )
-def test_a_wrong_override_is_refused_by_what_was_typed(file: Path, override: str, problem: str) -> None:
+def test_an_invalid_override_is_refused_by_its_text(file: Path, override: str, problem: str) -> None:
     assert problem in refusal(file, override)
 
 
@@ -206,12 +206,12 @@ def test_overrides_are_yaml_values() -> None:
     assert tree == {"a": {"b": [1, "x"]}, "c": "NO", "d": 0.001, "e": {"f": 2}, "g": True, "h": "a=b"}
 
 
-def test_a_list_is_overridden_whole(file: Path) -> None:
+def test_an_override_replaces_a_list(file: Path) -> None:
     study = load_study(file, ["scenario=[unpair, {kind: hide_labels, keep: 1}]", "model.ratios=[1, 0.5]"])
     assert [step.kind for step in study.scenario] == ["unpair", "hide_labels"] and study.model.ratios == (1, 0.5)
 
 
-def test_overrides_leave_the_tree_they_are_given() -> None:
+def test_overrides_do_not_modify_the_tree() -> None:
     tree = {"a": {"b": 1}}
     with_overrides(tree, ["a.b=2"])
     assert tree == {"a": {"b": 1}}
@@ -220,7 +220,7 @@ def test_overrides_leave_the_tree_they_are_given() -> None:
 # --- paths ----------------------------------------------------------------------------------------------------
 
 
-def test_a_store_in_the_file_is_relative_to_the_file_and_one_on_the_command_line_to_where_one_is(
+def test_a_store_is_relative_to_the_file_or_on_the_command_line_to_the_working_directory(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
@@ -235,9 +235,7 @@ def test_a_store_in_the_file_is_relative_to_the_file_and_one_on_the_command_line
     assert load_run(Path("../s.yaml")).data.store == str(tmp_path / "stores/a")
 
 
-def test_the_tables_of_a_simulation_are_relative_in_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_tables_are_relative_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     file = tmp_path / "s.yaml"
     file.write_text("data: {simulate: {reference: tables}}")
@@ -245,7 +243,7 @@ def test_the_tables_of_a_simulation_are_relative_in_the_same_way(
     assert load_study(file, ["data.simulate.reference=tmp/x"]).data.simulate.reference == str(Path("/tmp/x").resolve())
 
 
-def test_links_that_lead_to_each_other_are_named(file: Path, tmp_path: Path) -> None:
+def test_a_symlink_loop_is_refused_by_its_key(file: Path, tmp_path: Path) -> None:
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "a").symlink_to(tmp_path / "stores" / "a")
     assert "data.store: " in (refused := refusal(file)) and "stores/a " in refused
@@ -258,7 +256,7 @@ def test_an_empty_path_is_refused(file: Path) -> None:
 # --- round trips ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_written_whole_is_loaded_as_the_same_run(file: Path, tmp_path: Path) -> None:
+def test_a_dumped_run_is_loaded_as_the_same_run(file: Path, tmp_path: Path) -> None:
     run = load_run(file, ["scenario=[unpair, {kind: cut_class, label: NO, rows: 3}]", "trainer.early_stopping={}"])
     written = tmp_path / "elsewhere" / "run.yaml"
     written.parent.mkdir()
@@ -266,7 +264,7 @@ def test_a_run_written_whole_is_loaded_as_the_same_run(file: Path, tmp_path: Pat
     assert load_run(written) == run
 
 
-def test_a_study_is_no_run_but_a_run_is_a_study_of_one(file: Path) -> None:
+def test_a_study_is_not_a_run_but_a_run_is_a_study(file: Path) -> None:
     assert load_study(file).base() == load_run(file)
     file.write_text("sweep: {folds: 3}")
     with pytest.raises(ConfigError, match=r"sweep: .*`modis-dist tune`"):
@@ -281,7 +279,7 @@ def test_a_tree_is_frozen(file: Path) -> None:
 # --- what is swept --------------------------------------------------------------------------------------------
 
 
-def test_mistakes_of_the_grid_and_of_conditions_are_told_with_the_others(file: Path) -> None:
+def test_mistakes_in_grid_and_conditions_are_reported_with_all_others(file: Path) -> None:
     told = refusal(
         file,
         "optim.epochs=0",
@@ -294,7 +292,7 @@ def test_mistakes_of_the_grid_and_of_conditions_are_told_with_the_others(file: P
     assert "sweep.conditions.a: model.latent: must be >= 1 (got 0)" in told
 
 
-def test_a_dotted_key_below_the_grid_or_a_condition_is_the_entry_of_that_name(file: Path) -> None:
+def test_a_dotted_key_below_the_grid_or_a_condition_is_one_entry(file: Path) -> None:
     sweep = load_study(
         file, ["sweep.grid.objective.beta=[1e-4]", "sweep.conditions.a.optim.lr=1", "sweep.folds=3"]
     ).sweep
@@ -305,7 +303,7 @@ def test_a_dotted_key_below_the_grid_or_a_condition_is_the_entry_of_that_name(fi
 
 
 @pytest.mark.parametrize("key", ["preprocess.default", "preprocess.modalities.mirna"])
-def test_none_is_no_preprocessing_by_itself_only(file: Path, key: str) -> None:
+def test_none_cannot_be_combined_with_preprocessing_steps(file: Path, key: str) -> None:
     for value in ("none", "[none]"):
         assert load_study(file, [f"{key}={value}"]).preprocess.steps("mirna") == ()
     assert f"{key}: `none` " in refusal(file, f"{key}=[none, log1p]")
@@ -316,14 +314,14 @@ STATED = {"optim": {"lr": 0.5, "epochs": 300}, "trainer": {"early_stopping": Non
 
 
 def with_preset(run: Run) -> dict[str, object]:
-    """The keys that a preset sets, as a run has it."""
+    """Return the values of the keys of a preset in a run."""
     tree = to_tree(run)
     found = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
     patience = found["trainer.early_stopping"]
     return found | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
 
 
-def test_a_preset_in_a_file_gives_what_the_file_does_not_state() -> None:
+def test_a_preset_in_a_file_sets_keys_that_the_file_does_not_state() -> None:
     run = build(Run, {**STATED, "optim": {**STATED["optim"], "preset": "fast"}}, source="x")
     assert with_preset(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
     partly = {"optim": {"preset": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
@@ -333,7 +331,7 @@ def test_a_preset_in_a_file_gives_what_the_file_does_not_state() -> None:
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("before", [STATED, {"optim": {"preset": "fast"}}])
-def test_a_preset_as_an_override_replaces_what_was_stated_but_no_other_override(preset: str, before: dict) -> None:
+def test_a_preset_as_an_override_replaces_stated_keys_but_not_other_overrides(preset: str, before: dict) -> None:
     run = build(Run, with_overrides(before, [f"optim.preset={preset}", "optim.epochs=7"]), source="x")
     assert with_preset(run) == PRESETS[preset] | {"optim.epochs": 7}
     again = build(Run, with_settings(to_tree(run), {"optim.preset": "published"}, source="x"), source="x")
@@ -344,7 +342,7 @@ def test_a_run_without_a_preset_has_the_published_one() -> None:
     assert with_preset(Run()) == PRESETS["published"]
 
 
-def test_a_run_whose_preset_was_filled_in_is_written_and_read_as_it_is() -> None:
+def test_a_run_with_a_preset_is_dumped_and_loaded_unchanged() -> None:
     run = build(Run, {"optim": {"preset": "fast"}}, source="x")
     assert build(Run, to_tree(run), source="x") == run
     settings = {"optim.epochs": 3, "trainer.early_stopping": None}
@@ -352,7 +350,7 @@ def test_a_run_whose_preset_was_filled_in_is_written_and_read_as_it_is() -> None
     assert with_preset(later) == FAST | settings
 
 
-def test_the_help_of_the_preset_names_all_that_it_stands_for() -> None:
+def test_the_description_of_the_preset_lists_its_keys() -> None:
     text = str(Optim.model_fields["preset"].description)
     assert all(f"{key} " in text for key in FAST) and "patience" in text
 

@@ -1,4 +1,4 @@
-"""The `modis-dist data` commands: what they print, what they make, what they refuse."""
+"""The `modis-dist data` commands: output, files and errors."""
 
 import json
 import os
@@ -59,7 +59,7 @@ def store(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_import_says_what_was_made_what_is_odd_and_what_to_do_next(source: Path, tmp_path: Path) -> None:
+def test_import_prints_the_store_its_notices_and_the_next_command(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "my store"
     result = run("import", source, "--out", out)
     assert result.exit_code == 0
@@ -79,17 +79,17 @@ def test_import_refuses_an_existing_target_and_a_wrong_source(store: Path, sourc
     assert not (tmp_path / "other").exists()
 
 
-def test_check_of_a_sound_store_says_so(store: Path) -> None:
+def test_check_of_a_valid_store_prints_its_contents(store: Path) -> None:
     result = run("check", store)
     assert result.exit_code == 0
-    assert "mirna: 6 rows, 2 features, 1 shards: sound" in result.stdout
+    assert "mirna: 6 rows, 2 features, 1 shards: OK" in result.stdout
     tree = json.loads(run("check", store, "--json").stdout)
     assert tree["ok"] is True
     assert tree["fingerprint"] == Store.open(store).fingerprint
     assert tree["modalities"]["cnv"] == {"rows": 4, "features": 1, "shards": 1}
 
 
-def test_check_reads_everything_whatever_was_verified_before(store: Path) -> None:
+def test_check_ignores_earlier_verifications(store: Path) -> None:
     Store.open(store)
     shard = store / "mirna" / "part-00000.parquet"
     status, content = shard.stat(), bytearray(shard.read_bytes())
@@ -100,7 +100,7 @@ def test_check_reads_everything_whatever_was_verified_before(store: Path) -> Non
     assert "mirna/part-00000.parquet: modified" in refused("check", store)
 
 
-def test_check_finds_what_a_foreign_writer_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_invalid_rows_of_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(out: Path, *, ids: list[str], value: float) -> None:
         with StoreWriter(out, source={}) as writer:
             writer.begin("mirna", ["a"])
@@ -146,7 +146,7 @@ def test_describe_shows_a_table_with_the_empty_pair_and_names_as_text(store: Pat
     assert "notice: cnv.parquet: 1 values are missing (25.00%)" in lines
 
 
-def test_a_wholly_missing_modality_has_no_range(tmp_path: Path) -> None:
+def test_a_modality_without_values_has_no_range(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", source={}) as writer:
         writer.begin("mirna", ["a"])
         x = np.full((1, 1), np.nan, np.float32)
@@ -157,7 +157,7 @@ def test_a_wholly_missing_modality_has_no_range(tmp_path: Path) -> None:
     assert json.loads(run("describe", tmp_path / "store", "--json").stdout)["modalities"]["mirna"]["mean"] is None
 
 
-def test_simulate_makes_a_store_that_checks(tmp_path: Path) -> None:
+def test_simulate_writes_a_valid_store(tmp_path: Path) -> None:
     out = tmp_path / "simulated"
     result = run(
         "simulate", "intersim", "--out", out, "--samples", "60", "--classes", "3", "--delta", "0.5", "--seed", "1"
@@ -174,7 +174,7 @@ def test_simulate_refuses_settings_out_of_range_by_their_key(tmp_path: Path) -> 
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_load_nothing_heavy_until_they_run() -> None:
+def test_the_commands_import_nothing_heavy_until_they_run() -> None:
     heavy = "{'torch', 'pyarrow', 'numpy', 'pandas', 'anndata', 'sklearn'}"
     code = f"import sys, modis_dist.cli.data; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

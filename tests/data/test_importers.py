@@ -1,4 +1,4 @@
-"""Importing: what a file says is what the store holds, and what a file says wrongly is refused by name."""
+"""Import: the store equals the files, and invalid files are refused by name."""
 
 import gzip
 import importlib.util
@@ -53,7 +53,7 @@ def imported(source: Path) -> Store:
 
 
 def refusal(source: Path) -> str:
-    """The message of a refused import, which must be one line and leave nothing behind or changed."""
+    """Return the one-line error of an import that must leave no files and change none."""
     before = sorted(path.name for path in source.parent.iterdir())
     with pytest.raises(DataError) as caught:
         imported(source)
@@ -63,7 +63,7 @@ def refusal(source: Path) -> str:
 
 
 def import_changed(tmp_path: Path, change: Mutation, name: str = "mirna.parquet") -> Path:
-    """A source of two modalities, one of them changed."""
+    """Write a source of two modalities, one of them changed."""
     source = tmp_path / "source"
     write(source, "cnv.parquet", frame(1))
     write(source, name, change(frame()))
@@ -90,7 +90,7 @@ def test_every_table_format_gives_the_same_store(tmp_path: Path, suffix: str) ->
     assert index.label.tolist() == [[1, 0, -1][i % 3] for i in range(12)]
 
 
-def test_parquet_floats_come_through_to_the_bit(tmp_path: Path) -> None:
+def test_parquet_floats_are_imported_bit_identical(tmp_path: Path) -> None:
     source = import_changed(tmp_path, lambda held: held)
     assert imported(source).read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
 
@@ -106,7 +106,7 @@ def test_numeric_columns_of_every_kind_become_float32(tmp_path: Path, kind: str)
     np.testing.assert_array_equal(imported(tmp_path / "source").read("mirna")[:, -1], expected)
 
 
-def test_null_and_nan_are_both_missing_and_counted_alike(tmp_path: Path) -> None:
+def test_null_and_nan_both_count_as_missing(tmp_path: Path) -> None:
     table = pa.Table.from_pandas(frame()).append_column("extra", pa.array([None, float("nan"), 1.0] * 4))
     (tmp_path / "source").mkdir()
     pq.write_table(table, tmp_path / "source" / "mirna.parquet")
@@ -123,7 +123,7 @@ def test_without_group_and_split_a_sample_is_its_own_group(tmp_path: Path) -> No
     assert set(index.split) == {""}
 
 
-def test_whole_number_labels_are_the_same_class_however_they_are_stored(tmp_path: Path) -> None:
+def test_integer_labels_are_the_same_class_in_every_format(tmp_path: Path) -> None:
     label = [i % 3 + 1 for i in range(12)]
     for number, (name, values) in enumerate(
         {"a.parquet": label, "b.parquet": [float(v) for v in label], "c.csv": [float(v) for v in label]}.items()
@@ -146,19 +146,19 @@ def test_a_label_means_one_class(value: object, name: str | None) -> None:
     assert class_name(value) == name
 
 
-def test_a_feature_has_no_name_of_our_own_tables(tmp_path: Path) -> None:
+def test_reserved_feature_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mirna\.parquet: .*'modality'"):
         imported(import_changed(tmp_path, lambda held: held.assign(modality=1.0)))
 
 
 @pytest.mark.parametrize("value", [-1, -1.0, "-1", "-1.0", -100, "-100"])
-def test_a_code_for_unlabelled_is_no_class(value: object) -> None:
+def test_negative_numbers_are_not_classes(value: object) -> None:
     with pytest.raises(ValueError, match=rf"label {int(float(value))}\b"):
         class_name(value)
 
 
 @pytest.mark.parametrize("value", [1.5, "1.5", ".5", float("inf")])
-def test_a_number_that_is_not_whole_is_no_class(value: object) -> None:
+def test_non_integer_numbers_are_not_classes(value: object) -> None:
     with pytest.raises(ValueError, match=f"label '{value}'"):
         class_name(value)
 
@@ -176,7 +176,7 @@ def test_feature_names_may_be_any_unicode_and_contain_dots_slashes_and_markup(tm
     assert store.read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
 
 
-def test_metadata_columns_may_stand_anywhere(tmp_path: Path) -> None:
+def test_metadata_columns_may_be_at_any_position(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.csv"):
         write(tmp_path / "source", name, frame()[[*FEATURES, "label", "sample_id"]])
     store = imported(tmp_path / "source")
@@ -205,7 +205,7 @@ def test_several_row_groups_and_text_blocks_keep_the_order(tmp_path: Path, monke
         np.testing.assert_allclose(store.read(name), held[FEATURES], rtol=1e-6)
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
     source = import_changed(tmp_path, lambda held: held, "mirna.csv")
     import_source(source, tmp_path / "store", progress=lambda name, done, total: seen.update({name: (done, total)}))
@@ -221,7 +221,7 @@ def test_one_modality_is_imported_with_a_notice(tmp_path: Path) -> None:
     assert any("one modality" in line for line in imported(tmp_path / "source").notices)
 
 
-def test_names_spoilt_by_a_spreadsheet_are_named(tmp_path: Path) -> None:
+def test_names_converted_by_a_spreadsheet_are_noticed(tmp_path: Path) -> None:
     names = {"TP53": "1-Mar", "MYC": "2.31E+13"}
     store = imported(import_changed(tmp_path, lambda held: held.rename(columns=names)))
     assert any(line.startswith("mirna.parquet: 2 ") and "1-Mar, 2.31E+13" in line for line in store.notices)
@@ -237,7 +237,7 @@ def test_numbered_features_are_not_taken_for_dates() -> None:
     assert converted_names([str(number) for number in range(44_000, 45_000)]) == []
 
 
-def test_samples_that_no_modality_shares_classes_alike_and_ignored_files_are_noticed(tmp_path: Path) -> None:
+def test_unshared_samples_similar_classes_and_ignored_files_are_noticed(tmp_path: Path) -> None:
     source = import_changed(
         tmp_path,
         lambda held: held.assign(
@@ -358,7 +358,7 @@ WRONG: dict[str, tuple[Mutation, str]] = {
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     change, message = WRONG[name]
     found = refusal(import_changed(tmp_path, change))
     assert re.search(message, found), found
@@ -397,7 +397,7 @@ TEXT_WRONG: dict[str, tuple[str | bytes, str]] = {
 
 
 @pytest.mark.parametrize("name", TEXT_WRONG)
-def test_a_wrong_text_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_text_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     text, message = TEXT_WRONG[name]
     write(tmp_path / "source", "zcnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -421,7 +421,7 @@ def test_a_late_cell_that_is_not_utf8_is_named_by_its_line(tmp_path: Path) -> No
     assert "mirna.csv, line 15002, column 'sample_id': invalid UTF8 data" in refusal(tmp_path / "source")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "mirna.csv").write_text("sample_id,label,a\r\ns0,x,1\r\n", encoding="utf-8-sig", newline="")
     assert imported(tmp_path / "source").read("mirna").tolist() == [[1.0]]
@@ -447,7 +447,7 @@ FOREIGN = {
 
 
 @pytest.mark.parametrize("content", FOREIGN)
-def test_a_file_that_is_no_parquet_is_named_for_what_it_is(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_identified(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "source", "cnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.parquet").write_bytes(content)
     found = refusal(tmp_path / "source")
@@ -498,7 +498,7 @@ def _loop(path: Path) -> None:
         (_loop, "Too many levels of symbolic links"),
     ],
 )
-def test_an_entry_that_is_no_file_is_refused_without_hanging(
+def test_an_entry_that_is_not_a_file_is_refused_without_blocking(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
     source = import_changed(tmp_path, lambda held: held)
@@ -529,7 +529,7 @@ def test_a_file_name_that_cannot_name_a_modality_is_refused(tmp_path: Path, name
     assert message in refusal(source)
 
 
-def test_an_absent_an_empty_and_a_foreign_source_are_refused(tmp_path: Path) -> None:
+def test_a_missing_an_empty_and_an_unknown_source_are_refused(tmp_path: Path) -> None:
     assert "absent: does not exist" in refusal(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
     assert f"{tmp_path / 'empty'}: no tables" in refusal(tmp_path / "empty")
@@ -609,7 +609,7 @@ def test_a_mudata_file_gives_a_modality_each_with_common_labels(tmp_path: Path) 
     ],
 )
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
-def test_a_wrong_anndata_file_is_refused_by_name(
+def test_an_invalid_anndata_file_is_refused_by_name(
     tmp_path: Path, change: Callable[[object], None], message: str
 ) -> None:
     held = annotated("dense", frame())
@@ -620,7 +620,7 @@ def test_a_wrong_anndata_file_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", ["mirna.h5ad", "both.h5mu"])
-def test_without_the_extra_its_name_is_given(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda found, *a: None if found == "anndata" else real(found, *a))
