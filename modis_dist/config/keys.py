@@ -14,7 +14,7 @@ from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError, nearest, shown
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
+WORDS = {int: "integer", float: "number", bool: "true or false", str: "string", Any: "any value"}
 TYPO_CUTOFF = 0.8  # similarity ratio of difflib
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
@@ -213,11 +213,11 @@ def _words(annotation: Any) -> str:
     if origin is Literal:
         return " or ".join(str(value) for value in arguments) if len(arguments) > 1 else f"always {arguments[0]}"
     if origin is tuple:
-        return "a list of steps" if len(models) > 1 else f"a list of: {_words(arguments[0])}"
+        return "list of steps" if len(models) > 1 else f"list of {_words(arguments[0])}"
     if origin is dict:
-        return f"a mapping of names to {_words(arguments[1])}"
+        return f"mapping of names to {_words(arguments[1])}"
     if models and NoneType not in arguments:
-        return "a section" if len(models) == 1 else "a section with `kind`, or the kind alone"
+        return "section" if len(models) == 1 else "section with `kind`, or the kind alone"
     return WORDS.get(annotation) or " or ".join(
         "none" if argument is NoneType else _words(argument) for argument in arguments
     )

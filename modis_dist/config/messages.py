@@ -12,21 +12,21 @@ from modis_dist.config.run import DEVICE, NAME
 from modis_dist.runtime.errors import nearest, shown
 
 EXPECTED = {
-    "int_type": "must be a whole number",
-    "int_parsing": "must be a whole number",
-    "int_parsing_size": "is too large for a whole number",
-    "int_from_float": "must be a whole number",
+    "int_type": "must be an integer",
+    "int_parsing": "must be an integer",
+    "int_parsing_size": "is too large for an integer",
+    "int_from_float": "must be an integer",
     "float_type": "must be a number",
     "float_parsing": "must be a number",
     "finite_number": "must be a finite number",
     "bool_type": "must be true or false",
     "bool_parsing": "must be true or false",
-    "string_type": "must be text",
+    "string_type": "must be a string",
     "string_too_short": "must not be empty",
     "string_too_long": "is too long",
     "tuple_type": "must be a list",
-    "dict_type": "must be a section of keys",
-    "model_type": "must be a section of keys",
+    "dict_type": "must be a mapping of keys",
+    "model_type": "must be a mapping of keys",
     "model_attributes_type": "must be a kind, or a section with `kind`",
     NAME: "must be 1 to 64 letters, digits, dots, hyphens or underscores, starting with a letter or digit",
     DEVICE: "must be auto, cpu, cuda or cuda:N",
@@ -51,7 +51,7 @@ def _problem(kind: type[BaseModel], detail: ErrorDetails) -> str:
     if wrong == "extra_forbidden":
         return f"{location}: unknown key{_known_key(kind, section, location, str(detail['loc'][-1]))}"
     if wrong == "missing":
-        return f"{location}: is required"
+        return f"{location}: required"
     if wrong in {"union_tag_invalid", "union_tag_not_found"}:
         return f"{location}: {_wrong_kind(detail)}"
     if wrong == "value_error":

@@ -19,7 +19,7 @@ class Resources(Section):
     )
     gpus: float | None = item(
         None,
-        "GPUs per pack: a whole number, or a fraction of one GPU; default: 1 if there is a GPU, else 0",
+        "GPUs per pack: an integer, or a fraction of one GPU; default: 1 if there is a GPU, else 0",
         ge=0,
         le=64,
     )
@@ -28,7 +28,7 @@ class Resources(Section):
     @classmethod
     def _whole_or_shared(cls, value: float | None) -> float | None:
         if value is not None and value > 1 and value != int(value):
-            raise ValueError(f"must be a whole number, or a fraction below 1 of one GPU (got {value:g})")
+            raise ValueError(f"must be an integer, or a fraction below 1 of one GPU (got {value:g})")
         return value
 
 

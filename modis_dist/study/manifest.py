@@ -154,7 +154,7 @@ def _check(study: Study, total: int, source: str) -> None:
         overlap = {k for settings in conditions for k in settings} & chosen
         problems += [f"sweep: {key} is set by both sweep.{place} and sweep.conditions" for key in sorted(overlap)]
     problems += [
-        f"sweep.space: {key}: step must be a whole number (got {one.step:g})"
+        f"sweep.space: {key}: step must be an integer (got {one.step:g})"
         for key, one in sweep.space.items()
         if one.step is not None and one.step % 1 and is_whole(key)
     ]

@@ -108,11 +108,11 @@ def test_check_finds_invalid_rows_of_another_writer(tmp_path: Path, monkeypatch:
             writer.write("mirna", sample_id=ids, group_id=ids, label=["c"] * len(ids), split=[""] * len(ids), x=x)
 
     with monkeypatch.context() as patch:
-        patch.setattr("modis_dist.data.store.writer._refuse_infinite", lambda *_, **__: None)
+        patch.setattr("modis_dist.data.store.writer.check_finite", lambda *_, **__: None)
         patch.setattr("modis_dist.data.store.rules.Ledger._add_sample", lambda *_: None)
         write(tmp_path / "infinite", ids=["s"], value=np.inf)
         write(tmp_path / "twice", ids=["s", "s"], value=1.0)
-    assert "mirna, sample 's', feature 'a': infinite" in refused("check", tmp_path / "infinite")
+    assert "mirna, data row 1, sample 's', feature 'a': infinite" in refused("check", tmp_path / "infinite")
     assert "mirna, data row 2: duplicate sample_id 's'" in refused("check", tmp_path / "twice")
 
 

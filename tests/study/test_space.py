@@ -131,24 +131,30 @@ LR = {"optim.lr": {"choices": [1e-3]}}
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"search": "random"}, "search and space belong together"),
-        ({"space": LR}, "search and space belong together"),
-        ({"search": "random", "space": LR, "grid": {"seed": [1]}}, "give grid or search, not both"),
+        ({"search": "random"}, "sweep: search and space "),
+        ({"space": LR}, "sweep: search and space "),
+        ({"search": "random", "space": LR, "grid": {"seed": [1]}}, "sweep: set grid or search"),
         ({"search": "rondom", "space": LR}, "unknown kind 'rondom'; did you mean 'random'?"),
         ({"search": {"kind": "random", "round_size": 3}, "space": LR}, "sweep.search.round_size: unknown key"),
-        ({"search": "random", "space": {"optim.lr": {"low": 1}}}, "give low and high, or choices"),
+        ({"search": "random", "space": {"optim.lr": {"low": 1}}}, "sweep.space.optim.lr: set low and high"),
         ({"search": "random", "space": {"optim.lr": {"low": 2, "high": 1}}}, "low must be below high (1); got 2"),
         ({"search": "random", "space": {"optim.lr": {"low": 0, "high": 1, "log": True}}}, "low must be > 0; got 0"),
         ({"search": "random", "space": {"optim.lr": {"low": 1, "high": 2, "log": True, "step": 1}}}, "log or step"),
-        ({"search": "random", "space": {"optim.lr": {"choices": [1], "low": 1}}}, "give choices alone"),
+        ({"search": "random", "space": {"optim.lr": {"choices": [1], "low": 1}}}, "sweep.space.optim.lr: choices "),
         ({"search": "random", "space": {"optim.lr": {"low": 1, "hihg": 2}}}, "unknown key; did you mean 'high'"),
         ({"search": "random", "space": {"optim.lrr": {"choices": [1]}}}, "optim.lrr: unknown key; did you mean 'lr'"),
         ({"search": "random", "space": {"optim.lr": {"low": -1, "high": 1}}}, "optim.lr: must be > 0 (got -1"),
-        ({"search": "random", "space": {"model.latent": {"low": 1.5, "high": 3}}}, "latent: must be a whole number"),
-        ({"search": "random", "space": {"model.latent": {"low": 1, "high": 9, "step": 1.5}}}, "step must be a whole"),
+        ({"search": "random", "space": {"model.latent": {"low": 1.5, "high": 3}}}, "model.latent: must be an integer"),
+        (
+            {"search": "random", "space": {"model.latent": {"low": 1, "high": 9, "step": 1.5}}},
+            "sweep.space: model.latent: step ",
+        ),
         ({"search": "random", "space": {"seed": {"low": 1, "high": 9}}}, "seed: cannot be swept"),
-        ({"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}}, "set by both the space and a cond"),
-        ({"pruning": {"min_epochs": 4}}, "must be below optim.epochs (4)"),
+        (
+            {"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}},
+            "optim.lr is set by both sweep.space and sweep.conditions",
+        ),
+        ({"pruning": {"min_epochs": 4}}, "sweep.pruning.min_epochs: must be < optim.epochs (4)"),
         ({"pruning": {"factor": 1}}, "sweep.pruning.factor: must be >= 2 (got 1)"),
     ],
 )
@@ -167,7 +173,7 @@ def test_a_search_that_cannot_be_is_refused_before_anything_starts(
 def test_a_rung_before_the_first_validation_is_refused() -> None:
     values = tree(Path("store"), pruning={"min_epochs": 2})
     values["trainer"]["validate_every"] = 3
-    with pytest.raises(ConfigError, match=r"must be at least trainer.validate_every \(3\)"):
+    with pytest.raises(ConfigError, match=r"must be >= trainer.validate_every \(3\)"):
         expand(parse.build(Study, values, source="s"), "data", source="s")
 
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from modis_dist.data.store.index import Index
 from modis_dist.data.store.reader import Store
-from modis_dist.data.store.rules import Ledger, check_features
+from modis_dist.data.store.rules import Ledger, check_features, check_finite
 from modis_dist.runtime.errors import DataError, shown
 
 Progress = Callable[[str, int, int], None]  # modality, done, total (in rows or bytes)
@@ -100,7 +100,8 @@ def verify(path: Path, *, progress: Progress) -> Store:
     for name in store.modalities:
         check_features(store.features(name), name)
         for index, x in store.batches(name):
-            _refuse_infinite(store, name, index, x)
+            where = f"{shown(str(path))}, {name}"
+            check_finite(x, index.sample_id.tolist(), store.features(name), where, first_row=ledger.rows(name) + 1)
             labels = [store.classes[code] if code >= 0 else None for code in index.label]
             ledger.add(
                 name,
@@ -115,16 +116,6 @@ def verify(path: Path, *, progress: Progress) -> Store:
             f"{shown(str(path))}: class {shown(min(unused))!r} of the manifest has no row; repeat the import"
         )
     return store
-
-
-def _refuse_infinite(store: Store, modality: str, index: Index, x: NDArray[np.float32]) -> None:
-    infinite = np.isinf(x)
-    if infinite.any():
-        row, column = np.argwhere(infinite)[0]
-        raise DataError(
-            f"{shown(str(store.path))}, {modality}, sample {shown(index.sample_id[row])!r}, feature "
-            f"{shown(store.features(modality)[column])!r}: infinite value; repeat the import"
-        )
 
 
 def _modality(store: Store, name: str, index: Index, ranges: "_Ranges") -> ModalityCoverage:

@@ -140,13 +140,13 @@ class Store:
         """
         table = self.table(modality)
         assert rows is None or rows.dtype.kind == "i"  # a mask would be read as rows 0 and 1
-        wanted = np.arange(table.rows) if rows is None else np.asarray(rows, dtype=np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= table.rows):
-            raise IndexError(f"{modality} has rows 0 to {table.rows - 1}; got {wanted.min()} to {wanted.max()}")
-        order = np.argsort(wanted, kind="stable")
-        ordered = wanted[order]
-        x = np.empty((len(wanted), len(table.features)), dtype=np.float32)
-        for start, group in self._row_groups(modality, columns=("features",), wanted=ordered):
+        positions = np.arange(table.rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(positions) and (positions.min() < 0 or positions.max() >= table.rows):
+            raise IndexError(f"{modality} has rows 0 to {table.rows - 1}; got {positions.min()} to {positions.max()}")
+        order = np.argsort(positions, kind="stable")
+        ordered = positions[order]
+        x = np.empty((len(positions), len(table.features)), dtype=np.float32)
+        for start, group in self._row_groups(modality, columns=("features",), positions=ordered):
             first, last = np.searchsorted(ordered, [start, start + group.num_rows])
             x[order[first:last]] = _vectors(group)[ordered[first:last] - start]
         return x
@@ -157,12 +157,12 @@ class Store:
             yield self._index(group), _vectors(group)
 
     def _row_groups(
-        self, modality: str, *, columns: Sequence[str], wanted: NDArray[np.int64] | None = None
+        self, modality: str, *, columns: Sequence[str], positions: NDArray[np.int64] | None = None
     ) -> Iterator[tuple[int, pa.Table]]:
-        """Yield first row and content of the row groups, or of those with rows in ``wanted`` (ascending)."""
+        """Yield first row and content of the row groups, or of those with rows in ``positions`` (ascending)."""
         start, table = 0, self.table(modality)
         for shard in table.shards:
-            if not _overlaps(wanted, start, shard.rows):
+            if not _overlaps(positions, start, shard.rows):
                 start += shard.rows
                 continue
             file_path = self.path / modality / shard.name
@@ -172,7 +172,7 @@ class Store:
                 file = _parquet(file_path, shard, features=len(table.features))
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
-                    if _overlaps(wanted, start, rows):
+                    if _overlaps(positions, start, rows):
                         yield start, _checked(file.read_row_group(number, columns=list(columns)), rows)
                     start += rows
 
@@ -213,10 +213,10 @@ def _strings(column: pa.ChunkedArray) -> NDArray[np.object_]:
     return np.array(column.to_pylist(), dtype=object)
 
 
-def _overlaps(wanted: NDArray[np.int64] | None, start: int, rows: int) -> bool:
-    if wanted is None:
+def _overlaps(positions: NDArray[np.int64] | None, start: int, rows: int) -> bool:
+    if positions is None:
         return True
-    first, last = np.searchsorted(wanted, [start, start + rows])
+    first, last = np.searchsorted(positions, [start, start + rows])
     return bool(first < last)
 
 

@@ -9,6 +9,9 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from modis_dist.runtime.errors import DataError, shown
 
 SPLITS = ("", "train", "test")
@@ -96,6 +99,20 @@ def class_name(value: object) -> str | None:
     if isinstance(value, float) or _FRACTION.fullmatch(text):
         raise ValueError(f"label {shown(text)!r} is not an integer or a class name")
     return text
+
+
+def check_finite(
+    x: NDArray[np.float32], sample_id: Sequence[str], features: Sequence[str], where: str, *, first_row: int
+) -> None:
+    """Raise ``DataError`` for infinite values in rows [n, p], naming the first; NaN is a missing value."""
+    infinite = np.isinf(x)
+    if infinite.any():
+        row, column = np.argwhere(infinite)[0]
+        raise DataError(
+            f"{where}, data row {first_row + row}, sample {shown(sample_id[row])!r}, feature "
+            f"{shown(features[column])!r}: infinite, or beyond 3.4e38 ({infinite.sum()} such values in "
+            f"{infinite.any(axis=1).sum()} of {len(x)} rows); leave missing values empty and scale large ones"
+        )
 
 
 @dataclass(frozen=True)

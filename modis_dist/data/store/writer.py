@@ -35,6 +35,7 @@ from modis_dist.data.store.reader import (
 from modis_dist.data.store.rules import (
     Ledger,
     check_features,
+    check_finite,
     check_modality,
     converted_names,
     folded,
@@ -116,7 +117,7 @@ class StoreWriter:
         """
         target = self._modalities[modality]
         assert x.dtype == np.float32 and x.shape == (len(sample_id), len(target.features))
-        _refuse_infinite(x, sample_id, target, first_row=self._ledger.rows(target.where) + 1)
+        check_finite(x, sample_id, target.features, target.where, first_row=self._ledger.rows(target.where) + 1)
         self._ledger.add(target.where, sample_id=sample_id, group_id=group_id, label=label, split=split)
         target.missing += int(np.isnan(x).sum())
         with writing(self.out):
@@ -266,20 +267,6 @@ class _ModalityWriter:
         path = self._folder / f"part-{len(self._shards):05d}.parquet"
         rows = self.rows - sum(shard.rows for shard in self._shards)
         self._shards.append(Shard(path.name, rows, path.stat().st_size, sha256(path)))
-
-
-def _refuse_infinite(
-    x: NDArray[np.float32], sample_id: Sequence[str], modality: _ModalityWriter, *, first_row: int
-) -> None:
-    infinite = np.isinf(x)
-    if not infinite.any():
-        return
-    row, column = np.argwhere(infinite)[0]
-    raise DataError(
-        f"{modality.where}, data row {first_row + row}, sample {shown(sample_id[row])!r}, feature "
-        f"{shown(modality.features[column])!r}: infinite, or beyond 3.4e38 ({infinite.sum()} such values in "
-        f"{infinite.any(axis=1).sum()} of {len(x)} rows); leave missing values empty and scale large ones"
-    )
 
 
 def _manifest_text(classes: tuple[str, ...], tables: Mapping[str, ModalityTable], created: Mapping[str, Any]) -> str:
