@@ -1,7 +1,7 @@
-"""MODIS on clusters: multi-omics integration for small, unpaired, half-labelled data.
+"""MODIS: distributed training of multi-omics integration for small, unpaired, partially labelled data.
 
-``modis_dist.load(folder)`` opens a trained model; everything else is reached through the
-``modis-dist`` command or the submodules. Importing the package imports neither torch, ray nor mlflow.
+``modis_dist.load(folder)`` opens a trained model; all else is in the ``modis-dist`` command and the subpackages.
+``import modis_dist`` does not import torch, ray or mlflow.
 """
 
 from pathlib import Path
@@ -16,9 +16,9 @@ __all__ = ["__version__", "load"]
 
 
 def load(folder: str | Path, *, device: str = "cpu") -> "Predictor":
-    """Open the best model of a finished run for prediction.
+    """Open the best model of a run or study for prediction.
 
-    Raises ``DataError`` where the folder holds no valid checkpoint.
+    Raises ``DataError`` if the folder has no valid checkpoint.
     """
     from modis_dist.evaluate.predictor import Predictor
 

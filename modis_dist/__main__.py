@@ -1,4 +1,4 @@
-"""``python -m modis_dist``: the same as ``modis-dist``."""
+"""``python -m modis_dist`` is ``modis-dist``."""
 
 import sys
 from signal import SIGUSR1
@@ -7,7 +7,7 @@ from modis_dist.runtime.processes import defer_signal
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["job"]:
-        defer_signal(SIGUSR1)  # Slurm's warning may come while all else is loaded
+        defer_signal(SIGUSR1)  # Slurm may send its warning signal during the imports
     from modis_dist.cli.main import main
 
     main()

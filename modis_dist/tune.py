@@ -1,4 +1,4 @@
-"""``python -m modis_dist.tune STUDY.yaml``: the main job, the same as ``modis-dist tune``."""
+"""``python -m modis_dist.tune STUDY.yaml`` is ``modis-dist tune STUDY.yaml``."""
 
 import sys
 

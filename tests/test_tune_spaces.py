@@ -1,4 +1,4 @@
-"""Every YAML that is shipped: it loads, its sweep expands, and its networks have the sizes it promises."""
+"""Every study in tune_spaces: it loads, its sweep expands, and its networks have the stated sizes."""
 
 import json
 import math
@@ -28,7 +28,7 @@ def study(name: str) -> Study:
     return load_study(ROOT / "tune_spaces" / f"{name}.yaml")
 
 
-def test_the_four_studies_are_shipped() -> None:
+def test_the_documented_studies_exist() -> None:
     assert {"quickstart", "intersim", "tcga10", "tcga10_small"} <= {path.stem for path in STUDIES}
 
 
@@ -40,19 +40,19 @@ def test_a_study_expands_to_conditions_by_grid_by_folds_by_replicates(path: Path
     sweep = loaded.sweep
     points = math.prod(len(values) for values in sweep.grid.values())
     if isinstance(sweep.search, OptunaSearch):
-        points = sweep.search.at_once  # what comes later depends on results
+        points = sweep.search.round_size  # later rounds depend on results
     assert len(trials) == max(len(sweep.conditions), 1) * points * sweep.folds * sweep.replicates
     assert len({trial.id for trial in trials}) == len(trials)
 
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
-def test_a_study_written_whole_is_the_same_study(path: Path) -> None:
+def test_a_study_dumped_with_all_defaults_is_the_same_study(path: Path) -> None:
     loaded = load_study(path)
     assert build(Study, parse(dump(loaded), source="dump"), source="dump") == loaded
 
 
 @pytest.mark.parametrize("name", TABLE_S2)
-def test_the_networks_of_the_paper_have_its_parameter_numbers(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_networks_of_the_paper_have_its_parameter_counts(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["model", str(ROOT / "tune_spaces" / f"{name}.yaml"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed == {"modules": TABLE_S2[name], "total": sum(TABLE_S2[name].values())}
@@ -79,14 +79,14 @@ def test_intersim_has_the_settings_of_figures_2_to_4() -> None:
 
 def test_tcga10_is_the_grid_of_the_paper_around_its_chosen_values() -> None:
     loaded = study("tcga10")
-    chosen = {"objective.beta": 1e-6, "model.latent": 512, "optim.lr": 1e-4, "objective.lambda_r": 160.0}
+    chosen = {"objective.beta": 1e-6, "model.latent": 512, "optim.lr": 1e-4, "objective.penalty_weight": 160.0}
     assert loaded.sweep.folds == 5 and set(loaded.sweep.grid) == set(chosen)
     assert all(value in loaded.sweep.grid[key] for key, value in chosen.items())
     assert loaded.optim.epochs == 4000 and loaded.trainer.early_stopping is None
     assert [step.kind for step in loaded.preprocess.steps("mrna")] == ["standardise", "pca"]
 
 
-def test_a_run_of_a_study_is_a_run_by_itself() -> None:
+def test_the_run_of_a_trial_is_a_valid_run() -> None:
     (trial, *_) = expand(study("tcga10_small"), "", source="tcga10_small")
     assert build(Run, parse(dump(trial.run), source="dump"), source="dump") == trial.run
 
@@ -101,14 +101,14 @@ def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.Ca
     assert "balanced accuracy" in capsys.readouterr().out
 
 
-# --- every study as it is shipped, with little data, small networks and one epoch ---------------------------------
+# --- every study with little data, small networks and one epoch ---------------------------------------------------
 
 SMALL = ("optim.epochs=1", "model.ratios=[0.05]", "model.latent=4", "model.discriminator=[8]", "optim.batch_size=16")
 HERE = ("sweep.executor=local", "sweep.replicates=1", "sweep.folds=1")
 
 
 def ten_cancers(path: Path, features: dict[str, int]) -> Path:
-    """Random numbers in tables of the sizes that ``tcga10_small`` states."""
+    """Write a store of random numbers with the sizes of ``tcga10_small``."""
     draw = np.random.default_rng(0)
     with StoreWriter(path, source={"kind": "random"}) as writer:
         for modality, p in features.items():
@@ -128,7 +128,7 @@ def ten_cancers(path: Path, features: dict[str, int]) -> Path:
 @pytest.mark.parametrize(
     "name", [pytest.param("intersim", marks=pytest.mark.exhaustive), "intersim_losses", "tcga10_small"]
 )
-def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
+def test_a_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
     loaded = study(name)
     if loaded.data.simulate is not None:
         data = ["data.simulate.samples=250"]
@@ -146,8 +146,8 @@ def test_a_shipped_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
     assert all(condition.replace("_", "\\_") in text for condition in conditions if condition != "all")
 
 
-def test_the_shipped_search_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
-    search = ("sweep.search.configurations=5", "sweep.search.at_once=3", "sweep.pruning.min_epochs=1")
+def test_the_search_study_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
+    search = ("sweep.search.configurations=5", "sweep.search.round_size=3", "sweep.pruning.min_epochs=1")
     longer = [setting.replace("optim.epochs=1", "optim.epochs=2") for setting in SMALL]
     smaller = (*longer, *HERE, *search, "data.simulate.samples=120", "sweep.probe=false")
     settings = [word for setting in smaller for word in ("--set", setting)]

@@ -81,7 +81,7 @@ def live(kind: str, uri: str, path: Path, out: Path) -> None:
     mirrors.feed, mirrors.close = counted, close
     if kind == "none":
         tune._mirror = lambda *_: NullMirror()
-    main.run(["tune", str(path), "--out", str(out), *(["--set", f"sweep.mlflow.uri={uri}"] if uri else [])])
+    main.run(["tune", str(path), "--out", str(out), *(["--set", f"sweep.mlflow.tracking_uri={uri}"] if uri else [])])
     (out / "used.json").write_text(json.dumps(used))
 
 

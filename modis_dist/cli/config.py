@@ -1,4 +1,4 @@
-"""`modis-dist config` and `modis-dist model`: what keys mean, what networks come to."""
+"""`modis-dist config` and `modis-dist model`: configuration keys, and parameter counts."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 def config(
     study: Annotated[
-        Path | None, typer.Argument(metavar="[STUDY.yaml]", show_default=False, help="A study to print whole.")
+        Path | None,
+        typer.Argument(metavar="[STUDY.yaml]", show_default=False, help="Study to check and print with all defaults."),
     ] = None,
-    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON schema of a study.")] = False,
+    schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of a study.")] = False,
     explain: Annotated[
         str | None, typer.Option("--explain", metavar="KEY", help="Explain a key, e.g. optim.lr or cluster.time.")
     ] = None,
     settings: Set = None,
 ) -> None:
-    """Explain keys, print the schema, or check a study and print it with every default.
+    """Explain a configuration key, print the JSON Schema, or check a study and print it with all defaults.
 
     Example: `modis-dist config --explain optim.lr`
     """
@@ -30,7 +31,7 @@ def config(
     from modis_dist.config.study import Study
 
     if [study is not None, schema, explain is not None].count(True) != 1:
-        raise UserError("config: give one of STUDY.yaml, --schema and --explain KEY")
+        raise UserError("config: expected exactly one of STUDY.yaml, --schema and --explain KEY")
     if schema:
         print_json(Study.model_json_schema())
     elif explain is not None:
@@ -39,16 +40,16 @@ def config(
         from modis_dist.study.manifest import expand
 
         loaded = parse.load_study(study, settings or [])
-        expand(loaded, "", source=str(study))  # what only combinations of the grid show; needs no data
+        expand(loaded, "", source=str(study))  # finds mistakes in combinations of the grid, without the data
         typer.echo(parse.dump(loaded), nl=False)
 
 
 def model(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="A study or a run.", show_default=False)],
+    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study or run.", show_default=False)],
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Count the parameters of every network; needs the data only where the study does not state all sizes.
+    """Count the parameters of every network. Reads the data only if the study does not state all sizes.
 
     Example: `modis-dist model tune_spaces/intersim.yaml`
     """
@@ -84,7 +85,7 @@ def _parameters(study: "Study", *, source: str) -> dict[str, Any]:
     if sizes is None:
         with tempfile.TemporaryDirectory() as folder:
             store = open_store(study.data, out=Path(folder), source=source)
-            cohort = load_cohort(store, study.data, place=storage_of(study, store))
+            cohort = load_cohort(store, study.data, storage=storage_of(study, store))
             prepared = prepare(study.base(), cohort)
         features = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
         sizes = shape(study, features, len(prepared.classes))

@@ -1,4 +1,4 @@
-"""The `modis-dist data` commands: import, check, describe, simulate. They parse arguments and print, no more."""
+"""The `modis-dist data` commands: import, check, describe, simulate."""
 
 import shlex
 from pathlib import Path
@@ -18,8 +18,8 @@ app = typer.Typer(help="Import, check, describe and simulate data.", no_args_is_
 simulate_app = typer.Typer(help="Simulate a data set.", no_args_is_help=True)
 app.add_typer(simulate_app, name="simulate")
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Folder of a store.")]
-OutPath = Annotated[Path, typer.Option("--out", metavar="STORE", help="Folder to make; must not exist.")]
+StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store folder.")]
+OutPath = Annotated[Path, typer.Option("--out", metavar="STORE", help="Store folder to create; must not exist.")]
 
 
 @app.command("import")
@@ -32,7 +32,7 @@ def import_(
     ],
     out: OutPath,
 ) -> None:
-    """Make a store from tables, AnnData or MuData.
+    """Import tables, AnnData or MuData into a store.
 
     Example: `modis-dist data import tables --out mystore`
     """
@@ -41,12 +41,12 @@ def import_(
 
     with modality_bars() as progress:
         import_source(source, out, progress=progress)
-    _print_made(out)
+    _print_created(out)
 
 
 @app.command()
 def check(store: StorePath, as_json: Json = False) -> None:
-    """Read everything in a store and verify it: hashes, page checksums, columns, values, ids.
+    """Verify a store: shard hashes, page checksums, columns, values and ids.
 
     Example: `modis-dist data check mystore`
     """
@@ -54,22 +54,22 @@ def check(store: StorePath, as_json: Json = False) -> None:
     from modis_dist.data.store.coverage import verify
 
     with modality_bars() as progress:
-        sound = verify(store, progress=progress)
-    held = {
+        verified = verify(store, progress=progress)
+    modalities = {
         name: {"rows": table.rows, "features": len(table.features), "shards": len(table.shards)}
-        for name, table in sound.tables.items()
+        for name, table in verified.tables.items()
     }
     if as_json:
-        print_json({"store": str(store), "ok": True, "fingerprint": sound.fingerprint, "modalities": held})
+        print_json({"store": str(store), "ok": True, "fingerprint": verified.fingerprint, "modalities": modalities})
         return
-    for name, table in held.items():
-        typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shards: sound")
-    typer.echo(f"{store}: sound, fingerprint {sound.fingerprint[:16]}")
+    for name, table in modalities.items():
+        typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shards: OK")
+    typer.echo(f"{store}: OK, fingerprint {verified.fingerprint[:16]}")
 
 
 @app.command()
 def describe(store: StorePath, as_json: Json = False) -> None:
-    """Show what a store holds: class and modality counts, labels, pairing, values, splits.
+    """Summarise a store: rows per class and modality, labels, pairing, values and splits.
 
     Example: `modis-dist data describe mystore`
     """
@@ -93,11 +93,13 @@ def _simulate() -> None:
 @simulate_app.command()
 def intersim(
     out: OutPath,
-    samples: Annotated[int, typer.Option(help="Samples, each with a row in all three modalities.")] = 500,
-    classes: Annotated[int, typer.Option(help="Balanced classes.")] = 5,
+    samples: Annotated[int, typer.Option(help="Number of samples, each with a row in all three modalities.")] = 500,
+    classes: Annotated[int, typer.Option(help="Number of classes, of equal size.")] = 5,
     delta: Annotated[float, typer.Option(help="Mean shift of a differential feature.")] = 2.0,
     seed: Annotated[int, typer.Option(help="Seed of the simulation.")] = 1234,
-    params: Annotated[str | None, typer.Option(metavar="DIR", help="Folder of the original tables as Parquet.")] = None,
+    reference: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the R package's reference tables (Parquet).")
+    ] = None,
 ) -> None:
     """Simulate methylation, expression and protein with the InterSIM algorithm.
 
@@ -107,18 +109,18 @@ def intersim(
     from modis_dist.config.run import Run
     from modis_dist.data.simulate import simulate
 
-    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "params": params}
+    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "reference": reference}
     settings = build(Run, {"data": {"simulate": given}}, source="simulate intersim").data.simulate
     assert settings is not None
     simulate(settings, out)
-    _print_made(out)
+    _print_created(out)
 
 
 # --- printing -------------------------------------------------------------------------------------------------
 
 
-def _print_made(out: Path) -> None:
-    """What was made, what was odd about it and what to do next."""
+def _print_created(out: Path) -> None:
+    """Print the created store, its notices and the next command."""
     from modis_dist.data.store.reader import Store
 
     store = Store.open(out)
@@ -142,17 +144,17 @@ def _print_coverage(coverage: "Coverage") -> None:
 
 
 def _class_table(coverage: "Coverage") -> "Table":
-    """Rows of each class in each modality; a class without a row stands out."""
+    """Return a table of the rows per class and modality."""
     from modis_dist.report.tables import add, empty, finished, numbers
 
     table = empty("class")
     numbers(table, *coverage.modalities)
-    held = coverage.modalities.values()
+    modalities = coverage.modalities.values()
     for label in coverage.classes:
-        add(table, shown(label), *(f"{m.by_class[label]:,}" if m.by_class[label] else "none" for m in held))
+        add(table, shown(label), *(f"{m.by_class[label]:,}" if m.by_class[label] else "none" for m in modalities))
     table.add_section()
-    add(table, "unlabelled", *(f"{m.unlabelled:,}" for m in held))
-    add(table, "labelled", *(f"{m.labelled_share:.1%}" for m in held))
+    add(table, "unlabelled", *(f"{m.unlabelled:,}" for m in modalities))
+    add(table, "labelled", *(f"{m.labelled_fraction:.1%}" for m in modalities))
     return finished(table)
 
 
@@ -161,15 +163,15 @@ def _modality_table(coverage: "Coverage") -> "Table":
 
     table = empty("")
     numbers(table, *coverage.modalities)
-    held = list(coverage.modalities.values())
-    add(table, "rows", *(f"{m.rows:,}" for m in held))
-    add(table, "features", *(f"{m.features:,}" for m in held))
-    add(table, "groups", *(f"{m.groups:,}" for m in held))
+    modalities = list(coverage.modalities.values())
+    add(table, "rows", *(f"{m.rows:,}" for m in modalities))
+    add(table, "features", *(f"{m.features:,}" for m in modalities))
+    add(table, "groups", *(f"{m.groups:,}" for m in modalities))
     for name in ("minimum", "mean", "maximum"):
-        values = [getattr(m, name) for m in held]
+        values = [getattr(m, name) for m in modalities]
         add(table, name, *("-" if value is None else f"{value:.4g}" for value in values))
-    add(table, "missing values", *(f"{m.missing_share:.2%}" for m in held))
-    add(table, "constant features", *(f"{m.constant_features:,}" for m in held))
+    add(table, "missing values", *(f"{m.missing_fraction:.2%}" for m in modalities))
+    add(table, "constant features", *(f"{m.constant_features:,}" for m in modalities))
     for part in ("train", "test", "none"):
-        add(table, f"split: {part}", *(f"{m.by_split[part]:,}" for m in held))
+        add(table, f"split: {part}", *(f"{m.by_split[part]:,}" for m in modalities))
     return finished(table)

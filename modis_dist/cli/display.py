@@ -1,4 +1,4 @@
-"""Progress on a terminal; nothing where standard error is not one."""
+"""Progress bars on standard error, if it is a terminal."""
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -9,11 +9,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 MINUTE_S, HOUR_S, DAY_S = 60, 3600, 86400
-FIGURES = {"val/balanced_accuracy": "balanced accuracy", "train/total_g": "loss"}
+METRICS = {"val/balanced_accuracy": "balanced accuracy", "train/total_g": "loss"}
 
 
 def duration(seconds: float) -> str:
-    """In the unit that suits it."""
+    """Format a duration in a suitable unit."""
     if seconds < 2 * MINUTE_S:
         return f"{max(seconds, 0):.0f} s"
     if seconds < 2 * HOUR_S:
@@ -22,72 +22,72 @@ def duration(seconds: float) -> str:
 
 
 def size(count: int) -> str:
-    """Bytes in the unit that suits them."""
+    """Format a number of bytes in a suitable unit."""
     unit, name = (10**9, "GB") if count >= 10**9 else (10**6, "MB")
     return f"{count / unit:,.1f} {name}" if count < 10 * unit else f"{count / unit:,.0f} {name}"
 
 
 def errors() -> Console:
-    """Where progress and notices go."""
+    """Return the console for progress and notices: standard error."""
     return Console(file=cast(TextIO, _StandardError()), soft_wrap=True, highlight=False)
 
 
 class _StandardError:
-    """Standard error that never fails: a terminal that went away is no reason to end a training."""
+    """Standard error whose write errors are ignored: a closed terminal must not end a training."""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(sys.stderr, name)
 
     def write(self, text: str) -> int:
-        """As of a text stream."""
+        """Write text, ignoring errors."""
         with suppress(OSError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """As of a text stream."""
+        """Flush, ignoring errors."""
         with suppress(OSError):
             sys.stderr.flush()
 
 
 @contextmanager
 def sweep_bars() -> Iterator["SweepBars"]:
-    """A bar for each stage of a study."""
+    """Show one bar per stage of a study."""
     with _bars() as bars:
         yield SweepBars(bars)
 
 
 @contextmanager
 def run_bar(epochs: int) -> Iterator["RunBar"]:
-    """A bar for one training."""
+    """Show a bar for one training."""
     with _bars() as bars:
         yield RunBar(bars, epochs)
 
 
 @contextmanager
 def rows_bar() -> Iterator[Callable[[int, int], None]]:
-    """A bar for rows going through a model; call it with the rows done and the rows in all."""
+    """Show a bar for rows; yield a callback that takes the rows done and the total."""
     with _bars() as bars:
-        task = bars.add_task("rows", total=None, said="")
+        task = bars.add_task("rows", total=None, status="")
 
-        def told(done: int, rows: int) -> None:
-            bars.update(task, completed=done, total=rows, said=f"{done} of {rows}")
+        def update(done: int, rows: int) -> None:
+            bars.update(task, completed=done, total=rows, status=f"{done} of {rows}")
 
-        yield told
+        yield update
 
 
 @contextmanager
 def modality_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for each modality; call it with the modality, what is done of it and what there is."""
+    """Show one bar per modality; yield a callback that takes the modality, the amount done and the total."""
     with _bars() as bars:
         tasks: dict[str, TaskID] = {}
 
-        def told(modality: str, done: int, total: int) -> None:
+        def update(modality: str, done: int, total: int) -> None:
             if modality not in tasks:
-                tasks[modality] = bars.add_task(modality, said="")
+                tasks[modality] = bars.add_task(modality, status="")
             bars.update(tasks[modality], completed=done, total=total)
 
-        yield told
+        yield update
 
 
 def _bars() -> Progress:
@@ -96,7 +96,7 @@ def _bars() -> Progress:
         TextColumn("{task.description:<8}"),
         BarColumn(),
         TextColumn("{task.percentage:>3.0f} %"),
-        TextColumn("{task.fields[said]}"),
+        TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         console=console,
@@ -105,32 +105,32 @@ def _bars() -> Progress:
 
 
 class SweepBars:
-    """The display of a study."""
+    """Progress of a study."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars
         self._trials = 0
 
     def stage(self, name: str, *, trials: int, epochs: int) -> None:
-        """Begin a bar."""
+        """Start a bar."""
         self._trials = trials
-        self._task = self._bars.add_task(name, total=epochs, said="starting")
+        self._task = self._bars.add_task(name, total=epochs, status="starting")
 
     def update(self, *, epochs: int, done: int, failed: int) -> None:
-        """Move it."""
-        said = f"{done} of {self._trials} trials" + (f", {failed} failed" if failed else "")
-        self._bars.update(self._task, completed=epochs, said=said)
+        """Update the bar."""
+        status = f"{done} of {self._trials} trials" + (f", {failed} failed" if failed else "")
+        self._bars.update(self._task, completed=epochs, status=status)
 
 
 class RunBar:
-    """The reporter of one training."""
+    """Progress reporter of one training."""
 
     def __init__(self, bars: Progress, epochs: int) -> None:
         self._bars = bars
-        self._task = bars.add_task("training", total=epochs, said="starting")
+        self._task = bars.add_task("training", total=epochs, status="starting")
 
     def progress(self, *, epoch: int, epochs: int, active: int, headline: Mapping[str, float]) -> None:
-        """Move it, with the figures worth a look."""
+        """Update the bar and its metrics."""
         del active
-        said = ", ".join(f"{name} {headline[key]:.3f}" for key, name in FIGURES.items() if key in headline)
-        self._bars.update(self._task, total=epochs, completed=epoch, said=said)
+        status = ", ".join(f"{name} {headline[key]:.3f}" for key, name in METRICS.items() if key in headline)
+        self._bars.update(self._task, total=epochs, completed=epoch, status=status)

@@ -1,4 +1,4 @@
-"""The `modis-dist` command and what every command shares: options, exit codes, one line per mistake."""
+"""The `modis-dist` command: common options, exit codes, and errors as one line."""
 
 import os
 import select
@@ -17,14 +17,14 @@ from modis_dist.runtime.version import __version__
 
 BUG, INTERRUPTED, USAGE = 70, 75, 2
 
-HELP = """Multi-omics integration for small, unpaired, half-labelled data.
+HELP = """Multi-omics integration for small, unpaired, partially labelled data.
 
-First steps: `modis-dist tune tune_spaces/quickstart.yaml`, then `modis-dist ui` on its output folder. With your own
-data: `modis-dist data import`, then a study with `data.store`. Every key of a study is explained by
-`modis-dist config --explain KEY`. On a Slurm cluster: `modis-dist submit`.
+Getting started: run `modis-dist tune tune_spaces/quickstart.yaml`, then `modis-dist ui` on its output folder. To use
+your own data, run `modis-dist data import` and set `data.store` in a study. `modis-dist config --explain KEY` explains
+every key of a study. `modis-dist submit` runs a study on a Slurm cluster.
 
-Exit codes: 0 done, 2 a mistake you can mend (nothing was changed), 3 the training failed, 4 some trials of a sweep
-failed, 75 interrupted and saved, 70 a bug.
+Exit codes: 0 success, 2 invalid input (nothing was changed), 3 training failed, 4 some trials of a sweep failed,
+75 interrupted with the state saved (rerun to resume), 70 internal error.
 """
 
 app = typer.Typer(
@@ -50,28 +50,29 @@ app.command("doctor")(doctor.doctor)
 app.add_typer(job.app, name="job", hidden=True)
 
 
-def _print_version(wanted: bool) -> None:
-    if wanted:
+def _print_version(requested: bool) -> None:
+    if requested:
         typer.echo(__version__)
         raise typer.Exit
 
 
 @app.callback()
 def root(
-    version: bool = typer.Option(False, "--version", help="Print the version.", callback=_print_version, is_eager=True),
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
+    ),
+    debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
 ) -> None:
-    """Options of every command."""
+    """Options common to all commands."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command and leave with its exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    sys.exit(run(given))
+    """Run a command and exit with its exit code."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Run a command; returns the exit code. Outputs are private to their owner."""
+    """Run a command and return its exit code. Created files are accessible to their owner only."""
     os.umask(PRIVATE_UMASK)
     _open_closed_streams()
     debug = "--debug" in arguments
@@ -80,13 +81,13 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        return _explain(error)
+        return _report(error)
     except KeyboardInterrupt:
-        return _say("interrupted; what was saved is kept, the same command continues", INTERRUPTED)
+        return _print_error("interrupted; rerun the same command to resume", INTERRUPTED)
 
 
 def _open_closed_streams() -> None:
-    """A shell may start us without standard output or error (``>&-``): what is said then goes nowhere."""
+    """Replace standard output or error by the null device if the shell closed them (``>&-``)."""
     if sys.stdout is None:
         sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     if sys.stderr is None:
@@ -94,59 +95,61 @@ def _open_closed_streams() -> None:
 
 
 def _invoke(arguments: list[str]) -> int:
-    """The command itself; everything it raises comes out as it was raised, which ``app(...)`` would not do."""
+    """Invoke the command; exceptions propagate unchanged, unlike with ``app(...)``."""
     command = typer.main.get_command(app)
     try:
         with command.make_context("modis-dist", arguments or ["--help"]) as context:
             command.invoke(context)
         sys.stdout.flush()
-    except typer.Exit as leaving:
-        return leaving.exit_code
+    except typer.Exit as exit_:
+        return exit_.exit_code
     return 0
 
 
-def _explain(error: Exception) -> int:
-    """One line for whoever has to mend it, and the exit code."""
+def _report(error: Exception) -> int:
+    """Print an error as one line and return the exit code."""
     if isinstance(error, ModisError):
-        return _say(str(error), error.exit_code)
+        return _print_error(str(error), error.exit_code)
     if isinstance(error, typer.Abort):
-        return _say("interrupted", INTERRUPTED)
+        return _print_error("interrupted", INTERRUPTED)
     if isinstance(error, typer.TyperException) and not error.format_message():
         return 0  # a group of commands without a command has printed its help
     if isinstance(error, typer.TyperException):
-        return _say(_usage(error), USAGE)
+        return _print_error(_usage(error), USAGE)
     if isinstance(error, BrokenPipeError) and _reader_left():
         return 0
     if isinstance(error, OSError):
         where = f"{shown(str(error.filename))}: " if error.filename else ""
-        return _say(f"{where}{error.strerror or error}", USAGE)
-    return _say(f"a bug of ours: {type(error).__name__}: {shown(str(error))}; --debug shows where", BUG)
+        return _print_error(f"{where}{error.strerror or error}", USAGE)
+    return _print_error(
+        f"internal error: {type(error).__name__}: {shown(str(error))}; rerun with --debug for the traceback", BUG
+    )
 
 
 def _usage(error: typer.TyperException) -> str:
-    """What is wrong with the command line, and where its help is."""
+    """Return the message of a usage error with a pointer to the help."""
     context = getattr(error, "ctx", None)
     command = context.command_path if context else "modis-dist"
     return f"{error.format_message().rstrip('.')}; see `{command} --help`"
 
 
 def _reader_left() -> bool:
-    """Whether standard output is a pipe that nobody reads any more (`| head`); if so, nothing more is sent there."""
+    """Return True if standard output is a pipe without a reader (`| head`), and redirect it to the null device."""
     try:
         output = sys.stdout.fileno()
-    except (OSError, ValueError):  # no file behind it
+    except (OSError, ValueError):  # not a file
         return False
     poll = select.poll()
     poll.register(output, select.POLLOUT)
-    gone = any(events & select.POLLERR for _, events in poll.poll(0))
-    if gone:
+    closed = any(events & select.POLLERR for _, events in poll.poll(0))
+    if closed:
         os.dup2(os.open(os.devnull, os.O_WRONLY), output)
-    return gone
+    return closed
 
 
-def _say(message: str, code: int) -> int:
-    """Print one line, whatever the message holds."""
+def _print_error(message: str, code: int) -> int:
+    """Print a message as one line, without control characters, and return ``code``."""
     line = "".join(letter if letter.isprintable() else " " if letter.isspace() else shown(letter) for letter in message)
-    with suppress(OSError):  # nobody listens any more
+    with suppress(OSError):  # closed
         typer.echo(f"error: {line}" if code != INTERRUPTED else line, err=True)
     return code

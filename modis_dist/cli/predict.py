@@ -1,4 +1,4 @@
-"""`modis-dist predict`, `embed` and `translate`: a trained model on the rows of a store, into a Parquet file."""
+"""`modis-dist predict`, `embed` and `translate`: apply a trained model to a store and write a Parquet file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from modis_dist.evaluate.predictor import Predictor
 
 Out = Annotated[
-    Path, typer.Option("--out", metavar="F.parquet", help="File to write.", show_default=False, dir_okay=False)
+    Path, typer.Option("--out", metavar="F.parquet", help="Output file.", show_default=False, dir_okay=False)
 ]
 
 
 def predict(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
-    """Class and probability of every row of the model's modalities.
+    """Predict class and probabilities for every row of the model's modalities.
 
     Example: `modis-dist predict runs/quickstart mystore --out classes.parquet`
     """
@@ -27,7 +27,7 @@ def predict(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
 
 
 def embed(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
-    """Latent means of every row of the model's modalities.
+    """Compute the latent mean of every row of the model's modalities.
 
     Example: `modis-dist embed runs/quickstart mystore --out latent.parquet`
     """
@@ -38,10 +38,10 @@ def translate(
     directory: ModelFolder,
     store: StoreFolder,
     out: Out,
-    source: Annotated[str, typer.Option("--from", metavar="A", help="Modality of the rows.", show_default=False)],
-    target: Annotated[str, typer.Option("--to", metavar="B", help="Modality to decode.", show_default=False)],
+    source: Annotated[str, typer.Option("--from", metavar="A", help="Source modality.", show_default=False)],
+    target: Annotated[str, typer.Option("--to", metavar="B", help="Target modality.", show_default=False)],
 ) -> None:
-    """Features of modality B decoded from the rows of modality A, in the units of the data.
+    """Translate the rows of modality A to features of modality B, in the units of the data.
 
     Example: `modis-dist translate runs/quickstart mystore --from mirna --to rppa --out rppa.parquet`
     """
@@ -62,15 +62,15 @@ def _write(
     *,
     only: Sequence[str] | None = None,
 ) -> None:
-    """Stream the store through the model, with a bar."""
+    """Apply ``work`` to the store in batches, with a progress bar."""
     import modis_dist
     from modis_dist.cli.display import rows_bar
     from modis_dist.data.store.reader import Store
     from modis_dist.evaluate.batch_predict import apply_to_store
 
     model, opened = modis_dist.load(directory), Store.open(store)
-    with rows_bar() as told:
+    with rows_bar() as progress:
         apply_to_store(
-            model, opened, out=out, work=lambda frame, modality: work(model, frame, modality), only=only, told=told
+            model, opened, out=out, work=lambda frame, modality: work(model, frame, modality), only=only, told=progress
         )
     typer.echo(f"wrote {out}")

@@ -112,7 +112,7 @@ def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dic
             problems = mirror.close(MLFLOW_PATIENCE_S)
         for problem in problems:
             errors().print(f"note: MLflow: {problem}", markup=False)
-    note_delivery(folder, None if problems else study.sweep.mlflow.uri)
+    note_delivery(folder, None if problems else study.sweep.mlflow.tracking_uri)
     return summary
 
 
@@ -146,9 +146,9 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system
 
     wanted = study.sweep.mlflow
-    if wanted.uri is None and (kind := file_system(folder)) in NETWORK:
+    if wanted.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
         submitted = (folder / "submission" / "submission.json").exists()
-        later = "the same command with --set sweep.mlflow.uri=sqlite:////LOCAL/mlflow.db fills one later"
+        later = "the same command with --set sweep.mlflow.tracking_uri=sqlite:////LOCAL/mlflow.db fills one later"
         if submitted:
             later = f"`modis-dist fetch {folder} --to DIR`, on a local disk, fills one"
         errors().print(
@@ -157,7 +157,7 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
             markup=False,
         )
         return NullMirror()
-    uri, experiment = wanted.uri or default_uri(folder), wanted.experiment or study.name
+    uri, experiment = wanted.tracking_uri or default_uri(folder), wanted.experiment_name or study.name
     identity = digest([study.name, str(folder)])[:16]  # not the settings: the same study, continued
     return BackgroundMirror(MirrorApart(uri=uri, experiment=experiment, study=identity, folder=folder))
 

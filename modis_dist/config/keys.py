@@ -1,4 +1,4 @@
-"""What the keys of a study or a profile are and mean, read off the typed tree. Knows nothing of values or files."""
+"""Lookup and explanation of the configuration keys of a study or a site profile, from the typed tree alone."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from modis_dist.config.run import Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError, nearest, shown
 
-WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Any: "any value"}
-SLIP = 0.8  # likeness of two words, of 1
+WORDS = {int: "integer", float: "number", bool: "true or false", str: "string", Any: "any value"}
+TYPO_CUTOFF = 0.8  # similarity ratio of difflib
 SIGNS = {Ge: (">=", "ge"), Gt: (">", "gt"), Le: ("<=", "le"), Lt: ("<", "lt")}
 
 
 @dataclass(frozen=True)
 class Key:
-    """One key of one section; ``kind`` is the kind of step that has it, where the section is one of several."""
+    """One key of one section; ``kind`` is the step kind that it belongs to, where a list has several kinds of step."""
 
     path: str
     kind: str | None
@@ -29,42 +29,42 @@ class Key:
 
 
 def models_in(annotation: Any) -> list[type[BaseModel]]:
-    """Every section class that an annotation mentions."""
+    """Return every section class in an annotation."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for argument in get_args(annotation) for model in models_in(argument)]
 
 
 def kind_of(model: type[BaseModel]) -> str | None:
-    """The value of `kind` that chooses this section, or None."""
+    """Return the value of `kind` that selects this section, or None."""
     field = model.model_fields.get("kind")
     return str(field.default) if field else None
 
 
 def every_key(section: type[BaseModel] = Study, *, path: str = "", kind: str | None = None) -> Iterator[Key]:
-    """Every key of a tree; names that the user chooses (of modalities, conditions) are not part of its path."""
+    """Yield every key of a tree; paths leave out names that the user chooses (modalities, conditions)."""
     for name, field in section.model_fields.items():
-        here = f"{path}{name}"
-        yield Key(here, kind, field)
-        below = models_in(field.annotation)
-        for model in below:
-            yield from every_key(model, path=f"{here}.", kind=kind_of(model) if len(below) > 1 else kind)
+        key = f"{path}{name}"
+        yield Key(key, kind, field)
+        subsections = models_in(field.annotation)
+        for model in subsections:
+            yield from every_key(model, path=f"{key}.", kind=kind_of(model) if len(subsections) > 1 else kind)
 
 
-def alike(name: str, candidates: list[str]) -> list[str]:
-    """The candidates that differ by a slip: more telling than the same word in another section."""
-    return get_close_matches(name, candidates, cutoff=SLIP)
+def likely_typos(name: str, candidates: list[str]) -> list[str]:
+    """Return the candidates that ``name`` is probably a typo of."""
+    return get_close_matches(name, candidates, cutoff=TYPO_CUTOFF)
 
 
-def elsewhere(key: str, section: type[BaseModel] = Study) -> str:
-    """`"; did you mean 'optim.lr'?"` for a key whose last part stands in another section, or nothing."""
-    paths = dict.fromkeys(found.path for found in every_key(section))
+def other_section_hint(key: str, section: type[BaseModel] = Study) -> str:
+    """Return `"; did you mean 'optim.lr'?"` if another section has a key of the same name, else an empty string."""
+    paths = dict.fromkeys(entry.path for entry in every_key(section))
     known = [f"'{path}'" for path in paths if path.rsplit(".", 1)[-1] == key.rsplit(".", 1)[-1] and path != key]
     return f"; did you mean {' or '.join(known[:3])}?" if known else ""
 
 
 def is_whole(key: str) -> bool:
-    """Whether the values of a dotted key of a run are whole numbers."""
+    """Return True if a dotted key of a run takes integers only."""
     known = list(every_key(Run))
     path = _without_names(key, known)
     kinds = {kind for entry in known if entry.path == path for kind in _scalars(entry.field.annotation)}
@@ -72,18 +72,18 @@ def is_whole(key: str) -> bool:
 
 
 def _scalars(annotation: Any) -> set[Any]:
-    """The types of single values that an annotation allows."""
+    """Return the scalar types that an annotation allows."""
     if get_origin(annotation) in {tuple, dict, Literal}:
         return set()
-    below = get_args(annotation)
-    return {kind for argument in below for kind in _scalars(argument)} if below else {annotation}
+    arguments = get_args(annotation)
+    return {kind for argument in arguments for kind in _scalars(argument)} if arguments else {annotation}
 
 
 # --- explanations ---------------------------------------------------------------------------------------------
 
 
 def explain(key: str, tree: type[BaseModel] = Study) -> str:
-    """Meaning, type, unit, default and range of one dotted key of a tree, and what stands below it.
+    """Return meaning, type, unit, default and range of one dotted key, and the keys of a section.
 
     Raises ``ConfigError`` for an unknown key.
     """
@@ -92,38 +92,38 @@ def explain(key: str, tree: type[BaseModel] = Study) -> str:
     of_kind = _of_kind(key, known)
     if of_kind:
         return "\n".join([key, *_of_one_kind(of_kind)])
-    found = [entry for entry in known if entry.path == key]
-    if not found:
-        hint = nearest(key, _siblings(key, known)) or elsewhere(key, tree)
+    entries = [entry for entry in known if entry.path == key]
+    if not entries:
+        hint = nearest(key, _siblings(key, known)) or other_section_hint(key, tree)
         hint = hint or nearest(key, [entry.path for entry in known]) or "; known: " + ", ".join(tree.model_fields)
         raise ConfigError([f"{shown(key)}: unknown key{hint}"], source="--explain")
     lines = [key]
-    for kinds, field in _alike(found):
+    for kinds, field in _by_meaning(entries):
         lines += [f"  {kinds}{field.description}", *(f"    {name + ':':<9}{fact}" for name, fact in _facts(field))]
     below = [entry for entry in known if entry.path.startswith(key + ".") and "." not in entry.path[len(key) + 1 :]]
     return "\n".join([*lines, *_listed(below)])
 
 
 def _without_names(key: str, known: list[Key]) -> str:
-    """The key without what the user named in it: modalities, conditions, and the keys of a run that a sweep sets."""
+    """Return the key without names that the user chose: modalities, conditions, keys of a run that a sweep sets."""
     if any(entry.path == key for entry in known):
         return key
     for entry in known:
-        start = f"{entry.path}."
-        if not key.startswith(start) or get_origin(entry.field.annotation) is not dict:
+        prefix = f"{entry.path}."
+        if not key.startswith(prefix) or get_origin(entry.field.annotation) is not dict:
             continue
-        rest = key.removeprefix(start)
+        rest = key.removeprefix(prefix)
         if entry.path in {"sweep.grid", "sweep.space"}:
             return rest
         below = rest.partition(".")[2]
         if entry.path == "sweep.conditions":
             return below or entry.path
-        return f"{start}{below}" if below else entry.path
+        return f"{prefix}{below}" if below else entry.path
     return key
 
 
 def _of_kind(key: str, known: list[Key]) -> list[Key]:
-    """The keys of the steps of one kind, for a key like ``scenario.hide_labels``."""
+    """Return the keys of one kind of step, for a key such as ``scenario.hide_labels``."""
     section, _, kind = key.rpartition(".")
     return [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
 
@@ -139,35 +139,36 @@ def _of_one_kind(keys: list[Key]) -> list[str]:
 
 
 def _siblings(key: str, known: list[Key]) -> list[str]:
-    """The keys of the section that a key was looked for in that are much like it."""
+    """Return the similar keys in the section of a key."""
     section, _, last = key.rpartition(".")
     parts = [entry.path.rpartition(".") for entry in known]
-    return [f"{section}.{name}".lstrip(".") for name in alike(last, [p[2] for p in parts if p[0] == section])]
+    return [f"{section}.{name}".lstrip(".") for name in likely_typos(last, [p[2] for p in parts if p[0] == section])]
 
 
-def _alike(found: list[Key]) -> list[tuple[str, FieldInfo]]:
-    """Each different meaning of a key once, headed by the kinds of step that share it."""
-    sharing: dict[str, list[Key]] = {}
-    for entry in found:
-        sharing.setdefault(repr(entry.field), []).append(entry)
+def _by_meaning(entries: list[Key]) -> list[tuple[str, FieldInfo]]:
+    """Return each distinct meaning of a key once, headed by the kinds of step that share it."""
+    groups: dict[str, list[Key]] = {}
+    for entry in entries:
+        groups.setdefault(repr(entry.field), []).append(entry)
     return [
-        (", ".join(entry.kind for entry in alike if entry.kind) + ": " if alike[0].kind else "", alike[0].field)
-        for alike in sharing.values()
+        (", ".join(entry.kind for entry in group if entry.kind) + ": " if group[0].kind else "", group[0].field)
+        for group in groups.values()
     ]
 
 
 def _listed(below: list[Key]) -> list[str]:
-    """The keys of a section, or the kinds of step of a list with their keys, one a line."""
-    meant = {_last(entry): str(entry.field.description) for entry in below if entry.kind is None}
+    """Return one line per key of a section, or per kind of step of a list."""
+    meanings = {_last(entry): str(entry.field.description) for entry in below if entry.kind is None}
     for entry in below:
         if entry.kind and _last(entry) == "kind":
             keys = [_last(other) for other in below if other.kind == entry.kind and other is not entry]
-            meant[entry.kind] = f"{entry.field.description}" + (f" (keys: {', '.join(keys)})" if keys else "")
-    if not meant and below:
-        meant = {_last(entry): str(entry.field.description) for entry in below}
-    width = max(map(len, meant), default=0)
+            meanings[entry.kind] = f"{entry.field.description}" + (f" (keys: {', '.join(keys)})" if keys else "")
+    if not meanings and below:
+        meanings = {_last(entry): str(entry.field.description) for entry in below}
+    width = max(map(len, meanings), default=0)
     title = "kinds:" if any(entry.kind and _last(entry) == "kind" for entry in below) else "keys:"
-    return ["", f"  {title}", *(f"    {name:<{width}}  {meaning}" for name, meaning in meant.items())] if meant else []
+    rows = [f"    {name:<{width}}  {meaning}" for name, meaning in meanings.items()]
+    return ["", f"  {title}", *rows] if rows else []
 
 
 def _last(entry: Key) -> str:
@@ -181,22 +182,22 @@ def _facts(field: FieldInfo) -> list[tuple[str, str]]:
         "unit": str(extra.get("unit")) if isinstance(extra, dict) else "",
         "range": " and ".join(dict.fromkeys([*_limits(field.metadata), *_limits_in(field.annotation)])),
         "length": "".join(f"at least {m.min_length}" for m in field.metadata if type(m) is MinLen),
-        "default": "none; the key is required" if field.is_required() else _plain(field.default),
+        "default": "none (required)" if field.is_required() else _plain(field.default),
     }
     return [(name, fact) for name, fact in facts.items() if fact]
 
 
 def _limits(metadata: list[Any]) -> list[str]:
-    found = [(*SIGNS[type(m)], m) for m in metadata if type(m) in SIGNS]
-    return [f"{sign} {_plain(getattr(m, name))}" for sign, name, m in found]
+    limits = [(*SIGNS[type(m)], m) for m in metadata if type(m) in SIGNS]
+    return [f"{sign} {_plain(getattr(m, name))}" for sign, name, m in limits]
 
 
 def _limits_in(annotation: Any) -> list[str]:
-    """Limits of the values inside a list or of an alternative to none."""
+    """Return the limits of the elements of a list or of the alternative to none."""
     if models_in(annotation):
         return []
-    own = _limits(annotation.__metadata__[0].metadata) if _is_field(annotation) else []
-    return own + [limit for argument in get_args(annotation)[:1] for limit in _limits_in(argument)]
+    limits = _limits(annotation.__metadata__[0].metadata) if _is_field(annotation) else []
+    return limits + [limit for argument in get_args(annotation)[:1] for limit in _limits_in(argument)]
 
 
 def _is_field(annotation: Any) -> bool:
@@ -204,19 +205,19 @@ def _is_field(annotation: Any) -> bool:
 
 
 def _words(annotation: Any) -> str:
-    """A type in a reader's words."""
+    """Return the name of a type for users."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     models = models_in(annotation)
     if origin is Annotated:
         return _words(arguments[0])
     if origin is Literal:
-        return " or ".join(str(value) for value in arguments) if len(arguments) > 1 else f"the word {arguments[0]}"
+        return " or ".join(str(value) for value in arguments) if len(arguments) > 1 else f"always {arguments[0]}"
     if origin is tuple:
-        return "a list of steps" if len(models) > 1 else f"a list, each {_words(arguments[0])}"
+        return "list of steps" if len(models) > 1 else f"list of {_words(arguments[0])}"
     if origin is dict:
-        return f"names, each with {_words(arguments[1])}"
+        return f"mapping of names to {_words(arguments[1])}"
     if models and NoneType not in arguments:
-        return "a section" if len(models) == 1 else "a section with `kind`, or its kind alone"
+        return "section" if len(models) == 1 else "section with `kind`, or the kind alone"
     return WORDS.get(annotation) or " or ".join(
         "none" if argument is NoneType else _words(argument) for argument in arguments
     )
@@ -231,4 +232,4 @@ def _plain(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, float):
         return f"{value:g}"
-    return {"None": "none", "{}": "no names"}.get(str(value), str(value))
+    return {"None": "none", "{}": "empty"}.get(str(value), str(value))

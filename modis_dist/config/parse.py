@@ -1,4 +1,4 @@
-"""From YAML and overrides to a frozen tree, with every mistake reported at once by the key the author typed."""
+"""Parse YAML and overrides into a frozen tree; report all mistakes at once, by the key that the user typed."""
 
 import hashlib
 import json
@@ -10,34 +10,32 @@ from pydantic import BaseModel, ValidationError
 
 from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
-from modis_dist.config.run import SCHEDULES, Run
+from modis_dist.config.run import PRESETS, Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError, shown
 
 Tree = dict[str, Any]
-PATHS = ("data.store", "data.simulate.params")  # relative to the YAML file, or on the command line to where one is
-DOTTED = (
-    (("sweep", "grid"), 0),
-    (("sweep", "space"), 0),
-    (("sweep", "conditions"), 1),
-)  # sections, and names below them, that hold dotted keys
+# Relative to the YAML file; in an override, to the working directory.
+PATHS = ("data.store", "data.simulate.reference")
+# Sections whose keys are dotted keys of the run, and the number of names between.
+DOTTED = ((("sweep", "grid"), 0), (("sweep", "space"), 0), (("sweep", "conditions"), 1))
 AnyRun = TypeVar("AnyRun", bound=Run)
 
 
 def load_study(path: Path, overrides: Sequence[str] = ()) -> Study:
-    """The study in a YAML file, with ``key=value`` overrides applied.
+    """Load a study from a YAML file and apply ``key=value`` overrides.
 
-    Raises ``ConfigError`` with every mistake, those of the keys and values that are swept included.
+    Raises ``ConfigError`` with every mistake, including those in swept keys and values.
     """
     tree = _read(path, overrides)
-    problems = [*_refused(Study, tree), *_mistakes_in_sweep(tree)]
+    problems = [*_mistakes_in(Study, tree), *_mistakes_in_sweep(tree)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)), source=str(path))
     return build(Study, tree, source=str(path))
 
 
 def load_run(path: Path, overrides: Sequence[str] = ()) -> Run:
-    """The run in a YAML file, with ``key=value`` overrides applied. Raises ``ConfigError``."""
+    """Load a run from a YAML file and apply ``key=value`` overrides. Raises ``ConfigError``."""
     tree = _read(path, overrides)
     if "sweep" in tree:
         raise ConfigError(["sweep: this is a study; run it with `modis-dist tune`"], source=str(path))
@@ -45,20 +43,20 @@ def load_run(path: Path, overrides: Sequence[str] = ()) -> Run:
 
 
 def _read(path: Path, overrides: Sequence[str]) -> Tree:
-    """What the file says, then what the overrides say; the paths of each are absolute."""
+    """Return the tree of a file with overrides applied and paths made absolute."""
     tree = _absolute(yaml12.read(path), path.parent)
     return _absolute(with_overrides(tree, overrides), Path.cwd())
 
 
 def _absolute(tree: Tree, folder: Path) -> Tree:
-    """A copy with relative paths resolved against ``folder``: workers run elsewhere."""
+    """Return a copy with relative paths resolved against ``folder``; workers have other working directories."""
     changed = tree
     for key in PATHS:
         *sections, last = key.split(".")
-        here: Any = tree
+        node: Any = tree
         for section in sections:
-            here = here.get(section) if isinstance(here, dict) else None
-        given = here.get(last) if isinstance(here, dict) else None
+            node = node.get(section) if isinstance(node, dict) else None
+        given = node.get(last) if isinstance(node, dict) else None
         if isinstance(given, str) and given:
             changed = with_settings(changed, {key: _resolved(given, folder, key)}, source=key)
     return changed
@@ -68,7 +66,7 @@ def _resolved(path: str, folder: Path, key: str) -> str:
     try:
         return str((folder / Path(path).expanduser()).resolve())
     except RuntimeError as error:  # no such user after `~`, or links that lead to each other
-        raise ConfigError([f"{key}: {shown(path)} leads nowhere ({shown(str(error))})"], source=key) from None
+        raise ConfigError([f"{key}: cannot resolve {shown(path)} ({shown(str(error))})"], source=key) from None
 
 
 def build(kind: type[AnyRun], tree: Tree, *, source: str) -> AnyRun:
@@ -79,8 +77,7 @@ def build(kind: type[AnyRun], tree: Tree, *, source: str) -> AnyRun:
         raise ConfigError(mistakes(kind, error), source=source) from None
 
 
-def _refused(kind: type[BaseModel], tree: Tree) -> list[str]:
-    """Every mistake in a tree."""
+def _mistakes_in(kind: type[BaseModel], tree: Tree) -> list[str]:
     try:
         kind.model_validate(tree)
     except ValidationError as error:
@@ -89,7 +86,7 @@ def _refused(kind: type[BaseModel], tree: Tree) -> list[str]:
 
 
 def _mistakes_in_sweep(tree: Tree) -> list[str]:
-    """What a run would refuse of each condition, and of each value of the grid or end of a range, by itself."""
+    """Return the mistakes of each condition, each grid value and each bound or choice of the search space."""
     sweep = tree.get("sweep")
     if not isinstance(sweep, dict):
         return []
@@ -102,15 +99,15 @@ def _mistakes_in_sweep(tree: Tree) -> list[str]:
         choices = ends.get("choices")
         values = [*(choices if isinstance(choices, list) else []), *(ends[e] for e in ("low", "high") if e in ends)]
         swept += [("sweep.space", {key: value}) for value in values]
-    known = _refused(Run, base)
+    known = _mistakes_in(Run, base)
     problems: list[str] = []
-    for place, settings in swept:
+    for key, settings in swept:
         try:
             run = with_settings(base, dict(_items(settings)), source="sweep")
-            found = [problem for problem in _refused(Run, run) if problem not in known]
+            new = [problem for problem in _mistakes_in(Run, run) if problem not in known]
         except ConfigError as error:
-            found = error.problems
-        problems += [f"{place}: {problem}" for problem in found]
+            new = error.problems
+        problems += [f"{key}: {problem}" for problem in new]
     return problems
 
 
@@ -119,9 +116,9 @@ def _items(section: Any) -> list[tuple[str, Any]]:
 
 
 def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
-    """A copy of the tree with ``a.b=value`` settings written into it; values are YAML.
+    """Return a copy of the tree with ``a.b=value`` overrides applied; values are YAML.
 
-    Raises ``ConfigError`` for a setting without ``=`` or value, an empty key, or one given twice.
+    Raises ``ConfigError`` for an override without ``=`` or value, an empty key, or a key that is set twice.
     """
     settings: dict[str, Any] = {}
     problems: list[str] = []
@@ -130,7 +127,7 @@ def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
         if not all(key.split(".")) or not value:
             problems.append(f"{shown(text)}: expected key=value")
         elif key in settings:
-            problems.append(f"{shown(text)}: {shown(key)} was already set")
+            problems.append(f"{shown(text)}: {shown(key)} is set twice")
         else:
             settings[key] = yaml12.parse(value, source=f"--set {shown(text)}")
     if problems:
@@ -139,44 +136,44 @@ def with_overrides(tree: Tree, overrides: Sequence[str]) -> Tree:
 
 
 def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tree:
-    """A copy of the tree with dotted keys written into it; a schedule first, for it stands for several."""
+    """Return a copy of the tree with dotted keys set; the keys of a preset are set first."""
     changed: Tree = json.loads(json.dumps(tree))
-    schedule = settings.get("optim.schedule")
-    if isinstance(schedule, str):
-        settings = {**SCHEDULES.get(schedule, {}), **settings}
+    preset = settings.get("optim.preset")
+    if isinstance(preset, str):
+        settings = {**PRESETS.get(preset, {}), **settings}
     for key, value in settings.items():
         *sections, last = _parts(key)
-        here = changed
+        node = changed
         for section in sections:
-            inner = here.setdefault(section, {})
-            if inner is None:
-                inner = here[section] = {}
-            if not isinstance(inner, dict):
+            child = node.setdefault(section, {})
+            if child is None:
+                child = node[section] = {}
+            if not isinstance(child, dict):
                 raise ConfigError([f"{shown(key)}: {shown(section)} is not a section"], source=source)
-            here = inner
-        here[last] = value
+            node = child
+        node[last] = value
     return changed
 
 
 def _parts(key: str) -> list[str]:
-    """The parts of a dotted key; what stands below the grid or a condition is itself a dotted key of the run."""
+    """Split a dotted key; a dotted key of the run below the grid, the space or a condition is one part."""
     parts = key.split(".")
-    named = next((len(place) + below for place, below in DOTTED if tuple(parts[: len(place)]) == place), len(parts))
-    return [*parts[:named], ".".join(parts[named:])] if named < len(parts) else parts
+    depth = next((len(path) + names for path, names in DOTTED if tuple(parts[: len(path)]) == path), len(parts))
+    return [*parts[:depth], ".".join(parts[depth:])] if depth < len(parts) else parts
 
 
 def to_tree(run: BaseModel) -> Tree:
-    """The whole tree with every default, as plain values."""
+    """Return the tree with every default, as plain values."""
     tree: Tree = run.model_dump(mode="json")
     return tree
 
 
 def dump(run: BaseModel) -> str:
-    """YAML that builds the same run again."""
+    """Return YAML that builds an equal run."""
     return yaml12.dump(to_tree(run))
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of the canonical JSON of a plain value."""
+    """Return the SHA-256 of the canonical JSON of a plain value."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()

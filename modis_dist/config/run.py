@@ -1,7 +1,7 @@
-"""The typed tree that describes one training: what a ``run.yaml`` may hold.
+"""Every key of a ``run.yaml``: the typed configuration of one training.
 
-Every key has a description, a unit where it has one, a default and a range; ``modis-dist config --explain KEY``
-prints them. Rules that span several keys stand in the ``model_validator`` of the section they share.
+Every key has a description, a default and, where they apply, a unit and a range; ``modis-dist config --explain KEY``
+prints them. A rule that spans several keys is a ``model_validator`` of the section they share.
 """
 
 from typing import Annotated, Any, Literal, get_args
@@ -19,33 +19,33 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 def item(default: Any, description: str, *, unit: str | None = None, **limits: Any) -> Any:
-    """A documented key; ``default=...`` makes it required."""
+    """Return a documented pydantic field; ``default=...`` makes the key required."""
     extra: JsonDict | None = {"unit": unit} if unit else None
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, unknown keys refused, numbers finite."""
+    """A group of keys: frozen, without unknown keys, with finite numbers."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
     @model_validator(mode="before")
     @classmethod
     def _no_silent_casts(cls, value: Any) -> Any:
-        """Keep pydantic from reading ``true`` as the number 1: as text it is refused with the other mistakes."""
+        """Turn booleans into text, which number fields refuse; pydantic would read ``true`` as the number 1."""
         if not isinstance(value, dict):
             return value
-        told = {
-            key: _bools_as_text(held)
-            for key, held in value.items()
+        without_bools = {
+            key: _bools_as_text(given)
+            for key, given in value.items()
             if key in cls.model_fields and not _mentions(cls.model_fields[key].annotation, (bool, str, Any))
         }
-        return value | told
+        return value | without_bools
 
 
 def _bools_as_text(value: Any) -> Any:
     if isinstance(value, list):
-        return [_bools_as_text(held) for held in value]
+        return [_bools_as_text(element) for element in value]
     return str(value).lower() if isinstance(value, bool) else value
 
 
@@ -57,27 +57,32 @@ def _mentions(annotation: Any, kinds: tuple[Any, ...]) -> bool:
 
 
 class Simulate(Section):
-    """A data set simulated on the fly with the InterSIM algorithm."""
+    """A data set simulated with the InterSIM algorithm."""
 
-    kind: Literal["intersim"] = item("intersim", "simulator")
-    samples: int = item(500, "samples, each with a row in all three modalities", unit="samples", ge=10, le=10_000_000)
-    classes: int = item(5, "balanced classes", ge=2, le=1000)
-    delta: float = item(2.0, "mean shift of a differential feature (logit scale for methylation)", ge=0, le=100)
+    kind: Literal["intersim"] = item("intersim", "simulation algorithm")
+    samples: int = item(
+        500, "number of samples, each with a row in every modality", unit="samples", ge=10, le=10_000_000
+    )
+    classes: int = item(5, "number of classes, of equal size", ge=2, le=1000)
+    delta: float = item(2.0, "mean shift of a differential feature (methylation: on the logit scale)", ge=0, le=100)
     seed: int = item(1234, "seed of the simulation", ge=0, lt=2**63)
-    params: Folder | None = item(None, "folder of the original tables as Parquet; without it tables are generated")
+    reference: Folder | None = item(
+        None, "folder of the R package's reference tables (Parquet); default: generated ones"
+    )
 
 
 class Split(Section):
-    """Which rows are test, validation and training rows; groups (patients) are never cut."""
+    """The split into training, validation and test rows; a group (patient) is never divided."""
 
     test: Literal["stored", "stratified", "none"] = item(
-        "stratified", "test rows: the store's `split` column, a stratified draw by class within each modality, or none"
+        "stratified",
+        "test rows: stored (the store's `split` column), stratified (drawn per class and modality) or none",
     )
-    test_fraction: float = item(0.2, "share of groups drawn for test", gt=0, lt=1)
-    validation_fraction: float = item(0.15, "share of training groups held out for validation; 0 for none", ge=0, lt=1)
-    folds: int | None = item(None, "number of cross-validation folds; replaces validation_fraction", ge=2, le=100)
-    fold: int | None = item(None, "which fold is the validation set, from 0", ge=0)
-    seed: int = item(0, "seed of the split; the same for all replicates so that they share test rows", ge=0, lt=2**63)
+    test_fraction: float = item(0.2, "fraction of groups drawn for the test set", gt=0, lt=1)
+    validation_fraction: float = item(0.15, "fraction of training groups held out for validation; 0: none", ge=0, lt=1)
+    folds: int | None = item(None, "number of cross-validation folds; overrides validation_fraction", ge=2, le=100)
+    fold: int | None = item(None, "index of the validation fold, from 0", ge=0)
+    seed: int = item(0, "seed of the split; replicates share it, and so their test rows", ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _fold_of_folds(self) -> "Split":
@@ -89,22 +94,22 @@ class Split(Section):
 
 
 class Data(Section):
-    """Where the rows come from."""
+    """The data set and its split."""
 
-    store: Folder | None = item(None, "folder of a store made by `modis-dist data import`; relative to the YAML file")
-    simulate: Simulate | None = item(None, "simulate a store instead of naming one")
+    store: Folder | None = item(None, "store folder written by `modis-dist data import`, relative to the YAML file")
+    simulate: Simulate | None = item(None, "simulate a data set in place of reading a store")
     modalities: tuple[Name, ...] | None = item(
-        None, "subset and order of the store's modalities; all by default", min_length=2
+        None, "modalities to use, in this order; default: all of the store", min_length=2
     )
     classes: tuple[Label, ...] | None = item(
-        None, "subset of the store's classes; rows of others are left out", min_length=2
+        None, "classes to use; rows of other classes are left out; default: all of the store", min_length=2
     )
-    split: Split = item(Split(), "test, validation and training rows")
+    split: Split = item(Split(), "training, validation and test rows")
 
     @model_validator(mode="after")
     def _one_source(self) -> "Data":
         if self.store is not None and self.simulate is not None:
-            raise ValueError("give store or simulate, not both")
+            raise ValueError("set store or simulate, not both")
         return self
 
 
@@ -112,42 +117,44 @@ class Data(Section):
 
 
 class Standardise(Section):
-    kind: Literal["standardise"] = item("standardise", "mean 0, standard deviation 1 per feature, from training rows")
+    kind: Literal["standardise"] = item(
+        "standardise", "scale each feature to mean 0 and variance 1, fitted on training rows"
+    )
 
 
 class MinMax(Section):
-    kind: Literal["minmax"] = item("minmax", "scale each feature to 0..1 by the range of the training rows")
+    kind: Literal["minmax"] = item("minmax", "scale each feature to 0..1, fitted on training rows")
 
 
 class Log1p(Section):
-    kind: Literal["log1p"] = item("log1p", "log(1 + x); values below 0 are refused")
+    kind: Literal["log1p"] = item("log1p", "log(1 + x); negative values are an error")
 
 
 class Impute(Section):
-    kind: Literal["impute"] = item("impute", "fill missing values from the training rows")
-    value: Literal["mean", "median"] = item("mean", "what a missing value becomes")
+    kind: Literal["impute"] = item("impute", "replace missing values, fitted on training rows")
+    strategy: Literal["mean", "median"] = item("mean", "replacement for a missing value, per feature")
 
 
-class Variance(Section):
-    kind: Literal["variance"] = item("variance", "keep the features that vary most over the training rows")
+class VarianceFilter(Section):
+    kind: Literal["variance_filter"] = item("variance_filter", "keep the features of highest variance in training rows")
     features: int = item(..., "number of features to keep", unit="features", ge=1)
 
 
 class Pca(Section):
-    kind: Literal["pca"] = item("pca", "principal components of the training rows (scikit-learn)")
+    kind: Literal["pca"] = item("pca", "project onto principal components, fitted on training rows")
     components: int = item(..., "number of components", unit="components", ge=1)
     solver: Literal["auto", "randomized", "incremental"] = item(
-        "auto", "how they are computed; auto: incremental where large"
+        "auto", "scikit-learn solver; auto: full, or incremental for large data"
     )
-    seed: int = item(0, "seed of the randomised solver", ge=0, lt=2**31)
+    seed: int = item(0, "seed of the randomized solver", ge=0, lt=2**31)
 
 
 def kind_only(value: Any) -> Any:
-    """`standardise` is short for `kind: standardise`."""
+    """Expand ``standardise`` to ``{kind: standardise}``."""
     return {"kind": value} if isinstance(value, str) else value
 
 
-_Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | Variance | Pca, Field(discriminator="kind")]
+_Preprocess = Annotated[Standardise | MinMax | Log1p | Impute | VarianceFilter | Pca, Field(discriminator="kind")]
 PreprocessStep = Annotated[
     _Preprocess,
     BeforeValidator(
@@ -157,11 +164,11 @@ PreprocessStep = Annotated[
 
 
 def _none_is_no_step(value: Any) -> Any:
-    """`none`, or `[none]`, is an empty list of steps."""
+    """Return an empty list for ``none`` or ``[none]``."""
     if value == "none" or (isinstance(value, list | tuple) and list(value) == ["none"]):
         return []
     if isinstance(value, list | tuple) and "none" in list(value):
-        raise ValueError("`none` stands alone, without other steps")
+        raise ValueError("`none` cannot be combined with other steps")
     return value
 
 
@@ -170,13 +177,13 @@ Steps = Annotated[_Steps, BeforeValidator(_none_is_no_step, json_schema_input_ty
 
 
 class Preprocess(Section):
-    """Ordered steps per modality; what they learn is learnt from training rows only and stored with the run."""
+    """Preprocessing steps per modality, fitted on training rows only and saved with the model."""
 
-    default: Steps = item((Standardise(),), "steps of every modality without its own list; none for no step")
-    modalities: dict[Name, Steps] = item({}, "steps of single modalities, by name; none for no step")
+    default: Steps = item((Standardise(),), "steps, in order, of modalities not listed in `modalities`; none: no steps")
+    modalities: dict[Name, Steps] = item({}, "steps, in order, per modality name; none: no steps")
 
     def steps(self, modality: str) -> tuple[PreprocessStep, ...]:
-        """The steps of one modality."""
+        """Return the steps of one modality."""
         return self.modalities.get(modality, self.default)
 
 
@@ -186,60 +193,60 @@ class Preprocess(Section):
 class Pair(Section):
     """One class in one modality."""
 
-    label: Label = item(..., "class")
-    modality: Name = item(..., "modality")
+    label: Label = item(..., "class name")
+    modality: Name = item(..., "modality name")
 
 
 class HideLabels(Section):
-    kind: Literal["hide_labels"] = item("hide_labels", "make labelled training rows unlabelled; give fraction or keep")
-    fraction: Fraction | None = item(None, "share of the labels to hide, per class and modality")
+    kind: Literal["hide_labels"] = item("hide_labels", "hide labels of training rows; set fraction or keep")
+    fraction: Fraction | None = item(None, "fraction of labels to hide, per class and modality")
     keep: int | None = item(None, "labels to keep, per class and modality", unit="rows", ge=0)
-    classes: tuple[Label, ...] | None = item(None, "only these classes")
-    modalities: tuple[Name, ...] | None = item(None, "only these modalities")
-    seed: int | None = item(None, "seed of the choice; the run's seed by default", ge=0, lt=2**63)
+    classes: tuple[Label, ...] | None = item(None, "apply to these classes only")
+    modalities: tuple[Name, ...] | None = item(None, "apply to these modalities only")
+    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_amount(self) -> "HideLabels":
         if (self.fraction is None) == (self.keep is None):
-            raise ValueError("give exactly one of fraction and keep")
+            raise ValueError("set exactly one of fraction and keep")
         return self
 
 
 class CutClass(Section):
-    kind: Literal["cut_class"] = item("cut_class", "keep n training rows of a class in every modality")
-    label: Label = item(..., "class")
-    rows: int = item(..., "rows to keep per modality", unit="rows", ge=0)
-    seed: int | None = item(None, "seed of the choice; the run's seed by default", ge=0, lt=2**63)
+    kind: Literal["cut_class"] = item("cut_class", "reduce one class to a number of training rows in every modality")
+    label: Label = item(..., "class name")
+    rows: int = item(..., "rows to keep in each modality", unit="rows", ge=0)
+    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
 
 
 class DropPairs(Section):
-    kind: Literal["drop_pairs"] = item("drop_pairs", "remove all training rows of class/modality pairs")
-    pairs: tuple[Pair, ...] = item(..., "the pairs", min_length=1)
+    kind: Literal["drop_pairs"] = item("drop_pairs", "remove all training rows of the listed (class, modality) pairs")
+    pairs: tuple[Pair, ...] = item(..., "(class, modality) pairs", min_length=1)
 
 
 class KeepPairs(Section):
-    kind: Literal["keep_pairs"] = item("keep_pairs", "keep n training rows of class/modality pairs")
-    pairs: tuple[Pair, ...] = item(..., "the pairs", min_length=1)
+    kind: Literal["keep_pairs"] = item("keep_pairs", "reduce each (class, modality) pair to a number of training rows")
+    pairs: tuple[Pair, ...] = item(..., "(class, modality) pairs", min_length=1)
     rows: int = item(..., "rows to keep of each pair", unit="rows", ge=0)
-    seed: int | None = item(None, "seed of the choice; the run's seed by default", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
 
 
 class Unpair(Section):
-    kind: Literal["unpair"] = item("unpair", "each sample keeps one modality, shares equal within every class")
-    seed: int | None = item(None, "seed of the choice; the run's seed by default", ge=0, lt=2**63)
+    kind: Literal["unpair"] = item("unpair", "keep one modality per sample, in equal numbers within each class")
+    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
 
 
 class Subsample(Section):
-    kind: Literal["subsample"] = item("subsample", "keep part of the training rows; give fraction or rows")
-    fraction: Fraction | None = item(None, "share to keep, per class and modality")
-    rows: int | None = item(None, "rows to keep, per class and modality", unit="rows", ge=1)
-    modalities: tuple[Name, ...] | None = item(None, "only these modalities")
-    seed: int | None = item(None, "seed of the choice; the run's seed by default", ge=0, lt=2**63)
+    kind: Literal["subsample"] = item("subsample", "keep a subset of the training rows; set fraction or rows")
+    fraction: Fraction | None = item(None, "fraction of rows to keep, per class and modality")
+    rows: int | None = item(None, "number of rows to keep, per class and modality", unit="rows", ge=1)
+    modalities: tuple[Name, ...] | None = item(None, "apply to these modalities only")
+    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_amount(self) -> "Subsample":
         if (self.fraction is None) == (self.rows is None):
-            raise ValueError("give exactly one of fraction and rows")
+            raise ValueError("set exactly one of fraction and rows")
         return self
 
 
@@ -252,61 +259,69 @@ ScenarioStep = Annotated[_Scenario, BeforeValidator(kind_only, json_schema_input
 class ModalityNet(Section):
     """The VAE of one modality."""
 
-    features: int | None = item(None, "features after preprocessing; checked against the data", unit="features", ge=1)
+    features: int | None = item(
+        None, "expected features after preprocessing; default: not checked", unit="features", ge=1
+    )
     ratios: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = item(
-        None, "hidden widths as shares of the features", min_length=1
+        None, "hidden layer widths as multiples of the features; default: model.ratios", min_length=1
     )
 
 
 class Model(Section):
     """Layer sizes (paper, figure S1 and table S2)."""
 
-    latent: int = item(64, "latent dimensions L", ge=1, le=65536)
+    latent: int = item(64, "latent dimensions (paper: L)", ge=1, le=65536)
     ratios: tuple[Annotated[float, Field(gt=0, le=10)], ...] = item(
-        (1.2, 1.0, 0.75, 0.5, 0.25), "hidden widths of the encoders as shares of the features", min_length=1
+        (1.2, 1.0, 0.75, 0.5, 0.25),
+        "hidden layer widths of the encoders as multiples of the features; decoders: reversed",
+        min_length=1,
     )
-    modalities: dict[Name, ModalityNet] = item({}, "settings of single modalities, by name")
-    classes: int | None = item(None, "number of classes K; checked against the data", ge=2)
+    modalities: dict[Name, ModalityNet] = item({}, "settings per modality name")
+    classes: int | None = item(None, "expected number of classes (paper: K); default: not checked", ge=2)
     discriminator: tuple[Annotated[int, Field(ge=1)], ...] = item(
-        (1024, 512, 256), "hidden widths of the discriminator", min_length=1
+        (1024, 512, 256), "hidden layer widths of the discriminator", min_length=1
     )
-    batchnorm_eps: float = item(0.8, "eps of every BatchNorm1d; the published value", gt=0, le=10)
-    leaky_slope: float = item(0.2, "negative slope of every LeakyReLU", ge=0, lt=1)
+    batchnorm_eps: float = item(0.8, "`eps` of every BatchNorm1d; 0.8 (paper)", gt=0, le=10)
+    leaky_slope: float = item(0.2, "`negative_slope` of every LeakyReLU", ge=0, lt=1)
 
 
 class Objective(Section):
-    """Which losses, with which weights (paper, equations 1 and 2 and supplement A.2)."""
+    """Losses and their weights (paper, equations 1 and 2 and supplement A.2)."""
 
     beta: float = item(1e-4, "weight of the KL divergence", ge=0, le=1e6)
     kl_reduction: Literal["sum", "mean"] = item(
-        "sum", "KL summed over the rows of the batch (published code; beta then belongs to the batch size) or averaged"
+        "sum",
+        "reduction of the KL divergence over the rows of a batch; sum (paper): scale `beta` with the batch size",
     )
     adversarial_loss: Literal["published", "pairwise", "class_conditional", "cross_entropy"] = item(
-        "pairwise", "modality adversary; `published` has no encoder gradient and is kept to reproduce the paper"
+        "pairwise",
+        "loss of the modality discriminator and the encoders. pairwise: relativistic pairs (R3GAN); class_conditional: "
+        "pairs within a class; cross_entropy: modality classification; published (paper): without encoder gradient",
     )
-    adversarial_weight: float = item(1.0, "weight of the adversarial term in both phases", ge=0, le=1e6)
-    confidence: float = item(
-        0.9, "class_conditional: predicted probability from which an unlabelled row counts as of that class", gt=0, le=1
+    adversarial_weight: float = item(1.0, "weight of the adversarial loss in both phases", ge=0, le=1e6)
+    pseudo_label_threshold: float = item(
+        0.9, "class_conditional: minimum probability at which an unlabelled row gets its predicted class", gt=0, le=1
     )
-    lambda_r: float = item(10.0, "weight gamma of the gradient penalty", ge=0, le=1e6)
-    penalty: Literal["sum", "each"] = item(
-        "sum", "gradient of the sum of the modality logits (published) or of each logit"
+    penalty_weight: float = item(10.0, "weight of the gradient penalty (paper: gamma); 0 disables it", ge=0, le=1e6)
+    penalty_outputs: Literal["sum", "each"] = item(
+        "sum", "outputs of the penalised gradient: the sum of the modality logits (paper) or each logit"
     )
-    penalty_on: Literal["x", "z"] = item(
-        "x", "gradient with respect to the input through the frozen encoder (published) or to z"
+    penalty_inputs: Literal["x", "z"] = item(
+        "x", "inputs of the penalised gradient: the features x, through the frozen encoder (paper), or the latents z"
     )
-    class_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
+    classification_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
     clustering_weight: float = item(1.0, "weight of the clustering loss", ge=0, le=1e6)
     class_prior: Literal["uniform", "empirical"] = item(
         "uniform",
-        "class shares that the clustering entropy expects: equal (published) or those of the labelled training rows",
+        "class frequencies expected by the entropy term of the clustering loss: equal (paper) or those of the labelled "
+        "training rows",
     )
 
 
-# What ``optim.schedule`` stands for: table S3, and one that classifies better after a fifteenth of the steps, chosen on
+# ``published``: table S3 of the paper. ``fast`` classifies better after a fifteenth of the steps; it was chosen on
 # validation rows among learning rates of 1e-3 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40 epochs
 # (``python -m tools.bench quality``).
-SCHEDULES: dict[str, dict[str, Any]] = {
+PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "optim.lr": 1e-4,
         "optim.lr_schedule": "constant",
@@ -324,114 +339,115 @@ SCHEDULES: dict[str, dict[str, Any]] = {
 }
 
 
-def _told(schedule: str) -> str:
-    held = SCHEDULES[schedule].items()
-    return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in held).replace(
+def _preset_text(preset: str) -> str:
+    settings = PRESETS[preset].items()
+    return ", ".join(f"{key} {'null' if value is None else str(value).strip('{}')}" for key, value in settings).replace(
         "'", ""
     )
 
 
 class Optim(Section):
-    """Optimisers and schedule."""
+    """Optimisers, learning rates and batches."""
 
-    schedule: Literal["published", "fast"] = item(
+    preset: Literal["published", "fast"] = item(
         "published",
-        f"several keys at once. published: {_told('published')}; fast: {_told('fast')}. In a file, those "
-        "of them that it does not state; set by --set, sweep.conditions or sweep.grid, in place of what it states",
+        f"sets several keys. published (paper): {_preset_text('published')}; fast: {_preset_text('fast')}. In a file, "
+        "keys that are given explicitly win; set by --set, sweep.conditions or sweep.grid, the preset replaces them",
     )
-    lr: float = item(1e-4, "learning rate of the VAEs", gt=0, le=10)
-    lr_discriminator: float | None = item(None, "learning rate of the discriminator; lr by default", gt=0, le=10)
+    lr: float = item(1e-4, "learning rate of the VAEs; 1e-4 (paper)", gt=0, le=10)
+    lr_discriminator: float | None = item(None, "learning rate of the discriminator; default: lr", gt=0, le=10)
     lr_schedule: Literal["constant", "cosine"] = item(
-        "constant", "learning rates over the epochs: the same (published) or falling to 0 along half a cosine"
+        "constant", "learning rate schedule: constant (paper) or cosine annealing to 0 over all epochs"
     )
-    beta1: float = item(0.5, "first moment decay of Adam", ge=0, lt=1)
-    beta2: float = item(0.999, "second moment decay of Adam", ge=0, lt=1)
-    batch_size: int = item(32, "rows per modality in a global batch", unit="rows", ge=2, le=1_000_000)
-    epochs: int = item(300, "epochs at most", unit="epochs", ge=1, le=10_000_000)
-    epoch_ends: Literal["shortest", "longest"] = item(
+    beta1: float = item(0.5, "Adam beta1; 0.5 (paper)", ge=0, lt=1)
+    beta2: float = item(0.999, "Adam beta2", ge=0, lt=1)
+    batch_size: int = item(
+        32, "global batch size: rows per modality over all workers; 32 (paper)", unit="rows", ge=2, le=1_000_000
+    )
+    epochs: int = item(300, "maximum number of epochs; 300 for InterSIM (paper)", unit="epochs", ge=1, le=10_000_000)
+    epoch_length: Literal["shortest", "longest"] = item(
         "shortest",
-        "an epoch ends when the shortest modality is used up (published) or the longest, the others starting over",
+        "end of an epoch: when the shortest modality is exhausted (paper), or the longest, while the others repeat",
     )
-    labelled_share: float = item(
+    min_labelled_fraction: float = item(
         0.25,
-        "least share of labelled rows in a batch: where fewer are labelled, they are drawn again; 0: never (published)",
+        "minimum fraction of labelled rows per batch; labelled rows are oversampled to reach it; 0 disables (paper)",
         ge=0,
         lt=1,
     )
 
 
 class EarlyStopping(Section):
-    """Stop when the validation metric has not improved."""
+    """Stop a training whose validation metric no longer improves."""
 
-    patience: int = item(10, "validations without improvement", unit="validations", ge=1)
-    min_delta: float = item(0.0, "smallest change that counts as improvement", ge=0)
+    patience: int = item(10, "validations without improvement before stopping", unit="validations", ge=1)
+    min_delta: float = item(0.0, "minimum change that counts as an improvement", ge=0)
 
 
 Metric = Literal["balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari", "reconstruction_mse"]
 
 
 class Trainer(Section):
-    """How a training runs; `metric`, `early_stopping` and `validate_every` decide which epoch's model is kept."""
+    """Device, precision, validation and checkpoints of a training."""
 
-    device: str = item("auto", "auto, cpu, cuda or cuda:N", pattern=DEVICE)
+    device: str = item("auto", "auto, cpu, cuda or cuda:N; auto: a GPU if there is one", pattern=DEVICE)
     threads: int | None = item(
-        None,
-        "CPU threads of a training; by default all cores, in a sweep by Ray the cores shared out among its packs",
-        ge=1,
-        le=4096,
+        None, "CPU threads; default: all cores, or the cores of the pack in a sweep", unit="threads", ge=1, le=4096
     )
     workers: int = item(
         1,
-        "processes that share one training through Ray Train, each with a part of every batch; the step they take "
-        "together does not depend on their number",
+        "Ray Train workers that share one training, each with a part of every batch; the number of workers does not "
+        "change the optimisation",
         ge=1,
         le=4096,
     )
-    features_in: Literal["auto", "memory", "disk"] = item(
+    feature_storage: Literal["auto", "memory", "disk"] = item(
         "auto",
-        "where prepared features are kept while a training runs: memory, or unnamed files in the temporary folder "
-        "(TMPDIR), of which memory holds what is in use; auto: on disk where memory would be short. No result differs",
+        "storage of preprocessed features during training: memory, or disk (memory-mapped temporary files in TMPDIR); "
+        "auto: disk if they do not fit in memory. Results are identical",
     )
     precision: Literal["fp32", "bf16", "fp16"] = item(
         "fp32",
-        "of the networks: bf16 on newer CPUs and GPUs, fp16 on GPUs with scaled losses; losses and all that the "
-        "gradient penalty differentiates twice stay in fp32",
+        "autocast precision; fp16 needs a GPU and scales the losses. Losses, and networks that the gradient penalty "
+        "differentiates twice, stay in fp32",
     )
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
     metric: Metric = item(
-        "balanced_accuracy", "validation metric that chooses the best epoch; among equals the best reconstruction"
+        "balanced_accuracy",
+        "validation metric that selects the best epoch; ties are broken by the reconstruction error",
     )
-    early_stopping: EarlyStopping | None = item(None, "stop early; never, by default")
-    log_every: int = item(10, "steps between transfers of losses to the host", unit="steps", ge=1)
-    checkpoint_every: int = item(10, "epochs between checkpoints of the last state", unit="epochs", ge=1)
+    early_stopping: EarlyStopping | None = item(None, "early stopping; default: off")
+    log_every: int = item(10, "steps between reads of the losses from the device", unit="steps", ge=1)
+    checkpoint_every: int = item(10, "epochs between checkpoints", unit="epochs", ge=1)
 
 
 class Run(Section):
-    """One training, whole."""
+    """The configuration of one training."""
 
     name: Name = item("run", "name of the run or study")
-    data: Data = item(Data(), "where the rows come from")
-    preprocess: Preprocess = item(Preprocess(), "steps per modality")
-    scenario: tuple[ScenarioStep, ...] = item((), "changes to the training rows, in order")
+    data: Data = item(Data(), "data set and split")
+    preprocess: Preprocess = item(Preprocess(), "preprocessing steps per modality")
+    scenario: tuple[ScenarioStep, ...] = item((), "changes to the training rows, applied in order")
     model: Model = item(Model(), "layer sizes")
-    objective: Objective = item(Objective(), "losses and weights")
-    optim: Optim = item(Optim(), "optimisers and schedule")
-    trainer: Trainer = item(Trainer(), "how the training runs")
-    seed: int = item(0, "seed of initial weights, row order, noise and scenario choices", ge=0, lt=2**63)
+    objective: Objective = item(Objective(), "losses and their weights")
+    optim: Optim = item(Optim(), "optimisers, learning rates and batches")
+    trainer: Trainer = item(Trainer(), "device, precision, validation and checkpoints")
+    seed: int = item(0, "seed of the initial weights, row order, noise and scenario", ge=0, lt=2**63)
 
     @model_validator(mode="before")
     @classmethod
-    def _scheduled(cls, tree: Any) -> Any:
-        """What a schedule stands for, where it is not stated."""
+    def _with_preset(cls, tree: Any) -> Any:
+        """Fill in the keys of the preset that the tree does not state."""
         optim = tree.get("optim") if isinstance(tree, dict) else None
-        if not isinstance(optim, dict) or optim.get("schedule") != "fast":
+        if not isinstance(optim, dict) or optim.get("preset") != "fast":
             return tree
         filled = dict(tree)
-        for key, value in SCHEDULES["fast"].items():
+        for key, default in PRESETS["fast"].items():
             section, name = key.split(".")
-            held = filled.get(section, {})
-            if isinstance(held, dict):
-                stated = held.get(name, value)
-                both = isinstance(stated, dict) and isinstance(value, dict)
-                filled[section] = held | {name: {**value, **stated} if both else stated}
+            stated = filled.get(section, {})
+            if isinstance(stated, dict):
+                value = stated.get(name, default)
+                if isinstance(value, dict) and isinstance(default, dict):
+                    value = {**default, **value}
+                filled[section] = stated | {name: value}
         return filled

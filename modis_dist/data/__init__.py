@@ -1,5 +1,5 @@
-"""From files to the rows, labels and features a training learns from.
+"""From files to the rows, labels and features of a training.
 
-`importers` read what people have, `store` is the format on disk; `split`, `scenario` and `preprocess` prepare rows.
-Everything that learns something is fitted on training rows only. Start with `store/reader.py`.
+`importers` read tables, AnnData and MuData, `store` is the format on disk; `split`, `scenario` and `preprocess` prepare
+rows. Preprocessing is fitted on training rows only. Start with `store/reader.py`.
 """

@@ -1,8 +1,8 @@
-"""Preparing features: steps learnt from training rows, applied to any rows, inverted for writing translations.
+"""Preprocessing of features: steps are fitted on training rows, applied to any rows and inverted for translations.
 
-Works in float64 on blocks of rows and returns float32, so temporaries stay small whatever the size of the data.
-Missing values (NaN) pass through every step but ``impute`` and are left out of what is learnt; none may be left at
-the end. It must not know which rows are training rows, nor where the features come from.
+Computes in float64 on blocks of rows and returns float32, so memory does not grow with the data. Missing values (NaN)
+are ignored when fitting and pass through every step but ``impute``; none may be left at the end. Independent of how
+rows are split and where features are stored.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,26 +13,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, Variance
+from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, VarianceFilter
 from modis_dist.data.pca import randomized_pca
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, materialise, slices
 from modis_dist.data.store.index import Features
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError, listed, shown
 
 Block = NDArray[np.float64]
 
-VALUES_FOR_MEDIANS = 1 << 26  # 512 MiB of float64 at once: all rows are gone through for each part of the features
-VALUES_FOR_FULL_PCA = 1 << 24  # above, `auto` is incremental: the full solver needs all values, several times
-VALUES_FOR_RANDOMIZED_PCA = 1 << 26  # above, rows are gone through again and again; 1 GiB, for all are held twice
-STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance", "pca"})
+VALUES_FOR_MEDIANS = 1 << 26  # values per block of features (512 MiB of float64); each block is a pass over all rows
+VALUES_FOR_FULL_PCA = 1 << 24  # `auto` is incremental above; the full solver holds several copies of all values
+VALUES_FOR_RANDOMIZED_PCA = 1 << 26  # above, blockwise with several passes; below, two copies in memory (1 GiB)
+STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance_filter", "pca"})
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """What one step has learnt; every array but pca's ``components`` and variance's ``kept`` has shape [features].
+    """The parameters of one fitted step; shape [features] unless stated otherwise.
 
-    standardise: mean, scale; minmax: minimum, range; log1p: nothing; impute: value; variance: kept (sorted positions,
-    int64), mean (of all its features); pca: mean, components [components, features].
+    standardise: mean, scale; minmax: minimum, range; log1p: none; impute: value; variance_filter: kept (int64 [kept],
+    sorted positions), mean (of all input features); pca: mean, components [components, features].
     """
 
     kind: str
@@ -49,34 +49,33 @@ class Pipeline:
 
     @property
     def features_out(self) -> tuple[str, ...]:
-        """Names after the last step; principal components are called pc1, pc2, ..."""
+        """Feature names after the last step; principal components are pc1, pc2, ..."""
         names = self.features_in
         for step in self.steps:
             names = _names_after(step, names)
         return names
 
-    def apply(self, x: Matrix, *, place: FeatureStorage = "memory") -> Features:
-        """Prepared rows, float32 [n, features_out], of rows [n, features_in]; kept in memory or on a disk.
+    def apply(self, x: Matrix, *, storage: FeatureStorage = "memory") -> Features:
+        """Transform rows [n, features_in] to float32 [n, features_out], kept in memory or on disk.
 
-        Raises ``DataError`` for infinite values, values below 0 that log1p gets, and values missing at the end.
+        Raises ``DataError`` for infinite values, negative input of log1p, and values missing after the last step.
         """
-        with np.errstate(over="ignore"):  # what does not fit becomes infinite and is refused
-            return materialise((len(x), len(self.features_out)), self._prepared(x), place=place)
+        with np.errstate(over="ignore"):  # values beyond float32 become infinite and raise below
+            return materialise((len(x), len(self.features_out)), self._transformed(x), storage=storage)
 
-    def _prepared(self, x: Matrix) -> Iterator[NDArray[np.float32]]:
+    def _transformed(self, x: Matrix) -> Iterator[NDArray[np.float32]]:
         for _, block in _blocks(self, x):
-            prepared = block.astype(np.float32)
-            if not np.isfinite(prepared).all():
+            result = block.astype(np.float32)
+            if not np.isfinite(result).all():
                 _refuse_missing(self, x)
-                where = f"modality {shown(self.modality)}"
-                raise DataError(f"{where}: has values too large for float32 after preprocessing")
-            yield prepared
+                raise DataError(f"modality {shown(self.modality)}: values exceed float32 after preprocessing")
+            yield result
 
     def inverse(self, y: Features) -> Features:
-        """Rows in the data's units, float32 [n, features_in], of prepared rows [n, features_out].
+        """Map preprocessed rows [n, features_out] back to the units of the data, float32 [n, features_in].
 
-        Imputed values stay. Features that the variance filter dropped come back as their training mean, what pca
-        dropped as nothing. Values beyond float32 become infinite.
+        Imputed values stay. Features dropped by variance_filter become their training mean; discarded principal
+        components are zero. Values beyond float32 become infinite.
         """
         assert y.shape[1] == len(self.features_out)
         out = np.empty((len(y), len(self.features_in)), dtype=np.float32)
@@ -89,85 +88,85 @@ class Pipeline:
         return out
 
     def to_arrays(self) -> tuple[dict[str, NDArray[Any]], dict[str, object]]:
-        """Arrays named ``<step>.<name>`` and a description for JSON; ``from_arrays`` makes the same pipeline."""
+        """Return arrays named ``<step>.<name>`` and a JSON description, the inverse of ``from_arrays``."""
         arrays = {f"{i}.{name}": array for i, step in enumerate(self.steps) for name, array in step.arrays.items()}
         kinds = [step.kind for step in self.steps]
         return arrays, {"modality": self.modality, "features_in": list(self.features_in), "steps": kinds}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], description: Mapping[str, Any]) -> "Pipeline":
-        """The pipeline that ``to_arrays`` took apart. Raises ``DataError`` for a step unknown to this version."""
+        """Rebuild a pipeline from ``to_arrays``. Raises ``DataError`` for a step that this version does not know."""
         unknown = [kind for kind in description["steps"] if kind not in STEPS]
         if unknown:
-            raise DataError(f"preprocess: unknown step {shown(unknown[0])}; made by a newer version")
+            raise DataError(f"preprocess: unknown step {shown(unknown[0])}; the model was trained by another version")
         steps = []
         for number, kind in enumerate(description["steps"]):
             prefix = f"{number}."
-            own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-            steps.append(Fitted(kind, own))
+            fitted = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+            steps.append(Fitted(kind, fitted))
         return cls(description["modality"], tuple(description["features_in"]), tuple(steps))
 
 
 def fit(steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str) -> Pipeline:
-    """Learn the steps, in order, from the training rows ``x``, shape [n, features].
+    """Fit the steps, in order, to the training rows ``x``, shape [n, features].
 
-    Raises ``DataError``: infinite values; values below 0 for log1p; a feature without any value for impute; a variance
-    filter that is to keep more features than there are; pca with more components than rows or features, or with
-    missing values.
+    Raises ``DataError`` for infinite values, negative input of log1p, impute of a feature without values,
+    variance_filter with more features than the input has, and pca with missing values or with more components than
+    rows or features.
     """
     assert x.shape[1] == len(features)
     pipeline = Pipeline(modality, tuple(features), ())
     for step in steps:
-        pipeline = Pipeline(modality, pipeline.features_in, (*pipeline.steps, _learnt(step, pipeline, x)))
+        pipeline = Pipeline(modality, pipeline.features_in, (*pipeline.steps, _fitted(step, pipeline, x)))
     return pipeline
 
 
-def foreseen(
+def fit_before_pca(
     steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str
 ) -> tuple[Pipeline, int, float]:
-    """What ``fit`` would come to, up to the first pca, which takes minutes to hours where there are many features.
+    """Fit the steps before the first pca, which may take hours for many features.
 
-    Returns the pipeline up to there, the features after all steps, and about how many multiplications are left out.
-    Raises what ``fit`` raises, but for what steps after a pca refuse of its values.
+    Returns the pipeline up to there, the number of features after all steps, and the approximate number of
+    multiplications that were skipped. Raises as ``fit`` for every check that needs no result of a pca.
     """
     first = next((number for number, step in enumerate(steps) if isinstance(step, Pca)), len(steps))
     pipeline = fit(steps[:first], x, features=features, modality=modality)
-    width, left = len(pipeline.features_out), 0.0
+    width, skipped = len(pipeline.features_out), 0.0
     for step in steps[first:]:
         if isinstance(step, Pca):
             _refuse_components(step, modality, rows=len(x), features=width)
-            left += float(len(x)) * width * min(len(x), width)
+            skipped += float(len(x)) * width * min(len(x), width)
             width = step.components
-        elif isinstance(step, Variance):
+        elif isinstance(step, VarianceFilter):
             _refuse_features(step, modality, features=width)
             width = step.features
     if first < len(steps):
         _refuse_missing(pipeline, x)
-    return pipeline, width, left
+    return pipeline, width, skipped
 
 
 # --- one step -------------------------------------------------------------------------------------------------
 
 
-def _learnt(step: PreprocessStep, before: Pipeline, x: Matrix) -> Fitted:
-    """The step fitted to the rows as the steps before it leave them."""
+def _fitted(step: PreprocessStep, before: Pipeline, x: Matrix) -> Fitted:
+    """Fit a step to the output of the steps before it."""
     match step:
         case Standardise():
-            seen = _moments(before, x)
-            scale = np.where(seen.variance > 0, np.sqrt(seen.variance), 1.0)
-            return Fitted("standardise", {"mean": seen.mean, "scale": scale})
+            moments = _moments(before, x)
+            scale = np.where(moments.variance > 0, np.sqrt(moments.variance), 1.0)
+            return Fitted("standardise", {"mean": moments.mean, "scale": scale})
         case MinMax():
-            seen = _moments(before, x)
-            return Fitted("minmax", {"minimum": seen.minimum, "range": seen.maximum - seen.minimum})
+            moments = _moments(before, x)
+            return Fitted("minmax", {"minimum": moments.minimum, "range": moments.maximum - moments.minimum})
         case Log1p():
             _refuse_negative(before, x)
             return Fitted("log1p", {})
         case Impute():
-            return Fitted("impute", {"value": _typical(step, before, x)})
-        case Variance():
-            return _most_variable(step, before, x)
+            return Fitted("impute", {"value": _fill_values(step, before, x)})
+        case VarianceFilter():
+            return _variance_filter(step, before, x)
         case Pca():
-            return _principal_components(step, before, x)
+            return _pca(step, before, x)
 
 
 def _applied(step: Fitted, block: Block) -> Block:
@@ -182,7 +181,7 @@ def _applied(step: Fitted, block: Block) -> Block:
             result = np.log1p(block)
         case "impute":
             result = np.where(np.isnan(block), a["value"], block)
-        case "variance":
+        case "variance_filter":
             result = block[:, a["kept"]]
         case _:
             result = (block - a["mean"]) @ a["components"].T
@@ -199,7 +198,7 @@ def _inverted(step: Fitted, block: Block) -> Block:
             result = block * a["range"] + a["minimum"]
         case "log1p":
             result = np.expm1(block)
-        case "variance":
+        case "variance_filter":
             result = np.tile(a["mean"], (len(block), 1))
             result[:, a["kept"]] = block
         case "pca":
@@ -208,7 +207,7 @@ def _inverted(step: Fitted, block: Block) -> Block:
 
 
 def _names_after(step: Fitted, names: tuple[str, ...]) -> tuple[str, ...]:
-    if step.kind == "variance":
+    if step.kind == "variance_filter":
         return tuple(names[position] for position in step.arrays["kept"])
     if step.kind == "pca":
         return tuple(f"pc{number + 1}" for number in range(len(step.arrays["components"])))
@@ -216,16 +215,16 @@ def _names_after(step: Fitted, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _reciprocal(spread: Block) -> Block:
-    """1 / spread, 0 where the spread is 0: a constant feature becomes 0, and stays missing where it is missing."""
+    """Return 1 / spread, and 0 for a spread of 0: a constant feature becomes 0, missing values stay missing."""
     return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
 
 
-# --- learning -------------------------------------------------------------------------------------------------
+# --- fitting --------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Moments:
-    """Of the values that are there, per feature; 0 where a feature has none."""
+    """Statistics of the values present, per feature; 0 for a feature without values."""
 
     count: Block
     mean: Block
@@ -240,27 +239,27 @@ def _moments(before: Pipeline, x: Matrix) -> _Moments:
         count += np.isfinite(block).sum(axis=0)
         total += np.nansum(block, axis=0)
         low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
-    some = np.maximum(count, 1)
-    # A constant's mean is that constant, which a sum may miss by a rounding, and its variance 0.
-    mean = np.clip(total / some, low, high, where=count > 0, out=np.zeros_like(total))
+    divisor = np.maximum(count, 1)
+    # The mean of a constant must be exactly that constant, and its variance 0; a sum has rounding errors.
+    mean = np.clip(total / divisor, low, high, where=count > 0, out=np.zeros_like(total))
     squares = np.zeros_like(total)
     for _, block in _blocks(before, x):
         squares += np.nansum((block - mean) ** 2, axis=0)
     low, high = (np.where(count > 0, limit, 0.0) for limit in (low, high))
-    return _Moments(count, mean, squares / some, low, high)
+    return _Moments(count, mean, squares / divisor, low, high)
 
 
-def _typical(step: Impute, before: Pipeline, x: Matrix) -> Block:
-    seen = _moments(before, x)
-    if not seen.count.all():
-        listed = _listed(before.features_out, seen.count == 0)
-        where = f"modality {shown(before.modality)}: has no value at all in {listed} over the training rows"
-        raise DataError(f"{where}; leave them out, or drop them by `variance` before `impute`")
-    return seen.mean if step.value == "mean" else _medians(before, x)
+def _fill_values(step: Impute, before: Pipeline, x: Matrix) -> Block:
+    moments = _moments(before, x)
+    if not moments.count.all():
+        empty = _features(before.features_out, moments.count == 0)
+        where = f"modality {shown(before.modality)}: impute: no value in any training row for {empty}"
+        raise DataError(f"{where}; remove them, or add variance_filter before impute")
+    return moments.mean if step.strategy == "mean" else _medians(before, x)
 
 
 def _medians(before: Pipeline, x: Matrix) -> Block:
-    """Medians need all rows of a feature at once, so features are taken a few at a time."""
+    """Return the medians, computed for a block of features at a time: a median needs all rows of a feature."""
     features = len(before.features_out)
     medians = np.empty(features)
     for columns in slices(features, len(x), values=VALUES_FOR_MEDIANS):
@@ -271,15 +270,15 @@ def _medians(before: Pipeline, x: Matrix) -> Block:
     return medians
 
 
-def _most_variable(step: Variance, before: Pipeline, x: Matrix) -> Fitted:
+def _variance_filter(step: VarianceFilter, before: Pipeline, x: Matrix) -> Fitted:
     _refuse_features(step, before.modality, features=len(before.features_out))
-    seen = _moments(before, x)
-    kept = np.sort(np.argsort(-seen.variance, kind="stable")[: step.features]).astype(np.int64)
-    return Fitted("variance", {"kept": kept, "mean": seen.mean})
+    moments = _moments(before, x)
+    kept = np.sort(np.argsort(-moments.variance, kind="stable")[: step.features]).astype(np.int64)
+    return Fitted("variance_filter", {"kept": kept, "mean": moments.mean})
 
 
-def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
-    """The largest loading of every component is positive, as scikit-learn settles it."""
+def _pca(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
+    """Fit a pca; signs as in scikit-learn (the largest loading of every component is positive)."""
     rows, features = len(x), len(before.features_out)
     _refuse_components(step, before.modality, rows=rows, features=features)
     _refuse_missing(before, x)
@@ -288,12 +287,12 @@ def _principal_components(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
         mean, components = randomized_pca(blocks, shape, components=step.components, seed=step.seed)
         return Fitted("pca", {"mean": mean, "components": components})
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
-    model = (_incremental_pca if incremental else _pca_at_once)(step, before, x)
+    model = (_incremental_pca if incremental else _in_memory_pca)(step, before, x)
     return Fitted("pca", {"mean": model.mean_, "components": model.components_})
 
 
-def _pca_at_once(step: Pca, before: Pipeline, x: Matrix) -> Any:
-    from sklearn.decomposition import PCA  # a second to import, and few runs need it
+def _in_memory_pca(step: Pca, before: Pipeline, x: Matrix) -> Any:
+    from sklearn.decomposition import PCA  # imported late: takes a second, and few runs need it
 
     solver = "randomized" if step.solver == "randomized" else "full"
     model = PCA(step.components, svd_solver=solver, random_state=step.seed)
@@ -313,7 +312,7 @@ def _incremental_pca(step: Pca, before: Pipeline, x: Matrix) -> Any:
 
 
 def _blocks(pipeline: Pipeline, x: Matrix, *, at_least: int = 1) -> Iterator[tuple[slice, Block]]:
-    """Blocks of rows as the pipeline leaves them, in float64."""
+    """Yield blocks of rows after the pipeline, in float64."""
     for rows in slices(len(x), x.shape[1], at_least=at_least):
         block = x[rows].astype(np.float64)
         if np.isinf(block).any():
@@ -325,59 +324,57 @@ def _blocks(pipeline: Pipeline, x: Matrix, *, at_least: int = 1) -> Iterator[tup
         yield rows, block
 
 
-# --- refusals -------------------------------------------------------------------------------------------------
+# --- checks ---------------------------------------------------------------------------------------------------
 
 
-def _refuse_features(step: Variance, modality: str, *, features: int) -> None:
+def _refuse_features(step: VarianceFilter, modality: str, *, features: int) -> None:
     if step.features > features:
-        where = f"modality {shown(modality)}: variance cannot keep {step.features} of {features} features"
-        raise DataError(f"{where}; lower `features` of the variance step")
+        where = f"modality {shown(modality)}: variance_filter: features is {step.features}, the input has {features}"
+        raise DataError(f"{where}; lower it")
 
 
 def _refuse_components(step: Pca, modality: str, *, rows: int, features: int) -> None:
     if step.components > min(rows, features):
-        where = f"modality {shown(modality)}: pca of {rows} training rows x {features} features"
-        raise DataError(f"{where} gives {min(rows, features)} components at most, not {step.components}; lower it")
+        where = f"modality {shown(modality)}: pca: components is {step.components}, the maximum for"
+        raise DataError(f"{where} {rows} training rows x {features} features is {min(rows, features)}; lower it")
 
 
 def _refuse_infinite(pipeline: Pipeline, x: Matrix) -> None:
     bad = _rows_where(np.isinf, (x[rows] for rows in slices(len(x), x.shape[1])))
-    listed = _listed(pipeline.features_in, bad > 0)
-    raise DataError(f"modality {shown(pipeline.modality)}: has infinite values in {listed}; mend the data")
+    where = _features(pipeline.features_in, bad > 0)
+    raise DataError(f"modality {shown(pipeline.modality)}: infinite values in {where}; correct the data")
 
 
 def _refuse_negative(before: Pipeline, x: Matrix) -> None:
     bad = _rows_where(lambda block: block < 0, (block for _, block in _blocks(before, x)))
     if bad.any():
         worst = int(np.argmax(bad))
-        where = f"{_listed(before.features_out, bad > 0)} ({shown(before.features_out[worst])}: {bad[worst]} rows)"
+        where = f"{_features(before.features_out, bad > 0)} ({shown(before.features_out[worst])}: {bad[worst]} rows)"
         raise DataError(
-            f"modality {shown(before.modality)}: log1p got values below 0 in {where}; remove log1p or put it first"
+            f"modality {shown(before.modality)}: log1p: negative values in {where}; remove log1p or put it first"
         )
 
 
 def _refuse_missing(pipeline: Pipeline, x: Matrix) -> None:
-    """Names features as they are before pca, which would spread what is missing over all components."""
+    """Raise for missing values, by the feature names before pca, which spreads them over all components."""
     kinds = [step.kind for step in pipeline.steps]
     last = kinds.index("pca") if "pca" in kinds else len(kinds)
     before = Pipeline(pipeline.modality, pipeline.features_in, pipeline.steps[:last])
     missing = _rows_where(np.isnan, (block for _, block in _blocks(before, x))) > 0
     if missing.any():
-        where = f"modality {shown(pipeline.modality)}: has missing values in {_listed(before.features_out, missing)}"
-        raise DataError(f"{where}; add `impute` to preprocess")
+        where = f"modality {shown(pipeline.modality)}: missing values in {_features(before.features_out, missing)}"
+        raise DataError(f"{where}; add impute to preprocess")
 
 
 def _rows_where(test: Callable[[Any], NDArray[np.bool_]], blocks: Iterator[NDArray[Any]]) -> NDArray[np.int64]:
-    """Rows per feature for which the test holds, shape [features]."""
+    """Count the rows per feature for which the test is true, shape [features]."""
     counts: NDArray[np.int64] = test(next(blocks)).sum(axis=0, dtype=np.int64)
-    for block in blocks:  # one after the other: counts of all blocks at once are many where features are
+    for block in blocks:  # one at a time; the counts of all blocks would take much memory
         counts += test(block).sum(axis=0)
     return counts
 
 
-def _listed(names: Sequence[str], chosen: NDArray[np.bool_]) -> str:
-    """`3 features (a, b, c)`: how many, and the first five names."""
-    positions = np.flatnonzero(chosen)
-    first = ", ".join(shown(names[position]) for position in positions[:5])
-    more = ", ..." if len(positions) > 5 else ""
-    return f"{len(positions)} feature{'s' * (len(positions) != 1)} ({first}{more})"
+def _features(names: Sequence[str], selected: NDArray[np.bool_]) -> str:
+    """Return the number of selected features and the first names: `3 features (a, b, c)`."""
+    chosen = [name for name, is_selected in zip(names, selected, strict=True) if is_selected]
+    return f"{len(chosen)} feature{'s' * (len(chosen) != 1)} ({listed(chosen)})"

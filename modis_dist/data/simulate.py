@@ -1,8 +1,8 @@
-"""Simulates methylation, expression and protein of cancer subtypes with the InterSIM algorithm.
+"""Simulation of methylation, expression and protein of cancer subtypes with the InterSIM algorithm.
 
-Source: Chalise, Raghavan, Fridley 2016, Comput Methods Programs Biomed 128:69-74. An independent implementation from
-the published description: the same distribution as the R package, not the same random numbers. Given its class, the
-three omics of a sample are independent; only the sets of shifted features are linked (CpG -> gene -> protein).
+Chalise, Raghavan, Fridley 2016, Comput Methods Programs Biomed 128:69-74. An independent implementation of the
+published description: same distribution as the R package, different random numbers. Given its class, the three omics
+of a sample are independent; only the sets of shifted features are linked (CpG -> gene -> protein).
 """
 
 from collections.abc import Mapping
@@ -25,18 +25,18 @@ Mask = NDArray[np.bool_]
 Omic = Literal["methylation", "expression", "protein"]
 
 OMICS: tuple[Omic, ...] = ("methylation", "expression", "protein")
-SHARE_SHIFTED = 0.2  # of the CpGs, in every class independently
+SHIFTED_FRACTION = 0.2  # of the CpGs, in every class independently
 CHUNK_ROWS = 4096
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What the simulation is conditioned on; methylation on the logit scale."""
+    """Reference tables of the simulation; methylation on the logit scale."""
 
     names: Mapping[Omic, tuple[str, ...]]
     mean: Mapping[Omic, Vector]  # [p]
     covariance: Mapping[Omic, Vector]  # [p, p]
-    gene_methylation: Vector  # [genes], gene-level mean of methylation
+    gene_methylation: Vector  # [genes], mean methylation per gene
     rho_expression: Vector  # [genes], correlation of methylation with expression
     rho_protein: Vector  # [proteins], correlation of expression with protein
     gene_of_cpg: NDArray[np.int64]  # [cpgs], position in names["expression"]
@@ -46,17 +46,17 @@ class Tables:
 def simulate(settings: Simulate, out: Path) -> None:
     """Write a paired store of ``settings.samples`` samples with labels "1".."K" at ``out``.
 
-    The same settings give the same bytes on the same kind of machine. Raises ``DataError`` for an unusable ``params``
-    folder and where the balanced classes cannot all have a sample.
+    Deterministic on the same kind of machine. Raises ``DataError`` for invalid ``reference`` tables and for classes
+    without samples.
     """
     sizes = class_sizes(settings.samples, settings.classes)
-    with threadpool_limits(1):  # the last bits of a product depend on the number of threads
+    with threadpool_limits(1):  # rounding depends on the number of threads
         _simulate(settings, sizes, out)
 
 
 def _simulate(settings: Simulate, sizes: NDArray[np.int64], out: Path) -> None:
     table_seed, shift_seed, order_seed, *row_seeds = np.random.SeedSequence(settings.seed).spawn(6)
-    folder = settings.params
+    folder = settings.reference
     tables = generated(np.random.default_rng(table_seed)) if folder is None else from_folder(Path(folder))
     shifted = shifted_features(tables, settings.classes, np.random.default_rng(shift_seed))
     labels = np.random.default_rng(order_seed).permutation(np.repeat(np.arange(settings.classes), sizes))
@@ -68,40 +68,40 @@ def _simulate(settings: Simulate, sizes: NDArray[np.int64], out: Path) -> None:
 
 
 def class_sizes(samples: int, classes: int) -> NDArray[np.int64]:
-    """Samples per class: n/K rounded half to even, the rest in the last. Raises ``DataError`` for an empty class."""
-    each = round(samples / classes)
-    sizes = np.array([each] * (classes - 1) + [samples - each * (classes - 1)])
+    """Return samples per class: n/K rounded half to even, the rest in the last class. Raises ``DataError`` for none."""
+    size = round(samples / classes)
+    sizes = np.array([size] * (classes - 1) + [samples - size * (classes - 1)])
     if sizes.min() < 1:
         raise DataError(
-            f"samples: {samples} in {classes} balanced classes leave one empty; give a multiple of {classes}"
+            f"samples: {samples} samples in {classes} balanced classes leave one empty; use a multiple of {classes}"
         )
     return sizes
 
 
 def shifted_features(tables: Tables, classes: int, rng: np.random.Generator) -> dict[Omic, Mask]:
-    """Which features are shifted in which class, [p, K]: drawn for CpGs, then implied for genes and proteins."""
-    cpgs = rng.random((classes, len(tables.gene_of_cpg))).T < SHARE_SHIFTED
+    """Return masks of the shifted features per class, [p, K]: drawn for CpGs, derived for genes and proteins."""
+    cpgs = rng.random((classes, len(tables.gene_of_cpg))).T < SHIFTED_FRACTION
     genes = np.zeros((len(tables.names["expression"]), classes), dtype=bool)
     np.logical_or.at(genes, tables.gene_of_cpg, cpgs)
     return {"methylation": cpgs, "expression": genes, "protein": genes[tables.gene_of_protein]}
 
 
 def class_means(tables: Tables, omic: Omic, shifted: Mask, delta: float) -> Vector:
-    """Mean vector of each class, [K, p]; correlations act on the base only and only where there is a shift."""
+    """Return the mean of each class, [K, p]; correlations apply to the base mean only, and only if delta is not 0."""
     mean = tables.mean[omic]
     if omic == "expression":
-        mean = _pulled(mean, tables.gene_methylation, tables.rho_expression, delta)
+        mean = _correlated(mean, tables.gene_methylation, tables.rho_expression, delta)
     elif omic == "protein":
-        mean = _pulled(mean, tables.mean["expression"][tables.gene_of_protein], tables.rho_protein, delta)
+        mean = _correlated(mean, tables.mean["expression"][tables.gene_of_protein], tables.rho_protein, delta)
     means: Vector = mean + delta * shifted.T
     return means
 
 
-def _pulled(mean: Vector, upstream: Vector, rho: Vector, delta: float) -> Vector:
+def _correlated(mean: Vector, upstream: Vector, rho: Vector, delta: float) -> Vector:
     if delta == 0:
         return mean
-    pulled: Vector = rho * upstream + np.sqrt(1 - rho**2) * mean
-    return pulled
+    correlated: Vector = rho * upstream + np.sqrt(1 - rho**2) * mean
+    return correlated
 
 
 def _write_omic(
@@ -126,7 +126,7 @@ def _write_omic(
 
 
 def _factor(covariance: Vector) -> Vector:
-    """A matrix F with F F' = covariance."""
+    """Return a matrix F with F F' = covariance."""
     values, vectors = np.linalg.eigh(covariance)
     factor: Vector = vectors * np.sqrt(np.maximum(values, 0))
     return factor
@@ -142,16 +142,16 @@ _FILES: Mapping[Omic, tuple[str, str]] = {
 
 
 def from_folder(folder: Path) -> Tables:
-    """The tables in a folder of Parquet files named as in the R package.
+    """Read the tables from a folder of Parquet files, named as in the R package.
 
-    Raises ``DataError`` for a missing file, names that are not aligned and values that cannot be used.
+    Raises ``DataError`` for missing files, names that are not aligned, and invalid values.
     """
     vectors = {omic: _vector(folder, mean) for omic, (mean, _) in _FILES.items()}
-    names = {omic: found[0] for omic, found in vectors.items()}
+    names = {omic: vector[0] for omic, vector in vectors.items()}
     genes, proteins = names["expression"], names["protein"]
     return Tables(
         names=names,
-        mean={omic: found[1] for omic, found in vectors.items()},
+        mean={omic: vector[1] for omic, vector in vectors.items()},
         covariance={omic: _covariance(folder, file, names[omic]) for omic, (_, file) in _FILES.items()},
         gene_methylation=_aligned(folder, "methyl.gene.level.mean", genes),
         rho_expression=_correlations(folder, "rho.methyl.expr", genes),
@@ -166,14 +166,14 @@ def _read(folder: Path, name: str) -> pa.Table:
     try:
         return pq.read_table(file)
     except FileNotFoundError:
-        raise DataError(f"params {shown(str(folder))}: there is no {file.name}") from None
+        raise DataError(f"reference {shown(str(folder))}: no file {file.name}") from None
     except (OSError, pa.ArrowException) as error:
-        raise DataError(f"params {shown(str(file))}: cannot be read ({shown(str(error))})") from error
+        raise DataError(f"reference {shown(str(file))}: cannot be read ({shown(str(error))})") from error
 
 
 def _column(table: pa.Table, column: str, where: str) -> list[str]:
     if column not in table.column_names:
-        raise DataError(f"params {where}: there is no column {column}")
+        raise DataError(f"reference {where}: no column {column}")
     return [str(value) for value in table[column].to_pylist()]
 
 
@@ -185,52 +185,52 @@ def _vector(folder: Path, name: str) -> tuple[tuple[str, ...], Vector]:
 
 def _finite(values: Vector, name: str) -> Vector:
     if not np.isfinite(values).all():
-        raise DataError(f"params {name}: has values that are not finite")
+        raise DataError(f"reference {name}: values that are not finite")
     return values
 
 
 def _aligned(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     names, values = _vector(folder, name)
     if names != expected:
-        raise DataError(f"params {name}: its names are not those of the mean table, in the same order")
+        raise DataError(f"reference {name}: names differ from those of the mean table, or are in another order")
     return values
 
 
 def _correlations(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     values = _aligned(folder, name, expected)
     if np.abs(values).max() > 1:
-        raise DataError(f"params {name}: correlations lie between -1 and 1")
+        raise DataError(f"reference {name}: correlations outside -1..1")
     return values
 
 
 def _covariance(folder: Path, name: str, expected: tuple[str, ...]) -> Vector:
     table = _read(folder, name)
     if tuple(_column(table, "name", name)) != expected or tuple(table.column_names[1:]) != expected:
-        raise DataError(f"params {name}: its names are not those of the mean table, in the same order")
+        raise DataError(f"reference {name}: names differ from those of the mean table, or are in another order")
     values = _finite(np.column_stack([column.to_numpy() for column in table.columns[1:]]), name)
     smallest, *_, largest = np.linalg.eigvalsh(values)
     if not np.allclose(values, values.T) or smallest < -1e-6 * abs(largest):
-        raise DataError(f"params {name}: is not a covariance (symmetric, no negative eigenvalue)")
+        raise DataError(f"reference {name}: not a covariance matrix (symmetric, without negative eigenvalues)")
     return values
 
 
 def _map(folder: Path, name: str, column: str, rows: tuple[str, ...], genes: tuple[str, ...]) -> NDArray[np.int64]:
-    """Gene position of each row; joined by row name, since the other name columns are spelt differently."""
+    """Return the gene of each row, joined by row name; the spelling of the other name columns varies."""
     table = _read(folder, name)
     gene_of = dict(zip(_column(table, "rowname", name), _column(table, column, name), strict=True))
     position = {gene: number for number, gene in enumerate(genes)}
     unknown = [row for row in rows if gene_of.get(row) not in position]
     if unknown:
         raise DataError(
-            f"params {name}: {shown(unknown[0])!r} has no gene of the expression table ({len(unknown)} such)"
+            f"reference {name}: {shown(unknown[0])!r} has no gene in the expression table ({len(unknown)} such rows)"
         )
     return np.array([position[gene_of[row]] for row in rows])
 
 
 # --- generated tables -----------------------------------------------------------------------------------------
 
-# Number of features, mean and spread of the means, and eigenvalues by rank (fraction of p -> value; log-linear
-# between): many weak directions and a few strong ones, as tumour data have.
+# Number of features, mean and standard deviation of the means, and eigenvalues by rank (fraction of p -> value,
+# log-linear in between): a few strong directions and many weak ones, as in tumour data.
 _SHAPES: Mapping[Omic, tuple[int, float, float, tuple[tuple[float, float], ...]]] = {
     "methylation": (367, -2.0, 2.0, ((0, 80.0), (0.01, 8.0), (0.05, 1.5), (0.3, 0.15), (0.8, 0.006), (1, 5e-5))),
     "expression": (131, -0.25, 1.05, ((0, 6.5), (0.08, 2.0), (0.3, 0.5), (0.9, 0.04), (1, 0.02))),
@@ -240,15 +240,15 @@ _MOST_CPGS, _MOST_PROTEINS = 19, 3  # of one gene
 
 
 def generated(rng: np.random.Generator) -> Tables:
-    """Tables of the original's shapes and structure, drawn from ``rng``: nothing in them is measured."""
+    """Draw tables with the shapes and structure of the originals, without measured data."""
     counts = {omic: shape[0] for omic, shape in _SHAPES.items()}
     mean = {omic: shape[1] + shape[2] * rng.standard_normal(shape[0]) for omic, shape in _SHAPES.items()}
     covariance = {omic: _random_covariance(shape[0], shape[3], rng) for omic, shape in _SHAPES.items()}
     genes = counts["expression"]
     gene_of_cpg = _random_map(counts["methylation"], genes, _MOST_CPGS, rng)
-    first = {"methylation": "cpg", "expression": "gene", "protein": "protein"}
+    prefix = {"methylation": "cpg", "expression": "gene", "protein": "protein"}
     return Tables(
-        names={omic: tuple(f"{first[omic]}{number + 1}" for number in range(counts[omic])) for omic in OMICS},
+        names={omic: tuple(f"{prefix[omic]}{number + 1}" for number in range(counts[omic])) for omic in OMICS},
         mean=mean,
         covariance=covariance,
         gene_methylation=np.bincount(gene_of_cpg, mean["methylation"]) / np.bincount(gene_of_cpg),
@@ -260,7 +260,7 @@ def generated(rng: np.random.Generator) -> Tables:
 
 
 def _random_covariance(size: int, spectrum: tuple[tuple[float, float], ...], rng: np.random.Generator) -> Vector:
-    """Positive definite with the given eigenvalues and uniformly random directions."""
+    """Return a positive definite matrix with the given eigenvalues and uniformly random directions."""
     ranks, values = np.array(spectrum).T
     eigenvalues = np.exp(np.interp(np.linspace(0, 1, size), ranks, np.log(values)))
     directions, _ = np.linalg.qr(rng.standard_normal((size, size)))
@@ -269,7 +269,7 @@ def _random_covariance(size: int, spectrum: tuple[tuple[float, float], ...], rng
 
 
 def _random_map(size: int, genes: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """A gene for each of ``size`` features: every gene has one, a few have many, none more than ``most``."""
+    """Assign a gene to each of ``size`` features: every gene gets one to ``most``, few genes get many."""
     weights = rng.pareto(1.0, genes)
     counts = np.ones(genes, dtype=np.int64)
     while counts.sum() < size:

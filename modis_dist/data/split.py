@@ -1,7 +1,6 @@
-"""Which rows are test, validation and training rows. Whole groups (patients) are drawn, over all modalities at once.
+"""Split into training, validation and test rows by whole groups (patients), over all modalities at once.
 
-A draw is a pure function of the ids, labels and the seed, not of the order of rows or modalities. It must not know
-features, scenarios or models.
+A split is a pure function of ids, labels and seed; the order of rows and modalities does not matter.
 """
 
 from collections.abc import Mapping, Sequence
@@ -13,14 +12,14 @@ from numpy.typing import NDArray
 from modis_dist.config.run import Split
 from modis_dist.data import hash_order
 from modis_dist.data.store.index import UNLABELLED, Index, Rows, Strings
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError, listed, shown
 
 Mask = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
 class Partition:
-    """Positions into one modality's index: int64, sorted, disjoint, together all rows."""
+    """Positions in one modality's index: int64, sorted, disjoint, together all rows."""
 
     train: Rows
     validation: Rows
@@ -28,10 +27,10 @@ class Partition:
 
 
 def partition(indexes: Mapping[str, Index], split: Split, *, classes: Sequence[str] = ()) -> dict[str, Partition]:
-    """The rows of every modality by their use; ``classes`` only names classes in messages.
+    """Split the rows of every modality; ``classes`` are the class names for messages.
 
-    Raises ``DataError``: a stored split that cuts a group or holds no test row; a class with fewer training groups
-    than folds; a modality left without training rows.
+    Raises ``DataError`` for a stored split that divides a group or has no test rows, a class with fewer training groups
+    than folds, and a modality without training rows.
     """
     cohort = _Cohort.of(indexes)
     test = _test_groups(cohort, indexes, split)
@@ -39,8 +38,8 @@ def partition(indexes: Mapping[str, Index], split: Split, *, classes: Sequence[s
     parts = {name: _rows(cohort.group_of_row[name], test, validation) for name in indexes}
     for name, part in parts.items():
         if len(part.train) == 0:
-            drawn = f"{len(part.test)} test and {len(part.validation)} validation rows of {len(indexes[name])}"
-            raise DataError(f"modality {shown(name)}: has no training rows left ({drawn}); change data.split")
+            counts = f"{len(part.test)} test and {len(part.validation)} validation rows of {len(indexes[name])}"
+            raise DataError(f"data.split: modality {shown(name)} has no training rows ({counts}); change the fractions")
     return parts
 
 
@@ -54,50 +53,49 @@ def _rows(group: Rows, test: Mask, validation: Mask) -> Partition:
 
 @dataclass(frozen=True)
 class _Cohort:
-    """The groups of all modalities, numbered, and the cells that they have to be balanced in.
+    """The numbered groups of all modalities, and the cells over which a split is balanced.
 
-    A cell is a count that every side of a split must get its share of: rows of a class in a modality, rows of a
-    modality, groups of a class, groups. ``member`` and ``cell`` are parallel: a group stands once for each unit that
-    it brings to a cell.
+    A cell is a count that a split divides proportionally: rows of a class in a modality, rows of a modality, groups of
+    a class, or groups. ``member`` and ``cell`` are parallel: one entry per unit that a group adds to a cell.
     """
 
     names: Strings  # [groups], sorted
     group_of_row: Mapping[str, Rows]
     member: Rows
     cell: Rows
-    class_of_cell: Mapping[int, int]  # the cells that count groups of a class
+    class_of_cell: Mapping[int, int]  # of the cells that count groups of a class
 
     @classmethod
     def of(cls, indexes: Mapping[str, Index]) -> "_Cohort":
-        modalities = sorted(indexes)  # the order of sums could decide between equals
-        joined = np.concatenate([indexes[name].group_id for name in modalities])
-        names, group = np.unique(joined, return_inverse=True)
+        modalities = sorted(indexes)  # ties must not depend on the order of the modalities
+        group_ids = np.concatenate([indexes[name].group_id for name in modalities])
+        names, group = np.unique(group_ids, return_inverse=True)
         sizes = [len(indexes[name]) for name in modalities]
         label = np.concatenate([indexes[name].label for name in modalities]) - UNLABELLED
         width = int(label.max(initial=0)) + 1
         modality = np.repeat(np.arange(len(modalities)), sizes)
         rows = np.stack([group, modality * width + label])
-        first = len(modalities) * width
-        groups_of_class = np.unique(np.stack([group, first + label]), axis=1)
-        groups = np.stack([np.arange(len(names)), np.full(len(names), first + width)])
-        rows_of_modality = np.stack([group, first + width + 1 + modality])
+        offset = len(modalities) * width
+        groups_of_class = np.unique(np.stack([group, offset + label]), axis=1)
+        groups = np.stack([np.arange(len(names)), np.full(len(names), offset + width)])
+        rows_of_modality = np.stack([group, offset + width + 1 + modality])
         cells = [rows, rows_of_modality, groups_of_class, groups]
         member, cell = np.concatenate(cells, axis=1).astype(np.int64)
         per_modality = np.split(group.astype(np.int64), np.cumsum(sizes)[:-1])
-        class_of_cell = {first + code: code + UNLABELLED for code in range(width)}
+        class_of_cell = {offset + code: code + UNLABELLED for code in range(width)}
         return cls(names, dict(zip(modalities, per_modality, strict=True)), member, cell, class_of_cell)
 
 
 def _test_groups(cohort: _Cohort, indexes: Mapping[str, Index], split: Split) -> Mask:
-    everyone = np.ones(len(cohort.names), dtype=bool)
+    all_groups = np.ones(len(cohort.names), dtype=bool)
     match split.test:
         case "stored":
             return _stored_test_groups(cohort, indexes)
         case "stratified":
             shares = (split.test_fraction, 1 - split.test_fraction)
-            return _bin(cohort, everyone, shares, 0, key=hash_order.key_of("split", "test", split.seed))
+            return _bin(cohort, all_groups, shares, 0, key=hash_order.key_of("split", "test", split.seed))
         case "none":
-            return ~everyone
+            return ~all_groups
 
 
 def _stored_test_groups(cohort: _Cohort, indexes: Mapping[str, Index]) -> Mask:
@@ -107,12 +105,12 @@ def _stored_test_groups(cohort: _Cohort, indexes: Mapping[str, Index]) -> Mask:
         group = cohort.group_of_row[name]
         test[group[is_test]] = True
         other[group[~is_test]] = True
-    cut = np.flatnonzero(test & other)
-    if len(cut):
-        first = shown(cohort.names[cut[0]])
-        raise DataError(f"split: {len(cut)} groups have test and training rows (first: {first}); mend the split column")
+    mixed = np.flatnonzero(test & other)
+    if len(mixed):
+        names = listed(list(cohort.names[mixed]))
+        raise DataError(f"split: {len(mixed)} groups have test and training rows ({names}); correct the split column")
     if not test.any():
-        raise DataError("split: no row is marked 'test'; set data.split.test to stratified or none")
+        raise DataError("split: no row has split 'test'; set data.split.test to stratified or none")
     return test
 
 
@@ -136,7 +134,7 @@ def _check_folds(cohort: _Cohort, rest: Mask, folds: int, classes: Sequence[str]
         if code != UNLABELLED and present[cell] and counts[cell] < folds:
             name = shown(classes[code]) if code < len(classes) else f"number {code}"
             raise DataError(
-                f"class {name}: has {counts[cell]} groups to divide into {folds} folds; lower the number of folds"
+                f"folds: class {name} has {counts[cell]} training groups, fewer than {folds} folds; use fewer folds"
             )
 
 
@@ -145,19 +143,19 @@ def _check_folds(cohort: _Cohort, rest: Mask, folds: int, classes: Sequence[str]
 
 @dataclass(frozen=True)
 class _Stratum:
-    """Groups that bring the same units to the same cells, so that it is all the same which of them is drawn."""
+    """Interchangeable groups: they add the same units to the same cells."""
 
-    groups: Rows  # in the order in which they are drawn
+    groups: Rows  # in the order of the draw
     cells: Rows
-    units: NDArray[np.float64]  # brought to each of the cells by one group
+    units: NDArray[np.float64]  # that one group adds to each of the cells
 
 
 def _draw(cohort: _Cohort, among: Mask, shares: Sequence[float], *, key: str) -> Rows:
-    """The bin of every group, shape [groups], -1 for those not ``among``: bin b gets ``shares[b]`` of every cell.
+    """Assign groups to bins so that bin b gets ``shares[b]`` of every cell; shape [groups], -1 if not ``among``.
 
-    How many groups of a stratum go to which bin is settled by rounding down, then giving each group left over to the
-    bin that its cells lack most, then moving groups while that lessens the sum of squared errors over cells and
-    bins. Which groups they are is settled by their keyed hash.
+    The number of groups per stratum and bin is rounded down, each remaining group goes to the bin that its cells lack
+    most, and groups then move while that decreases the sum of squared errors over cells and bins. A keyed hash decides
+    which groups of a stratum are taken.
     """
     strata = _strata(cohort, among, key)
     lacking = _targets(cohort, among, shares)
@@ -174,7 +172,7 @@ def _draw(cohort: _Cohort, among: Mask, shares: Sequence[float], *, key: str) ->
 
 
 def _strata(cohort: _Cohort, among: Mask, key: str) -> list[_Stratum]:
-    """The strata of some groups; strata and their groups in the order of the keyed hash."""
+    """Return the strata of the selected groups; strata and their groups are in the order of the keyed hash."""
     chosen = among[cohort.member]
     member, cell = cohort.member[chosen], cohort.cell[chosen]
     order = np.lexsort((cell, member))
@@ -185,21 +183,21 @@ def _strata(cohort: _Cohort, among: Mask, key: str) -> list[_Stratum]:
     for position in np.argsort(hash_order.ranks(cohort.names[groups], key=key)):
         members.setdefault(signatures[position].tobytes(), []).append(int(groups[position]))
     strata = []
-    for signature, found in members.items():
+    for signature, positions in members.items():
         cells, units = np.unique(np.frombuffer(signature, dtype=np.int64), return_counts=True)
-        strata.append(_Stratum(np.array(found, dtype=np.int64), cells, units.astype(np.float64)))
+        strata.append(_Stratum(np.array(positions, dtype=np.int64), cells, units.astype(np.float64)))
     return strata
 
 
 def _targets(cohort: _Cohort, among: Mask, shares: Sequence[float]) -> NDArray[np.float64]:
-    """What every bin should get of every cell, shape [cells, bins]."""
+    """Return the target of every cell and bin, shape [cells, bins]."""
     total = np.bincount(cohort.cell[among[cohort.member]], minlength=int(cohort.cell.max(initial=0)) + 1)
     targets: NDArray[np.float64] = np.outer(total, shares)
     return targets
 
 
 def _rounded_down(stratum: _Stratum, shares: Sequence[float], lacking: NDArray[np.float64]) -> Rows:
-    """Groups per bin, shape [bins]; takes what they bring from ``lacking``."""
+    """Return the groups per bin, rounded down, shape [bins]; subtracts their units from ``lacking``."""
     count = np.floor(len(stratum.groups) * np.asarray(shares) + 1e-9).astype(np.int64)
     lacking[stratum.cells] -= np.outer(stratum.units, count)
     return count
@@ -211,7 +209,7 @@ def _move(stratum: _Stratum, count: Rows, lacking: NDArray[np.float64], *, to: i
 
 
 def _improve(stratum: _Stratum, count: Rows, lacking: NDArray[np.float64]) -> bool:
-    """Move one group of the stratum to a better bin; False if there is none."""
+    """Move one group of the stratum to a better bin; return False if there is none."""
     need = stratum.units @ lacking[stratum.cells]
     source = int(np.argmin(np.where(count > 0, need, np.inf)))
     target = int(np.argmax(need))

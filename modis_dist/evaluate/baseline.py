@@ -35,9 +35,9 @@ def logistic_regression(
     test: Mapping[str, Labelled],
     *,
     classes: Sequence[str],
-    place: FeatureStorage = "memory",
+    storage: FeatureStorage = "memory",
 ) -> dict[str, Any]:
-    """One multinomial logistic regression per modality, scored on the test rows; ``place`` keeps standardised rows.
+    """One multinomial logistic regression per modality, scored on the test rows; ``storage`` keeps standardised rows.
 
     ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown; only labelled
     training rows are used, standardised by their own mean and deviation.
@@ -47,7 +47,7 @@ def logistic_regression(
     C. A modality whose labelled training rows are all of one class predicts that class; one without any is not scored
     (n = 0, figures None).
     """
-    outcomes = {name: _one_modality(train.get(name), rows, place) for name, rows in test.items()}
+    outcomes = {name: _one_modality(train.get(name), rows, storage) for name, rows in test.items()}
     result = classification({name: scored for name, (scored, _) in outcomes.items()}, classes=classes)
     for name, (_, facts) in outcomes.items():
         result["modalities"][name] |= facts
@@ -55,7 +55,7 @@ def logistic_regression(
     return {**result, "max_iter": MAX_ITER, "converged": converged}
 
 
-def _one_modality(train: Labelled | None, test: Labelled, place: FeatureStorage) -> tuple[Scored, dict[str, Any]]:
+def _one_modality(train: Labelled | None, test: Labelled, storage: FeatureStorage) -> tuple[Scored, dict[str, Any]]:
     x, true = test
     known = train[1] != UNLABELLED if train is not None else np.zeros(0, bool)
     if train is None or not known.any():
@@ -67,7 +67,7 @@ def _one_modality(train: Labelled | None, test: Labelled, place: FeatureStorage)
         return Scored(true, np.full_like(true, labels[0])), {"C": None, "converged": True, "reason": reason}
     labelled = RowView(train[0], np.flatnonzero(known))
     c = chosen_c(labelled, labels)
-    predicted, converged = predict(labelled, labels, x, c=c, place=place)
+    predicted, converged = predict(labelled, labels, x, c=c, storage=storage)
     return Scored(true, predicted), {"C": c, "converged": converged, "reason": None}
 
 
@@ -107,18 +107,18 @@ def _one_thread() -> Iterator[None]:
 
 
 def predict(
-    train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, place: FeatureStorage = "memory"
+    train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, storage: FeatureStorage = "memory"
 ) -> tuple[Rows, bool]:
     """Classes [n_test] that a regression with C = ``c`` predicts, and whether lbfgs converged.
 
-    There are at least two classes in ``train_y``. Standardised rows are kept in ``place``, and lbfgs copies none.
+    There are at least two classes in ``train_y``. Standardised rows are kept in ``storage``, and lbfgs copies none.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
     if not len(test_x):
         return np.zeros(0, np.int64), True
-    train_x, test_x = standardised(train_x, test_x, place=place)
+    train_x, test_x = standardised(train_x, test_x, storage=storage)
     model = LogisticRegression(C=c, max_iter=MAX_ITER)
     with _one_thread(), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
@@ -127,7 +127,7 @@ def predict(
     return np.asarray(model.predict(test_x), np.int64), converged
 
 
-def standardised(train: Matrix, other: Matrix, *, place: FeatureStorage = "memory") -> tuple[Features, Features]:
+def standardised(train: Matrix, other: Matrix, *, storage: FeatureStorage = "memory") -> tuple[Features, Features]:
     """Both [n, p] less the training mean, over the training deviation; columns constant in training only shifted."""
     nothing = np.zeros(train.shape[1])
     mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=nothing) / len(train)
@@ -136,7 +136,7 @@ def standardised(train: Matrix, other: Matrix, *, place: FeatureStorage = "memor
     constant = np.logical_and.reduce([(block == first).all(0) for block in _blocks(train)])
     scale = np.where(constant, 1.0, np.sqrt(squares / len(train)))
     left, right = (
-        materialise((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), place=place)
+        materialise((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), storage=storage)
         for x in (train, other)
     )
     return left, right

@@ -54,7 +54,7 @@ def _chosen(model: Predictor, store: Store, only: Sequence[str] | None) -> list[
     missing = [m for m in chosen if m not in store.modalities]
     if missing or not chosen:
         asked = shown(missing[0]) if missing else "of the model's modalities"
-        raise DataError(f"{shown(str(store.path))}: has no modality {asked}; it has {', '.join(store.modalities)}")
+        raise DataError(f"{shown(str(store.path))}: no modality {asked}; known: {', '.join(store.modalities)}")
     return chosen
 
 

@@ -71,7 +71,7 @@ def plain_baseline(prepared: Prepared, subset: Subset) -> dict[str, Any]:
     """Logistic regression per modality, fitted on the training rows and scored on the rows of ``subset``."""
     train = {m: (x, prepared.train.label[m]) for m, x in prepared.train.x.items()}
     held_out = {m: (x, subset.label[m]) for m, x in subset.x.items()}
-    return baseline.logistic_regression(train, held_out, classes=prepared.classes, place=prepared.place)
+    return baseline.logistic_regression(train, held_out, classes=prepared.classes, storage=prepared.storage)
 
 
 def _sampled(encoded: Mapping[str, tuple[Features, Features]], seed: int, name: str) -> dict[str, Features]:

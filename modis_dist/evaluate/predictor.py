@@ -114,9 +114,9 @@ class Predictor:
 
     # --- arrays -----------------------------------------------------------------------------------------------
 
-    def transform(self, x: Matrix, *, modality: str, place: FeatureStorage = "memory") -> Features:
+    def transform(self, x: Matrix, *, modality: str, storage: FeatureStorage = "memory") -> Features:
         """Raw features [n, p] preprocessed as in training, and kept in a place."""
-        return self._pipeline_of(modality).apply(x, place=place)
+        return self._pipeline_of(modality).apply(x, storage=storage)
 
     def probabilities(self, x: Features, *, modality: str) -> NDArray[np.float32]:
         """Class probabilities [n, K] of raw features [n, p]."""
@@ -194,7 +194,7 @@ def _find(folder: Path) -> Path:
         found = checkpoint.latest(place) if place.is_dir() else None
         if found is not None:
             return found
-    raise DataError(f"{folder}: holds no finished model (looked for best/step-*)")
+    raise DataError(f"{folder}: no trained model (expected best/step-*)")
 
 
 def _pipeline(modality: str, held: checkpoint.Checkpoint) -> Pipeline:

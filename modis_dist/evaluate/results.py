@@ -122,7 +122,7 @@ def _read(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}); remove it to have it made again") from None
+        raise DataError(f"{path}: cannot be read ({type(error).__name__}); remove it and rerun the command") from None
     return result
 
 

@@ -265,14 +265,14 @@ def _members(pack: Pack, *, out: Path, store: Path) -> list[Member]:
 
 def cohort_of(store: Path, run: Run, *, kinds: int = 1) -> Cohort:
     """The data of a run, kept for the next pack of this process; this one learns from so many ``kinds`` of them."""
-    place = storage_of(run, _opened(store), kinds=kinds)
-    return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}), place)
+    storage = storage_of(run, _opened(store), kinds=kinds)
+    return _cohort(store, run.data.model_dump_json(include={"modalities", "classes"}), storage)
 
 
 @lru_cache(maxsize=1)
-def _cohort(store: Path, data: str, place: FeatureStorage) -> Cohort:
+def _cohort(store: Path, data: str, storage: FeatureStorage) -> Cohort:
     chosen = Run.model_validate({"data": {}}).data.model_validate_json(data)
-    return load_cohort(_opened(store), chosen, place=place)
+    return load_cohort(_opened(store), chosen, storage=storage)
 
 
 @lru_cache(maxsize=1)

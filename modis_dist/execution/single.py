@@ -57,7 +57,7 @@ def train_run(
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
     with enough_memory(out, run):
-        prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
+        prepared = prepare(run, load_cohort(store, run.data, storage=storage_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))  # or it refuses
     member = Member(trial, run, prepared, out)
     cpu_settings.use(run.trainer.threads)
@@ -108,10 +108,10 @@ def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
-    place = storage_of(run, opened)
+    storage = storage_of(run, opened)
     if data_key(run, opened.fingerprint) != predictor.data:
-        return _judged_elsewhere(predictor, opened, learnt_from(run, predictor), place=place)
-    prepared = prepare(run, load_cohort(opened, run.data, place=place), test=True)
+        return _judged_elsewhere(predictor, opened, learnt_from(run, predictor), storage=storage)
+    prepared = prepare(run, load_cohort(opened, run.data, storage=storage), test=True)
     subset_or_none = prepared.test or prepared.validation
     if subset_or_none is None:
         raise DataError(f"{folder}: the run has neither test nor validation rows; see data.split")
@@ -172,10 +172,10 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
 
 
 def _judged_elsewhere(
-    predictor: Predictor, store: Store, learnt: Learnt | None, *, place: FeatureStorage
+    predictor: Predictor, store: Store, learnt: Learnt | None, *, storage: FeatureStorage
 ) -> dict[str, Any]:
     """Figures on a store that the model was not trained with."""
-    subset, unknown, known = _new_rows(predictor, store, learnt, place=place)
+    subset, unknown, known = _new_rows(predictor, store, learnt, storage=storage)
     if not any(subset.rows().values()):
         raise DataError(
             f"{store.path}: no row is left to judge ({unknown} of classes that the model does not know, {known} with "
@@ -191,7 +191,7 @@ def _judged_elsewhere(
 
 
 def _new_rows(
-    predictor: Predictor, store: Store, learnt: Learnt | None, *, place: FeatureStorage
+    predictor: Predictor, store: Store, learnt: Learnt | None, *, storage: FeatureStorage
 ) -> tuple[Subset, int, int]:
     """The store's rows of known classes that were not learnt from, preprocessed as in training.
 
@@ -211,7 +211,7 @@ def _new_rows(
         trained_on = np.zeros(len(index), dtype=bool) if learnt is None else learnt.knows(index) & ~strange
         strangers, learnt_rows = strangers + int(strange.sum()), learnt_rows + int(trained_on.sum())
         kept = np.flatnonzero(~strange & ~trained_on)
-        x = predictor.transform(_aligned(predictor, store, modality, kept), modality=modality, place=place)
+        x = predictor.transform(_aligned(predictor, store, modality, kept), modality=modality, storage=storage)
         whole = replace(
             whole,
             x={**whole.x, modality: x},
@@ -223,7 +223,7 @@ def _new_rows(
 
 def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> RowView:
     """Rows of a store with the model's features, in the model's order. Raises ``DataError`` naming missing ones."""
-    position = {name: place for place, name in enumerate(store.features(modality))}
+    position = {name: column for column, name in enumerate(store.features(modality))}
     wanted = predictor.features(modality)
     missing = [name for name in wanted if name not in position]
     if missing:

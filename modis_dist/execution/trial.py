@@ -12,7 +12,7 @@ NOT_LEARNT = (
     "device",
     "threads",
     "workers",
-    "features_in",
+    "feature_storage",
     "log_every",
     "checkpoint_every",
 )  # of trainer: they change no result
@@ -55,7 +55,7 @@ def trial_id(run: Run, fingerprint: str) -> str:
     tree.pop("name")
     for key in ("store", "simulate"):
         tree["data"].pop(key)
-    tree["optim"].pop("schedule")  # what it stands for is there
+    tree["optim"].pop("preset")  # the keys that it sets are in the tree
     for key in NOT_LEARNT:
         tree["trainer"].pop(key)
     return digest([fingerprint, tree])[:16]

@@ -99,11 +99,11 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
 
 def _steps(run: Run, store: Store) -> int:
     """Optimiser steps of a run, after everything has been tried that its data may refuse."""
-    prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
+    prepared = prepare(run, load_cohort(store, run.data, storage=storage_of(run, store)))
     shape(run, {m: len(p.features_out) for m, p in prepared.pipelines.items()}, len(prepared.classes))
     optim = run.optim
     rows = prepared.train.rows()
-    return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
+    return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_length=optim.epoch_length)
 
 
 # --- lives --------------------------------------------------------------------------------------------------
@@ -187,7 +187,7 @@ def _train(run: Run, folder: Path, seat: RankSpec, place: Path, end: tuple[int, 
             tracker = stack.enter_context(JournalWriter(folder / "journal.jsonl")) if seat.rank == 0 else NullTracker()
             assert run.data.store is not None
             store = Store.open(Path(run.data.store))
-            prepared = prepare(run, load_cohort(store, run.data, place=storage_of(run, store)))
+            prepared = prepare(run, load_cohort(store, run.data, storage=storage_of(run, store)))
             member, device = Member("verified", run, prepared, folder), chosen_device(run)
             if seat.size > 1 and device.type == "cuda":
                 torch.cuda.set_device(seat.rank)

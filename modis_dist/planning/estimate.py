@@ -198,14 +198,14 @@ def first_round(planned: Plan) -> list[Pack]:
     search = planned.study.sweep.search
     if not planned.to_come or not isinstance(search, OptunaSearch):
         return []
-    return [pack for pack in planned.packs() if pack.trials[0].configuration < search.at_once]
+    return [pack for pack in planned.packs() if pack.trials[0].configuration < search.round_size]
 
 
 def probe_key(runs: Sequence[Run], shape: Shape) -> str:
     """Equal for stacks whose steps take the same time."""
     objective = runs[0].objective
-    shared = [rows_of_rank(runs[0]), objective.penalty, objective.penalty_on, runs[0].trainer.precision]
-    own = sorted((run.objective.adversarial_loss, run.objective.lambda_r > 0) for run in runs)
+    shared = [rows_of_rank(runs[0]), objective.penalty_outputs, objective.penalty_inputs, runs[0].trainer.precision]
+    own = sorted((run.objective.adversarial_loss, run.objective.penalty_weight > 0) for run in runs)
     return digest([repr(shape), runs[0].trainer.threads, shared, own])
 
 
@@ -252,8 +252,8 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     batch, weights = _random_batch(run, shape, replicates, device), _weights(runs, shape, device)
     rules = Rules(
         run.objective.kl_reduction,
-        run.objective.penalty,
-        run.objective.penalty_on,
+        run.objective.penalty_outputs,
+        run.objective.penalty_inputs,
         LOWER_PRECISION[run.trainer.precision],
     )
 
@@ -279,14 +279,14 @@ def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device)
 
     label = torch.randint(shape.classes, (replicates, modalities, rows), generator=generator).to(device)
     noise = (replicates, modalities, rows, shape.latent)
-    signs = normal(replicates, modalities, rows, modalities).sign() if run.objective.penalty == "each" else None
+    signs = normal(replicates, modalities, rows, modalities).sign() if run.objective.penalty_outputs == "each" else None
     x = tuple(normal(replicates, rows, p) for p in shape.features.values())
     return Batch(x, label, normal(*noise), normal(*noise), signs)
 
 
 def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
     one = torch.ones(len(runs), device=device)
-    lambda_r = torch.tensor([run.objective.lambda_r for run in runs], device=device)
+    lambda_r = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
     prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
     kinds = tuple(run.objective.adversarial_loss for run in runs)
     return Weights(one * runs[0].objective.beta, one, lambda_r, one, one, one, prior, kinds)

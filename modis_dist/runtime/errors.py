@@ -3,6 +3,7 @@
 Every message a user sees is one line: what is wrong, where (file, key, row), why, what to do.
 """
 
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -15,6 +16,11 @@ def shown(value: object) -> str:
     text = value if isinstance(value, str) else repr(value)
     escaped = ascii(text)[1:-1]
     return escaped if len(escaped) <= MAX_SHOWN else escaped[: MAX_SHOWN - 3] + "..."
+
+
+def listed(names: Sequence[str], *, limit: int = 5) -> str:
+    """Return the first names, escaped and separated by commas, and "..." if there are more."""
+    return ", ".join(map(shown, names[:limit])) + ", ..." * (len(names) > limit)
 
 
 def nearest(name: str, candidates: list[str]) -> str:
@@ -53,9 +59,9 @@ class ConfigError(UserError):
 def _numbered(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    told = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
+    shown_problems = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
     more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-    return f"{len(problems)} mistakes: " + "  ".join(told + more)
+    return f"{len(problems)} errors: " + "  ".join(shown_problems + more)
 
 
 class DataError(UserError):

@@ -21,7 +21,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.study.search.space import drawn
 
-VERSION = 1
+VERSION = 2
 MOST_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
 FIXED_IN_CHOICE = (
@@ -81,7 +81,7 @@ def _first_round(sweep: Sweep) -> list[dict[str, Any]]:
     search = sweep.search
     if search is None:
         return [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
-    count = search.at_once if isinstance(search, OptunaSearch) else search.configurations
+    count = search.round_size if isinstance(search, OptunaSearch) else search.configurations
     return [drawn(sweep.space, seed=search.seed, number=number) for number in range(count)]
 
 
@@ -140,29 +140,29 @@ def _placed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
 def _check(study: Study, total: int, source: str) -> None:
     problems = []
     if total > MOST_TRIALS:
-        problems.append(f"sweep: {total} trials; at most {MOST_TRIALS} are allowed")
+        problems.append(f"sweep: {total} trials exceed the maximum of {MOST_TRIALS}")
     sweep = study.sweep
     conditions = [*sweep.conditions.values()]
     for place, keys in (("grid", [sweep.grid]), ("space", [sweep.space]), ("conditions", conditions)):
         problems += [
-            f"sweep.{place}: {key}: cannot be swept; it would make the trials incomparable"
+            f"sweep.{place}: {key}: cannot be swept, because the trials would not be comparable"
             for settings in keys
             for key in settings
             if _is_under(key, FIXED + FIXED_IN_CHOICE * (place != "conditions"))
         ]
     for place, chosen in (("grid", set(sweep.grid)), ("space", set(sweep.space))):
         overlap = {k for settings in conditions for k in settings} & chosen
-        problems += [f"sweep: {key} is set by both the {place} and a condition" for key in sorted(overlap)]
+        problems += [f"sweep: {key} is set by both sweep.{place} and sweep.conditions" for key in sorted(overlap)]
     problems += [
-        f"sweep.space: {key}: step must be a whole number (got {one.step:g})"
+        f"sweep.space: {key}: step must be an integer (got {one.step:g})"
         for key, one in sweep.space.items()
         if one.step is not None and one.step % 1 and is_whole(key)
     ]
     problems += _mistakes_in_pruning(study)
     if study.sweep.folds == 1 and study.data.split.validation_fraction == 0:
-        problems.append("data.split.validation_fraction: 0 leaves no rows to choose by; or set sweep.folds")
+        problems.append("data.split.validation_fraction: must be > 0 to select a configuration, or set sweep.folds")
     if study.data.split.folds is not None:
-        problems.append("data.split.folds: set sweep.folds in a study")
+        problems.append("data.split.folds: not allowed in a study; set sweep.folds")
     if problems:
         raise ConfigError(problems, source=source)
 
@@ -175,11 +175,13 @@ def _mistakes_in_pruning(study: Study) -> list[str]:
     problems = []
     swept = {*study.sweep.grid, *study.sweep.space}
     if pruning.min_epochs >= optim.epochs and "optim.epochs" not in swept:
-        problems.append(f"sweep.pruning.min_epochs: must be below optim.epochs ({optim.epochs}), else nothing is saved")
+        problems.append(
+            f"sweep.pruning.min_epochs: must be < optim.epochs ({optim.epochs}); otherwise nothing is pruned"
+        )
     if pruning.min_epochs < trainer.validate_every:
         problems.append(
-            f"sweep.pruning.min_epochs: must be at least trainer.validate_every ({trainer.validate_every}), "
-            "else there is no validation to compare"
+            f"sweep.pruning.min_epochs: must be >= trainer.validate_every ({trainer.validate_every}); "
+            "otherwise there is no validation before the first rung"
         )
     return problems
 

@@ -16,7 +16,7 @@ from modis_dist.execution.trial import Trial
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.prepare import SelectionOf, row_counts
 
-SHARED_OBJECTIVE = ("kl_reduction", "penalty", "penalty_on")  # the rest may differ within a stack
+SHARED_OBJECTIVE = ("kl_reduction", "penalty_outputs", "penalty_inputs")  # the rest may differ within a stack
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
@@ -81,7 +81,7 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     # An overflow in fp16 skips a step of the whole stack, and a replicate's result is its own.
     alone = trial.id if trial.run.trainer.precision == "fp16" else None
     # In a lower precision the discriminator learns in it only where nobody in the stack has a penalty.
-    penalised = trial.run.objective.lambda_r > 0 if trial.run.trainer.precision != "fp32" else None
+    penalised = trial.run.objective.penalty_weight > 0 if trial.run.trainer.precision != "fp32" else None
     return digest([tree, training_steps(trial, selection_of), alone, penalised])
 
 
@@ -89,7 +89,7 @@ def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
     """Steps in one epoch of a trial."""
     optim = trial.run.optim
     rows = row_counts(trial.run, selection_of(trial.run)).train
-    return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_ends=optim.epoch_ends)
+    return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_length=optim.epoch_length)
 
 
 def _by_rows(group: list[Trial]) -> list[Trial]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from modis_dist.runtime.errors import DataError, DiskFailed, shown
 from modis_dist.runtime.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
 
-VERSION = 3
+VERSION = 4
 NAME = re.compile(r"^step-(\d{8,})$")
 
 Tensors = Mapping[str, Tensor]

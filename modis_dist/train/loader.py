@@ -17,13 +17,13 @@ from modis_dist.train.placement import gather_to_device, storage_device
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
 
-EpochEnds = Literal["shortest", "longest"]
+EpochLength = Literal["shortest", "longest"]
 
 
-def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_ends: EpochEnds) -> int:
+def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_length: EpochLength) -> int:
     """Steps until the shortest or longest modality is used up, its last incomplete batch dropped; at least 1."""
     counts = rows.values()
-    return max(1, (min(counts) if epoch_ends == "shortest" else max(counts)) // batch_size)
+    return max(1, (min(counts) if epoch_length == "shortest" else max(counts)) // batch_size)
 
 
 def labelled_rows(labelled: int, rows: int, *, batch_size: int, share: float) -> int:
@@ -70,8 +70,8 @@ class Loader:
         seeds: Sequence[int],
         *,
         batch_size: int,
-        epoch_ends: EpochEnds,
-        labelled_share: float,
+        epoch_length: EpochLength,
+        min_labelled_fraction: float,
         latent: int,
         signs: bool,
         device: torch.device,
@@ -81,7 +81,7 @@ class Loader:
         self._world = world
         self._seeds = list(seeds)
         self._batch_size = batch_size
-        self._labelled_share = labelled_share
+        self._min_labelled_fraction = min_labelled_fraction
         self._latent = latent
         self._signs = signs
         self._device = device
@@ -96,7 +96,7 @@ class Loader:
         self._x = [held[id(p)] for p in prepared]
         # Replicates that share their data, as they follow each other: so many, then so many.
         self._neighbours = [len(list(same)) for _, same in groupby(map(id, prepared))]
-        lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
+        lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_length=epoch_length) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
         self._plan: tuple[int, Tensor, Tensor] | None = None
@@ -139,7 +139,7 @@ class Loader:
                 self._labels[replicate][m],
                 steps=self.steps,
                 batch_size=self._batch_size,
-                share=self._labelled_share,
+                share=self._min_labelled_fraction,
                 seed=self._seeds[replicate],
                 epoch=epoch,
                 modality=m,

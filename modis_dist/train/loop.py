@@ -118,7 +118,7 @@ class Training:
         self.progress = [Progress(member.trial) for member in members]
         objective = first.run.objective
         lower = LOWER_PRECISION[first.run.trainer.precision]
-        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on, lower)
+        self.rules = Rules(objective.kl_reduction, objective.penalty_outputs, objective.penalty_inputs, lower)
         self.asked: str | None = None  # why to stop
         self.validated = first.prepared.validation is not None
 
@@ -184,8 +184,8 @@ class Training:
             prepared,
             [member.run.seed for member in active],
             batch_size=optim.batch_size,
-            epoch_ends=optim.epoch_ends,
-            labelled_share=optim.labelled_share,
+            epoch_length=optim.epoch_length,
+            min_labelled_fraction=optim.min_labelled_fraction,
             latent=self.shape.latent,
             signs=self.rules.penalty == "each",
             device=self.device,

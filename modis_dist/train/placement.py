@@ -32,7 +32,7 @@ def storage_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = No
     ``limit``: bytes of memory where they are trained; None on this machine.
     """
     needed = resident_bytes(run, store, kinds=kinds)
-    return choose_storage(run.trainer.features_in, needed, limit=memory_limit() if limit is None else limit)
+    return choose_storage(run.trainer.feature_storage, needed, limit=memory_limit() if limit is None else limit)
 
 
 def choose_storage(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:

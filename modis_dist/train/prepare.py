@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data, Pca, PreprocessStep, Run, Variance
+from modis_dist.config.run import Data, Pca, PreprocessStep, Run, VarianceFilter
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
@@ -61,7 +61,7 @@ class Cohort:
     selection: Selection
     features: Mapping[str, tuple[str, ...]]
     x: Mapping[str, Matrix]
-    place: FeatureStorage = "memory"  # where what is made of them is kept
+    storage: FeatureStorage = "memory"  # where what is made of them is kept
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ class Prepared:
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
     key: str = ""  # ``data_key`` of the run
-    place: FeatureStorage = "memory"  # where features are kept
+    storage: FeatureStorage = "memory"  # where features are kept
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -134,16 +134,18 @@ def selections(store: Store) -> SelectionOf:
     return selection_of
 
 
-def load_cohort(store: Store, data: Data, *, place: FeatureStorage) -> Cohort:
-    """The rows that ``data`` names, with their features; ``place`` is where those are kept when they are prepared."""
+def load_cohort(store: Store, data: Data, *, storage: FeatureStorage) -> Cohort:
+    """The rows that ``data`` names, with their features; ``storage`` keeps those that are prepared."""
     selection = select(store, data)
     names = {m: store.features(m) for m in selection.modalities}
-    if place == "disk":
-        return Cohort(selection, names, {m: RowView(StoredRows(store, m), r) for m, r in selection.rows.items()}, place)
+    if storage == "disk":
+        return Cohort(
+            selection, names, {m: RowView(StoredRows(store, m), r) for m, r in selection.rows.items()}, storage
+        )
     x: dict[str, Matrix] = {}
     for modality, rows in selection.rows.items():
         x[modality] = store.read(modality, None if len(rows) == store.rows(modality) else rows)
-    return Cohort(selection, names, x, place)
+    return Cohort(selection, names, x, storage)
 
 
 def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
@@ -203,9 +205,9 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
         x, names = cohort.x[modality], cohort.features[modality]
         raw = RowView(x, chosen[modality].rows)
         steps = run.preprocess.steps(modality)
-        pipeline, widths[modality], left = preprocess.foreseen(steps, raw, features=names, modality=modality)
+        pipeline, widths[modality], left = preprocess.fit_before_pca(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
-            pipeline.apply(RowView(x, rows), place=cohort.place)
+            pipeline.apply(RowView(x, rows), storage=cohort.storage)
         left_out += left
     return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
 
@@ -218,7 +220,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
-    if cohort.place == "disk":
+    if cohort.storage == "disk":
         features = {modality: len(names) for modality, names in cohort.features.items()}
         kept = kept_bytes(run, _counted(parts, chosen), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
@@ -229,7 +231,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         raw = RowView(cohort.x[modality], chosen[modality].rows)
         steps = run.preprocess.steps(modality)
         pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
-        train_x[modality] = pipelines[modality].apply(raw, place=cohort.place)
+        train_x[modality] = pipelines[modality].apply(raw, storage=cohort.storage)
     names = {m: selection.index[m].sample_id[chosen[m].rows] for m in selection.modalities}
     train = Subset(train_x, {m: chosen[m].label for m in selection.modalities}, names)
     return Prepared(
@@ -240,7 +242,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         _held_out(cohort, pipelines, parts, "test") if test else None,
         tuple(absent),
         data_key(run, selection.fingerprint),
-        cohort.place,
+        cohort.storage,
     )
 
 
@@ -257,7 +259,7 @@ def kept_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
     """Features after preprocessing; steps that ask for more than there are will be refused."""
     for step in steps:
-        if isinstance(step, Variance):
+        if isinstance(step, VarianceFilter):
             features = min(features, step.features)
         elif isinstance(step, Pca):
             features = min(features, step.components)
@@ -268,14 +270,14 @@ def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
     """Sizes of the networks; stated sizes are checked. Raises ``ConfigError`` where they differ from the data."""
     problems = []
     if run.model.classes not in (None, classes):
-        problems.append(f"model.classes: {run.model.classes} stated, the data have {classes}")
+        problems.append(f"model.classes: is {run.model.classes}, but the data has {classes} classes")
     for modality, net in run.model.modalities.items():
         if modality not in features:
             hint = nearest(modality, list(features)) or "; the data have " + ", ".join(features)
             problems.append(f"model.modalities.{shown(modality)}: no such modality{hint}")
         elif net.features not in (None, features[modality]):
             problems.append(
-                f"model.modalities.{modality}.features: {net.features} stated, {features[modality]} after preprocessing"
+                f"model.modalities.{modality}.features: is {net.features}, but preprocessing gives {features[modality]}"
             )
     if problems:
         raise ConfigError(problems, source=run.name)
@@ -318,7 +320,7 @@ def _held_out(
     if not any(len(r) for r in rows.values()):
         return None
     index = cohort.selection.index
-    x = {m: pipelines[m].apply(RowView(cohort.x[m], rows[m]), place=cohort.place) for m in index}
+    x = {m: pipelines[m].apply(RowView(cohort.x[m], rows[m]), storage=cohort.storage) for m in index}
     label = {m: index[m].label[rows[m]] for m in index}
     return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
 
@@ -343,7 +345,7 @@ def _enough(chosen: Mapping[str, TrainingRows], run: Run) -> None:
 
 def _known(key: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str], *, source: str) -> None:
     problems = [
-        f"{key}: {shown(name)!r} is not in the store{nearest(name, list(known)) or '; it has ' + ', '.join(known)}"
+        f"{key}: {shown(name)!r} is not in the store{nearest(name, list(known)) or '; known: ' + ', '.join(known)}"
         for name in names
         if name not in known
     ]

@@ -65,10 +65,10 @@ def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: tor
     return Weights(
         beta=column("beta"),
         adversarial=column("adversarial_weight"),
-        lambda_r=column("lambda_r"),
-        label=column("class_weight"),
+        lambda_r=column("penalty_weight"),
+        label=column("classification_weight"),
         clustering=column("clustering_weight"),
-        confidence=column("confidence"),
+        confidence=column("pseudo_label_threshold"),
         prior=torch.stack(priors).to(device, dtype),
         losses=tuple(o.adversarial_loss for o in objectives),
     )

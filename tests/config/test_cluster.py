@@ -228,7 +228,7 @@ def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, t
         ({"tiem": "04:00:00"}, "tiem: unknown key; did you mean 'time'?"),
         ({"executor": "slrum"}, "executor: must be 'slurm' or 'local' (got 'slrum'); did you mean 'slurm'?"),
         ({"setup": "module load x"}, "setup: must be a list (got 'module load x'); write [module load x]"),
-        ({"account": 1234}, "account: must be text (got 1234); write '1234' in quotes"),
+        ({"account": 1234}, "account: must be a string (got 1234); write '1234' in quotes"),
     ],
 )
 def test_a_mistake_is_told_with_what_to_write(tree: dict[str, Any], problem: str, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from modis_dist.config.parse import build, dump, load_run, load_study, to_tree, with_overrides, with_settings
-from modis_dist.config.run import SCHEDULES, Optim, Run
+from modis_dist.config.run import PRESETS, Optim, Run
 from modis_dist.config.study import Study
 from modis_dist.runtime.errors import ConfigError
 
@@ -24,7 +24,7 @@ preprocess:
   default: [minmx]
 objective:
   adversarial_loss: pair wise
-  lambda_r:
+  penalty_weight:
 optim:
   epochs: 1.5
   epoch: 3
@@ -46,44 +46,44 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_all_mistakes_are_told_at_once_each_by_its_key(file: Path) -> None:
+MISTAKES = {  # key -> what its message contains
+    "name": ("1 to 64", "'a b'"),
+    "lr": ("unknown key", "'optim.lr'?"),
+    "data.store": ("3", "'3'"),
+    "data.modalities": ("'mirna'", "[mirna]"),
+    "data.classes[0]": ("1", "'1'"),
+    "scenario[0]": ("'unpiar'", "'unpair'?"),
+    "scenario[1].fraction": ("<= 1", "1.5"),
+    "preprocess.default[0]": ("'minmx'", "'minmax'?"),
+    "objective.adversarial_loss": ("'class_conditional'", "'pair wise'", "'pairwise'?"),
+    "objective.penalty_weight": ("null",),
+    "optim.epochs": ("1.5",),
+    "optim.epoch": ("unknown key", "'epochs'?"),
+    "trainer": ("5",),
+}
+
+
+def test_all_mistakes_are_reported_at_once_each_by_its_key(file: Path) -> None:
     file.write_text(MANY)
     with pytest.raises(ConfigError) as caught:
         load_study(file)
-    assert sorted(caught.value.problems) == sorted(
-        [
-            (
-                "name: must be 1 to 64 letters, digits, dots, hyphens or underscores, the first a letter or digit "
-                "(got 'a b')"
-            ),
-            "lr: unknown key; did you mean 'optim.lr'?",
-            "data.store: must be text (got 3); write '3' in quotes",
-            "data.modalities: must be a list (got 'mirna'); write [mirna]",
-            "data.classes[0]: must be text (got 1); write '1' in quotes",
-            "scenario[0]: unknown kind 'unpiar'; did you mean 'unpair'?",
-            "scenario[1].fraction: must be <= 1 (got 1.5)",
-            "preprocess.default[0]: unknown kind 'minmx'; did you mean 'minmax'?",
-            (
-                "objective.adversarial_loss: must be 'published', 'pairwise', 'class_conditional' or 'cross_entropy' "
-                "(got 'pair wise'); did you mean 'pairwise'?"
-            ),
-            "objective.lambda_r: must be a number (got nothing)",
-            "optim.epochs: must be a whole number (got 1.5)",
-            "optim.epoch: unknown key; did you mean 'epochs'?",
-            "trainer: must be a section of keys (got 5)",
-        ]
-    )
-    assert f"{file}: 13 mistakes: (1) name: " in str(caught.value) and "  (13) lr: unknown key" in str(caught.value)
+    by_key = {key: text for key, _, text in (problem.partition(": ") for problem in caught.value.problems)}
+    assert by_key.keys() == MISTAKES.keys() and len(caught.value.problems) == len(MISTAKES)
+    for key, texts in MISTAKES.items():
+        assert all(text in by_key[key] for text in texts), (key, by_key[key])
+    assert f"{file}: 13 " in str(caught.value) and "(1) name: " in str(caught.value)
+    assert "  (13) lr: " in str(caught.value)
 
 
-def test_more_than_twenty_mistakes_are_counted_and_the_first_twenty_told() -> None:
+def test_more_than_twenty_mistakes_are_counted_and_the_first_twenty_shown() -> None:
     with pytest.raises(ConfigError) as caught:
         build(Run, {f"key{i}": 1 for i in range(500)}, source="s.yaml")
-    assert "500 mistakes: (1) " in str(caught.value) and str(caught.value).endswith("and 480 more")
+    assert "s.yaml: 500 " in str(caught.value) and "(20) " in str(caught.value) and "(21) " not in str(caught.value)
+    assert "480" in str(caught.value)
     assert len(caught.value.problems) == 500
 
 
-def test_what_a_user_wrote_is_shown_escaped_and_shortened() -> None:
+def test_user_text_in_messages_is_escaped_and_shortened() -> None:
     with pytest.raises(ConfigError) as caught:
         build(Run, {"name": "\x1b[31m" + "x" * 1000, "\u202ekey\n": 1}, source="s\n.yaml")
     assert str(caught.value).isascii() and str(caught.value).isprintable() and len(str(caught.value)) < 700
@@ -92,34 +92,35 @@ def test_what_a_user_wrote_is_shown_escaped_and_shortened() -> None:
 @pytest.mark.parametrize(
     ("tree", "problem"),
     [
-        ({"data": {"store": "a", "simulate": {}}}, "data: give store or simulate, not both"),
-        ({"data": {"split": {"folds": 3}}}, "data.split: folds and fold must be given together"),
-        ({"data": {"split": {"folds": 3, "fold": 3}}}, "data.split: fold must be below folds (3); got 3"),
-        ({"scenario": ["hide_labels"]}, "scenario[0]: give exactly one of fraction and keep"),
-        ({"scenario": [{"kind": "subsample", "rows": 1, "fraction": 0.5}]}, "scenario[0]: give exactly one of"),
-        ({"scenario": [{"kind": "cut_class", "rows": 1}]}, "scenario[0].label: is required"),
-        ({"scenario": [{"rows": 1}]}, "scenario[0]: must be a name, or a section with `kind`"),
-        ({"scenario": [3]}, "scenario[0]: must be a name, or a section with `kind` (got 3)"),
+        ({"data": {"store": "a", "simulate": {}}}, "data: "),
+        ({"data": {"split": {"folds": 3}}}, "data.split: folds and fold "),
+        ({"data": {"split": {"folds": 3, "fold": 3}}}, "data.split: fold "),
+        ({"scenario": ["hide_labels"]}, "scenario[0]: "),
+        ({"scenario": [{"kind": "subsample", "rows": 1, "fraction": 0.5}]}, "scenario[0]: "),
+        ({"scenario": [{"kind": "cut_class", "rows": 1}]}, "scenario[0].label: "),
+        ({"scenario": [{"rows": 1}]}, "scenario[0]: "),
+        ({"scenario": [3]}, "scenario[0]: "),
         ({"optim": {"momentum": "fp16"}}, "optim.momentum: unknown key; known: batch_size, beta1"),
         ({"fp16": True}, "fp16: unknown key; known: data, model, name"),
-        ({"trainer": {"device": "gpu"}}, "trainer.device: must be auto, cpu, cuda or cuda:N (got 'gpu')"),
-        ({"seed": True}, "seed: must be a whole number (got 'true')"),
-        ({"name": True}, "name: must be text (got true)"),
-        ({"model": {"ratios": [True, 1.0]}}, "model.ratios[0]: must be a number (got 'true')"),
-        ({"model": {"modalities": {"a b": {}}}}, "model.modalities.a b: must be 1 to 64 letters"),
-        ({"data": {"classes": ["a"]}}, "data.classes: needs at least 2 value(s) (got ['a'])"),
-        ({"seed": 2**63}, "seed: must be < 9223372036854775808"),
+        ({"trainer": {"device": "gpu"}}, "trainer.device: "),
+        ({"seed": True}, "seed: "),
+        ({"name": True}, "name: "),
+        ({"model": {"ratios": [True, 1.0]}}, "model.ratios[0]: "),
+        ({"model": {"modalities": {"a b": {}}}}, "model.modalities.a b: "),
+        ({"data": {"classes": ["a"]}}, "data.classes: "),
+        ({"seed": 2**63}, "seed: "),
     ],
 )
-def test_a_mistake_is_said_in_plain_words(tree: dict[str, object], problem: str) -> None:
+def test_a_mistake_is_reported_by_its_key(tree: dict[str, object], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         build(Study, tree, source="s.yaml")
-    assert str(caught.value).startswith(f"s.yaml: {problem}")
+    assert str(caught.value).startswith(f"s.yaml: {problem}") and len(caught.value.problems) == 1
+    assert "pydantic" not in str(caught.value) and "Value error" not in str(caught.value)
 
 
 @pytest.mark.parametrize("gpus", [1.5, 2.01, 63.9])
-def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
-    with pytest.raises(ConfigError, match=r"^s: sweep\.resources\.gpus: must be a whole number, or a share below 1"):
+def test_gpus_of_a_pack_are_an_integer_or_a_fraction_of_one(gpus: float) -> None:
+    with pytest.raises(ConfigError, match=rf"^s: sweep\.resources\.gpus: .*{gpus}"):
         build(Study, {"sweep": {"resources": {"gpus": gpus}}}, source="s")
     for right in (0, 0.25, 0.5, 1, 2.0, 64):
         assert build(Study, {"sweep": {"resources": {"gpus": right}}}, source="s").sweep.resources.gpus == right
@@ -137,10 +138,10 @@ def test_gpus_of_a_pack_are_whole_or_a_share_of_one(gpus: float) -> None:
         "mssql+pyodbc:///?odbc_connect=DRIVER%3DX%3BPWD%3Ds3cret",
     ],
 )
-def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) -> None:
+def test_a_secret_in_the_tracking_uri_is_refused_and_not_repeated(uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s")
-    assert str(caught.value).startswith("s: sweep.mlflow.uri: holds a password or token")
+        build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s")
+    assert str(caught.value).startswith("s: sweep.mlflow.tracking_uri: ")
     assert "s3" not in str(caught.value) and "\n" not in str(caught.value)
 
 
@@ -155,12 +156,12 @@ def test_a_secret_in_the_tracking_address_is_refused_and_not_repeated(uri: str) 
         "databricks://profile",
     ],
 )
-def test_a_tracking_address_without_a_secret_is_taken(uri: str) -> None:
-    assert build(Study, {"sweep": {"mlflow": {"uri": uri}}}, source="s").sweep.mlflow.uri == uri
+def test_a_tracking_uri_without_a_secret_is_accepted(uri: str) -> None:
+    assert build(Study, {"sweep": {"mlflow": {"tracking_uri": uri}}}, source="s").sweep.mlflow.tracking_uri == uri
 
 
 @pytest.mark.parametrize("value", ["10", "1e1", 10.0])
-def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous(value: object) -> None:
+def test_unambiguous_numbers_in_quotes_or_with_exponents_are_accepted(value: object) -> None:
     assert build(Run, {"optim": {"lr": "1e-3"}}, source="s").optim.lr == 0.001
     if value != "1e1":
         assert build(Run, {"optim": {"epochs": value}}, source="s").optim.epochs == 10
@@ -179,25 +180,25 @@ def test_a_number_in_quotes_or_with_an_exponent_is_taken_where_it_is_unambiguous
         (".=1", "expected key=value"),
         ("optim.lrr=1", "optim.lrr: unknown key; did you mean 'lr'?"),
         ("lr=1", "lr: unknown key; did you mean 'optim.lr'?"),
-        ("optim.lr.x=1", "--set: optim.lr.x: lr is not a section"),
-        ("name.x=1", "name is not a section"),
-        ("scenario.fraction=1", "scenario is not a section"),
+        ("optim.lr.x=1", "--set: optim.lr.x: lr "),
+        ("name.x=1", "--set: name.x: name "),
+        ("scenario.fraction=1", "--set: scenario.fraction: scenario "),
         ("scenario[0].fraction=1", "scenario[0]: unknown key; did you mean 'scenario'?"),
-        ("optim=3", "optim: must be a section of keys (got 3)"),
+        ("optim=3", "optim: "),
         ("optim.lr=[1", "--set optim.lr=[1: line 1: not valid YAML"),
-        ("optim.lr=!!python/name:os.system", "tag tag:yaml.org,2002:python/name:os.system is not allowed"),
+        ("optim.lr=!!python/name:os.system", "tag:yaml.org,2002:python/name:os.system"),
         ("optim.lr=fast", "optim.lr: must be a number (got 'fast')"),
-        ("data.store=~nosuchuser/x", "data.store: ~nosuchuser/x leads nowhere"),
-        ('data.store="a\\0b"', "holds a character that no text has"),
+        ("data.store=~nosuchuser/x", "~nosuchuser/x"),
+        ('data.store="a\\0b"', '0b": line 1: '),
     ],
 )
-def test_a_wrong_override_is_refused_by_what_was_typed(file: Path, override: str, problem: str) -> None:
+def test_an_invalid_override_is_refused_by_its_text(file: Path, override: str, problem: str) -> None:
     assert problem in refusal(file, override)
 
 
-def test_a_key_set_twice_is_refused_and_all_wrong_overrides_are_told(file: Path) -> None:
+def test_a_key_set_twice_is_refused_with_all_other_wrong_overrides(file: Path) -> None:
     told = refusal(file, "optim.lr=1e-4", "optim.lr =1e-5", "seed")
-    assert "2 mistakes" in told and "optim.lr was already set" in told and "seed: expected key=value" in told
+    assert "--set: 2 " in told and "(1) optim.lr =1e-5: optim.lr " in told and "(2) seed: " in told
 
 
 def test_overrides_are_yaml_values() -> None:
@@ -205,12 +206,12 @@ def test_overrides_are_yaml_values() -> None:
     assert tree == {"a": {"b": [1, "x"]}, "c": "NO", "d": 0.001, "e": {"f": 2}, "g": True, "h": "a=b"}
 
 
-def test_a_list_is_overridden_whole(file: Path) -> None:
+def test_an_override_replaces_a_list(file: Path) -> None:
     study = load_study(file, ["scenario=[unpair, {kind: hide_labels, keep: 1}]", "model.ratios=[1, 0.5]"])
     assert [step.kind for step in study.scenario] == ["unpair", "hide_labels"] and study.model.ratios == (1, 0.5)
 
 
-def test_overrides_leave_the_tree_they_are_given() -> None:
+def test_overrides_do_not_modify_the_tree() -> None:
     tree = {"a": {"b": 1}}
     with_overrides(tree, ["a.b=2"])
     assert tree == {"a": {"b": 1}}
@@ -219,7 +220,7 @@ def test_overrides_leave_the_tree_they_are_given() -> None:
 # --- paths ----------------------------------------------------------------------------------------------------
 
 
-def test_a_store_in_the_file_is_relative_to_the_file_and_one_on_the_command_line_to_where_one_is(
+def test_a_store_is_relative_to_the_file_or_on_the_command_line_to_the_working_directory(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
@@ -234,30 +235,28 @@ def test_a_store_in_the_file_is_relative_to_the_file_and_one_on_the_command_line
     assert load_run(Path("../s.yaml")).data.store == str(tmp_path / "stores/a")
 
 
-def test_the_tables_of_a_simulation_are_relative_in_the_same_way(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_reference_tables_are_relative_in_the_same_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir("/")
     file = tmp_path / "s.yaml"
-    file.write_text("data: {simulate: {params: tables}}")
-    assert load_study(file).data.simulate.params == str(tmp_path / "tables")
-    assert load_study(file, ["data.simulate.params=tmp/x"]).data.simulate.params == str(Path("/tmp/x").resolve())
+    file.write_text("data: {simulate: {reference: tables}}")
+    assert load_study(file).data.simulate.reference == str(tmp_path / "tables")
+    assert load_study(file, ["data.simulate.reference=tmp/x"]).data.simulate.reference == str(Path("/tmp/x").resolve())
 
 
-def test_links_that_lead_to_each_other_are_named(file: Path, tmp_path: Path) -> None:
+def test_a_symlink_loop_is_refused_by_its_key(file: Path, tmp_path: Path) -> None:
     (tmp_path / "stores").mkdir()
     (tmp_path / "stores" / "a").symlink_to(tmp_path / "stores" / "a")
-    assert "data.store: stores/a leads nowhere" in refusal(file)
+    assert "data.store: " in (refused := refusal(file)) and "stores/a " in refused
 
 
 def test_an_empty_path_is_refused(file: Path) -> None:
-    assert "data.store: must not be empty" in refusal(file, 'data.store=""')
+    assert "data.store: " in refusal(file, 'data.store=""')
 
 
 # --- round trips ----------------------------------------------------------------------------------------------
 
 
-def test_a_run_written_whole_is_loaded_as_the_same_run(file: Path, tmp_path: Path) -> None:
+def test_a_dumped_run_is_loaded_as_the_same_run(file: Path, tmp_path: Path) -> None:
     run = load_run(file, ["scenario=[unpair, {kind: cut_class, label: NO, rows: 3}]", "trainer.early_stopping={}"])
     written = tmp_path / "elsewhere" / "run.yaml"
     written.parent.mkdir()
@@ -265,10 +264,10 @@ def test_a_run_written_whole_is_loaded_as_the_same_run(file: Path, tmp_path: Pat
     assert load_run(written) == run
 
 
-def test_a_study_is_no_run_but_a_run_is_a_study_of_one(file: Path) -> None:
+def test_a_study_is_not_a_run_but_a_run_is_a_study(file: Path) -> None:
     assert load_study(file).base() == load_run(file)
     file.write_text("sweep: {folds: 3}")
-    with pytest.raises(ConfigError, match=r"this is a study; run it with `modis-dist tune`"):
+    with pytest.raises(ConfigError, match=r"sweep: .*`modis-dist tune`"):
         load_run(file)
 
 
@@ -280,20 +279,20 @@ def test_a_tree_is_frozen(file: Path) -> None:
 # --- what is swept --------------------------------------------------------------------------------------------
 
 
-def test_mistakes_of_the_grid_and_of_conditions_are_told_with_the_others(file: Path) -> None:
+def test_mistakes_in_grid_and_conditions_are_reported_with_all_others(file: Path) -> None:
     told = refusal(
         file,
         "optim.epochs=0",
         "sweep.grid={objective.betta: [1], optim.lr: [1e-3, high]}",
         "sweep.conditions={a: {model.latent: 0}}",
     )
-    assert "4 mistakes" in told and "optim.epochs: must be >= 1" in told
+    assert ": 4 " in told and "optim.epochs: must be >= 1" in told
     assert "sweep.grid: objective.betta: unknown key; did you mean 'beta'?" in told
     assert "sweep.grid: optim.lr: must be a number (got 'high')" in told
     assert "sweep.conditions.a: model.latent: must be >= 1 (got 0)" in told
 
 
-def test_a_dotted_key_below_the_grid_or_a_condition_is_the_entry_of_that_name(file: Path) -> None:
+def test_a_dotted_key_below_the_grid_or_a_condition_is_one_entry(file: Path) -> None:
     sweep = load_study(
         file, ["sweep.grid.objective.beta=[1e-4]", "sweep.conditions.a.optim.lr=1", "sweep.folds=3"]
     ).sweep
@@ -304,53 +303,81 @@ def test_a_dotted_key_below_the_grid_or_a_condition_is_the_entry_of_that_name(fi
 
 
 @pytest.mark.parametrize("key", ["preprocess.default", "preprocess.modalities.mirna"])
-def test_none_is_no_preprocessing_by_itself_only(file: Path, key: str) -> None:
+def test_none_cannot_be_combined_with_preprocessing_steps(file: Path, key: str) -> None:
     for value in ("none", "[none]"):
         assert load_study(file, [f"{key}={value}"]).preprocess.steps("mirna") == ()
-    assert f"{key}: `none` stands alone" in refusal(file, f"{key}=[none, log1p]")
+    assert f"{key}: `none` " in refusal(file, f"{key}=[none, log1p]")
 
 
-FAST = SCHEDULES["fast"]
+FAST = PRESETS["fast"]
 STATED = {"optim": {"lr": 0.5, "epochs": 300}, "trainer": {"early_stopping": None}}
 
 
-def scheduled(run: Run) -> dict[str, object]:
-    """What a schedule stands for, as a run has it."""
+def with_preset(run: Run) -> dict[str, object]:
+    """Return the values of the keys of a preset in a run."""
     tree = to_tree(run)
     found = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
     patience = found["trainer.early_stopping"]
     return found | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
 
 
-def test_a_schedule_in_a_file_gives_what_the_file_does_not_state() -> None:
-    run = build(Run, {**STATED, "optim": {**STATED["optim"], "schedule": "fast"}}, source="x")
-    assert scheduled(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
-    partly = {"optim": {"schedule": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
+def test_a_preset_in_a_file_sets_keys_that_the_file_does_not_state() -> None:
+    run = build(Run, {**STATED, "optim": {**STATED["optim"], "preset": "fast"}}, source="x")
+    assert with_preset(run) == FAST | {"optim.lr": 0.5, "optim.epochs": 300, "trainer.early_stopping": None}
+    partly = {"optim": {"preset": "fast"}, "trainer": {"early_stopping": {"min_delta": 0.01}}}
     stopping = build(Run, partly, source="x").trainer.early_stopping
     assert stopping is not None and (stopping.min_delta, stopping.patience) == (0.01, 10)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("before", [STATED, {"optim": {"schedule": "fast"}}])
-def test_a_schedule_as_an_override_replaces_what_was_stated_but_no_other_override(schedule: str, before: dict) -> None:
-    run = build(Run, with_overrides(before, [f"optim.schedule={schedule}", "optim.epochs=7"]), source="x")
-    assert scheduled(run) == SCHEDULES[schedule] | {"optim.epochs": 7}
-    again = build(Run, with_settings(to_tree(run), {"optim.schedule": "published"}, source="x"), source="x")
-    assert scheduled(again) == SCHEDULES["published"]
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("before", [STATED, {"optim": {"preset": "fast"}}])
+def test_a_preset_as_an_override_replaces_stated_keys_but_not_other_overrides(preset: str, before: dict) -> None:
+    run = build(Run, with_overrides(before, [f"optim.preset={preset}", "optim.epochs=7"]), source="x")
+    assert with_preset(run) == PRESETS[preset] | {"optim.epochs": 7}
+    again = build(Run, with_settings(to_tree(run), {"optim.preset": "published"}, source="x"), source="x")
+    assert with_preset(again) == PRESETS["published"]
 
 
-def test_a_run_without_a_schedule_has_the_published_one() -> None:
-    assert scheduled(Run()) == SCHEDULES["published"]
+def test_a_run_without_a_preset_has_the_published_one() -> None:
+    assert with_preset(Run()) == PRESETS["published"]
 
 
-def test_a_run_whose_schedule_was_filled_in_is_written_and_read_as_it_is() -> None:
-    run = build(Run, {"optim": {"schedule": "fast"}}, source="x")
+def test_a_run_with_a_preset_is_dumped_and_loaded_unchanged() -> None:
+    run = build(Run, {"optim": {"preset": "fast"}}, source="x")
     assert build(Run, to_tree(run), source="x") == run
     settings = {"optim.epochs": 3, "trainer.early_stopping": None}
     later = build(Run, with_settings(to_tree(run), settings, source="x"), source="x")
-    assert scheduled(later) == FAST | settings
+    assert with_preset(later) == FAST | settings
 
 
-def test_the_help_of_the_schedule_names_all_that_it_stands_for() -> None:
-    text = str(Optim.model_fields["schedule"].description)
+def test_the_description_of_the_preset_lists_its_keys() -> None:
+    text = str(Optim.model_fields["preset"].description)
     assert all(f"{key} " in text for key in FAST) and "patience" in text
+
+
+OLD_KEYS = {
+    "objective.lambda_r": 1,
+    "objective.penalty": "sum",
+    "objective.penalty_on": "x",
+    "objective.class_weight": 1,
+    "objective.confidence": 0.9,
+    "optim.schedule": "fast",
+    "optim.epoch_ends": "shortest",
+    "optim.labelled_share": 0.25,
+    "trainer.features_in": "disk",
+    "data.simulate.params": "tables",
+    "sweep.search": {"kind": "optuna", "at_once": 3},
+    "sweep.mlflow.uri": "sqlite:///x.db",
+    "sweep.mlflow.experiment": "x",
+    "preprocess.default": [{"kind": "impute", "value": "mean"}],
+}
+
+
+@pytest.mark.parametrize("key", OLD_KEYS)
+def test_the_keys_of_earlier_versions_are_refused_by_name(key: str) -> None:
+    value = OLD_KEYS[key]
+    with pytest.raises(ConfigError) as caught:
+        build(Study, with_settings({}, {key: value}, source="x"), source="x")
+    wrong = [problem for problem in caught.value.problems if "unknown key" in problem]
+    last = list(value[-1] if isinstance(value, list) else value)[-1] if isinstance(value, dict | list) else key
+    assert len(wrong) == 1 and wrong[0].partition(":")[0].endswith(last)

@@ -10,7 +10,7 @@ Row = tuple[str, str, int]  # sample, group, label
 
 
 def index_of(rows: Sequence[Row], split: Sequence[str] | None = None) -> Index:
-    """An index with these rows, in this order."""
+    """Return an index with these rows, in this order."""
     samples, groups, labels = ([row[part] for row in rows] for part in range(3))
     stored = np.array(split if split is not None else [""] * len(rows), dtype=object)
     return Index(
@@ -36,6 +36,6 @@ def random_cohort(
 
 
 def reordered(indexes: Mapping[str, Index], seed: int) -> dict[str, Index]:
-    """The same rows in another order, and the modalities too."""
+    """Return the same rows and modalities in another order."""
     rng = np.random.default_rng(seed)
     return {name: indexes[name].take(rng.permutation(len(indexes[name]))) for name in reversed(list(indexes))}

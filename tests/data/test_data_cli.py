@@ -1,4 +1,4 @@
-"""The `modis-dist data` commands: what they print, what they make, what they refuse."""
+"""The `modis-dist data` commands: output, files and errors."""
 
 import json
 import os
@@ -23,7 +23,7 @@ def run(*arguments: str | Path) -> Result:
 
 
 def refused(*arguments: str | Path) -> str:
-    """The one line of a mistake that a user can mend."""
+    """Return the one-line message of a user error."""
     result = run(*arguments)
     assert isinstance(result.exception, DataError | ConfigError), result.output
     assert "\n" not in str(result.exception)
@@ -59,7 +59,7 @@ def store(source: Path, tmp_path: Path) -> Path:
     return tmp_path / "store"
 
 
-def test_import_says_what_was_made_what_is_odd_and_what_to_do_next(source: Path, tmp_path: Path) -> None:
+def test_import_prints_the_store_its_notices_and_the_next_command(source: Path, tmp_path: Path) -> None:
     out = tmp_path / "my store"
     result = run("import", source, "--out", out)
     assert result.exit_code == 0
@@ -74,22 +74,22 @@ def test_import_says_what_was_made_what_is_odd_and_what_to_do_next(source: Path,
 
 
 def test_import_refuses_an_existing_target_and_a_wrong_source(store: Path, source: Path, tmp_path: Path) -> None:
-    assert "exists already" in refused("import", source, "--out", store)
+    assert "already exists" in refused("import", source, "--out", store)
     assert "does not exist" in refused("import", tmp_path / "absent", "--out", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 
-def test_check_of_a_sound_store_says_so(store: Path) -> None:
+def test_check_of_a_valid_store_prints_its_contents(store: Path) -> None:
     result = run("check", store)
     assert result.exit_code == 0
-    assert "mirna: 6 rows, 2 features, 1 shards: sound" in result.stdout
+    assert "mirna: 6 rows, 2 features, 1 shards: OK" in result.stdout
     tree = json.loads(run("check", store, "--json").stdout)
     assert tree["ok"] is True
     assert tree["fingerprint"] == Store.open(store).fingerprint
     assert tree["modalities"]["cnv"] == {"rows": 4, "features": 1, "shards": 1}
 
 
-def test_check_reads_everything_whatever_was_verified_before(store: Path) -> None:
+def test_check_ignores_earlier_verifications(store: Path) -> None:
     Store.open(store)
     shard = store / "mirna" / "part-00000.parquet"
     status, content = shard.stat(), bytearray(shard.read_bytes())
@@ -97,10 +97,10 @@ def test_check_reads_everything_whatever_was_verified_before(store: Path) -> Non
     shard.write_bytes(content)
     os.utime(shard, ns=(status.st_atime_ns, status.st_mtime_ns))
     Store.open(store)  # cannot see it
-    assert "mirna/part-00000.parquet: the content changed since the import" in refused("check", store)
+    assert "mirna/part-00000.parquet: modified" in refused("check", store)
 
 
-def test_check_finds_what_a_foreign_writer_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_finds_invalid_rows_of_another_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def write(out: Path, *, ids: list[str], value: float) -> None:
         with StoreWriter(out, source={}) as writer:
             writer.begin("mirna", ["a"])
@@ -108,12 +108,12 @@ def test_check_finds_what_a_foreign_writer_left_out(tmp_path: Path, monkeypatch:
             writer.write("mirna", sample_id=ids, group_id=ids, label=["c"] * len(ids), split=[""] * len(ids), x=x)
 
     with monkeypatch.context() as patch:
-        patch.setattr("modis_dist.data.store.writer._refuse_infinite", lambda *_, **__: None)
+        patch.setattr("modis_dist.data.store.writer.check_finite", lambda *_, **__: None)
         patch.setattr("modis_dist.data.store.rules.Ledger._add_sample", lambda *_: None)
         write(tmp_path / "infinite", ids=["s"], value=np.inf)
         write(tmp_path / "twice", ids=["s", "s"], value=1.0)
-    assert "mirna, sample 's', feature 'a': the value is infinite" in refused("check", tmp_path / "infinite")
-    assert "mirna, data row 2: sample 's' stands in data row 1 already" in refused("check", tmp_path / "twice")
+    assert "mirna, data row 1, sample 's', feature 'a': infinite" in refused("check", tmp_path / "infinite")
+    assert "mirna, data row 2: duplicate sample_id 's'" in refused("check", tmp_path / "twice")
 
 
 def test_describe_counts_like_pandas(store: Path, source: Path) -> None:
@@ -125,11 +125,11 @@ def test_describe_counts_like_pandas(store: Path, source: Path) -> None:
         counts = held["label"].astype(object).value_counts()
         assert {label: n for label, n in found["by_class"].items() if n} == counts.to_dict()
         assert found["unlabelled"] == held["label"].isna().sum()
-        assert found["labelled_share"] == pytest.approx(held["label"].notna().mean())
+        assert found["labelled_fraction"] == pytest.approx(held["label"].notna().mean())
         assert (found["minimum"], found["maximum"]) == (np.nanmin(x), np.nanmax(x))
         assert found["mean"] == pytest.approx(np.nanmean(x))
         assert found["missing"] == np.isnan(x).sum()
-        assert found["missing_share"] == pytest.approx(np.isnan(x).mean())
+        assert found["missing_fraction"] == pytest.approx(np.isnan(x).mean())
         assert found["groups"] == held["group_id"].nunique()
     assert tree["modalities"]["mirna"]["by_split"] == {"train": 3, "test": 2, "none": 1}
     assert tree["modalities"]["mirna"]["constant_features"] == 1
@@ -146,18 +146,18 @@ def test_describe_shows_a_table_with_the_empty_pair_and_names_as_text(store: Pat
     assert "notice: cnv.parquet: 1 values are missing (25.00%)" in lines
 
 
-def test_a_wholly_missing_modality_has_no_range(tmp_path: Path) -> None:
+def test_a_modality_without_values_has_no_range(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "store", source={}) as writer:
         writer.begin("mirna", ["a"])
         x = np.full((1, 1), np.nan, np.float32)
         writer.write("mirna", sample_id=["s"], group_id=["s"], label=[None], split=[""], x=x)
     held: Coverage = measure(Store.open(tmp_path / "store"), progress=lambda *_: None)
-    assert held.modalities["mirna"].minimum is None and held.modalities["mirna"].missing_share == 1
+    assert held.modalities["mirna"].minimum is None and held.modalities["mirna"].missing_fraction == 1
     assert run("describe", tmp_path / "store").exit_code == 0
     assert json.loads(run("describe", tmp_path / "store", "--json").stdout)["modalities"]["mirna"]["mean"] is None
 
 
-def test_simulate_makes_a_store_that_checks(tmp_path: Path) -> None:
+def test_simulate_writes_a_valid_store(tmp_path: Path) -> None:
     out = tmp_path / "simulated"
     result = run(
         "simulate", "intersim", "--out", out, "--samples", "60", "--classes", "3", "--delta", "0.5", "--seed", "1"
@@ -170,13 +170,11 @@ def test_simulate_makes_a_store_that_checks(tmp_path: Path) -> None:
 
 def test_simulate_refuses_settings_out_of_range_by_their_key(tmp_path: Path) -> None:
     assert "samples: must be >= 10" in refused("simulate", "intersim", "--out", tmp_path / "x", "--samples", "3")
-    assert "there is no mean.M.parquet" in refused(
-        "simulate", "intersim", "--out", tmp_path / "x", "--params", tmp_path
-    )
+    assert "no file mean.M.parquet" in refused("simulate", "intersim", "--out", tmp_path / "x", "--reference", tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_commands_load_nothing_heavy_until_they_run() -> None:
+def test_the_commands_import_nothing_heavy_until_they_run() -> None:
     heavy = "{'torch', 'pyarrow', 'numpy', 'pandas', 'anndata', 'sklearn'}"
     code = f"import sys, modis_dist.cli.data; print(sorted({heavy} & set(sys.modules)))"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Whatever the size of a file and however it lies in it, a reader holds a small part of it at a time."""
+"""Readers hold a small part of a file in memory, for any size and layout of the file."""
 
 import importlib.util
 import tracemalloc
@@ -45,7 +45,7 @@ def write(path: Path, x: NDArray[np.float32], layout: str) -> None:
 
 
 def peaks_of(path: Path, scratch: Path, x: NDArray[np.float32]) -> tuple[int, int]:
-    """The most bytes that NumPy holds while all rows of ``x`` are read, and that Arrow holds between two pieces."""
+    """Return the peak memory of NumPy while reading all rows, and of Arrow between two pieces."""
     suffix = next(suffix for suffix in READERS if path.name.endswith(suffix))
     (source,) = READERS[suffix](path, "mirna")
     row, before, arrow = 0, pa.total_allocated_bytes(), 0
@@ -73,7 +73,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_is_read_in_memory_of_a_few_of_its_parts(
+def test_a_file_is_read_in_the_memory_of_a_few_pieces(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if LAYOUTS[layout] == ".h5ad" and importlib.util.find_spec("anndata") is None:
@@ -96,9 +96,7 @@ def test_a_file_is_read_in_memory_of_a_few_of_its_parts(
     assert arrows < x.nbytes / 4 or layout.startswith("csv"), "of text Arrow has a block, here all of it"
 
 
-def test_blocks_of_text_do_not_grow_with_long_names_without_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_text_blocks_are_bounded_for_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(tables, "WIDE_BLOCK_BYTES", 1 << 14)
     held = pd.DataFrame(np.zeros((400, 100)), columns=[f"{'n' * 100}{i}" for i in range(100)]).astype(int)

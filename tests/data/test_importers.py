@@ -1,4 +1,4 @@
-"""Importing: what a file says is what the store holds, and what a file says wrongly is refused by name."""
+"""Import: the store equals the files, and invalid files are refused by name."""
 
 import gzip
 import importlib.util
@@ -17,7 +17,7 @@ from modis_dist.data.importers import import_source as source_module
 from modis_dist.data.importers import tables, transpose
 from modis_dist.data.importers.convert import import_source
 from modis_dist.data.store.reader import Store
-from modis_dist.data.store.rules import class_name, spoilt_names
+from modis_dist.data.store.rules import class_name, converted_names
 from modis_dist.runtime.errors import DataError
 
 FEATURES = ["TP53", "BRCA1", "MYC", "EGFR"]
@@ -53,7 +53,7 @@ def imported(source: Path) -> Store:
 
 
 def refusal(source: Path) -> str:
-    """The message of a refused import, which must be one line and leave nothing behind or changed."""
+    """Return the one-line error of an import that must leave no files and change none."""
     before = sorted(path.name for path in source.parent.iterdir())
     with pytest.raises(DataError) as caught:
         imported(source)
@@ -63,7 +63,7 @@ def refusal(source: Path) -> str:
 
 
 def import_changed(tmp_path: Path, change: Mutation, name: str = "mirna.parquet") -> Path:
-    """A source of two modalities, one of them changed."""
+    """Write a source of two modalities, one of them changed."""
     source = tmp_path / "source"
     write(source, "cnv.parquet", frame(1))
     write(source, name, change(frame()))
@@ -90,7 +90,7 @@ def test_every_table_format_gives_the_same_store(tmp_path: Path, suffix: str) ->
     assert index.label.tolist() == [[1, 0, -1][i % 3] for i in range(12)]
 
 
-def test_parquet_floats_come_through_to_the_bit(tmp_path: Path) -> None:
+def test_parquet_floats_are_imported_bit_identical(tmp_path: Path) -> None:
     source = import_changed(tmp_path, lambda held: held)
     assert imported(source).read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
 
@@ -106,13 +106,13 @@ def test_numeric_columns_of_every_kind_become_float32(tmp_path: Path, kind: str)
     np.testing.assert_array_equal(imported(tmp_path / "source").read("mirna")[:, -1], expected)
 
 
-def test_null_and_nan_are_both_missing_and_counted_alike(tmp_path: Path) -> None:
+def test_null_and_nan_both_count_as_missing(tmp_path: Path) -> None:
     table = pa.Table.from_pandas(frame()).append_column("extra", pa.array([None, float("nan"), 1.0] * 4))
     (tmp_path / "source").mkdir()
     pq.write_table(table, tmp_path / "source" / "mirna.parquet")
     store = imported(tmp_path / "source")
     assert np.isnan(store.read("mirna")[:, -1]).tolist() == [True, True, False] * 4
-    assert "mirna.parquet: 8 values are missing (13.33%)" in store.notices
+    assert any(line.startswith("mirna.parquet: 8 ") and "13.33%" in line for line in store.notices)
 
 
 def test_without_group_and_split_a_sample_is_its_own_group(tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_without_group_and_split_a_sample_is_its_own_group(tmp_path: Path) -> No
     assert set(index.split) == {""}
 
 
-def test_whole_number_labels_are_the_same_class_however_they_are_stored(tmp_path: Path) -> None:
+def test_integer_labels_are_the_same_class_in_every_format(tmp_path: Path) -> None:
     label = [i % 3 + 1 for i in range(12)]
     for number, (name, values) in enumerate(
         {"a.parquet": label, "b.parquet": [float(v) for v in label], "c.csv": [float(v) for v in label]}.items()
@@ -146,20 +146,20 @@ def test_a_label_means_one_class(value: object, name: str | None) -> None:
     assert class_name(value) == name
 
 
-def test_a_feature_has_no_name_of_our_own_tables(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no feature may be called 'modality'.*rename the column"):
+def test_reserved_feature_names_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"mirna\.parquet: .*'modality'"):
         imported(import_changed(tmp_path, lambda held: held.assign(modality=1.0)))
 
 
 @pytest.mark.parametrize("value", [-1, -1.0, "-1", "-1.0", -100, "-100"])
-def test_a_code_for_unlabelled_is_no_class(value: object) -> None:
-    with pytest.raises(ValueError, match="usually means unlabelled"):
+def test_negative_numbers_are_not_classes(value: object) -> None:
+    with pytest.raises(ValueError, match=rf"label {int(float(value))}\b"):
         class_name(value)
 
 
 @pytest.mark.parametrize("value", [1.5, "1.5", ".5", float("inf")])
-def test_a_number_that_is_not_whole_is_no_class(value: object) -> None:
-    with pytest.raises(ValueError, match="not whole"):
+def test_non_integer_numbers_are_not_classes(value: object) -> None:
+    with pytest.raises(ValueError, match=f"label '{value}'"):
         class_name(value)
 
 
@@ -176,7 +176,7 @@ def test_feature_names_may_be_any_unicode_and_contain_dots_slashes_and_markup(tm
     assert store.read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
 
 
-def test_metadata_columns_may_stand_anywhere(tmp_path: Path) -> None:
+def test_metadata_columns_may_be_at_any_position(tmp_path: Path) -> None:
     for name in ("a.parquet", "b.csv"):
         write(tmp_path / "source", name, frame()[[*FEATURES, "label", "sample_id"]])
     store = imported(tmp_path / "source")
@@ -205,7 +205,7 @@ def test_several_row_groups_and_text_blocks_keep_the_order(tmp_path: Path, monke
         np.testing.assert_allclose(store.read(name), held[FEATURES], rtol=1e-6)
 
 
-def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
+def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
     source = import_changed(tmp_path, lambda held: held, "mirna.csv")
     import_source(source, tmp_path / "store", progress=lambda name, done, total: seen.update({name: (done, total)}))
@@ -218,26 +218,26 @@ def test_progress_ends_at_the_whole(tmp_path: Path) -> None:
 
 def test_one_modality_is_imported_with_a_notice(tmp_path: Path) -> None:
     write(tmp_path / "source", "mirna.parquet", frame())
-    assert "there is one modality only; training needs two or more" in imported(tmp_path / "source").notices
+    assert any("one modality" in line for line in imported(tmp_path / "source").notices)
 
 
-def test_names_spoilt_by_a_spreadsheet_are_named(tmp_path: Path) -> None:
+def test_names_converted_by_a_spreadsheet_are_noticed(tmp_path: Path) -> None:
     names = {"TP53": "1-Mar", "MYC": "2.31E+13"}
     store = imported(import_changed(tmp_path, lambda held: held.rename(columns=names)))
-    assert "mirna.parquet: 2 feature names look spoilt by a spreadsheet: 1-Mar, 2.31E+13" in store.notices
+    assert any(line.startswith("mirna.parquet: 2 ") and "1-Mar, 2.31E+13" in line for line in store.notices)
 
 
 def test_numbered_features_are_not_taken_for_dates() -> None:
-    assert spoilt_names(["1-Mar", "2-Sep", "44256", "TP53", "2.31E+13", "MYC", "H2-K1", "A"]) == [
+    assert converted_names(["1-Mar", "2-Sep", "44256", "TP53", "2.31E+13", "MYC", "H2-K1", "A"]) == [
         "1-Mar",
         "2-Sep",
         "44256",
         "2.31E+13",
     ]
-    assert spoilt_names([str(number) for number in range(44_000, 45_000)]) == []
+    assert converted_names([str(number) for number in range(44_000, 45_000)]) == []
 
 
-def test_samples_that_no_modality_shares_classes_alike_and_ignored_files_are_noticed(tmp_path: Path) -> None:
+def test_unshared_samples_similar_classes_and_ignored_files_are_noticed(tmp_path: Path) -> None:
     source = import_changed(
         tmp_path,
         lambda held: held.assign(
@@ -248,11 +248,9 @@ def test_samples_that_no_modality_shares_classes_alike_and_ignored_files_are_not
     )
     (source / "README.md").write_text("x")
     (source / ".hidden").write_text("x")
-    assert imported(source).notices == (
-        "ignored: README.md",
-        "classes 'LUAD' and 'luad' differ only by case or spaces",
-        "no sample has rows in two modalities; translation cannot be scored",
-    )
+    ignored, classes, pairing = imported(source).notices
+    assert "README.md" in ignored and ".hidden" not in ignored
+    assert "'LUAD'" in classes and "'luad'" in classes and "two modalities" in pairing
 
 
 # --- what is wrong is refused by name -------------------------------------------------------------------------
@@ -274,93 +272,93 @@ def _renamed(**names: str) -> Mutation:
 WRONG: dict[str, tuple[Mutation, str]] = {
     "no sample_id": (
         _renamed(sample_id="Sample_id"),
-        r"mirna.parquet: there is no column sample_id; did you mean 'Sample_id'\?",
+        r"mirna.parquet: .*sample_id; did you mean 'Sample_id'\?",
     ),
-    "no label": (_renamed(label="labels"), r"no column label; did you mean 'labels'\?; add it, empty where the class"),
+    "no label": (_renamed(label="labels"), r"mirna.parquet: .*label; did you mean 'labels'\?"),
     "missing id": (_set(4, "sample_id", None), "mirna.parquet, data row 5: sample_id is missing"),
     "empty id": (_set(4, "sample_id", ""), "mirna.parquet, data row 5: sample_id is missing"),
     "float id": (
         lambda held: held.assign(sample_id=np.arange(12) / 2),
-        r"data row 1: sample_id is a float \(0.0\); write it as text",
+        r"data row 1: sample_id .*float \(0.0\)",
     ),
-    "duplicate id": (_set(4, "sample_id", "s1"), "data row 5: sample 's1' stands in data row 2 already"),
+    "duplicate id": (_set(4, "sample_id", "s1"), "data row 5: .*'s1'.*data row 2"),
     "id in other case": (
         _set(4, "sample_id", "S4"),
-        "mirna.parquet, data row 5: sample id 'S4' and 's4' at cnv.parquet, data row 5 differ only by case",
+        "mirna.parquet, data row 5: sample_id 'S4' and 's4' in cnv.parquet, data row 5",
     ),
     "id with a space": (
         _set(4, "sample_id", "s4 "),
-        "sample id 's4 ' and 's4' at cnv.parquet, data row 5 differ only by",
+        "sample_id 's4 ' and 's4' in cnv.parquet, data row 5",
     ),
-    "id twice by case": (_set(4, "sample_id", "S1"), "sample id 'S1' and 's1' at cnv.parquet, data row 2 differ only"),
+    "id twice by case": (_set(4, "sample_id", "S1"), "sample_id 'S1' and 's1' in cnv.parquet, data row 2"),
     "text feature": (
         lambda held: held.assign(MYC="high"),
-        "column 'MYC' has type (large_)?string; a feature is a float or integer column",
+        "column 'MYC' .*type (large_)?string",
     ),
-    "bool feature": (lambda held: held.assign(MYC=True), "column 'MYC' has type bool; a feature is a float or integer"),
+    "bool feature": (lambda held: held.assign(MYC=True), "column 'MYC' .*type bool"),
     "category feature": (
         lambda held: held.assign(MYC=pd.Categorical(["a"] * 12)),
-        "column 'MYC' has type dictionary.*; a feature is a float or integer column",
+        "column 'MYC' .*type dictionary",
     ),
     "date feature": (lambda held: held.assign(MYC=pd.Timestamp("2020-01-01")), "column 'MYC' has type timestamp"),
     "list feature": (lambda held: held.assign(MYC=[[1.0]] * 12), "column 'MYC' has type list"),
     "large integer": (
         lambda held: held.assign(MYC=[2**24 + (i == 7) for i in range(12)]),
-        "data row 8, column 'MYC': the integer 16777217 is beyond 16777216 and would lose digits",
+        "data row 8, column 'MYC': integer 16777217 .*16777216",
     ),
     "negative large integer": (
         lambda held: held.assign(MYC=-(2**40)),
-        "data row 1, column 'MYC': the integer -1099511627776",
+        "data row 1, column 'MYC': integer -1099511627776",
     ),
     "infinity": (
         _set(5, "BRCA1", np.inf),
-        "mirna.parquet, data row 6, sample 's5', feature 'BRCA1': the value is infinite or beyond 3.4e38",
+        "mirna.parquet, data row 6, sample 's5', feature 'BRCA1': .*3.4e38",
     ),
-    "minus infinity": (_set(5, "BRCA1", -np.inf), "data row 6, sample 's5', feature 'BRCA1': the value is infinite"),
+    "minus infinity": (_set(5, "BRCA1", -np.inf), "data row 6, sample 's5', feature 'BRCA1': infinite"),
     "too large": (
         _set(0, "EGFR", 1e300),
-        "data row 1, sample 's0', feature 'EGFR': the value is infinite or beyond 3.4e38",
+        "data row 1, sample 's0', feature 'EGFR': .*3.4e38",
     ),
-    "no feature": (lambda held: held.drop(columns=FEATURES), "mirna.parquet: there are no feature columns"),
+    "no feature": (lambda held: held.drop(columns=FEATURES), "mirna.parquet: no feature columns"),
     "no row": (
         lambda held: held.iloc[:0].astype(dict.fromkeys(FEATURES, np.float32)),
-        "mirna.parquet: there are no rows",
+        "mirna.parquet: no rows",
     ),
     "empty feature name": (_renamed(MYC=" "), "mirna.parquet: column 3 has no name"),
-    "same name after case": (_renamed(MYC="tp53"), r"columns 1 and 3 have the same name \('TP53', 'tp53'\)"),
-    "same name after strip": (_renamed(MYC="TP53 "), r"columns 1 and 3 have the same name \('TP53', 'TP53 '\)"),
+    "same name after case": (_renamed(MYC="tp53"), r"columns 1 and 3 .*\('TP53', 'tp53'\)"),
+    "same name after strip": (_renamed(MYC="TP53 "), r"columns 1 and 3 .*\('TP53', 'TP53 '\)"),
     "same name after NFC": (
         _renamed(TP53="caf\u00e9", MYC="cafe\u0301"),
-        r"columns 1 and 3 have the same name \('caf\\\\xe9', 'cafe\\\\u0301'\)",
+        r"columns 1 and 3 .*\('caf\\\\xe9', 'cafe\\\\u0301'\)",
     ),
-    "saved index": (_renamed(MYC="Unnamed: 0"), "column 'Unnamed: 0' is a row index that was saved by mistake"),
+    "saved index": (_renamed(MYC="Unnamed: 0"), "column 'Unnamed: 0' .*index"),
     "fraction label": (
         lambda held: held.assign(label=[1.0, 1.5] * 6),
-        "data row 2: label '1.5' is a number that is not whole",
+        "data row 2: label '1.5'",
     ),
     "date label": (
         lambda held: held.assign(label=pd.Timestamp("2020-01-01")),
-        "column label has type timestamp.*write it as text",
+        "column label .*type timestamp",
     ),
     "other label": (
         _set(0, "label", "KIRC"),
-        "mirna.parquet, data row 1: sample 's0' has label 'KIRC' here and 'LUAD' at cnv.parquet, data row 1",
+        "mirna.parquet, data row 1: label of sample 's0' .*'KIRC'.*'LUAD' in cnv.parquet, data row 1",
     ),
     "other group": (
         _set(0, "group_id", "p9"),
-        "data row 1: sample 's0' has group 'p9' here and 'p0' at cnv.parquet, data row 1",
+        "data row 1: group_id of sample 's0' .*'p9'.*'p0' in cnv.parquet, data row 1",
     ),
-    "no group here": (lambda held: held.drop(columns="group_id"), "sample 's0' has group 's0' here and 'p0' at cnv"),
-    "split word": (_set(3, "split", "valid"), r"data row 4: split must be train, test or empty \(got 'valid'\)"),
+    "no group here": (lambda held: held.drop(columns="group_id"), "group_id of sample 's0' .*'s0'.*'p0' in cnv"),
+    "split word": (_set(3, "split", "valid"), r"data row 4: split .*'valid'"),
     "group in both": (
         _set(1, "split", "train"),
-        "data row 2: group 'p0' is in train here and in test at cnv.parquet, data row 1",
+        "data row 2: split of group 'p0' .*train.*test in cnv.parquet, data row 1",
     ),
 }
 
 
 @pytest.mark.parametrize("name", WRONG)
-def test_a_wrong_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     change, message = WRONG[name]
     found = refusal(import_changed(tmp_path, change))
     assert re.search(message, found), found
@@ -373,33 +371,33 @@ TEXT_WRONG: dict[str, tuple[str | bytes, str]] = {
     ),
     "decimal comma": ('sample_id,label,a,b\ns0,x,1,"2,5"\n', r"line 2, column 'b': not a number: '2,5'"),
     "short row": ("sample_id,label,a,b\ns0,x,1,2\ns1,x,1\n", "mirna.csv, line 3: Expected 4 columns, got 3"),
-    "infinity": ("sample_id,label,a,b\ns0,x,1,inf\n", "data row 1, sample 's0', feature 'b': the value is infinite"),
+    "infinity": ("sample_id,label,a,b\ns0,x,1,inf\n", "data row 1, sample 's0', feature 'b': infinite"),
     "too large": (
         "sample_id,label,a,b\ns0,x,1,1e39\n",
-        "sample 's0', feature 'b': the value is infinite or beyond 3.4e38",
+        "sample 's0', feature 'b': .*3.4e38",
     ),
     "large integer": (
         "sample_id,label,a,b\ns0,x,1,16777217\n",
-        "data row 1, column 'b': the integer 16777217 is beyond",
+        "data row 1, column 'b': integer 16777217",
     ),
-    "same column twice": ("sample_id,label,a,a\ns0,x,1,2\n", r"columns 1 and 2 have the same name \('a', 'a'\)"),
-    "metadata twice": ("sample_id,label,label,a\ns0,x,x,2\n", "column label occurs 2 times; keep one"),
+    "same column twice": ("sample_id,label,a,a\ns0,x,1,2\n", r"columns 1 and 2 .*\('a', 'a'\)"),
+    "metadata twice": ("sample_id,label,label,a\ns0,x,x,2\n", r"mirna.csv: column label .*\(2 times\)"),
     "R row names": (",sample_id,label,a\n1,s0,x,2\n", "mirna.csv: column 1 has no name"),
     "missing id": ("sample_id,label,a\nNA,x,1\n", "data row 1: sample_id is missing"),
-    "fraction label": ("sample_id,label,a\ns0,1.5,1\n", "data row 1: label '1.5' is a number that is not whole"),
-    "empty": ("", "mirna.csv: is empty"),
-    "header only": ("sample_id,label,a\n", "mirna.csv: there are no rows"),
-    "latin 1 header": ("sample_id,label,caf\xe9\ns0,x,1\n".encode("latin-1"), "mirna.csv: is not UTF-8 text"),
-    "latin 1 cell": ("sample_id,label,a\ns\xe9,x,1\n".encode("latin-1"), "mirna.csv: is not UTF-8 text"),
-    "UTF-16": ("sample_id,label,a\ns0,x,1\n".encode("utf-16"), "mirna.csv: is not UTF-8 text"),
-    "semicolons": ("sample_id;label;a\ns0;x;1\n", "mirna.csv: there is no column sample_id"),
-    "spreadsheet": (b"PK\x03\x04rest", "mirna.csv: is a ZIP archive or a spreadsheet"),
-    "compressed": (gzip.compress(b"sample_id,label,a\ns0,x,1\n"), "mirna.csv: is gzip-compressed; name it .gz"),
+    "fraction label": ("sample_id,label,a\ns0,1.5,1\n", "data row 1: label '1.5'"),
+    "empty": ("", "mirna.csv: empty file"),
+    "header only": ("sample_id,label,a\n", "mirna.csv: no rows"),
+    "latin 1 header": ("sample_id,label,caf\xe9\ns0,x,1\n".encode("latin-1"), "mirna.csv: not UTF-8"),
+    "latin 1 cell": ("sample_id,label,a\ns\xe9,x,1\n".encode("latin-1"), "mirna.csv: not UTF-8"),
+    "UTF-16": ("sample_id,label,a\ns0,x,1\n".encode("utf-16"), "mirna.csv: not UTF-8"),
+    "semicolons": ("sample_id;label;a\ns0;x;1\n", "mirna.csv: no column sample_id"),
+    "spreadsheet": (b"PK\x03\x04rest", "mirna.csv: .*ZIP"),
+    "compressed": (gzip.compress(b"sample_id,label,a\ns0,x,1\n"), r"mirna.csv: .*gzip.*\.gz"),
 }
 
 
 @pytest.mark.parametrize("name", TEXT_WRONG)
-def test_a_wrong_text_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
+def test_an_invalid_text_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     text, message = TEXT_WRONG[name]
     write(tmp_path / "source", "zcnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
@@ -423,7 +421,7 @@ def test_a_late_cell_that_is_not_utf8_is_named_by_its_line(tmp_path: Path) -> No
     assert "mirna.csv, line 15002, column 'sample_id': invalid UTF8 data" in refusal(tmp_path / "source")
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_name(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_part_of_the_first_name(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     (tmp_path / "source" / "mirna.csv").write_text("sample_id,label,a\r\ns0,x,1\r\n", encoding="utf-8-sig", newline="")
     assert imported(tmp_path / "source").read("mirna").tolist() == [[1.0]]
@@ -438,18 +436,18 @@ def test_a_truncated_compressed_file_is_refused(tmp_path: Path, share: float) ->
 
 
 FOREIGN = {
-    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "is a git-LFS pointer; fetch",
-    b"<!DOCTYPE html><html><body>404</body></html>": "is an HTML page; the download failed",
-    b"\n<html>": "is an HTML page",
-    b"sample_id,label,a\ns0,x,1\n": "does not begin like a .parquet file",
-    b"\x1f\x8b\x08rest": "is gzip-compressed",
-    b"": "is empty",
+    b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n": "Git LFS.*git lfs pull",
+    b"<!DOCTYPE html><html><body>404</body></html>": "HTML",
+    b"\n<html>": "HTML",
+    b"sample_id,label,a\ns0,x,1\n": "not a .parquet file",
+    b"\x1f\x8b\x08rest": "gzip",
+    b"": "empty file",
     b"PAR1 and nothing more PAR1": "cannot be read",
 }
 
 
 @pytest.mark.parametrize("content", FOREIGN)
-def test_a_file_that_is_no_parquet_is_named_for_what_it_is(tmp_path: Path, content: bytes) -> None:
+def test_a_file_of_another_format_is_identified(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "source", "cnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.parquet").write_bytes(content)
     found = refusal(tmp_path / "source")
@@ -495,12 +493,12 @@ def _loop(path: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (Path.mkdir, "is not a regular file"),
-        (_pipe, "is not a regular file"),
+        (Path.mkdir, "regular file"),
+        (_pipe, "regular file"),
         (_loop, "Too many levels of symbolic links"),
     ],
 )
-def test_an_entry_that_is_no_file_is_refused_without_hanging(
+def test_an_entry_that_is_not_a_file_is_refused_without_blocking(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
     source = import_changed(tmp_path, lambda held: held)
@@ -512,17 +510,17 @@ def test_an_entry_that_is_no_file_is_refused_without_hanging(
 def test_an_unfinished_copy_is_refused(tmp_path: Path, name: str) -> None:
     source = import_changed(tmp_path, lambda held: held)
     (source / name).write_text("x")
-    assert f"{name}: looks like an unfinished copy" in refusal(source)
+    assert f"{name}: " in refusal(source)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("mirna.csv", "modality 'mirna' and 'mirna' have the same name"),
-        ("MIRNA.parquet", "modality 'mirna' and 'MIRNA' have the same name"),
-        ("-rf.parquet", "modality '-rf': a name has 1 to 64"),
-        ("a b.parquet", "modality 'a b': a name has"),
-        (f"{'x' * 65}.parquet", "a name has 1 to 64"),
+        ("mirna.csv", "modality 'mirna' and 'mirna' "),
+        ("MIRNA.parquet", "modality 'mirna' and 'MIRNA' "),
+        ("-rf.parquet", "modality '-rf': "),
+        ("a b.parquet", "modality 'a b': "),
+        (f"{'x' * 65}.parquet", f"modality '{'x' * 65}': "),
     ],
 )
 def test_a_file_name_that_cannot_name_a_modality_is_refused(tmp_path: Path, name: str, message: str) -> None:
@@ -531,12 +529,12 @@ def test_a_file_name_that_cannot_name_a_modality_is_refused(tmp_path: Path, name
     assert message in refusal(source)
 
 
-def test_an_absent_an_empty_and_a_foreign_source_are_refused(tmp_path: Path) -> None:
+def test_a_missing_an_empty_and_an_unknown_source_are_refused(tmp_path: Path) -> None:
     assert "absent: does not exist" in refusal(tmp_path / "absent")
     (tmp_path / "empty").mkdir()
-    assert "holds no table; expected <modality>.parquet" in refusal(tmp_path / "empty")
+    assert f"{tmp_path / 'empty'}: no tables" in refusal(tmp_path / "empty")
     (tmp_path / "notes.txt").write_text("x")
-    assert "notes.txt: is none of .parquet" in refusal(tmp_path / "notes.txt")
+    assert "notes.txt: unknown format" in refusal(tmp_path / "notes.txt")
 
 
 def test_a_mistake_in_the_last_file_leaves_the_source_unchanged_and_no_store(tmp_path: Path) -> None:
@@ -597,21 +595,21 @@ def test_a_mudata_file_gives_a_modality_each_with_common_labels(tmp_path: Path) 
     ("change", "message"),
     [
         (lambda held: held.obs.drop(columns="label", inplace=True), "mirna.h5ad: obs has no column label"),
-        (lambda held: held.__setattr__("X", None), "mirna.h5ad: there is no matrix X"),
+        (lambda held: held.__setattr__("X", None), "mirna.h5ad: no matrix X"),
         (lambda held: held.__setattr__("X", np.ones((12, 4), bool)), "mirna.h5ad: X has type bool"),
         (
             lambda held: held.__setattr__("X", np.full((12, 4), 2**30)),
-            "mirna.h5ad, data row 1, column 'TP53': the integer 1073741824 is beyond",
+            "mirna.h5ad, data row 1, column 'TP53': integer 1073741824",
         ),
         (
             lambda held: held.__setattr__("X", np.full((12, 4), np.inf)),
-            "sample 's0', feature 'TP53': the value is infinite",
+            "sample 's0', feature 'TP53': infinite",
         ),
-        (lambda held: held.__setattr__("obs_names", ["s0"] * 12), "sample 's0' stands in data row 1 already"),
+        (lambda held: held.__setattr__("obs_names", ["s0"] * 12), "data row 2: duplicate sample_id 's0'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
-def test_a_wrong_anndata_file_is_refused_by_name(
+def test_an_invalid_anndata_file_is_refused_by_name(
     tmp_path: Path, change: Callable[[object], None], message: str
 ) -> None:
     held = annotated("dense", frame())
@@ -622,7 +620,7 @@ def test_a_wrong_anndata_file_is_refused_by_name(
 
 
 @pytest.mark.parametrize("name", ["mirna.h5ad", "both.h5mu"])
-def test_without_the_extra_its_name_is_given(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_error_names_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda found, *a: None if found == "anndata" else real(found, *a))
@@ -638,7 +636,7 @@ def test_a_damaged_anndata_file_is_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.shared
-def test_the_real_tables_come_through_to_the_bit(tmp_path: Path, shared: Path) -> None:
+def test_the_real_tables_are_imported_bit_identical(tmp_path: Path, shared: Path) -> None:
     import_source(shared / "data" / "tcga10", tmp_path / "store", progress=lambda *_: None)
     store = Store.open(tmp_path / "store")
     assert len(store.classes) == 10

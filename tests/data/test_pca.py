@@ -1,4 +1,4 @@
-"""Principal components of blocks of rows: scikit-learn's to rounding, whatever the form of the data and the blocks."""
+"""Blockwise principal components equal scikit-learn's up to rounding, for any shape and block size."""
 
 from collections.abc import Iterator
 
@@ -32,9 +32,7 @@ def numbers(rows: int, features: int, seed: int = 0) -> Block:
 
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 60), st.data())
-def test_components_found_in_blocks_are_those_scikit_learn_finds_at_once(
-    rows: int, features: int, data: st.DataObject
-) -> None:
+def test_blockwise_components_equal_those_of_scikit_learn(rows: int, features: int, data: st.DataObject) -> None:
     # One less than all of centred rows: the last direction of those is rounding, and nobody's.
     components = data.draw(st.integers(1, min(rows - 1, features)))
     seed, size = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 70))
@@ -45,7 +43,7 @@ def test_components_found_in_blocks_are_those_scikit_learn_finds_at_once(
 
 
 @pytest.mark.parametrize(("rows", "features"), [(300, 80), (80, 300)])
-def test_components_with_clear_gaps_are_those_of_a_full_decomposition(rows: int, features: int) -> None:
+def test_components_with_clear_gaps_equal_those_of_a_full_decomposition(rows: int, features: int) -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows, 4)) * [100, 30, 10, 3] @ rng.normal(size=(4, features)) + 7
     _, _, right = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
@@ -55,7 +53,7 @@ def test_components_with_clear_gaps_are_those_of_a_full_decomposition(rows: int,
 
 
 @pytest.mark.parametrize(("components", "times"), [(3, 17), (8, 11)])
-def test_rows_are_gone_through_as_often_as_it_says(components: int, times: int) -> None:
+def test_the_number_of_passes_is_as_documented(components: int, times: int) -> None:
     assert (components < FEW * 40) is (times == 17)
     passes: list[int] = []
     randomized_pca(blocks_of(numbers(50, 40), 9, passes), (50, 40), components=components, seed=0)

@@ -1,4 +1,4 @@
-"""Scenarios: exact counts, nested levels, classes as stored, and nothing but the training rows."""
+"""Scenarios: exact counts, nested levels, unchanged classes, training rows only."""
 
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -31,12 +31,12 @@ COHORTS = st.builds(
 
 
 def steps(*written: Any) -> Any:
-    """Steps as they come out of a YAML file."""
+    """Return steps as parsed from YAML."""
     return Run.model_validate({"scenario": written}).scenario
 
 
 def training(indexes: Mapping[str, Index]) -> dict[str, Rows]:
-    """Two thirds of the rows of every modality."""
+    """Return two thirds of the rows of every modality."""
     return {name: np.flatnonzero(np.arange(len(index)) % 3 > 0) for name, index in indexes.items()}
 
 
@@ -45,12 +45,12 @@ def after(indexes: Mapping[str, Index], *written: Any, seed: int = 0) -> dict[st
 
 
 def counts(labels: Rows) -> list[int]:
-    """Rows that are unlabelled, then of each class."""
+    """Count unlabelled rows, then the rows of each class."""
     return np.bincount(labels + 1, minlength=len(CLASSES) + 1).tolist()
 
 
 def ids(indexes: Mapping[str, Index], selected: Mapping[str, TrainingRows]) -> dict[str, dict[str, int]]:
-    """Label that is seen of every sample, by modality."""
+    """Return the visible label of every sample, per modality."""
     return {
         name: dict(zip(indexes[name].sample_id[held.rows], held.label.tolist(), strict=True))
         for name, held in selected.items()
@@ -58,7 +58,7 @@ def ids(indexes: Mapping[str, Index], selected: Mapping[str, TrainingRows]) -> d
 
 
 def half_up(fraction: float, count: int) -> int:
-    """The fraction of tests is a whole number of thousandths."""
+    """Return a fraction that is a multiple of 0.001."""
     return (round(fraction * 1000) * count + 500) // 1000
 
 
@@ -83,7 +83,7 @@ WRITTEN: Sequence[Any] = (
 
 @settings(max_examples=200, deadline=None)
 @given(COHORTS, st.lists(st.sampled_from(WRITTEN), max_size=3), SEEDS)
-def test_a_scenario_takes_training_rows_only_and_never_changes_a_label(
+def test_a_scenario_selects_training_rows_only_and_changes_no_class(
     indexes: dict[str, Index], written: list[Any], seed: int
 ) -> None:
     selected = after(indexes, *written, seed=seed)
@@ -113,7 +113,7 @@ def test_no_steps_keep_everything(paired: dict[str, Index]) -> None:
     assert all(counts(held.label) == [0, 30, 30, 30, 30] for held in selected.values())
 
 
-def test_the_seed_of_the_run_serves_steps_without_their_own(paired: dict[str, Index]) -> None:
+def test_steps_without_a_seed_use_the_seed_of_the_run(paired: dict[str, Index]) -> None:
     step = {"kind": "subsample", "rows": 5}
     free = [after(paired, step, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
     fixed = [after(paired, step | {"seed": 1}, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
@@ -130,7 +130,7 @@ def test_modalities_choose_their_rows_independently(paired: dict[str, Index]) ->
 
 @settings(max_examples=100, deadline=None)
 @given(COHORTS, st.integers(0, 1000), SEEDS)
-def test_the_hidden_share_is_exact_in_every_class_and_modality(
+def test_the_hidden_fraction_is_exact_in_every_class_and_modality(
     indexes: dict[str, Index], thousandths: int, seed: int
 ) -> None:
     selected = after(indexes, {"kind": "hide_labels", "fraction": thousandths / 1000}, seed=seed)
@@ -158,7 +158,7 @@ def test_keep_1_leaves_one_label_per_class_and_modality(paired: dict[str, Index]
     assert all(counts(held.label) == [116, 1, 1, 1, 1] for held in selected.values())
 
 
-def test_a_half_row_is_hidden_and_shares_are_the_decimals_that_were_written() -> None:
+def test_fractions_are_decimal_and_half_rows_are_hidden() -> None:
     rows = [(f"s{number}", f"s{number}", 0) for number in range(150)]
     indexes = {"m0": index_of(rows), "m1": index_of(rows)}
     # 100 training rows: 0.145 as a binary number times 100 lies below 14.5.
@@ -183,7 +183,7 @@ def test_cut_class_keeps_n_rows_of_the_class_in_every_modality(paired: dict[str,
     assert all(counts(held.label) == [0, 30, 30, 6, 30] for held in selected.values())
 
 
-def test_cut_class_keeps_all_where_there_are_fewer(paired: dict[str, Index]) -> None:
+def test_cut_class_keeps_all_rows_of_a_smaller_class(paired: dict[str, Index]) -> None:
     assert counts(after(paired, {"kind": "cut_class", "label": "c2", "rows": 99})["rna"].label) == [0, 30, 30, 30, 30]
 
 
@@ -197,7 +197,7 @@ def test_rows_kept_at_a_lower_level_are_among_those_at_a_higher_one(
         assert low < high and len(high) - len(low) == many - few
 
 
-def test_dropped_pairs_are_gone_and_the_rest_is_untouched(paired: dict[str, Index]) -> None:
+def test_dropped_pairs_are_removed_and_other_rows_are_unchanged(paired: dict[str, Index]) -> None:
     pairs = [{"label": "c0", "modality": "rna"}, {"label": "c3", "modality": "protein"}]
     selected = after(paired, {"kind": "drop_pairs", "pairs": pairs})
     assert counts(selected["rna"].label) == [0, 0, 30, 30, 30]
@@ -206,7 +206,7 @@ def test_dropped_pairs_are_gone_and_the_rest_is_untouched(paired: dict[str, Inde
     assert absent_pairs(selected, paired, classes=CLASSES) == [("c0", "rna"), ("c3", "protein")]
 
 
-def test_subsample_keeps_its_share_of_unlabelled_rows_too() -> None:
+def test_subsample_keeps_its_fraction_of_unlabelled_rows() -> None:
     rows = [(f"s{number}", f"s{number}", number % 3 - 1) for number in range(90)]
     everything = {"m0": np.arange(90), "m1": np.arange(90)}
     indexes = {"m0": index_of(rows), "m1": index_of(rows)}
@@ -232,13 +232,13 @@ def test_the_order_of_steps_matters(paired: dict[str, Index]) -> None:
 
 
 def by_brute_force(has: Sequence[Sequence[int]], modalities: int) -> int:
-    """Smallest sum of squared totals over every way to give each sample one of its modalities."""
+    """Return the smallest sum of squared totals over all assignments of samples to their modalities."""
     return min(int((np.bincount(way, minlength=modalities) ** 2).sum()) for way in product(*has))
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=1, max_size=8), SEEDS)
-def test_unpairing_is_as_even_as_any_choice_could_be(has: list[set[int]], seed: int) -> None:
+def test_unpairing_is_optimally_balanced(has: list[set[int]], seed: int) -> None:
     rows = {f"m{m}": [(f"s{i}", f"s{i}", 0) for i, there in enumerate(has) if m in there] for m in range(3)}
     # A class that keeps every modality alive, whatever the first one does.
     indexes = {name: index_of([*held, (f"only-{name}", f"only-{name}", 1)]) for name, held in rows.items()}
@@ -257,7 +257,7 @@ def test_every_sample_keeps_exactly_one_modality(indexes: dict[str, Index], seed
     assert sorted(samples) == sorted(set().union(*before.values()))
 
 
-def test_classes_are_shared_out_within_one_row(paired: dict[str, Index]) -> None:
+def test_classes_are_balanced_within_one_row(paired: dict[str, Index]) -> None:
     rows = {name: np.arange(100) for name in paired}
     selected = apply(steps("unpair"), paired, rows, classes=CLASSES, seed=0)
     table = np.array([counts(held.label)[1:] for held in selected.values()])
@@ -289,7 +289,7 @@ def test_the_published_intersim_scenario_has_its_published_counts(shared: Path) 
 # --- mistakes ---------------------------------------------------------------------------------------------------
 
 
-def test_unknown_names_are_all_named_by_their_keys(paired: dict[str, Index]) -> None:
+def test_all_unknown_names_are_reported_by_key(paired: dict[str, Index]) -> None:
     with pytest.raises(ConfigError) as caught:
         after(
             paired,
@@ -311,5 +311,5 @@ def test_unknown_names_are_all_named_by_their_keys(paired: dict[str, Index]) -> 
 
 def test_a_scenario_that_empties_a_modality_is_refused(paired: dict[str, Index]) -> None:
     pairs = [{"label": label, "modality": "rna"} for label in CLASSES]
-    with pytest.raises(ConfigError, match="scenario: leaves modality rna without training rows"):
+    with pytest.raises(ConfigError, match=r"scenario: .*modality rna"):
         after(paired, {"kind": "drop_pairs", "pairs": pairs})

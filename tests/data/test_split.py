@@ -1,4 +1,4 @@
-"""Splits: whole groups, every cell near its share, the same for any order of rows."""
+"""Splits: whole groups, balanced cells, independent of the order of rows."""
 
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -40,7 +40,7 @@ def samples_of(indexes: dict[str, Index], parts: dict[str, Partition], side: str
 
 
 def assert_whole(indexes: dict[str, Index], parts: dict[str, Partition]) -> None:
-    """Sides are sorted, disjoint and complete, and no group stands on two of them."""
+    """Check that sides are sorted, disjoint and complete, and that every group is on one side."""
     sides = ("train", "validation", "test")
     for name, part in parts.items():
         rows = [getattr(part, side) for side in sides]
@@ -54,7 +54,7 @@ def assert_whole(indexes: dict[str, Index], parts: dict[str, Partition]) -> None
 
 
 @given(st.sets(st.text(max_size=8), max_size=30), st.text(max_size=100), SEEDS)
-def test_ranks_do_not_depend_on_order_and_keep_their_order_when_ids_leave(ids: set[str], key: str, seed: int) -> None:
+def test_ranks_do_not_depend_on_the_order_or_on_other_ids(ids: set[str], key: str, seed: int) -> None:
     some = np.array(sorted(ids), dtype=object)
     rank = hash_order.ranks(some, key=key)
     assert sorted(rank) == list(range(len(some)))
@@ -64,7 +64,7 @@ def test_ranks_do_not_depend_on_order_and_keep_their_order_when_ids_leave(ids: s
     assert (np.argsort(hash_order.ranks(some[rest], key=key)) == np.argsort(rank[rest])).all()
 
 
-def test_ranks_are_those_of_every_machine_and_version() -> None:
+def test_ranks_are_equal_on_every_machine_and_version() -> None:
     ids = np.array(["a", "b", "c", "é", ""], dtype=object)
     assert hash_order.ranks(ids, key="k").tolist() == [0, 3, 2, 4, 1]
 
@@ -92,7 +92,7 @@ def test_groups_stay_whole_and_all_rows_are_used(
 
 @settings(max_examples=200, deadline=None)
 @given(COHORTS, FRACTIONS, SEEDS)
-def test_test_share_of_every_class_in_every_modality_is_within_a_few_rows_of_the_target(
+def test_the_test_fraction_of_every_class_and_modality_is_near_the_target(
     indexes: dict[str, Index], fraction: float, seed: int
 ) -> None:
     parts = partition(indexes, Split(test_fraction=fraction, seed=seed))
@@ -105,7 +105,7 @@ def test_test_share_of_every_class_in_every_modality_is_within_a_few_rows_of_the
 
 
 def cells_of_groups(indexes: dict[str, Index]) -> dict[str, Counter[object]]:
-    """What each group brings to every count that a split has to share out."""
+    """Return the units that each group adds to every cell."""
     brings: dict[str, Counter[object]] = {}
     for name, index in indexes.items():
         for group, label in zip(index.group_id, index.label.tolist(), strict=True):
@@ -118,9 +118,7 @@ def cells_of_groups(indexes: dict[str, Index]) -> dict[str, Counter[object]]:
 
 @settings(max_examples=100, deadline=None)
 @given(COHORTS, FRACTIONS, SEEDS)
-def test_no_group_could_change_sides_and_bring_the_shares_nearer(
-    indexes: dict[str, Index], fraction: float, seed: int
-) -> None:
+def test_no_move_of_a_group_improves_the_split(indexes: dict[str, Index], fraction: float, seed: int) -> None:
     parts = partition(indexes, Split(test_fraction=fraction, validation_fraction=0, seed=seed))
     brings = cells_of_groups(indexes)
     test = groups_of(indexes, parts, "test")
@@ -135,7 +133,7 @@ def test_no_group_could_change_sides_and_bring_the_shares_nearer(
 
 @settings(max_examples=200, deadline=None)
 @given(COHORTS, SEEDS, SEEDS)
-def test_the_order_of_rows_and_modalities_changes_nothing(indexes: dict[str, Index], seed: int, order: int) -> None:
+def test_the_order_of_rows_and_modalities_does_not_matter(indexes: dict[str, Index], seed: int, order: int) -> None:
     split = Split(seed=seed, validation_fraction=0.25)
     other = reordered(indexes, order)
     parts, again = partition(indexes, split), partition(other, split)
@@ -151,7 +149,7 @@ def test_every_training_group_validates_in_exactly_one_fold(indexes: dict[str, I
     try:
         parts = [partition(indexes, split) for split in splits]
     except DataError as error:
-        assert f"into {folds} folds" in str(error)
+        assert "folds: class " in str(error) and f"{folds} folds" in str(error)
         return
     for part in parts:
         assert_whole(indexes, part)
@@ -180,7 +178,7 @@ def test_equal_groups_are_drawn_exactly() -> None:
         assert (rows == getattr(parts["protein"], side)).all()
 
 
-def test_another_seed_draws_other_rows_even_where_no_two_groups_are_alike() -> None:
+def test_another_seed_draws_other_rows_even_for_distinct_groups() -> None:
     indexes = random_cohort(3, groups=40, classes=4, modalities=4, samples_per_group=4, unlabelled=0.3)
     drawn = [partition(indexes, Split(seed=seed))["m0"].test.tolist() for seed in range(5)]
     assert len({tuple(rows) for rows in drawn}) == 5
@@ -201,7 +199,7 @@ def test_folds_draw_the_same_test_rows_as_one_validation_split() -> None:
     assert (folded["rna"].test == partition(indexes, Split(seed=4))["rna"].test).all()
 
 
-def test_stored_split_is_taken_as_it_is() -> None:
+def test_a_stored_split_is_used_unchanged() -> None:
     rows = [("a", "a", 0), ("b", "b", 1), ("c", "c", 0)]
     indexes = {"rna": index_of(rows, ["train", "test", ""]), "cnv": index_of(rows[:2], ["train", "test"])}
     parts = partition(indexes, Split(test="stored", validation_fraction=0))
@@ -214,15 +212,15 @@ def test_none_leaves_no_test_rows() -> None:
     assert len(parts["rna"].test) == 0 and len(parts["rna"].train) == 20
 
 
-def test_a_stored_split_that_cuts_a_patient_across_modalities_is_refused() -> None:
+def test_a_stored_split_that_divides_a_patient_is_refused() -> None:
     rna = index_of([("a1", "patient", 0), ("b", "b", 0)], ["test", "train"])
     cnv = index_of([("a2", "patient", 0)], ["train"])
-    with pytest.raises(DataError, match=r"1 groups have test and training rows \(first: patient\)"):
+    with pytest.raises(DataError, match=r"split: 1 groups .*\(patient\)"):
         partition({"rna": rna, "cnv": cnv}, Split(test="stored"))
 
 
 def test_a_stored_split_without_test_rows_is_refused() -> None:
-    with pytest.raises(DataError, match="no row is marked 'test'"):
+    with pytest.raises(DataError, match=r"split: no row .*'test'.*data\.split\.test"):
         partition(one_class_a_group(10, 2), Split(test="stored"))
 
 
@@ -230,9 +228,9 @@ def test_a_class_with_fewer_groups_than_folds_is_refused_by_name_and_count() -> 
     rows = [(f"s{number}", f"g{number}", int(number < 3)) for number in range(40)]
     indexes = {"rna": index_of(rows), "cnv": index_of(rows)}
     split = Split(test="none", folds=5, fold=0)
-    with pytest.raises(DataError, match=r"class KIRC: has 3 groups to divide into 5 folds"):
+    with pytest.raises(DataError, match=r"class KIRC has 3 .*5 folds"):
         partition(indexes, split, classes=["BRCA", "KIRC"])
-    with pytest.raises(DataError, match=r"class number 1: has 3 groups"):
+    with pytest.raises(DataError, match="class number 1 has 3 "):
         partition(indexes, split)
 
 
@@ -245,9 +243,7 @@ def test_unlabelled_groups_need_not_fill_the_folds() -> None:
 def test_a_modality_without_training_rows_is_refused() -> None:
     rows = [(f"s{number}", f"g{number}", 0) for number in range(3)]
     indexes = {"rna": index_of(rows, ["train", "test", "train"]), "cnv": index_of(rows[1:2], ["test"])}
-    with pytest.raises(
-        DataError, match=r"modality cnv: has no training rows left \(1 test and 0 validation rows of 1\)"
-    ):
+    with pytest.raises(DataError, match=r"data\.split: modality cnv .*\(1 test and 0 validation rows of 1\)"):
         partition(indexes, Split(test="stored"))
 
 
@@ -268,7 +264,9 @@ def tcga10(shared: Path) -> dict[str, Index]:
 
 @pytest.mark.shared
 @pytest.mark.parametrize("seed", range(3))
-def test_tcga_test_shares_are_within_half_a_point_and_no_patient_is_cut(tcga10: dict[str, Index], seed: int) -> None:
+def test_tcga_test_fractions_are_within_half_a_point_and_patients_stay_whole(
+    tcga10: dict[str, Index], seed: int
+) -> None:
     parts = partition(tcga10, Split(test_fraction=0.2, seed=seed))
     assert_whole(tcga10, parts)
     for name, index in tcga10.items():

@@ -1,4 +1,4 @@
-"""The store: what is written comes back to the bit, and nothing damaged comes back at all."""
+"""The store: values are read bit-identical, and damaged stores are refused."""
 
 import hashlib
 import json
@@ -28,7 +28,7 @@ ROWS, FEATURES = 60, 5
 
 @pytest.fixture(autouse=True)
 def small_row_groups(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Eight rows a row group, two row groups a shard, so that 60 rows make four shards."""
+    """Write eight rows per row group and two row groups per shard: 60 rows in four shards."""
     monkeypatch.setattr(writer_module, "ROW_GROUP_ROWS", 8)
     monkeypatch.setattr(writer_module, "SHARD_BYTES", 2 * 8 * FEATURES * 4)
 
@@ -74,7 +74,7 @@ def contents(folder: Path) -> dict[str, str]:
 # --- what was written comes back ------------------------------------------------------------------------------
 
 
-def test_values_come_back_to_the_bit_and_in_order(tmp_path: Path) -> None:
+def test_values_are_read_bit_identical_and_in_order(tmp_path: Path) -> None:
     held = write_store(tmp_path / "store")
     opened = Store.open(tmp_path / "store")
     assert opened.modalities == ("mirna", "cnv")
@@ -112,7 +112,7 @@ def test_natural_order_puts_2_before_10_and_keeps_letters_together() -> None:
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, NDArray[np.float32]]:
-    """A store of one module's tests, and the rows of its first modality."""
+    """Return a store for the tests of this module and the rows of its first modality."""
     folder = tmp_path_factory.mktemp("module") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module, "ROW_GROUP_ROWS", 8)
@@ -165,7 +165,7 @@ def test_no_rows_give_an_empty_matrix_and_rows_outside_are_refused(folder: Path)
 
 
 def test_an_unknown_modality_is_refused_with_the_nearest(folder: Path) -> None:
-    with pytest.raises(DataError, match="there is no modality 'mirn'; did you mean 'mirna'"):
+    with pytest.raises(DataError, match="modality 'mirn'; did you mean 'mirna'"):
         Store.open(folder).rows("mirn")
 
 
@@ -188,7 +188,7 @@ def test_shards_have_the_columns_and_encodings_of_the_format(folder: Path) -> No
     assert b"g4" not in shards[0].read_bytes()  # feature names are the manifest's
 
 
-def test_the_same_rows_make_the_same_fingerprint_and_another_value_another(tmp_path: Path) -> None:
+def test_the_fingerprint_depends_on_the_values(tmp_path: Path) -> None:
     write_store(tmp_path / "a")
     write_store(tmp_path / "b")
     with StoreWriter(tmp_path / "c", source={}) as writer:
@@ -198,7 +198,7 @@ def test_the_same_rows_make_the_same_fingerprint_and_another_value_another(tmp_p
     assert prints[0] == prints[1] != prints[2]
 
 
-def test_everything_written_is_private_under_any_umask(tmp_path: Path) -> None:
+def test_all_files_are_private_under_any_umask(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         write_store(tmp_path / "store")
@@ -212,9 +212,9 @@ def test_everything_written_is_private_under_any_umask(tmp_path: Path) -> None:
 # --- nothing half-written -------------------------------------------------------------------------------------
 
 
-def test_an_existing_target_is_refused_and_left_alone(folder: Path) -> None:
+def test_an_existing_target_is_refused_and_unchanged(folder: Path) -> None:
     before = contents(folder)
-    with pytest.raises(DataError, match="exists already"):
+    with pytest.raises(DataError, match="store: already exists"):
         write_store(folder)
     assert contents(folder) == before
 
@@ -235,12 +235,12 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, monke
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(writer_module, "_create", full)
-    with pytest.raises(DataError, match=r"cannot be written \(No space left on device\); free some space"):
+    with pytest.raises(DataError, match=r"\(No space left on device\); free "):
         write_store(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_left_by_a_killed_process_is_swept_and_a_living_one_is_not(tmp_path: Path) -> None:
+def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_not(tmp_path: Path) -> None:
     child = os.fork()
     if child == 0:
         StoreWriter(tmp_path / "store", source={}).__enter__()
@@ -254,9 +254,9 @@ def test_a_folder_left_by_a_killed_process_is_swept_and_a_living_one_is_not(tmp_
 
 
 def test_a_store_without_a_modality_or_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no modality"), StoreWriter(tmp_path / "a", source={}):
+    with pytest.raises(DataError, match="a: no modality"), StoreWriter(tmp_path / "a", source={}):
         pass
-    with pytest.raises(DataError, match="mirna: there are no rows"), StoreWriter(tmp_path / "b", source={}) as writer:
+    with pytest.raises(DataError, match="mirna: no rows"), StoreWriter(tmp_path / "b", source={}) as writer:
         writer.begin("mirna", ["a"])
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +269,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
     short = folder / "cnv" / "part-00001.parquet"
     size = short.stat().st_size
     short.write_bytes(short.read_bytes()[:100])
-    with pytest.raises(DataError, match="2 of 8 shards are missing or incomplete") as caught:
+    with pytest.raises(DataError, match="2 of 8 shards") as caught:
         Store.open(folder)
     assert "mirna/part-00002.parquet (missing)" in str(caught.value)
     assert f"cnv/part-00001.parquet (100 of {size} bytes)" in str(caught.value)
@@ -278,7 +278,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
 def test_of_many_missing_shards_five_are_named_and_the_others_counted(folder: Path) -> None:
     for shard in folder.rglob("part-*.parquet"):
         shard.unlink()
-    with pytest.raises(DataError, match=r"8 of 8 shards .* and 3 more"):
+    with pytest.raises(DataError, match=r"8 of 8 shards [^/]*(/part[^/]*){5}, \.\.\.; "):
         Store.open(folder)
 
 
@@ -314,7 +314,7 @@ def _to_loop(path: Path) -> None:
         (_to_loop, "Too many levels of symbolic links"),
     ],
 )
-def test_a_shard_that_is_no_file_is_refused_without_hanging(
+def test_a_shard_that_is_not_a_file_is_refused_without_blocking(
     folder: Path, spoil: Callable[[Path], None], message: str
 ) -> None:
     spoil(folder / "mirna" / "part-00000.parquet")
@@ -327,7 +327,7 @@ def test_a_shard_with_other_content_is_refused_with_both_hashes(folder: Path) ->
     before = hashlib.sha256(shard.read_bytes()).hexdigest()
     shard.write_bytes(_flipped(shard.read_bytes(), random.Random(3)))
     after = hashlib.sha256(shard.read_bytes()).hexdigest()
-    with pytest.raises(DataError, match=rf"SHA-256 {after[:12]}\.\.\., the manifest says {before[:12]}"):
+    with pytest.raises(DataError, match=rf"SHA-256 {after[:12]}\.\.\., expected {before[:12]}"):
         Store.open(folder)
 
 
@@ -337,7 +337,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_of_300_single_bit_flips_in_shards_none_passes_the_opening(folder: Path) -> None:
+def test_300_single_bit_flips_in_shards_are_all_found_on_opening(folder: Path) -> None:
     rng = random.Random(0)
     shards = sorted(folder.rglob("part-*.parquet"))
     Store.open(folder)
@@ -351,7 +351,7 @@ def test_of_300_single_bit_flips_in_shards_none_passes_the_opening(folder: Path)
     assert Store.open(folder).rows("mirna") == ROWS
 
 
-def test_of_300_flips_that_the_hash_cache_cannot_see_none_is_read_as_other_values(folder: Path) -> None:
+def test_300_bit_flips_behind_the_hash_cache_are_never_read_as_other_values(folder: Path) -> None:
     rng = random.Random(1)
     opened = Store.open(folder)
     truth = {name: (opened.read(name).tobytes(), opened.index(name)) for name in opened.modalities}
@@ -379,7 +379,7 @@ def test_of_300_flips_that_the_hash_cache_cannot_see_none_is_read_as_other_value
     assert errors > 200
 
 
-def test_of_300_flips_in_the_manifest_none_opens_other_data(folder: Path) -> None:
+def test_300_bit_flips_in_the_manifest_never_open_other_data(folder: Path) -> None:
     rng = random.Random(2)
     whole = Store.open(folder)
     manifest = folder / "manifest.json"
@@ -396,15 +396,15 @@ def test_of_300_flips_in_the_manifest_none_opens_other_data(folder: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "is damaged or not a manifest"),
-        ("[]", "is damaged or not a manifest"),
-        ('{"format": "other"}', "is damaged or not a manifest"),
-        ("[" * 100_000, "is damaged or not a manifest"),
-        ('{"format": "modis-dist store", "version": 99}', "version 99 cannot be read"),
-        ('{"format": "modis-dist store", "version": 1}', "is damaged"),
+        ("", "manifest.json: damaged"),
+        ("[]", "manifest.json: damaged"),
+        ('{"format": "other"}', "manifest.json: damaged"),
+        ("[" * 100_000, "manifest.json: damaged"),
+        ('{"format": "modis-dist store", "version": 99}', "manifest.json: format version 99"),
+        ('{"format": "modis-dist store", "version": 1}', "manifest.json: damaged"),
     ],
 )
-def test_a_foreign_manifest_is_one_line(folder: Path, text: str, message: str) -> None:
+def test_an_invalid_manifest_is_refused(folder: Path, text: str, message: str) -> None:
     (folder / "manifest.json").write_text(text)
     with pytest.raises(DataError, match=message):
         Store.open(folder)
@@ -415,14 +415,14 @@ def test_a_manifest_cannot_name_a_file_elsewhere(folder: Path, name: str) -> Non
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["modalities"][0]["shards"][0]["name"] = name
     (folder / "manifest.json").write_text(json.dumps(manifest))
-    with pytest.raises(DataError, match=r"manifest\.json: is damaged"):
+    with pytest.raises(DataError, match=r"manifest\.json: damaged"):
         Store.open(folder)
 
 
 @pytest.mark.parametrize("path", ["absent", "file"])
-def test_what_is_no_store_is_refused_with_advice(tmp_path: Path, path: str) -> None:
+def test_a_path_that_is_not_a_store_is_refused_with_advice(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"is not a store .*modis-dist data import"):
+    with pytest.raises(DataError, match=r"not a store .*modis-dist data import"):
         Store.open(tmp_path / path)
 
 
@@ -430,7 +430,7 @@ def test_a_shard_that_changes_after_opening_is_refused_at_the_next_read(folder: 
     opened = Store.open(folder)
     shard = folder / "mirna" / "part-00000.parquet"
     os.utime(shard, ns=(0, 0))
-    with pytest.raises(DataError, match="changed after the store was opened"):
+    with pytest.raises(DataError, match=rf"{shard}: modified"):
         opened.read("mirna")
 
 
@@ -455,17 +455,15 @@ def test_an_unchanged_shard_is_hashed_once(folder: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"mirna/part-00000.parquet": 3}'])
-def test_a_damaged_cache_is_as_good_as_none(folder: Path, text: str) -> None:
+def test_a_damaged_cache_is_ignored(folder: Path, text: str) -> None:
     (folder / ".verified.json").write_text(text)
     assert Store.open(folder).rows("mirna") == ROWS
 
 
-def test_a_folder_that_cannot_be_written_is_opened_without_a_cache(
-    folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_read_only_store_is_opened_without_a_cache(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refused(*_: object, **__: object) -> object:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store_module.tempfile, "mkstemp", refused)
+    monkeypatch.setattr(store_module, "write_json", refused)
     assert Store.open(folder).rows("mirna") == ROWS
     assert not (folder / ".verified.json").exists()

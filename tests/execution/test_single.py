@@ -52,7 +52,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def training_ids(folder: Path) -> set[str]:
     """Sample ids of the training rows; in the toy every sample is its own group."""
     run = load_run(folder / "run" / "run.yaml")
-    train = prepare(run, load_cohort(Store.open(folder / "store"), run.data, place="memory")).train
+    train = prepare(run, load_cohort(Store.open(folder / "store"), run.data, storage="memory")).train
     return {str(name) for names in train.sample_id.values() for name in names}
 
 
@@ -167,7 +167,7 @@ def test_a_refused_training_leaves_nothing_and_a_store_is_no_output(
 ) -> None:
     file, out = str(done / "run.yaml"), tmp_path / "out"
     assert command(["train", file, "--out", str(out), "--set", "model.classes=5"]) == 2
-    assert "model.classes: 5 stated, the data have 3" in capsys.readouterr().err and not out.exists()
+    assert "model.classes: is 5, but the data has 3" in capsys.readouterr().err and not out.exists()
     before = sorted((done / "store").rglob("*"))
     assert command(["train", file, "--out", str(done / "store")]) == 2
     assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before

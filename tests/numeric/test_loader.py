@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modis_dist.objective import Batch
-from modis_dist.train.loader import EpochEnds, Loader, epoch_order, labelled_rows, row_order, steps_per_epoch
+from modis_dist.train.loader import EpochLength, Loader, epoch_order, labelled_rows, row_order, steps_per_epoch
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.seeds import generator, mix
 from tests.numeric.toy_system import SHAPE, few, loader, prepared
@@ -156,8 +156,8 @@ def test_any_share_leaves_room_for_an_unlabelled_row_and_fills_the_batch(
 def test_steps_are_whole_batches_of_the_shortest_or_longest_modality_and_at_least_one(
     rows: dict[str, int], shortest: int, longest: int
 ) -> None:
-    assert steps_per_epoch(rows, batch_size=32, epoch_ends="shortest") == shortest
-    assert steps_per_epoch(rows, batch_size=32, epoch_ends="longest") == longest
+    assert steps_per_epoch(rows, batch_size=32, epoch_length="shortest") == shortest
+    assert steps_per_epoch(rows, batch_size=32, epoch_length="longest") == longest
 
 
 def test_an_epoch_to_the_longest_sees_every_row_and_the_shorter_modalities_equally_often() -> None:
@@ -178,7 +178,7 @@ def test_epochs_to_the_shortest_see_every_row_of_the_longer_modality_in_time() -
 
 
 @pytest.mark.parametrize("ends", ["shortest", "longest"])
-def test_fewer_rows_than_a_batch_fill_it_by_starting_over(ends: EpochEnds) -> None:
+def test_fewer_rows_than_a_batch_fill_it_by_starting_over(ends: EpochLength) -> None:
     held = loader([prepared({"a": 5, "b": 40, "c": 2})], [1], ends=ends)
     batch = held.batch(epoch=0, step=0)
     assert held.steps == 1

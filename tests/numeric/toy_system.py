@@ -12,7 +12,7 @@ from torch import Tensor
 from modis_dist.config.run import Optim
 from modis_dist.model.networks import Shape
 from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
-from modis_dist.train.loader import EpochEnds, Loader
+from modis_dist.train.loader import EpochLength, Loader
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
 
@@ -102,7 +102,7 @@ def loader(
     seeds: Sequence[int],
     *,
     batch_size: int = 32,
-    ends: EpochEnds = "shortest",
+    ends: EpochLength = "shortest",
     signs: bool = False,
     share: float = 0.0,
     device: torch.device = CPU,
@@ -112,8 +112,8 @@ def loader(
         sets,
         seeds,
         batch_size=batch_size,
-        epoch_ends=ends,
-        labelled_share=share,
+        epoch_length=ends,
+        min_labelled_fraction=share,
         latent=SHAPE.latent,
         signs=signs,
         device=device,

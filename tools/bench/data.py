@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--row-group-rows", type=int, default=5_000, help="of the source")
     parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
     parser.add_argument("--turns", type=int, default=3, help="of the readers")
-    parser.add_argument("--places", nargs="*", default=["memory", "disk"], help="trainer.features_in of trainings")
+    parser.add_argument("--places", nargs="*", default=["memory", "disk"], help="trainer.feature_storage of trainings")
     parser.add_argument("--width", type=int, default=200, help="of the hidden layer of the wide modality")
     parser.add_argument("--batch", type=int, default=32, help="rows of each modality in a batch")
     parser.add_argument("--steps", type=int, default=100, help="of each training")

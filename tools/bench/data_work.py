@@ -155,19 +155,19 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
     tree = {
         "model": {"latent": 16, "ratios": [width / features], "discriminator": [64]},
         "optim": {"batch_size": batch},
-        "trainer": {"features_in": asked, "device": "cpu", "checkpoint_every": 1000},
+        "trainer": {"feature_storage": asked, "device": "cpu", "checkpoint_every": 1000},
     }
     run = parse.build(Run, tree, source="bench")
     with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
-        prepared = prepare(run, load_cohort(opened, run.data, place=storage_of(run, opened)))
+        prepared = prepare(run, load_cohort(opened, run.data, storage=storage_of(run, opened)))
         seconds = time.perf_counter() - begin
         loader = Loader(
             [prepared],
             [0],
             batch_size=batch,
-            epoch_ends="shortest",
-            labelled_share=0.25,
+            epoch_length="shortest",
+            min_labelled_fraction=0.25,
             latent=16,
             signs=False,
             device=torch.device("cpu"),

@@ -1,4 +1,4 @@
-"""Readers of CSV, TSV, Parquet, AnnData and MuData, all in bounded memory.
+"""Readers of CSV, TSV, Parquet, AnnData and MuData, in bounded memory.
 
-Each yields an `import_source.Source`; `convert.py` writes it into a store. Start with `convert.py`.
+A reader returns `import_source.Source` objects; `convert.py` writes them to a store. Start with `convert.py`.
 """

@@ -1,6 +1,6 @@
-"""Reads AnnData ``.h5ad`` and MuData ``.h5mu`` files as pieces of rows, with the matrix left on disk.
+"""Readers of AnnData ``.h5ad`` and MuData ``.h5mu`` files; the matrix stays on disk.
 
-Both are HDF5; a ``.h5mu`` holds one AnnData group per modality. Needs the extra ``modis-dist[anndata]``.
+Both are HDF5; a ``.h5mu`` file has one AnnData group per modality. Needs the extra ``modis-dist[anndata]``.
 """
 
 import importlib.util
@@ -14,16 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.data.importers.import_source import (
-    EXACT_INTEGER,
     Piece,
     Source,
-    narrowed,
     piece_rows,
-    reading,
     refuse_lossy_integers,
+    to_float32,
 )
 from modis_dist.data.importers.transpose import by_rows, column_slices
-from modis_dist.data.store.reader import META
+from modis_dist.data.store.reader import META, reading
 from modis_dist.runtime.errors import DataError, nearest, shown
 
 if TYPE_CHECKING:
@@ -31,21 +29,21 @@ if TYPE_CHECKING:
 
 
 def h5ad(path: Path, modality: str) -> list[Source]:
-    """The modality in an AnnData file; ids are ``obs_names`` where ``obs`` has no ``sample_id``."""
+    """Return the modality of an AnnData file; sample ids are ``obs_names`` unless ``obs`` has a ``sample_id``."""
     return _sources(path, {modality: "/"})
 
 
 def h5mu(path: Path, _modality: str) -> list[Source]:
-    """The modalities of a MuData file; what a modality's ``obs`` lacks is taken from the common one."""
+    """Return the modalities of a MuData file; columns missing in a modality's ``obs`` come from the global ``obs``."""
     with _opened(path) as file:
         return _sources(path, {name: f"/mod/{name}" for name in file["mod"]})
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
-    """The HDF5 file. Raises ``DataError`` where the extra is not installed or the file is damaged."""
+    """Open an HDF5 file. Raises ``DataError`` if the extra is not installed or the file is damaged."""
     if importlib.util.find_spec("anndata") is None:
-        raise DataError(f"{shown(path.name)}: needs an extra; install it with `pip install 'modis-dist[anndata]'`")
+        raise DataError(f"{shown(path.name)}: requires an optional dependency; run `pip install 'modis-dist[anndata]'`")
     import h5py  # type: ignore[import-untyped]
 
     with reading(shown(path.name)), h5py.File(path) as file:
@@ -67,22 +65,22 @@ def _sources(path: Path, groups: dict[str, str]) -> list[Source]:
 
 
 def _refuse_matrix(group: Any, features: int, where: str) -> None:
-    """Refuse a file without a matrix of numbers in ``X``."""
+    """Raise ``DataError`` unless ``X`` is a numeric matrix with one column per feature."""
     if "X" not in group or getattr(_matrix(group), "ndim", 2) != 2:
-        raise DataError(f"{where}: there is no matrix X; store the values to import in X")
+        raise DataError(f"{where}: no matrix X; save the values to import in X")
     matrix = _matrix(group)
     if matrix.dtype.kind not in "fiu":
-        raise DataError(f"{where}: X has type {matrix.dtype}; features are floats or integers")
+        raise DataError(f"{where}: X has type {matrix.dtype}; expected floats or integers")
     if matrix.shape[1] != features:
-        raise DataError(f"{where}: X has {matrix.shape[1]} columns and var {features} rows")
+        raise DataError(f"{where}: X has {matrix.shape[1]} columns, var has {features} rows")
 
 
 def _matrix(group: Any) -> Any:
-    """The matrix on disk, dense or sparse; both give rows by slicing."""
+    """Return the matrix on disk, dense or sparse; both support slicing of rows."""
     from anndata.io import sparse_dataset
 
-    held = group["X"]
-    return held if hasattr(held, "shape") else sparse_dataset(held)
+    x = group["X"]
+    return x if hasattr(x, "shape") else sparse_dataset(x)
 
 
 def _pieces(path: Path, group: str, names: tuple[str, ...], where: str, scratch: Path) -> Iterator[Piece]:
@@ -92,14 +90,14 @@ def _pieces(path: Path, group: str, names: tuple[str, ...], where: str, scratch:
         rows, step = len(meta["label"]), piece_rows(len(names))
         read = partial(_by_columns, scratch=scratch) if getattr(matrix, "format", "") == "csc" else _by_rows
         for start, x in read(matrix, names, where, rows=rows, step=step):
-            held = {name: values[start : start + len(x)] for name, values in meta.items()}
-            yield Piece(held, x, start + len(x), rows)
+            rows_meta = {name: values[start : start + len(x)] for name, values in meta.items()}
+            yield Piece(rows_meta, x, start + len(x), rows)
 
 
 def _by_rows(
     matrix: Any, names: tuple[str, ...], where: str, *, rows: int, step: int
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Row offset and features of slices of ``step`` rows."""
+    """Yield row offset and features of slices of ``step`` rows."""
     for start in range(0, rows, step):
         yield start, _numbers(_dense(matrix[start : start + step]), names, where, first_row=start + 1)
 
@@ -107,14 +105,14 @@ def _by_rows(
 def _by_columns(
     matrix: Any, names: tuple[str, ...], where: str, *, rows: int, step: int, scratch: Path
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """The same of a sparse matrix by columns, of which every slice of rows would read the whole."""
+    """As ``_by_rows`` for a column-sparse matrix (CSC), where slicing rows would read the whole matrix each time."""
     columns = column_slices(rows, len(names))
-    blocks = (_numbers(_dense(matrix[:, place]), names[place], where, first_row=1) for place in columns)
+    blocks = (_numbers(_dense(matrix[:, part]), names[part], where, first_row=1) for part in columns)
     return by_rows(blocks, columns, rows=rows, step=step, scratch=scratch)
 
 
-def _dense(found: Any) -> NDArray[Any]:
-    dense: NDArray[Any] = found if isinstance(found, np.ndarray) else found.toarray()
+def _dense(x: Any) -> NDArray[Any]:
+    dense: NDArray[Any] = x if isinstance(x, np.ndarray) else x.toarray()
     return dense
 
 
@@ -132,12 +130,11 @@ def _meta(file: Any, group: str, where: str) -> dict[str, list[object]]:
             ]
     if "label" not in meta:
         hint = nearest("label", [str(name) for name in obs.columns])
-        raise DataError(f"{where}: obs has no column label{hint}; add it, empty where the class is unknown")
+        raise DataError(f"{where}: obs has no column label{hint}; add it, empty for unknown classes")
     return meta
 
 
 def _numbers(x: NDArray[Any], names: tuple[str, ...], where: str, *, first_row: int) -> NDArray[np.float32]:
     if x.dtype.kind in "iu":
-        lossy = (x > EXACT_INTEGER) | (x < -EXACT_INTEGER)
-        refuse_lossy_integers(lossy, x, names, where, first_row=first_row)
-    return narrowed(x)
+        refuse_lossy_integers(x, names, where, first_row=first_row)
+    return to_float32(x)

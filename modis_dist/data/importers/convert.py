@@ -1,7 +1,7 @@
-"""From a folder of tables, an AnnData or a MuData file to a store, a piece of rows at a time.
+"""Import of a folder of tables, an AnnData or a MuData file into a store, in bounded memory.
 
-Finds the files, gives each to its reader and turns ids, labels and splits into what a store holds. The readers know
-the formats, the writer the rules; nothing is joined, renamed or left out by guess.
+Finds the files, calls their readers and converts ids, labels and splits. Readers know the formats, the writer the
+rules. Nothing is joined, renamed or dropped implicitly.
 """
 
 import os
@@ -11,11 +11,10 @@ from pathlib import Path
 
 from modis_dist.data.importers import anndata_files, tables
 from modis_dist.data.importers.import_source import Piece, Source
+from modis_dist.data.store.coverage import Progress
 from modis_dist.data.store.rules import check_features, check_modality, class_name, natural_order
 from modis_dist.data.store.writer import StoreWriter
-from modis_dist.runtime.errors import DataError, shown
-
-Progress = Callable[[str, int, int], None]  # modality, done, of how much (rows, or bytes of a text file)
+from modis_dist.runtime.errors import DataError, listed, shown
 
 READERS: Mapping[str, Callable[[Path, str], list[Source]]] = {
     ".parquet": tables.parquet,
@@ -28,13 +27,13 @@ READERS: Mapping[str, Callable[[Path, str], list[Source]]] = {
 }
 _UNFINISHED = (".tmp", ".part", ".partial", ".crdownload", ".download", "~")
 _FOREIGN = {
-    b"version https://git-lfs": "a git-LFS pointer; fetch the file itself with `git lfs pull`",
+    b"version https://git-lfs": "a Git LFS pointer; fetch the file with `git lfs pull`",
     b"<!doctype html": "an HTML page; the download failed",
     b"<html": "an HTML page; the download failed",
-    b"par1": "a Parquet file; name it .parquet",
-    b"\x1f\x8b": "gzip-compressed; name it .gz where that is meant",
-    b"pk\x03\x04": "a ZIP archive or a spreadsheet; unpack it or save it as CSV",
-    b"\x89hdf\r\n\x1a\n": "an HDF5 file; name it .h5ad or .h5mu",
+    b"par1": "a Parquet file; rename it to .parquet",
+    b"\x1f\x8b": "gzip-compressed; rename it to .gz",
+    b"pk\x03\x04": "a ZIP archive or a spreadsheet; extract it or save it as CSV",
+    b"\x89hdf\r\n\x1a\n": "an HDF5 file; rename it to .h5ad or .h5mu",
 }
 _MAGIC: Mapping[str, tuple[bytes, ...]] = {
     ".parquet": (b"par1",),
@@ -48,24 +47,22 @@ _MAGIC: Mapping[str, tuple[bytes, ...]] = {
 def import_source(source: Path, out: Path, *, progress: Progress) -> None:
     """Write a store at ``out`` from a folder of ``<modality>.parquet|csv|tsv[.gz]|h5ad`` or one such file or ``.h5mu``.
 
-    Tables have the columns ``sample_id`` and ``label``, optionally ``group_id`` and ``split``; the others are features.
-    Memory is bounded by some rows, whatever the size of the files. Raises ``DataError`` at the first mistake, with
-    nothing left at ``out``; what is odd but possible stands in the store's notices.
+    Tables need the columns ``sample_id`` and ``label`` and may have ``group_id`` and ``split``; others are features.
+    Raises ``DataError`` for the first problem and then leaves nothing at ``out``. The store's notices list suspicious
+    but valid input.
     """
     files, ignored = _files(source)
     sources = _opened(files)
     record = {
         "kind": "import",
         "path": str(source.absolute()),
-        "files": {found.modality: found.where for found in sources},
+        "files": {modality.modality: modality.where for modality in sources},
     }
     with StoreWriter(out, source=record) as writer:
         if ignored:
-            writer.note(
-                f"ignored: {', '.join(shown(name) for name in ignored[:5])}{' ...' if len(ignored) > 5 else ''}"
-            )
-        for found in sources:
-            _import(found, writer, progress)
+            writer.note(f"ignored: {listed(ignored)}")
+        for modality in sources:
+            _import(modality, writer, progress)
 
 
 def _import(source: Source, writer: StoreWriter, progress: Progress) -> None:
@@ -79,7 +76,7 @@ def _import(source: Source, writer: StoreWriter, progress: Progress) -> None:
 
 
 def _meta(piece: Piece, where: str, first_row: int) -> tuple[list[str], list[str], list[str | None], list[str]]:
-    """Ids, groups, labels and splits as a store holds them; a row without a group is a group of its own."""
+    """Return ids, groups, labels and splits as in a store; a row without group_id forms its own group."""
     rows = len(piece.x)
     sample_id = [value or "" for value in _texts(piece.meta["sample_id"], "sample_id", where, first_row)]
     groups = _texts(piece.meta.get("group_id", [None] * rows), "group_id", where, first_row)
@@ -95,7 +92,7 @@ def _meta(piece: Piece, where: str, first_row: int) -> tuple[list[str], list[str
 
 
 def _texts(values: Sequence[object], column: str, where: str, first_row: int) -> list[str | None]:
-    """Ids as text; whole numbers are taken as written, other numbers have no one spelling and are refused."""
+    """Convert ids to text. Raises ``DataError`` for floats, whose text representation is ambiguous."""
     texts: list[str | None] = []
     for value in values:
         if value is None or isinstance(value, str):
@@ -107,7 +104,7 @@ def _texts(values: Sequence[object], column: str, where: str, first_row: int) ->
         else:
             raise DataError(
                 f"{where}, data row {first_row + len(texts)}: {column} is a {type(value).__name__} ({shown(value)}); "
-                "write it as text"
+                "convert it to text"
             )
     return texts
 
@@ -116,24 +113,26 @@ def _texts(values: Sequence[object], column: str, where: str, first_row: int) ->
 
 
 def _files(source: Path) -> tuple[list[Path], list[str]]:
-    """The files to read, in natural order, and the names of those that are none."""
+    """Return the files to read, in natural order, and the names of the ignored files."""
     try:
         if not source.is_dir():
             if not os.path.lexists(source):
                 raise DataError(f"{shown(str(source))}: does not exist")
             if _suffix(source) is None:
-                raise DataError(f"{shown(str(source))}: is none of {', '.join(READERS)}, nor a folder of them")
+                raise DataError(
+                    f"{shown(str(source))}: unknown format; expected a folder or a file of type {', '.join(READERS)}"
+                )
             return [source], []
-        found = sorted(source.iterdir(), key=lambda path: natural_order(path.name))
+        entries = sorted(source.iterdir(), key=lambda path: natural_order(path.name))
     except OSError as error:
         raise DataError(f"{shown(str(source))}: cannot be read ({error.strerror})") from error
-    visible = [path for path in found if not path.name.startswith(".")]
+    visible = [path for path in entries if not path.name.startswith(".")]
     for path in visible:
         if path.name.lower().endswith(_UNFINISHED):
-            raise DataError(f"{shown(str(path))}: looks like an unfinished copy; finish or remove it")
+            raise DataError(f"{shown(str(path))}: incomplete copy or download; complete or remove it")
     files = [path for path in visible if _suffix(path)]
     if not files:
-        raise DataError(f"{shown(str(source))}: holds no table; expected <modality>{', <modality>'.join(READERS)}")
+        raise DataError(f"{shown(str(source))}: no tables found; expected <modality>{', <modality>'.join(READERS)}")
     return files, [path.name for path in visible if not _suffix(path)]
 
 
@@ -142,7 +141,7 @@ def _suffix(path: Path) -> str | None:
 
 
 def _opened(files: list[Path]) -> list[Source]:
-    """The modalities of all files; every header is looked at before the first row is read."""
+    """Return the modalities of all files; checks all headers before the first row is read."""
     sources: list[Source] = []
     for path in files:
         suffix = _suffix(path)
@@ -156,21 +155,21 @@ def _opened(files: list[Path]) -> list[Source]:
 
 
 def _refuse_foreign(path: Path, suffix: str) -> None:
-    """Refuse what is no regular file or begins like a file of another kind."""
+    """Raise ``DataError`` for files that are not regular or have the magic bytes of another format."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
-            raise DataError(f"{shown(str(path))}: is not a regular file")
+            raise DataError(f"{shown(str(path))}: not a regular file")
         with path.open("rb") as file:
             head = file.read(64).lower()
     except OSError as error:
         raise DataError(f"{shown(str(path))}: cannot be read ({error.strerror})") from error
     if not head:
-        raise DataError(f"{shown(str(path))}: is empty")
+        raise DataError(f"{shown(str(path))}: empty file")
     expected = _MAGIC.get(suffix)
     if expected and head.startswith(expected):
         return
     for magic, what in _FOREIGN.items():
         if head.lstrip().startswith(magic):
-            raise DataError(f"{shown(str(path))}: is {what}")
+            raise DataError(f"{shown(str(path))}: {what}")
     if expected:
-        raise DataError(f"{shown(str(path))}: does not begin like a {suffix} file; it is damaged or of another kind")
+        raise DataError(f"{shown(str(path))}: not a {suffix} file (wrong magic bytes); damaged or of another format")

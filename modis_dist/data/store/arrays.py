@@ -1,8 +1,7 @@
-"""Features that may be larger than memory: rows read where they are needed, and new rows kept in memory or on a disk.
+"""Feature matrices that may exceed memory: lazy row views, and arrays kept in memory or memory-mapped from disk.
 
-On a disk they lie in a file without a name in the temporary folder (TMPDIR), which is gone with the process however
-that ends; of it the system holds in memory what is in use. Who reads such an array cannot tell. Knows neither the
-store nor what rows mean.
+Arrays on disk are unnamed files in the temporary folder (TMPDIR), which the system removes with the process. They
+behave like arrays in memory. Independent of the store and of the meaning of rows.
 """
 
 import mmap
@@ -20,67 +19,68 @@ from numpy.typing import NDArray
 
 from modis_dist.data.store.index import Features, Rows
 from modis_dist.runtime.errors import DataError, RunFailed, shown
+from modis_dist.runtime.file_systems import file_system
 
 FeatureStorage = Literal["memory", "disk"]
 
 VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
 BYTES_PER_VALUE = 4
-IN_MEMORY_TOO = ("tmpfs", "ramfs")  # file systems that are no disk
-ADVICE = "set TMPDIR to a folder on a disk with room, or trainer.features_in to memory"
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+ADVICE = "set TMPDIR to a folder on a disk with enough space, or set trainer.feature_storage to memory"
 
 
 class Matrix(Protocol):
-    """Rows of features [n, p] of which some are read at a time: an array, or what looks like one."""
+    """Features [n, p] from which rows can be read: an array, or an object with its interface."""
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and features."""
+        """(rows, features)."""
         ...
 
     def __len__(self) -> int:
-        """Rows."""
+        """Return the number of rows."""
         ...
 
     def __getitem__(self, rows: Any, /) -> Any:
-        """Features of a slice of the rows, or of positions."""
+        """Return the features of a slice or of positions."""
         ...
 
 
 @dataclass(frozen=True)
 class RowView:
-    """Some rows, and some columns, of a matrix; copied only where and when they are read."""
+    """Selected rows and columns of a matrix; data is copied only when it is read."""
 
     x: Matrix
     rows: Rows
-    columns: Rows | None = None  # all of them
+    columns: Rows | None = None  # None: all
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Rows and features."""
+        """(rows, features)."""
         return len(self.rows), self.x.shape[1] if self.columns is None else len(self.columns)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, rows: Any) -> Features:
-        """Features of a slice of the rows, or of positions among them."""
-        held: Features = self.x[self.rows[rows]]
-        return held if self.columns is None else held[:, self.columns]
+        """Return the features of a slice or of positions."""
+        selected: Features = self.x[self.rows[rows]]
+        return selected if self.columns is None else selected[:, self.columns]
 
 
 def slices(count: int, width: int, *, at_least: int = 1, values: int | None = None) -> Iterator[slice]:
-    """Slices of 0..count, each of about so many ``values`` and, where there are, ``at_least`` so many rows."""
+    """Yield slices of 0..count, each with about ``values`` values and ``at_least`` rows (if there are as many)."""
     size = max((values or VALUES_PER_BLOCK) // max(width, 1), at_least)
     edges = np.linspace(0, count, max(count // size, 1) + 1).astype(int)
     yield from (slice(int(start), int(stop)) for start, stop in pairwise(edges))
 
 
-def materialise(shape: tuple[int, int], blocks: Iterable[NDArray[Any]], *, place: FeatureStorage) -> Features:
-    """The blocks below each other as one float32 array of that shape, kept in a place.
+def materialise(shape: tuple[int, int], blocks: Iterable[NDArray[Any]], *, storage: FeatureStorage) -> Features:
+    """Concatenate blocks of rows to one float32 array, kept in memory or on disk.
 
-    Raises ``RunFailed`` where the disk does not take them.
+    Raises ``RunFailed`` if the disk is full or fails.
     """
-    if place == "memory" or not prod(shape):  # no file can be mapped of which there is nothing
+    if storage == "memory" or not prod(shape):  # an empty file cannot be mapped
         return _in_memory(shape, blocks)
     return _on_disk(shape, blocks)
 
@@ -95,7 +95,7 @@ def _in_memory(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Featur
 
 
 def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features:
-    """Written as a file and only then mapped: a disk that fails raises here, where a map would end the process."""
+    """Write a file, then map it: an error of the disk raises here, whereas writing to a map would kill the process."""
     size, folder = BYTES_PER_VALUE * prod(shape), Path(tempfile.gettempdir())
     try:
         with tempfile.TemporaryFile() as file:
@@ -103,31 +103,24 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
                 file.write(np.ascontiguousarray(block, dtype=np.float32).data)
             assert file.tell() == size
             file.flush()
-            held = mmap.mmap(file.fileno(), size)
+            mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
-        why = f"{size / 1e9:.1f} GB of features cannot be kept there ({error.strerror or error})"
-        raise RunFailed(f"{shown(str(folder))}: {why}; {ADVICE}; the same command continues") from error
-    return np.frombuffer(held, dtype=np.float32).reshape(shape)
+        why = f"cannot store {size / 1e9:.1f} GB of features ({error.strerror or error})"
+        raise RunFailed(f"{shown(str(folder))}: {why}; {ADVICE}; rerun the same command to resume") from error
+    return np.frombuffer(mapped, dtype=np.float32).reshape(shape)
 
 
 def refuse_insufficient_scratch(needed: int) -> None:
-    """Raise ``DataError`` where the temporary folder has not so many bytes to give, or is no disk but memory."""
+    """Raise ``DataError`` if the temporary folder has less than ``needed`` bytes free or is in memory."""
     if (problem := insufficient_scratch(needed)) is not None:
         raise DataError(problem)
 
 
 def insufficient_scratch(needed: int) -> str | None:
-    """Why so many bytes of features cannot be kept in the temporary folder, and what to do; None where they can."""
+    """Return why the temporary folder cannot store ``needed`` bytes of features, with advice, or None if it can."""
     folder = Path(tempfile.gettempdir())
-    where = f"{shown(str(folder))}: {needed / 1e9:.1f} GB of features are to be kept there"
-    if _file_system(folder) in IN_MEMORY_TOO:
-        return f"{where}, and it lies in memory itself; {ADVICE}"
+    where = f"{shown(str(folder))}: features need {needed / 1e9:.1f} GB"
+    if (kind := file_system(folder)) in MEMORY_FILE_SYSTEMS:
+        return f"{where}, but the folder is in memory ({kind}); {ADVICE}"
     free = psutil.disk_usage(str(folder)).free
-    return None if free >= needed else f"{where}, and {free / 1e9:.1f} GB are free; {ADVICE}"
-
-
-def _file_system(folder: Path) -> str:
-    """The kind of file system that holds a folder; empty where that is not known."""
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    path = folder.resolve()
-    return next((mounts[above] for above in (path, *path.parents) if above in mounts), "")
+    return None if free >= needed else f"{where}, but {free / 1e9:.1f} GB are free; {ADVICE}"

@@ -1,6 +1,6 @@
-"""What a store holds: counts by class, modality and split, pairing, value ranges; and whether all of it is sound.
+"""Summary and verification of a store, row group by row group.
 
-Works through a store row group by row group; knows nothing of terminals.
+The summary has counts per class, modality and split, pairing, and value ranges.
 """
 
 from collections import Counter
@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 
 from modis_dist.data.store.index import Index
 from modis_dist.data.store.reader import Store
-from modis_dist.data.store.rules import Ledger, check_features
+from modis_dist.data.store.rules import Ledger, check_features, check_finite
 from modis_dist.runtime.errors import DataError, shown
 
-Progress = Callable[[str, int, int], None]  # modality, rows done, rows
+Progress = Callable[[str, int, int], None]  # modality, done, total (in rows or bytes)
 
 
 @dataclass(frozen=True)
@@ -27,23 +27,23 @@ class ModalityCoverage:
     rows: int
     features: int
     groups: int
-    by_class: dict[str, int]  # every class of the store, also those without a row
+    by_class: dict[str, int]  # every class of the store, including those without rows
     unlabelled: int
     by_split: dict[str, int]  # train, test, none
-    minimum: float | None  # None where every value is missing
+    minimum: float | None  # None if every value is missing
     maximum: float | None
     mean: float | None
     missing: int
-    constant_features: int  # one value, or none, over all rows
+    constant_features: int  # features with at most one distinct value
 
     @property
-    def labelled_share(self) -> float:
-        """Share of rows with a label."""
+    def labelled_fraction(self) -> float:
+        """Fraction of rows with a label."""
         return 1 - self.unlabelled / self.rows
 
     @property
-    def missing_share(self) -> float:
-        """Share of values that are missing."""
+    def missing_fraction(self) -> float:
+        """Fraction of values that are missing."""
         return self.missing / (self.rows * self.features)
 
 
@@ -55,24 +55,27 @@ class Coverage:
     classes: tuple[str, ...]
     modalities: dict[str, ModalityCoverage]
     samples: int
-    by_modality_count: dict[int, int]  # number of modalities -> samples with rows in so many
+    by_modality_count: dict[int, int]  # number of modalities -> number of samples with rows in that many
     notices: tuple[str, ...]
 
     @property
     def empty_pairs(self) -> list[tuple[str, str]]:
-        """Class and modality without a labelled row, where another modality has the class."""
-        return [(c, m) for m, held in self.modalities.items() for c in self.classes if not held.by_class[c]]
+        """(class, modality) pairs without a labelled row; another modality has rows of the class."""
+        return [(c, m) for m, counts in self.modalities.items() for c in self.classes if not counts.by_class[c]]
 
     def as_tree(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         tree = asdict(self)
-        for name, held in self.modalities.items():
-            tree["modalities"][name] |= {"labelled_share": held.labelled_share, "missing_share": held.missing_share}
+        for name, modality in self.modalities.items():
+            tree["modalities"][name] |= {
+                "labelled_fraction": modality.labelled_fraction,
+                "missing_fraction": modality.missing_fraction,
+            }
         return tree | {"empty_pairs": [{"label": c, "modality": m} for c, m in self.empty_pairs]}
 
 
 def measure(store: Store, *, progress: Progress) -> Coverage:
-    """Count a store. Raises ``DataError`` where a shard cannot be read."""
+    """Summarise a store. Raises ``DataError`` if a shard cannot be read."""
     counted: Counter[str] = Counter()
     modalities: dict[str, ModalityCoverage] = {}
     for name in store.modalities:
@@ -87,17 +90,18 @@ def measure(store: Store, *, progress: Progress) -> Coverage:
 
 
 def verify(path: Path, *, progress: Progress) -> Store:
-    """Read everything in a store and return it if all is sound; whatever was verified before counts for nothing.
+    """Verify all of a store, ignoring earlier verifications, and return it.
 
-    Raises ``DataError`` for the first thing that is not: a missing or altered shard, a page whose checksum disagrees,
-    a value that is infinite, names, ids, labels, groups or splits that break the rules.
+    Raises ``DataError`` for the first problem: a missing or modified shard, a wrong page checksum, an infinite value,
+    or invalid names, ids, labels, groups or splits.
     """
-    store = Store.open_unseen(path)
+    store = Store.open_uncached(path)
     ledger = Ledger()
     for name in store.modalities:
         check_features(store.features(name), name)
         for index, x in store.batches(name):
-            _refuse_infinite(store, name, index, x)
+            where = f"{shown(str(path))}, {name}"
+            check_finite(x, index.sample_id.tolist(), store.features(name), where, first_row=ledger.rows(name) + 1)
             labels = [store.classes[code] if code >= 0 else None for code in index.label]
             ledger.add(
                 name,
@@ -108,18 +112,10 @@ def verify(path: Path, *, progress: Progress) -> Store:
             )
             progress(name, ledger.rows(name), store.rows(name))
     if unused := set(store.classes) - ledger.labels:
-        raise DataError(f"{shown(str(path))}: class {shown(min(unused))!r} of the manifest has no row; import again")
-    return store
-
-
-def _refuse_infinite(store: Store, modality: str, index: Index, x: NDArray[np.float32]) -> None:
-    infinite = np.isinf(x)
-    if infinite.any():
-        row, column = np.argwhere(infinite)[0]
         raise DataError(
-            f"{shown(str(store.path))}, {modality}, sample {shown(index.sample_id[row])!r}, feature "
-            f"{shown(store.features(modality)[column])!r}: the value is infinite; import again"
+            f"{shown(str(path))}: class {shown(min(unused))!r} of the manifest has no row; repeat the import"
         )
+    return store
 
 
 def _modality(store: Store, name: str, index: Index, ranges: "_Ranges") -> ModalityCoverage:
@@ -133,7 +129,7 @@ def _modality(store: Store, name: str, index: Index, ranges: "_Ranges") -> Modal
         unlabelled=by_code[0],
         by_split={"train": splits["train"], "test": splits["test"], "none": splits[""]},
         missing=ranges.missing,
-        **ranges.figures(),
+        **ranges.summary(),
     )
 
 
@@ -148,14 +144,14 @@ class _Ranges:
         self._maximum = np.full(features, -np.inf, dtype=np.float32)
 
     def add(self, x: NDArray[np.float32]) -> None:
-        """Take in some rows [n, p]."""
+        """Add rows [n, p]."""
         self.rows += len(x)
         self.missing += int(np.isnan(x).sum())
         self._sum += float(np.nansum(x, dtype=np.float64))
         np.fmin(self._minimum, np.fmin.reduce(x, axis=0), out=self._minimum)
         np.fmax(self._maximum, np.fmax.reduce(x, axis=0), out=self._maximum)
 
-    def figures(self) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         present = self.rows * len(self._minimum) - self.missing
         constant = int((self._maximum <= self._minimum).sum())
         if not present:

@@ -1,4 +1,4 @@
-"""What is known of the rows of one modality besides their features."""
+"""Row metadata of one modality, and array types of the data layer."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,16 +14,16 @@ UNLABELLED = -1
 
 @dataclass(frozen=True)
 class Index:
-    """Row metadata of one modality; all arrays have shape [n] and the order of the rows in the store."""
+    """Row metadata of one modality: arrays of shape [n] in the order of the rows in the store."""
 
     sample_id: Strings
-    group_id: Strings  # the patient; equals sample_id where the source has none
-    label: Rows  # code into the store's classes, UNLABELLED (-1) where unknown
-    split: Strings  # "train", "test" or "" where the source has none
+    group_id: Strings  # the patient; sample_id if the source has no groups
+    label: Rows  # code of the class in the store, UNLABELLED (-1) if unknown
+    split: Strings  # "train", "test" or "" (not given)
 
     def __len__(self) -> int:
         return len(self.sample_id)
 
     def take(self, rows: Any) -> "Index":
-        """The same metadata for some rows (integer positions or a mask)."""
+        """Return the metadata of some rows (integer positions or a mask)."""
         return Index(self.sample_id[rows], self.group_id[rows], self.label[rows], self.split[rows])

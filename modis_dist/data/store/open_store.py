@@ -1,4 +1,4 @@
-"""Where a run's rows come from: the store it names or one simulated for it. Knows nothing of models."""
+"""Opening of the store of a run: an existing one, or one simulated for the run."""
 
 from pathlib import Path
 
@@ -10,28 +10,28 @@ from modis_dist.runtime.errors import ConfigError, shown
 
 
 def named_store(data: Data, *, source: str) -> Store | None:
-    """The store that ``data`` names, or None where one is to be simulated.
+    """Open ``data.store``; return None for a simulated store.
 
-    Raises ``ConfigError`` where there is none, ``DataError`` where it is not sound.
+    Raises ``ConfigError`` if no store is set or the folder does not exist, ``DataError`` if the store is damaged.
     """
     if data.simulate is not None:
         return None
     if data.store is None:
-        raise ConfigError(["data.store: is required (or data.simulate); --set data.store=DIR sets it"], source=source)
+        raise ConfigError(["data.store: required (or data.simulate); set it with --set data.store=DIR"], source=source)
     path = Path(data.store)
     if not path.exists():
-        advice = "make one with `modis-dist data import SRC --out STORE`, or --set data.store=DIR"
+        advice = "create it with `modis-dist data import SRC --out STORE`, or set another with --set data.store=DIR"
         raise ConfigError([f"data.store: no such folder {shown(str(path))}; {advice}"], source=source)
     return Store.open(path)
 
 
 def simulated_store(settings: Simulate, *, out: Path) -> Path:
-    """Where a simulated store is kept below ``out``."""
+    """Return the folder of a simulated store below ``out``."""
     return out / f"store-{digest(to_tree(settings))[:8]}"
 
 
 def open_store(data: Data, *, out: Path, source: str) -> Store:
-    """The store that ``data`` names, or one simulated below ``out``; raises as ``named_store``."""
+    """Open ``data.store``, or simulate a store below ``out``; raises as ``named_store``."""
     named = named_store(data, source=source)
     if named is not None:
         return named

@@ -1,18 +1,14 @@
-"""A store: a folder with a manifest and, per modality, Parquet shards of rows with one float32 vector each.
+"""Reading of a store: a folder with a manifest and, per modality, Parquet shards of rows with a float32 vector each.
 
-This is the read-only side: what the manifest says, whether the shards are the ones it names, and rows as contiguous
-arrays. Nothing read here is trusted before its checksum agrees. Knows no source format and writes nothing but its
-own cache of verified shards.
+Shards are verified against the checksums of the manifest before rows are read. The only file written here is a cache
+of verified shards.
 """
 
-import hashlib
 import json
-import os
 import re
 import stat
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,7 +22,8 @@ from numpy.typing import NDArray
 from modis_dist.config.parse import digest
 from modis_dist.data.store.index import UNLABELLED, Index
 from modis_dist.data.store.rules import check_modality
-from modis_dist.runtime.errors import DataError, nearest, shown
+from modis_dist.runtime.errors import DataError, listed, nearest, shown
+from modis_dist.runtime.files import sha256, write_json
 
 MANIFEST = "manifest.json"
 VERIFIED = ".verified.json"
@@ -39,7 +36,7 @@ Stamp = tuple[int, int]  # size in bytes, modification time in ns
 
 
 def shard_schema(features: int) -> pa.Schema:
-    """The columns of every shard of a modality with so many features."""
+    """Return the Parquet schema of the shards of a modality."""
     required = [("sample_id", False), ("group_id", False), ("label", True), ("split", True)]
     columns = [pa.field(name, pa.string(), nullable=nullable) for name, nullable in required]
     return pa.schema([*columns, pa.field("features", pa.fixed_shape_tensor(pa.float32(), [features]), nullable=False)])
@@ -57,7 +54,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ModalityTable:
-    """What the manifest says of one modality."""
+    """The manifest's entry of one modality."""
 
     features: tuple[str, ...]
     rows: int
@@ -65,14 +62,14 @@ class ModalityTable:
 
 
 def fingerprint_of(classes: Sequence[str], tables: Mapping[str, ModalityTable]) -> str:
-    """SHA-256 of everything in a manifest that defines the data; the time and place of its making do not."""
-    named = [{"name": name, **asdict(table)} for name, table in tables.items()]
-    return digest({"version": VERSION, "classes": list(classes), "modalities": named})
+    """Return the SHA-256 of a manifest without its creation record."""
+    modalities = [{"name": name, **asdict(table)} for name, table in tables.items()]
+    return digest({"version": VERSION, "classes": list(classes), "modalities": modalities})
 
 
 @dataclass(frozen=True)
 class Store:
-    """A verified store; ``open`` is the way to get one."""
+    """A verified store; create it with ``open``."""
 
     path: Path
     classes: tuple[str, ...]
@@ -80,54 +77,54 @@ class Store:
     fingerprint: str
     tables: Mapping[str, ModalityTable] = field(repr=False)
     created: Mapping[str, Any] = field(repr=False)  # time, program, source, notices
-    stamps: Mapping[str, Stamp] = field(repr=False)  # by shard, at the moment it was verified
+    stamps: Mapping[str, Stamp] = field(repr=False)  # of every shard when it was verified
 
     @classmethod
     def open(cls, path: Path) -> "Store":
-        """Open the store in a folder: every shard is there, of the right size, content and schema.
+        """Open a store and verify size, content and schema of every shard.
 
-        A shard whose size and modification time are those of an earlier verification is not hashed again where
-        the folder could keep that record. Raises ``DataError``.
+        Shards whose size and modification time match an earlier verification are not hashed again, if the folder is
+        writable. Raises ``DataError``.
         """
         return _open(path, trusted=_read_verified(path))
 
     @classmethod
-    def open_unseen(cls, path: Path) -> "Store":
-        """As ``open``, with every shard hashed now, whatever was verified before."""
+    def open_uncached(cls, path: Path) -> "Store":
+        """Open a store and hash every shard, ignoring earlier verifications."""
         return _open(path, trusted={})
 
     @property
     def notices(self) -> tuple[str, ...]:
-        """What the importer found worth telling."""
+        """Notices of the import."""
         return tuple(str(line) for line in self.created.get("notices", ()))
 
     def table(self, modality: str) -> ModalityTable:
-        """The manifest's entry. Raises ``DataError`` for an unknown modality."""
+        """Return the manifest's entry. Raises ``DataError`` for an unknown modality."""
         if modality not in self.tables:
-            hint = nearest(modality, list(self.modalities)) or f"; it has {', '.join(self.modalities)}"
-            raise DataError(f"{shown(str(self.path))}: there is no modality {shown(modality)!r}{hint}")
+            hint = nearest(modality, list(self.modalities)) or f"; known: {', '.join(self.modalities)}"
+            raise DataError(f"{shown(str(self.path))}: unknown modality {shown(modality)!r}{hint}")
         return self.tables[modality]
 
     def features(self, modality: str) -> tuple[str, ...]:
-        """Feature names, in column order."""
+        """Return the feature names, in column order."""
         return self.table(modality).features
 
     def rows(self, modality: str) -> int:
-        """Number of rows."""
+        """Return the number of rows."""
         return self.table(modality).rows
 
     def edges(self, modality: str) -> NDArray[np.int64]:
-        """The first row of every row group and, at the end, the number of rows; shape [row groups + 1]."""
+        """Return the first row of every row group, then the number of rows; shape [row groups + 1]."""
         table, sizes = self.table(modality), [0]
         for shard in table.shards:
             file_path = self.path / modality / shard.name
-            with _reading(file_path):
-                held = _parquet(file_path, shard, features=len(table.features)).metadata
-                sizes += [held.row_group(number).num_rows for number in range(held.num_row_groups)]
+            with _reading_shard(file_path):
+                metadata = _parquet(file_path, shard, features=len(table.features)).metadata
+                sizes += [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
         return np.cumsum(sizes, dtype=np.int64)
 
     def index(self, modality: str) -> Index:
-        """Everything but the features, for all rows of a modality."""
+        """Return the metadata of all rows of a modality."""
         parts = [self._index(table) for _, table in self._row_groups(modality, columns=META)]
         return Index(
             np.concatenate([part.sample_id for part in parts]),
@@ -137,47 +134,45 @@ class Store:
         )
 
     def read(self, modality: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-        """Features [n, p] of all rows, or of ``rows`` in their order; only the row groups that hold them are read.
+        """Return features [n, p] of all rows, or of ``rows`` in their order; reads only the row groups needed.
 
-        Raises ``DataError`` where a page's checksum disagrees, ``IndexError`` for a row that does not exist.
+        Raises ``DataError`` for a wrong page checksum, ``IndexError`` for a row that does not exist.
         """
         table = self.table(modality)
-        assert rows is None or rows.dtype.kind == "i"  # a mask would pass for rows 0 and 1
-        wanted = np.arange(table.rows) if rows is None else np.asarray(rows, dtype=np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= table.rows):
-            raise IndexError(f"{modality} has rows 0 to {table.rows - 1}; got {wanted.min()} to {wanted.max()}")
-        order = np.argsort(wanted, kind="stable")
-        ordered = wanted[order]
-        x = np.empty((len(wanted), len(table.features)), dtype=np.float32)
-        for start, group in self._row_groups(modality, columns=("features",), wanted=ordered):
+        assert rows is None or rows.dtype.kind == "i"  # a mask would be read as rows 0 and 1
+        positions = np.arange(table.rows) if rows is None else np.asarray(rows, dtype=np.int64)
+        if len(positions) and (positions.min() < 0 or positions.max() >= table.rows):
+            raise IndexError(f"{modality} has rows 0 to {table.rows - 1}; got {positions.min()} to {positions.max()}")
+        order = np.argsort(positions, kind="stable")
+        ordered = positions[order]
+        x = np.empty((len(positions), len(table.features)), dtype=np.float32)
+        for start, group in self._row_groups(modality, columns=("features",), positions=ordered):
             first, last = np.searchsorted(ordered, [start, start + group.num_rows])
             x[order[first:last]] = _vectors(group)[ordered[first:last] - start]
         return x
 
     def batches(self, modality: str) -> Iterator[tuple[Index, NDArray[np.float32]]]:
-        """Metadata and features of one row group after another; memory is bounded by a row group."""
+        """Yield metadata and features of every row group."""
         for _, group in self._row_groups(modality, columns=(*META, "features")):
             yield self._index(group), _vectors(group)
 
     def _row_groups(
-        self, modality: str, *, columns: Sequence[str], wanted: NDArray[np.int64] | None = None
+        self, modality: str, *, columns: Sequence[str], positions: NDArray[np.int64] | None = None
     ) -> Iterator[tuple[int, pa.Table]]:
-        """First row and content of each row group, or of those that hold a row of the ascending ``wanted``."""
+        """Yield first row and content of the row groups, or of those with rows in ``positions`` (ascending)."""
         start, table = 0, self.table(modality)
         for shard in table.shards:
-            if not _overlaps(wanted, start, shard.rows):
+            if not _overlaps(positions, start, shard.rows):
                 start += shard.rows
                 continue
             file_path = self.path / modality / shard.name
-            with _reading(file_path):
+            with _reading_shard(file_path):
                 if _stamp(file_path) != self.stamps[f"{modality}/{shard.name}"]:
-                    raise DataError(
-                        f"{shown(str(file_path))}: the file changed after the store was opened; start again"
-                    )
+                    raise DataError(f"{shown(str(file_path))}: modified after the store was opened; rerun the command")
                 file = _parquet(file_path, shard, features=len(table.features))
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
-                    if _overlaps(wanted, start, rows):
+                    if _overlaps(positions, start, rows):
                         yield start, _checked(file.read_row_group(number, columns=list(columns)), rows)
                     start += rows
 
@@ -186,7 +181,7 @@ class Store:
         codes = pc.index_in(label, value_set=pa.array(self.classes, pa.string()), skip_nulls=True)
         if codes.null_count != label.null_count:
             raise DataError(
-                f"{shown(str(self.path))}: a shard has a label that is not among the manifest's classes; import again"
+                f"{shown(str(self.path))}: a shard has a label that is not a class of the manifest; repeat the import"
             )
         return Index(
             _strings(table["sample_id"]),
@@ -200,15 +195,15 @@ class Store:
 
 
 def _parquet(path: Path, shard: Shard, *, features: int) -> pq.ParquetFile:
-    """The opened shard, its columns and rows compared with what they must be."""
+    """Open a shard and check its schema and number of rows."""
     file = pq.ParquetFile(path, page_checksum_verification=True)
     if file.schema_arrow != shard_schema(features) or file.metadata.num_rows != shard.rows:
-        raise DataError(f"{shown(str(path))}: columns or rows are not those of the manifest; import again")
+        raise DataError(f"{shown(str(path))}: schema or number of rows differs from the manifest; repeat the import")
     return file
 
 
 def _vectors(table: pa.Table) -> NDArray[np.float32]:
-    """The tensor column as [n, p], without a copy where Arrow has it in one piece."""
+    """Return the features as [n, p], without a copy if the column has one chunk."""
     chunks = [chunk.to_numpy_ndarray() for chunk in table["features"].chunks]
     x: NDArray[np.float32] = chunks[0] if len(chunks) == 1 else np.concatenate(chunks)
     return x
@@ -218,36 +213,38 @@ def _strings(column: pa.ChunkedArray) -> NDArray[np.object_]:
     return np.array(column.to_pylist(), dtype=object)
 
 
-def _overlaps(wanted: NDArray[np.int64] | None, start: int, rows: int) -> bool:
-    if wanted is None:
+def _overlaps(positions: NDArray[np.int64] | None, start: int, rows: int) -> bool:
+    if positions is None:
         return True
-    first, last = np.searchsorted(wanted, [start, start + rows])
+    first, last = np.searchsorted(positions, [start, start + rows])
     return bool(first < last)
 
 
 def _checked(table: pa.Table, rows: int) -> pa.Table:
     if table.num_rows != rows:
-        raise ValueError(f"a row group has {table.num_rows} rows instead of {rows}")
+        raise ValueError(f"a row group has {table.num_rows} rows, expected {rows}")
     return table
 
 
 @contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Whatever Arrow raises on a damaged file, as one line that names the file."""
+def reading(where: str, *, advice: str = "") -> Iterator[None]:
+    """Convert the errors that libraries raise for damaged files to a ``DataError`` that names the file."""
     try:
         yield
     except DataError:
         raise
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        raise DataError(
-            f"{shown(str(path))}: cannot be read ({shown(str(error))}); restore it or import again"
-        ) from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, pa.ArrowException) as error:
+        raise DataError(f"{where}: cannot be read ({shown(str(error))}){advice}") from error
+
+
+def _reading_shard(path: Path) -> AbstractContextManager[None]:
+    return reading(shown(str(path)), advice="; restore the file or repeat the import")
 
 
 def _stamp(path: Path) -> Stamp:
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise DataError(f"{shown(str(path))}: is not a regular file; restore it or import again")
+        raise DataError(f"{shown(str(path))}: not a regular file; restore it or repeat the import")
     return status.st_size, status.st_mtime_ns
 
 
@@ -264,12 +261,13 @@ def _open(path: Path, *, trusted: Mapping[str, Any]) -> Store:
         if trusted.get(key) != verified[key]:
             _verify_shard(path / key, shard, features=len(table.features))
     if trusted != verified:
-        _write_verified(path, verified)
+        with suppress(OSError):  # a read-only folder
+            write_json(path / VERIFIED, verified)
     return Store(path, manifest["classes"], tuple(tables), manifest["fingerprint"], tables, manifest["created"], stamps)
 
 
 def _manifest(path: Path) -> dict[str, Any]:
-    """The manifest's content as values of this module. Raises ``DataError`` where it is absent, foreign or damaged."""
+    """Read the manifest. Raises ``DataError`` if it is missing, damaged or of another format version."""
     file = path / MANIFEST
     where = shown(str(file))
     try:
@@ -278,16 +276,14 @@ def _manifest(path: Path) -> dict[str, Any]:
             raise KeyError("format")
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{shown(str(path))}: is not a store (no {MANIFEST}); make one with `modis-dist data import`"
+            f"{shown(str(path))}: not a store (no {MANIFEST}); create one with `modis-dist data import`"
         ) from None
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where}: is damaged or not a manifest of a store; restore it or import again") from error
+        raise DataError(f"{where}: damaged, or not the manifest of a store; restore it or repeat the import") from error
     if raw.get("version") != VERSION:
-        raise DataError(
-            f"{where}: version {shown(raw.get('version'))} cannot be read by this program (it knows {VERSION})"
-        )
+        raise DataError(f"{where}: format version {shown(raw.get('version'))}, expected {VERSION}; repeat the import")
     return _parsed(raw, where)
 
 
@@ -296,10 +292,10 @@ def _parsed(raw: dict[str, Any], where: str) -> dict[str, Any]:
         tables = {entry["name"]: _table(entry) for entry in raw["modalities"]}
         classes = tuple(raw["classes"])
         if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
-            raise ValueError("the fingerprint disagrees")
+            raise ValueError("wrong fingerprint")
         created = dict(raw["created"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{where}: is damaged ({shown(str(error))}); restore it or import again") from error
+        raise DataError(f"{where}: damaged ({shown(str(error))}); restore it or repeat the import") from error
     return {"tables": tables, "classes": classes, "fingerprint": raw["fingerprint"], "created": created}
 
 
@@ -307,14 +303,14 @@ def _table(entry: dict[str, Any]) -> ModalityTable:
     check_modality(entry["name"], ())
     shards = tuple(Shard(**shard) for shard in entry["shards"])
     if not all(_SHARD_NAME.fullmatch(shard.name) for shard in shards):
-        raise ValueError("a shard has a name that no shard has")
+        raise ValueError("invalid shard name")
     if sum(shard.rows for shard in shards) != entry["rows"]:
-        raise ValueError("the rows of the shards do not add up")
+        raise ValueError("wrong sum of shard rows")
     return ModalityTable(tuple(entry["features"]), entry["rows"], shards)
 
 
 def _stamps(path: Path, shards: Mapping[str, Shard]) -> dict[str, Stamp]:
-    """Size and time of every shard; all that are absent or of another size are named together."""
+    """Return size and modification time of every shard. Raises one ``DataError`` for all missing or incomplete ones."""
     stamps: dict[str, Stamp] = {}
     wrong: list[str] = []
     for key, shard in shards.items():
@@ -326,39 +322,28 @@ def _stamps(path: Path, shards: Mapping[str, Shard]) -> dict[str, Stamp]:
         if stamps[key][0] != shard.bytes:
             wrong.append(f"{key} ({stamps[key][0]} of {shard.bytes} bytes)")
     if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise DataError(
-            f"{shown(str(path))}: {len(wrong)} of {len(shards)} shards are missing or incomplete: "
-            f"{', '.join(wrong[:5])}{more}; restore them or import again"
+            f"{shown(str(path))}: {len(wrong)} of {len(shards)} shards are missing or incomplete: {listed(wrong)}; "
+            "restore them or repeat the import"
         )
     return stamps
 
 
 def _verify_shard(path: Path, shard: Shard, *, features: int) -> None:
-    with _reading(path):
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != shard.sha256:
+    with _reading_shard(path):
+        checksum = sha256(path)
+        if checksum != shard.sha256:
             raise DataError(
-                f"{shown(str(path))}: the content changed since the import (SHA-256 {found[:12]}..., the manifest says "
-                f"{shard.sha256[:12]}...); restore it or import again"
+                f"{shown(str(path))}: modified since the import (SHA-256 {checksum[:12]}..., expected "
+                f"{shard.sha256[:12]}...); restore the file or repeat the import"
             )
         _parquet(path, shard, features=features)
 
 
 def _read_verified(path: Path) -> dict[str, Any]:
-    """Which shards were verified with which size, time and hash; nothing where that is not known."""
+    """Return size, time and hash of the shards verified earlier; empty if unknown."""
     try:
-        held = json.loads((path / VERIFIED).read_text(encoding="utf-8"))
+        verified = json.loads((path / VERIFIED).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return held if isinstance(held, dict) else {}
-
-
-def _write_verified(path: Path, verified: Mapping[str, Any]) -> None:
-    """Keep the record where the folder is writable; several processes may do so at once."""
-    with suppress(OSError):
-        handle, name = tempfile.mkstemp(prefix=VERIFIED, dir=path)
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(verified, file)
-        Path(name).replace(path / VERIFIED)
+    return verified if isinstance(verified, dict) else {}

@@ -1,7 +1,7 @@
-"""What must hold of the names, sample ids, labels, groups and splits of a store, whoever writes it.
+"""Validity rules for names, sample ids, labels, groups and splits of a store.
 
-Knows no file format: the writer and ``check`` feed it rows, and it refuses what would later be joined, split or
-counted wrongly without anybody noticing.
+The writer and ``data check`` apply them to rows, so that no later join, split or count is silently wrong. Independent
+of file formats.
 """
 
 import re
@@ -9,10 +9,13 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+from numpy.typing import NDArray
+
 from modis_dist.runtime.errors import DataError, shown
 
 SPLITS = ("", "train", "test")
-METADATA = ("modality", "sample_id", "group_id", "label", "split")  # columns of tables that are read or written
+METADATA = ("modality", "sample_id", "group_id", "label", "split")  # reserved column names of tables
 _MODALITY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _DATE = re.compile(r"\d{1,2}-(jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec)", re.IGNORECASE)
 _SCIENTIFIC = re.compile(r"\d(\.\d+)?e\+\d+", re.IGNORECASE)
@@ -23,22 +26,22 @@ _FRACTION = re.compile(r"[+-]?\d*\.\d+")
 
 
 def folded(name: str) -> str:
-    """The form in which two names that differ only by case, outer spaces or Unicode composition are equal."""
+    """Normalise a name: names that differ only by case, outer spaces or Unicode composition become equal."""
     key = unicodedata.normalize("NFC", name.strip().casefold())
     return name if key == name else key
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Sort key that puts "2" before "10"."""
+    """Return a sort key that puts "2" before "10"."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
     return parts, name
 
 
 def check_modality(name: str, known: Iterable[str]) -> None:
-    """Refuse a modality name that cannot be a folder's, or that another one has in other letters."""
+    """Raise ``DataError`` for a modality name that is not a valid folder name or repeats a known one."""
     if not _MODALITY.fullmatch(name):
         raise DataError(
-            f"modality {shown(name)!r}: a name has 1 to 64 of the characters A-Z a-z 0-9 . _ - and starts with a "
+            f"modality {shown(name)!r}: a name must have 1 to 64 of the characters A-Z a-z 0-9 . _ - and start with a "
             "letter or digit; rename the file"
         )
     for other in known:
@@ -47,19 +50,19 @@ def check_modality(name: str, known: Iterable[str]) -> None:
 
 
 def check_features(names: Sequence[str], where: str) -> None:
-    """Refuse an empty list, empty names and names that occur twice (also after case, spaces and composition)."""
+    """Raise ``DataError`` for no features, and for empty, reserved or duplicate names (compared after ``folded``)."""
     if not names:
         raise DataError(
-            f"{where}: there are no feature columns; every column but sample_id, label, group_id and split is one"
+            f"{where}: no feature columns; features are all columns but sample_id, label, group_id and split"
         )
     reserved = [name for name in names if name in METADATA]
     if reserved:
-        raise DataError(f"{where}: no feature may be called {reserved[0]!r}, which our tables use; rename the column")
-    first: dict[str, int] = {}
+        raise DataError(f"{where}: feature name {reserved[0]!r} is reserved; rename the column")
+    positions: dict[str, int] = {}
     for position, name in enumerate(names):
         if not name.strip():
-            raise DataError(f"{where}: column {position + 1} has no name; name it or remove it")
-        before = first.setdefault(folded(name), position)
+            raise DataError(f"{where}: column {position + 1} has no name; add one or remove the column")
+        before = positions.setdefault(folded(name), position)
         if before != position:
             raise DataError(
                 f"{where}: columns {before + 1} and {position + 1} have the same name "
@@ -67,8 +70,8 @@ def check_features(names: Sequence[str], where: str) -> None:
             )
 
 
-def spoilt_names(names: Sequence[str]) -> list[str]:
-    """Feature names that look like what a spreadsheet made of a gene symbol: dates, serial dates, rounded numbers."""
+def converted_names(names: Sequence[str]) -> list[str]:
+    """Return feature names that a spreadsheet probably converted from gene symbols: dates, serial dates, numbers."""
     mostly_numbers = 2 * sum(name.isdecimal() for name in names) > len(names)
     return [
         name
@@ -78,9 +81,9 @@ def spoilt_names(names: Sequence[str]) -> list[str]:
 
 
 def class_name(value: object) -> str | None:
-    """The class that a label of a source means: whole numbers without ``.0``, None for an empty label.
+    """Return the class name of a label: integers without ``.0``, None for an empty label.
 
-    Raises ``ValueError`` for a number that is not whole (a measurement) or below 0 (a code): neither is a class.
+    Raises ``ValueError`` for non-integer numbers (measurements) and negative numbers (codes for missing values).
     """
     if value is None or value == "" or value != value:
         return None
@@ -91,11 +94,25 @@ def class_name(value: object) -> str | None:
     if whole or _WHOLE.fullmatch(text) or _NEGATIVE.fullmatch(text):
         number = int(float(text))
         if number < 0:
-            raise ValueError(f"label {number} usually means unlabelled; leave it empty, or give the class a name")
+            raise ValueError(f"label {number} usually means unlabelled; leave the cell empty, or use a class name")
         return str(number)
     if isinstance(value, float) or _FRACTION.fullmatch(text):
-        raise ValueError(f"label {shown(text)!r} is a number that is not whole; a label names a class")
+        raise ValueError(f"label {shown(text)!r} is not an integer or a class name")
     return text
+
+
+def check_finite(
+    x: NDArray[np.float32], sample_id: Sequence[str], features: Sequence[str], where: str, *, first_row: int
+) -> None:
+    """Raise ``DataError`` for infinite values in rows [n, p], naming the first; NaN is a missing value."""
+    infinite = np.isinf(x)
+    if infinite.any():
+        row, column = np.argwhere(infinite)[0]
+        raise DataError(
+            f"{where}, data row {first_row + row}, sample {shown(sample_id[row])!r}, feature "
+            f"{shown(features[column])!r}: infinite, or beyond 3.4e38 ({infinite.sum()} such values in "
+            f"{infinite.any(axis=1).sum()} of {len(x)} rows); leave missing values empty and scale large ones"
+        )
 
 
 @dataclass(frozen=True)
@@ -107,9 +124,9 @@ class _Sample:
 
 
 class Ledger:
-    """Remembers the samples of a store as they are added and refuses what contradicts them.
+    """Checks the rows of a store for consistency with all rows before them.
 
-    Memory grows with the number of samples, not with their features.
+    Memory grows with the number of samples, not of features.
     """
 
     def __init__(self) -> None:
@@ -127,31 +144,30 @@ class Ledger:
         label: Sequence[str | None],
         split: Sequence[str],
     ) -> None:
-        """Add the next rows of the modality that messages call ``where``. Raises ``DataError`` at the first mistake."""
+        """Add rows of the modality that messages call ``where``. Raises ``DataError`` for the first invalid row."""
         rows = self._rows.setdefault(where, {})
         for sample, group, name, part in zip(sample_id, group_id, label, split, strict=True):
-            here = f"{where}, data row {len(rows) + 1}"
-            self._add_sample(rows, _Sample(sample, group, name, here))
-            self._add_split(group, part, here)
+            row = f"{where}, data row {len(rows) + 1}"
+            self._add_sample(rows, _Sample(sample, group, name, row))
+            self._add_split(group, part, row)
         self.labels.update(name for name in label if name is not None)
 
     def rows(self, where: str) -> int:
-        """Rows added so far."""
+        """Return the number of rows added so far."""
         return len(self._rows.get(where, ()))
 
     def samples(self, where: str) -> Iterable[str]:
-        """Sample ids of one modality, in row order."""
+        """Return the sample ids of one modality, in row order."""
         return self._rows[where].keys()
 
     def _add_sample(self, rows: dict[str, int], new: _Sample) -> None:
         if not new.sample_id or not new.group_id:
-            raise DataError(f"{new.where}: sample_id is missing; every row needs one")
+            raise DataError(f"{new.where}: sample_id is missing; add one to every row")
         if new.label == "":
-            raise DataError(f"{new.where}: the label is empty text; leave it out where the class is unknown")
+            raise DataError(f"{new.where}: label is an empty string; use null for unknown classes")
         if new.sample_id in rows:
-            first = rows[new.sample_id]
             raise DataError(
-                f"{new.where}: sample {shown(new.sample_id)!r} stands in data row {first} already; "
+                f"{new.where}: duplicate sample_id {shown(new.sample_id)!r} (first in data row {rows[new.sample_id]}); "
                 "keep one row per sample and modality"
             )
         rows[new.sample_id] = len(rows) + 1
@@ -159,37 +175,37 @@ class Ledger:
         if known is not new:
             self._samples[folded(new.sample_id)] = _same_sample(known, new)
 
-    def _add_split(self, group: str, part: str, here: str) -> None:
+    def _add_split(self, group: str, part: str, row: str) -> None:
         if part not in SPLITS:
-            raise DataError(f"{here}: split must be train, test or empty (got {shown(part)!r})")
+            raise DataError(f"{row}: split must be train, test or empty (got {shown(part)!r})")
         if not part:
             return
-        known, before = self._splits.setdefault(group, (part, here))
+        known, before = self._splits.setdefault(group, (part, row))
         if known != part:
             raise DataError(
-                f"{here}: group {shown(group)!r} is in {part} here and in {known} at {before}; "
-                "all rows of a group belong to one side"
+                f"{row}: split of group {shown(group)!r} is {part}, but {known} in {before}; "
+                "use one split for all rows of a group"
             )
 
 
 def _same_sample(known: _Sample, new: _Sample) -> _Sample:
-    """What is known of a sample after its row in another modality; refuses rows that contradict each other."""
+    """Merge a sample with its row in another modality. Raises ``DataError`` for contradictory rows."""
     name = shown(new.sample_id)
     if new.sample_id != known.sample_id:
         raise DataError(
-            f"{new.where}: sample id {name!r} and {shown(known.sample_id)!r} at {known.where} differ only by case, "
-            "spaces or Unicode form; write the same sample the same way, different ones differently"
+            f"{new.where}: sample_id {name!r} and {shown(known.sample_id)!r} in {known.where} differ only by case, "
+            "spaces or Unicode form; use the same id for the same sample, clearly different ids otherwise"
         )
     if new.group_id != known.group_id:
         raise DataError(
-            f"{new.where}: sample {name!r} has group {shown(new.group_id)!r} here and {shown(known.group_id)!r} at "
-            f"{known.where}; give its group_id in every modality"
+            f"{new.where}: group_id of sample {name!r} is {shown(new.group_id)!r}, but {shown(known.group_id)!r} in "
+            f"{known.where}; use the same group_id in every modality"
         )
     if new.label is None or new.label == known.label:
         return known
     if known.label is not None:
         raise DataError(
-            f"{new.where}: sample {name!r} has label {shown(new.label)!r} here and {shown(known.label)!r} at "
+            f"{new.where}: label of sample {name!r} is {shown(new.label)!r}, but {shown(known.label)!r} in "
             f"{known.where}; correct one of them"
         )
     return replace(known, label=new.label, where=new.where)

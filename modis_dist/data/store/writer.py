@@ -1,11 +1,9 @@
-"""Writes a store row by row: never a whole modality in memory, never half a store at its final path.
+"""Writing of a store, with one row group in memory at a time.
 
-Everything is built in a hidden private folder beside the target and renamed into place when all of it is on disk.
-Knows the rules of a store but no source format.
+The store is written to a hidden private folder beside the target and renamed when it is complete on disk.
 """
 
 import errno
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from psutil import pid_exists
 
 from modis_dist.data.store.reader import (
     FORMAT,
@@ -36,13 +35,14 @@ from modis_dist.data.store.reader import (
 from modis_dist.data.store.rules import (
     Ledger,
     check_features,
+    check_finite,
     check_modality,
+    converted_names,
     folded,
     natural_order,
-    spoilt_names,
 )
-from modis_dist.runtime.errors import DataError, shown
-from modis_dist.runtime.files import sync, write_text
+from modis_dist.runtime.errors import DataError, listed, shown
+from modis_dist.runtime.files import sha256, sync, write_text
 from modis_dist.runtime.version import __version__
 
 ROW_GROUP_BYTES = 32 << 20  # 419 rows of 20,000 features
@@ -51,29 +51,29 @@ SHARD_BYTES = 256 << 20
 
 
 def row_group_rows(features: int) -> int:
-    """Rows of a row group: 1024, fewer where the rows are wide."""
+    """Return the rows per row group: 1024, or fewer for wide rows."""
     return max(1, min(ROW_GROUP_ROWS, ROW_GROUP_BYTES // (4 * features)))
 
 
 class StoreWriter:
-    """Context manager that builds a store at ``out``; an existing path is refused, a failure leaves nothing behind.
+    """Context manager that writes a store at ``out``, which must not exist; a failure leaves nothing behind.
 
-    ``source`` is kept in the manifest as the record of where the rows came from.
+    ``source`` is the record of the origin of the rows, saved in the manifest.
     """
 
     def __init__(self, out: Path, *, source: Mapping[str, object]) -> None:
         self.out = out
         self.source = dict(source)
-        self.folder = out  # the hidden folder, once entered
+        self.folder = out  # the hidden folder, after __enter__
         self.notices: list[str] = []
         self._ledger = Ledger()
-        self._modalities: dict[str, _Modality] = {}
+        self._modalities: dict[str, _ModalityWriter] = {}
 
     def __enter__(self) -> "StoreWriter":
         with writing(self.out):
             self._refuse_existing()
             self.out.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            _sweep(self.out)
+            _remove_leftovers(self.out)
             self.folder = Path(tempfile.mkdtemp(prefix=_hidden_prefix(self.out), suffix=".tmp", dir=self.out.parent))
         return self
 
@@ -87,20 +87,19 @@ class StoreWriter:
         finally:
             for modality in self._modalities.values():
                 modality.abandon()
-            shutil.rmtree(self.folder, ignore_errors=True)  # gone already where it was renamed
+            shutil.rmtree(self.folder, ignore_errors=True)  # does not exist after the rename
 
     def begin(self, modality: str, features: Sequence[str], *, where: str | None = None) -> None:
-        """Start a modality; ``where`` is what messages call it (its file). Raises ``DataError`` for bad names."""
+        """Start a modality; messages call it ``where`` (its file). Raises ``DataError`` for invalid names."""
         check_modality(modality, self._modalities)
         where = where or modality
         check_features(features, where)
-        if spoilt := spoilt_names(features):
-            names = ", ".join(shown(name) for name in spoilt[:5])
-            self.note(f"{where}: {len(spoilt)} feature names look spoilt by a spreadsheet: {names}")
+        if converted := converted_names(features):
+            self.note(f"{where}: {len(converted)} feature names look converted by a spreadsheet: {listed(converted)}")
         folder = self.folder / modality
         with writing(self.out):
             folder.mkdir(mode=0o700)
-        self._modalities[modality] = _Modality(folder, tuple(features), where)
+        self._modalities[modality] = _ModalityWriter(folder, tuple(features), where)
 
     def write(
         self,
@@ -112,34 +111,34 @@ class StoreWriter:
         split: Sequence[str],
         x: NDArray[np.float32],
     ) -> None:
-        """Append rows; ``x`` is [n, p] with NaN where a value is missing, ``split`` is train, test or "".
+        """Append rows; ``x`` is [n, p] with NaN for missing values, ``split`` is train, test or "".
 
-        Raises ``DataError`` for rows that break a rule of the store and for values that are not finite.
+        Raises ``DataError`` for rows that violate a rule of the store and for infinite values.
         """
-        held = self._modalities[modality]
-        assert x.dtype == np.float32 and x.shape == (len(sample_id), len(held.features))
-        _refuse_infinite(x, sample_id, held, first_row=self._ledger.rows(held.where) + 1)
-        self._ledger.add(held.where, sample_id=sample_id, group_id=group_id, label=label, split=split)
-        held.missing += int(np.isnan(x).sum())
+        target = self._modalities[modality]
+        assert x.dtype == np.float32 and x.shape == (len(sample_id), len(target.features))
+        check_finite(x, sample_id, target.features, target.where, first_row=self._ledger.rows(target.where) + 1)
+        self._ledger.add(target.where, sample_id=sample_id, group_id=group_id, label=label, split=split)
+        target.missing += int(np.isnan(x).sum())
         with writing(self.out):
-            held.append([sample_id, group_id, label, [part or None for part in split]], x)
+            target.append([sample_id, group_id, label, [part or None for part in split]], x)
 
     def note(self, line: str) -> None:
-        """Keep a line for the user in the manifest."""
+        """Add a notice for the user to the manifest."""
         self.notices.append(line)
 
     def _refuse_existing(self) -> None:
         if os.path.lexists(self.out):
-            raise DataError(f"{shown(str(self.out))}: exists already; choose another --out or remove it")
+            raise DataError(f"{shown(str(self.out))}: already exists; choose another --out or remove it")
 
     def _finish(self) -> None:
         if not self._modalities:
-            raise DataError(f"{shown(str(self.out))}: there is no modality to write")
+            raise DataError(f"{shown(str(self.out))}: no modality to write")
         tables: dict[str, ModalityTable] = {}
         for name, modality in self._modalities.items():
             tables[name] = modality.finish()
             if not tables[name].rows:
-                raise DataError(f"{modality.where}: there are no rows")
+                raise DataError(f"{modality.where}: no rows")
         self._add_notices()
         classes = tuple(sorted(self._ledger.labels, key=natural_order))
         write_text(self.folder / MANIFEST, _manifest_text(classes, tables, self._created()))
@@ -153,34 +152,34 @@ class StoreWriter:
         return {"time": time, "program": f"modis-dist {__version__}", "source": self.source, "notices": self.notices}
 
     def _add_notices(self) -> None:
-        for held in self._modalities.values():
-            if held.missing:
-                share = held.missing / (held.rows * len(held.features))
-                self.note(f"{held.where}: {held.missing:,} values are missing ({share:.2%})")
-        first: dict[str, str] = {}
+        for modality in self._modalities.values():
+            if modality.missing:
+                fraction = modality.missing / (modality.rows * len(modality.features))
+                self.note(f"{modality.where}: {modality.missing:,} values are missing ({fraction:.2%})")
+        by_folded: dict[str, str] = {}
         for label in sorted(self._ledger.labels):
-            before = first.setdefault(folded(label), label)
+            before = by_folded.setdefault(folded(label), label)
             if before != label:
                 self.note(f"classes {shown(before)!r} and {shown(label)!r} differ only by case or spaces")
         if not self._ledger.labels:
-            self.note("no row has a label")
+            self.note("no labelled rows")
         if len(self._modalities) == 1:
-            self.note("there is one modality only; training needs two or more")
+            self.note("only one modality; training needs at least two")
         elif not self._any_shared_sample():
-            self.note("no sample has rows in two modalities; translation cannot be scored")
+            self.note("no sample has rows in two modalities; translation cannot be evaluated")
 
     def _any_shared_sample(self) -> bool:
         seen: set[str] = set()
-        for held in self._modalities.values():
-            ids = set(self._ledger.samples(held.where))
+        for modality in self._modalities.values():
+            ids = set(self._ledger.samples(modality.where))
             if not seen.isdisjoint(ids):
                 return True
             seen |= ids
         return False
 
 
-class _Modality:
-    """The open end of one modality: a buffer of one row group and the shard being written."""
+class _ModalityWriter:
+    """Writer of one modality: a buffer of one row group and the open shard."""
 
     def __init__(self, folder: Path, features: tuple[str, ...], where: str) -> None:
         self.features = features
@@ -198,20 +197,20 @@ class _Modality:
         self._shards: list[Shard] = []
 
     def append(self, meta: Sequence[Sequence[str | None]], x: NDArray[np.float32]) -> None:
-        """Buffer rows; every full row group goes to disk."""
+        """Buffer rows and write every full row group."""
         start = 0
         while start < len(x):
-            held = len(self._meta[0])
-            stop = min(len(x), start + len(self._buffer) - held)
-            self._buffer[held : held + stop - start] = x[start:stop]
-            for kept, column in zip(self._meta, meta, strict=True):
-                kept.extend(column[start:stop])
+            buffered = len(self._meta[0])
+            stop = min(len(x), start + len(self._buffer) - buffered)
+            self._buffer[buffered : buffered + stop - start] = x[start:stop]
+            for values, column in zip(self._meta, meta, strict=True):
+                values.extend(column[start:stop])
             start = stop
             if len(self._meta[0]) == len(self._buffer):
                 self._write_row_group()
 
     def finish(self) -> ModalityTable:
-        """Write what is buffered and return the manifest's entry."""
+        """Write the buffered rows and return the manifest's entry."""
         if self._meta[0]:
             self._write_row_group()
         self._close_shard()
@@ -219,7 +218,7 @@ class _Modality:
         return ModalityTable(self.features, self.rows, tuple(self._shards))
 
     def abandon(self) -> None:
-        """Let go of the open file after a failure."""
+        """Close the open file after a failure."""
         with suppress(OSError, ValueError, pa.ArrowException):
             if self._parquet is not None:
                 self._parquet.close()
@@ -266,22 +265,8 @@ class _Modality:
         self._parquet = self._file = None
         self._groups = 0
         path = self._folder / f"part-{len(self._shards):05d}.parquet"
-        with path.open("rb") as file:
-            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
         rows = self.rows - sum(shard.rows for shard in self._shards)
-        self._shards.append(Shard(path.name, rows, path.stat().st_size, sha256))
-
-
-def _refuse_infinite(x: NDArray[np.float32], sample_id: Sequence[str], held: _Modality, *, first_row: int) -> None:
-    infinite = np.isinf(x)
-    if not infinite.any():
-        return
-    row, column = np.argwhere(infinite)[0]
-    raise DataError(
-        f"{held.where}, data row {first_row + row}, sample {shown(sample_id[row])!r}, feature "
-        f"{shown(held.features[column])!r}: the value is infinite or beyond 3.4e38 ({infinite.sum()} such values in "
-        f"{infinite.any(axis=1).sum()} of {len(x)} rows looked at); leave missing values empty, scale large ones"
-    )
+        self._shards.append(Shard(path.name, rows, path.stat().st_size, sha256(path)))
 
 
 def _manifest_text(classes: tuple[str, ...], tables: Mapping[str, ModalityTable], created: Mapping[str, Any]) -> str:
@@ -301,13 +286,13 @@ def _manifest_text(classes: tuple[str, ...], tables: Mapping[str, ModalityTable]
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """A full disk, a quota or a missing permission is the user's to mend: one line, not a traceback."""
+    """Convert an ``OSError`` (disk full, quota, permissions) to a ``DataError`` with advice."""
     try:
         yield
     except OSError as error:
         if error.errno is None:
             raise
-        advice = "free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --out"
+        advice = "free disk space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "choose another --out"
         raise DataError(f"{shown(str(out))}: cannot be written ({error.strerror}); {advice}") from error
 
 
@@ -316,24 +301,14 @@ def _create(path: Path) -> IO[bytes]:
 
 
 def _hidden_prefix(out: Path) -> str:
-    """Says whose the hidden folder is, so that one left by a killed process can be told from one in use."""
+    """Return the prefix of the hidden folder, with host and process id, to recognise folders of killed processes."""
     return f".{out.name}.{socket.gethostname()}.{os.getpid()}."
 
 
-def _sweep(out: Path) -> None:
-    """Remove what killed imports to the same target left behind on this machine."""
+def _remove_leftovers(out: Path) -> None:
+    """Remove the hidden folders that killed imports to the same target left on this host."""
     host = f".{out.name}.{socket.gethostname()}."
-    for left in out.parent.iterdir():
-        owner = left.name.removeprefix(host).split(".")[0]
-        if left.name.startswith(host) and left.name.endswith(".tmp") and owner.isdecimal() and not _alive(int(owner)):
-            shutil.rmtree(left, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    for path in out.parent.iterdir():
+        pid = path.name.removeprefix(host).split(".")[0]
+        if path.name.startswith(host) and path.name.endswith(".tmp") and pid.isdecimal() and not pid_exists(int(pid)):
+            shutil.rmtree(path, ignore_errors=True)

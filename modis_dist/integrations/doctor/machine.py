@@ -228,7 +228,7 @@ def kind_of_folder(folder: Path, kind: str) -> Finding:
     found = f"{shown(str(folder))} is on {kind or 'an unknown file system'}"
     advice = (
         "SQLite would be damaged in the network: here a study keeps its journals and MLflow gets them later, by "
-        "`modis-dist fetch`; or set sweep.mlflow.uri to a server"
+        "`modis-dist fetch`; or set sweep.mlflow.tracking_uri to a server"
     )
     if kind in NETWORK:
         found += ", in the network"

@@ -54,7 +54,7 @@ class Runs:
             self.experiment_id = str(found.experiment_id)
         else:
             problem = f"{shown(experiment)} was deleted in MLflow; restore it there or choose another name"
-            raise ConfigError([problem], source="sweep.mlflow.experiment")
+            raise ConfigError([problem], source="sweep.mlflow.experiment_name")
 
     @property
     def client(self) -> Any:

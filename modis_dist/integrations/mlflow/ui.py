@@ -63,7 +63,7 @@ def find(folder: Path) -> str:
         path = mlflow_store.sqlite_path(uri)
         if uri and (path is None or path.is_file()):
             return uri
-    raise DataError(f"{shown(str(folder))}: no MLflow database here; give the output folder of a study")
+    raise DataError(f"{shown(str(folder))}: no MLflow database; expected the output folder of a study")
 
 
 def first_page(uri: str) -> str:

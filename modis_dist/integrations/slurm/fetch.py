@@ -68,7 +68,7 @@ def fetch(
 
 def _curves(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
     """Fill MLflow at home, unless a server has all of it from the jobs, or the disk does not do; what went wrong."""
-    uri = study_of(out).sweep.mlflow.uri
+    uri = study_of(out).sweep.mlflow.tracking_uri
     if uri is not None and sqlite_path(uri) is None and was_delivered(out, uri):
         return []
     kind = file_system(home)
@@ -131,7 +131,7 @@ def _study_in(folder: Path) -> str:
 def _fill(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
     """Tell MLflow at home all that the copied files hold; returns what went wrong."""
     study, listed = study_of(home), manifest.load(home / "manifest.json")
-    experiment = study.sweep.mlflow.experiment or study.name
+    experiment = study.sweep.mlflow.experiment_name or study.name
     made = mlflow_apart.MirrorApart(
         uri=default_uri(home), experiment=experiment, study=digest([study.name, str(out)])[:16], folder=home
     )

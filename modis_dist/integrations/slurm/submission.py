@@ -193,8 +193,8 @@ def check(study: Study, site: Site, *, form: Form) -> None:
         problems.append(f"trainer.precision: fp16 needs a GPU, {machine.has('gpus')}; set gpus there, or say bf16")
     if problems:
         raise ConfigError(problems, source=study.name)
-    if study.sweep.mlflow.uri is not None:
-        checked(study.sweep.mlflow.uri)
+    if study.sweep.mlflow.tracking_uri is not None:
+        checked(study.sweep.mlflow.tracking_uri)
 
 
 def _trials(study: Study) -> int:

@@ -45,7 +45,7 @@ class Search:
     def most_rounds(self) -> int:
         """Rounds there will be."""
         search = self._study.sweep.search
-        return -(-search.configurations // search.at_once) if isinstance(search, OptunaSearch) else 1
+        return -(-search.configurations // search.round_size) if isinstance(search, OptunaSearch) else 1
 
     @property
     def to_come(self) -> float:
@@ -53,12 +53,12 @@ class Search:
         search = self._study.sweep.search
         if not isinstance(search, OptunaSearch):
             return 0.0
-        return max(0.0, search.configurations / search.at_once - self.rounds)
+        return max(0.0, search.configurations / search.round_size - self.rounds)
 
     def round(self, number: int) -> list[Trial]:
         """The trials of a round, from 0; a configuration that was there before is not tried again."""
         search = self._study.sweep.search
-        size = search.at_once if isinstance(search, OptunaSearch) else len(self.trials) + 1
+        size = search.round_size if isinstance(search, OptunaSearch) else len(self.trials) + 1
         return [trial for trial in self.trials if trial.configuration // size == number]
 
     def propose(self, groups: Sequence[Group]) -> None:
@@ -72,7 +72,7 @@ class Search:
             condition: proposals(
                 sweep.space,
                 known,
-                count=search.at_once,
+                count=search.round_size,
                 seed=search.seed,
                 number=self.rounds,
                 metric=self._study.trainer.metric,

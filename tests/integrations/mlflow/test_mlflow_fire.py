@@ -58,8 +58,15 @@ def calm(place: SharedStudy, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 
 def begin(place: SharedStudy, out: Path, *options: str, uri: str | None = None, **environment: str) -> Any:
-    arguments = ["tune", str(place.study), "--out", str(out), "--set", f"sweep.mlflow.experiment={out.parent.name}"]
-    arguments += ["--set", f"sweep.mlflow.uri={uri or place.gate.uri}", *options]
+    arguments = [
+        "tune",
+        str(place.study),
+        "--out",
+        str(out),
+        "--set",
+        f"sweep.mlflow.experiment_name={out.parent.name}",
+    ]
+    arguments += ["--set", f"sweep.mlflow.tracking_uri={uri or place.gate.uri}", *options]
     quick = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0"}
     process = study_process(arguments, out.parent / "stderr.txt", quick | environment)
     process.start()

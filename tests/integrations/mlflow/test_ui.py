@@ -92,10 +92,10 @@ def test_the_database_is_found_in_the_folder_above_it_or_where_the_summary_says(
     study, elsewhere = tmp_path / "study", tmp_path / "elsewhere.db"
     trial = study / "trials" / "a"
     trial.mkdir(parents=True)
-    with pytest.raises(DataError, match="no MLflow database here"):
+    with pytest.raises(DataError, match="no MLflow database"):
         ui.find(trial)
     (study / "summary.json").write_text(json.dumps({"mlflow": {"uri": f"sqlite:///{elsewhere}"}}))
-    with pytest.raises(DataError, match="no MLflow database here"):
+    with pytest.raises(DataError, match="no MLflow database"):
         ui.find(study)
     elsewhere.touch()
     assert ui.find(study) == f"sqlite:///{elsewhere}"
@@ -154,7 +154,7 @@ def test_a_cookie_counts_for_its_port_alone(cookie: str, wanted: str) -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"mlflow": null}', '{"mlflow": {}}'])
 def test_a_spoilt_summary_is_as_good_as_none(content: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(DataError, match="no MLflow database here"):
+    with pytest.raises(DataError, match="no MLflow database"):
         ui.find(tmp_path)
 
 

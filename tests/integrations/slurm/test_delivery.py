@@ -19,7 +19,7 @@ from tests.integrations.slurm.test_capacity import asked
 from tests.integrations.slurm.toy_submission import study, submitted
 
 SERVER = "http://127.0.0.1:9"
-UNUSABLE = ["--set", "sweep.mlflow.uri=ftp://nowhere"]
+UNUSABLE = ["--set", "sweep.mlflow.tracking_uri=ftp://nowhere"]
 
 
 def tracked_at(uri: str, out: Path) -> None:
@@ -35,7 +35,7 @@ def test_an_address_that_mlflow_does_not_take_is_refused_before_anything_is_sent
     how: list[str], slurm: FakeSlurm, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert asked(tmp_path, store, *how, *UNUSABLE) == 2
-    assert "sweep.mlflow.uri: unknown kind of address ftp://nowhere" in capsys.readouterr().err
+    assert "sweep.mlflow.tracking_uri: unknown kind of address ftp://nowhere" in capsys.readouterr().err
     assert not (tmp_path / "out").exists() and not slurm.jobs
 
 
@@ -89,6 +89,6 @@ def test_a_start_writes_down_whether_mlflow_has_all_of_the_study(
     monkeypatch.setattr(tune, "_plan", lambda *_: SimpleNamespace(outdated=()))
     monkeypatch.setattr(run, "run_study", run_study)
     note_delivery(tmp_path, SERVER)
-    tracked = study(store, f"sweep.mlflow.uri={SERVER}")
+    tracked = study(store, f"sweep.mlflow.tracking_uri={SERVER}")
     tune.run(tracked, tmp_path, SimpleNamespace(), tmp_path / "study.yaml")  # type: ignore[arg-type]
     assert was_delivered(tmp_path, SERVER) is not bool(problems)

@@ -101,7 +101,7 @@ def test_room_is_counted_in_gpus_or_else_in_cores_of_a_pack(store: Path) -> None
 
 
 def test_trials_are_counted_over_conditions_folds_replicates_and_what_is_drawn(store: Path) -> None:
-    both = {"conditions": {"a": {}, "b": {"objective.lambda_r": 1.0}}, "folds": 2, "replicates": 3}
+    both = {"conditions": {"a": {}, "b": {"objective.penalty_weight": 1.0}}, "folds": 2, "replicates": 3}
     space = {"objective.beta": {"low": 0.1, "high": 0.9}}
     drawn = both | {"grid": {}, "space": space, "search": {"kind": "random", "configurations": 5}}
     for sweep, trials in ((both, 24), (drawn, 60)):
