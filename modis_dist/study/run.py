@@ -24,7 +24,7 @@ from modis_dist.runtime.errors import Interrupted, RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.study import manifest, telling
-from modis_dist.study.aggregate import Group, chosen, grouped, ranked
+from modis_dist.study.aggregate import Group, grouped
 from modis_dist.study.interfaces import Executor, Mirror
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display, monitored
@@ -32,6 +32,7 @@ from modis_dist.study.packs import layout
 from modis_dist.study.plan import Plan, ids_of, is_done
 from modis_dist.study.search.rounds import Search
 from modis_dist.study.search.rungs import Round
+from modis_dist.study.selection import by_rank, chosen, mark
 from modis_dist.study.summary import changes, failures, summarise, why_nothing, write
 from modis_dist.train.journal import copy_trial
 
@@ -55,9 +56,9 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         # Search: every trial that is not done, round by round; a round is known when those before it are done.
         reasons = sweep.search()
         results = sweep.results(sweep.trials)
-        groups = sweep.groups(reasons)
-        groups = ranked(groups, metric=metric) if study.sweep.search else groups
-        best = chosen(groups, metric=metric)
+        groups = mark(sweep.groups(reasons), metric=metric)
+        groups = by_rank(groups) if study.sweep.search else groups
+        best = chosen(groups)
 
         # Refit: the chosen configuration of each condition, on all training rows; test rows are scored here only.
         refits = {condition: _refits(sweep.trials, group, listed.fingerprint) for condition, group in best.items()}

@@ -11,9 +11,10 @@ from modis_dist.execution.trial import trial_id
 from modis_dist.metrics import Scored, classification
 from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
-from modis_dist.study.aggregate import chosen, grouped, spread
+from modis_dist.study.aggregate import grouped, spread
 from modis_dist.study.manifest import Manifest, expand, refit
 from modis_dist.study.packs import arrange, in_one_pack, layout, stack_key
+from modis_dist.study.selection import chosen, mark
 from tests.study.toy_study import tree
 from tests.train import toy
 
@@ -222,8 +223,8 @@ def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicat
     groups = grouped(found, {t.id: result(v) for t, v in zip(found, values, strict=True)}, {})
     assert [g["mean"] for g in groups] == pytest.approx([values[:6].mean(), values[6:].mean()])
     assert groups[0]["sd"] == pytest.approx(values[:6].std(ddof=1)) and groups[0]["baseline"] == 0.5
-    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[1]}
-    assert chosen(groups, metric="reconstruction_mse") == {"all": groups[0]}
+    assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[1]["params"]
+    assert chosen(mark(groups, metric="reconstruction_mse"))["all"]["params"] == groups[0]["params"]
 
 
 def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
@@ -233,13 +234,14 @@ def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
     groups = grouped(found, results, {found[3].id: "step 7: kl/cnv is nan"})
     assert (groups[1]["n"], groups[1]["expected"], groups[1]["failed"]) == (1, 2, 1)
     assert groups[1]["reasons"] == ["step 7: kl/cnv is nan"]
-    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[0]}
+    assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[0]["params"]
 
 
 def test_the_first_of_equal_groups_is_chosen() -> None:
     found = trials(folds=1)
     groups = grouped(found, {t.id: result(0.5) for t in found}, {})
-    assert chosen(groups, metric="nmi")["all"] is groups[0]
+    marked = mark(groups, metric="nmi")
+    assert chosen(marked) == {"all": marked[0]}
 
 
 def test_the_spread_of_one_value_has_no_standard_deviation() -> None:
