@@ -76,7 +76,7 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """
-    from modis_dist.execution.single import evaluate_folder
+    from modis_dist.evaluate.evaluate_folder import evaluate_folder
 
     result = evaluate_folder(directory, store)
     if as_json:

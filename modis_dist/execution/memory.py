@@ -19,13 +19,11 @@ import torch
 
 from modis_dist.data.store.reader import Store
 from modis_dist.execution.resources import Cluster
-from modis_dist.execution.run_pack import Pack, chosen_device, kinds_of_data, run_pack
+from modis_dist.execution.run_pack import Pack, chosen_device, kinds_of_data, run_pack, study_layout
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.runtime.errors import Interrupted, ModisError
 from modis_dist.runtime.files import clear_leftovers
 from modis_dist.runtime.processes import end_with_parent
-from modis_dist.train import cpu_settings
-from modis_dist.train.callbacks import NullReporter
 from modis_dist.train.cuda_graph import WARM_UP
 from modis_dist.train.placement import memory_limit, storage_of
 from modis_dist.train.prepare import SelectionOf, build_shape, data_key, kept_bytes, row_counts
@@ -132,9 +130,8 @@ def measured(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint |
 def _tried(pack: Pack, threads: int, out: Path, store: Path, answer: Connection) -> None:
     """In the process: the peak of reading, preparing, a few steps and a checkpoint."""
     end_with_parent()
-    cpu_settings.use(threads)
     try:
-        run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=AfterSteps(STEPS))
+        run_pack(pack, study_layout(out, pack), store=store, stop=AfterSteps(STEPS), threads=threads)
     except Interrupted:
         pass  # as wanted
     except ModisError:

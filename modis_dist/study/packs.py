@@ -26,7 +26,7 @@ MOST, MOST_ON_GPU = 8, 32
 TOGETHER = 1_500_000_000  # bytes of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
-def in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
+def most_in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
     """How many trials may be one pack, whose networks take so many bytes each."""
     if not packing.enabled:
         return 1

@@ -8,7 +8,7 @@ import pytest
 
 from modis_dist.runtime.errors import DataError
 from modis_dist.study.search.decisions import FILE, decide, decided
-from modis_dist.study.search.halving import best_up_to, told, verdicts
+from modis_dist.study.search.halving import best_up_to, verdict_message, verdicts
 
 NMI = "nmi"
 
@@ -73,9 +73,10 @@ def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, l
 
 def test_the_reason_names_epoch_value_and_rank() -> None:
     made = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
-    assert told(made[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
+    assert verdict_message(made[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
     assert (
-        told(verdicts([[1.0], [None]], epoch=3, factor=2, metric=NMI)[1]) == "pruned at epoch 3: no value, rank 2 of 2"
+        verdict_message(verdicts([[1.0], [None]], epoch=3, factor=2, metric=NMI)[1])
+        == "pruned at epoch 3: no value, rank 2 of 2"
     )
 
 

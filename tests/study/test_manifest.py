@@ -13,7 +13,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
 from modis_dist.study.aggregate import grouped, spread
 from modis_dist.study.manifest import Manifest, expand, refit
-from modis_dist.study.packs import arrange, in_one_pack, layout, stack_key
+from modis_dist.study.packs import arrange, layout, most_in_one_pack, stack_key
 from modis_dist.study.selection import chosen, mark
 from tests.study.toy_study import tree
 from tests.train import toy
@@ -197,7 +197,7 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
 def test_large_networks_are_stacked_less_unless_told(
     packing: Packing, each: int, on_processor: int, on_gpu: int
 ) -> None:
-    assert [in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
+    assert [most_in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
 
 
 # --- groups -------------------------------------------------------------------------------------------------

@@ -196,7 +196,7 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
     assert tune(tmp_path) == 4
     said = capsys.readouterr().err
-    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8; lower it" in said
+    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8;" in said
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2

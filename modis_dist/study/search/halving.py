@@ -45,7 +45,7 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
     ]
 
 
-def told(verdict: Mapping[str, Any]) -> str:
-    """``pruned at epoch 20: 0.710, rank 7 of 9``."""
+def verdict_message(verdict: Mapping[str, Any]) -> str:
+    """Return ``pruned at epoch 20: 0.710, rank 7 of 9``."""
     value = "no value" if verdict["mean"] is None else f"{verdict['mean']:.3f}"
     return f"pruned at epoch {verdict['epoch']}: {value}, rank {verdict['rank']} of {verdict['of']}"

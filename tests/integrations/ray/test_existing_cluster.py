@@ -113,7 +113,7 @@ def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
     for environment, setting, why in (
         (ray.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "name=a", "it does not take this token"),
         (ray.stranger, "name=a", "it does not take this token"),
-        (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, 1 at most on one"),
+        (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, at most 1 on one"),
     ):
         told = ended([*arguments, "--set", setting], environment)
         assert told.returncode == 2 and told.stdout == ""

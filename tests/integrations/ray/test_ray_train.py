@@ -19,7 +19,7 @@ from modis_dist.config import yaml12
 from modis_dist.execution import resources
 from modis_dist.execution.resources import cores
 from modis_dist.execution.verify_resume import differences
-from modis_dist.integrations.ray.train import NEEDLESS
+from modis_dist.integrations.ray.train import UNUSED_CALLBACKS
 from modis_dist.runtime.lock import locked
 from modis_dist.train.journal import JournalReader
 from tests.integrations.ray.without_ray import train_two_ranks
@@ -90,7 +90,7 @@ def test_two_workers_killed_told_to_save_and_hung_in_turn_say_so_and_end_with_th
         assert driver.wait(60) == 75, said_text(tmp_path)
     assert "got SIGTERM; saved " in said_text(tmp_path)
     (line,) = (out / "ranks.log").read_text().splitlines()
-    assert "was it killed" in line and line.endswith("all ranks start again from the last checkpoint")
+    assert "was it killed" in line and line.endswith("all ranks restart from the last checkpoint")
     assert line in said_text(tmp_path)
     assert not (out / "result.json").exists()
     assert not psutil.wait_procs(family, timeout=10)[1]
@@ -153,7 +153,9 @@ def wait_for_epoch(out: Path, epoch: int) -> bool:
 
 
 def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
-    text = f"import ray.train.v2.api.data_parallel_trainer as made; assert vars(made).keys() >= {{*{NEEDLESS!r}}}"
+    text = (
+        f"import ray.train.v2.api.data_parallel_trainer as made; assert vars(made).keys() >= {{*{UNUSED_CALLBACKS!r}}}"
+    )
     subprocess.run([sys.executable, "-c", text], check=True)
 
 

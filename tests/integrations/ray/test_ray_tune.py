@@ -321,7 +321,7 @@ def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why(ra
     died = [SimpleNamespace(error=error, metrics={}) for error in deaths]
     began = SimpleNamespace(error=ray_errors.ActorDiedError(cause), metrics={})
     said = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
-    why = "its worker could not begin: ModuleNotFoundError: No module named 'modis_dist'"
+    why = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
     assert said == {"packs/done": None, "packs/new": why}
 
 
