@@ -3,7 +3,6 @@
 Every cell is a ``Text``, so that names from data are shown as they are written and never read as markup.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from modis_dist.report.text import plain, settings, varying
+from modis_dist.runtime.text import markdown
 
 NOTHING = "-"
 FIGURES = ("balanced_accuracy", "macro_f1", "nmi", "ari")
@@ -156,8 +156,7 @@ def to_markdown(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """A line of text that Markdown and HTML show as it is."""
-    entities = plain(text, limit=1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]#|$~])", r"\\\1", entities)
+    return markdown(plain(text, limit=1000))
 
 
 def _shown(cell: Any) -> str:

@@ -3,17 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-
-def plain(name: object, *, limit: int = 60) -> str:
-    """The name with control, format and other unprintable characters as escapes, at most ``limit`` characters.
-
-    A longer one is cut in the middle: names that begin alike, as those of one panel do, can still be told apart.
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-    if len(text) <= limit:
-        return text
-    end = (limit - 3) // 2
-    return f"{text[: limit - 3 - end]}...{text[-end:]}"
+from modis_dist.runtime.text import plain as plain
 
 
 def settings(params: Mapping[str, Any], keys: Iterable[str] | None = None) -> str:

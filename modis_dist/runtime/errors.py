@@ -6,15 +6,9 @@ Every message a user sees is one line: what is wrong, where (file, key, row), wh
 from functools import partial
 from typing import Any, ClassVar
 
-MAX_SHOWN = 200
+from modis_dist.runtime.text import shown as shown
+
 MAX_MISTAKES = 20
-
-
-def shown(value: object) -> str:
-    """A user's text made safe for a terminal or a log: ASCII, at most 200 characters."""
-    text = value if isinstance(value, str) else repr(value)
-    escaped = ascii(text)[1:-1]
-    return escaped if len(escaped) <= MAX_SHOWN else escaped[: MAX_SHOWN - 3] + "..."
 
 
 def nearest(name: str, candidates: list[str]) -> str:
