@@ -203,12 +203,12 @@ def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death
     ("arguments", "said"),
     [
         (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) asked for"),
-        (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "each has its own GPU"),
+        (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "trainer.device: cuda:1"),
         (
             ["train", "RUN", "--out", "o", "--set", "trainer.precision=fp16", "--set", "trainer.device=cpu"],
-            "needs a GPU",
+            "trainer.precision: fp16",
         ),
-        (["tune", "STUDY", "--set", "trainer.workers=2"], "are started by Ray; say sweep.executor: ray"),
+        (["tune", "STUDY", "--set", "trainer.workers=2"], "sweep.executor: ray"),
         (["tune", "STUDY", "--set", "trainer.workers=999", "--set", "sweep.executor=ray"], "this machine has"),
     ],
 )

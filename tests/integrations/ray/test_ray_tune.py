@@ -269,9 +269,9 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     turns: list[list[str]] = []
 
     def fit(
-        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: ConcurrencyLimit, **__: object
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], limit: ConcurrencyLimit, **__: object
     ) -> dict[str, None]:
-        assert room == ConcurrencyLimit(2)
+        assert limit == ConcurrencyLimit(2)
         turns.append(folders)
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
@@ -281,7 +281,7 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
-    said = RayExecutor(Resources(), backend=PrivateRay())._trained(
+    said = RayExecutor(Resources(), backend=PrivateRay())._train(
         everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
     assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
