@@ -234,7 +234,7 @@ def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
 ) -> None:
     ended: Any = SimpleNamespace(poll=lambda: 1)
     with pytest.raises(MachineFailed, match="Ray did not start"):
-        multi_node._wait(tmp_path, ended, nodes=1)
+        multi_node._wait_for_nodes(tmp_path, ended, nodes=1)
     monkeypatch.setattr(head_watch, "_listeners", lambda: [("127.0.0.1", 1)])
     monkeypatch.setattr(head_watch, "PATIENCE_S", 0.0)
     monkeypatch.setattr(head_watch.atexit, "register", lambda _: None)
