@@ -49,7 +49,7 @@ def train_run(
     result = read_result(out)
     assert result is not None, "a training that ended has its result"
     if result["status"] == "failed":
-        raise RunFailed(f"{out}: {result['reason']}; {_last_good(out)}")
+        raise RunFailed(f"{out}: {result['reason']}; {_failure_advice(out)}")
     return result
 
 
@@ -61,7 +61,7 @@ def single_layout(out: Path, trial: Trial, *, lock_patience_s: float = PATIENCE_
     return Layout(out, {trial.id: out}, figures=True, keep_last=True, lock_patience_s=lock_patience_s)
 
 
-def _last_good(out: Path) -> str:
-    found = checkpoint.newest(out / LAST)
-    kept = f"the last good checkpoint is {found}" if found else "no checkpoint had been written yet"
-    return f"{kept}; lower optim.lr or check the values of that modality, and use another --out"
+def _failure_advice(out: Path) -> str:
+    newest = checkpoint.newest(out / LAST)
+    where = f"the last valid checkpoint is {newest}" if newest else "no checkpoint was written yet"
+    return f"{where}; lower optim.lr or check the values of that modality, and use another --out"

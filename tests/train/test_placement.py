@@ -20,7 +20,7 @@ from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.evaluate_folder import evaluate_folder
 from modis_dist.evaluate.results import Judged
 from modis_dist.execution import run_pack
-from modis_dist.execution.memory import on_disk, rough
+from modis_dist.execution.memory import estimate_host_bytes, on_disk
 from modis_dist.execution.run_pack import Pack, kinds_of_data
 from modis_dist.execution.single import train_run
 from modis_dist.execution.verify_resume import differences
@@ -119,9 +119,12 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 ) -> None:
     pack, *_ = packs_of(store.path, tmp_path)
     run = pack.trials[0].run
-    in_memory = rough(pack, store)
+    in_memory = estimate_host_bytes(pack, store)
     monkeypatch.setattr(placement, "memory_limit", lambda: 1000)
-    assert (storage_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
+    assert (storage_of(run, store), in_memory - estimate_host_bytes(pack, store)) == (
+        "disk",
+        placement.resident_bytes(run, store),
+    )
 
 
 @pytest.mark.parametrize("judged_on", ["validation", "test"])
