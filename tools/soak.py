@@ -1,4 +1,4 @@
-"""Kill and resume trainings many times, and check that the results are bit-identical: `python tools/soak.py --kills 1000`.
+"""Kill and resume trainings many times and check that results are bit-identical: `python tools/soak.py --kills 1000`.
 
 With `--ranks 2` one of several ranks is killed, at steps and while rank 0 writes. With `--sweep local ray` studies of
 twelve trials are killed at random moments: their driver, and workers of Ray.

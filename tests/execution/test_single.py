@@ -20,7 +20,7 @@ from modis_dist.data.store.index import Index
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.evaluate.batch_predict import apply_to_store
-from modis_dist.evaluate.evaluate_folder import Learnt, evaluate_folder, learnt_from
+from modis_dist.evaluate.evaluate_folder import TrainingIds, evaluate_folder, training_ids
 from modis_dist.evaluate.predictor import Predictor
 from modis_dist.execution import run_pack, single
 from modis_dist.runtime.errors import DataError
@@ -49,7 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training_ids(folder: Path) -> set[str]:
+def sample_ids(folder: Path) -> set[str]:
     """Sample ids of the training rows; in the toy every sample is its own group."""
     run = load_run(folder / "run" / "run.yaml")
     train = prepare(run, load_cohort(Store.open(folder / "store"), run.data, place="memory")).train
@@ -62,7 +62,7 @@ def training_ids(folder: Path) -> set[str]:
 def test_rows_trained_on_are_left_out_of_another_store(done: Path, tmp_path: Path, capsys: Captured) -> None:
     other = Store.open(write_store(tmp_path / "other", samples=120))
     ids = [name for m in other.modalities for name in other.index(m).sample_id]
-    known = sum(name in training_ids(done) for name in ids)
+    known = sum(name in sample_ids(done) for name in ids)
     judged = evaluate_folder(done / "run", other.path)
     counted = judged["evaluation"]["classification"]
     assert 100 < known == judged["training_rows_left_out"]
@@ -95,7 +95,7 @@ def test_on_its_own_store_all_training_rows_are_left_out(done: Path) -> None:
 
 
 def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) -> None:
-    store, known = Store.open(done / "store"), training_ids(done)
+    store, known = Store.open(done / "store"), sample_ids(done)
     with StoreWriter(tmp_path / "known", source={"kind": "toy"}) as writer:
         for modality in store.modalities:
             index = store.index(modality)
@@ -110,14 +110,14 @@ def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) ->
                 split=[""] * len(part),
                 x=store.read(modality, rows),
             )
-    with pytest.raises(DataError, match="no row is left to judge"):
+    with pytest.raises(DataError, match="known"):
         evaluate_folder(done / "run", tmp_path / "known")
 
 
 def test_a_row_is_known_by_its_sample_or_by_its_patient() -> None:
     samples, groups = np.array(["a", "b", "c", "p"], object), np.array(["x", "p", "y", "z"], object)
     index = Index(samples, groups, np.zeros(4, np.int64), np.full(4, "", object))
-    assert list(Learnt(frozenset({"a"}), frozenset({"p"})).knows(index)) == [True, True, False, False]
+    assert list(TrainingIds(frozenset({"a"}), frozenset({"p"})).contain(index)) == [True, True, False, False]
 
 
 @pytest.mark.parametrize("where", ["run", "trials/one"])
@@ -127,7 +127,7 @@ def test_a_simulated_training_store_is_found_beside_the_run_or_in_its_study(tmp_
     assert command(["train", str(file), "--out", str(run), "--json", "--set", "optim.epochs=1"]) == 0
     if where != "run":
         shutil.move(next(run.glob("store-*")), tmp_path / "out")
-    learnt = learnt_from(load_run(run / "run.yaml"), Predictor.open(run))
+    learnt = training_ids(load_run(run / "run.yaml"), Predictor.open(run))
     rows = json.loads((run / "result.json").read_text())["training_rows"]
     assert learnt is not None and len(learnt.samples) >= max(rows.values())
 
