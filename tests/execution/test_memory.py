@@ -52,7 +52,7 @@ def packs_of(store: Path, out: Path, **settings: object) -> list[Pack]:
         ("9:name=systemd:/job_7\n4:cpu,memory:/job_7/step_0\n0::/\n", "memory", "memory.limit_in_bytes"),
     ],
 )
-def test_a_job_may_have_the_least_that_its_groups_allow(
+def test_the_memory_limit_is_the_smallest_of_its_cgroups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, root: str, file: str
 ) -> None:
     (tmp_path / "groups").write_text(groups)
@@ -68,7 +68,7 @@ def test_a_job_may_have_the_least_that_its_groups_allow(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
+def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
     device: str, store: Path, tmp_path: Path
 ) -> None:
     (small, *_), (large, *_) = (
@@ -95,7 +95,9 @@ def fit(packs: list[Pack], wanted: ConcurrencyLimit, place: Path, store: Path, *
     return packs_that_fit(packs, wanted, out=place, store=store, **settings)
 
 
-def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packs_that_certainly_fit_are_not_measured(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(memory, "measure", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
     packs = packs_of(store, tmp_path)
@@ -152,7 +154,7 @@ TWO_GPUS = Cluster("there", (Node(8, 2),))
         (None, ConcurrencyLimit(8, 4), {}, ConcurrencyLimit(1, 1), "one pack is trained at a time"),
     ],
 )
-def test_as_many_packs_at_once_as_have_room(
+def test_concurrency_is_limited_by_memory_of_nodes_and_gpus(
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -172,7 +174,7 @@ def test_as_many_packs_at_once_as_have_room(
     assert len(told) == (1 if said else 0) and all(said in line and "\n" not in line for line in told)
 
 
-def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
+def test_a_measurement_is_reused_for_packs_that_are_not_larger(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measurements: list[int] = []
@@ -185,7 +187,7 @@ def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
     assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
 
 
-def test_a_pack_that_cannot_be_tried_is_no_reason_to_fail(store: Path, tmp_path: Path) -> None:
+def test_a_failed_measurement_does_not_fail_the_study(store: Path, tmp_path: Path) -> None:
     pack, *_ = packs_of(store, tmp_path)
     missing = replace(pack, trials=(replace(pack.trials[0], run=fp16(pack.trials[0].run)),))
     assert measure(missing, threads=1, out=tmp_path, store=store) is None

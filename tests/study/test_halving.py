@@ -83,7 +83,7 @@ def test_the_reason_names_epoch_value_and_rank() -> None:
 # --- decisions ----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_found_again_by_what_it_was_about(tmp_path: Path) -> None:
+def test_a_decision_is_found_by_its_subject(tmp_path: Path) -> None:
     first: dict[str, Any] = {"rung": 20, "groups": "a"}
     assert decided(tmp_path, first) is None
     assert decide(tmp_path, first, {"verdicts": [1 / 3]}) == {"verdicts": [1 / 3]}
@@ -93,7 +93,7 @@ def test_a_decision_is_found_again_by_what_it_was_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["checksum", "text", "version"])
-def test_a_damaged_record_of_decisions_is_refused(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_of_decisions_is_refused(tmp_path: Path, damage: str) -> None:
     decide(tmp_path, {"rung": 20}, {"goes_on": [True]})
     content = json.loads((tmp_path / FILE).read_text())
     if damage == "checksum":

@@ -60,7 +60,7 @@ def leftovers(out: Path) -> list[Path]:
 
 
 @pytest.mark.long
-def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leaves_that_ray_as_it_was(
+def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_that_ray_unchanged(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
     settings = {"folds": 1, "packing": {"enabled": False}, "probe": False}
@@ -78,7 +78,7 @@ def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leave
 
 
 @pytest.mark.long
-def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_without_ray(
+def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_without_ray(
     ray: TwoNodes, run: Path, tmp_path: Path
 ) -> None:
     out, alone = tmp_path / "nodes", tmp_path / "alone"
@@ -104,7 +104,7 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_with
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name
 
 
-def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
+def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
@@ -132,7 +132,7 @@ def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
         ("local", "local is not HOST:PORT"),
     ],
 )
-def test_an_address_where_no_ray_can_be_is_refused_in_one_line(
+def test_an_address_without_a_ray_is_an_error_of_one_line(
     address: str, why: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
@@ -141,7 +141,7 @@ def test_an_address_where_no_ray_can_be_is_refused_in_one_line(
     assert said.startswith("error: --ray: ") and said.count("\n") == 1 and why in said and not out.exists()
 
 
-def test_somebody_else_at_the_address_is_refused_before_ray_waits_for_an_answer(
+def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", store, executor="ray")
@@ -176,7 +176,7 @@ def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
     assert "Ray 2.9.0 on Python 3.10.4" in reason and f"Ray {version('ray')} on Python" in reason
 
 
-def test_a_node_that_does_not_see_the_folders_or_cannot_use_them_says_so(tmp_path: Path) -> None:
+def test_folders_that_a_node_cannot_access_are_listed(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     gone = str(tmp_path / "gone")
@@ -185,7 +185,7 @@ def test_a_node_that_does_not_see_the_folders_or_cannot_use_them_says_so(tmp_pat
         assert inaccessible({str(closed): os.W_OK}) == [str(closed)]
 
 
-def test_packs_are_shared_out_over_nodes_and_none_is_larger_than_one() -> None:
+def test_packs_are_distributed_over_nodes_and_each_fits_on_one() -> None:
     place = ExistingRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
     assert _shape(RayExecutor(Resources(), backend=place)) == (6, 1)
     assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)

@@ -73,7 +73,7 @@ def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[
 
 
 @needs_two_cores
-def test_two_workers_killed_told_to_save_and_hung_in_turn_say_so_and_end_with_the_bits_of_an_undisturbed_training(
+def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identical_to_undisturbed_ones(
     run: Path, tmp_path: Path
 ) -> None:
     settings = ["optim.epochs=60", "trainer.log_every=5"]
@@ -119,7 +119,7 @@ def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
     return held
 
 
-def test_a_folder_where_somebody_trains_is_refused_before_ray_starts(
+def test_a_locked_folder_is_refused_before_ray_starts(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(
@@ -152,7 +152,7 @@ def wait_for_epoch(out: Path, epoch: int) -> bool:
     return wait_for(lambda: any(r["kind"] == "metrics" and r["step"] >= epoch for r in reader.new()))
 
 
-def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
+def test_the_unused_callbacks_exist_in_ray_train() -> None:
     text = (
         f"import ray.train.v2.api.data_parallel_trainer as made; assert vars(made).keys() >= {{*{UNUSED_CALLBACKS!r}}}"
     )
@@ -161,7 +161,7 @@ def test_what_is_left_out_of_ray_train_is_there_under_its_name() -> None:
 
 @pytest.mark.long
 @needs_two_cores
-def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death_of_one(
+def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store, out, alone = write_store(tmp_path / "store"), tmp_path / "two", tmp_path / "one"
@@ -212,7 +212,7 @@ def test_packs_of_several_workers_are_trained_side_by_side_and_survive_the_death
         (["tune", "STUDY", "--set", "trainer.workers=999", "--set", "sweep.executor=ray"], "this machine has"),
     ],
 )
-def test_workers_and_precision_that_cannot_be_are_refused_in_one_line(
+def test_impossible_workers_and_precision_are_errors_of_one_line(
     arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", tmp_path / "store")
