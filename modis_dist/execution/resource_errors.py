@@ -8,7 +8,8 @@ from pathlib import Path
 import torch
 
 from modis_dist.config.run import Run
-from modis_dist.runtime.errors import DiskFailed, ModisError, RunFailed, shown
+from modis_dist.runtime.errors import DiskFailed, ModisError, RunFailed
+from modis_dist.runtime.text import shown
 
 GPU_ERROR = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN|SOLVER|SPARSE|FFT)|NCCL|NVML|No CUDA GPUs", re.IGNORECASE)
 

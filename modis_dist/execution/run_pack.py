@@ -31,9 +31,10 @@ from modis_dist.evaluate.results import (
 from modis_dist.execution.resource_errors import disk_errors, memory_errors
 from modis_dist.execution.trial import Trial, sequence_digest
 from modis_dist.report.trial import draw
-from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost, shown
+from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost
 from modis_dist.runtime.files import clear_leftovers, remove_folder, write_json, write_text
 from modis_dist.runtime.lock import PATIENCE_S, locked
+from modis_dist.runtime.text import shown
 from modis_dist.train import cpu_settings
 from modis_dist.train.callbacks import NullReporter, Reporter, Stop
 from modis_dist.train.journal import JournalWriter
@@ -71,7 +72,7 @@ class Pack:
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a pack and its trials are stored, and what is stored there beside results and best models."""
+    """The folders of a pack and its trials, and what they keep beside results and best models."""
 
     pack: Path  # holds the lock, the journal and the last checkpoint
     trials: Mapping[str, Path]  # by trial id

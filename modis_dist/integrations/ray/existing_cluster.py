@@ -24,7 +24,8 @@ from modis_dist.integrations.ray.private_cluster import (
     temporary_folder,
     worker_environment,
 )
-from modis_dist.runtime.errors import DataError, UserError, shown
+from modis_dist.runtime.errors import DataError, UserError
+from modis_dist.runtime.text import shown
 
 CONNECT_S = 5.0
 CHECK_S = 120.0  # for every node to start a process and check the folders

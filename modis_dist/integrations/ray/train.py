@@ -20,10 +20,11 @@ from modis_dist.execution.resources import worker_mistakes
 from modis_dist.execution.run_pack import JOURNAL
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
-from modis_dist.runtime.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError, shown
+from modis_dist.runtime.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError
 from modis_dist.runtime.file_watch import watching
 from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.signals import Flag, StopFile, on_signal
+from modis_dist.runtime.text import shown
 from modis_dist.train.callbacks import NullReporter, Reporter
 from modis_dist.train.process_group import RankSpec, rendezvous_file, rendezvous_port
 

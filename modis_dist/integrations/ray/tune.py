@@ -20,8 +20,9 @@ from modis_dist.execution.run_pack import Pack, crash_reasons, load_pack, save_p
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
 from modis_dist.integrations.ray.train import RESTART_LOG, STOP, ask_to_stop, on_ranks
-from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed, shown
+from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed
 from modis_dist.runtime.signals import StopFile, on_signal
+from modis_dist.runtime.text import shown
 from modis_dist.train.process_group import ALONE, RankSpec
 
 DEATHS = 2  # of a worker before its pack is given up
@@ -30,7 +31,7 @@ WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 
 
 class RayExecutor(AbstractContextManager["RayExecutor"]):
-    """As many packs at a time as the cores, or GPUs, allow. Ray starts with the first pack and ends with the block."""
+    """Trains as many packs at once as cores or GPUs allow. Ray starts with the first pack and ends with the block."""
 
     def __init__(self, resources: Resources, *, backend: RayBackend, device: str = "auto", workers: int = 1) -> None:
         self._backend = backend

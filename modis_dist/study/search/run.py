@@ -33,7 +33,7 @@ from modis_dist.train.journal import JournalWriter
 
 
 class Searched(NamedTuple):
-    """What a search trained."""
+    """The outcome of a search."""
 
     trials: tuple[Trial, ...]  # of all rounds
     pruned: dict[Configuration, Verdict]
