@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,17 @@ def _group(item: pytest.Item) -> str:
     marker = item.get_closest_marker("xdist_group")
     assert marker is not None
     return str(marker.args[0])
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_as_in_a_terminal() -> Iterator[None]:
+    """Tests and the commands they start get SIGINT, also where these tests run in the background of a script.
+
+    A shell without job control, as that of a scheduler, starts its background jobs with SIGINT ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

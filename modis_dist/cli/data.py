@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modis_dist.cli.options import Json, print_json
-from modis_dist.runtime.errors import shown
+from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
     from rich.table import Table

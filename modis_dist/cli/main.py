@@ -11,8 +11,9 @@ from pathlib import Path
 import typer
 
 from modis_dist.cli import config, data, doctor, job, predict, status, submit, train, tune, ui, verify_resume
-from modis_dist.runtime.errors import ModisError, shown
+from modis_dist.runtime.errors import ModisError
 from modis_dist.runtime.files import PRIVATE_UMASK
+from modis_dist.runtime.text import shown
 from modis_dist.runtime.version import __version__
 
 BUG, INTERRUPTED, USAGE = 70, 75, 2

@@ -38,7 +38,8 @@ def status(
     import time
     from dataclasses import asdict
 
-    from modis_dist.runtime.errors import UserError, shown
+    from modis_dist.runtime.errors import UserError
+    from modis_dist.runtime.text import shown
     from modis_dist.study.status import status as status_of
 
     if (directory / "submission" / "submission.json").exists():
@@ -68,7 +69,7 @@ def status(
 
 
 def _print_submission(found: "SubmissionStatus", *, now: float) -> None:
-    from modis_dist.runtime.errors import shown
+    from modis_dist.runtime.text import shown
 
     _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")
     _print(found.study, now=now, tasks=found.tasks)
@@ -97,7 +98,7 @@ def _print(found: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None
     """What both kinds of status have."""
     from modis_dist.cli.display import duration
     from modis_dist.report.terminal import stdout
-    from modis_dist.runtime.errors import shown
+    from modis_dist.runtime.text import shown
 
     console, say = stdout(), _say
     say(f"trials: {_counted(found.trials)}")

@@ -143,7 +143,8 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     from modis_dist.config.parse import digest
     from modis_dist.integrations.mlflow.apart import MirrorApart
     from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system
+    from modis_dist.integrations.mlflow.store import default_uri
+    from modis_dist.runtime.file_systems import NETWORK, file_system
 
     wanted = study.sweep.mlflow
     if wanted.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
@@ -189,7 +190,8 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
 
 def fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:
     """Raise ``SweepIncomplete`` where trials failed."""
-    from modis_dist.runtime.errors import SweepIncomplete, shown
+    from modis_dist.runtime.errors import SweepIncomplete
+    from modis_dist.runtime.text import shown
 
     failures = summary["failures"]
     if failures:

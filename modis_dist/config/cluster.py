@@ -9,7 +9,8 @@ from pydantic import AfterValidator, Field, ValidationError, field_validator, mo
 from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
 from modis_dist.config.run import Section, item
-from modis_dist.runtime.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.text import shown
 
 # [days-]hours:minutes:seconds, as sbatch takes it; a bare number of minutes would be read as seconds by others.
 # Digits are those of ASCII: `\d` would take Arabic ones, which int() reads and sbatch does not.

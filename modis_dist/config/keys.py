@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 
 from modis_dist.config.run import Run
 from modis_dist.config.study import Study
-from modis_dist.runtime.errors import ConfigError, nearest, shown
+from modis_dist.runtime.errors import ConfigError, nearest
+from modis_dist.runtime.text import shown
 
 WORDS = {int: "integer", float: "number", bool: "true or false", str: "string", Any: "any value"}
 TYPO_CUTOFF = 0.8  # similarity ratio of difflib

@@ -9,7 +9,8 @@ from pydantic_core import ErrorDetails
 
 from modis_dist.config.keys import kind_of, likely_typos, models_in, other_section_hint
 from modis_dist.config.run import DEVICE, NAME
-from modis_dist.runtime.errors import nearest, shown
+from modis_dist.runtime.errors import nearest
+from modis_dist.runtime.text import shown
 
 EXPECTED = {
     "int_type": "must be an integer",

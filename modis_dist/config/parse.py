@@ -12,7 +12,8 @@ from modis_dist.config import yaml12
 from modis_dist.config.messages import mistakes
 from modis_dist.config.run import PRESETS, Run
 from modis_dist.config.study import Study
-from modis_dist.runtime.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.text import shown
 
 Tree = dict[str, Any]
 # Relative to the YAML file; in an override, to the working directory.

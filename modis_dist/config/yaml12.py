@@ -10,7 +10,8 @@ from typing import Any
 
 import yaml
 
-from modis_dist.runtime.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.text import shown
 
 MAX_BYTES = 1_000_000
 MAX_DEPTH = 50

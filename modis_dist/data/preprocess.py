@@ -17,7 +17,8 @@ from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, St
 from modis_dist.data.pca import randomized_pca
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, materialise, slices
 from modis_dist.data.store.index import Features
-from modis_dist.runtime.errors import DataError, listed, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import listed, shown
 
 Block = NDArray[np.float64]
 

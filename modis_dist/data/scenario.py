@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from modis_dist.config.run import CutClass, DropPairs, HideLabels, KeepPairs, ScenarioStep, Subsample, Unpair
 from modis_dist.data import hash_order
 from modis_dist.data.store.index import UNLABELLED, Index, Rows, Strings
-from modis_dist.runtime.errors import ConfigError, nearest, shown
+from modis_dist.runtime.errors import ConfigError, nearest
+from modis_dist.runtime.text import shown
 
 Selected = dict[str, "TrainingRows"]
 

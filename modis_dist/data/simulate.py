@@ -18,7 +18,8 @@ from threadpoolctl import threadpool_limits
 
 from modis_dist.config.run import Simulate
 from modis_dist.data.store.writer import StoreWriter
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import shown
 
 Vector = NDArray[np.float64]
 Mask = NDArray[np.bool_]

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from modis_dist.config.run import Split
 from modis_dist.data import hash_order
 from modis_dist.data.store.index import UNLABELLED, Index, Rows, Strings
-from modis_dist.runtime.errors import DataError, listed, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import listed, shown
 
 Mask = NDArray[np.bool_]
 

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import new_file
+from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -16,7 +16,8 @@ from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.store.arrays import FeatureStorage, Matrix
 from modis_dist.data.store.index import Features
 from modis_dist.model.networks import Modis, Shape
-from modis_dist.runtime.errors import DataError, nearest, shown
+from modis_dist.runtime.errors import DataError, nearest
+from modis_dist.runtime.text import shown
 from modis_dist.train import checkpoint
 from modis_dist.train.placement import rows_at_once
 

@@ -34,7 +34,7 @@ from modis_dist.report.drawing import (
     matrix,
     save,
 )
-from modis_dist.report.text import best_in_order, best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import plain, settings, varying
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 BEST: dict[str, Any] = {"marker": "D", "color": OKABE_ITO[1]}
@@ -281,11 +281,10 @@ def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "bal
     """Mean and standard deviation of each configuration, the best of each condition marked.
 
     A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` (or None), ``n`` finished trials of
-    ``expected``, and optionally ``baseline`` and ``pruned`` (its ``epoch``). Of more than ``MAX_CONFIGURATIONS`` the
-    best are drawn.
+    ``expected``, ``rank``, ``chosen``, and optionally ``baseline`` and ``pruned`` (its ``epoch``). Of more than
+    ``MAX_CONFIGURATIONS`` the best are drawn.
     """
-    shown = best_in_order(rows, MAX_CONFIGURATIONS, metric=metric)
-    best = best_of_each_condition(shown, metric=metric)
+    shown = [row for row in rows if row["rank"] <= MAX_CONFIGURATIONS]
     names = _configuration_names(shown)
     width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # the more settings, the longer the names
     figure, (axes,) = grid(1, columns=1, width=width, height=0.27 * len(shown) + 1.5)
@@ -293,7 +292,7 @@ def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "bal
         if row.get("baseline") is not None:
             axes.vlines(row["baseline"], place - 0.5, place + 0.5, color=GREY, ls="--", lw=1.2)
         if row["mean"] is not None:
-            marker = BEST if place in best else PRUNED if row.get("pruned") else COMPLETE
+            marker = BEST if row["chosen"] else PRUNED if row.get("pruned") else COMPLETE
             axes.errorbar(row["mean"], place, xerr=row["sd"], ls="", ms=5, capsize=3, **marker)
     axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)

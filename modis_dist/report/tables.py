@@ -3,7 +3,6 @@
 Every cell is a ``Text``, so that names from data are shown as they are written and never read as markup.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,7 +10,8 @@ from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
-from modis_dist.report.text import best_in_order, best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import plain, settings, varying
+from modis_dist.runtime.text import markdown
 
 NOTHING = "-"
 FIGURES = ("balanced_accuracy", "macro_f1", "nmi", "ari")
@@ -84,22 +84,22 @@ def sweep_table(
     """One line per configuration, or the best ``most`` of them; the best of each condition carries a star.
 
     A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or None),
-    ``n`` finished trials of ``expected``, ``failed``, and optionally ``baseline``, ``probe`` (kNN) and ``pruned``.
+    ``n`` finished trials of ``expected``, ``failed``, ``rank`` and ``chosen``, and optionally ``baseline``, ``probe``
+    (kNN) and ``pruned``.
     """
     shown = plain(metric.replace("_", " "))
     table = empty("condition")
     parameters(table, "parameters")
     numbers(table, shown, "baseline", "probe", "trials")
     keys = varying(rows) if rows else []
-    groups = best_in_order(rows, len(rows) if most is None else most, metric=metric)
-    best = best_of_each_condition(groups, metric=metric)
-    for place, group in enumerate(groups):
+    groups = [row for row in rows if most is None or row["rank"] <= most]
+    for group in groups:
         beside = (number(group.get("baseline")), number(group.get("probe")))
-        cells = (starred(mean_sd(group), marked=place in best), *beside, _trials(group))
-        name, style = plain(group["condition"]), "bold" if place in best else ""
+        cells = (starred(mean_sd(group), marked=group["chosen"]), *beside, _trials(group))
+        name, style = plain(group["condition"]), "bold" if group["chosen"] else ""
         add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
     notes = [f"... and {len(rows) - len(groups)} more; report.md lists all."] if len(groups) < len(rows) else []
-    notes += ["* best of its condition"] if best else []
+    notes += ["* best of its condition"] if any(group["chosen"] for group in groups) else []
     if any(group.get("pruned") for group in groups):
         notes.append("pruned at: the epoch at which it was not among the best; its value is the best up to there.")
     if any(group.get("baseline") is not None for group in groups):
@@ -156,8 +156,7 @@ def to_markdown(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """A line of text that Markdown and HTML show as it is."""
-    entities = plain(text, limit=1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]#|$~])", r"\\\1", entities)
+    return markdown(plain(text, limit=1000))
 
 
 def _shown(cell: Any) -> str:

@@ -9,7 +9,6 @@ from typing import Any
 
 from modis_dist.execution.trial import Trial
 from modis_dist.metrics import HEADLINES, headline
-from modis_dist.report.text import best_first, best_of_each_condition
 
 Results = Mapping[str, Mapping[str, Any]]  # trial id -> result.json
 Group = dict[str, Any]
@@ -81,22 +80,6 @@ def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str])
         "trials": [trial.id for trial in group],
         "done_trials": finished,
         "failed_trials": sorted(failed),
-    }
-
-
-def ranked(groups: Sequence[Group], *, metric: str) -> list[Group]:
-    """The groups of each condition from the best to the worst."""
-    found: list[Group] = []
-    for condition in dict.fromkeys(group["condition"] for group in groups):
-        mine = [group for group in groups if group["condition"] == condition]
-        found += [dict(row) for row in best_first(mine, metric=metric)]
-    return found
-
-
-def chosen(groups: Sequence[Group], *, metric: str) -> dict[str, Group]:
-    """The best complete group of each condition; the first of equals."""
-    return {
-        groups[place]["condition"]: groups[place] for place in sorted(best_of_each_condition(groups, metric=metric))
     }
 
 

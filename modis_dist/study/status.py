@@ -16,8 +16,9 @@ from typing import Any, Literal
 
 from modis_dist.config.parse import load_run
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.lock import Holder, holder
+from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
 from modis_dist.train.journal import Record, read
 

@@ -17,8 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from modis_dist.runtime.errors import DataError, DiskFailed, shown
+from modis_dist.runtime.errors import DataError, DiskFailed
 from modis_dist.runtime.files import clear_leftovers, new_folder, remove_folder, sha256, write_json
+from modis_dist.runtime.text import shown
 
 VERSION = 4
 NAME = re.compile(r"^step-(\d{8,})$")

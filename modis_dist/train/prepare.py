@@ -23,7 +23,8 @@ from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strin
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
 from modis_dist.model.networks import Shape, widths
-from modis_dist.runtime.errors import ConfigError, DataError, nearest, shown
+from modis_dist.runtime.errors import ConfigError, DataError, nearest
+from modis_dist.runtime.text import shown
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,8 @@ from torch._C._distributed_c10d import FileStore, PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from modis_dist.distributed import World
-from modis_dist.runtime.errors import ModisError, RankLost, shown
+from modis_dist.runtime.errors import ModisError, RankLost
+from modis_dist.runtime.text import shown
 
 TIMEOUT_S = 60.0  # of a collective in the middle of training
 PATIENCE_S = 1800.0  # until all ranks have their data, or rank 0 has written a checkpoint

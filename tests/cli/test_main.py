@@ -21,8 +21,8 @@ from modis_dist.runtime.errors import (
     SweepIncomplete,
     UserError,
     nearest,
-    shown,
 )
+from modis_dist.runtime.text import shown
 
 HEAVY = ("torch", "ray", "mlflow", "pandas", "sklearn", "matplotlib", "numpy", "pyarrow", "pydantic", "yaml")
 COMMANDS = [

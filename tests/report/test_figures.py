@@ -3,6 +3,7 @@
 import itertools
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib
@@ -16,6 +17,7 @@ from sklearn.decomposition import PCA
 from modis_dist.metrics import Scored, classification
 from modis_dist.report import drawing, figures
 from modis_dist.report.drawing import CLASS_COLOURS, MODALITY_COLOURS, drawable
+from modis_dist.study.selection import mark
 
 HOSTILE = ["$x^2$", "$\\frac{a}{", "_hidden", "a\x1b[31m\nb", "\U0001f600\u202e", "<img>", "x" * 90, "méthyl %s {0}"]
 
@@ -256,13 +258,17 @@ def configuration(condition: str, lr: float, mean: float | None, *, n: int = 5, 
     } | ({} if baseline is None else {"baseline": baseline})
 
 
+def overview(rows: Sequence[dict], *, metric: str = "balanced_accuracy") -> Figure:
+    return figures.draw_sweep_overview(mark(rows, metric=metric), metric=metric)
+
+
 def test_configurations_show_mean_spread_baseline_and_what_is_missing():
     rows = [
         configuration("a", 1e-4, 0.7, baseline=0.6),
         configuration("a", 1e-3, 0.8, n=3, baseline=0.6),
         configuration("b", 1e-3, None, n=0),
     ]
-    axes = figures.draw_sweep_overview(rows).axes[0]
+    axes = overview(rows).axes[0]
     means = {tuple(line.get_xydata()[0]): line.get_marker() for line in axes.lines if line.get_marker() in "oD"}
     assert means == {(0.7, 0): "D", (0.8, 1): "o"}  # the second lacks a trial
     bars = [c.get_segments()[0].tolist() for c in axes.collections]
@@ -274,7 +280,7 @@ def test_configurations_show_mean_spread_baseline_and_what_is_missing():
 
 def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best():
     rows = [configuration("a", 1e-4, 0.7), configuration("a", 1e-3, 0.9) | {"pruned": {"epoch": 20}}]
-    figure = figures.draw_sweep_overview(rows)
+    figure = overview(rows)
     axes = figure.axes[0]
     drawn = {line.get_xdata()[0]: line for line in axes.lines if line.get_marker() in ("o", "D")}
     assert drawn[0.7].get_marker() == "D" and drawn[0.9].get_markerfacecolor() == "none"
@@ -285,17 +291,17 @@ def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best(
 def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
     monkeypatch.setattr(figures, "MAX_CONFIGURATIONS", 2)
     rows = [configuration("a", lr, mean) for lr, mean in ((1, 0.1), (2, None), (3, 0.9), (4, 0.5))]
-    axes = figures.draw_sweep_overview(rows).axes[0]
+    axes = overview(rows).axes[0]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=3", "lr=4"]
     assert "(best 2 of 4)" in axes.get_title(loc="left")
-    errors = figures.draw_sweep_overview(rows, metric="reconstruction_mse").axes[0]
+    errors = overview(rows, metric="reconstruction_mse").axes[0]
     assert [label.get_text() for label in errors.get_yticklabels()] == ["lr=1", "lr=4"]
 
 
 def test_a_single_run_and_no_run_can_be_drawn():
     single = {"condition": "a", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1, "failed": 0}
-    assert [t.get_text() for t in figures.draw_sweep_overview([single]).axes[0].get_yticklabels()] == ["the run"]
-    assert not figures.draw_sweep_overview([]).axes[0].get_yticklabels()
+    assert [t.get_text() for t in overview([single]).axes[0].get_yticklabels()] == ["the run"]
+    assert not overview([]).axes[0].get_yticklabels()
 
 
 # --- names --------------------------------------------------------------------------------------------------
@@ -313,7 +319,7 @@ def hostile_figures() -> dict[str, Figure]:
         "latent_pca": figures.draw_latent_pca(z, codes, HOSTILE),
         "confusion": figures.draw_confusion(result, HOSTILE),
         "mse_heatmap": figures.draw_mse_heatmap(translated),
-        "sweep_overview": figures.draw_sweep_overview(rows),
+        "sweep_overview": overview(rows),
     }
 
 
@@ -338,7 +344,7 @@ def test_what_the_font_cannot_draw_is_escaped():
 @pytest.mark.parametrize("metric", ["mean_modality_balanced_accuracy", "reconstruction_mse", "nmi"])
 def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
     row = {"condition": "all", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1}
-    (axes,) = figures.draw_sweep_overview([row], metric=metric).axes
+    (axes,) = overview([row], metric=metric).axes
     assert axes.get_xlabel() and "..." not in axes.get_xlabel()
 
 
@@ -363,7 +369,7 @@ def test_each_figure_is_written_by_its_function(tmp_path):
     figures.latent_pca(z, label, ["a", "b", "c"], tmp_path / "pca.png")
     figures.confusion(judged(), ["a", "b", "c"], tmp_path / "confusion.png")
     figures.mse_heatmap(TRANSLATION, tmp_path / "mse.png")
-    figures.sweep_overview([configuration("a", 1e-4, 0.7)], tmp_path / "sweep.png")
+    figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi"), tmp_path / "sweep.png")
     sizes = {path.name: size_of(path) for path in tmp_path.iterdir()}
     assert sizes == {
         "loss.png": (990, 240),

@@ -10,6 +10,7 @@ from modis_dist.report.study import absent_table, class_table, continued, figure
 from modis_dist.report.tables import plain_rows
 from modis_dist.report.terminal import show
 from modis_dist.study.aggregate import figures_of_baseline, figures_on_test
+from modis_dist.study.selection import mark
 from tests.report.test_tables import group, scored
 
 CLASSES = ["BRCA", "OV"]
@@ -81,7 +82,7 @@ def test_a_condition_without_a_baseline_has_dashes_in_its_line():
 
 
 def test_a_terminal_gets_the_short_tables_and_absent_pairs_only_where_there_are_any():
-    groups = [group("few", 1e-4, 0.8)]
+    groups = mark([group("few", 1e-4, 0.8)], metric="nmi")
     short = ["Search", "Chosen", "Test balanced accuracy", "Test error"]
 
     def titles(*conditions: dict) -> list[str]:
@@ -94,7 +95,11 @@ def test_a_terminal_gets_the_short_tables_and_absent_pairs_only_where_there_are_
 
 
 def test_the_report_has_every_table_and_conditions_by_name():
-    text = report(summary(condition("few"), UNTESTED, condition("all_of")), [group("few", 1e-4, 0.8)], metric="nmi")
+    text = report(
+        summary(condition("few"), UNTESTED, condition("all_of")),
+        mark([group("few", 1e-4, 0.8)], metric="nmi"),
+        metric="nmi",
+    )
     headings = [line for line in text.splitlines() if line.startswith("#")]
     assert headings[0] == "# s\\_1"
     assert headings[-3:] == [
@@ -109,12 +114,12 @@ def test_the_report_has_every_table_and_conditions_by_name():
 
 
 def test_a_study_of_one_condition_does_not_name_it():
-    text = report(summary(condition("all")), [group("all", 1e-4, 0.8)], metric="nmi")
+    text = report(summary(condition("all")), mark([group("all", 1e-4, 0.8)], metric="nmi"), metric="nmi")
     assert "The folder model holds the model of beta=0.0001, seed 3." in text
 
 
 def test_a_study_that_tested_nothing_has_the_search_only():
-    text = report(summary(UNTESTED), [group("lost", 1e-4, None, n=0)], metric="nmi")
+    text = report(summary(UNTESTED), mark([group("lost", 1e-4, None, n=0)], metric="nmi"), metric="nmi")
     assert text.count("\n## ") == 1
 
 

@@ -24,7 +24,8 @@ from modis_dist.report.tables import (
     translation_table,
 )
 from modis_dist.report.terminal import show, stdout
-from modis_dist.report.text import best_first, best_of_each_condition, plain, settings, varying
+from modis_dist.report.text import plain, settings, varying
+from modis_dist.study.selection import mark
 
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
@@ -115,7 +116,7 @@ def group(condition: str, lr: float, mean: float | None, *, n: int = 5) -> dict:
 def test_sweep_marks_the_best_of_each_condition_and_shows_what_is_missing():
     groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79, n=3), group("few", 1e-4, None, n=0)]
     groups[0] |= {"baseline": 0.7, "probe": 0.4}
-    assert to_markdown(sweep_table(groups)) == (
+    assert to_markdown(sweep_table(mark(groups, metric="balanced_accuracy"))) == (
         "| condition | parameters | balanced accuracy | baseline | probe | trials |\n"
         "| --- | --- | ---: | ---: | ---: | ---: |\n"
         "| base | lr=0.0001 | \\* 0.810 ± 0.010 | 0.700 | 0.400 | 5 of 5 |\n"
@@ -135,55 +136,24 @@ def pruned(lr: float, mean: float, *, epoch: int) -> dict:
 
 def test_a_pruned_configuration_says_where_and_is_never_the_best():
     groups = [group("base", 1e-4, 0.81), pruned(1e-3, 0.9, epoch=20)]
-    text = to_markdown(sweep_table(groups))
+    text = to_markdown(sweep_table(mark(groups, metric="balanced_accuracy")))
     assert "| base | lr=0.0001 | \\* 0.810 ± 0.010 | - | - | 5 of 5 |" in text
     assert "| base | lr=0.001 | 0.900 ± 0.010 | - | - | pruned at 20 |" in text
     assert "pruned at: the epoch at which it was not among the best; its value is the best up to there." in text
 
 
-def test_the_complete_come_before_the_pruned_and_those_before_the_incomplete():
-    rows = [
-        group("base", 1, None, n=0),
-        group("base", 2, 0.99, n=4),
-        pruned(3, 0.9, epoch=20),
-        group("base", 4, 0.5),
-        pruned(5, 0.7, epoch=60),
-        pruned(6, 0.95, epoch=20),
-        group("base", 7, 0.6),
-    ]
-    order = [row["params"]["optim.lr"] for row in best_first(rows, metric="nmi")]
-    assert order == [7, 4, 5, 6, 3, 2, 1]
-    errors = [row["params"]["optim.lr"] for row in best_first(rows, metric="reconstruction_mse")]
-    assert errors == [4, 7, 5, 3, 6, 2, 1]
-
-
 def test_a_long_table_lists_the_best_in_their_order_and_says_how_many_are_left_out():
-    rows = [group("base", lr, mean) for lr, mean in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.7))]
+    rows = mark([group("base", lr, m) for lr, m in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.7))], metric="nmi")
     header, *lines = plain_rows(sweep_table(rows, most=2))
     assert [line[header.index("parameters")] for line in lines] == ["lr=2", "lr=4"]
     assert "... and 2 more; report.md lists all." in to_markdown(sweep_table(rows, most=2)).replace("\\", "")
     assert "more; report.md" not in to_markdown(sweep_table(rows, most=4))
 
 
-def test_of_errors_the_smallest_is_best():
-    groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79)]
-    assert best_of_each_condition(groups, metric="reconstruction_mse") == {1}
-    assert best_of_each_condition(groups, metric="nmi") == {0}
-
-
-def test_of_equals_the_first_is_best():
-    assert best_of_each_condition([group("a", 1, 0.5), group("a", 2, 0.5)], metric="ari") == {0}
-
-
 def test_a_sweep_without_groups_is_a_header():
     assert plain_rows(sweep_table([])) == [
         ["condition", "parameters", "balanced accuracy", "baseline", "probe", "trials"]
     ]
-
-
-def test_a_configuration_with_a_trial_missing_is_not_marked_as_best():
-    groups = [group("base", 1e-4, 0.81, n=3), group("base", 1e-3, 0.79)]
-    assert best_of_each_condition(groups, metric="nmi") == {1}
 
 
 def test_conditions_are_compared_with_probe_and_baseline():
@@ -236,7 +206,8 @@ def wide_sweep() -> Table:
     }
     other = {"objective.beta": 1e-7, "objective.penalty_weight": 10.0, "model.latent": 64, "model.ratios": [1.0, 0.5]}
     rows = [{**group(name, 1.0, 0.81), "params": p} for name in ("one_label_per_pair", "few") for p in (params, other)]
-    return sweep_table([row | {"baseline": 0.7, "probe": 0.987} for row in rows], metric=LONGEST)
+    marked = mark([row | {"baseline": 0.7, "probe": 0.987} for row in rows], metric=LONGEST)
+    return sweep_table(marked, metric=LONGEST)
 
 
 LONGEST = "mean_modality_balanced_accuracy"

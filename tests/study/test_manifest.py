@@ -11,9 +11,10 @@ from modis_dist.execution.trial import trial_id
 from modis_dist.metrics import Scored, classification
 from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
-from modis_dist.study.aggregate import chosen, grouped, spread
+from modis_dist.study.aggregate import grouped, spread
 from modis_dist.study.manifest import Manifest, expand, refit
-from modis_dist.study.packs import arrange, in_one_pack, layout, stack_key
+from modis_dist.study.packs import arrange, layout, most_in_one_pack, stack_key
+from modis_dist.study.selection import chosen, mark
 from tests.study.toy_study import tree
 from tests.train import toy
 
@@ -38,7 +39,7 @@ def test_a_sweep_is_conditions_times_grid_times_folds_times_replicates() -> None
     assert (last.run.data.split.fold, last.run.seed, last.run.objective.penalty_weight) == (4, 2, 2.0)
 
 
-def test_a_trial_keeps_its_name_when_nothing_that_is_learnt_changes() -> None:
+def test_a_trial_keeps_its_id_when_no_setting_that_decides_its_result_changes() -> None:
     run = trials()[0].run
     same = run.model_copy(
         update={
@@ -76,7 +77,7 @@ def test_equal_grid_points_are_trained_once() -> None:
         ({"grid": {"seed.x": list(range(400)), "optim.lr": list(range(1, 400))}}, "sweep: 319200 trials"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(sweep: dict, message: str) -> None:
+def test_an_invalid_sweep_is_refused_before_anything_starts(sweep: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         trials(**sweep)
 
@@ -104,7 +105,7 @@ def test_a_manifest_of_another_format_version_is_refused(tmp_path: Path) -> None
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="is not the manifest of a sweep"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         manifest.load(tmp_path / "manifest.json")
 
 
@@ -173,7 +174,7 @@ def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: l
     assert list(by_group.values()) == sizes
 
 
-def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew() -> None:
+def test_packs_of_an_earlier_start_stay_and_only_trials_not_done_get_new_packs() -> None:
     selection = toy.cohort().selection
     found = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
     ids = [t.id for t in found]
@@ -200,10 +201,10 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
         (Packing(enabled=False, max_trials=20), 1000, 1, 1),
     ],
 )
-def test_large_networks_are_stacked_less_unless_told(
+def test_packs_of_large_networks_are_smaller_unless_max_trials_is_set(
     packing: Packing, each: int, on_processor: int, on_gpu: int
 ) -> None:
-    assert [in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
+    assert [most_in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
 
 
 # --- groups -------------------------------------------------------------------------------------------------
@@ -229,8 +230,8 @@ def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicat
     groups = grouped(found, {t.id: result(v) for t, v in zip(found, values, strict=True)}, {})
     assert [g["mean"] for g in groups] == pytest.approx([values[:6].mean(), values[6:].mean()])
     assert groups[0]["sd"] == pytest.approx(values[:6].std(ddof=1)) and groups[0]["baseline"] == 0.5
-    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[1]}
-    assert chosen(groups, metric="reconstruction_mse") == {"all": groups[0]}
+    assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[1]["params"]
+    assert chosen(mark(groups, metric="reconstruction_mse"))["all"]["params"] == groups[0]["params"]
 
 
 def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
@@ -240,13 +241,14 @@ def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
     groups = grouped(found, results, {found[3].id: "step 7: kl/cnv is nan"})
     assert (groups[1]["n"], groups[1]["expected"], groups[1]["failed"]) == (1, 2, 1)
     assert groups[1]["reasons"] == ["step 7: kl/cnv is nan"]
-    assert chosen(groups, metric="balanced_accuracy") == {"all": groups[0]}
+    assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[0]["params"]
 
 
 def test_the_first_of_equal_groups_is_chosen() -> None:
     found = trials(folds=1)
     groups = grouped(found, {t.id: result(0.5) for t in found}, {})
-    assert chosen(groups, metric="nmi")["all"] is groups[0]
+    marked = mark(groups, metric="nmi")
+    assert chosen(marked) == {"all": marked[0]}
 
 
 def test_the_spread_of_one_value_has_no_standard_deviation() -> None:

@@ -22,7 +22,8 @@ from modis_dist.data.importers.import_source import (
 )
 from modis_dist.data.importers.transpose import by_rows, column_slices
 from modis_dist.data.store.reader import META, reading
-from modis_dist.runtime.errors import DataError, nearest, shown
+from modis_dist.runtime.errors import DataError, nearest
+from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd

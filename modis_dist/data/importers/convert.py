@@ -14,7 +14,8 @@ from modis_dist.data.importers.import_source import Piece, Source
 from modis_dist.data.store.coverage import Progress
 from modis_dist.data.store.rules import check_features, check_modality, class_name, natural_order
 from modis_dist.data.store.writer import StoreWriter
-from modis_dist.runtime.errors import DataError, listed, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import listed, shown
 
 READERS: Mapping[str, Callable[[Path, str], list[Source]]] = {
     ".parquet": tables.parquet,

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.data.store.reader import META
-from modis_dist.runtime.errors import DataError, nearest, shown
+from modis_dist.runtime.errors import DataError, nearest
+from modis_dist.runtime.text import shown
 
 PIECE_BYTES = 32 << 20
 EXACT_INTEGER = 2**24  # float32 cannot represent all integers beyond

@@ -24,7 +24,8 @@ from modis_dist.data.importers.import_source import (
 )
 from modis_dist.data.importers.transpose import by_rows, column_slices
 from modis_dist.data.store.reader import META, reading
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import shown
 
 WHOLE_GROUP_BYTES = 128 << 20  # smaller row groups (as float32) are read at once
 TEXT_BLOCK_BYTES = 4 << 20

@@ -18,14 +18,15 @@ import psutil
 from numpy.typing import NDArray
 
 from modis_dist.data.store.index import Features, Rows
-from modis_dist.runtime.errors import DataError, RunFailed, shown
-from modis_dist.runtime.file_systems import file_system
+from modis_dist.runtime.errors import DataError, RunFailed
+from modis_dist.runtime.file_systems import IN_MEMORY, file_system
+from modis_dist.runtime.text import shown
 
 FeatureStorage = Literal["memory", "disk"]
 
 VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
 BYTES_PER_VALUE = 4
-MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+
 ADVICE = "set TMPDIR to a folder on a disk with enough space, or set trainer.feature_storage to memory"
 
 
@@ -120,7 +121,7 @@ def insufficient_scratch(needed: int) -> str | None:
     """Return why the temporary folder cannot store ``needed`` bytes of features, with advice, or None if it can."""
     folder = Path(tempfile.gettempdir())
     where = f"{shown(str(folder))}: features need {needed / 1e9:.1f} GB"
-    if (kind := file_system(folder)) in MEMORY_FILE_SYSTEMS:
+    if (kind := file_system(folder)) in IN_MEMORY:
         return f"{where}, but the folder is in memory ({kind}); {ADVICE}"
     free = psutil.disk_usage(str(folder)).free
     return None if free >= needed else f"{where}, but {free / 1e9:.1f} GB are free; {ADVICE}"

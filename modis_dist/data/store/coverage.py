@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from modis_dist.data.store.index import Index
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.rules import Ledger, check_features, check_finite
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import shown
 
 Progress = Callable[[str, int, int], None]  # modality, done, total (in rows or bytes)
 

@@ -6,7 +6,8 @@ from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.run import Data, Simulate
 from modis_dist.data.simulate import simulate
 from modis_dist.data.store.reader import Store
-from modis_dist.runtime.errors import ConfigError, shown
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.text import shown
 
 
 def named_store(data: Data, *, source: str) -> Store | None:

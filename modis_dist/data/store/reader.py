@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from modis_dist.config.parse import digest
 from modis_dist.data.store.index import UNLABELLED, Index
 from modis_dist.data.store.rules import check_modality
-from modis_dist.runtime.errors import DataError, listed, nearest, shown
+from modis_dist.runtime.errors import DataError, nearest
 from modis_dist.runtime.files import sha256, write_json
+from modis_dist.runtime.text import listed, shown
 
 MANIFEST = "manifest.json"
 VERIFIED = ".verified.json"

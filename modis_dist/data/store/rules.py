@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import shown
 
 SPLITS = ("", "train", "test")
 METADATA = ("modality", "sample_id", "group_id", "label", "split")  # reserved column names of tables

@@ -41,8 +41,9 @@ from modis_dist.data.store.rules import (
     folded,
     natural_order,
 )
-from modis_dist.runtime.errors import DataError, listed, shown
+from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import sha256, sync, write_text
+from modis_dist.runtime.text import listed, shown
 from modis_dist.runtime.version import __version__
 
 ROW_GROUP_BYTES = 32 << 20  # 419 rows of 20,000 features

@@ -18,8 +18,8 @@ from modis_dist.integrations.doctor import machine as doctor_machine
 from modis_dist.integrations.doctor.all_reduce import LIMIT_S, Answers, Done, answers
 from modis_dist.integrations.slurm import checks as doctor_slurm
 from modis_dist.integrations.slurm.slurm_commands import ask, one_line
-from modis_dist.runtime.errors import shown
 from modis_dist.runtime.finding import Finding, judged
+from modis_dist.runtime.text import shown
 
 WHAT = "all-reduce"
 PREFIX = ".modis-doctor-"

@@ -16,7 +16,7 @@ from modis_dist.integrations.mlflow.apart import MirrorApart
 from modis_dist.integrations.mlflow.runs import Refused, Status, is_permanent
 from modis_dist.integrations.mlflow.store import scrubbed
 from modis_dist.integrations.mlflow.study import Mirror, NotUploaded, Records
-from modis_dist.runtime.errors import shown
+from modis_dist.runtime.text import shown
 
 __all__ = ["BackgroundMirror", "Mirror", "NotUploaded", "NullMirror"]
 

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import modis_dist
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
-from modis_dist.runtime.errors import DataError, shown
+from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
-from modis_dist.runtime.errors import ConfigError, ModisError, UserError, shown
+from modis_dist.runtime.errors import ConfigError, ModisError, UserError
+from modis_dist.runtime.text import shown
 
 Status = Literal["FINISHED", "FAILED", "KILLED"]
 

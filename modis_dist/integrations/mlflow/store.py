@@ -15,21 +15,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modis_dist.runtime.errors import ConfigError, shown
-from modis_dist.runtime.file_systems import file_system as file_system
+from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.files import write_json
+from modis_dist.runtime.text import shown
 
 KEY = "sweep.mlflow.tracking_uri"
 DATABASE = "mlflow.db"
 DELIVERY = "mlflow-delivery.json"
 MAGIC = b"SQLite format 3\0"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
-
-# File systems without locks that hold between machines: SQLite would be damaged by a reader on another node.
-NETWORK = frozenset(
-    {"afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs"}
-    | {"lustre", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"}
-)
 
 # For us no model is ever loaded through MLflow, so nothing it holds may run. The mirror tries again by itself, so a
 # single request need not last for minutes.

@@ -13,7 +13,8 @@ from modis_dist.integrations.mlflow import pyfunc
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.integrations.mlflow.runs import MAX_METRICS, NOT_UPLOADED, Runs, Status
-from modis_dist.runtime.errors import ModisError, shown
+from modis_dist.runtime.errors import ModisError
+from modis_dist.runtime.text import shown
 
 Records = Sequence[Mapping[str, Any]]
 

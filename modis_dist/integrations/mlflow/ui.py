@@ -20,8 +20,9 @@ from rich.console import Console
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import ui_guard
 from modis_dist.integrations.mlflow.runs import FOLDER
-from modis_dist.runtime.errors import DataError, RunFailed, shown
+from modis_dist.runtime.errors import DataError, RunFailed
 from modis_dist.runtime.lock import holder
+from modis_dist.runtime.text import shown
 
 HOST = "127.0.0.1"
 START_S = 120.0

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.slurm.limits import accounting_limits, limit_s, time_of
 from modis_dist.integrations.slurm.slurm_commands import Told, ask, one_line, without_defaults
-from modis_dist.runtime.errors import shown
 from modis_dist.runtime.finding import Finding, judged
+from modis_dist.runtime.text import shown
 
 PROGRAMS = ("sbatch", "squeue", "scontrol", "scancel", "srun", "sinfo")
 KILL_WAIT_S = 10  # the least that a checkpoint of a cancelled job takes

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.slurm.slurm_commands import Told, ask
-from modis_dist.runtime.errors import shown
 from modis_dist.runtime.finding import Finding, judged
+from modis_dist.runtime.text import shown
 
 UNLIMITED = frozenset({"UNLIMITED", "INFINITE"})
 IN_QUEUE = "jobs in the queue"

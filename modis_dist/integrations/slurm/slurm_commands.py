@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from modis_dist.runtime.errors import shown
+from modis_dist.runtime.text import shown
 
 ANSWER_S = 60.0  # Slurm's commands give up by themselves before
 OF_JOBS, OF_CLUSTER = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")

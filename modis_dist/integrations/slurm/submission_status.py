@@ -13,7 +13,7 @@ from modis_dist.integrations.slurm.failure_reasons import how_ended, why_never
 from modis_dist.integrations.slurm.job_notes import BEGUN, NOT_DONE, Note, read_note
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
-from modis_dist.runtime.errors import shown
+from modis_dist.runtime.text import shown
 from modis_dist.study.status import Live, Status, status
 
 State = Literal["waiting", "running", "stuck", "finished", "stopped", "unknown"]

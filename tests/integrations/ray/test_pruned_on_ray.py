@@ -38,8 +38,8 @@ def timeless(out: Path) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in {"seconds", "mlflow"}}
 
 
-@pytest.mark.exhaustive
-def test_a_study_prunes_on_ray_whom_it_prunes_in_this_process_though_a_worker_is_killed(tmp_path: Path) -> None:
+@pytest.mark.long
+def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_though_a_worker_is_killed(tmp_path: Path) -> None:
     store, killed = write_store(tmp_path / "store"), list[int]()
     for executor in ("local", "ray"):
         study, out = write_study(tmp_path / f"{executor}.yaml", store, executor=executor, **SWEEP), tmp_path / executor
