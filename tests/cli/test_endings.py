@@ -57,8 +57,8 @@ def test_a_training_whose_output_cannot_be_written_finishes(
     prepare: Callable[[], None], run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    with (tmp_path / "stderr.txt").open("wb") as said:
-        process = started(run, out, prepare=prepare, error=said.fileno())
+    with (tmp_path / "stderr.txt").open("wb") as output:
+        process = started(run, out, prepare=prepare, error=output.fileno())
     assert process.wait(120) == 0 and (tmp_path / "stderr.txt").read_text() == ""
     assert json.loads((out / "result.json").read_text())["status"] == "done"
 
@@ -87,7 +87,7 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
 def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, calm = tmp_path / "out", tmp_path / "calm"
+    out, undisturbed = tmp_path / "out", tmp_path / "calm"
     arguments = ["train", str(run), "--set", "optim.epochs=60", "--set", "trainer.checkpoint_every=1", "--out"]
 
     def ask(number: signal.Signals) -> None:
@@ -102,5 +102,5 @@ def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
         assert f"got {number.name}; saved " in " ".join(capsys.readouterr().err.split())
         assert not (out / "result.json").exists()
     assert command([*arguments, str(out)]) == 0
-    assert command([*arguments, str(calm)]) == 0
-    assert differences(out, calm) == []
+    assert command([*arguments, str(undisturbed)]) == 0
+    assert differences(out, undisturbed) == []

@@ -38,10 +38,10 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def packs_of(store: Path, out: Path, **settings: object) -> list[Pack]:
     """Packs of one trial each, with some settings of the run changed."""
-    wanted = tree(store, packing={"enabled": False})
+    settings_of_study = tree(store, packing={"enabled": False})
     for section, values in settings.items():
-        wanted[section] = wanted[section] | values
-    study = build(Study, wanted, source="study.yaml")
+        settings_of_study[section] = settings_of_study[section] | values
+    study = build(Study, settings_of_study, source="study.yaml")
     return plan(study, out=out, slots=1, source="study.yaml").packs()
 
 
@@ -89,10 +89,10 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def fit(packs: list[Pack], wanted: ConcurrencyLimit, place: Path, store: Path, **changes: object) -> ConcurrencyLimit:
+def fit(packs: list[Pack], limit: ConcurrencyLimit, place: Path, store: Path, **changes: object) -> ConcurrencyLimit:
     """``packs_that_fit`` on this machine, but for some changes."""
     settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
-    return packs_that_fit(packs, wanted, out=place, store=store, **settings)
+    return packs_that_fit(packs, limit, out=place, store=store, **settings)
 
 
 def test_packs_that_certainly_fit_are_not_measured(
@@ -112,7 +112,7 @@ TWO_GPUS = Cluster("there", (Node(8, 2),))
 
 
 @pytest.mark.parametrize(
-    ("found", "wanted", "changes", "right", "said"),
+    ("footprint", "limit", "changes", "right", "message"),
     [
         (Footprint(2 * GB), ConcurrencyLimit(8), {}, ConcurrencyLimit(4), "4 pack(s) at a time instead of 8"),
         (
@@ -159,19 +159,19 @@ def test_concurrency_is_limited_by_memory_of_nodes_and_gpus(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
-    found: Footprint | None,
-    wanted: ConcurrencyLimit,
+    footprint: Footprint | None,
+    limit: ConcurrencyLimit,
     changes: dict[str, object],
     right: ConcurrencyLimit,
-    said: str,
+    message: str,
 ) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
     monkeypatch.setattr(memory, "estimate_host_bytes", lambda *_: GB)
-    monkeypatch.setattr(memory, "measure", lambda *_, **__: found)
+    monkeypatch.setattr(memory, "measure", lambda *_, **__: footprint)
     with caplog.at_level(logging.WARNING):
-        assert fit(packs_of(store, tmp_path), wanted, tmp_path, store, **changes) == right
-    told = [record.getMessage() for record in caplog.records]
-    assert len(told) == (1 if said else 0) and all(said in line and "\n" not in line for line in told)
+        assert fit(packs_of(store, tmp_path), limit, tmp_path, store, **changes) == right
+    warnings = [record.getMessage() for record in caplog.records]
+    assert len(warnings) == (1 if message else 0) and all(message in line and "\n" not in line for line in warnings)
 
 
 def test_a_measurement_is_reused_for_packs_that_are_not_larger(
@@ -183,8 +183,8 @@ def test_a_measurement_is_reused_for_packs_that_are_not_larger(
     monkeypatch.setattr(memory, "estimate_host_bytes", lambda *_: next(sizes))
     monkeypatch.setattr(memory, "measure", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
     pack, known = packs_of(store, tmp_path)[:1], {}
-    found = [fit(pack, ConcurrencyLimit(8), tmp_path, store, known=known).packs for _ in range(3)]
-    assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
+    packs_at_once = [fit(pack, ConcurrencyLimit(8), tmp_path, store, known=known).packs for _ in range(3)]
+    assert (packs_at_once, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
 
 
 def test_a_failed_measurement_does_not_fail_the_study(store: Path, tmp_path: Path) -> None:

@@ -138,9 +138,9 @@ def test_a_run_without_validation_rows_names_the_command_that_evaluates_it(
     out = tmp_path / "refit"
     fixed = ["--set", "data.split.validation_fraction=0"]
     assert command(["train", str(done / "run.yaml"), "--out", str(out), *fixed]) == 0
-    said = capsys.readouterr().out
-    assert "trained 2 epochs (no validation rows)" in said and "None" not in said
-    line = next(line for line in said.splitlines() if "modis-dist evaluate" in line)
+    output = capsys.readouterr().out
+    assert "trained 2 epochs (no validation rows)" in output and "None" not in output
+    line = next(line for line in output.splitlines() if "modis-dist evaluate" in line)
     assert command(line.split("modis-dist ")[1].split()) == 0, "the command that was named"
     assert "On test rows" in capsys.readouterr().out
 
@@ -250,9 +250,9 @@ def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
 def test_a_missing_parent_folder_is_an_error_of_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "nowhere" / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    assert "nowhere" in said and "make it first" in said and ".tmp" not in said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and output.count("\n") == 1
+    assert "nowhere" in output and "make it first" in output and ".tmp" not in output
 
 
 def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -276,17 +276,17 @@ def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: 
 
 
 def test_out_of_memory_is_an_error_of_one_line_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
-    said = tmp_path / "stderr"
+    output = tmp_path / "stderr"
     torch.set_num_threads(1)
     child = os.fork()
     if child == 0:
-        sys.stderr = said.open("w", buffering=1)
+        sys.stderr = output.open("w", buffering=1)
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 30), resource.RLIM_INFINITY))
         huge = ["--set", "model.discriminator=[30000, 30000]"]  # 3.6 GB of weights
         os._exit(command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out"), *huge]))
     _, status = os.waitpid(child, 0)
-    lines = said.read_text().splitlines()
+    lines = output.read_text().splitlines()
     assert os.waitstatus_to_exitcode(status) == 3 and len(lines) == 1, lines
     assert lines[0].startswith("error: ") and "out of memory with optim.batch_size 8;" in lines[0]
 
@@ -300,5 +300,5 @@ def test_full_host_or_gpu_memory_fails_the_training(
 
     monkeypatch.setattr(run_pack, "fit", fit)
     assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
-    said = capsys.readouterr().err
-    assert "out of memory with optim.batch_size 8" in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert "out of memory with optim.batch_size 8" in output and output.count("\n") == 1

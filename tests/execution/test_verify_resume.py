@@ -24,7 +24,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``run.yaml``."""
     folder = tmp_path_factory.mktemp("verify")
     store = write_store(tmp_path_factory.mktemp("data") / "store", samples=60)
@@ -32,52 +32,54 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(place: Path, capsys: Captured) -> None:
-    before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
-    assert command(["verify-resume", str(place), "--kills", "2", "--seed", "1", "--json"]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["equal"] and said["differences"] == [] and said["tensors"] > 100
-    assert (said["epochs"], said["steps"], len(set(said["kills"]))) == (2, 6, 2)
-    assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
+def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(folder: Path, capsys: Captured) -> None:
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    assert command(["verify-resume", str(folder), "--kills", "2", "--seed", "1", "--json"]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["equal"] and output["differences"] == [] and output["tensors"] > 100
+    assert (output["epochs"], output["steps"], len(set(output["kills"]))) == (2, 6, 2)
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
 def test_a_run_whose_ranks_are_killed_in_turn_is_bit_identical(
-    place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify_resume, "get_context", lambda _: CONTEXT)  # eight processes need not load PyTorch each
     settings = ["--set", "trainer.workers=2", "--kills", "2", "--seed", "3", "--json"]
-    assert command(["verify-resume", str(place), *settings]) == 0
-    said = json.loads(capsys.readouterr().out)
-    assert said["equal"] and said["differences"] == [] and said["tensors"] > 100
-    assert {kill % 2 for kill in said["kills"]} == {0, 1}, "each rank is to die once"
+    assert command(["verify-resume", str(folder), *settings]) == 0
+    output = json.loads(capsys.readouterr().out)
+    assert output["equal"] and output["differences"] == [] and output["tensors"] > 100
+    assert {kill % 2 for kill in output["kills"]} == {0, 1}, "each rank is to die once"
 
 
-def test_a_difference_exits_with_3_and_is_named(place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_exits_with_3_and_is_named(
+    folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
     found = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
     monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, found))
-    assert command(["verify-resume", str(place / "run.yaml")]) == 3
-    said = capsys.readouterr()
-    assert "2 differences" in said.out and all(line in said.out for line in found)
-    assert said.err.startswith("error: ") and "epoch 2 train/total_g" in said.err and said.err.count("\n") == 1
+    assert command(["verify-resume", str(folder / "run.yaml")]) == 3
+    output = capsys.readouterr()
+    assert "2 differences" in output.out and all(line in output.out for line in found)
+    assert output.err.startswith("error: ") and "epoch 2 train/total_g" in output.err and output.err.count("\n") == 1
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{place}/.."], "no run.yaml"),
-        (["{place}/nowhere"], "does not exist"),
-        (["{place}/run.yaml", "--set", "data.store={place}/nowhere"], "data.store: no such folder"),
-        (["{place}/run.yaml", "--set", "data.modalities=[rna]"], "rna"),
-        (["{place}/run.yaml", "--kills", "1000", "--epochs", "1"], "--kills"),
-        (["{place}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000"),
+        (["{folder}/.."], "no run.yaml"),
+        (["{folder}/nowhere"], "does not exist"),
+        (["{folder}/run.yaml", "--set", "data.store={folder}/nowhere"], "data.store: no such folder"),
+        (["{folder}/run.yaml", "--set", "data.modalities=[rna]"], "rna"),
+        (["{folder}/run.yaml", "--kills", "1000", "--epochs", "1"], "--kills"),
+        (["{folder}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000"),
     ],
 )
 def test_a_run_that_cannot_be_verified_is_an_error_of_one_line(
-    place: Path, capsys: Captured, arguments: list[str], message: str
+    folder: Path, capsys: Captured, arguments: list[str], message: str
 ) -> None:
-    assert command(["verify-resume", *(argument.format(place=place) for argument in arguments)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+    assert command(["verify-resume", *(argument.format(folder=folder) for argument in arguments)]) == 2
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and output.count("\n") == 1 and message in output
 
 
 def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil.Process:
@@ -99,23 +101,23 @@ def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil
     [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGINT, False), (signal.SIGKILL, True)],
 )
 def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
-    place: Path, tmp_path: Path, number: signal.Signals, begun: bool
+    folder: Path, tmp_path: Path, number: signal.Signals, begun: bool
 ) -> None:
-    long = [*COMMAND, "verify-resume", str(place), "--epochs", "10000"]
+    long = [*COMMAND, "verify-resume", str(folder), "--epochs", "10000"]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         child = training_of(psutil.Process(process.pid), tmp_path, begun=begun)
         # A terminal asks everybody in it; whoever else ends a command knows this one only.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-        _, said = process.communicate(timeout=60)
+        _, output = process.communicate(timeout=60)
         assert wait_for(lambda: not lives(child), seconds=10)
     finally:
         process.kill()
     if number == signal.SIGKILL:
         return  # nobody is left to clear up
     assert process.returncode == 75 and list(tmp_path.glob("verify-*")) == []
-    assert said.startswith(f"got {number.name}; ") and said.count("\n") == 1
+    assert output.startswith(f"got {number.name}; ") and output.count("\n") == 1
 
 
 # --- comparing ----------------------------------------------------------------------------------------------

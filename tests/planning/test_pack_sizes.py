@@ -68,7 +68,7 @@ def test_the_planned_row_is_the_plan_where_conditions_have_networks_of_other_siz
     conditions = {"small": {}, "large": {"model.latent": 64}}
     here = planned(tmp_path, grid={}, folds=1, replicates=6, conditions=conditions)
     sizes = sorted({pack_sizes.model_bytes(shape, replicates=1) for shape in here.shapes.values()})
-    monkeypatch.setattr(packs, "TOGETHER", 3 * sizes[1])
+    monkeypatch.setattr(packs, "MOST_BYTES", 3 * sizes[1])
     here = replace(here, manifest=replace(here.manifest, packs=()))
     rows = {row["max_trials"]: row for row in compared(here, ten_seconds_and_one_for_each_trial, slots=1, limit=None)}
     (now,) = (size for size, row in rows.items() if row["planned"])

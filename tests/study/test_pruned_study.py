@@ -213,9 +213,9 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
         "packing": {"max_trials": 4},
         "folds": 1,
     }
-    calm = study_here(tmp_path / "calm", store, "optim.epochs=3", **sweep)
-    assert {(g["pruned"] or {}).get("epoch") for g in calm["groups"]} == {None, 1, 2}
-    assert all(condition["test"] for condition in calm["conditions"])
+    undisturbed = study_here(tmp_path / "calm", store, "optim.epochs=3", **sweep)
+    assert {(g["pruned"] or {}).get("epoch") for g in undisturbed["groups"]} == {None, 1, 2}
+    assert all(condition["test"] for condition in undisturbed["conditions"])
     watched = (
         (decisions, "write_json"),
         (run_pack, "write_json"),
@@ -236,7 +236,7 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
             except Death:
                 deaths += 1
     assert 10 < deaths < 200
-    assert timeless(ended) == timeless(calm) and timeless(summary_of(tmp_path / "out")) == timeless(calm)
+    assert timeless(ended) == timeless(undisturbed) and timeless(summary_of(tmp_path / "out")) == timeless(undisturbed)
     read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "calm")
     assert read == expected and all(steps == list(range(1, len(steps) + 1)) for steps in read.values())
     assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "calm/manifest.json")

@@ -195,8 +195,8 @@ def test_a_trial_that_crashes_its_pack_fails_alone_and_is_the_only_one_retried(
 
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
     assert tune(tmp_path) == 4
-    said = capsys.readouterr().err
-    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8;" in said
+    output = capsys.readouterr().err
+    assert "1 trials failed (" in output and "out of memory with optim.batch_size 8;" in output
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2
@@ -280,10 +280,10 @@ def test_the_model_of_every_condition_is_named_and_its_metrics_are_in_mlflow(
     conditions = {"weak": {"objective.penalty_weight": 1.0}, "strong": {"objective.penalty_weight": 10.0}}
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=conditions)
     assert tune(tmp_path) == 0
-    said, summary = capsys.readouterr().out, summary_of(tmp_path)
+    output, summary = capsys.readouterr().out, summary_of(tmp_path)
     models = {c["condition"]: c["model"] for c in summary["conditions"]}
-    assert summary["model"] == models["weak"] and "holds the model of condition weak, seed 0." in said
-    assert f"The model of condition strong, seed 0 is in {models['strong']['folder']}." in said
+    assert summary["model"] == models["weak"] and "holds the model of condition weak, seed 0." in output
+    assert f"The model of condition strong, seed 0 is in {models['strong']['folder']}." in output
     delivered, other = (modis_dist.load(tmp_path / "out" / f) for f in ("model", models["strong"]["folder"]))
     assert delivered.trial == models["weak"]["folder"].removeprefix("trials/") != other.trial
     with closing(sqlite3.connect(f"file:{tmp_path}/out/mlflow.db?mode=ro", uri=True)) as database:
@@ -326,8 +326,8 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
 
 def _stopped_while_running(study: Path, out: Path) -> int:
     """Start the study and interrupt it when the first trial has a result but not all; returns the exit status."""
-    with (out.parent / "stderr.txt").open("w") as said:
-        process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=said)
+    with (out.parent / "stderr.txt").open("w") as output:
+        process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=output)
     end = time.monotonic() + 120
     while not list(out.glob("trials/*/result.json")) and process.poll() is None and time.monotonic() < end:
         time.sleep(0.02)
@@ -350,19 +350,19 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     status = _stopped_while_running(study, out)
     finished = {p: p.stat().st_mtime_ns for p in out.glob("trials/*/result.json")}
     assert 0 < len(finished) < 7
-    said = (tmp_path / "stderr.txt").read_text().splitlines()
-    assert said[0] == "SIGINT: saving, then stopping; a second one stops at once"
-    assert said[1].startswith("got SIGINT") and said[1].endswith("the same command continues") and len(said) == 2
+    output = (tmp_path / "stderr.txt").read_text().splitlines()
+    assert output[0] == "SIGINT: saving, then stopping; a second one stops at once"
+    assert output[1].startswith("got SIGINT") and output[1].endswith("the same command continues") and len(output) == 2
     states = _mlflow_states(out)
     assert status == 75 and [state for name, state in states if name.startswith("toy")] == ["KILLED"]
     assert sum(state == "FINISHED" for _, state in states) == len(finished)
     assert {state for _, state in states} <= {"FINISHED", "KILLED"}
     assert tune(tmp_path) == 0
     assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished trial was run again"
-    calm = tmp_path / "calm"
-    assert command(["tune", str(study), "--out", str(calm)]) == 0
+    undisturbed = tmp_path / "calm"
+    assert command(["tune", str(study), "--out", str(undisturbed)]) == 0
     assert {state for _, state in _mlflow_states(out)} == {"FINISHED"}
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, calm))
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, undisturbed))
     for part in ("trials", "best", "test", "baseline", "groups"):
         assert ours[part] == theirs[part], part
 
@@ -436,8 +436,8 @@ def test_wrong_use_of_a_model_is_an_error_of_one_line(
     capsys.readouterr()
     filled = [a.format(**places) if a != "x.parquet" else str(tmp_path / a) for a in arguments]
     assert command(filled) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1 and message in said
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and output.count("\n") == 1 and message in output
     assert not (tmp_path / "x.parquet").exists()
 
 
@@ -482,5 +482,5 @@ def test_a_diverging_run_exits_with_3_and_names_the_step(tmp_path: Path, capsys:
     path.write_text(path.read_text().split("sweep:")[0])
     wild = ["--set", "optim.lr=10", "--set", "objective.beta=1e6", "--set", "optim.epochs=20"]
     assert command(["train", str(path), "--out", str(tmp_path / "out"), *wild]) == 3
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and "step " in said and said.count("\n") == 1
+    output = capsys.readouterr().err
+    assert output.startswith("error: ") and "step " in output and output.count("\n") == 1

@@ -24,25 +24,25 @@ def checkpoints(out: Path) -> set[Path]:
 
 def killed_in(arguments: list[str], out: Path, victim: str) -> str:
     """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
-    said, before = out.parent / "said.txt", checkpoints(out)
-    with said.open("w") as file:
+    output, before = out.parent / "said.txt", checkpoints(out)
+    with output.open("w") as file:
         driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)
         try:
             there = wait_for(lambda: checkpoints(out) - before, seconds=120)
-            assert there and driver.poll() is None, said.read_text()
+            assert there and driver.poll() is None, output.read_text()
             family = psutil.Process(driver.pid).children(recursive=True)
             (found,) = [process for process in family if process.name() == victim]
             os.kill(found.pid, signal.SIGKILL)
-            assert driver.wait(60) == 3, said.read_text()
+            assert driver.wait(60) == 3, output.read_text()
         finally:
             driver.kill()
             driver.wait()
     assert wait_for(lambda: not any(map(lives, family)), seconds=10), f"10 s later: {list(filter(lives, family))}"
-    return said.read_text()
+    return output.read_text()
 
 
-def assert_one_line(said: str) -> None:
-    assert said.startswith("error: Ray's own processes are gone") and said.count("\n") == 1, said
+def assert_one_line(output: str) -> None:
+    assert output.startswith("error: Ray's own processes are gone") and output.count("\n") == 1, output
 
 
 def assert_stopped_by_sigterm(study: Path, out: Path) -> None:

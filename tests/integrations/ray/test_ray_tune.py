@@ -45,12 +45,12 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 @contextmanager
 def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
     """The study in a process of its own, with the most careless umask, which does not outlive the test."""
-    with (out.parent / "stderr.txt").open("w") as said, (out.parent / "stdout.txt").open("w") as shown:
+    with (out.parent / "stderr.txt").open("w") as output, (out.parent / "stdout.txt").open("w") as shown:
         driver = subprocess.Popen(
             [*BARE, "tune", str(study), "--out", str(out)],
             start_new_session=True,
             stdout=shown,
-            stderr=said,
+            stderr=output,
             text=True,
             umask=0,
         )
@@ -147,8 +147,8 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
         _assert_private(folder)
         token = (folder / "token").read_text()
         assert not any(token in line for line in watch.commands)
-        said = [*_files(folder), *_files(out), *tmp_path.glob("*.txt")]
-        assert {path for path in said if token.encode() in _content(path)} == {folder / "token"}
+        files = [*_files(folder), *_files(out), *tmp_path.glob("*.txt")]
+        assert {path for path in files if token.encode() in _content(path)} == {folder / "token"}
         _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
         assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
         assert wait_for(lambda: not strangers(driver.pid, folder), seconds=10), strangers(driver.pid, folder)
@@ -197,8 +197,8 @@ def _assert_refused(address: str) -> None:
     """A process without the token is not let in."""
     code = f"from ray._raylet import GcsClient; GcsClient(address='{address}')"
     stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-    said = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, check=False)
-    assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
+    output = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, check=False)
+    assert output.returncode != 0 and "InvalidAuthToken" in output.stderr
 
 
 def test_tmp_is_used_where_the_temporary_folder_has_a_path_too_long_for_sockets(
@@ -281,10 +281,10 @@ def test_a_pack_given_up_before_its_start_gets_another_turn_and_one_that_killed_
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
-    said = RayExecutor(Resources(), backend=PrivateRay())._train(
+    outcomes = RayExecutor(Resources(), backend=PrivateRay())._train(
         everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
-    assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
+    assert outcomes == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
 
 
 @pytest.fixture
@@ -318,9 +318,9 @@ def test_a_dead_worker_has_no_outcome_and_one_that_could_not_start_has_a_reason(
     done = SimpleNamespace(error=None, metrics={"pack": "packs/done", "crashed": None})
     died = [SimpleNamespace(error=error, metrics={}) for error in deaths]
     began = SimpleNamespace(error=ray_errors.ActorDiedError(cause), metrics={})
-    said = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
+    outcomes = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
     why = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
-    assert said == {"packs/done": None, "packs/new": why}
+    assert outcomes == {"packs/done": None, "packs/new": why}
 
 
 def test_slots_share_the_cores() -> None:
