@@ -55,7 +55,7 @@ def trial_id(run: Run, fingerprint: str) -> str:
     tree.pop("name")
     for key in ("store", "simulate"):
         tree["data"].pop(key)
-    tree["optim"].pop("schedule")  # expanded into other keys
+    tree["optim"].pop("preset")  # expanded into other keys
     for key in NOT_HASHED:
         tree["trainer"].pop(key)
     return digest([fingerprint, tree])[:16]
