@@ -269,7 +269,7 @@ def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: 
             )
     out = tmp_path / "p.parquet"
     assert command(["predict", str(done / "run"), str(tmp_path / "foreign"), "--out", str(out)]) == 2
-    assert "has no modality of the model's modalities" in capsys.readouterr().err and not out.exists()
+    assert "no modality of the model's modalities" in capsys.readouterr().err and not out.exists()
 
 
 # --- a machine too small ------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.study.toy_study import study_here, write_store
 Summary = dict[str, Any]
 SPACE = {
     "objective.beta": {"low": 1e-5, "high": 1e-1, "log": True},
-    "objective.penalty_weight": {"low": 0.1, "high": 10},
+    "objective.penalty_weight": {"low": 4, "high": 10},
     "optim.lr": {"choices": [1e-3, 5e-3]},
 }
 RANDOM = {"probe": False, "grid": {}, "space": SPACE, "search": {"kind": "random", "configurations": 9, "seed": 2}}

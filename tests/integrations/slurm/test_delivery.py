@@ -26,7 +26,7 @@ def tracked_at(uri: str, out: Path) -> None:
     """Have the submitted study track at an address."""
     path = out / "submission" / "study.yaml"
     tree = parse.to_tree(parse.load_study(path))
-    tree["sweep"]["mlflow"]["uri"] = uri
+    tree["sweep"]["mlflow"]["tracking_uri"] = uri
     path.write_text(parse.dump(parse.build(Study, tree, source="study")))
 
 
