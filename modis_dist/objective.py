@@ -19,16 +19,14 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
 from modis_dist.losses import adversarial
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
-from modis_dist.model.layers import LinearMap
-from modis_dist.model.networks import DiscriminatorOutput, Modis
-from modis_dist.model.nodes import pulled
+from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
 
 AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
 
@@ -81,7 +79,7 @@ class Rules:
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
     penalty_on: Literal["x", "z"] = "x"
-    lower: torch.dtype | None = None  # precision of the networks where it is not the parameters' own
+    autocast_dtype: torch.dtype | None = None  # of the networks; None: the parameters' own
 
 
 @dataclass
@@ -113,15 +111,20 @@ class Terms:
 
 
 @contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """None of the parameters takes part in gradients inside."""
-    for parameter in parameters:
+def frozen(side: Side) -> Iterator[None]:
+    """Exclude the parameters of one side from gradients, and have it normalise by its running statistics."""
+    training = [norm.training for norm in side.norms]
+    for parameter in side.parameters:
         parameter.requires_grad_(False)
+    for norm in side.norms:
+        norm.training = False
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in side.parameters:
             parameter.requires_grad_(True)
+        for norm, before in zip(side.norms, training, strict=True):
+            norm.training = before
 
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
@@ -133,26 +136,26 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
     with frozen(model.sides["vaes"]):
-        with torch.no_grad(), _arithmetic(rules, batch, allowed=not through_x):
-            z, maps = _encode(model, batch.x, world.own(batch.noise_d))
+        with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
+            z, vjps = _sample(model, batch.x, world.own(batch.noise_d))
         if penalised:
             signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.own(batch.signs)
-            own, gradient = model.discriminator.with_gradient(z, signs)
+            of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
         else:
-            with _arithmetic(rules, batch):
-                own = model.discriminator(z)
-        judged = _of_all_ranks(own, batch, world)
+            with _autocast(rules, batch):
+                of_rank = model.discriminator(z)
+        output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        value = _adversarial(judged, batch.label, weights, side="discriminator")
+        value = _adversarial(output, batch.label, weights, side="discriminator")
         terms.add_shared("adversarial_d", value, weights.adversarial)
-        _add_class_terms(terms, judged, batch.label, weights, suffix="d")
+        _add_class_terms(terms, output, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
             gradients = torch.split(gradient, [x.shape[1] for x in batch.x], 1)
             if through_x:
-                gradients = tuple(pulled(part, *both) for part, both in zip(gradients, maps, strict=True))
+                gradients = tuple(vjp(part) for vjp, part in zip(vjps, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
-        # A replicate reports the same terms alone and beside others, and never 0 * infinity.
+        # A slot reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
     return terms
 
@@ -161,38 +164,35 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
+    noise = torch.split(world.own(batch.noise_g), sizes, 1)
     with frozen(model.sides["discriminator"]):
-        with _arithmetic(rules, batch):
-            encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
-            mu, logvar = (torch.cat(parts, 1).to(batch.noise_g.dtype) for parts in zip(*encodings, strict=True))
-            z = mu + torch.exp(0.5 * logvar) * world.own(batch.noise_g)
-            decoded = [vae.decode(part) for vae, part in zip(model.vaes, torch.split(z, sizes, 1), strict=True)]  # type: ignore[operator]
-            own = model.discriminator(z)
-        judged = _of_all_ranks(own, batch, world)
+        with _autocast(rules, batch):
+            outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
+            mu, logvar, z = (torch.cat([getattr(o, name) for o in outputs], 1) for name in ("mu", "logvar", "z"))
+            of_rank = model.discriminator(z)
+        output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        errors = [squared_error(x, x_hat.to(x.dtype)).sum(1) for x, x_hat in zip(batch.x, decoded, strict=True)]
+        errors = [squared_error(x, o.x_hat.to(x.dtype)).sum(1) for x, o in zip(batch.x, outputs, strict=True)]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
-        value = _adversarial(judged, batch.label, weights, side="encoder")
+        value = _adversarial(output, batch.label, weights, side="encoder")
         terms.add_shared("adversarial_g", value, weights.adversarial)
-        _add_class_terms(terms, judged, batch.label, weights, suffix="g")
+        _add_class_terms(terms, output, batch.label, weights, suffix="g")
     return terms
 
 
-def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
-    """The lower precision inside, where the rules have one."""
-    lower = rules.lower if allowed else None
-    return torch.autocast(batch.label.device.type, dtype=lower, enabled=lower is not None)
+def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
+    """Autocast to the lower precision of the rules, if they have one."""
+    dtype = rules.autocast_dtype if allowed else None
+    return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _encode(
-    model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]
-) -> tuple[Float[Tensor, "r n l"], list[tuple[LinearMap, LinearMap]]]:
-    """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input, both ways."""
+def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> tuple[Tensor, list[Vjp]]:
+    """Latents [r, n, l] drawn for this rank's rows, and of each modality the vector-Jacobian product of drawing them."""
     parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
-    found = [vae.linearised(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
-    return torch.cat([z.to(noise.dtype) for z, *_ in found], 1), [(pull, push) for _, pull, push in found]
+    samples = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
+    return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]
 
 
 def _of_all_ranks(own: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:

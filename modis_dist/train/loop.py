@@ -29,7 +29,7 @@ from modis_dist.train.state import Setup, TrainState
 from modis_dist.train.validation import ValidationRows
 
 T = TypeVar("T")
-LOWER_PRECISION = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -117,8 +117,8 @@ class Training:
         self.shape = shape(first.run, sizes, len(first.prepared.classes))
         self.progress = [Progress(member.trial) for member in members]
         objective = first.run.objective
-        lower = LOWER_PRECISION[first.run.trainer.precision]
-        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on, lower)
+        autocast_dtype = AUTOCAST_DTYPES[first.run.trainer.precision]
+        self.rules = Rules(objective.kl_reduction, objective.penalty, objective.penalty_on, autocast_dtype)
         self.asked: str | None = None  # why to stop
         self.validated = first.prepared.validation is not None
 
@@ -127,7 +127,7 @@ class Training:
     def begin(self) -> None:
         """Start afresh, or from the newest valid checkpoint."""
         found = self.world.awaited(lambda: checkpoint.newest(self.folder / "last"))
-        setup = Setup(self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.lower == torch.float16)
+        setup = Setup(self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.autocast_dtype == torch.float16)
         if found is None:
             self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], setup))
             for member in self.members:

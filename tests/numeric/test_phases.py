@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 import torch
 
-from modis_dist.model.layers import StackedBatchNorm, StackedLinear, flat, initialise
+from modis_dist.model.layers import StackedBatchNorm, StackedLinear, flat, initialise, side_by_side, stacked
 from modis_dist.objective import Rules, adversary_phase, frozen, vae_phase
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
@@ -46,8 +46,9 @@ def test_both_phases_leave_the_model_trainable_as_it_was() -> None:
     vae_phase(model, batch(), weights(), Rules())
     assert all(p.requires_grad for p in model.parameters())
     assert all(module.training for module in model.modules())
-    with pytest.raises(ZeroDivisionError), frozen(model.sides["discriminator"]):
-        assert not any(p.requires_grad for p in model.discriminator.parameters())
+    with pytest.raises(ZeroDivisionError), frozen(model.sides["vaes"]):
+        assert not any(p.requires_grad for p in model.vaes.parameters())
+        assert not any(m.training for m in model.modules() if isinstance(m, StackedBatchNorm))
         raise ZeroDivisionError
     assert all(p.requires_grad for p in model.parameters())
 
@@ -116,12 +117,13 @@ def test_batch_norm_is_that_of_torch_over_several_steps_then_with_running_statis
     for number in range(5):
         x = 3 * normal(replicates, 6, 4, seed=number) + 1
         expected = torch.stack([norm(rows) for norm, rows in zip(theirs, x, strict=True)])
-        torch.testing.assert_close(ours.trained(flat(x))[0].view_as(x), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(stacked(ours(side_by_side(flat(x))), like=flat(x)).view_as(x), expected, rtol=1e-12, atol=1e-12)
         for name in ("running_mean", "running_var"):
             expected = torch.stack([getattr(norm, name) for norm in theirs])
             torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-12, atol=1e-12)
     expected = torch.stack([norm.eval()(rows) for norm, rows in zip(theirs, x, strict=True)])
-    torch.testing.assert_close(ours(flat(x)).view_as(x), expected, rtol=1e-12, atol=1e-12)
+    ours.eval()
+    torch.testing.assert_close(stacked(ours(side_by_side(flat(x))), like=flat(x)).view_as(x), expected, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()

@@ -38,7 +38,7 @@ def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, tor
     """Every term of a step's two phases, of networks in float32 or lower."""
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
     given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
-    terms = [phase(state.model, given, how, Rules(lower=lower)) for phase in (adversary_phase, vae_phase)]
+    terms = [phase(state.model, given, how, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)]
     assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
     return {name: part for term in terms for name, part in term.parts.items()}
 
@@ -163,7 +163,7 @@ def test_gradients_in_bf16_are_those_of_full_precision_to_the_rounding_of_bf16(r
         given = single(batch(rows=32, replicates=replicates))
         how = weights(["pairwise"] * replicates, dtype=torch.float32)
         parameters = list(state.model.vaes.parameters())
-        vae_phase(state.model, given, how, Rules(lower=lower)).loss.sum().backward(inputs=parameters)
+        vae_phase(state.model, given, how, Rules(autocast_dtype=lower)).loss.sum().backward(inputs=parameters)
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
         found.append(torch.cat([p.grad.flatten(1) for p in parameters if p.grad is not None], 1))
     full, lowered = found

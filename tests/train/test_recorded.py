@@ -114,7 +114,7 @@ def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halve
     device: torch.device, recorder: Graphs | Replays
 ) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, scaled=True))
-    how, rules = moved(weights(dtype=torch.float32), device), Rules(lower=torch.float16)
+    how, rules = moved(weights(dtype=torch.float32), device), Rules(autocast_dtype=torch.float16)
 
     def take(number: int) -> None:
         given = batch(number)

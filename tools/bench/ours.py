@@ -28,7 +28,7 @@ class Training:
         case = setting.case
         setup = Setup(Optim(batch_size=setting.batch), setting.device, dtype, world)
         self.state = TrainState.start(case.shape, range(replicates), setup)
-        self.rules = Rules(lower=setting.lower)
+        self.rules = Rules(autocast_dtype=setting.lower)
         self.weights = _weights(setting, replicates=replicates, dtype=dtype)
         self.log = LossLog(list(case.shape.features), replicates=replicates, window=Trainer().log_every, world=world)
 
