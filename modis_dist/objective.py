@@ -189,7 +189,7 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
 
 
 def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> tuple[Tensor, list[Vjp]]:
-    """Latents [r, n, l] drawn for this rank's rows, and of each modality the vector-Jacobian product of drawing them."""
+    """Latents [r, n, l] drawn for this rank's rows, and for each modality the vector-Jacobian product of its draw."""
     parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
     samples = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
     return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]

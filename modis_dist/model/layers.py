@@ -1,8 +1,8 @@
 """Layers that hold R independent slots of a stack on a leading axis.
 
-Legend: r slots, b rows, i and o input and output features. A slot sees only its own slice, so that the gradients of a
-sum over slots are the gradients of each of them alone. Rows of a stack of one have no axis r (``flat``): one plain
-product is faster than a batch of one.
+Legend: r slots, b rows, i and o input and output features, c features of all slots. A slot sees only its own slice, so
+that the gradients of a sum over slots are the gradients of each of them alone. Rows are on the last axis: a weight
+[r, o, i] then has gradients in its own memory order, and all slots are normalised at once, without a copy.
 """
 
 from math import sqrt
@@ -15,16 +15,6 @@ from torch.nn import functional as F
 from modis_dist.distributed import ALONE, World
 
 
-def flat(stack: Float[Tensor, "r ..."]) -> Float[Tensor, "..."]:
-    """A stack of one without its axis; other stacks unchanged."""
-    return stack.squeeze(0) if stack.shape[0] == 1 else stack
-
-
-def unflat(rows: Float[Tensor, "*r b i"]) -> Float[Tensor, "r b i"]:
-    """The inverse of ``flat`` for rows."""
-    return rows.unsqueeze(0) if rows.dim() == 2 else rows
-
-
 class StackedLinear(nn.Module):
     """R affine maps: weight [r, o, i], bias [r, o]."""
 
@@ -33,16 +23,13 @@ class StackedLinear(nn.Module):
         self.weight = nn.Parameter(torch.empty(slots, outputs, inputs, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(slots, outputs, dtype=dtype))
 
-    def forward(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+    def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:
         """Map the rows of each slot."""
-        weight, bias = flat(self.weight), flat(self.bias)
-        if x.dim() == 2:
-            return F.linear(x, weight, bias)
-        return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+        return torch.baddbmm(self.bias.unsqueeze(-1), self.weight, x)
 
-    def vjp(self, gradient: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b i"]:
+    def vjp(self, gradient: Float[Tensor, "r o b"]) -> Float[Tensor, "r i b"]:
         """Vector-Jacobian product: a gradient with respect to the output as one with respect to the input."""
-        return gradient @ flat(self.weight)
+        return torch.bmm(gradient.mT, self.weight).mT  # in this order the weight's gradient has the weight's strides
 
     @torch.no_grad()
     def initialise(self, slot: int, generator: torch.Generator) -> None:
@@ -56,7 +43,7 @@ class StackedLinear(nn.Module):
 class StackedBatchNorm(nn.Module):
     """R batch normalisations over the rows of all ranks; running statistics [r, i] as in ``torch.nn.BatchNorm1d``.
 
-    Slots lie side by side, as further features: rows are [b, r * i].
+    Takes the features of all slots side by side.
     """
 
     running_mean: Tensor
@@ -81,43 +68,34 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_mean", torch.zeros(slots, features, dtype=dtype))
         self.register_buffer("running_var", torch.ones(slots, features, dtype=dtype))
 
-    def forward(self, x: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
+    def forward(self, x: Float[Tensor, "1 c b"]) -> Float[Tensor, "1 c b"]:
         """In training normalise by the statistics of the global batch, else by the running ones."""
         mean, var = self.running_mean.view(-1), self.running_var.view(-1)
         weight, bias = self.weight.view(-1), self.bias.view(-1)
         if self.training and not self.world.alone:
             return self._over_ranks(x, mean, var, weight, bias)
-        return F.batch_norm(x, mean, var, weight, bias, self.training, self.momentum, self.eps)
+        return torch.native_batch_norm(x, weight, bias, mean, var, self.training, self.momentum, self.eps)[0]
 
     def _over_ranks(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise by the rows of all ranks.
 
         Sums are taken of x less the running mean, so that E[x^2] - E[x]^2 does not cancel.
         """
-        centred = x.to(mean.dtype) - mean
-        count = centred.new_full((1,), len(x))
-        sums = self.world.sum(torch.cat([centred.sum(0), centred.square().sum(0), count]))
+        centred = x[0].to(mean.dtype) - mean.unsqueeze(-1)
+        count = centred.new_full((1,), x.shape[-1])
+        sums = self.world.sum(torch.cat([centred.sum(-1), centred.square().sum(-1), count]))
         rows = sums[-1]
         shift, square = (sums[:-1] / rows).view(2, -1)
         variance = (square - shift.square()).clamp_min(0)
         mean.add_(self.momentum * shift.detach())
         var.lerp_((variance * rows / (rows - 1)).detach(), self.momentum)
         scale = torch.rsqrt(variance + self.eps) * weight
-        return torch.addcmul(bias, centred - shift, scale).to(x.dtype)
+        y = torch.addcmul(bias.unsqueeze(-1), centred - shift.unsqueeze(-1), scale.unsqueeze(-1))
+        return y.to(x.dtype).unsqueeze(0)
 
-    def slope(self) -> Float[Tensor, " c"]:
+    def slope(self) -> Float[Tensor, "r i 1"]:
         """Derivative of the output by the input outside training."""
-        return (self.weight * torch.rsqrt(self.running_var + self.eps)).view(-1)
-
-
-def side_by_side(x: Float[Tensor, "*r b i"]) -> Float[Tensor, "b c"]:
-    """Slots as further features."""
-    return x if x.dim() == 2 else x.transpose(0, 1).flatten(1)
-
-
-def stacked(x: Float[Tensor, "b c"], *, like: Float[Tensor, "*r b _"]) -> Float[Tensor, "*r b i"]:
-    """The inverse of ``side_by_side``."""
-    return x if like.dim() == 2 else x.view(len(x), len(like), -1).transpose(0, 1)
+        return (self.weight * torch.rsqrt(self.running_var + self.eps)).unsqueeze(-1)
 
 
 class Hidden(nn.Module):
@@ -141,14 +119,15 @@ class Hidden(nn.Module):
             self.norm = StackedBatchNorm(slots, outputs, eps=eps, dtype=dtype, world=world)
         self.slope = slope
 
-    def forward(self, x: Float[Tensor, "*r b i"]) -> Float[Tensor, "*r b o"]:
+    def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:
         """The activations."""
         y = self.linear(x)
         if self.norm is None:
             return F.leaky_relu_(y, self.slope)
-        return stacked(F.leaky_relu_(self.norm(side_by_side(y)), self.slope), like=y)
+        slots, features, rows = y.shape
+        return F.leaky_relu_(self.norm(y.view(1, slots * features, rows)), self.slope).view_as(y)
 
-    def vjp(self, gradient: Float[Tensor, "*r b o"], h: Float[Tensor, "*r b o"]) -> Float[Tensor, "*r b i"]:
+    def vjp(self, gradient: Float[Tensor, "r o b"], h: Float[Tensor, "r o b"]) -> Float[Tensor, "r i b"]:
         """Vector-Jacobian product outside training, where the activations are ``h``.
 
         The layer is piecewise linear, so this is a product with constants and the weight, which autograd
@@ -156,7 +135,7 @@ class Hidden(nn.Module):
         """
         slope = h.detach().sign().clamp_min_(self.slope)  # 1 or the slope, as ``self.slope`` is within [0, 1)
         if self.norm is not None:
-            slope = slope * flat(self.norm.slope().view_as(self.norm.weight)).unsqueeze(-2)
+            slope = slope * self.norm.slope()
         return self.linear.vjp(gradient * slope)
 
 

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.model.layers import Hidden, StackedBatchNorm, StackedLinear, flat, unflat
+from modis_dist.model.layers import Hidden, StackedBatchNorm, StackedLinear
 
 Vjp = Callable[[Tensor], Tensor]
 
@@ -87,32 +87,33 @@ class Vae(nn.Module):
 
     def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
         """Mean and log variance of q(z|x)."""
-        h = self.encoder(flat(x))
-        return unflat(self.mu(h)), unflat(self.logvar(h))
+        h = self.encoder(x.mT)
+        return self.mu(h).mT, self.logvar(h).mT
 
     def sample_with_vjp(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
     ) -> tuple[Float[Tensor, "r b l"], Vjp]:
         """z = mu + sigma * noise outside training, and the vector-Jacobian product of that map at ``x``."""
-        hidden = [flat(x)]
+        hidden = [x.mT]
         for layer in self.encoder:
             hidden.append(layer(hidden[-1]))
         mu, logvar = self.mu(hidden[-1]), self.logvar(hidden[-1])
-        deviation = torch.exp(0.5 * logvar) * flat(noise)
-        z = unflat(mu + deviation).to(noise.dtype)
+        deviation = torch.exp(0.5 * logvar) * noise.mT
+        z = (mu + deviation).to(noise.dtype).mT
         return z, partial(self._vjp, hidden[1:], deviation)
 
     def _vjp(
         self, hidden: Sequence[Tensor], deviation: Tensor, gradient: Float[Tensor, "r b l"]
     ) -> Float[Tensor, "r b p"]:
-        of_z = flat(gradient)
+        of_z = gradient.mT
         rows = self.mu.vjp(of_z) + self.logvar.vjp(0.5 * deviation * of_z)
         *layers, last = self.encoder
-        return unflat(input_gradient(layers, hidden, last.vjp(rows)))  # type: ignore[operator]
+        return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
 
     def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
         """Mean of p(x|z)."""
-        return unflat(self.decoder(flat(z)))
+        x_hat: Tensor = self.decoder(z.mT)
+        return x_hat.mT
 
 
 def input_gradient(layers: Sequence[nn.Module], hidden: Sequence[Tensor], gradient: Tensor) -> Tensor:
@@ -154,7 +155,7 @@ class Discriminator(nn.Module):
 
     def forward(self, z: Float[Tensor, "r n l"]) -> DiscriminatorOutput:
         """Last hidden activations, modality logits and class logits."""
-        return self._output(self.trunk(flat(z)))
+        return self._output(self.trunk(z.mT))
 
     def with_input_gradient(
         self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
@@ -164,14 +165,14 @@ class Discriminator(nn.Module):
         The discriminator is piecewise linear: the gradient is a product of weights and of slopes that are constants,
         which autograd differentiates like any other product, without a double backward.
         """
-        hidden = [flat(z)]
+        hidden = [z.mT]
         for layer in self.trunk:
             hidden.append(layer(hidden[-1]))
-        gradient = input_gradient([*self.trunk], hidden[1:], self.modality.vjp(flat(signs)))
-        return self._output(hidden[-1]), unflat(gradient)
+        gradient = input_gradient([*self.trunk], hidden[1:], self.modality.vjp(signs.mT))
+        return self._output(hidden[-1]), gradient.mT
 
     def _output(self, h: Tensor) -> DiscriminatorOutput:
-        return DiscriminatorOutput(unflat(h), unflat(self.modality(h)), unflat(self.label(h)))
+        return DiscriminatorOutput(h.mT, self.modality(h).mT, self.label(h).mT)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from modis_dist.study.packs import arrange, training_steps
 from modis_dist.study.plan import Plan
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.cuda_graph import WARM_UP
-from modis_dist.train.loop import LOWER_PRECISION
+from modis_dist.train.loop import AUTOCAST_DTYPES
 from modis_dist.train.prepare import Foreseen, SelectionOf, data_key, row_counts
 from modis_dist.train.state import Setup, TrainState
 
@@ -254,7 +254,7 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
         run.objective.kl_reduction,
         run.objective.penalty,
         run.objective.penalty_on,
-        LOWER_PRECISION[run.trainer.precision],
+        AUTOCAST_DTYPES[run.trainer.precision],
     )
 
     def step() -> None:

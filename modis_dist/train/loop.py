@@ -127,7 +127,9 @@ class Training:
     def begin(self) -> None:
         """Start afresh, or from the newest valid checkpoint."""
         found = self.world.awaited(lambda: checkpoint.newest(self.folder / "last"))
-        setup = Setup(self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.autocast_dtype == torch.float16)
+        setup = Setup(
+            self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.autocast_dtype == torch.float16
+        )
         if found is None:
             self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], setup))
             for member in self.members:

@@ -82,7 +82,7 @@ def test_a_replicate_alone_equals_its_slice_of_eight(rules: Rules, members: list
                 torch.testing.assert_close(stack[part][name][r : r + 1], tensor, rtol=0, atol=1e-9, msg=name)
 
 
-@pytest.mark.parametrize(("rules", "members"), [(Rules(), [3, 6]), (EACH_ON_Z, [2, 7])])
+@pytest.mark.parametrize(("rules", "members"), [(Rules(), [1, 6]), (EACH_ON_Z, [2, 7])])
 def test_in_float32_it_equals_its_slice_but_for_rounding(rules: Rules, members: list[int]) -> None:
     stack = trained(list(range(8)), rules, torch.float32).tensors()
     furthest = 2 * STEPS * (OPTIM.lr_discriminator or OPTIM.lr)
