@@ -11,7 +11,7 @@ Legend: r replicates, m modalities, b rows of the global batch, n rows of all mo
 l latent dimensions, k classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -22,24 +22,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.losses import adversarial
+from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence, squared_error
 from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
-
-AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
 
 
 @dataclass(frozen=True)
 class Batch:
     """One global batch, of which ``x`` has this rank's rows only; label -1 is unlabelled.
 
-    Noise is standard normal, a fresh draw for each phase.
+    ``sample`` holds a code of each row's ``sample_id``: two rows of one slot were measured on one sample where their
+    codes are equal, whatever their modality. It is the sample and not the group (patient), whose samples may differ, as
+    tumour and normal tissue do. Noise is standard normal, a fresh draw for each phase.
     """
 
     x: tuple[Float[Tensor, "r _ _"], ...]  # one entry per modality, each with its own number of features
     label: Int[Tensor, "r m b"]
+    sample: Int[Tensor, "r m b"]
     noise_d: Float[Tensor, "r m b l"]
     noise_g: Float[Tensor, "r m b l"]
     signs: Float[Tensor, "r m b m"] | None = None  # +-1, for penalty "each"
@@ -56,7 +57,7 @@ class Weights:
     clustering: Float[Tensor, " r"]
     confidence: Float[Tensor, " r"]
     prior: Float[Tensor, "r k"]
-    losses: tuple[AdversarialLoss, ...]  # of each replicate
+    losses: tuple[str, ...]  # of each slot, a key of ``ADVERSARIAL``
 
     # Decided once, not in every step: on a GPU each of these would wait for the device.
 
@@ -66,10 +67,10 @@ class Weights:
         return bool((self.lambda_r > 0).any())
 
     @cached_property
-    def members(self) -> dict[AdversarialLoss, Int[Tensor, " _"]]:
-        """Positions of the replicates of each kind of adversarial loss, on the device."""
+    def slots(self) -> dict[str, Int[Tensor, " _"]]:
+        """Slots of each kind of adversarial loss, on the device."""
         of_kind = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
-        return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in of_kind.items()}
+        return {kind: torch.tensor(slots, device=self.beta.device) for kind, slots in of_kind.items()}
 
 
 @dataclass(frozen=True)
@@ -211,38 +212,23 @@ def _add_class_terms(
 
 
 def _adversarial(
-    judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
+    output: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
-    """The adversarial loss of each replicate, by the kind it was given."""
-    needs_guesses = "class_conditional" in weights.losses
-    known = _confident(judged, label, weights.confidence) if needs_guesses else label
-    if len(weights.members) == 1:
-        return _one_kind(weights.losses[0], judged.modality, known, side)
-    out = judged.modality.new_zeros(len(weights.losses))
-    for kind, members in weights.members.items():
-        logits, of_members = judged.modality.index_select(0, members), known.index_select(0, members)
-        out = out.index_copy(0, members, _one_kind(kind, logits, of_members, side))
+    """The adversarial loss of each slot, of the kind it asks for."""
+    by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
+    known = _confident(output, label, weights.confidence) if by_class else label
+    if len(weights.slots) == 1:
+        return _of_kind(weights.losses[0], side, output.modality, known)
+    out = output.modality.new_zeros(len(weights.losses))
+    for kind, slots in weights.slots.items():
+        value = _of_kind(kind, side, output.modality.index_select(0, slots), known.index_select(0, slots))
+        out = out.index_copy(0, slots, value)
     return out
 
 
-def _one_kind(kind: AdversarialLoss, logits: Tensor, known: Tensor, side: str) -> Tensor:
-    match kind, side:
-        case "published", "discriminator":
-            return adversarial.published_discriminator(logits)
-        case "published", _:
-            return adversarial.published_encoder(logits)
-        case "pairwise", "discriminator":
-            return adversarial.pairwise_discriminator(logits)
-        case "pairwise", _:
-            return adversarial.pairwise_encoder(logits)
-        case "cross_entropy", "discriminator":
-            return adversarial.cross_entropy_discriminator(logits)
-        case "cross_entropy", _:
-            return adversarial.cross_entropy_encoder(logits)
-        case "class_conditional", "discriminator":
-            return adversarial.class_conditional_discriminator(logits, known)
-        case _:
-            return adversarial.class_conditional_encoder(logits, known)
+def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
+    loss: Callable[..., Tensor] = getattr(ADVERSARIAL[kind], side)
+    return loss(logits, known) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
 def _confident(judged: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:

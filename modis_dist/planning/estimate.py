@@ -281,7 +281,8 @@ def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device)
     noise = (replicates, modalities, rows, shape.latent)
     signs = normal(replicates, modalities, rows, modalities).sign() if run.objective.penalty == "each" else None
     x = tuple(normal(replicates, rows, p) for p in shape.features.values())
-    return Batch(x, label, normal(*noise), normal(*noise), signs)
+    sample = torch.arange(rows, device=device).expand(label.shape).contiguous()
+    return Batch(x, label, sample, normal(*noise), normal(*noise), signs)
 
 
 def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:

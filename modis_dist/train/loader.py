@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modis_dist.data.store.index import Strings
 from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Batch
 from modis_dist.train.placement import gather_to_device, storage_device
@@ -61,6 +62,15 @@ def epoch_order(
     return torch.cat(drawn, 1).flatten()
 
 
+def sample_codes(sample_id: Mapping[str, Strings]) -> dict[str, Tensor]:
+    """An integer [n] for each row, by modality; equal for rows of one sample, in all modalities."""
+    codes: dict[str, int] = {}
+    return {
+        m: torch.tensor([codes.setdefault(name, len(codes)) for name in ids], dtype=torch.long)
+        for m, ids in sample_id.items()
+    }
+
+
 class Loader:
     """Gathers the batches of R replicates; replicates with the same ``Prepared`` share one copy of the data."""
 
@@ -90,6 +100,8 @@ class Loader:
         rows = [p.train.rows() for p in prepared]
         self._labels = [{m: torch.as_tensor(label) for m, label in p.train.label.items()} for p in prepared]
         distinct = {id(p): p for p in prepared}
+        samples = {name: sample_codes(p.train.sample_id) for name, p in distinct.items()}
+        self._samples = [samples[id(p)] for p in prepared]
         values = sum(x.size for p in distinct.values() for x in p.train.x.values())
         self._home = storage_device(values * dtype.itemsize, device)
         held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
@@ -99,16 +111,16 @@ class Loader:
         lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_ends=epoch_ends) for held in rows}
         assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
-        self._plan: tuple[int, Tensor, Tensor] | None = None
+        self._plan: tuple[int, Tensor, Tensor, Tensor] | None = None
 
     def batch(self, *, epoch: int, step: int) -> Batch:
         """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
         here = slice(step * self._batch_size, (step + 1) * self._batch_size)
-        rows, label = (plan[:, :, here] for plan in self._plan_of(epoch))
+        rows, label, sample = (plan[:, :, here] for plan in self._plan_of(epoch))
         own = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
         x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(own))
         noise_d, noise_g, signs = self._noise(epoch * self.steps + step)
-        return Batch(x, label.contiguous(), noise_d, noise_g, signs)
+        return Batch(x, label.contiguous(), sample.contiguous(), noise_d, noise_g, signs)
 
     def _gather(self, rows: Tensor, modality: int) -> Tensor:
         """Features of rows [r, b]; on the device those of neighbours that share their data at once."""
@@ -121,16 +133,22 @@ class Loader:
             start += count
         return torch.cat(found) if len(found) > 1 else found[0]
 
-    def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Of the rows of an epoch the positions, where features are, and labels, on the device: [r, m, steps * b]."""
+    def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the rows of an epoch, each [r, m, steps * b]: positions where the features are, labels, sample codes."""
         if self._plan is None or self._plan[0] != epoch:
-            plan = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
-            label = [
-                torch.stack([labels[m][order] for m, order in zip(self.modalities, orders, strict=True)])
-                for labels, orders in zip(self._labels, plan, strict=True)
-            ]
-            self._plan = (epoch, plan.to(self._home), torch.stack(label).to(self._device))
+            order = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
+            label, sample = (self._in_order(values, order).to(self._device) for values in (self._labels, self._samples))
+            self._plan = (epoch, order.to(self._home), label, sample)
         return self._plan[1:]
+
+    def _in_order(self, values: Sequence[Mapping[str, Tensor]], order: Tensor) -> Tensor:
+        """Values [r, m, steps * b] of rows, given those of each slot and modality."""
+        return torch.stack(
+            [
+                torch.stack([of_slot[m][rows] for m, rows in zip(self.modalities, orders, strict=True)])
+                for of_slot, orders in zip(values, order, strict=True)
+            ]
+        )
 
     def _order(self, replicate: int, epoch: int) -> Tensor:
         """The same [m, steps * b] of one replicate."""

@@ -26,7 +26,14 @@ class CannotRecord(Replays):
 
 def sums(given: Batch, _: Weights, __: Rules) -> Terms:
     """Terms that tell every tensor of a batch."""
-    held = [*given.x, given.label, given.noise_d, given.noise_g, *([] if given.signs is None else [given.signs])]
+    held = [
+        *given.x,
+        given.label,
+        given.sample,
+        given.noise_d,
+        given.noise_g,
+        *([] if given.signs is None else [given.signs]),
+    ]
     return Terms(torch.zeros(1), parts={str(n): tensor.sum() for n, tensor in enumerate(held)})
 
 
@@ -110,7 +117,7 @@ def test_two_sides_read_a_batch_at_one_place_where_it_is_copied_once(monkeypatch
     assert inputs.filled(given) is held and not copies
     second = batch(2, signs=True)
     assert inputs.filled(second) is held and inputs.filled(second) is held
-    assert len(copies) == len(second.x) + 4
+    assert len(copies) == len(second.x) + 5
     assert same(sums(held, weights(), Rules()), second)
 
 

@@ -94,11 +94,13 @@ def random_batch(
     shape, drawing = setting.case.shape, torch.Generator().manual_seed(0)
     normal = partial(torch.randn, generator=drawing, dtype=dtype)
     size = (replicates, len(shape.features), setting.batch)
-    x = [normal(replicates, setting.batch, p) for p in shape.features.values()]
-    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(x)]
+    whole = [normal(replicates, setting.batch, p) for p in shape.features.values()]
+    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(whole)]
     label = torch.randint(-1, shape.classes, size, generator=drawing)
     noise_d, noise_g = (normal(*size, shape.latent).to(setting.device) for _ in "dg")
-    return Batch(tuple(part.to(setting.device) for part in own), label.to(setting.device), noise_d, noise_g)
+    sample = torch.arange(setting.batch).expand(size).contiguous()
+    x = tuple(part.to(setting.device) for part in own)
+    return Batch(x, label.to(setting.device), sample.to(setting.device), noise_d, noise_g)
 
 
 def plain_batch(batch: Batch) -> PlainBatch:
