@@ -25,7 +25,7 @@ from modis_dist.distributed import ALONE, World
 from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
-from modis_dist.losses.vae import kl_divergence, squared_error
+from modis_dist.losses.vae import kl_divergence
 from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
 
 
@@ -173,7 +173,7 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
             of_rank = model.discriminator(z)
         output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        errors = [squared_error(x, o.x_hat.to(x.dtype)).sum(1) for x, o in zip(batch.x, outputs, strict=True)]
+        errors = [-2 * o.likelihood.log_prob(o.target).mean(-1).sum(1) for o in outputs]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)

@@ -4,7 +4,7 @@ Legend: r slots of a stack, m modalities, b rows, p features, l latent dimension
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import Hidden, StackedBatchNorm, StackedLinear
+from modis_dist.model.likelihood import COUNTS, Likelihood, as_input, likelihood, target
 
 Vjp = Callable[[Tensor], Tensor]
 
@@ -29,6 +30,7 @@ class Shape:
     discriminator: tuple[int, ...] = (1024, 512, 256)
     eps: float = 0.8
     slope: float = 0.2
+    likelihood: dict[str, str] = field(default_factory=dict)  # modality -> kind; gaussian by default
 
 
 def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
@@ -38,16 +40,19 @@ def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class VaeOutput:
-    """Mean and log variance of q(z|x), a draw of z, and the mean of p(x|z)."""
+    """Mean and log variance of q(z|x), a draw of z, p(x|z), and the values that it scores."""
 
     mu: Float[Tensor, "r b l"]
     logvar: Float[Tensor, "r b l"]
     z: Float[Tensor, "r b l"]
-    x_hat: Float[Tensor, "r b p"]
+    likelihood: Likelihood
+    target: Float[Tensor, "r b p"]
 
 
 class Vae(nn.Module):
     """Encoder to (mu, logvar) and decoder of one modality."""
+
+    library: Tensor
 
     def __init__(
         self,
@@ -58,10 +63,12 @@ class Vae(nn.Module):
         *,
         eps: float,
         slope: float,
+        kind: str = "gaussian",
         dtype: torch.dtype = torch.float32,
         world: World = ALONE,
     ) -> None:
         super().__init__()
+        self.kind, self.counts = kind, kind in COUNTS  # of the likelihood
 
         def hidden_layer(i: int, o: int) -> Hidden:
             return Hidden(slots, i, o, eps=eps, slope=slope, dtype=dtype, world=world)
@@ -78,12 +85,18 @@ class Vae(nn.Module):
             *(hidden_layer(i, o) for i, o in pairwise(up)),
             StackedLinear(slots, up[-1], features, dtype=dtype),
         )
+        if self.counts:
+            self.register_buffer("library", torch.ones(slots, 1, dtype=dtype))  # of the median training row
+        self.log_theta: nn.Parameter | None = None  # dispersion
+        if kind == "negative_binomial":
+            self.log_theta = nn.Parameter(torch.zeros(slots, features, dtype=dtype))
 
     def forward(self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]) -> VaeOutput:
         """Encode rows, draw z = mu + sigma * noise, decode it; in the precision of ``torch.autocast`` around."""
         mu, logvar = (part.to(noise.dtype) for part in self.encode(x))
         z = mu + torch.exp(0.5 * logvar) * noise
-        return VaeOutput(mu, logvar, z, self.decode(z))
+        observed = target(self.kind, x)
+        return VaeOutput(mu, logvar, z, self.decode(z, self.library_of(x)), observed)
 
     def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
         """Mean and log variance of q(z|x)."""
@@ -110,10 +123,22 @@ class Vae(nn.Module):
         *layers, last = self.encoder
         return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
 
-    def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
-        """Mean of p(x|z)."""
-        x_hat: Tensor = self.decoder(z.mT)
-        return x_hat.mT
+    def library_of(self, x: Float[Tensor, "r b p"]) -> Float[Tensor, "r b 1"] | None:
+        """Library size (total count) of rows; None for a likelihood without counts."""
+        return target(self.kind, x).sum(-1, keepdim=True) if self.counts else None
+
+    def decode(self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None) -> Likelihood:
+        """p(x|z) in the precision of ``z``; counts have the library size of the median training row by default."""
+        if self.counts and library is None:
+            library = self.library.unsqueeze(1)
+        log_theta = None if self.log_theta is None else self.log_theta.unsqueeze(1)
+        return likelihood(self.kind, self.decoder(z.mT).mT.to(z.dtype), library, log_theta)
+
+    def reconstruct(
+        self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None
+    ) -> Float[Tensor, "r b p"]:
+        """Mean of p(x|z) on the scale of the encoder's input; see ``decode``."""
+        return as_input(self.kind, self.decode(z, library).mean)
 
 
 def input_gradient(layers: Sequence[nn.Module], hidden: Sequence[Tensor], gradient: Tensor) -> Tensor:
@@ -200,7 +225,15 @@ class Modis(nn.Module):
         self.modalities = tuple(shape.features)
         self.vaes = nn.ModuleList(
             Vae(
-                replicates, p, shape.hidden[m], shape.latent, eps=shape.eps, slope=shape.slope, dtype=dtype, world=world
+                replicates,
+                p,
+                shape.hidden[m],
+                shape.latent,
+                eps=shape.eps,
+                slope=shape.slope,
+                kind=shape.likelihood.get(m, "gaussian"),
+                dtype=dtype,
+                world=world,
             )
             for m, p in shape.features.items()
         )

@@ -235,7 +235,7 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
         for modality, x in zip(shape.features, batch.x, strict=True):
             mu, _ = model.vae(modality).encode(x)
             model.discriminator(mu).label.argmax(-1).cpu()
-            model.vae(modality).decode(mu).mean().cpu()
+            model.vae(modality).reconstruct(mu).mean().cpu()
 
     return shortest(validate) / (run.trainer.workers * rows_of_rank(run) * len(shape.features))
 
@@ -280,7 +280,7 @@ def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device)
     label = torch.randint(shape.classes, (replicates, modalities, rows), generator=generator).to(device)
     noise = (replicates, modalities, rows, shape.latent)
     signs = normal(replicates, modalities, rows, modalities).sign() if run.objective.penalty == "each" else None
-    x = tuple(normal(replicates, rows, p) for p in shape.features.values())
+    x = tuple(normal(replicates, rows, p).abs() for p in shape.features.values())  # logarithms of counts, maybe
     sample = torch.arange(rows, device=device).expand(label.shape).contiguous()
     return Batch(x, label, sample, normal(*noise), normal(*noise), signs)
 

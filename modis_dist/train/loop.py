@@ -24,7 +24,7 @@ from modis_dist.train.loader import Loader
 from modis_dist.train.loss_log import LossLog, NonFinite
 from modis_dist.train.prepare import shape
 from modis_dist.train.progress import Progress
-from modis_dist.train.stack import Member, best_model, stack_weights
+from modis_dist.train.stack import Member, best_model, set_library_sizes, stack_weights
 from modis_dist.train.state import Setup, TrainState
 from modis_dist.train.validation import ValidationRows
 
@@ -131,7 +131,9 @@ class Training:
             self.run.optim, self.device, self.dtype, self.world, scaled=self.rules.autocast_dtype == torch.float16
         )
         if found is None:
-            self._adopt(TrainState.start(self.shape, [member.run.seed for member in self.members], setup))
+            state = TrainState.start(self.shape, [member.run.seed for member in self.members], setup)
+            set_library_sizes(state.model, self.members)
+            self._adopt(state)
             for member in self.members:
                 self.ports.tracker.event(member.trial, kind="start", values={"epoch": 0})
             return

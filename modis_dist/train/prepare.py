@@ -13,12 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data, Pca, PreprocessStep, Run, Variance
+from modis_dist.config.run import COUNTS, Data, Pca, PreprocessStep, Run, Variance
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
-from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage, Matrix, RowView, refuse_insufficient_scratch
+from modis_dist.data.store.arrays import (
+    BYTES_PER_VALUE,
+    FeatureStorage,
+    Matrix,
+    RowView,
+    refuse_insufficient_scratch,
+    slices,
+)
 from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
@@ -196,6 +203,7 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
     began = perf_counter()
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
+    _refuse_values(run, cohort)
     if not any(len(part.validation) for part in parts.values()):
         raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
     widths, left_out = {}, 0.0
@@ -217,6 +225,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     """
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
+    _refuse_values(run, cohort)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
     if cohort.place == "disk":
         features = {modality: len(names) for modality, names in cohort.features.items()}
@@ -242,6 +251,27 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         data_key(run, selection.fingerprint),
         cohort.place,
     )
+
+
+def _refuse_values(run: Run, cohort: Cohort) -> None:
+    """Raise ``DataError`` naming a value of a modality that its likelihood does not have."""
+    for modality, x in cohort.x.items():
+        likelihood, names = likelihood_of(run, modality), cohort.features[modality]
+        if likelihood == "gaussian":
+            continue
+        counts = likelihood in COUNTS
+        for rows in slices(len(x), len(names)):
+            block = x[rows]
+            bad = (block < 0) | (block != np.floor(block) if counts else block > 1)
+            bad &= ~np.isnan(block)  # missing values are left to preprocessing
+            if bad.any():
+                row, feature = np.argwhere(bad)[0]
+                sample = cohort.selection.index[modality].sample_id[rows.start + row]
+                raise DataError(
+                    f"modality {shown(modality)}: sample {shown(str(sample))} has {block[row, feature]:g} in feature "
+                    f"{shown(names[feature])}; model.modalities.{modality}.likelihood {likelihood} needs "
+                    + ("counts (whole numbers, 0 or more)" if counts else "values from 0 to 1")
+                )
 
 
 def kept_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test: bool) -> dict[str, int]:
@@ -297,7 +327,14 @@ def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
         run.model.discriminator,
         run.model.batchnorm_eps,
         run.model.leaky_slope,
+        {modality: likelihood_of(run, modality) for modality in features},
     )
+
+
+def likelihood_of(run: Run, modality: str) -> str:
+    """The likelihood of a modality."""
+    nets = run.model.modalities
+    return nets[modality].likelihood if modality in nets else "gaussian"
 
 
 def stated_shape(run: Run) -> Shape | None:

@@ -4,11 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.model.networks import Shape
+from modis_dist.data.store.arrays import slices
+from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Weights
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.prepare import Prepared
@@ -47,6 +49,17 @@ def best_model(
         "preprocess": description,
     }
     return Checkpoint(epoch * steps, {"model": dict(tensors), "preprocess": arrays}, values)
+
+
+def set_library_sizes(model: Modis, members: Sequence[Member]) -> None:
+    """Set the library size that counts are predicted for: that of the median training row, of each member."""
+    for modality in model.modalities:
+        vae = model.vae(modality)
+        if vae.counts:
+            for slot, member in enumerate(members):
+                x = member.prepared.train.x[modality]
+                totals = [np.expm1(x[rows]).sum(1) for rows in slices(len(x), x.shape[1])]
+                vae.library[slot] = float(np.median(np.concatenate(totals)))
 
 
 def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:

@@ -105,5 +105,5 @@ def _forward(model: Modis, modality: str, parts: Iterable[Tensor]) -> tuple[Tens
     for rows in parts:
         mu, _ = vae.encode(rows)
         label.append(model.discriminator(mu).label.argmax(-1))
-        error.append(squared_error(rows, vae.decode(mu)))
+        error.append(squared_error(rows, vae.reconstruct(mu, vae.library_of(rows))))
     return torch.cat(label, 1).double(), torch.cat(error, 1).double()
