@@ -1,13 +1,13 @@
 """The two phases of a training step: which losses, on which tensors, with which weights.
 
-Phase D teaches the discriminator while the encoders stand still; phase G teaches the VAEs while the discriminator
-stands still (paper, equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
+Phase D trains the discriminator with frozen encoders; phase G trains the VAEs with a frozen discriminator (paper,
+equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
 
-Of several ranks each encodes, judges and decodes its own rows; losses in the latent space are computed by all of them
-on the global batch, and averages divide by its counts. Where a lower precision is asked for, networks use it and
-losses do not; nor do the networks that a gradient penalty differentiates twice.
+Each rank runs the networks on its rows; every rank computes the losses in the latent space on the global batch, and
+averages divide by its counts. Networks use autocast if asked for; losses, and networks below a gradient penalty,
+never do.
 
-Legend: r replicates, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
+Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
 l latent dimensions, k classes.
 """
 
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """What may differ between replicates of one stack; every tensor is [r] but the prior."""
+    """What may differ between slots of one stack; every tensor but the prior is [r]."""
 
     beta: Float[Tensor, " r"]
     adversarial: Float[Tensor, " r"]
@@ -59,11 +59,11 @@ class Weights:
     prior: Float[Tensor, "r k"]
     losses: tuple[str, ...]  # of each slot, a key of ``ADVERSARIAL``
 
-    # Decided once, not in every step: on a GPU each of these would wait for the device.
+    # Computed once, not in every step: each of these synchronises with a GPU.
 
     @cached_property
     def any_penalised(self) -> bool:
-        """Whether a replicate has a gradient penalty."""
+        """Whether any slot has a gradient penalty."""
         return bool((self.lambda_r > 0).any())
 
     @cached_property
@@ -75,7 +75,7 @@ class Weights:
 
 @dataclass(frozen=True)
 class Rules:
-    """What the replicates of one stack share."""
+    """What the slots of one stack share."""
 
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
@@ -87,8 +87,8 @@ class Rules:
 class Terms:
     """Named parts of a phase's loss, unweighted, each [r] or, per modality, [r, m]; and their weighted total [r].
 
-    ``loss`` is what this rank differentiates. ``parts`` and ``total`` are its shares of the figures of the global
-    batch: sums over ranks are the figures.
+    This rank differentiates ``loss``. ``parts`` and ``total`` are its shares of the values of the global batch, which
+    are the sums over ranks.
     """
 
     loss: Float[Tensor, " r"]
@@ -97,11 +97,11 @@ class Terms:
     total: Tensor | float = 0.0
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term that covers this rank's rows; one given per modality is summed over modalities in the total."""
+        """Add a term of this rank's rows; a term per modality is summed over modalities in the total."""
         self._add(name, value, weight, counted=True)
 
     def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of the global batch, which every rank has computed: one of them shows it."""
+        """Add a term of the global batch, which every rank computes and rank 0 reports."""
         self._add(name, value, weight, counted=self.world.rank == 0)
 
     def _add(self, name: str, value: Tensor, weight: Tensor | float, *, counted: bool) -> None:
@@ -138,9 +138,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     through_x = rules.penalty_on == "x" and penalised
     with frozen(model.sides["vaes"]):
         with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
-            z, vjps = _sample(model, batch.x, world.own(batch.noise_d))
+            z, vjps = _sample(model, batch.x, world.local(batch.noise_d))
         if penalised:
-            signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.own(batch.signs)
+            signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.local(batch.signs)
             of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
         else:
             with _autocast(rules, batch):
@@ -165,7 +165,7 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
-    noise = torch.split(world.own(batch.noise_g), sizes, 1)
+    noise = torch.split(world.local(batch.noise_g), sizes, 1)
     with frozen(model.sides["discriminator"]):
         with _autocast(rules, batch):
             outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
@@ -196,18 +196,18 @@ def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"
     return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]
 
 
-def _of_all_ranks(own: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
-    """What the discriminator says of the whole global batch, each [r, m, b, ...], in the precision of losses."""
-    parts = [part.to(batch.noise_d.dtype) for part in (own.h, own.modality, own.label)]
-    return DiscriminatorOutput(*world.whole(parts, *batch.label.shape[1:]))
+def _of_all_ranks(of_rank: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
+    """Gather the output for the global batch, each [r, m, b, ...], in the precision of losses."""
+    parts = [part.to(batch.noise_d.dtype) for part in (of_rank.h, of_rank.modality, of_rank.label)]
+    return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
 
 
 def _add_class_terms(
-    terms: Terms, judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
+    terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
     """L_C and L_clustering, summed over modalities."""
-    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(judged.label, label), weights.label)
-    value = clustering(judged.label.softmax(-1), judged.h, weights.prior.unsqueeze(1))
+    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label)
+    value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
     terms.add_shared(f"clustering_{suffix}", value, weights.clustering)
 
 
@@ -231,8 +231,8 @@ def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
     return loss(logits, known) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
-def _confident(judged: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
+def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
     """The true class, or where unlabelled the predicted class if its probability reaches the confidence, else -1."""
-    top, predicted = judged.label.detach().softmax(-1).max(-1)
+    top, predicted = output.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

@@ -35,9 +35,9 @@ from modis_dist.report.trial import draw
 from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost, shown
 from modis_dist.runtime.files import clear_leftovers, remove_folder, write_json, write_text
 from modis_dist.runtime.lock import locked
-from modis_dist.train.callbacks import Reporter, Stop
+from modis_dist.train.callbacks import Callbacks, Reporter, Stop
 from modis_dist.train.journal import JournalWriter
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare
 from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
@@ -159,11 +159,11 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
         members = _members(pack, out=out, store=store)
         held.enter_context(sound_disk(folder))
         with join_process_group(seat, device=device) as world:
-            journal = world.first(lambda: held.enter_context(_begun(folder, members)))
-            ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
+            journal = world.only_on_rank_0(lambda: held.enter_context(_begun(folder, members)))
+            callbacks = Callbacks(journal, reporter, stop) if journal else Callbacks(stop=stop)
             pruned = _pruned(pack, out)
             progress = fit(
-                members, folder=folder, device=device, ports=ports, world=world, until=pack.until, pruned=pruned
+                members, folder=folder, device=device, callbacks=callbacks, world=world, until=pack.until, pruned=pruned
             )
         if journal is None:
             return

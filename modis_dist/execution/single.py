@@ -26,9 +26,9 @@ from modis_dist.report.trial import draw
 from modis_dist.runtime.errors import DataError, RunFailed
 from modis_dist.runtime.lock import PATIENCE_S, locked
 from modis_dist.train import checkpoint, cpu_settings
-from modis_dist.train.callbacks import Reporter, Stop
+from modis_dist.train.callbacks import Callbacks, Reporter, Stop
 from modis_dist.train.journal import JournalWriter
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, shape, training_rows
 from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
@@ -65,9 +65,9 @@ def train_run(
         with join_process_group(seat, device=device) as world:
             # Ranks that start again may find the one that was killed not gone yet.
             patience_s = PATIENCE_S if seat.size > 1 else 0
-            journal = world.first(lambda: held.enter_context(_begun(out, run, patience_s=patience_s)))
-            ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
-            (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
+            journal = world.only_on_rank_0(lambda: held.enter_context(_begun(out, run, patience_s=patience_s)))
+            callbacks = Callbacks(journal, reporter, stop) if journal else Callbacks(stop=stop)
+            (progress,) = fit([member], folder=out, device=device, callbacks=callbacks, world=world)
         if journal is None:
             return {}
         result = conclude(member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device)

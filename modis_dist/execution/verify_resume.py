@@ -33,11 +33,11 @@ from modis_dist.runtime.errors import ConfigError, DataError, ModisError, RankLo
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.processes import end_with_parent, signals_blocked
 from modis_dist.train import checkpoint, cpu_settings
-from modis_dist.train.callbacks import NullTracker, Reporter
+from modis_dist.train.callbacks import Callbacks, NullTracker, Reporter
 from modis_dist.train.checkpoint import Checkpoint, Tensors
 from modis_dist.train.journal import JournalReader, JournalWriter
 from modis_dist.train.loader import steps_per_epoch
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import load_cohort, prepare, shape
 from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
@@ -192,8 +192,8 @@ def _train(run: Run, folder: Path, seat: RankSpec, place: Path, end: tuple[int, 
             if seat.size > 1 and device.type == "cuda":
                 torch.cuda.set_device(seat.rank)
             with join_process_group(seat, device=device) as world:
-                ports = Ports(tracker, stop=KillAfter(*end))
-                (progress,) = fit([member], folder=folder, device=device, ports=ports, world=world)
+                callbacks = Callbacks(tracker, stop=KillAfter(*end))
+                (progress,) = fit([member], folder=folder, device=device, callbacks=callbacks, world=world)
             if progress.status == "failed":
                 raise RunFailed(f"{run.name}: the training itself fails: {progress.reason}")
     except RankLost:

@@ -214,10 +214,10 @@ def _side(networks: nn.Module) -> Side:
 
 
 class Modis(nn.Module):
-    """One VAE per modality and the discriminator, for R replicates; on each rank of a world the whole of it."""
+    """One VAE per modality and the discriminator, for R slots; every rank holds all of it."""
 
     def __init__(
-        self, shape: Shape, *, replicates: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
+        self, shape: Shape, *, slots: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
     ) -> None:
         super().__init__()
         self.world = world
@@ -225,7 +225,7 @@ class Modis(nn.Module):
         self.modalities = tuple(shape.features)
         self.vaes = nn.ModuleList(
             Vae(
-                replicates,
+                slots,
                 p,
                 shape.hidden[m],
                 shape.latent,
@@ -238,7 +238,7 @@ class Modis(nn.Module):
             for m, p in shape.features.items()
         )
         self.discriminator = Discriminator(
-            replicates,
+            slots,
             shape.latent,
             shape.discriminator,
             modalities=len(shape.features),

@@ -27,7 +27,7 @@ from modis_dist.study.plan import Plan
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.cuda_graph import WARM_UP
 from modis_dist.train.loop import AUTOCAST_DTYPES
-from modis_dist.train.prepare import Foreseen, SelectionOf, data_key, row_counts
+from modis_dist.train.prepare import PreparationEstimate, SelectionOf, data_key, row_counts
 from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5  # at most, after one that warms up
@@ -62,7 +62,7 @@ class Sizes:
     """Of the networks of a pack, and of preparing its data."""
 
     shape: Shape
-    data: Foreseen
+    data: PreparationEstimate
 
 
 def sizes_of(planned: Plan, packs: Sequence[Pack]) -> list[Sizes]:
@@ -227,7 +227,7 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
     """
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
-    model = Modis(shape, replicates=replicates).to(device).eval()
+    model = Modis(shape, slots=replicates).to(device).eval()
     batch = _random_batch(run, shape, replicates, device)
 
     @torch.no_grad()

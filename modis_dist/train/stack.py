@@ -1,4 +1,4 @@
-"""The replicates of a stack: what each is and learns from, their loss weights, and what is kept of the best model."""
+"""The members of a stack: their runs and data, loss weights, and best models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -19,7 +19,7 @@ from modis_dist.train.progress import Progress
 
 @dataclass(frozen=True)
 class Member:
-    """One replicate of a stack: what it is, what it learns from, where its best model goes."""
+    """One training of a stack: its trial, run, data, and the folder of its best model."""
 
     trial: str
     run: Run
@@ -30,7 +30,7 @@ class Member:
 def best_model(
     member: Member, progress: Progress, tensors: Mapping[str, Tensor], *, shape: Shape, steps: int
 ) -> Checkpoint:
-    """A member's best model (its last, without validation) with all that prediction needs; ``steps`` make an epoch."""
+    """A member's best model (without validation its last) with all that prediction needs; ``steps`` make an epoch."""
     arrays: dict[str, Tensor] = {}
     description: dict[str, object] = {}
     for modality, pipeline in member.prepared.pipelines.items():

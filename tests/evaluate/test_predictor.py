@@ -162,7 +162,7 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
 def test_replicates_with_the_same_rows_share_one_copy_and_get_the_figures_of_separate_ones() -> None:
     wanted = toy.run()
     one = prepare(wanted, toy.cohort())
-    model = Modis(shape(wanted, toy.SIZES, 3), replicates=3, dtype=torch.float64)
+    model = Modis(shape(wanted, toy.SIZES, 3), slots=3, dtype=torch.float64)
     figures, bytes_held = [], []
     for prepared in ([one] * 3, [replace(one, validation=replace(one.validation)) for _ in range(3)]):
         held = ValidationRows(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie

@@ -96,7 +96,7 @@ def paired_gradients(world: World, device: str = "cpu") -> dict[str, Tensor]:
     model = TrainState.start(SHAPE, range(2), Setup(OPTIM, place, torch.float64, world)).model
     given = moved(block_of(world, case.batch(0)), place)
     mu = torch.cat([vae.encode(x)[0] for vae, x in zip(model.vaes, given.x, strict=True)], 1)
-    (whole,) = world.whole([mu], *given.sample.shape[1:])
+    (whole,) = world.gather([mu], *given.sample.shape[1:])
     paired_distance(whole, given.sample).sum().backward()
     return {name: world.sum(p.grad).cpu() for name, p in model.vaes.named_parameters() if p.grad is not None}
 

@@ -21,7 +21,7 @@ from modis_dist.execution.verify_resume import differences
 from modis_dist.runtime import files
 from modis_dist.train import checkpoint
 from modis_dist.train.journal import JournalWriter, read
-from modis_dist.train.loop import Ports
+from modis_dist.train.loop import Callbacks
 from tests.study.toy_study import write_store
 from tests.train import toy
 from tests.train.test_checkpoint import made
@@ -50,7 +50,7 @@ def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], mend: Callable
     reporter = AtEpoch(folder / "last", {1: spoil, 3: mend})
     folder.mkdir()
     with JournalWriter(folder / "journal.jsonl") as journal:
-        toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, ports=Ports(journal, reporter))
+        toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, callbacks=Callbacks(journal, reporter))
     return reporter
 
 
@@ -186,4 +186,4 @@ def by_command(place: Path, out: Path, acts: Mapping[int, Callable[[], None]], m
     assert (status, len(lines)) == ((3, 1) if message else (0, 0)), said.read_text()
     assert message in said.read_text() and "Traceback" not in said.read_text()
     if message:
-        assert "the same command continues" in lines[0] and len(names(out / "last")) == 1
+        assert len(names(out / "last")) == 1

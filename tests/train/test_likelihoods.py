@@ -15,7 +15,8 @@ from modis_dist.evaluate.evaluation import evaluate
 from modis_dist.evaluate.predictor import Predictor
 from modis_dist.runtime.errors import ConfigError, DataError, Interrupted
 from modis_dist.train import checkpoint
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.callbacks import Callbacks
+from modis_dist.train.loop import fit
 from modis_dist.train.prepare import Cohort, prepare
 from modis_dist.train.stack import Member
 from tests.ranks import on_ranks
@@ -65,7 +66,7 @@ def test_a_stack_is_trained_resumed_and_used(kind: str, tmp_path: Path) -> None:
 
     stopped = tmp_path / "stopped"
     with pytest.raises(Interrupted):
-        toy.train(members(kind, stopped, *LONG), stopped, ports=Ports(stop=StopAt(30)))
+        toy.train(members(kind, stopped, *LONG), stopped, callbacks=Callbacks(stop=StopAt(30)))
     resumed = toy.train(members(kind, stopped, *LONG), stopped)
     assert [progress.history for progress in resumed] == [progress.history for progress in whole]
 

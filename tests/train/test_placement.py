@@ -216,7 +216,7 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
             label = {m: y[:-2] for m, y in short.label.items()}
             held[0] = replace(held[0], validation=replace(short, x=cut, label=label))
     torch.manual_seed(0)
-    model = Modis(shape(runs[0], toy.SIZES, 3), replicates=3)
+    model = Modis(shape(runs[0], toy.SIZES, 3), slots=3)
     figures = []
     for place, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
         with monkeypatch.context() as patch:

@@ -28,14 +28,14 @@ class Training:
         case = setting.case
         setup = Setup(Optim(batch_size=setting.batch), setting.device, dtype, world)
         self.state = TrainState.start(case.shape, range(replicates), setup)
-        self.rules = Rules(autocast_dtype=setting.lower)
+        self.rules = Rules(autocast_dtype=setting.autocast_dtype)
         self.weights = _weights(setting, replicates=replicates, dtype=dtype)
-        self.log = LossLog(list(case.shape.features), replicates=replicates, window=Trainer().log_every, world=world)
+        self.log = LossLog(list(case.shape.features), slots=replicates, window=Trainer().log_every, world=world)
 
     def learn(self, batch: Batch) -> tuple[Terms, Terms]:
         """Both phases of a step."""
         state = self.state
-        batch = replace(batch)  # a new one, as a loader gives: on a GPU it is copied to where recorded steps read it
+        batch = replace(batch)  # a new one, as from a loader: on a GPU it is copied to the inputs of the captured step
         state.set_rates(1.0)
         adversary = state.adversary.learn(batch, self.weights, self.rules)
         vae = state.vaes.learn(batch, self.weights, self.rules)
@@ -45,10 +45,10 @@ class Training:
             self.log.flush(update=state.updates)
         return adversary, vae
 
-    def learn_unrecorded(self, batch: Batch) -> tuple[Terms, Terms]:
-        """The same, on a GPU too operator by operator: a replayed step has none, only kernels."""
+    def learn_uncaptured(self, batch: Batch) -> tuple[Terms, Terms]:
+        """Both phases without replay, whose operators a profiler cannot see."""
         for learner in (self.state.adversary, self.state.vaes):
-            learner.record_anew()
+            learner.invalidate_graph()
         return self.learn(batch)
 
 
