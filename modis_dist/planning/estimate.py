@@ -88,7 +88,7 @@ def costs(
     Those that are trained ``elsewhere`` are probed on what this machine has. ``known`` is what was probed before; what
     is probed now is added.
     """
-    per_multiplication = seconds_per_multiplication() if any(one.data.left_out for one in sizes) else 0.0
+    per_multiplication = seconds_per_multiplication() if any(one.data.multiplications for one in sizes) else 0.0
     found = []
     before = torch.get_num_threads()
     try:
@@ -104,7 +104,7 @@ def costs(
             steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
             training = steps * of_step + validated_rows(run, selection_of) * of_row
             training += RANKS_START_S if run.trainer.workers > 1 else 0
-            preparing = _kinds_of_data(pack) * held.data.takes(per_multiplication)
+            preparing = _kinds_of_data(pack) * held.data.total_seconds(per_multiplication)
             found.append(_with_checkpoints(run, training, preparing, steps, shape, folder, trials=len(runs)))
     finally:
         torch.set_num_threads(before)

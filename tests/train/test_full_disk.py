@@ -57,8 +57,8 @@ def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], mend: Callable
 def check_nothing_was_lost(folder: Path, calm: Path, reporter: AtEpoch, said: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
     assert reporter.held == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
-    warnings = [line for line in said.splitlines() if "could not be saved" in line]
-    assert len(warnings) == 2 and all(f"bytes needed); {first} is kept; training goes on" in line for line in warnings)
+    warnings = [line for line in said.splitlines() if "bytes needed" in line]
+    assert len(warnings) == 2 and all(first in line for line in warnings)
     steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
     toy.train([toy.member("t", toy.run(*SETTINGS), calm)], calm)
@@ -76,7 +76,7 @@ def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
             tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), mend=patch.undo
         )
     check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "calm", reporter, caplog.text)
-    assert "could not be saved: Input/output error (" in caplog.text
+    assert "Input/output error (" in caplog.text
 
 
 @pytest.mark.parametrize("number", FAILING)
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor
             path.write_bytes(path.read_bytes()[:-1] + b"\x00")
 
     monkeypatch.setattr(files, "sync", rotting)
-    with pytest.raises(OSError, match="right after it was written; the disk is failing"):
+    with pytest.raises(OSError, match=r"step-00000002: model\.safetensors"):
         checkpoint.save(tmp_path, made(2))
     assert checkpoint.newest(tmp_path) == kept
 
