@@ -26,8 +26,7 @@ from modis_dist.execution.verify_resume import differences
 from modis_dist.model.networks import Modis
 from modis_dist.runtime.errors import DataError
 from modis_dist.train import loader as loader_module
-from modis_dist.train import placement
-from modis_dist.train import validation as heldout_module
+from modis_dist.train import placement, validation
 from modis_dist.train.callbacks import NeverStop, NullReporter
 from modis_dist.train.loader import Loader
 from modis_dist.train.placement import choose_storage, fits_beside_training, gather_to_device, rows_at_once, storage_of
@@ -104,8 +103,8 @@ def test_features_stay_on_a_gpu_where_they_leave_half_of_what_is_free(needed: in
 @pytest.mark.parametrize(("free", "kept_on"), [(80 * GB, "cuda"), (1 * GB, "cpu")])
 def test_what_does_not_fit_on_a_gpu_waits_beside_it(monkeypatch: pytest.MonkeyPatch, free: int, kept_on: str) -> None:
     monkeypatch.setattr(placement, "_free_bytes", lambda _: free)
-    assert placement.home(8 * GB, torch.device("cuda")).type == kept_on
-    assert placement.home(8 * GB, toy.CPU) == toy.CPU
+    assert placement.storage_device(8 * GB, torch.device("cuda")).type == kept_on
+    assert placement.storage_device(8 * GB, toy.CPU) == toy.CPU
 
 
 @pytest.mark.parametrize(("features", "rows"), [(5, 2048), (8192, 2048), (20_000, 838), (10**7, 64)])
@@ -186,7 +185,7 @@ def test_batches_are_the_same_to_the_bit_wherever_features_are(
             assert all(x.tobytes() == theirs[m].tobytes() for m, x in getattr(one, name).x.items())
     loaders = [loader_of(resident, runs), loader_of(streamed, runs)]
     with monkeypatch.context() as patch:
-        patch.setattr(loader_module, "home", lambda *_: BESIDE)
+        patch.setattr(loader_module, "storage_device", lambda *_: BESIDE)
         loaders.append(loader_of(streamed, runs))
     for epoch, step in ((0, 0), (1, loaders[0].steps - 1)):
         wanted, *found = (held.batch(epoch=epoch, step=step) for held in loaders)
@@ -220,11 +219,11 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
     figures = []
     for place, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
         with monkeypatch.context() as patch:
-            patch.setattr(heldout_module, "home", lambda *_, beside=beside: beside)
-            patch.setattr(heldout_module, "ROWS_AT_ONCE", rows)
+            patch.setattr(validation, "storage_device", lambda *_, beside=beside: beside)
+            patch.setattr(validation, "ROWS_AT_ONCE", rows)
             figures.append(ValidationRows(sets[place], device=toy.CPU, dtype=torch.float32).validate(model))
     assert figures[0] == figures[1] == figures[2]
-    monkeypatch.setattr(heldout_module, "rows_at_once", lambda *_, **__: 5)
+    monkeypatch.setattr(validation, "rows_at_once", lambda *_, **__: 5)
     in_parts = ValidationRows(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
     for ours, theirs in zip(in_parts, figures[0], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)
