@@ -78,7 +78,7 @@ def test_an_older_model_is_named_but_never_taken_in_place_of_a_damaged_one(model
     best = damage(model)
     held = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
     shutil.move(checkpoint.save(model / "elsewhere", held), best.parent)
-    with pytest.raises(DataError, match=r"take another checkpoint by its own path \(step-00000001\)"):
+    with pytest.raises(DataError, match="step-00000001"):
         Predictor.open(model)
 
 
