@@ -52,7 +52,7 @@ def test_opening_a_damaged_model_changes_nothing_and_says_what_to_do(model: Path
     before = snapshot(model)
     with pytest.raises(DataError, match=r"state\.json does not match its checksum; restore it or train again") as said:
         Predictor.open(model)
-    assert str(best) in str(said.value) and "start anew" not in str(said.value)
+    assert str(best) in str(said.value) and "to start again" not in str(said.value)
     assert snapshot(model) == before
 
 

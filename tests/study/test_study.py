@@ -354,7 +354,7 @@ def test_a_study_that_was_stopped_says_so_and_continues_and_no_trial_is_lost_or_
     assert 0 < len(finished) < 7
     said = (tmp_path / "stderr.txt").read_text().splitlines()
     assert said[0] == "SIGINT: saving, then stopping; a second one stops at once"
-    assert said[1].startswith("got SIGINT") and said[1].endswith("the same command continues") and len(said) == 2
+    assert said[1].startswith("got SIGINT") and "step-00000001" in said[1] and len(said) == 2
     states = _mlflow_states(out)
     assert status == 75 and [state for name, state in states if name.startswith("toy")] == ["KILLED"]
     assert sum(state == "FINISHED" for _, state in states) == len(finished)
