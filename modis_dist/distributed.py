@@ -1,13 +1,13 @@
-"""The ranks that train one stack together, and what they tell each other.
+"""The ranks that train one stack together, and their collectives.
 
-The global batch is the unit: of every modality each rank takes a block of its rows, and whatever couples rows (latent
-losses, statistics of normalisation) is computed from all blocks, so that any number of ranks takes the same step. A
-rank alone is the ordinary case and the same code.
+The global batch is the unit: each rank takes a block of the rows of every modality, and whatever couples rows (latent
+losses, statistics of normalisation) is computed from all blocks, so that any number of ranks takes the same step. One
+rank is the ordinary case and the same code.
 
-Every rank differentiates a loss in which the rows of other ranks stand still. Together they differentiate the whole:
-the gradients of the parameters are the sums over ranks.
+Every rank differentiates a loss in which the rows of other ranks are constants. Gradients of the parameters are the
+sums over ranks.
 
-Legend: r replicates, m modalities, b rows of the global batch, n rows of all modalities on one rank, w widths.
+Legend: r slots, m modalities, b rows of the global batch, n rows of all modalities on one rank, w widths.
 """
 
 import itertools
@@ -27,106 +27,107 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Presence(Protocol):
-    """Who of several ranks is there."""
+    """Tells which ranks still run."""
 
-    def says(self, word: str) -> None:
-        """Tell the others that this rank has come to a point; each word is said once."""
+    def announce(self, word: str) -> None:
+        """Tell the other ranks that this one reached a point; each word is announced once."""
         ...
 
     def wait_for(self, rank: int, word: str) -> None:
-        """Until a rank has said a word, for as long as it runs; raises where it is lost."""
+        """Block until a rank announces a word, for as long as that rank runs; raises if it is lost."""
         ...
 
 
 @dataclass(frozen=True)
 class World:
-    """One rank among ``size``; with several, a process group must be there and every rank makes the same calls."""
+    """One rank among ``size``; several need a process group and make the same calls on every rank."""
 
     rank: int = 0
     size: int = 1
-    host: Any = None  # process group for what is on the host
-    roll: Presence | None = None
-    count: Iterator[int] = field(default_factory=itertools.count, compare=False)  # of what was awaited
+    host_group: Any = None  # process group for host memory
+    presence: Presence | None = None
+    counter: Iterator[int] = field(default_factory=itertools.count, compare=False)  # of slow broadcasts
 
     @property
     def alone(self) -> bool:
-        """Whether there is nobody to talk to: no process group, and this is the only rank."""
-        return self.host is None
+        """Whether this is the only rank, without a process group."""
+        return self.host_group is None
 
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
-        """Rows of a global batch of a modality (by position) that a rank has; some may have none.
+        """Rows of a modality (by position) that a rank takes of a global batch; possibly none.
 
-        Sizes differ by one row at most. Which ranks have one more changes from modality to modality.
+        Sizes differ by at most one row. The ranks with the longer blocks change from modality to modality.
         """
-        place = ((self.rank if rank is None else rank) + modality) % self.size
-        return slice(place * rows // self.size, (place + 1) * rows // self.size)
+        position = ((self.rank if rank is None else rank) + modality) % self.size
+        return slice(position * rows // self.size, (position + 1) * rows // self.size)
 
-    def own(self, whole: Shaped[Tensor, "r m b *w"]) -> Shaped[Tensor, "r n *w"]:
-        """This rank's rows, one modality after the other."""
+    def local(self, batch: Shaped[Tensor, "r m b *w"]) -> Shaped[Tensor, "r n *w"]:
+        """This rank's rows of a global batch, one modality after the other."""
         if self.alone:
-            return whole.flatten(1, 2)
-        modalities, rows = whole.shape[1:3]
-        return torch.cat([whole[:, m, self.block(m, rows)] for m in range(modalities)], 1)
+            return batch.flatten(1, 2)
+        modalities, rows = batch.shape[1:3]
+        return torch.cat([batch[:, m, self.block(m, rows)] for m in range(modalities)], 1)
 
-    def whole(self, own: Sequence[Shaped[Tensor, "r n _"]], modalities: int, rows: int) -> tuple[Tensor, ...]:
-        """The inverse of ``own`` for several tensors at once, each [r, m, b, w]; gradients reach this rank's rows."""
+    def gather(self, parts: Sequence[Shaped[Tensor, "r n _"]], modalities: int, rows: int) -> tuple[Tensor, ...]:
+        """The inverse of ``local`` for several tensors, each [r, m, b, w]; gradients flow to this rank's rows."""
         if self.alone:
-            return tuple(part.view(len(part), modalities, rows, -1) for part in own)
-        joined = torch.cat(list(own), -1)
+            return tuple(part.view(len(part), modalities, rows, -1) for part in parts)
+        joined = torch.cat(list(parts), -1)
         counts, index = _layout(self, modalities, rows, joined.device)
         padded = F.pad(joined, (0, 0, 0, max(counts) - counts[self.rank]))
         ranks = [torch.empty_like(padded) for _ in range(self.size)]
         dist.all_gather(ranks, padded.detach().contiguous())
         ranks[self.rank] = padded
-        found = torch.cat(ranks, 1).index_select(1, index).view(len(joined), modalities, rows, -1)
-        return torch.split(found, [part.shape[-1] for part in own], -1)
+        batch = torch.cat(ranks, 1).index_select(1, index).view(len(joined), modalities, rows, -1)
+        return torch.split(batch, [part.shape[-1] for part in parts], -1)
 
     def sum(self, share: Tensor) -> Tensor:
-        """Sum over ranks, equal to the bit on all of them; differentiable."""
+        """Sum over ranks, bit-identical on all of them; differentiable."""
         if self.alone:
             return share
-        summed: Tensor = _Sum.apply(share)  # type: ignore[no-untyped-call]
-        return summed
+        total: Tensor = _AllReduce.apply(share)  # type: ignore[no-untyped-call]
+        return total
 
-    def agreed(self, make: Callable[[], T]) -> T:
-        """What ``make`` returns on rank 0, on every rank; what it raises there is raised on every rank.
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """Call ``make`` on rank 0 and return its result, or raise its error, on every rank.
 
-        It must take seconds only, or the others take rank 0 for lost.
+        It must take seconds at most, or the other ranks report rank 0 as lost.
         """
         if self.alone:
             return make()
-        agreed: T = self._told(_tried(make) if self.rank == 0 else [None, None])
-        return agreed
+        result: T = self._broadcast_result(_attempt(make) if self.rank == 0 else [None, None])
+        return result
 
-    def awaited(self, make: Callable[[], T]) -> T:
-        """As ``agreed``, where ``make`` may take minutes: the others wait for as long as rank 0 runs."""
+    def broadcast_when_done(self, make: Callable[[], T]) -> T:
+        """``broadcast`` for a ``make`` that may take minutes: the other ranks wait for as long as rank 0 runs."""
         if self.alone:
             return make()
-        assert self.roll is not None
-        word, told = f"awaited {next(self.count)}", [None, None]
+        assert self.presence is not None
+        word, outcome = f"broadcast {next(self.counter)}", [None, None]
         if self.rank == 0:
-            told = _tried(make)
-            self.roll.says(word)
+            outcome = _attempt(make)
+            self.presence.announce(word)
         else:
-            self.roll.wait_for(0, word)
-        awaited: T = self._told(told)
-        return awaited
+            self.presence.wait_for(0, word)
+        result: T = self._broadcast_result(outcome)
+        return result
 
-    def first(self, make: Callable[[], T]) -> T | None:
-        """What ``make`` returns on rank 0; None on the others, which wait. What it raises is raised on every rank."""
-        made: list[T] = []
-        self.awaited(lambda: made.append(make()))
-        return made[0] if made else None
+    def only_on_rank_0(self, make: Callable[[], T]) -> T | None:
+        """Call ``make`` on rank 0 and return its result there, None elsewhere; all ranks wait and raise its error."""
+        results: list[T] = []
+        self.broadcast_when_done(lambda: results.append(make()))
+        return results[0] if results else None
 
-    def _told(self, told: list[Any]) -> Any:
-        dist.broadcast_object_list(told, src=0, group=self.host)
-        if told[1] is not None:
-            raise told[1]
-        return told[0]
+    def _broadcast_result(self, outcome: list[Any]) -> Any:
+        dist.broadcast_object_list(outcome, src=0, group=self.host_group)
+        result, error = outcome
+        if error is not None:
+            raise error
+        return result
 
 
-def _tried(make: Callable[[], Any]) -> list[Any]:
-    """What it returns, or what it raises."""
+def _attempt(make: Callable[[], Any]) -> list[Any]:
+    """Result and error of a call, one of them None."""
     try:
         return [make(), None]
     except Exception as error:
@@ -136,30 +137,30 @@ def _tried(make: Callable[[], Any]) -> list[Any]:
 ALONE = World()
 
 
-class _Sum(torch.autograd.Function):
-    """All-reduce, whose gradient is the sum of the gradients of all ranks."""
+class _AllReduce(torch.autograd.Function):
+    """All-reduce; its gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
     def forward(_: Any, share: Tensor) -> Tensor:
-        summed = share.clone(memory_format=torch.contiguous_format)
-        dist.all_reduce(summed)
-        return summed
+        total = share.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
     def backward(_: Any, gradient: Tensor) -> Tensor:
-        return _Sum.forward(None, gradient)
+        return _AllReduce.forward(None, gradient)
 
 
 @lru_cache(maxsize=64)
 def _layout(world: World, modalities: int, rows: int, device: torch.device) -> tuple[list[int], Tensor]:
-    """Rows of every rank; and where each row of the global batch is among those of all ranks, padded to one length."""
+    """Row counts of the ranks, and where each row of the global batch is among their rows, padded to one length."""
     blocks = [[world.block(m, rows, rank=rank) for m in range(modalities)] for rank in range(world.size)]
-    counts = [sum(block.stop - block.start for block in held) for held in blocks]
-    place = torch.empty(modalities, rows, dtype=torch.long)
-    for rank, held in enumerate(blocks):
+    counts = [sum(block.stop - block.start for block in of_rank) for of_rank in blocks]
+    position = torch.empty(modalities, rows, dtype=torch.long)
+    for rank, of_rank in enumerate(blocks):
         start = rank * max(counts)
-        for modality, block in enumerate(held):
+        for modality, block in enumerate(of_rank):
             length = block.stop - block.start
-            place[modality, block] = torch.arange(start, start + length)
+            position[modality, block] = torch.arange(start, start + length)
             start += length
-    return counts, place.flatten().to(device)
+    return counts, position.flatten().to(device)

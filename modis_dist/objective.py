@@ -1,17 +1,17 @@
 """The two phases of a training step: which losses, on which tensors, with which weights.
 
-Phase D teaches the discriminator while the encoders stand still; phase G teaches the VAEs while the discriminator
-stands still (paper, equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
+Phase D trains the discriminator with frozen encoders; phase G trains the VAEs with a frozen discriminator (paper,
+equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
 
-Of several ranks each encodes, judges and decodes its own rows; losses in the latent space are computed by all of them
-on the global batch, and averages divide by its counts. Where a lower precision is asked for, networks use it and
-losses do not; nor do the networks that a gradient penalty differentiates twice.
+Each rank runs the networks on its rows; every rank computes the losses in the latent space on the global batch, and
+averages divide by its counts. Networks use autocast if asked for; losses, and networks below a gradient penalty,
+never do.
 
-Legend: r replicates, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
+Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
 l latent dimensions, k classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,29 +19,28 @@ from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.losses import adversarial
+from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
-from modis_dist.losses.vae import kl_divergence, squared_error
-from modis_dist.model.layers import LinearMap
-from modis_dist.model.networks import DiscriminatorOutput, Modis
-from modis_dist.model.nodes import pulled
-
-AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
+from modis_dist.losses.vae import kl_divergence
+from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
 
 
 @dataclass(frozen=True)
 class Batch:
     """One global batch, of which ``x`` has this rank's rows only; label -1 is unlabelled.
 
-    Noise is standard normal, a fresh draw for each phase.
+    ``sample`` holds a code of each row's ``sample_id``: two rows of one slot were measured on one sample where their
+    codes are equal, whatever their modality. It is the sample and not the group (patient), whose samples may differ, as
+    tumour and normal tissue do. Noise is standard normal, a fresh draw for each phase.
     """
 
     x: tuple[Float[Tensor, "r _ _"], ...]  # one entry per modality, each with its own number of features
     label: Int[Tensor, "r m b"]
+    sample: Int[Tensor, "r m b"]
     noise_d: Float[Tensor, "r m b l"]
     noise_g: Float[Tensor, "r m b l"]
     signs: Float[Tensor, "r m b m"] | None = None  # +-1, for penalty "each"
@@ -49,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """What may differ between replicates of one stack; every tensor is [r] but the prior."""
+    """What may differ between slots of one stack; every tensor but the prior is [r]."""
 
     beta: Float[Tensor, " r"]
     adversarial: Float[Tensor, " r"]
@@ -58,38 +57,38 @@ class Weights:
     clustering: Float[Tensor, " r"]
     confidence: Float[Tensor, " r"]
     prior: Float[Tensor, "r k"]
-    losses: tuple[AdversarialLoss, ...]  # of each replicate
+    losses: tuple[str, ...]  # of each slot, a key of ``ADVERSARIAL``
 
-    # Decided once, not in every step: on a GPU each of these would wait for the device.
+    # Computed once, not in every step: each of these synchronises with a GPU.
 
     @cached_property
     def any_penalised(self) -> bool:
-        """Whether a replicate has a gradient penalty."""
+        """Whether any slot has a gradient penalty."""
         return bool((self.lambda_r > 0).any())
 
     @cached_property
-    def members(self) -> dict[AdversarialLoss, Int[Tensor, " _"]]:
-        """Positions of the replicates of each kind of adversarial loss, on the device."""
+    def slots(self) -> dict[str, Int[Tensor, " _"]]:
+        """Slots of each kind of adversarial loss, on the device."""
         of_kind = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
-        return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in of_kind.items()}
+        return {kind: torch.tensor(slots, device=self.beta.device) for kind, slots in of_kind.items()}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the replicates of one stack share."""
+    """What the slots of one stack share."""
 
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
     penalty_on: Literal["x", "z"] = "x"
-    lower: torch.dtype | None = None  # precision of the networks where it is not the parameters' own
+    autocast_dtype: torch.dtype | None = None  # of the networks; None: the parameters' own
 
 
 @dataclass
 class Terms:
     """Named parts of a phase's loss, unweighted, each [r] or, per modality, [r, m]; and their weighted total [r].
 
-    ``loss`` is what this rank differentiates. ``parts`` and ``total`` are its shares of the figures of the global
-    batch: sums over ranks are the figures.
+    This rank differentiates ``loss``. ``parts`` and ``total`` are its shares of the values of the global batch, which
+    are the sums over ranks.
     """
 
     loss: Float[Tensor, " r"]
@@ -98,11 +97,11 @@ class Terms:
     total: Tensor | float = 0.0
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term that covers this rank's rows; one given per modality is summed over modalities in the total."""
+        """Add a term of this rank's rows; a term per modality is summed over modalities in the total."""
         self._add(name, value, weight, counted=True)
 
     def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of the global batch, which every rank has computed: one of them shows it."""
+        """Add a term of the global batch, which every rank computes and rank 0 reports."""
         self._add(name, value, weight, counted=self.world.rank == 0)
 
     def _add(self, name: str, value: Tensor, weight: Tensor | float, *, counted: bool) -> None:
@@ -113,15 +112,20 @@ class Terms:
 
 
 @contextmanager
-def frozen(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """None of the parameters takes part in gradients inside."""
-    for parameter in parameters:
+def frozen(side: Side) -> Iterator[None]:
+    """Exclude the parameters of one side from gradients, and have it normalise by its running statistics."""
+    training = [norm.training for norm in side.norms]
+    for parameter in side.parameters:
         parameter.requires_grad_(False)
+    for norm in side.norms:
+        norm.training = False
     try:
         yield
     finally:
-        for parameter in parameters:
+        for parameter in side.parameters:
             parameter.requires_grad_(True)
+        for norm, before in zip(side.norms, training, strict=True):
+            norm.training = before
 
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
@@ -133,26 +137,26 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
     with frozen(model.sides["vaes"]):
-        with torch.no_grad(), _arithmetic(rules, batch, allowed=not through_x):
-            z, maps = _encode(model, batch.x, world.own(batch.noise_d))
+        with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
+            z, vjps = _sample(model, batch.x, world.local(batch.noise_d))
         if penalised:
-            signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.own(batch.signs)
-            own, gradient = model.discriminator.with_gradient(z, signs)
+            signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.local(batch.signs)
+            of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
         else:
-            with _arithmetic(rules, batch):
-                own = model.discriminator(z)
-        judged = _of_all_ranks(own, batch, world)
+            with _autocast(rules, batch):
+                of_rank = model.discriminator(z)
+        output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        value = _adversarial(judged, batch.label, weights, side="discriminator")
+        value = _adversarial(output, batch.label, weights, side="discriminator")
         terms.add_shared("adversarial_d", value, weights.adversarial)
-        _add_class_terms(terms, judged, batch.label, weights, suffix="d")
+        _add_class_terms(terms, output, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
             gradients = torch.split(gradient, [x.shape[1] for x in batch.x], 1)
             if through_x:
-                gradients = tuple(pulled(part, *both) for part, both in zip(gradients, maps, strict=True))
+                gradients = tuple(vjp(part) for vjp, part in zip(vjps, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
-        # A replicate reports the same terms alone and beside others, and never 0 * infinity.
+        # A slot reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
     return terms
 
@@ -161,92 +165,74 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
     """L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
+    noise = torch.split(world.local(batch.noise_g), sizes, 1)
     with frozen(model.sides["discriminator"]):
-        with _arithmetic(rules, batch):
-            encodings = [vae.encode(x) for vae, x in zip(model.vaes, batch.x, strict=True)]  # type: ignore[operator]
-            mu, logvar = (torch.cat(parts, 1).to(batch.noise_g.dtype) for parts in zip(*encodings, strict=True))
-            z = mu + torch.exp(0.5 * logvar) * world.own(batch.noise_g)
-            decoded = [vae.decode(part) for vae, part in zip(model.vaes, torch.split(z, sizes, 1), strict=True)]  # type: ignore[operator]
-            own = model.discriminator(z)
-        judged = _of_all_ranks(own, batch, world)
+        with _autocast(rules, batch):
+            outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
+            mu, logvar, z = (torch.cat([getattr(o, name) for o in outputs], 1) for name in ("mu", "logvar", "z"))
+            of_rank = model.discriminator(z)
+        output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        errors = [squared_error(x, x_hat.to(x.dtype)).sum(1) for x, x_hat in zip(batch.x, decoded, strict=True)]
+        errors = [-2 * o.likelihood.log_prob(o.target).mean(-1).sum(1) for o in outputs]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
-        value = _adversarial(judged, batch.label, weights, side="encoder")
+        value = _adversarial(output, batch.label, weights, side="encoder")
         terms.add_shared("adversarial_g", value, weights.adversarial)
-        _add_class_terms(terms, judged, batch.label, weights, suffix="g")
+        _add_class_terms(terms, output, batch.label, weights, suffix="g")
     return terms
 
 
-def _arithmetic(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
-    """The lower precision inside, where the rules have one."""
-    lower = rules.lower if allowed else None
-    return torch.autocast(batch.label.device.type, dtype=lower, enabled=lower is not None)
+def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
+    """Autocast to the lower precision of the rules, if they have one."""
+    dtype = rules.autocast_dtype if allowed else None
+    return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _encode(
-    model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]
-) -> tuple[Float[Tensor, "r n l"], list[tuple[LinearMap, LinearMap]]]:
-    """Sampled latents of this rank's rows, and of each modality the derivative with respect to its input, both ways."""
+def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> tuple[Tensor, list[Vjp]]:
+    """Latents [r, n, l] drawn for this rank's rows, and for each modality the vector-Jacobian product of its draw."""
     parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
-    found = [vae.linearised(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
-    return torch.cat([z.to(noise.dtype) for z, *_ in found], 1), [(pull, push) for _, pull, push in found]
+    samples = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
+    return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]
 
 
-def _of_all_ranks(own: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
-    """What the discriminator says of the whole global batch, each [r, m, b, ...], in the precision of losses."""
-    parts = [part.to(batch.noise_d.dtype) for part in (own.h, own.modality, own.label)]
-    return DiscriminatorOutput(*world.whole(parts, *batch.label.shape[1:]))
+def _of_all_ranks(of_rank: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
+    """Gather the output for the global batch, each [r, m, b, ...], in the precision of losses."""
+    parts = [part.to(batch.noise_d.dtype) for part in (of_rank.h, of_rank.modality, of_rank.label)]
+    return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
 
 
 def _add_class_terms(
-    terms: Terms, judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
+    terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
     """L_C and L_clustering, summed over modalities."""
-    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(judged.label, label), weights.label)
-    value = clustering(judged.label.softmax(-1), judged.h, weights.prior.unsqueeze(1))
+    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label)
+    value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
     terms.add_shared(f"clustering_{suffix}", value, weights.clustering)
 
 
 def _adversarial(
-    judged: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
+    output: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
-    """The adversarial loss of each replicate, by the kind it was given."""
-    needs_guesses = "class_conditional" in weights.losses
-    known = _confident(judged, label, weights.confidence) if needs_guesses else label
-    if len(weights.members) == 1:
-        return _one_kind(weights.losses[0], judged.modality, known, side)
-    out = judged.modality.new_zeros(len(weights.losses))
-    for kind, members in weights.members.items():
-        logits, of_members = judged.modality.index_select(0, members), known.index_select(0, members)
-        out = out.index_copy(0, members, _one_kind(kind, logits, of_members, side))
+    """The adversarial loss of each slot, of the kind it asks for."""
+    by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
+    known = _confident(output, label, weights.confidence) if by_class else label
+    if len(weights.slots) == 1:
+        return _of_kind(weights.losses[0], side, output.modality, known)
+    out = output.modality.new_zeros(len(weights.losses))
+    for kind, slots in weights.slots.items():
+        value = _of_kind(kind, side, output.modality.index_select(0, slots), known.index_select(0, slots))
+        out = out.index_copy(0, slots, value)
     return out
 
 
-def _one_kind(kind: AdversarialLoss, logits: Tensor, known: Tensor, side: str) -> Tensor:
-    match kind, side:
-        case "published", "discriminator":
-            return adversarial.published_discriminator(logits)
-        case "published", _:
-            return adversarial.published_encoder(logits)
-        case "pairwise", "discriminator":
-            return adversarial.pairwise_discriminator(logits)
-        case "pairwise", _:
-            return adversarial.pairwise_encoder(logits)
-        case "cross_entropy", "discriminator":
-            return adversarial.cross_entropy_discriminator(logits)
-        case "cross_entropy", _:
-            return adversarial.cross_entropy_encoder(logits)
-        case "class_conditional", "discriminator":
-            return adversarial.class_conditional_discriminator(logits, known)
-        case _:
-            return adversarial.class_conditional_encoder(logits, known)
+def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
+    loss: Callable[..., Tensor] = getattr(ADVERSARIAL[kind], side)
+    return loss(logits, known) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
-def _confident(judged: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
+def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
     """The true class, or where unlabelled the predicted class if its probability reaches the confidence, else -1."""
-    top, predicted = judged.label.detach().softmax(-1).max(-1)
+    top, predicted = output.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

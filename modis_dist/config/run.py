@@ -256,6 +256,10 @@ ScenarioStep = Annotated[_Scenario, BeforeValidator(kind_only, json_schema_input
 # --- model and objective ------------------------------------------------------------------------------------
 
 
+Likelihood = Literal["gaussian", "bernoulli", "poisson", "negative_binomial"]
+COUNTS = frozenset({"poisson", "negative_binomial"})
+
+
 class ModalityNet(Section):
     """The VAE of one modality."""
 
@@ -264,6 +268,12 @@ class ModalityNet(Section):
     )
     ratios: tuple[Annotated[float, Field(gt=0, le=10)], ...] | None = item(
         None, "hidden layer widths as multiples of the features; default: model.ratios", min_length=1
+    )
+    likelihood: Likelihood = item(
+        "gaussian",
+        "what the decoder models: gaussian (unit variance, that is squared error; published), bernoulli (values in "
+        "0..1), poisson or negative_binomial (counts; the total of a row is its library size; the latter learns a "
+        "dispersion for each feature)",
     )
 
 
@@ -433,6 +443,21 @@ class Run(Section):
     optim: Optim = item(Optim(), "optimisers, learning rates and batches")
     trainer: Trainer = item(Trainer(), "device, precision, validation and checkpoints")
     seed: int = item(0, "seed of the initial weights, row order, noise and scenario", ge=0, lt=2**63)
+
+    @model_validator(mode="after")
+    def _steps_leave_what_is_scored(self) -> "Run":
+        for modality, net in self.model.modalities.items():
+            kinds = [step.kind for step in self.preprocess.steps(modality)]
+            if net.likelihood in COUNTS:
+                allowed, right = "[log1p], with variance before or after it", set(kinds) - {"variance"} == {"log1p"}
+            else:
+                allowed, right = "none, [impute] or [variance]", set(kinds) <= {"impute", "variance"}
+            if net.likelihood != "gaussian" and not right:
+                raise ValueError(
+                    f"model.modalities.{modality}.likelihood {net.likelihood} needs preprocess.modalities.{modality}: "
+                    f"{allowed}; got {', '.join(kinds) or 'none'}"
+                )
+        return self
 
     @model_validator(mode="before")
     @classmethod

@@ -48,7 +48,8 @@ def evaluate(
     scored = {m: Scored(subset.label[m], predictor.classify(mu[m]).argmax(1)) for m in mu}
 
     def decode(source: str, target: str, rows: Rows) -> Features:
-        return predictor.decode(mu[source][rows], modality=target)
+        like = subset.x[target][rows] if source == target else None
+        return predictor.decode(mu[source][rows], modality=target, like=like)
 
     result: dict[str, Any] = {
         "classification": metrics.classification(scored, classes=predictor.classes, absent_pairs=absent_pairs),

@@ -4,7 +4,8 @@
 an optional ``sample_id`` column; other columns named like metadata are ignored.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,15 +147,22 @@ class Predictor:
         return torch.cat(parts).numpy() if parts else np.empty((0, len(self.classes)), np.float32)
 
     @torch.inference_mode()
-    def decode(self, z: Features, *, modality: str) -> Features:
-        """Preprocessed features [n, p] decoded from latents [n, L]."""
-        vae = self._model.vae(modality)
-        parts = [vae.decode(rows)[0].cpu() for rows in self._chunks(z)]
-        return torch.cat(parts).numpy() if parts else np.empty((0, self._model.shape.features[modality]), np.float32)
+    def decode(self, z: Features, *, modality: str, like: Features | None = None) -> Features:
+        """Preprocessed features [n, p] decoded from latents [n, L].
 
-    def _chunks(self, x: Features) -> Iterator[torch.Tensor]:
+        Of counts, for rows with the library sizes of ``like`` [n, p], or without it with the typical one in training.
+        """
+        vae, width = self._model.vae(modality), self._model.shape.features[modality]
+        library: Iterable[torch.Tensor | None] = repeat(None)
+        if vae.counts and like is not None:
+            library = map(vae.library_of, self._chunks(like, width=width))
+        chunks = zip(self._chunks(z, width=width), library, strict=False)
+        parts = [vae.reconstruct(rows, of_rows)[0].cpu() for rows, of_rows in chunks]
+        return torch.cat(parts).numpy() if parts else np.empty((0, width), np.float32)
+
+    def _chunks(self, x: Features, *, width: int | None = None) -> Iterator[torch.Tensor]:
         dtype = next(self._model.parameters()).dtype
-        rows = rows_at_once(x.shape[1], most=ROWS_AT_ONCE)
+        rows = rows_at_once(width or x.shape[1], most=ROWS_AT_ONCE)
         for start in range(0, len(x), rows):
             yield torch.as_tensor(x[start : start + rows]).to(self._device, dtype).unsqueeze(0)
 

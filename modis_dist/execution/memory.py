@@ -26,7 +26,7 @@ from modis_dist.runtime.files import clear_leftovers
 from modis_dist.runtime.processes import end_with_parent
 from modis_dist.train.cuda_graph import WARM_UP
 from modis_dist.train.placement import memory_limit, storage_of
-from modis_dist.train.prepare import SelectionOf, build_shape, data_key, kept_bytes, row_counts
+from modis_dist.train.prepare import SelectionOf, build_shape, data_key, prepared_bytes, row_counts
 
 STEPS = WARM_UP + 2  # steps of a measurement; a captured one takes memory of its own
 MARGIN = 1.25  # on the measured bytes, for validation and evaluation
@@ -199,7 +199,7 @@ def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int |
         return 0
     features = {modality: len(store.features(modality)) for modality in _modalities(pack, store)}
     sizes_of_data = [
-        kept_bytes(run, row_counts(run, selection_of(run)), features, test=pack.judged_on == "test").values()
+        prepared_bytes(run, row_counts(run, selection_of(run)), features, test=pack.judged_on == "test").values()
         for run in {data_key(trial.run, ""): trial.run for trial in pack.trials}.values()
     ]
     for_baseline = max(max(sizes) for sizes in sizes_of_data)

@@ -36,9 +36,9 @@ from modis_dist.runtime.files import clear_leftovers, remove_folder, write_json,
 from modis_dist.runtime.lock import PATIENCE_S, locked
 from modis_dist.runtime.text import shown
 from modis_dist.train import cpu_settings
-from modis_dist.train.callbacks import NullReporter, Reporter, Stop
+from modis_dist.train.callbacks import Callbacks, NullReporter, Reporter, Stop
 from modis_dist.train.journal import JournalWriter
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare, shape
 from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
@@ -262,12 +262,12 @@ def trained(
         members = prepare_members(pack, layout.trials, store=store)
         stack.enter_context(disk_errors(layout.pack))
         with join_process_group(spec, device=device) as world:
-            journal = world.first(lambda: stack.enter_context(_open_journal(layout, members)))
+            journal = world.only_on_rank_0(lambda: stack.enter_context(_open_journal(layout, members)))
             progress = fit(
                 members,
                 folder=layout.pack,
                 device=device,
-                ports=Ports(journal, reporter, stop) if journal else Ports(stop=stop),
+                callbacks=Callbacks(journal, reporter, stop) if journal else Callbacks(stop=stop),
                 world=world,
                 until=pack.until,
                 pruned=_pruned(layout.trials.values()),

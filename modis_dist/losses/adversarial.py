@@ -1,9 +1,13 @@
 """Adversarial losses on the modality logits.
 
-Every loss takes ``logits`` [r, m, b, c]: of replicate r, row b of modality m, the critic (logit) of modality c, and
-returns one value per replicate. Rows are paired within the batch by position unless said otherwise.
+Every loss takes ``logits`` [r, m, b, c]: of slot r, row b of modality m, the critic (logit) of modality c, and returns
+one value per slot. Rows are paired within the batch by position unless said otherwise. ``ADVERSARIAL`` lists them: to
+add a loss, add an entry there, and its name to ``objective.adversarial_loss`` in ``config/run.py``.
 Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss.
 """
+
+from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -48,14 +52,14 @@ def cross_entropy_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tenso
 
 
 def cross_entropy_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
-    """The encoders scored against the other names: cross-entropy with equal shares of the other modalities."""
+    """The encoders' side: cross-entropy with equal shares of the other modalities."""
     return _mean_of_others(-logits.log_softmax(-1))
 
 
 def class_conditional_discriminator(
     logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]
 ) -> Float[Tensor, " r"]:
-    """The pairing loss between all rows of the same class; rows with label -1 take no part."""
+    """The pairing loss between all rows of the same class; rows with label -1 are left out."""
     return _mean_of_same_class(logits, label, sign=-1)
 
 
@@ -88,3 +92,19 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     same = (other == mine) & (mine >= 0) & apart
     values = torch.where(same, F.softplus(sign * lead), 0.0)
     return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
+
+
+class Adversary(NamedTuple):
+    """Both sides of an adversarial loss; those of a loss ``by_class`` take the class of each row too, -1 if unknown."""
+
+    discriminator: Callable[..., Tensor]
+    encoder: Callable[..., Tensor]
+    by_class: bool = False
+
+
+ADVERSARIAL = {
+    "published": Adversary(published_discriminator, published_encoder),
+    "pairwise": Adversary(pairwise_discriminator, pairwise_encoder),
+    "class_conditional": Adversary(class_conditional_discriminator, class_conditional_encoder, by_class=True),
+    "cross_entropy": Adversary(cross_entropy_discriminator, cross_entropy_encoder),
+}

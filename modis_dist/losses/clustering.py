@@ -1,6 +1,6 @@
 """Clustering loss on class probabilities and hidden activations (paper, A.2: L_C1 + L_C2 + L_C3).
 
-Legend: g any number of leading axes (replicates, modalities), n rows, k classes, w hidden width. All three terms
+Legend: g any number of leading axes (slots, modalities), n rows, k classes, w hidden width. All three terms
 couple the rows of the global batch. Source of the terms: Kampffmeyer et al. 2019; Tang et al. 2023.
 """
 

@@ -1,10 +1,10 @@
 """The VAE of one modality, the discriminator, and the system of both (paper, figure S1 and table S2).
 
-Legend: r replicates, m modalities, b rows, p features, l latent dimensions, k classes, w last hidden width.
+Legend: r slots of a stack, m modalities, b rows, p features, l latent dimensions, k classes, w last hidden width.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 
@@ -13,8 +13,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.model.layers import Hidden, LinearMap, StackedLinear, flat
-from modis_dist.model.nodes import Network
+from modis_dist.model.layers import Hidden, StackedBatchNorm, StackedLinear
+from modis_dist.model.likelihood import COUNTS, Likelihood, as_input, likelihood, target
+
+Vjp = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Shape:
     discriminator: tuple[int, ...] = (1024, 512, 256)
     eps: float = 0.8
     slope: float = 0.2
+    likelihood: dict[str, str] = field(default_factory=dict)  # modality -> kind; gaussian by default
 
 
 def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
@@ -35,86 +38,119 @@ def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
     return tuple(max(1, int(features * ratio)) for ratio in ratios)
 
 
+@dataclass(frozen=True)
+class VaeOutput:
+    """Mean and log variance of q(z|x), a draw of z, p(x|z), and the values that it scores."""
+
+    mu: Float[Tensor, "r b l"]
+    logvar: Float[Tensor, "r b l"]
+    z: Float[Tensor, "r b l"]
+    likelihood: Likelihood
+    target: Float[Tensor, "r b p"]
+
+
 class Vae(nn.Module):
     """Encoder to (mu, logvar) and decoder of one modality."""
 
+    library: Tensor
+
     def __init__(
         self,
-        replicates: int,
+        slots: int,
         features: int,
         hidden: Sequence[int],
         latent: int,
         *,
         eps: float,
         slope: float,
+        kind: str = "gaussian",
         dtype: torch.dtype = torch.float32,
         world: World = ALONE,
     ) -> None:
         super().__init__()
+        self.kind, self.counts = kind, kind in COUNTS  # of the likelihood
 
         def hidden_layer(i: int, o: int) -> Hidden:
-            return Hidden(replicates, i, o, eps=eps, slope=slope, dtype=dtype, world=world)
+            return Hidden(slots, i, o, eps=eps, slope=slope, dtype=dtype, world=world)
 
         down = [features, *hidden]
         up = [latent, *reversed(hidden)]
         self.encoder = nn.Sequential(
             *(hidden_layer(i, o) for i, o in pairwise(down[:-1])),
-            StackedLinear(replicates, down[-2], down[-1], dtype=dtype),
+            StackedLinear(slots, down[-2], down[-1], dtype=dtype),
         )
-        self.mu = StackedLinear(replicates, down[-1], latent, dtype=dtype)
-        self.logvar = StackedLinear(replicates, down[-1], latent, dtype=dtype)
+        self.mu = StackedLinear(slots, down[-1], latent, dtype=dtype)
+        self.logvar = StackedLinear(slots, down[-1], latent, dtype=dtype)
         self.decoder = nn.Sequential(
             *(hidden_layer(i, o) for i, o in pairwise(up)),
-            StackedLinear(replicates, up[-1], features, dtype=dtype),
+            StackedLinear(slots, up[-1], features, dtype=dtype),
         )
-        self._encoding = Network([*self.encoder], [self.mu, self.logvar])
-        self._decoding = Network([*self.decoder])
+        if self.counts:
+            self.register_buffer("library", torch.ones(slots, 1, dtype=dtype))  # of the median training row
+        self.log_theta: nn.Parameter | None = None  # dispersion
+        if kind == "negative_binomial":
+            self.log_theta = nn.Parameter(torch.zeros(slots, features, dtype=dtype))
+
+    def forward(self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]) -> VaeOutput:
+        """Encode rows, draw z = mu + sigma * noise, decode it; in the precision of ``torch.autocast`` around."""
+        mu, logvar = (part.to(noise.dtype) for part in self.encode(x))
+        z = mu + torch.exp(0.5 * logvar) * noise
+        observed = target(self.kind, x)
+        return VaeOutput(mu, logvar, z, self.decode(z, self.library_of(x)), observed)
 
     def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
         """Mean and log variance of q(z|x)."""
-        _, mu, logvar = self._encoding.trained(x) if self.training else self._encoding.evaluated(x)
-        return mu, logvar
+        h = self.encoder(x.mT)
+        return self.mu(h).mT, self.logvar(h).mT
 
-    def linearised(
+    def sample_with_vjp(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
-    ) -> tuple[Float[Tensor, "r b l"], LinearMap, LinearMap]:
-        """mu + sigma * noise outside training, and its derivative at ``x`` both ways, as maps of ``flat`` rows."""
-        pulls: list[LinearMap] = []
-        pushes: list[LinearMap] = []
-        rows = flat(x)
-        for layer in self._encoding.layers:
-            rows, pull, push = layer.linearised(rows)
-            pulls.append(pull)
-            pushes.append(push)
-        mu, mu_pull, mu_push = self.mu.linearised(rows)
-        logvar, logvar_pull, logvar_push = self.logvar.linearised(rows)
-        moved = torch.exp(0.5 * logvar) * flat(noise)
-        slope = 0.5 * moved  # of z with respect to logvar
-        back = partial(_pulled, pulls, mu_pull, logvar_pull, slope)
-        return (mu + moved).view_as(noise), back, partial(_pushed, pushes, mu_push, logvar_push, slope)
+    ) -> tuple[Float[Tensor, "r b l"], Vjp]:
+        """z = mu + sigma * noise outside training, and the vector-Jacobian product of that map at ``x``."""
+        hidden = [x.mT]
+        for layer in self.encoder:
+            hidden.append(layer(hidden[-1]))
+        mu, logvar = self.mu(hidden[-1]), self.logvar(hidden[-1])
+        deviation = torch.exp(0.5 * logvar) * noise.mT
+        z = (mu + deviation).to(noise.dtype).mT
+        return z, partial(self._vjp, hidden[1:], deviation)
 
-    def decode(self, z: Float[Tensor, "r b l"]) -> Float[Tensor, "r b p"]:
-        """Mean of p(x|z)."""
-        (x_hat,) = self._decoding.trained(z) if self.training else self._decoding.evaluated(z)
-        return x_hat
+    def _vjp(
+        self, hidden: Sequence[Tensor], deviation: Tensor, gradient: Float[Tensor, "r b l"]
+    ) -> Float[Tensor, "r b p"]:
+        of_z = gradient.mT
+        rows = self.mu.vjp(of_z) + self.logvar.vjp(0.5 * deviation * of_z)
+        *layers, last = self.encoder
+        return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
+
+    def library_of(self, x: Float[Tensor, "r b p"]) -> Float[Tensor, "r b 1"] | None:
+        """Library size (total count) of rows; None for a likelihood without counts."""
+        return target(self.kind, x).sum(-1, keepdim=True) if self.counts else None
+
+    def decode(self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None) -> Likelihood:
+        """p(x|z) in the precision of ``z``; counts have the library size of the median training row by default."""
+        if self.counts and library is None:
+            library = self.library.unsqueeze(1)
+        log_theta = None if self.log_theta is None else self.log_theta.unsqueeze(1)
+        return likelihood(self.kind, self.decoder(z.mT).mT.to(z.dtype), library, log_theta)
+
+    def reconstruct(
+        self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None
+    ) -> Float[Tensor, "r b p"]:
+        """Mean of p(x|z) on the scale of the encoder's input; see ``decode``."""
+        return as_input(self.kind, self.decode(z, library).mean)
 
 
-def _pulled(layers: Sequence[LinearMap], mu: LinearMap, logvar: LinearMap, slope: Tensor, gradient: Tensor) -> Tensor:
-    gradient = mu(gradient) + logvar(slope * gradient)
-    for pull in reversed(layers):
-        gradient = pull(gradient)
+def input_gradient(layers: Sequence[nn.Module], hidden: Sequence[Tensor], gradient: Tensor) -> Tensor:
+    """A gradient at the last of ``layers`` as one at their input, given the activations of each layer."""
+    for layer, h in zip(reversed(layers), reversed(hidden[: len(layers)]), strict=True):
+        gradient = layer.vjp(gradient, h)  # type: ignore[operator]
     return gradient
-
-
-def _pushed(layers: Sequence[LinearMap], mu: LinearMap, logvar: LinearMap, slope: Tensor, direction: Tensor) -> Tensor:
-    for push in layers:
-        direction = push(direction)
-    return mu(direction) + slope * logvar(direction)
 
 
 @dataclass(frozen=True)
 class DiscriminatorOutput:
-    """What the discriminator says of latents; g: replicates, then rows of one or of every modality."""
+    """Output for latents; g: slots, then rows of one or of every modality."""
 
     h: Float[Tensor, "*g w"]
     modality: Float[Tensor, "*g m"]  # logits
@@ -126,7 +162,7 @@ class Discriminator(nn.Module):
 
     def __init__(
         self,
-        replicates: int,
+        slots: int,
         latent: int,
         hidden: Sequence[int],
         *,
@@ -137,29 +173,51 @@ class Discriminator(nn.Module):
     ) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            *(Hidden(replicates, i, o, eps=None, slope=slope, dtype=dtype) for i, o in pairwise([latent, *hidden]))
+            *(Hidden(slots, i, o, eps=None, slope=slope, dtype=dtype) for i, o in pairwise([latent, *hidden]))
         )
-        self.modality = StackedLinear(replicates, hidden[-1], modalities, dtype=dtype)
-        self.label = StackedLinear(replicates, hidden[-1], classes, dtype=dtype)
-        self._judging = Network([*self.trunk], [self.modality, self.label])
+        self.modality = StackedLinear(slots, hidden[-1], modalities, dtype=dtype)
+        self.label = StackedLinear(slots, hidden[-1], classes, dtype=dtype)
 
     def forward(self, z: Float[Tensor, "r n l"]) -> DiscriminatorOutput:
         """Last hidden activations, modality logits and class logits."""
-        return DiscriminatorOutput(*(self._judging.trained(z) if self.training else self._judging.evaluated(z)))
+        return self._output(self.trunk(z.mT))
 
-    def with_gradient(
+    def with_input_gradient(
         self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
     ) -> tuple[DiscriminatorOutput, Float[Tensor, "r n l"]]:
-        """The same, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``."""
-        *judged, gradient = self._judging.with_gradient(z, signs)
-        return DiscriminatorOutput(*judged), gradient
+        """The output, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``.
+
+        The discriminator is piecewise linear: the gradient is a product of weights and of slopes that are constants,
+        which autograd differentiates like any other product, without a double backward.
+        """
+        hidden = [z.mT]
+        for layer in self.trunk:
+            hidden.append(layer(hidden[-1]))
+        gradient = input_gradient([*self.trunk], hidden[1:], self.modality.vjp(signs.mT))
+        return self._output(hidden[-1]), gradient.mT
+
+    def _output(self, h: Tensor) -> DiscriminatorOutput:
+        return DiscriminatorOutput(h.mT, self.modality(h).mT, self.label(h).mT)
+
+
+@dataclass(frozen=True)
+class Side:
+    """The parameters and normalisations of one side of the game, listed once: a walk over modules takes time."""
+
+    parameters: tuple[nn.Parameter, ...]
+    norms: tuple[StackedBatchNorm, ...]
+
+
+def _side(networks: nn.Module) -> Side:
+    norms = tuple(layer for layer in networks.modules() if isinstance(layer, StackedBatchNorm))
+    return Side(tuple(networks.parameters()), norms)
 
 
 class Modis(nn.Module):
-    """One VAE per modality and the discriminator, for R replicates; on each rank of a world the whole of it."""
+    """One VAE per modality and the discriminator, for R slots; every rank holds all of it."""
 
     def __init__(
-        self, shape: Shape, *, replicates: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
+        self, shape: Shape, *, slots: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
     ) -> None:
         super().__init__()
         self.world = world
@@ -167,12 +225,20 @@ class Modis(nn.Module):
         self.modalities = tuple(shape.features)
         self.vaes = nn.ModuleList(
             Vae(
-                replicates, p, shape.hidden[m], shape.latent, eps=shape.eps, slope=shape.slope, dtype=dtype, world=world
+                slots,
+                p,
+                shape.hidden[m],
+                shape.latent,
+                eps=shape.eps,
+                slope=shape.slope,
+                kind=shape.likelihood.get(m, "gaussian"),
+                dtype=dtype,
+                world=world,
             )
             for m, p in shape.features.items()
         )
         self.discriminator = Discriminator(
-            replicates,
+            slots,
             shape.latent,
             shape.discriminator,
             modalities=len(shape.features),
@@ -180,8 +246,7 @@ class Modis(nn.Module):
             slope=shape.slope,
             dtype=dtype,
         )
-        sides = {"vaes": self.vaes, "discriminator": self.discriminator}
-        self.sides = {name: tuple(side.parameters()) for name, side in sides.items()}
+        self.sides = {"vaes": _side(self.vaes), "discriminator": _side(self.discriminator)}
 
     def vae(self, modality: str) -> Vae:
         """The VAE of a modality by name."""

@@ -26,8 +26,8 @@ from modis_dist.study.packs import arrange, training_steps
 from modis_dist.study.plan import Plan
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.cuda_graph import WARM_UP
-from modis_dist.train.loop import LOWER_PRECISION
-from modis_dist.train.prepare import Foreseen, SelectionOf, data_key, row_counts
+from modis_dist.train.loop import AUTOCAST_DTYPES
+from modis_dist.train.prepare import PreparationEstimate, SelectionOf, data_key, row_counts
 from modis_dist.train.state import Setup, TrainState
 
 PROBE_STEPS = 5  # at most, after one that warms up
@@ -62,7 +62,7 @@ class Sizes:
     """Of the networks of a pack, and of preparing its data."""
 
     shape: Shape
-    data: Foreseen
+    data: PreparationEstimate
 
 
 def sizes_of(planned: Plan, packs: Sequence[Pack]) -> list[Sizes]:
@@ -88,7 +88,7 @@ def costs(
     Those that are trained ``elsewhere`` are probed on what this machine has. ``known`` is what was probed before; what
     is probed now is added.
     """
-    per_multiplication = seconds_per_multiplication() if any(one.data.left_out for one in sizes) else 0.0
+    per_multiplication = seconds_per_multiplication() if any(one.data.multiplications for one in sizes) else 0.0
     found = []
     before = torch.get_num_threads()
     try:
@@ -104,7 +104,7 @@ def costs(
             steps = training_steps(pack.trials[0], selection_of) * run.optim.epochs
             training = steps * of_step + validated_rows(run, selection_of) * of_row
             training += RANKS_START_S if run.trainer.workers > 1 else 0
-            preparing = _kinds_of_data(pack) * held.data.takes(per_multiplication)
+            preparing = _kinds_of_data(pack) * held.data.total_seconds(per_multiplication)
             found.append(_with_checkpoints(run, training, preparing, steps, shape, folder, trials=len(runs)))
     finally:
         torch.set_num_threads(before)
@@ -227,7 +227,7 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
     """
     run, replicates = runs[0], len(runs)
     device = chosen_device(run)
-    model = Modis(shape, replicates=replicates).to(device).eval()
+    model = Modis(shape, slots=replicates).to(device).eval()
     batch = _random_batch(run, shape, replicates, device)
 
     @torch.no_grad()
@@ -235,7 +235,7 @@ def seconds_per_row(runs: Sequence[Run], shape: Shape) -> float:
         for modality, x in zip(shape.features, batch.x, strict=True):
             mu, _ = model.vae(modality).encode(x)
             model.discriminator(mu).label.argmax(-1).cpu()
-            model.vae(modality).decode(mu).mean().cpu()
+            model.vae(modality).reconstruct(mu).mean().cpu()
 
     return shortest(validate) / (run.trainer.workers * rows_of_rank(run) * len(shape.features))
 
@@ -254,7 +254,7 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
         run.objective.kl_reduction,
         run.objective.penalty_outputs,
         run.objective.penalty_inputs,
-        LOWER_PRECISION[run.trainer.precision],
+        AUTOCAST_DTYPES[run.trainer.precision],
     )
 
     def step() -> None:
@@ -280,8 +280,9 @@ def _random_batch(run: Run, shape: Shape, replicates: int, device: torch.device)
     label = torch.randint(shape.classes, (replicates, modalities, rows), generator=generator).to(device)
     noise = (replicates, modalities, rows, shape.latent)
     signs = normal(replicates, modalities, rows, modalities).sign() if run.objective.penalty_outputs == "each" else None
-    x = tuple(normal(replicates, rows, p) for p in shape.features.values())
-    return Batch(x, label, normal(*noise), normal(*noise), signs)
+    x = tuple(normal(replicates, rows, p).abs() for p in shape.features.values())  # logarithms of counts, maybe
+    sample = torch.arange(rows, device=device).expand(label.shape).contiguous()
+    return Batch(x, label, sample, normal(*noise), normal(*noise), signs)
 
 
 def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:

@@ -19,7 +19,7 @@ from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest, unique
 from modis_dist.study.packs import layout, most_in_one_pack
 from modis_dist.study.search.rounds import Search
-from modis_dist.train.prepare import Foreseen, SelectionOf, foreseen, selections, shape
+from modis_dist.train.prepare import PreparationEstimate, SelectionOf, estimate_preparation, selections, shape
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,10 @@ class Plan:
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
-    data: Mapping[str, Foreseen]  # sizes of the prepared data, by trial id
-    outdated: frozenset[str]  # trials of an earlier start that are no longer part of the study
-    to_come: float  # rounds that are not proposed yet; the last may be a part of one
-    on_gpu: bool
+    data: Mapping[str, PreparationEstimate]  # what preparing it comes to, by trial id
+    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
+    to_come: float  # rounds whose configurations depend on results
+    on_gpu: bool  # where it is trained
 
     def packs(self) -> list[Pack]:
         """Return the packs of the search."""
@@ -65,7 +65,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     selection_of = selections(store)
     search = None if study.sweep.search is None else Search(study, store.fingerprint, out=out, source=source)
     trials = search.trials if search else manifest.expand(study, store.fingerprint, source=source)
-    data = _data_sizes(trials, store)
+    data = _kinds(trials, store)
     shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
@@ -83,7 +83,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     return Plan(study, store, selection_of, planned, shapes, data, outdated, to_come, on_gpu)
 
 
-def _most(study: Study, trial: Trial, data: Foreseen, *, on_gpu: bool) -> int:
+def _most(study: Study, trial: Trial, data: PreparationEstimate, *, on_gpu: bool) -> int:
     each = model_bytes(shape(trial.run, data.features, data.classes), replicates=1)
     return most_in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
 
@@ -98,19 +98,19 @@ def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
-def _data_sizes(trials: Sequence[Trial], store: Store) -> dict[str, Foreseen]:
-    """Return the sizes of the prepared data of every trial, by id.
+def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, PreparationEstimate]:
+    """What preparing the data of every trial comes to, by id.
 
     Data are prepared for the first trial of each kind, so that errors in them are raised before anything starts;
     principal components are left to the trainings.
     """
-    known: dict[str, Foreseen] = {}
-    sizes = {}
+    known: dict[str, PreparationEstimate] = {}
+    found = {}
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
         key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
         if key not in known:
-            known[key] = foreseen(trial.run, cohort_of(store.path, trial.run))
-        sizes[trial.id] = known[key]
-    return sizes
+            known[key] = estimate_preparation(trial.run, cohort_of(store.path, trial.run))
+        found[trial.id] = known[key]
+    return found

@@ -1,16 +1,17 @@
-"""What the training loop needs from the world, as protocols with versions that do nothing.
+"""Callbacks of the training loop, as protocols with implementations that do nothing.
 
-The loop never knows whether a terminal, a journal, Ray or a test stands behind them.
+The loop does not know whether a terminal, a journal, Ray or a test implements them.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 EventKind = Literal["start", "end", "figure", "checkpoint"]
 
 
 class Tracker(Protocol):
-    """Where figures of a training go."""
+    """Receives metrics and events."""
 
     def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None: ...
 
@@ -18,39 +19,48 @@ class Tracker(Protocol):
 
 
 class Reporter(Protocol):
-    """Who is told how far a training is."""
+    """Receives the progress of a training."""
 
     def progress(self, *, epoch: int, epochs: int, active: int, headline: Mapping[str, float]) -> None: ...
 
 
 class Stop(Protocol):
-    """Who may ask a training to stop between steps."""
+    """Asks a training to stop between steps."""
 
     def requested(self) -> str | None:
-        """Why to stop, or None."""
+        """Return the reason to stop, or None."""
         ...
 
 
 class NullTracker:
-    """Keeps nothing."""
+    """A tracker that does nothing."""
 
     def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def event(self, trial: str, *, kind: EventKind, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class NullReporter:
-    """Tells nobody."""
+    """A reporter that does nothing."""
 
     def progress(self, *, epoch: int, epochs: int, active: int, headline: Mapping[str, float]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 class NeverStop:
-    """Never asks to stop."""
+    """Never stops a training."""
 
     def requested(self) -> str | None:
-        """None."""
+        """Return None."""
         return None
+
+
+@dataclass(frozen=True)
+class Callbacks:
+    """The callbacks of one training; by default they do nothing."""
+
+    tracker: Tracker = field(default_factory=NullTracker)
+    reporter: Reporter = field(default_factory=NullReporter)
+    stop: Stop = field(default_factory=NeverStop)

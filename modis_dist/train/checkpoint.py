@@ -1,7 +1,7 @@
-"""Checkpoints: folders ``step-00001200/`` of safetensors and JSON with a manifest of SHA-256 sums.
+"""Checkpoints: folders ``step-00001200/`` of safetensors and JSON with a manifest of SHA-256 checksums.
 
-A folder appears by one rename after everything in it is on the disk. The newest valid one wins, by step number, never
-by time. Nothing is deleted before its successor has been read back. No pickle is read or written.
+A folder is renamed into place once all its files are on disk. The valid checkpoint with the highest step wins. A
+checkpoint is deleted only after its successor was verified. No pickle is read or written.
 """
 
 import json
@@ -37,15 +37,15 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint below ``folder``, read it back, then remove its predecessors.
+    """Write a checkpoint below ``folder``, verify it, then remove its predecessors.
 
-    Raises ``OSError`` where the disk is full or fails; the predecessors are then still there.
+    Raises ``OSError`` if the disk is full or fails; the predecessors are kept then.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     clear_leftovers(folder)
     target = folder / f"step-{checkpoint.step:08d}"
     if target.exists():
-        if _is_sound(target):
+        if _is_valid(target):
             return target
         _set_aside(target)
     with new_folder(target) as temporary:
@@ -54,51 +54,51 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         write_json(temporary / "state.json", dict(checkpoint.state))
         sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         write_json(temporary / "manifest.json", {"version": VERSION, "step": checkpoint.step, "sha256": sums})
-    wrong = problem(target)
-    if wrong is not None:
-        raise OSError(f"{target}: {wrong} right after it was written; the disk is failing")
+    damage = problem(target)
+    if damage is not None:
+        raise OSError(f"{target}: {damage} right after it was written; check the disk")
     return _without_older(folder, target)
 
 
 def must_save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """``save`` for what nothing later would replace. Raises ``DiskFailed`` where the disk refuses."""
+    """``save`` a required checkpoint. Raises ``DiskFailed`` if the disk is full or fails."""
     try:
         return save(folder, checkpoint)
     except OSError as error:
-        said = _refusal(folder, checkpoint, error)
-        raise DiskFailed(f"{said}; make room, then the same command continues from there") from error
+        message = _save_failure(folder, checkpoint, error)
+        raise DiskFailed(f"{message}; free disk space and rerun the same command") from error
 
 
 def try_to_save(folder: Path, checkpoint: Checkpoint) -> Path | None:
-    """``save`` for a checkpoint that the next one replaces: where the disk refuses, a warning says so; returns None."""
+    """``save`` an optional checkpoint; if the disk is full or fails, log a warning and return None."""
     try:
         return save(folder, checkpoint)
     except OSError as error:
-        said = _refusal(folder, checkpoint, error)
-        logging.getLogger(__name__).warning("%s; training goes on and saves again at the next checkpoint", said)
+        message = _save_failure(folder, checkpoint, error)
+        logging.getLogger(__name__).warning("%s; training continues and saves again at the next checkpoint", message)
         return None
 
 
 def _without_older(folder: Path, path: Path) -> Path:
-    """``path``, known to be valid, after the removal of its predecessors."""
+    """Remove the predecessors of ``path``, which is valid; return it."""
     for other in _numbered(folder):
         if _step(other) < _step(path):
             remove_folder(other)
     return path
 
 
-def _refusal(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
+def _save_failure(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
     needed = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
     earlier = max(_numbered(folder), key=_step, default=None)
-    kept = "no earlier checkpoint is there" if earlier is None else f"{earlier.name} is kept"
-    why = error.strerror or error
-    return f"{folder}: step {checkpoint.step} could not be saved: {why} ({needed:,} bytes needed); {kept}"
+    kept = "there is no earlier checkpoint" if earlier is None else f"{earlier.name} is kept"
+    reason = error.strerror or error
+    return f"{folder}: cannot save step {checkpoint.step}: {reason} ({needed:,} bytes needed); {kept}"
 
 
 def _write(path: Path, tensors: Tensors) -> None:
     try:
         save_file({k: v.detach().contiguous() for k, v in tensors.items()}, path)
-    except SafetensorError as error:  # its writer tells of a full disk in words only
+    except SafetensorError as error:  # reports a full disk in its message only
         number = re.search(r"\(os error (\d+)\)", str(error))
         if number is None:
             raise
@@ -106,94 +106,92 @@ def _write(path: Path, tensors: Tensors) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """For the training itself: the valid checkpoint with the highest step; damaged ones above it are set aside.
+    """For a training to resume from: the valid checkpoint with the highest step; renames damaged ones above it.
 
-    None where there was never one. Raises ``DataError`` where there are only damaged ones, set aside or not, or one of
-    another format version, and ``DiskFailed`` where the disk does not let one be judged, so that a training never
-    starts anew by accident. Nothing is changed then.
+    Returns None if there was never one. So that a training never restarts by accident, raises ``DataError`` if all are
+    damaged or one has another format version, and ``DiskFailed`` if one cannot be read; nothing is changed then.
     """
     damaged: dict[Path, str] = {}
     try:
         clear_leftovers(folder)
         aside = sorted(folder.glob("step-*.bad*"))
         for candidate in sorted(_numbered(folder), key=_step, reverse=True):
-            wrong = _damage(candidate)
-            if wrong is None:
+            damage = _damage(candidate)
+            if damage is None:
                 for path in damaged:
                     _set_aside(path)
-                return _without_older(folder, candidate)  # a killed process may not have come to it
-            damaged[candidate] = wrong
-    except Foreign as error:
+                return _without_older(folder, candidate)  # a killed process may not have removed them
+            damaged[candidate] = damage
+    except OtherVersion as error:
         raise DataError(
-            f"{folder}: {error}; nothing was changed: go on with the modis_dist that wrote it, or use another output "
-            "folder to start anew"
+            f"{folder}: {error}; nothing was changed: resume with the modis_dist that wrote it, or use another output "
+            "folder to start again"
         ) from None
     except OSError as error:
         where = shown(str(error.filename or folder))
-        raise DiskFailed(f"{where}: {_refused(error)}; nothing was changed, the same command tries again") from error
-    problems = [f"{path.name}: {wrong}" for path, wrong in damaged.items()]
-    problems += [f"{path.name}: was found damaged" for path in aside]
+        raise DiskFailed(f"{where}: {_unreadable(error)}; nothing was changed; rerun the same command") from error
+    problems = [f"{path.name}: {damage}" for path, damage in damaged.items()]
+    problems += [f"{path.name}: damaged" for path in aside]
     if problems:
         raise DataError(
-            f"{folder}: no valid checkpoint ({'; '.join(problems)}); restore it, or use another output folder to start "
-            "anew"
+            f"{folder}: no valid checkpoint ({'; '.join(problems)}); restore one, or use another output folder to "
+            "start again"
         )
     return None
 
 
 def latest(folder: Path) -> Path | None:
-    """For readers: the checkpoint with the highest step. Changes nothing, so a training may be running there.
+    """For readers: the checkpoint with the highest step, or None. Changes nothing, so a training may be running.
 
-    None where there is none. Raises ``DataError`` where it cannot be used; an older model is never taken in its place
-    unasked.
+    Raises ``DataError`` if it cannot be used; an older model never silently replaces it.
     """
-    while (found := max(_numbered(folder), key=_step, default=None)) is not None:
-        wrong = problem(found)
-        if wrong is None:
-            return found
-        if max(_numbered(folder), key=_step, default=None) == found:  # not just replaced by a running training
+    while (path := max(_numbered(folder), key=_step, default=None)) is not None:
+        damage = problem(path)
+        if damage is None:
+            return path
+        if max(_numbered(folder), key=_step, default=None) == path:  # not just replaced by a running training
             others = sorted(other.name for other in _numbered(folder) if problem(other) is None)
-            advice = f"take another checkpoint by its own path ({', '.join(others)})" if others else "restore it"
-            raise DataError(f"{found}: {wrong}; {advice} or train again into another output folder")
+            advice = f"name another checkpoint by its path ({', '.join(others)})" if others else "restore it"
+            raise DataError(f"{path}: {damage}; {advice} or train again into another output folder")
     return None
 
 
 def load(path: Path) -> Checkpoint:
-    """Read a checkpoint. Raises ``DataError`` where it is damaged or of another format."""
-    wrong = problem(path)
-    if wrong is not None:
-        raise DataError(f"{path}: {wrong}")
+    """Read a checkpoint. Raises ``DataError`` if it is damaged or has another format version."""
+    damage = problem(path)
+    if damage is not None:
+        raise DataError(f"{path}: {damage}")
     state = json.loads((path / "state.json").read_text())
     named = (path / name for name in json.loads((path / "manifest.json").read_text())["sha256"])
     try:
         tensors = {file.stem: load_file(file) for file in named if file.suffix == ".safetensors"}
     except SafetensorError as error:
-        raise DataError(f"{path}: not readable: {shown(str(error))}") from None
+        raise DataError(f"{path}: cannot be read: {shown(str(error))}") from None
     return Checkpoint(_step(path), tensors, state)
 
 
 def problem(path: Path) -> str | None:
-    """Why a checkpoint folder cannot be used, or None."""
+    """Reason why a checkpoint folder cannot be used, or None."""
     try:
         return _damage(path)
-    except Foreign as error:
+    except OtherVersion as error:
         return str(error)
     except OSError as error:
-        return _refused(error)
+        return _unreadable(error)
 
 
-class Foreign(Exception):
-    """A checkpoint of another format version, which may be sound."""
+class OtherVersion(Exception):
+    """A checkpoint with another format version, which may be valid."""
 
 
 def _damage(path: Path) -> str | None:
-    """What is damaged in a checkpoint folder, or None. Raises ``Foreign`` or ``OSError`` where that is not known."""
+    """Damage of a checkpoint folder, or None. Raises ``OtherVersion`` or ``OSError`` if that is not known."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["version"] != VERSION:
-            raise Foreign(f"format version {shown(manifest['version'])}; this program reads version {VERSION}")
+            raise OtherVersion(f"format version {shown(manifest['version'])}; this program reads version {VERSION}")
         if manifest["step"] != _step(path):
-            return f"the manifest is of step {shown(manifest['step'])}"
+            return f"the manifest is for step {shown(manifest['step'])}"
         for name, expected in manifest["sha256"].items():
             if sha256(path / Path(name).name) != expected:
                 return f"{shown(name)} does not match its checksum"
@@ -206,20 +204,20 @@ def _damage(path: Path) -> str | None:
     return None
 
 
-def _is_sound(path: Path) -> bool:
-    """Whether a checkpoint can be used. Raises ``OSError`` where that is not known."""
+def _is_valid(path: Path) -> bool:
+    """Return whether a checkpoint is valid. Raises ``OSError`` if that is not known."""
     try:
         return _damage(path) is None
-    except Foreign:
+    except OtherVersion:
         return False
 
 
-def _refused(error: OSError) -> str:
-    return f"cannot be read at the moment ({error.strerror or error})"
+def _unreadable(error: OSError) -> str:
+    return f"cannot be read ({error.strerror or error})"
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Checkpoints by their names. Raises ``OSError`` where that is not known, which ``glob`` would not tell."""
+    """Checkpoint folders by name. Raises ``OSError`` if the folder cannot be read, which ``glob`` would hide."""
     try:
         with os.scandir(folder) as entries:
             return [folder / entry.name for entry in entries if NAME.match(entry.name) and entry.is_dir()]
@@ -235,7 +233,7 @@ def _step(path: Path) -> int:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint so that it is kept but never chosen."""
+    """Rename a damaged checkpoint, which keeps it but never chooses it."""
     number = 0
     while (target := path.with_name(f"{path.name}.bad{number or ''}")).exists():
         number += 1

@@ -1,9 +1,8 @@
-"""A learner's step on a GPU as one graph: recorded once, replayed from then on without Python.
+"""CUDA graph of a learner's step: captured once, replayed from then on without Python.
 
-A small step is hundreds of kernels of a few microseconds, which a processor cannot start as fast as a GPU ends them.
-Recorded, the whole of a step, its optimiser included, is started at once. What is recorded always reads and writes the
-same memory, so a batch is copied there first, once for both learners, and the terms that come back hold until the next
-step.
+A small step is hundreds of kernels of a few microseconds, which a CPU launches more slowly than a GPU executes them.
+Captured, the whole step, optimiser included, is one launch. A graph always reads and writes the same memory, so each
+batch is first copied there, once for both learners, and the returned terms are valid until the next step.
 """
 
 import logging
@@ -21,59 +20,59 @@ from modis_dist.objective import Batch, Rules, Terms, Weights
 
 Step = Callable[[Batch, Weights, Rules], Terms]
 
-WARM_UP = 3  # steps before recording, in which libraries allocate what they need once
-MEANT_FOR_RECORDING = "This instance was constructed with capturable=True"  # of an optimiser, in steps before that
+WARM_UP = 3  # steps before capture, in which libraries allocate what they need once
+CAPTURABLE_WARNING = "This instance was constructed with capturable=True"  # of an optimiser, in steps before capture
 
 
-class Recorder(Protocol):
-    """How a step is run before it is recorded, and recorded."""
+class Capture(Protocol):
+    """Runs a step before its capture, and captures it."""
 
-    refused: bool  # a step could not be recorded: no other is tried
+    failed: bool  # a capture failed: no other is tried
 
-    def aside(self, step: Callable[[], Terms]) -> Terms:
-        """Run it where it will be recorded."""
+    def warm_up(self, step: Callable[[], Terms]) -> Terms:
+        """Run a step on the stream on which it will be captured."""
         ...
 
-    def record(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
-        """What runs it again, and the terms that this writes; recording does not run it."""
+    def capture(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
+        """Return a function that replays the step, and the terms that it writes. Capture does not run the step."""
         ...
 
 
-class GraphRecorder:
-    """CUDA graphs, on a stream of their own."""
+class GraphCapture:
+    """CUDA graphs on a stream of their own."""
 
-    _without_end: ClassVar[list[torch.cuda.CUDAGraph]] = []  # never dropped: the allocator goes on asking them
+    _unfinished: ClassVar[list[torch.cuda.CUDAGraph]] = []  # kept alive: the allocator keeps using them
 
     def __init__(self, device: torch.device) -> None:
-        self.refused = False
+        self.failed = False
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
-    def aside(self, step: Callable[[], Terms]) -> Terms:
-        """See ``Recorder.aside``."""
-        around = torch.cuda.current_stream(self._stream.device)
-        self._stream.wait_stream(around)
+    def warm_up(self, step: Callable[[], Terms]) -> Terms:
+        """See ``Capture.warm_up``."""
+        current = torch.cuda.current_stream(self._stream.device)
+        self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", MEANT_FOR_RECORDING)
+            warnings.filterwarnings("ignore", CAPTURABLE_WARNING)
             terms = step()
-        around.wait_stream(self._stream)
+        current.wait_stream(self._stream)
         return terms
 
-    def record(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
-        """See ``Recorder.record``."""
+    def capture(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
+        """See ``Capture.capture``."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The stream around is set once more, for where recording fails `graph` does not leave its own.
+            # The outer context restores the stream: where capture fails, `torch.cuda.graph` does not.
             with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
                 terms = step()
         except RuntimeError:
             if not _has_ended(graph):
-                self._without_end.append(graph)
+                self._unfinished.append(graph)
             raise
         return graph.replay, terms
 
 
 def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
-    """Whether its recording was closed, as it is where memory is out: dropped then, it gives its memory back."""
+    """Return whether a failed capture was closed, as after an out-of-memory error: its memory can then be freed."""
     try:
         graph.pool()
     except RuntimeError:
@@ -82,89 +81,89 @@ def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
 
 
 @cache
-def recorder_on(device: torch.device) -> Recorder | None:
-    """What records steps on a device, or None where they are not recorded.
+def capture_for(device: torch.device) -> Capture | None:
+    """Return the capture of steps on a device, or None where steps are not captured.
 
-    One for all trainings of a process: for every stream, libraries and the allocator hold memory of their own for ever.
+    One per process: libraries and the allocator hold memory for every stream until the process ends.
     """
-    return GraphRecorder(device) if device.type == "cuda" else None
+    return GraphCapture(device) if device.type == "cuda" else None
 
 
 class Inputs:
-    """Where recorded steps find their batch: one place for both sides of the game, filled once for a batch."""
+    """Input buffers of captured steps, shared by both sides of the game and filled once per batch."""
 
     def __init__(self) -> None:
-        self._given: ReferenceType[Batch] | None = None
-        self._held: Batch | None = None
+        self._source: ReferenceType[Batch] | None = None
+        self._buffers: Batch | None = None
 
-    def filled(self, batch: Batch) -> Batch:
-        """The place with the batch in it; another one than before where sizes are others."""
-        if self._held is not None and self._given is not None and self._given() is batch:
-            return self._held
-        if self._held is None or _sizes(self._held) != _sizes(batch):
-            self._held = _copy(batch)
+    def fill(self, batch: Batch) -> Batch:
+        """Copy a batch into the buffers and return them; a batch of other sizes gets new buffers."""
+        if self._buffers is not None and self._source is not None and self._source() is batch:
+            return self._buffers
+        if self._buffers is None or _sizes(self._buffers) != _sizes(batch):
+            self._buffers = _copy(batch)
         else:
-            for kept, given in zip(_tensors(self._held), _tensors(batch), strict=True):
-                kept.copy_(given, non_blocking=True)
-        self._given = ref(batch)
-        return self._held
+            for buffer, source in zip(_tensors(self._buffers), _tensors(batch), strict=True):
+                buffer.copy_(source, non_blocking=True)
+        self._source = ref(batch)
+        return self._buffers
 
 
-class _Recorded(NamedTuple):
-    """A step that reads ``held`` and writes ``terms``."""
+class _Graph(NamedTuple):
+    """A captured step that reads ``inputs`` and writes ``terms``."""
 
-    held: Batch
+    inputs: Batch
     replay: Callable[[], object]
     terms: Terms
 
 
-class Captured:
-    """Steps that are recorded after a few, and anew where sizes, weights or rules are others.
+class CapturedStep:
+    """Takes steps: the first few directly, then by replay; captures again when sizes, weights or rules change.
 
-    Holds nothing of who takes the steps, whose memory is then free as soon as it is dropped.
+    Holds no reference to the learner, whose memory is freed as soon as it is dropped.
     """
 
-    def __init__(self, recorder: Recorder, inputs: Inputs) -> None:
-        self._recorder = recorder
+    def __init__(self, capture: Capture, inputs: Inputs) -> None:
+        self._capture = capture
         self._inputs = inputs
-        self.forget()
+        self.invalidate()
 
-    def forget(self) -> None:
-        """Record anew, after a few steps more: what was recorded writes to memory that is no longer the learner's."""
+    def invalidate(self) -> None:
+        """Drop the graph, whose memory was freed; capture again after warm-up."""
         self._weights: Weights | None = None
-        self._of: tuple[object, ...] = ()
+        self._key: tuple[object, ...] = ()
         self._warm = 0
-        self._recorded: _Recorded | None = None
+        self._graph: _Graph | None = None
 
     def __call__(self, step: Step, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-        """The step on a batch; the terms hold until the next call. Raises what a step raises.
+        """Take the step on a batch; the terms are valid until the next call. Raises what the step raises.
 
-        Where a step cannot be recorded a warning says so, and steps are taken one by one.
+        Where capture fails, a warning says so and steps run directly.
         """
-        of = (rules, _sizes(batch))
-        if self._weights is not weights or of != self._of:
-            self.forget()
-            self._weights, self._of = weights, of
-        if self._recorded is not None or (self._warm == WARM_UP and not self._recorder.refused):
-            held = self._inputs.filled(batch)
-            if self._recorded is None or self._recorded.held is not held:
-                self._recorded = None  # gives its memory to the next
-                self._recorded = self._record(step, held, weights, rules)
-        if self._recorded is None:
+        key = (rules, _sizes(batch))
+        if self._weights is not weights or key != self._key:
+            self.invalidate()
+            self._weights, self._key = weights, key
+        if self._graph is not None or (self._warm == WARM_UP and not self._capture.failed):
+            inputs = self._inputs.fill(batch)
+            if self._graph is None or self._graph.inputs is not inputs:
+                self._graph = None  # frees its memory for the next one
+                self._graph = self._captured(step, inputs, weights, rules)
+        if self._graph is None:
             self._warm = min(self._warm + 1, WARM_UP)
-            return self._recorder.aside(lambda: step(batch, weights, rules))
-        self._recorded.replay()
-        return self._recorded.terms
+            return self._capture.warm_up(lambda: step(batch, weights, rules))
+        self._graph.replay()
+        return self._graph.terms
 
-    def _record(self, step: Step, held: Batch, weights: Weights, rules: Rules) -> _Recorded | None:
-        if self._recorder.refused:
+    def _captured(self, step: Step, inputs: Batch, weights: Weights, rules: Rules) -> _Graph | None:
+        if self._capture.failed:
             return None
         try:
-            return _Recorded(held, *self._recorder.record(lambda: step(held, weights, rules)))
+            return _Graph(inputs, *self._capture.capture(lambda: step(inputs, weights, rules)))
         except RuntimeError as error:
-            self._recorder.refused = True
-            cause = error.__context__ or error  # the end of a recording that failed fails too, and says less
-            logging.getLogger(__name__).warning("a step cannot be recorded, which is slower: %s", cause)
+            self._capture.failed = True
+            cause = error.__context__ or error  # closing a failed capture fails too, with a less useful message
+            logging.getLogger(__name__).warning("CUDA graph capture failed; steps run uncaptured, slower: %s", cause)
             return None
 
 
@@ -182,10 +181,10 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def _copy(batch: Batch) -> Batch:
-    copied: dict[str, object] = {}
+    copies: dict[str, object] = {}
     for field in fields(batch):
         value = getattr(batch, field.name)
-        copied[field.name] = tuple(x.clone() for x in value) if isinstance(value, tuple) else value
+        copies[field.name] = tuple(x.clone() for x in value) if isinstance(value, tuple) else value
         if isinstance(value, Tensor):
-            copied[field.name] = value.clone()
-    return Batch(**copied)  # type: ignore[arg-type]
+            copies[field.name] = value.clone()
+    return Batch(**copies)  # type: ignore[arg-type]

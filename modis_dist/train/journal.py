@@ -1,11 +1,11 @@
-"""The local record of a training: an append-only file of JSON lines, each with its checksum.
+"""The journal of a training: an append-only file of JSON lines with checksums.
 
-The process that trains writes it; the driver reads it and mirrors it elsewhere. It is the source of truth for curves:
-whatever happens to a tracking server, the lines stay. This module must not know MLflow or Ray.
+The process that trains writes it; others follow it. It is the source of truth for curves, whatever happens to a
+tracking server. This module must not know MLflow or Ray.
 
 A line is ``{"crc": "<CRC-32 of the record's canonical text, hex>", "record": {...}}``; canonical text is JSON with
-sorted keys and no spaces. JSON has no NaN or infinity, so they are written as the texts "nan", "inf" and "-inf"; the
-values of metrics are floats again when read.
+sorted keys and no spaces. NaN and infinity, which JSON lacks, are the strings "nan", "inf" and "-inf"; metrics are
+floats again when read.
 """
 
 import errno
@@ -29,11 +29,11 @@ Record = dict[str, Any]
 
 
 class JournalWriter(AbstractContextManager["JournalWriter"]):
-    """Appends records to a journal. One writer per file; the folder must be there.
+    """Appends records to a journal. One writer per file, in an existing folder.
 
-    Every record is one ``os.write`` to a file opened with O_APPEND, so a killed process leaves at most one torn last
-    line, and the next writer begins on a new one. Records that the disk refuses wait for the next one, and a training
-    goes on; raises ``OSError`` where an ``end`` or the closed file would lack some.
+    Every record is one ``os.write`` with O_APPEND, so a killed process leaves at most one torn last line; the next
+    writer starts a new line. Records that cannot be written wait for the next one while the training continues;
+    raises ``OSError`` if an ``end`` or the closed file would lack records.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,12 +43,12 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None:
-        """Numbers of one epoch (``step``) of one trial."""
+        """Write the metrics of one epoch (``step``) of a trial."""
         numbers = {name: float(value) for name, value in values.items()}
         self._append({"kind": "metrics", "trial": trial, "time_ms": _now_ms(), "step": int(step), "values": numbers})
 
     def event(self, trial: str, *, kind: EventKind, values: Mapping[str, Any]) -> None:
-        """Something that happened once; ``values`` are plain JSON values. An ``end`` is on disk when this returns."""
+        """Write an event with plain JSON ``values``. An ``end`` is on disk when this returns."""
         self._append({"kind": kind, "trial": trial, "time_ms": _now_ms(), "values": dict(values)})
         if kind == "end":
             self._write()
@@ -57,12 +57,12 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; what goes wrong then never hides what went wrong before."""
+        """Close; an error in closing never hides an earlier one."""
         with suppress(OSError) if kind else nullcontext():
             self.close()
 
     def close(self) -> None:
-        """Bring everything to disk; a second call does nothing."""
+        """Flush to disk and close; a second call does nothing."""
         if self._file < 0:
             return
         try:
@@ -78,7 +78,7 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
             self._write()
         except OSError as error:
             if len(self._waiting) == 1:
-                logging.getLogger(__name__).warning("%s; its records wait for room, training goes on", error)
+                logging.getLogger(__name__).warning("%s; records wait, training continues", error)
 
     def _write(self) -> None:
         while self._waiting:
@@ -95,7 +95,7 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
 
 
 class JournalReader:
-    """Reads a growing journal piece by piece; a file that is not there yet is empty."""
+    """Reads a growing journal incrementally; a missing file is empty."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -106,8 +106,8 @@ class JournalReader:
     def new(self) -> list[Record]:
         """Valid records since the last call, whole lines only.
 
-        A resumed training writes the epochs after its checkpoint again, with the same numbers: of metrics with the
-        same trial and step the first are kept.
+        A resumed training repeats the epochs after its checkpoint, with the same numbers: only the first metrics of a
+        trial and step are returned.
         """
         *lines, _unfinished = self._tail().split(b"\n")
         self._offset += sum(len(line) + 1 for line in lines)
@@ -134,16 +134,16 @@ class JournalReader:
 
 
 def read(path: Path) -> list[Record]:
-    """Every valid record of a journal, in the order written; see ``JournalReader`` for what is left out."""
+    """All valid records of a journal in the order written; see ``JournalReader``."""
     return JournalReader(path).new()
 
 
 def copy_trial(source: Path, target: Path, *, trial: str) -> None:
-    """Make a journal of the valid records of one trial in another; one that is not there yet is empty."""
+    """Copy the valid records of one trial into a new journal; a missing source is empty."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = source.read_bytes().split(b"\n") if source.exists() else []
-    held = [line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial]
-    write_bytes(target, b"".join(line + b"\n" for line in held))
+    chosen = [line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial]
+    write_bytes(target, b"".join(line + b"\n" for line in chosen))
 
 
 def _now_ms() -> int:
@@ -171,18 +171,18 @@ def _canonical(record: Any) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The same value with numbers that JSON cannot hold as text."""
+    """The value with NaN and infinity as strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
-        return {str(key): _strict(held) for key, held in value.items()}
+        return {str(key): _strict(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_strict(held) for held in value]
+        return [_strict(item) for item in value]
     return value
 
 
 def _record(line: bytes) -> Record | None:
-    """The record of a line, or None where the line is not what was written."""
+    """The record of a line, or None if the line is damaged."""
     try:
         outer = json.loads(line, parse_constant=_refuse)
         record, crc = outer["record"], outer["crc"]

@@ -1,7 +1,7 @@
-"""Batches of every replicate, from data that stay on the device or, where they do not fit, beside it.
+"""Batches of every slot, from data on the device or, where they do not fit, in host memory.
 
-The order of rows is a pure function of (seed, epoch, pass, modality) and noise one of (seed, step), so the loader's
-place is just (epoch, step): there is no iterator to save. Legend: r replicates, m modalities, b rows.
+The order of rows is a pure function of (seed, epoch, pass, modality) and noise of (seed, step), so the loader's state
+is (epoch, step): there is no iterator to save. Legend: r slots, m modalities, b rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from modis_dist.data.store.index import Strings
 from modis_dist.distributed import ALONE, World
 from modis_dist.objective import Batch
 from modis_dist.train.placement import gather_to_device, storage_device
@@ -27,17 +28,17 @@ def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_length: E
 
 
 def labelled_rows(labelled: int, rows: int, *, batch_size: int, share: float) -> int:
-    """How many rows of a batch are drawn from the labelled ones alone; 0 where the share is reached without."""
+    """Number of rows of a batch to oversample from the labelled ones; 0 where the share is reached without."""
     return min(round(share * batch_size), batch_size - 1) if 0 < labelled < share * rows else 0
 
 
-def row_order(rows: int, wanted: int, *, seed: int, epoch: int, modality: str) -> Tensor:
+def row_order(rows: int, count: int, *, seed: int, epoch: int, modality: str) -> Tensor:
     """Positions of the rows an epoch visits: permutations one after the other, each row once per permutation."""
-    passes = -(-wanted // rows)
-    drawn = [
+    passes = -(-count // rows)
+    orders = [
         torch.randperm(rows, generator=generator(seed, "order", epoch, number, modality)) for number in range(passes)
     ]
-    return torch.cat(drawn)[:wanted]
+    return torch.cat(orders)[:count]
 
 
 def epoch_order(
@@ -45,24 +46,33 @@ def epoch_order(
 ) -> Tensor:
     """Positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
 
-    Where less than ``share`` of the rows are labelled (``label`` [n] >= 0), every batch begins with that share of
-    labelled rows, drawn again and again, and the rest of it are unlabelled rows. Batches that mix two streams are
-    usual in semi-supervised learning (Tarvainen and Valpola 2017): a few labels, met once an epoch, are outweighed.
+    If less than ``share`` of the rows are labelled (``label`` [n] >= 0), every batch begins with that share of labelled
+    rows, oversampled, and unlabelled rows fill the rest. Such two-stream batches are usual in semi-supervised learning
+    (Tarvainen and Valpola 2017): a few labels seen once an epoch carry too little weight.
     """
     known = torch.nonzero(label >= 0).squeeze(1)
     several = labelled_rows(len(known), len(label), batch_size=batch_size, share=share)
     if not several:
         return row_order(len(label), steps * batch_size, seed=seed, epoch=epoch, modality=modality)
     others = torch.nonzero(label < 0).squeeze(1)
-    drawn = []
+    streams = []
     for rows, count, name in ((known, several, "labelled"), (others, batch_size - several, "unlabelled")):
         order = row_order(len(rows), steps * count, seed=mix(seed, name), epoch=epoch, modality=modality)
-        drawn.append(rows[order].view(steps, count))
-    return torch.cat(drawn, 1).flatten()
+        streams.append(rows[order].view(steps, count))
+    return torch.cat(streams, 1).flatten()
+
+
+def sample_codes(sample_id: Mapping[str, Strings]) -> dict[str, Tensor]:
+    """An integer [n] for each row, by modality; equal for rows of one sample, in all modalities."""
+    codes: dict[str, int] = {}
+    return {
+        m: torch.tensor([codes.setdefault(name, len(codes)) for name in ids], dtype=torch.long)
+        for m, ids in sample_id.items()
+    }
 
 
 class Loader:
-    """Gathers the batches of R replicates; replicates with the same ``Prepared`` share one copy of the data."""
+    """Gathers the batches of R slots; slots with the same ``Prepared`` share one copy of the data."""
 
     def __init__(
         self,
@@ -90,57 +100,64 @@ class Loader:
         rows = [p.train.rows() for p in prepared]
         self._labels = [{m: torch.as_tensor(label) for m, label in p.train.label.items()} for p in prepared]
         distinct = {id(p): p for p in prepared}
+        samples = {name: sample_codes(p.train.sample_id) for name, p in distinct.items()}
+        self._samples = [samples[id(p)] for p in prepared]
         values = sum(x.size for p in distinct.values() for x in p.train.x.values())
-        self._home = storage_device(values * dtype.itemsize, device)
-        held = {name: _placed(p, self._home, device, dtype) for name, p in distinct.items()}
-        self._x = [held[id(p)] for p in prepared]
-        # Replicates that share their data, as they follow each other: so many, then so many.
-        self._neighbours = [len(list(same)) for _, same in groupby(map(id, prepared))]
-        lengths = {steps_per_epoch(held, batch_size=batch_size, epoch_length=epoch_length) for held in rows}
-        assert len(lengths) == 1, "replicates of one stack have the same number of steps per epoch"
+        self._storage_device = storage_device(values * dtype.itemsize, device)
+        features = {name: _stored(p, self._storage_device, device, dtype) for name, p in distinct.items()}
+        self._x = [features[id(p)] for p in prepared]
+        self._run_lengths = [len(list(same)) for _, same in groupby(map(id, prepared))]  # of slots that share data
+        lengths = {steps_per_epoch(counts, batch_size=batch_size, epoch_length=epoch_length) for counts in rows}
+        assert len(lengths) == 1, "slots of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
-        self._plan: tuple[int, Tensor, Tensor] | None = None
+        self._plan: tuple[int, Tensor, Tensor, Tensor] | None = None
 
     def batch(self, *, epoch: int, step: int) -> Batch:
         """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
-        here = slice(step * self._batch_size, (step + 1) * self._batch_size)
-        rows, label = (plan[:, :, here] for plan in self._plan_of(epoch))
-        own = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
-        x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(own))
+        positions = slice(step * self._batch_size, (step + 1) * self._batch_size)
+        rows, label, sample = (plan[:, :, positions] for plan in self._plan_of(epoch))
+        blocks = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
+        x = tuple(self._gather(rows[:, m, block], m) for m, block in enumerate(blocks))
         noise_d, noise_g, signs = self._noise(epoch * self.steps + step)
-        return Batch(x, label.contiguous(), noise_d, noise_g, signs)
+        return Batch(x, label.contiguous(), sample.contiguous(), noise_d, noise_g, signs)
 
     def _gather(self, rows: Tensor, modality: int) -> Tensor:
-        """Features of rows [r, b]; on the device those of neighbours that share their data at once."""
-        held = [x[modality] for x in self._x]
-        if self._home != self._device:
-            return gather_to_device(held, rows, device=self._device).to(self._dtype)
-        found, start = [], 0
-        for count in self._neighbours:
-            found.append(held[start][rows[start : start + count]])
+        """Features of rows [r, b]; on the device, slots next to each other that share data take one gather."""
+        features = [x[modality] for x in self._x]
+        if self._storage_device != self._device:
+            return gather_to_device(features, rows, device=self._device).to(self._dtype)
+        parts, start = [], 0
+        for count in self._run_lengths:
+            parts.append(features[start][rows[start : start + count]])
             start += count
-        return torch.cat(found) if len(found) > 1 else found[0]
+        return torch.cat(parts) if len(parts) > 1 else parts[0]
 
-    def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor]:
-        """Of the rows of an epoch the positions, where features are, and labels, on the device: [r, m, steps * b]."""
+    def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Positions (on the storage device), labels and sample codes of an epoch's rows, each [r, m, steps * b]."""
         if self._plan is None or self._plan[0] != epoch:
-            plan = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
-            label = [
-                torch.stack([labels[m][order] for m, order in zip(self.modalities, orders, strict=True)])
-                for labels, orders in zip(self._labels, plan, strict=True)
-            ]
-            self._plan = (epoch, plan.to(self._home), torch.stack(label).to(self._device))
+            order = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
+            label, sample = (self._in_order(values, order).to(self._device) for values in (self._labels, self._samples))
+            self._plan = (epoch, order.to(self._storage_device), label, sample)
         return self._plan[1:]
 
-    def _order(self, replicate: int, epoch: int) -> Tensor:
-        """The same [m, steps * b] of one replicate."""
+    def _in_order(self, values: Sequence[Mapping[str, Tensor]], order: Tensor) -> Tensor:
+        """Values [r, m, steps * b] of rows, given those of each slot and modality."""
+        return torch.stack(
+            [
+                torch.stack([of_slot[m][rows] for m, rows in zip(self.modalities, orders, strict=True)])
+                for of_slot, orders in zip(values, order, strict=True)
+            ]
+        )
+
+    def _order(self, slot: int, epoch: int) -> Tensor:
+        """Positions [m, steps * b] of the rows of one slot."""
         orders = [
             epoch_order(
-                self._labels[replicate][m],
+                self._labels[slot][m],
                 steps=self.steps,
                 batch_size=self._batch_size,
                 share=self._min_labelled_fraction,
-                seed=self._seeds[replicate],
+                seed=self._seeds[slot],
                 epoch=epoch,
                 modality=m,
             )
@@ -149,7 +166,7 @@ class Loader:
         return torch.stack(orders)
 
     def _noise(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Standard normal noise of both phases [r, m, b, l], and random signs [r, m, b, m] where asked for."""
+        """Standard normal noise [r, m, b, l] of both phases, and random signs [r, m, b, m] if needed."""
         modalities = len(self.modalities)
         size = (2, modalities, self._batch_size, self._latent)
         noise, signs = [], []
@@ -159,11 +176,11 @@ class Loader:
             if self._signs:
                 shape = (modalities, self._batch_size, modalities)
                 signs.append(torch.randint(0, 2, shape, generator=drawing, device=self._device) * 2 - 1)
-        both = torch.stack(noise, 1).to(self._dtype)
-        return both[0], both[1], torch.stack(signs).to(self._dtype) if signs else None
+        noise_d, noise_g = torch.stack(noise, 1).to(self._dtype)
+        return noise_d, noise_g, torch.stack(signs).to(self._dtype) if signs else None
 
 
-def _placed(prepared: Prepared, home: torch.device, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Features where they wait; on the host they are used where they lie, without a copy."""
-    kind = dtype if home == device else None
-    return tuple(torch.as_tensor(part).to(home, kind) for part in prepared.train.x.values())
+def _stored(prepared: Prepared, storage: torch.device, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """Features on the storage device; on the host without a copy."""
+    target = dtype if storage == device else None
+    return tuple(torch.as_tensor(part).to(storage, target) for part in prepared.train.x.values())

@@ -1,6 +1,6 @@
-"""Losses of every step, kept on the device and brought to the host in windows.
+"""Losses of every step, kept on the device and copied to the host in windows of steps.
 
-A window is where non-finite losses are found: the step and the term are named exactly, though up to a window late.
+Non-finite losses are found when a window is copied: step and term are exact, but up to a window late.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,9 +17,9 @@ from modis_dist.objective import Terms
 
 @dataclass(frozen=True)
 class NonFinite:
-    """The first loss of a replicate that is not a number or infinite."""
+    """The first loss of a slot that is NaN or infinite."""
 
-    replicate: int
+    slot: int
     update: int  # optimiser step, counted from 1
     term: str
     value: float
@@ -29,19 +29,19 @@ class NonFinite:
 
 
 class LossLog:
-    """Sums of each replicate's terms since the epoch began, and the window not yet looked at."""
+    """Sums of each slot's terms since the epoch began, and the window not yet checked."""
 
-    def __init__(self, modalities: Sequence[str], *, replicates: int, window: int, world: World = ALONE) -> None:
+    def __init__(self, modalities: Sequence[str], *, slots: int, window: int, world: World = ALONE) -> None:
         self._world = world
         self._modalities = modalities
         self._window = window
         self._pending: list[torch.Tensor] = []
         self.names: list[str] = []
-        self.sums: NDArray[np.float64] = np.zeros((replicates, 0))
+        self.sums: NDArray[np.float64] = np.zeros((slots, 0))
         self.steps = 0
 
     def record(self, *phases: Terms) -> None:
-        """Remember the unweighted terms and the totals of a step's phases; nothing crosses to the host."""
+        """Add the unweighted terms and the totals of a step's phases; copies nothing to the host."""
         if not self.names:
             self.names = [name for phase in phases for name in self._names_of(phase)]
         if self.sums.shape[1] == 0:
@@ -53,13 +53,13 @@ class LossLog:
         self._pending.append(torch.cat(columns, 1))
 
     def full(self) -> bool:
-        """Whether a window is complete."""
+        """Return whether a window is complete."""
         return len(self._pending) >= self._window
 
     def flush(self, *, update: int) -> list[NonFinite]:
-        """Add the window, of all ranks, to the sums; ``update`` is the last step in it.
+        """Add the window of all ranks to the sums; ``update`` is its last step.
 
-        Returns each replicate's first bad loss, the same on every rank.
+        Returns the first non-finite loss of each slot, the same on every rank.
         """
         if not self._pending:
             return []
@@ -73,7 +73,7 @@ class LossLog:
         ]
 
     def means(self) -> list[dict[str, float]]:
-        """Each replicate's mean of every term over the epoch so far; starts the next epoch."""
+        """Each slot's mean of every term over the epoch so far; starts the next epoch."""
         rows = [
             {f"train/{name}": float(value) for name, value in zip(self.names, row / max(self.steps, 1), strict=True)}
             for row in self.sums
@@ -82,18 +82,18 @@ class LossLog:
         return rows
 
     def state(self) -> dict[str, Any]:
-        """The sums, to be saved in the middle of an epoch; the window must be flushed."""
+        """The sums, for a checkpoint in the middle of an epoch; flush the window first."""
         assert not self._pending, "flush before saving"
         return {"names": self.names, "sums": self.sums.tolist(), "steps": self.steps}
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """The inverse of ``state``."""
+        """Load what ``state`` returned."""
         self.names = list(state["names"])
         self.sums = np.array(state["sums"], np.float64).reshape(len(state["sums"]), len(self.names))
         self.steps = state["steps"]
 
     def without(self, dropped: Sequence[int]) -> None:
-        """Forget replicates."""
+        """Drop slots."""
         self.sums = np.delete(self.sums, list(dropped), 0)
 
     def _names_of(self, phase: Terms) -> list[str]:
@@ -102,10 +102,10 @@ class LossLog:
             names += [f"{name}/{m}" for m in self._modalities] if part.dim() == 2 else [name]
         return [*names, "total_d" if "adversarial_d" in phase.parts else "total_g"]
 
-    def _first_bad(self, values: NDArray[np.float64], replicate: int, first: int) -> NonFinite:
-        """The first bad step, and of its bad terms the first that names a modality, for it says where to look."""
-        bad = ~np.isfinite(values[:, replicate])
+    def _first_bad(self, values: NDArray[np.float64], slot: int, first: int) -> NonFinite:
+        """The first bad step, and its first bad term that names a modality: it says where to look."""
+        bad = ~np.isfinite(values[:, slot])
         step = int(bad.any(1).argmax())
         terms = [int(term) for term in np.flatnonzero(bad[step])]
         term = next((t for t in terms if "/" in self.names[t]), terms[0])
-        return NonFinite(replicate, first + step, self.names[term], float(values[step, replicate, term]))
+        return NonFinite(slot, first + step, self.names[term], float(values[step, slot, term]))

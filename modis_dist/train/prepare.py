@@ -1,8 +1,7 @@
-"""From a store and a run to the arrays a training sees: rows chosen, scenario applied, features preprocessed.
+"""From a store and a run to the arrays of a training: select rows, apply the scenario, preprocess features.
 
-Raw features are read a block at a time: from memory or, where prepared ones are kept on a disk, from the store again
-and again. Everything fitted here is fitted on training rows only. Test rows are touched only where the caller asks for
-them.
+Raw features are read in blocks: from memory or, where prepared features are stored on disk, from the store each time.
+Everything fitted is fitted on training rows only. Test rows are prepared only if the caller asks for them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,12 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.parse import digest, to_tree
-from modis_dist.config.run import Data, Pca, PreprocessStep, Run, VarianceFilter
+from modis_dist.config.run import COUNTS, Data, Pca, PreprocessStep, Run, VarianceFilter
 from modis_dist.data import preprocess, scenario
 from modis_dist.data.preprocess import Pipeline
 from modis_dist.data.scenario import TrainingRows
 from modis_dist.data.split import Partition, partition
-from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage, Matrix, RowView, refuse_insufficient_scratch
+from modis_dist.data.store.arrays import (
+    BYTES_PER_VALUE,
+    FeatureStorage,
+    Matrix,
+    RowView,
+    refuse_insufficient_scratch,
+    slices,
+)
 from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
@@ -45,7 +51,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows of each modality a run trains on, validates on and is tested on."""
+    """Numbers of training, validation and test rows by modality."""
 
     train: Mapping[str, int]
     validation: Mapping[str, int]
@@ -57,7 +63,7 @@ SelectionOf = Callable[[Run], Selection]
 
 @dataclass(frozen=True)
 class Cohort:
-    """A selection and its raw features: in memory, or read from the store again and again."""
+    """A selection and its raw features, in memory or read from the store each time."""
 
     selection: Selection
     features: Mapping[str, tuple[str, ...]]
@@ -80,7 +86,7 @@ class Subset:
 
 @dataclass(frozen=True)
 class Prepared:
-    """What one training learns from and is judged on."""
+    """The prepared data of one training."""
 
     classes: tuple[str, ...]
     pipelines: Mapping[str, Pipeline]
@@ -123,7 +129,7 @@ def select(store: Store, data: Data) -> Selection:
 
 
 def selections(store: Store) -> SelectionOf:
-    """``select`` for runs of one store, remembered; runs of a sweep may use different modalities and classes."""
+    """``select`` for runs of one store, cached; runs of a sweep may use different modalities and classes."""
     known: dict[tuple[object, object], Selection] = {}
 
     def selection_of(run: Run) -> Selection:
@@ -158,7 +164,7 @@ def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition],
 
 
 def row_counts(run: Run, selection: Selection) -> RowCounts:
-    """The sizes of a run's split, remembered: hundreds of trials share a few splits."""
+    """Sizes of a run's split, cached: hundreds of trials share a few splits."""
     key = data_key(run, selection.fingerprint)
     if key not in selection.counted:
         selection.counted[key] = _counted(*training_rows(run, selection))
@@ -172,7 +178,7 @@ def _counted(parts: Mapping[str, Partition], chosen: Mapping[str, TrainingRows])
 
 
 def data_key(run: Run, fingerprint: str) -> str:
-    """Equal for two runs that learn from the same rows, labels and features."""
+    """A digest, equal for two runs with the same rows, labels and features."""
     redrawn = any(getattr(step, "seed", 0) is None for step in run.scenario)
     tree = to_tree(run)
     data = {key: value for key, value in tree["data"].items() if key not in {"store", "simulate"}}
@@ -180,28 +186,31 @@ def data_key(run: Run, fingerprint: str) -> str:
 
 
 @dataclass(frozen=True)
-class Foreseen:
-    """What preparing a run will come to."""
+class PreparationEstimate:
+    """Result sizes and cost of preparing a run."""
 
-    features: Mapping[str, int]  # of each modality, for the networks
+    features: Mapping[str, int]  # of each modality, after preprocessing
     classes: int
-    seconds: float  # that all but the principal components took here, about
-    left_out: float  # multiplications of the principal components, about
+    seconds: float  # measured, without principal components
+    multiplications: float  # of the principal components, estimated
 
-    def takes(self, per_multiplication: float) -> float:
-        """Seconds, where a multiplication of the principal components takes so long."""
-        return self.seconds + self.left_out * per_multiplication
+    def total_seconds(self, per_multiplication: float) -> float:
+        """Seconds in all, given those of one multiplication."""
+        return self.seconds + self.multiplications * per_multiplication
 
 
-def foreseen(run: Run, cohort: Cohort) -> Foreseen:
-    """``prepare`` without its principal components. Raises what ``prepare`` does, and ``DataError`` where no validation
-    rows are left."""
-    began = perf_counter()
+def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
+    """Prepare a run without principal components, and estimate these.
+
+    Raises as ``prepare``, and ``DataError`` if no validation rows are left.
+    """
+    start = perf_counter()
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
+    _refuse_values(run, cohort)
     if not any(len(part.validation) for part in parts.values()):
         raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
-    widths, left_out = {}, 0.0
+    widths, multiplications = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
         raw = RowView(x, chosen[modality].rows)
@@ -209,23 +218,24 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
         pipeline, widths[modality], left = preprocess.fit_before_pca(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), storage=cohort.storage)
-        left_out += left
-    return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
+        multiplications += left
+    return PreparationEstimate(widths, len(selection.classes), perf_counter() - start, multiplications)
 
 
 def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
-    """Split, scenario and preprocessing of a run; ``test`` also prepares the test rows.
+    """Split, apply the scenario and preprocess; ``test`` also prepares the test rows.
 
-    Raises ``ConfigError`` or ``DataError`` where the run does not fit the data, or its features not the disk.
+    Raises ``ConfigError`` or ``DataError`` if the run does not fit the data, or its features do not fit the disk.
     """
     selection = cohort.selection
     parts, chosen = _rows(run, selection)
+    _refuse_values(run, cohort)
     absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
     if cohort.storage == "disk":
         features = {modality: len(names) for modality, names in cohort.features.items()}
-        kept = kept_bytes(run, _counted(parts, chosen), features, test=test).values()
+        sizes = prepared_bytes(run, _counted(parts, chosen), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
-        refuse_insufficient_scratch((sum(kept) + max(kept)) * run.trainer.workers)
+        refuse_insufficient_scratch((sum(sizes) + max(sizes)) * run.trainer.workers)
     pipelines: dict[str, Pipeline] = {}
     train_x: dict[str, Features] = {}
     for modality in selection.modalities:
@@ -239,26 +249,47 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         selection.classes,
         pipelines,
         train,
-        _held_out(cohort, pipelines, parts, "validation"),
-        _held_out(cohort, pipelines, parts, "test") if test else None,
+        _prepared_subset(cohort, pipelines, parts, "validation"),
+        _prepared_subset(cohort, pipelines, parts, "test") if test else None,
         tuple(absent),
         data_key(run, selection.fingerprint),
         cohort.storage,
     )
 
 
-def kept_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test: bool) -> dict[str, int]:
-    """Bytes of the prepared features of every modality, of which so many ``features`` are read."""
-    kept = {}
+def _refuse_values(run: Run, cohort: Cohort) -> None:
+    """Raise ``DataError`` naming a value of a modality that its likelihood does not have."""
+    for modality, x in cohort.x.items():
+        likelihood, names = likelihood_of(run, modality), cohort.features[modality]
+        if likelihood == "gaussian":
+            continue
+        counts = likelihood in COUNTS
+        for rows in slices(len(x), len(names)):
+            block = x[rows]
+            bad = (block < 0) | (block != np.floor(block) if counts else block > 1)
+            bad &= ~np.isnan(block)  # missing values are left to preprocessing
+            if bad.any():
+                row, feature = np.argwhere(bad)[0]
+                sample = cohort.selection.index[modality].sample_id[rows.start + row]
+                raise DataError(
+                    f"modality {shown(modality)}: sample {shown(str(sample))} has {block[row, feature]:g} in feature "
+                    f"{shown(names[feature])}; model.modalities.{modality}.likelihood {likelihood} needs "
+                    + ("counts (whole numbers, 0 or more)" if counts else "values from 0 to 1")
+                )
+
+
+def prepared_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test: bool) -> dict[str, int]:
+    """Bytes of the prepared features of every modality, given its number of raw ``features``."""
+    sizes = {}
     for modality, held_out in counts.validation.items():
         rows = counts.train[modality] + held_out + (counts.test[modality] if test else 0)
         width = _prepared_width(run.preprocess.steps(modality), features[modality])
-        kept[modality] = BYTES_PER_VALUE * rows * width
-    return kept
+        sizes[modality] = BYTES_PER_VALUE * rows * width
+    return sizes
 
 
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
-    """Features after preprocessing; steps that ask for more than there are will be refused."""
+    """Number of features after preprocessing; ``prepare`` refuses steps that ask for more than there are."""
     for step in steps:
         if isinstance(step, VarianceFilter):
             features = min(features, step.features)
@@ -268,7 +299,7 @@ def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
 
 
 def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks; stated sizes are checked. Raises ``ConfigError`` where they differ from the data."""
+    """Sizes of the networks. Raises ``ConfigError`` where the sizes in the configuration differ from the data."""
     problems = []
     if run.model.classes not in (None, classes):
         problems.append(f"model.classes: is {run.model.classes}, but the data has {classes} classes")
@@ -286,7 +317,7 @@ def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
 
 
 def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks for given feature numbers."""
+    """Sizes of the networks for given numbers of features."""
     nets = run.model.modalities
     hidden = {}
     for modality, p in features.items():
@@ -300,11 +331,18 @@ def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
         run.model.discriminator,
         run.model.batchnorm_eps,
         run.model.leaky_slope,
+        {modality: likelihood_of(run, modality) for modality in features},
     )
 
 
+def likelihood_of(run: Run, modality: str) -> str:
+    """The likelihood of a modality."""
+    nets = run.model.modalities
+    return nets[modality].likelihood if modality in nets else "gaussian"
+
+
 def stated_shape(run: Run) -> Shape | None:
-    """The sizes a run states itself, or None where it leaves some to the data."""
+    """Sizes of the networks as the configuration states them; None if it leaves some to the data."""
     nets = run.model.modalities
     stated = {modality: net.features for modality, net in nets.items() if net.features is not None}
     if run.model.classes is None or len(stated) < 2 or len(stated) < len(nets):
@@ -314,7 +352,7 @@ def stated_shape(run: Run) -> Shape | None:
     return build_shape(run, {m: stated[m] for m in run.data.modalities or stated}, run.model.classes)
 
 
-def _held_out(
+def _prepared_subset(
     cohort: Cohort, pipelines: Mapping[str, Pipeline], parts: Mapping[str, Partition], name: str
 ) -> Subset | None:
     rows: dict[str, Rows] = {modality: getattr(part, name) for modality, part in parts.items()}
@@ -327,20 +365,20 @@ def _held_out(
 
 
 def _rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
-    """``training_rows`` that are enough. Raises ``ConfigError`` or ``DataError`` where they are not."""
+    """``training_rows``, checked. Raises ``ConfigError`` or ``DataError`` if they are too few."""
     _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
     parts, chosen = training_rows(run, selection)
-    _enough(chosen, run)
+    _refuse_too_few(chosen, run)
     return parts, chosen
 
 
-def _enough(chosen: Mapping[str, TrainingRows], run: Run) -> None:
+def _refuse_too_few(chosen: Mapping[str, TrainingRows], run: Run) -> None:
     """BatchNorm and the pairing loss need two different rows."""
     for modality, part in chosen.items():
         if len(part.rows) < 2:
             raise DataError(
-                f"{run.name}: modality {shown(modality)} is left with {len(part.rows)} training row(s); "
-                "at least 2 are needed; change data.split or scenario"
+                f"{run.name}: modality {shown(modality)} has {len(part.rows)} training row(s) left; 2 are needed; "
+                "change data.split or scenario"
             )
 
 

@@ -1,4 +1,4 @@
-"""How far one replicate is, and which of its epochs is the best."""
+"""Progress of one member of a stack, and its best epoch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -12,27 +12,26 @@ Status = Literal["running", "done", "failed", "pruned"]
 
 @dataclass
 class Progress:
-    """How far one replicate is, and its best validation so far; plain values, saved as JSON."""
+    """Progress of one member and its best validation so far; plain values, saved as JSON."""
 
     trial: str
     status: Status = "running"
     reason: str | None = None  # why it failed or was pruned
     best_value: float | None = None
-    best_error: float | None = None  # reconstruction error of the same epoch, which decides between equals
+    best_error: float | None = None  # reconstruction error of the same epoch, the tie-breaker
     best_epoch: int | None = None  # epochs done when it was reached
-    waited: int = 0  # validations since
-    epochs: int = 0  # epochs done
-    changes: list[str] = field(default_factory=list)  # of machine and software, each time it went on upon others
+    waited: int = 0  # validations since the best
+    epochs: int = 0  # done
+    changes: list[str] = field(default_factory=list)  # of hardware and software at each resume
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch
 
-    def validated(self, figures: Mapping[str, float], *, metric: str, margin: float) -> bool:
-        """Take in the validation figures of the epoch just done; true where it is the best so far.
+    def record_validation(self, metrics: Mapping[str, float], *, metric: str, margin: float) -> bool:
+        """Update with the validation metrics of the last epoch; return whether it is the best so far.
 
-        An epoch that is better by no more than ``margin`` is waited past; of equals the one that reconstructs better is
-        the best.
+        An improvement of at most ``margin`` counts as none. The better reconstruction breaks ties.
         """
         self.waited += 1
-        value, error = figures.get(metric), figures.get("reconstruction_mse")
+        value, error = metrics.get(metric), metrics.get("reconstruction_mse")
         if value is None:
             return False
         improved = improves(value, self.best_value, metric=metric, margin=margin)
@@ -46,7 +45,7 @@ class Progress:
 
 
 def improves(value: float, best: float | None, *, metric: str, margin: float = 0.0) -> bool:
-    """Whether a metric's value is better than the best so far by more than a margin; what is not finite never is."""
+    """Return whether a value is finite and better than the best so far by more than a margin."""
     if not isfinite(value):
         return False
     if best is None:

@@ -1,4 +1,4 @@
-"""Seeds for every random stream, as pure functions of what they are for. Nothing draws from a global generator."""
+"""Seeds of every random stream, as pure functions of its purpose. Nothing draws from a global generator."""
 
 from hashlib import blake2b
 

@@ -1,14 +1,16 @@
-"""The replicates of a stack: what each is and learns from, their loss weights, and what is kept of the best model."""
+"""The members of a stack: their runs and data, loss weights, and best models."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from modis_dist.config.run import Run
-from modis_dist.model.networks import Shape
+from modis_dist.data.store.arrays import slices
+from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Weights
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.prepare import Prepared
@@ -17,7 +19,7 @@ from modis_dist.train.progress import Progress
 
 @dataclass(frozen=True)
 class Member:
-    """One replicate of a stack: what it is, what it learns from, where its best model goes."""
+    """One training of a stack: its trial, run, data, and the folder of its best model."""
 
     trial: str
     run: Run
@@ -28,7 +30,7 @@ class Member:
 def best_model(
     member: Member, progress: Progress, tensors: Mapping[str, Tensor], *, shape: Shape, steps: int
 ) -> Checkpoint:
-    """A member's best model (its last, without validation) with all that prediction needs; ``steps`` make an epoch."""
+    """A member's best model (without validation its last) with all that prediction needs; ``steps`` make an epoch."""
     arrays: dict[str, Tensor] = {}
     description: dict[str, object] = {}
     for modality, pipeline in member.prepared.pipelines.items():
@@ -47,6 +49,17 @@ def best_model(
         "preprocess": description,
     }
     return Checkpoint(epoch * steps, {"model": dict(tensors), "preprocess": arrays}, values)
+
+
+def set_library_sizes(model: Modis, members: Sequence[Member]) -> None:
+    """Set the library size that counts are predicted for: that of the median training row, of each member."""
+    for modality in model.modalities:
+        vae = model.vae(modality)
+        if vae.counts:
+            for slot, member in enumerate(members):
+                x = member.prepared.train.x[modality]
+                totals = [np.expm1(x[rows]).sum(1) for rows in slices(len(x), x.shape[1])]
+                vae.library[slot] = float(np.median(np.concatenate(totals)))
 
 
 def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:

@@ -1,7 +1,7 @@
-"""Everything a training changes: the stacked model, its two learners, and each replicate's progress.
+"""Everything a training changes: the stacked model and its two learners.
 
-All tensors carry the replicates on their first axis, so that leaving a replicate out, saving, and loading are the same
-operation on a dictionary of tensors.
+All tensors have the slots on their first axis, so that dropping a slot, saving and loading are operations on a
+dictionary of tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,43 +26,43 @@ from modis_dist.train.seeds import mix
 
 @dataclass(frozen=True)
 class Setup:
-    """What all states of a training share: where it runs, in which precision, by which optimisers."""
+    """Settings that all states of a training share: device, precision, optimisers."""
 
     optim: Optim
     device: torch.device
     dtype: torch.dtype = torch.float32
     world: World = ALONE
-    scaled: bool = False  # losses, as fp16 needs
+    scaled: bool = False  # losses, for fp16
 
 
 class TrainState:
-    """The replicates in training. ``members`` are positions in the list the training was started with."""
+    """The slots in training; ``members`` are their positions in the list the training was started with."""
 
     def __init__(self, shape: Shape, members: Sequence[int], setup: Setup) -> None:
         self.shape = shape
         self.members = list(members)
         self.setup = setup
-        model = Modis(shape, replicates=len(self.members), dtype=setup.dtype, world=setup.world).to(setup.device)
+        model = Modis(shape, slots=len(self.members), dtype=setup.dtype, world=setup.world).to(setup.device)
         optim = setup.optim
         adversary_lr = optim.lr_discriminator or optim.lr
         self.model = model
         learner = partial(Learner, model=model, optim=optim, scaled=setup.scaled, inputs=Inputs())
         self.adversary = learner(adversary_phase, networks=model.discriminator, lr=adversary_lr)
         self.vaes = learner(vae_phase, networks=model.vaes, lr=optim.lr)
-        self.best: dict[str, Tensor] = {}  # model tensors of each replicate's best epoch
+        self.best: dict[str, Tensor] = {}  # model tensors of each slot's best epoch
         self.epoch = 0
         self.step_in_epoch = 0
         self.updates = 0  # steps done
 
     @classmethod
     def start(cls, shape: Shape, seeds: Sequence[int], setup: Setup) -> "TrainState":
-        """A fresh state with initial weights drawn from each replicate's seed."""
+        """A new state with initial weights drawn from each slot's seed."""
         state = cls(shape, range(len(seeds)), setup)
         initialise(state.model, [mix(seed, "weights") for seed in seeds])
         return state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors by part; each has the replicates on its first axis."""
+        """All tensors by part; each has the slots on its first axis."""
         moments = {f"{name}.{key}": t for name, learner in self._learners() for key, t in learner.moments().items()}
         parts = {"model": self.model_tensors(), "optim": moments}
         return parts | ({"best": dict(self.best)} if self.best else {})
@@ -76,7 +76,7 @@ class TrainState:
         return {name: learner.state() for name, learner in self._learners()}
 
     def load(self, parts: Mapping[str, Tensors], learners: Mapping[str, dict[str, Any]], *, copy: bool = True) -> None:
-        """The inverse of ``tensors`` and ``learners``; without ``copy`` moments and best models are those given."""
+        """Load what ``tensors`` and ``learners`` returned; without ``copy`` the given tensors are used."""
         self.model.load_state_dict(dict(parts["model"]))
         for name, learner in self._learners():
             prefix = f"{name}."
@@ -85,44 +85,44 @@ class TrainState:
         self.best = {name: tensor.to(self.setup.device, copy=copy) for name, tensor in parts.get("best", {}).items()}
 
     def without(self, dropped: Sequence[int]) -> "TrainState":
-        """A state of the replicates not in ``dropped`` (positions on the replicate axis)."""
-        kept = [r for r in range(len(self.members)) if r not in dropped]
+        """A state without the slots ``dropped``."""
+        remaining = [slot for slot in range(len(self.members)) if slot not in dropped]
         for _, learner in self._learners():
-            learner.let_go()
-        smaller = TrainState(self.shape, [self.members[r] for r in kept], self.setup)
+            learner.release_memory()
+        smaller = TrainState(self.shape, [self.members[slot] for slot in remaining], self.setup)
         smaller.epoch, smaller.step_in_epoch, smaller.updates = self.epoch, self.step_in_epoch, self.updates
-        parts = {part: {name: t[kept] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
+        parts = {part: {name: t[remaining] for name, t in tensors.items()} for part, tensors in self.tensors().items()}
         smaller.load(parts, self.learners(), copy=False)
         return smaller
 
     def set_rates(self, share: float) -> None:
-        """Learning rates of the next step, as a share of those the training began with."""
+        """Set the learning rates of the next step, as a share of the initial ones."""
         for _, learner in self._learners():
             learner.set_rate(share)
 
-    def keep_best(self, replicate: int) -> None:
-        """Remember a replicate's present model as its best."""
+    def keep_best(self, slot: int) -> None:
+        """Keep a slot's present model as its best."""
         if not self.best:
             self.best = {name: tensor.clone() for name, tensor in self.model_tensors().items()}
             return
         for name, tensor in self.model_tensors().items():
-            self.best[name][replicate] = tensor[replicate]
+            self.best[name][slot] = tensor[slot]
 
     def skipped(self) -> dict[str, int]:
-        """Steps that each side has left out since the training began, because its gradients overflowed."""
+        """Number of steps that each side skipped so far because its gradients overflowed."""
         return {"d": self.updates - self.adversary.steps(), "g": self.updates - self.vaes.steps()}
 
     def finite(self) -> list[bool]:
-        """For each replicate whether all its parameters and statistics are finite."""
+        """For each slot, whether all its parameters and statistics are finite."""
         checks = [t.flatten(1).isfinite().all(1) for t in self.model_tensors().values()]
         return [bool(ok) for ok in torch.stack(checks).all(0).cpu()]
 
     def checkpoint(
         self, *, identity: Mapping[str, Any], machine: Mapping[str, Any], progress: Sequence[Progress], sums: Any
     ) -> Checkpoint:
-        """The state as it is saved.
+        """The state as a checkpoint.
 
-        ``identity`` says what it belongs to, ``machine`` what it was computed with; ``sums`` are losses not averaged.
+        ``identity``: the training it belongs to; ``machine``: hardware and software; ``sums``: losses of the epoch.
         """
         values = {
             "identity": dict(identity),
@@ -138,7 +138,7 @@ class TrainState:
         return Checkpoint(self.updates, self.tensors(), values)
 
     def restore(self, checkpoint: Checkpoint) -> None:
-        """Continue from a checkpoint made with the same members."""
+        """Resume from a checkpoint with the same members."""
         self.epoch = checkpoint.state["epoch"]
         self.step_in_epoch = checkpoint.state["step_in_epoch"]
         self.updates = checkpoint.state["updates"]

@@ -52,7 +52,7 @@ def test_opening_a_damaged_model_changes_nothing_and_says_what_to_do(model: Path
     before = snapshot(model)
     with pytest.raises(DataError, match=r"state\.json does not match its checksum; restore it or train again") as said:
         Predictor.open(model)
-    assert str(best) in str(said.value) and "start anew" not in str(said.value)
+    assert str(best) in str(said.value) and "to start again" not in str(said.value)
     assert snapshot(model) == before
 
 
@@ -78,7 +78,7 @@ def test_an_older_model_is_named_but_never_taken_in_place_of_a_damaged_one(model
     best = damage(model)
     held = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
     shutil.move(checkpoint.save(model / "elsewhere", held), best.parent)
-    with pytest.raises(DataError, match=r"take another checkpoint by its own path \(step-00000001\)"):
+    with pytest.raises(DataError, match="step-00000001"):
         Predictor.open(model)
 
 
@@ -162,7 +162,7 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
 def test_replicates_with_the_same_rows_share_one_copy_and_get_the_figures_of_separate_ones() -> None:
     wanted = toy.run()
     one = prepare(wanted, toy.cohort())
-    model = Modis(shape(wanted, toy.SIZES, 3), replicates=3, dtype=torch.float64)
+    model = Modis(shape(wanted, toy.SIZES, 3), slots=3, dtype=torch.float64)
     figures, bytes_held = [], []
     for prepared in ([one] * 3, [replace(one, validation=replace(one.validation)) for _ in range(3)]):
         held = ValidationRows(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie

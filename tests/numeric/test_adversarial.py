@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from math import log
+from typing import get_args
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from modis_dist.config.run import Objective
 from modis_dist.losses import adversarial
+from modis_dist.losses.adversarial import ADVERSARIAL
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, few, labels, normal
 
@@ -21,12 +24,16 @@ every_number_of_modalities = pytest.mark.parametrize("modalities", [2, 3, 4])
 
 def loss_of(kind: str, side: str, label: Tensor) -> Callable[[Tensor], Tensor]:
     """One of ours as a function of the logits."""
-    function = getattr(adversarial, f"{kind}_{side}")
-    return (lambda logits: function(logits, label)) if kind == "class_conditional" else function
+    function = getattr(ADVERSARIAL[kind], side)
+    return (lambda logits: function(logits, label)) if ADVERSARIAL[kind].by_class else function
 
 
 def gradient(loss: Tensor, logits: Tensor) -> Tensor:
     return torch.autograd.grad(loss.sum(), logits)[0]
+
+
+def test_the_configuration_takes_the_kinds_of_the_table() -> None:
+    assert get_args(Objective.model_fields["adversarial_loss"].annotation) == tuple(ADVERSARIAL)
 
 
 @every_number_of_modalities

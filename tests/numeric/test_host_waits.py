@@ -51,7 +51,7 @@ def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: An
 def test_nor_in_a_whole_step_from_its_batch_to_the_log_of_its_losses() -> None:
     data = prepared(dict.fromkeys(SHAPE.features, 60))
     held = loader([data, data], range(2), batch_size=ROWS, share=0.25)
-    log = LossLog(list(SHAPE.features), replicates=2, window=100, world=ALONE)
+    log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)
     state, how = start(range(2)), weights(("pairwise",) * 2)
 
     def take(step: int) -> None:

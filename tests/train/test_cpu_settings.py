@@ -7,7 +7,7 @@ import pytest
 
 FAULTS = """
 import resource, torch
-from modis_dist.train import processor
+from modis_dist.train import cpu_settings
 {first}
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -29,4 +29,4 @@ def faults(first: str) -> int:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_memory_that_a_step_frees_is_found_again_by_the_next_one() -> None:
-    assert faults("processor.use(1)") < 0.05 * faults("torch.set_num_threads(1)")
+    assert faults("cpu_settings.use(1)") < 0.05 * faults("torch.set_num_threads(1)")

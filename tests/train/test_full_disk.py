@@ -21,7 +21,7 @@ from modis_dist.execution.verify_resume import differences
 from modis_dist.runtime import files
 from modis_dist.train import checkpoint
 from modis_dist.train.journal import JournalWriter, read
-from modis_dist.train.loop import Ports
+from modis_dist.train.loop import Callbacks
 from tests.study.toy_study import write_store
 from tests.train import toy
 from tests.train.test_checkpoint import made
@@ -50,15 +50,15 @@ def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], mend: Callable
     reporter = AtEpoch(folder / "last", {1: spoil, 3: mend})
     folder.mkdir()
     with JournalWriter(folder / "journal.jsonl") as journal:
-        toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, ports=Ports(journal, reporter))
+        toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, callbacks=Callbacks(journal, reporter))
     return reporter
 
 
 def check_nothing_was_lost(folder: Path, calm: Path, reporter: AtEpoch, said: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
     assert reporter.held == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
-    warnings = [line for line in said.splitlines() if "could not be saved" in line]
-    assert len(warnings) == 2 and all(f"bytes needed); {first} is kept; training goes on" in line for line in warnings)
+    warnings = [line for line in said.splitlines() if "bytes needed" in line]
+    assert len(warnings) == 2 and all(first in line for line in warnings)
     steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
     toy.train([toy.member("t", toy.run(*SETTINGS), calm)], calm)
@@ -76,7 +76,7 @@ def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
             tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), mend=patch.undo
         )
     check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "calm", reporter, caplog.text)
-    assert "could not be saved: Input/output error (" in caplog.text
+    assert "Input/output error (" in caplog.text
 
 
 @pytest.mark.parametrize("number", FAILING)
@@ -116,7 +116,7 @@ def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor
             path.write_bytes(path.read_bytes()[:-1] + b"\x00")
 
     monkeypatch.setattr(files, "sync", rotting)
-    with pytest.raises(OSError, match="right after it was written; the disk is failing"):
+    with pytest.raises(OSError, match=r"step-00000002: model\.safetensors"):
         checkpoint.save(tmp_path, made(2))
     assert checkpoint.newest(tmp_path) == kept
 
@@ -155,7 +155,7 @@ def on_a_small_disk(place: Path) -> None:
     logging.basicConfig(filename=log)
     reporter = spoilt_in_between(disk / "spoilt", spoil=fill, mend=ballast.unlink)
     check_nothing_was_lost(disk / "spoilt", place / "calm", reporter, log.read_text())
-    assert "could not be saved: No space left on device (" in log.read_text()
+    assert "No space left on device (" in log.read_text()
     shutil.rmtree(disk / "spoilt")
 
     run_pack.draw = lambda *_: None
@@ -163,7 +163,7 @@ def on_a_small_disk(place: Path) -> None:
     tree["data"]["store"] = str(write_store(place / "store"))
     tree["optim"] |= {"epochs": 5, "batch_size": 16}
     (place / "run.yaml").write_text(yaml12.dump(tree))
-    by_command(place, disk / "last", {4: fill}, "step 10 could not be saved: No space left on device (")
+    by_command(place, disk / "last", {4: fill}, "step 10: No space left on device (")
     ballast.unlink()
     by_command(place, disk / "last", {}, "")
     stop = lambda: (fill(), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
@@ -186,4 +186,4 @@ def by_command(place: Path, out: Path, acts: Mapping[int, Callable[[], None]], m
     assert (status, len(lines)) == ((3, 1) if message else (0, 0)), said.read_text()
     assert message in said.read_text() and "Traceback" not in said.read_text()
     if message:
-        assert "the same command continues" in lines[0] and len(names(out / "last")) == 1
+        assert len(names(out / "last")) == 1

@@ -38,7 +38,7 @@ def test_after_kills_of_ranks_the_others_end_by_themselves_and_no_bit_differs() 
 
 def trained(folder: Path) -> Path:
     with JournalWriter(folder / "journal.jsonl") as journal:
-        toy.train([toy.member("t", toy.run("optim.epochs=2"), folder)], folder, ports=toy.Ports(journal))
+        toy.train([toy.member("t", toy.run("optim.epochs=2"), folder)], folder, callbacks=toy.Callbacks(journal))
     (folder / "result.json").write_text("{}")
     return folder
 

@@ -27,8 +27,7 @@ from modis_dist.execution.verify_resume import differences
 from modis_dist.model.networks import Modis
 from modis_dist.runtime.errors import DataError
 from modis_dist.train import loader as loader_module
-from modis_dist.train import placement
-from modis_dist.train import validation as heldout_module
+from modis_dist.train import placement, validation
 from modis_dist.train.callbacks import NeverStop, NullReporter
 from modis_dist.train.loader import Loader
 from modis_dist.train.placement import choose_storage, fits_beside_training, gather_to_device, rows_at_once, storage_of
@@ -220,15 +219,15 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
             label = {m: y[:-2] for m, y in short.label.items()}
             held[0] = replace(held[0], validation=replace(short, x=cut, label=label))
     torch.manual_seed(0)
-    model = Modis(shape(runs[0], toy.SIZES, 3), replicates=3)
+    model = Modis(shape(runs[0], toy.SIZES, 3), slots=3)
     figures = []
     for storage, beside, rows in (("memory", toy.CPU, 2048), ("disk", toy.CPU, 2048), ("disk", BESIDE, 2048)):
         with monkeypatch.context() as patch:
-            patch.setattr(heldout_module, "storage_device", lambda *_, beside=beside: beside)
-            patch.setattr(heldout_module, "ROWS_AT_ONCE", rows)
+            patch.setattr(validation, "storage_device", lambda *_, beside=beside: beside)
+            patch.setattr(validation, "ROWS_AT_ONCE", rows)
             figures.append(ValidationRows(sets[storage], device=toy.CPU, dtype=torch.float32).validate(model))
     assert figures[0] == figures[1] == figures[2]
-    monkeypatch.setattr(heldout_module, "rows_at_once", lambda *_, **__: 5)
+    monkeypatch.setattr(validation, "rows_at_once", lambda *_, **__: 5)
     in_parts = ValidationRows(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
     for ours, theirs in zip(in_parts, figures[0], strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

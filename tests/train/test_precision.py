@@ -12,8 +12,9 @@ from modis_dist.execution.run_pack import chosen_device
 from modis_dist.objective import Rules, adversary_phase, vae_phase
 from modis_dist.runtime.errors import ConfigError, Interrupted
 from modis_dist.train import checkpoint
+from modis_dist.train.callbacks import Callbacks
 from modis_dist.train.learner import Learner
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.state import Setup, TrainState
 from tests.devices import ALONE, DEVICES
 from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
@@ -38,7 +39,7 @@ def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, tor
     """Every term of a step's two phases, of networks in float32 or lower."""
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
     given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
-    terms = [phase(state.model, given, how, Rules(lower=lower)) for phase in (adversary_phase, vae_phase)]
+    terms = [phase(state.model, given, how, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)]
     assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
     return {name: part for term in terms for name, part in term.parts.items()}
 
@@ -75,10 +76,13 @@ def test_losses_are_computed_outside_lower_precision(monkeypatch: pytest.MonkeyP
 
 def train(world: World, folder: Path, precision: str, stop: int = 0, device: str = "cpu") -> list[Any]:
     settings = (f"trainer.precision={precision}", "trainer.log_every=1", "optim.epochs=3")
-    ports = Ports(stop=StopAt(stop)) if stop else Ports()
+    callbacks = Callbacks(stop=StopAt(stop)) if stop else Callbacks()
     members = [toy.member("t", toy.run(*settings), folder)]
     try:
-        return [p.history for p in fit(members, folder=folder, device=torch.device(device), ports=ports, world=world)]
+        return [
+            p.history
+            for p in fit(members, folder=folder, device=torch.device(device), callbacks=callbacks, world=world)
+        ]
     except Interrupted as interruption:
         return [str(interruption)]
 
@@ -147,11 +151,11 @@ def test_steps_whose_gradients_overflow_on_one_rank_are_skipped_counted_and_the_
 def test_an_epoch_of_skipped_steps_ends_the_training_with_the_reason(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     status, reason, _ = overflowing(World(), tmp_path, 10**6)
-    assert status == "failed" and reason == "epoch 1: every step overflowed in fp16 (skipped_g); say bf16, or fp32"
+    assert status == "failed" and "skipped_g" in reason and "trainer.precision" in reason
 
 
 def test_fp16_without_a_gpu_is_refused_before_anything_starts() -> None:
-    with pytest.raises(ConfigError, match=r"trainer\.precision: fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match=r"trainer\.precision"):
         chosen_device(toy.run("trainer.precision=fp16", "trainer.device=cpu"))
 
 
@@ -163,7 +167,7 @@ def test_gradients_in_bf16_are_those_of_full_precision_to_the_rounding_of_bf16(r
         given = single(batch(rows=32, replicates=replicates))
         how = weights(["pairwise"] * replicates, dtype=torch.float32)
         parameters = list(state.model.vaes.parameters())
-        vae_phase(state.model, given, how, Rules(lower=lower)).loss.sum().backward(inputs=parameters)
+        vae_phase(state.model, given, how, Rules(autocast_dtype=lower)).loss.sum().backward(inputs=parameters)
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
         found.append(torch.cat([p.grad.flatten(1) for p in parameters if p.grad is not None], 1))
     full, lowered = found

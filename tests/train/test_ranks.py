@@ -16,7 +16,8 @@ from modis_dist.distributed import World
 from modis_dist.runtime.errors import Interrupted, RunFailed
 from modis_dist.runtime.lock import locked
 from modis_dist.train import checkpoint
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.callbacks import Callbacks
+from modis_dist.train.loop import fit
 from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
 from tests.devices import ALONE
 from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
@@ -31,9 +32,11 @@ def train(
 ) -> list[Any]:
     """A stack of two replicates; the history of both. ``stop``: asked to stop that often, rank 0 says yes."""
     members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
-    ports = Ports(stop=StopAt(stop)) if stop else Ports()
+    callbacks = Callbacks(stop=StopAt(stop)) if stop else Callbacks()
     try:
-        progress = fit(members, folder=folder, device=torch.device(device), ports=ports, dtype=dtype, world=world)
+        progress = fit(
+            members, folder=folder, device=torch.device(device), callbacks=callbacks, dtype=dtype, world=world
+        )
     except Interrupted as interruption:
         return [str(interruption)]
     return [one.history for one in progress]
@@ -142,7 +145,7 @@ def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
     (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
-    assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone; was it killed" in error
+    assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone" in error
     (tmp_path / "ranks").unlink()
     found = on_ranks(2, train, tmp_path)
     assert json.dumps(found[0]) == calm[0]
@@ -166,8 +169,8 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
 def slow(world: World, folder: Path, number: int) -> None:
     """Rank 0 gets a signal while the others wait for what takes it long."""
     del folder
-    world.awaited(lambda: 1)
-    world.awaited(lambda: os.kill(os.getpid(), number))
+    world.broadcast_when_done(lambda: 1)
+    world.broadcast_when_done(lambda: os.kill(os.getpid(), number))
 
 
 @pytest.mark.parametrize(("number", "said"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")])
@@ -184,7 +187,7 @@ def test_a_first_rank_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
 
 def waiting(world: World, folder: Path) -> int:
     del folder
-    return world.awaited(lambda: time.sleep(2.5) or 7)
+    return world.broadcast_when_done(lambda: time.sleep(2.5) or 7)
 
 
 def test_a_first_rank_that_only_takes_long_is_waited_for(tmp_path: Path) -> None:
@@ -194,7 +197,7 @@ def test_a_first_rank_that_only_takes_long_is_waited_for(tmp_path: Path) -> None
 def into_a_taken_folder(world: World, folder: Path) -> None:
     """As a training whose folder somebody else uses."""
     with ExitStack() as held:
-        world.first(lambda: held.enter_context(locked(folder / "taken", patience_s=0)))
+        world.only_on_rank_0(lambda: held.enter_context(locked(folder / "taken", patience_s=0)))
 
 
 def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path) -> None:
@@ -207,7 +210,7 @@ def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path)
 def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     with join_process_group(RankSpec(rank, 2, rendezvous_file(folder)), device=toy.CPU) as world:
-        world.agreed(lambda: 1)
+        world.broadcast(lambda: 1)
         found = psutil.Process().net_connections("tcp")
         pipe.send([held.laddr.ip for held in found if held.status == psutil.CONN_LISTEN])
 
@@ -256,10 +259,10 @@ def test_a_loss_that_is_not_finite_on_one_rank_ends_its_replicate_alone_and_on_a
 
 def failing(world: World, folder: Path) -> None:
     del folder
-    world.agreed(lambda: 1)
+    world.broadcast(lambda: 1)
     if world.rank == 1:
         raise ZeroDivisionError("of its own")
-    world.agreed(lambda: 2)
+    world.broadcast(lambda: 2)
     world.sum(torch.zeros(1))
 
 
@@ -276,7 +279,7 @@ def refusing(world: World, folder: Path) -> None:
     def refuse() -> None:
         raise RunFailed("on the first rank")
 
-    world.agreed(refuse)
+    world.broadcast(refuse)
 
 
 def test_what_the_first_rank_refuses_is_refused_on_all(tmp_path: Path) -> None:

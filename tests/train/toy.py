@@ -8,7 +8,8 @@ import torch
 from modis_dist.config import parse
 from modis_dist.config.run import Run
 from modis_dist.data.store.index import Index
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.callbacks import Callbacks
+from modis_dist.train.loop import fit
 from modis_dist.train.prepare import Cohort, Prepared, Selection, prepare
 from modis_dist.train.progress import Progress
 from modis_dist.train.stack import Member
@@ -53,7 +54,7 @@ def member(name: str, wanted: Run, folder: Path, *, prepared: Prepared | None = 
     return Member(name, wanted, prepared or prepare(wanted, cohort(), test=True), folder / name)
 
 
-def train(members: list[Member], folder: Path, *, ports: Ports | None = None) -> list[Progress]:
+def train(members: list[Member], folder: Path, *, callbacks: Callbacks | None = None) -> list[Progress]:
     """``fit`` on the CPU with one thread."""
     torch.set_num_threads(1)
-    return fit(members, folder=folder, device=CPU, ports=ports)
+    return fit(members, folder=folder, device=CPU, callbacks=callbacks)

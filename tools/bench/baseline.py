@@ -202,8 +202,8 @@ class Baseline(nn.Module):
         self.vaes.train()
         terms, logits = Terms(), []
         for m, (x, label, noise) in enumerate(zip(batch.x, batch.label, batch.noise_g, strict=True)):
-            name, vae, lower = self.modalities[m], self.vae(m), self.setting.lower
-            with torch.autocast(x.device.type, dtype=lower, enabled=lower is not None):
+            name, vae, autocast_dtype = self.modalities[m], self.vae(m), self.setting.autocast_dtype
+            with torch.autocast(x.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None):
                 mu, logvar = vae.encode(x)
                 z = sample(mu, logvar, noise)
                 x_hat = vae.decoder(z)

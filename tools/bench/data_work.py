@@ -22,8 +22,9 @@ from modis_dist.config import parse
 from modis_dist.config.run import Run
 from modis_dist.data.store.reader import Store
 from modis_dist.runtime.errors import Interrupted
+from modis_dist.train.callbacks import Callbacks
 from modis_dist.train.loader import Loader
-from modis_dist.train.loop import Ports, fit
+from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import load_cohort, prepare
 from modis_dist.train.stack import Member
@@ -179,7 +180,7 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
             times.append(time.perf_counter())
         clock, member = Clock(steps), Member("t", run, prepared, Path(name))
         with suppress(Interrupted):
-            fit([member], folder=Path(name), device=torch.device("cpu"), ports=Ports(stop=clock))
+            fit([member], folder=Path(name), device=torch.device("cpu"), callbacks=Callbacks(stop=clock))
     return {
         "ours_ms": 1e3 * seconds,
         "batches_s": 1 / median(np.diff(times)),

@@ -22,7 +22,7 @@ Work = Callable[[int], object]  # do it so many times
 Row = dict[str, Any]
 
 TURN_S = 0.2  # of work in a turn, at least one piece
-WARM_UP_CALLS = WARM_UP + 2  # on a GPU a step is recorded in between
+WARM_UP_CALLS = WARM_UP + 2  # on a GPU a step is captured in between
 QUIET = 0.05  # share of the cores that others may use
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 

@@ -28,14 +28,14 @@ class Training:
         case = setting.case
         setup = Setup(Optim(batch_size=setting.batch), setting.device, dtype, world)
         self.state = TrainState.start(case.shape, range(replicates), setup)
-        self.rules = Rules(lower=setting.lower)
+        self.rules = Rules(autocast_dtype=setting.autocast_dtype)
         self.weights = _weights(setting, replicates=replicates, dtype=dtype)
-        self.log = LossLog(list(case.shape.features), replicates=replicates, window=Trainer().log_every, world=world)
+        self.log = LossLog(list(case.shape.features), slots=replicates, window=Trainer().log_every, world=world)
 
     def learn(self, batch: Batch) -> tuple[Terms, Terms]:
         """Both phases of a step."""
         state = self.state
-        batch = replace(batch)  # a new one, as a loader gives: on a GPU it is copied to where recorded steps read it
+        batch = replace(batch)  # a new one, as from a loader: on a GPU it is copied to the inputs of the captured step
         state.set_rates(1.0)
         adversary = state.adversary.learn(batch, self.weights, self.rules)
         vae = state.vaes.learn(batch, self.weights, self.rules)
@@ -45,10 +45,10 @@ class Training:
             self.log.flush(update=state.updates)
         return adversary, vae
 
-    def learn_unrecorded(self, batch: Batch) -> tuple[Terms, Terms]:
-        """The same, on a GPU too operator by operator: a replayed step has none, only kernels."""
+    def learn_uncaptured(self, batch: Batch) -> tuple[Terms, Terms]:
+        """Both phases without replay, whose operators a profiler cannot see."""
         for learner in (self.state.adversary, self.state.vaes):
-            learner.record_anew()
+            learner.invalidate_graph()
         return self.learn(batch)
 
 
@@ -94,11 +94,13 @@ def random_batch(
     shape, drawing = setting.case.shape, torch.Generator().manual_seed(0)
     normal = partial(torch.randn, generator=drawing, dtype=dtype)
     size = (replicates, len(shape.features), setting.batch)
-    x = [normal(replicates, setting.batch, p) for p in shape.features.values()]
-    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(x)]
+    whole = [normal(replicates, setting.batch, p) for p in shape.features.values()]
+    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(whole)]
     label = torch.randint(-1, shape.classes, size, generator=drawing)
     noise_d, noise_g = (normal(*size, shape.latent).to(setting.device) for _ in "dg")
-    return Batch(tuple(part.to(setting.device) for part in own), label.to(setting.device), noise_d, noise_g)
+    sample = torch.arange(setting.batch).expand(size).contiguous()
+    x = tuple(part.to(setting.device) for part in own)
+    return Batch(x, label.to(setting.device), sample.to(setting.device), noise_d, noise_g)
 
 
 def plain_batch(batch: Batch) -> PlainBatch:

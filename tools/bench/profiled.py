@@ -86,7 +86,7 @@ def shares(found: Sequence[Spent], *, top: int) -> Iterator[Row]:
 def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:
     """Every operator of a step in motion."""
     training = ours.Training(setting, replicates=replicates)
-    step = partial(training.learn_unrecorded, ours.random_batch(setting, replicates=replicates))
+    step = partial(training.learn_uncaptured, ours.random_batch(setting, replicates=replicates))
     for _ in range(WARM_UP):
         step()
     on_gpu = setting.device.type == "cuda"

@@ -75,7 +75,7 @@ def products_ms(setting: Setting, *, turns: int) -> float:
 
 def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
     """Median milliseconds of one product."""
-    dtype = setting.lower if product.lower and setting.lower else torch.float32
+    dtype = setting.autocast_dtype if product.lower and setting.autocast_dtype else torch.float32
     return floor_ms(taking(product, setting.device, dtype), setting.device, turns=turns, turn_s=PRODUCT_TURN_S)
 
 

@@ -15,7 +15,7 @@ Loss = Literal["published", "pairwise"]
 Precision = Literal["fp32", "bf16"]
 
 INTERSIM_RATIOS = (1.2, 1.0, 0.75, 0.5, 0.25)
-LOWER: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
+AUTOCAST_DTYPES: Mapping[Precision, torch.dtype | None] = {"fp32": None, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class Setting:
     loss: Loss
 
     @property
-    def lower(self) -> torch.dtype | None:
+    def autocast_dtype(self) -> torch.dtype | None:
         """Precision of the networks where it is not float32."""
-        return LOWER[self.precision]
+        return AUTOCAST_DTYPES[self.precision]
 
     def columns(self) -> dict[str, Any]:
         """What names this line."""

@@ -1,4 +1,4 @@
-"""Trainings whose steps are recorded and replayed: CUDA graphs where there is a GPU, a stand-in for them on the CPU."""
+"""Trainings with captured and replayed steps: CUDA graphs on a GPU, a stand-in on the CPU."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -19,9 +19,9 @@ from modis_dist.train.state import Setup, TrainState
 from tests.devices import DEVICES
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, moved, step, weights
 from tests.train import toy
-from tests.train.recorders import Graphs, Replays
+from tests.train.captures import Graphs, Replays
 
-FINE = "optim.lr=0.0009765625"  # a power of two: the same in float32, in which a recorded step reads it
+FINE = "optim.lr=0.0009765625"  # a power of two: the same in float32, in which a captured step reads it
 
 
 @pytest.fixture(params=DEVICES)
@@ -32,12 +32,12 @@ def device(request: pytest.FixtureRequest) -> torch.device:
 
 
 @pytest.fixture
-def recorder(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs | Replays]:
-    """Of every learner in the test; none of its recordings may fail."""
+def capture(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs | Replays]:
+    """Of every learner in the test; no capture may fail."""
     made = Graphs(device) if device.type == "cuda" else Replays()
-    monkeypatch.setattr(learner, "recorder_on", lambda _: made)
+    monkeypatch.setattr(learner, "capture_for", lambda _: made)
     yield made
-    assert not made.refused
+    assert not made.failed
 
 
 def trained(
@@ -64,29 +64,29 @@ STACKS = {
 
 
 @pytest.mark.parametrize("settings", STACKS.values(), ids=STACKS)
-def test_a_training_records_each_side_once_and_ends_as_one_whose_steps_are_taken_one_by_one(
+def test_a_training_captures_each_side_once_and_ends_as_one_without_capture(
     settings: list[tuple[str, ...]],
     device: torch.device,
-    recorder: Graphs | Replays,
+    capture: Graphs | Replays,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     runs = [toy.run(FINE, *held) for held in settings]
-    progress, model = trained(tmp_path / "recorded", runs, device)
-    steps = checkpoint.load(checkpoint.newest(tmp_path / "recorded" / "last")).state["updates"]
-    assert (recorder.recorded, recorder.aside_, recorder.replayed) == (2, 2 * WARM_UP, 2 * (steps - WARM_UP))
+    progress, model = trained(tmp_path / "captured", runs, device)
+    steps = checkpoint.load(checkpoint.newest(tmp_path / "captured" / "last")).state["updates"]
+    assert (capture.captured, capture.warmed_up, capture.replayed) == (2, 2 * WARM_UP, 2 * (steps - WARM_UP))
 
-    monkeypatch.setattr(learner, "recorder_on", lambda _: None)
-    expected, expected_model = trained(tmp_path / "one by one", runs, device)
-    assert recorder.recorded == 2
+    monkeypatch.setattr(learner, "capture_for", lambda _: None)
+    expected, expected_model = trained(tmp_path / "direct", runs, device)
+    assert capture.captured == 2
     for ours, theirs in zip(progress, expected, strict=True):
         assert last_losses(ours) == pytest.approx(last_losses(theirs), rel=1e-5, abs=1e-6)
     for name, tensor in expected_model.items():
         torch.testing.assert_close(model[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_stack_that_shrinks_is_recorded_anew_and_who_stays_learns_as_alone(
-    device: torch.device, recorder: Graphs | Replays, tmp_path: Path
+def test_a_stack_that_shrinks_is_captured_again_and_remaining_members_train_as_alone(
+    device: torch.device, capture: Graphs | Replays, tmp_path: Path
 ) -> None:
     good, bad = (toy.run(f"seed={seed}", "trainer.log_every=6") for seed in (1, 2))
     broken = prepare(bad, toy.cohort())
@@ -94,27 +94,27 @@ def test_a_stack_that_shrinks_is_recorded_anew_and_who_stays_learns_as_alone(
     members = [toy.member("good", good, tmp_path), toy.member("bad", bad, tmp_path, prepared=broken)]
     stays, leaves = fit(members, folder=tmp_path, device=device)
     assert (stays.status, leaves.status) == ("done", "failed")
-    assert (recorder.recorded, recorder.aside_) == (4, 4 * WARM_UP)
+    assert (capture.captured, capture.warmed_up) == (4, 4 * WARM_UP)
     (alone,), _ = trained(tmp_path / "alone", [good], device, dtype=torch.float32)
     assert last_losses(alone)["train/total_g"] == pytest.approx(last_losses(stays)["train/total_g"], rel=2e-3)
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_training_in_lower_precision_is_recorded_and_learns_as_one_in_full(
-    precision: str, device: torch.device, recorder: Graphs | Replays, tmp_path: Path
+def test_a_training_in_lower_precision_is_captured_and_trains_as_one_in_fp32(
+    precision: str, device: torch.device, capture: Graphs | Replays, tmp_path: Path
 ) -> None:
     runs = [toy.run(f"trainer.precision={name}", "optim.epochs=6") for name in ("fp32", precision)]
     found = [trained(tmp_path / run.trainer.precision, [run], device, dtype=torch.float32)[0][0] for run in runs]
-    assert recorder.recorded == 4
+    assert capture.captured == 4
     full, lower = (last_losses(progress)["train/total_g"] for progress in found)
     assert lower == pytest.approx(full, rel=0.1)
 
 
 def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halves_the_scale(
-    device: torch.device, recorder: Graphs | Replays
+    device: torch.device, capture: Graphs | Replays
 ) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, scaled=True))
-    how, rules = moved(weights(dtype=torch.float32), device), Rules(lower=torch.float16)
+    how, rules = moved(weights(dtype=torch.float32), device), Rules(autocast_dtype=torch.float16)
 
     def take(number: int) -> None:
         given = batch(number)
@@ -126,23 +126,23 @@ def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halve
         take(number)
     sides = (state.adversary, state.vaes)
     for side in sides:
-        side.scaler.update(2.0**127)  # in place, where a recorded step reads it
-    replayed, steps = recorder.replayed, [side.steps() for side in sides]
+        side.scaler.update(2.0**127)  # in place: a captured step reads it
+    replayed, steps = capture.replayed, [side.steps() for side in sides]
     before = [parameter.clone() for parameter in state.model.parameters()]
     take(9)
-    assert recorder.replayed == replayed + 2
+    assert capture.replayed == replayed + 2
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
     assert [side.steps() for side in sides] == steps
     assert [side.scaler.get_scale() for side in sides] == [2.0**126] * 2
     for side in sides:
         side.scaler.update(2.0**10)
     take(10)
-    assert recorder.replayed == replayed + 4 and [side.steps() for side in sides] == [number + 1 for number in steps]
+    assert capture.replayed == replayed + 4 and [side.steps() for side in sides] == [number + 1 for number in steps]
     assert not all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
 def test_a_learning_rate_that_is_set_is_that_of_the_next_replayed_step(
-    device: torch.device, recorder: Graphs | Replays
+    device: torch.device, capture: Graphs | Replays
 ) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64))
     how, given = moved(weights(), device), moved(batch(), device)
@@ -151,20 +151,20 @@ def test_a_learning_rate_that_is_set_is_that_of_the_next_replayed_step(
     state.set_rates(0.0)
     before = [parameter.clone() for parameter in state.model.parameters()]
     step(state, given, how, Rules())
-    assert recorder.replayed == 4
+    assert capture.replayed == 4
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
 def test_terms_of_a_replayed_step_are_those_of_its_own_batch_for_both_sides(
-    device: torch.device, recorder: Graphs | Replays
+    device: torch.device, capture: Graphs | Replays
 ) -> None:
     state, twin = (TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64)) for _ in range(2))
     how = moved(weights(), device)
     for number in range(WARM_UP + 3):
         given = moved(batch(number), device)
         for side in (twin.adversary, twin.vaes):
-            side.record_anew()
+            side.invalidate_graph()
         for found, expected in zip(step(state, given, how, Rules()), step(twin, given, how, Rules()), strict=True):
             for name, value in expected.parts.items():
                 torch.testing.assert_close(found.parts[name], value, rtol=1e-7, atol=1e-9, msg=f"{number} {name}")
-    assert recorder.replayed == 2 * 3
+    assert capture.replayed == 2 * 3

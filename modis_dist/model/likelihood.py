@@ -1,0 +1,129 @@
+"""Likelihoods p(x|z): what a decoder returns.
+
+A likelihood has ``log_prob`` of each feature, which the objective maximises, and ``mean``, which prediction and
+evaluation report. To add one, add a class, its case in ``likelihood`` and its name to
+``model.modalities.M.likelihood`` in ``config/run.py``.
+
+Encoders see counts as log(1 + count), which preprocessing makes: ``target`` and ``as_input`` translate between that
+and what is scored. A count likelihood models the proportions of the features in a row: its mean is their softmax
+times the library size, the total count of the row (as scvi-tools does by default, Lopez et al. 2018).
+
+Legend: r slots, b rows, p features.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional as F
+
+Rows = Float[Tensor, "r b p"]
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal with unit variance; the decoder gives the mean.
+
+    Its ``log_prob`` leaves out the constant -log(2 pi) / 2, so that -2 ``log_prob`` is the squared error.
+    """
+
+    decoded: Rows
+
+    @property
+    def mean(self) -> Rows:
+        """Expected value."""
+        return self.decoded
+
+    def log_prob(self, x: Rows) -> Rows:
+        """Log density of each value, less its constant."""
+        return -0.5 * (x - self.decoded).square()
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """Values of 0 or 1, or shares between; the decoder gives logits."""
+
+    decoded: Rows
+
+    @property
+    def mean(self) -> Rows:
+        """Probability of a 1."""
+        return self.decoded.sigmoid()
+
+    def log_prob(self, x: Rows) -> Rows:
+        """Log probability of each value; of a share, the cross-entropy."""
+        return x * self.decoded - F.softplus(self.decoded)
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """Counts with variance equal to their mean; the decoder gives logits of the proportions."""
+
+    decoded: Rows
+    library: Float[Tensor, "r _ 1"]  # total count of each row
+
+    @property
+    def log_mean(self) -> Rows:
+        """Logarithm of the expected counts."""
+        return self.decoded.log_softmax(-1) + self.library.clamp_min(1).log()
+
+    @property
+    def mean(self) -> Rows:
+        """Expected counts."""
+        return self.log_mean.exp()
+
+    def log_prob(self, x: Rows) -> Rows:
+        """Log probability of each count."""
+        log_mean = self.log_mean
+        return x * log_mean - log_mean.exp() - torch.lgamma(x + 1)
+
+
+@dataclass(frozen=True)
+class NegativeBinomial:
+    """Counts with variance mean + mean^2 / theta; the decoder gives logits of the proportions."""
+
+    decoded: Rows
+    library: Float[Tensor, "r _ 1"]  # total count of each row
+    log_theta: Float[Tensor, "r 1 p"]  # of each feature, a parameter of the decoder
+
+    @property
+    def mean(self) -> Rows:
+        """Expected counts."""
+        return Poisson(self.decoded, self.library).mean
+
+    def log_prob(self, x: Rows) -> Rows:
+        """Log probability of each count."""
+        log_mean, theta = Poisson(self.decoded, self.library).log_mean, self.log_theta.exp()
+        log_sum = torch.logaddexp(log_mean, self.log_theta)  # log(mean + theta)
+        choose = torch.lgamma(x + theta) - torch.lgamma(theta) - torch.lgamma(x + 1)
+        return choose + theta * (self.log_theta - log_sum) + x * (log_mean - log_sum)
+
+
+Likelihood = Gaussian | Bernoulli | Poisson | NegativeBinomial
+LIKELIHOODS = ("gaussian", "bernoulli", "poisson", "negative_binomial")
+COUNTS = frozenset({"poisson", "negative_binomial"})
+
+
+def likelihood(kind: str, decoded: Tensor, library: Tensor | None, log_theta: Tensor | None) -> Likelihood:
+    """The likelihood of a kind, given the last layer of a decoder and, where the kind has them, the rest."""
+    match kind, library, log_theta:
+        case "gaussian", _, _:
+            return Gaussian(decoded)
+        case "bernoulli", _, _:
+            return Bernoulli(decoded)
+        case "poisson", Tensor(), _:
+            return Poisson(decoded, library)
+        case "negative_binomial", Tensor(), Tensor():
+            return NegativeBinomial(decoded, library, log_theta)
+    raise AssertionError(kind)
+
+
+def target(kind: str, x: Tensor) -> Tensor:
+    """The values that a likelihood scores, of rows as an encoder sees them."""
+    return x.expm1().round() if kind in COUNTS else x
+
+
+def as_input(kind: str, values: Tensor) -> Tensor:
+    """The inverse of ``target``, for any values."""
+    return values.log1p() if kind in COUNTS else values

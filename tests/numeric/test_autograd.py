@@ -1,0 +1,95 @@
+"""The networks are ordinary modules to autograd and ``torch.func``: second derivatives, JVPs, functional calls."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, grad, jvp, vjp
+
+from modis_dist.model.networks import VaeOutput
+from tests.numeric.toy_system import SHAPE, normal, start
+
+SLOTS = pytest.mark.parametrize("slots", [1, 3])
+MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+
+
+def network(name: str, slots: int, *, training: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A network of the toy system and inputs for its ``forward``."""
+    model = start(range(slots)).model.train(training)
+    noise = normal(slots, 6, SHAPE.latent, seed=1)
+    if name == "discriminator":
+        return model.discriminator, (noise,)
+    return model.vae("a"), (normal(slots, 6, SHAPE.features["a"], seed=2), noise)
+
+
+def outputs(result: Any) -> tuple[Tensor, ...]:
+    """What a network computes of its inputs."""
+    if isinstance(result, VaeOutput):
+        return result.mu, result.logvar, result.z, result.likelihood.mean
+    return tuple(vars(result).values())
+
+
+NETWORKS = pytest.mark.parametrize("name", ["vae", "discriminator"])
+
+
+@NETWORKS
+@SLOTS
+@MODES
+def test_first_and_second_derivatives_are_those_of_finite_differences(name: str, slots: int, training: bool) -> None:
+    module, inputs = network(name, slots, training=training)
+    rows = [x.requires_grad_() for x in inputs]
+
+    def of(*given: Tensor) -> tuple[Tensor, ...]:
+        return outputs(module(*given))
+
+    assert torch.autograd.gradcheck(of, rows, fast_mode=True)
+    assert torch.autograd.gradgradcheck(of, rows, fast_mode=True)
+
+
+@NETWORKS
+@SLOTS
+@MODES
+def test_functional_gradients_of_parameters_are_those_of_backward(name: str, slots: int, training: bool) -> None:
+    module, inputs = network(name, slots, training=training)
+
+    def loss(parameters: dict[str, Tensor]) -> Tensor:
+        return sum(
+            (value.sin().sum() for value in outputs(functional_call(module, parameters, inputs))), torch.zeros(())
+        )
+
+    parameters = dict(module.named_parameters())
+    functional = grad(loss)(parameters)
+    expected = torch.autograd.grad(loss(parameters), list(parameters.values()))
+    for (key, value), other in zip(functional.items(), expected, strict=True):
+        torch.testing.assert_close(value, other, rtol=1e-10, atol=1e-12, msg=key)
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own use of it, at the first JVP
+@NETWORKS
+@SLOTS
+@MODES
+def test_jacobian_vector_products_both_ways_agree(name: str, slots: int, training: bool) -> None:
+    module, (x, *others) = network(name, slots, training=training)
+    direction = normal(*x.shape, seed=5)
+
+    def of(rows: Tensor) -> tuple[Tensor, ...]:
+        return outputs(module(rows, *others))
+
+    values, tangents = jvp(of, (x,), (direction,))
+    again, pullback = vjp(of, x)
+    cotangents = tuple(normal(*value.shape, seed=6 + n) for n, value in enumerate(values))
+    torch.testing.assert_close(values, again)
+    forward = sum((a * b).sum() for a, b in zip(cotangents, tangents, strict=True))
+    (backward,) = pullback(cotangents)
+    torch.testing.assert_close(forward, (backward * direction).sum(), rtol=1e-10, atol=1e-12)
+
+
+@NETWORKS
+@SLOTS
+def test_a_second_backward_needs_a_retained_graph(name: str, slots: int) -> None:
+    module, inputs = network(name, slots, training=True)
+    loss = torch.stack([value.square().sum() for value in outputs(module(*inputs))]).sum()
+    loss.backward()
+    with pytest.raises(RuntimeError):
+        loss.backward()
