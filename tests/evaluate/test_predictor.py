@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from modis_dist.evaluate import results
+from modis_dist.evaluate import evaluation
+from modis_dist.evaluate.evaluation import Baselines, evaluate_training
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.evaluate.results import Baselines, conclude, write_result
+from modis_dist.evaluate.results import write_result
 from modis_dist.model.networks import Modis
 from modis_dist.runtime.errors import DataError
 from modis_dist.train import checkpoint
@@ -127,12 +128,12 @@ def test_a_training_is_judged_on_the_device_it_ran_on(model: Path, monkeypatch: 
         asked.append(torch.device(device))
         return Predictor.open(folder)
 
-    monkeypatch.setattr(results, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
+    monkeypatch.setattr(evaluation, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
     member = toy.member("t", toy.run("optim.epochs=1"), model.parent)
     done = Progress("t", status="done", epochs=1)
-    how = {"judged_on": "validation", "probe": False, "baselines": Baselines()}
-    conclude(member, done, device=torch.device("cuda", 1), **how)
-    conclude(member, done, **how)
+    how = {"evaluated_on": "validation", "probe": False, "baselines": Baselines()}
+    evaluate_training(member, done, device=torch.device("cuda", 1), **how)
+    evaluate_training(member, done, **how)
     assert asked == [torch.device("cuda", 1), torch.device("cpu")]
 
 
@@ -151,8 +152,8 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
     assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
     assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
     assert not any("val/reconstruction_mse" in row for row in progress.history)
-    how = {"judged_on": "validation", "probe": False, "baselines": Baselines()}
-    write_result(member.folder, conclude(member, replace(progress, status="failed"), **how))
+    how = {"evaluated_on": "validation", "probe": False, "baselines": Baselines()}
+    write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **how))
     written = [*tmp_path.rglob("*.json")]
     assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}
     for path in written:

@@ -1,4 +1,4 @@
-"""Figures hold exactly the numbers they were given, and names that try to be formulas stay names."""
+"""Figures draw exactly the numbers passed in, and names that look like formulas as text."""
 
 import itertools
 import subprocess
@@ -14,10 +14,11 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from modis_dist.metrics import Scored, classification
+from modis_dist.metrics import ClassPredictions, classification
 from modis_dist.report import drawing, figures
 from modis_dist.report.drawing import CLASS_COLOURS, MODALITY_COLOURS, drawable
 from modis_dist.study.selection import mark
+from tests.report.test_tables import group
 
 HOSTILE = ["$x^2$", "$\\frac{a}{", "_hidden", "a\x1b[31m\nb", "\U0001f600\u202e", "<img>", "x" * 90, "méthyl %s {0}"]
 
@@ -187,8 +188,8 @@ def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
 
 def judged() -> dict:
     parts = {
-        "x": Scored(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])),
-        "y": Scored(np.array([0, 2]), np.array([2, 2])),
+        "x": ClassPredictions(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])),
+        "y": ClassPredictions(np.array([0, 2]), np.array([2, 2])),
     }
     return classification(parts, classes=["a", "b", "c"])
 
@@ -211,7 +212,7 @@ def test_the_colour_of_a_count_contrasts_with_its_cell():
 
 def test_many_classes_are_drawn_without_counts():
     many = [f"c{k}" for k in range(30)]
-    result = classification({"x": Scored(np.arange(30), np.arange(30))}, classes=many)
+    result = classification({"x": ClassPredictions(np.arange(30), np.arange(30))}, classes=many)
     assert not figures.draw_confusion(result, many).axes[0].texts
 
 
@@ -245,17 +246,8 @@ def test_an_error_without_a_usable_baseline_is_uncoloured(baseline):
 
 
 def configuration(condition: str, lr: float, mean: float | None, *, n: int = 5, baseline: float | None = None) -> dict:
-    params = {"optim.lr": lr, "optim.batch_size": 64}
     sd = None if mean is None else 0.02
-    return {
-        "condition": condition,
-        "params": params,
-        "mean": mean,
-        "sd": sd,
-        "n": n,
-        "expected": 5,
-        "failed": 5 - n,
-    } | ({} if baseline is None else {"baseline": baseline})
+    return group(condition, lr, mean, n=n) | {"sd": sd, "baseline": baseline}
 
 
 def overview(rows: Sequence[dict], *, metric: str = "balanced_accuracy") -> Figure:
@@ -285,7 +277,7 @@ def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best(
     drawn = {line.get_xdata()[0]: line for line in axes.lines if line.get_marker() in ("o", "D")}
     assert drawn[0.7].get_marker() == "D" and drawn[0.9].get_markerfacecolor() == "none"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.0001", "lr=0.001  (epoch 20)"]
-    assert "pruned, value so far" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "pruned, best until then" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
@@ -299,7 +291,7 @@ def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
 
 
 def test_a_single_run_and_no_run_can_be_drawn():
-    single = {"condition": "a", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1, "failed": 0}
+    single = configuration("a", 1e-3, 0.5) | {"params": {}, "sd": None, "n": 1, "expected": 1}
     assert [t.get_text() for t in overview([single]).axes[0].get_yticklabels()] == ["the run"]
     assert not overview([]).axes[0].get_yticklabels()
 
@@ -310,7 +302,7 @@ def test_a_single_run_and_no_run_can_be_drawn():
 def hostile_figures() -> dict[str, Figure]:
     z = {name: np.random.default_rng(k).normal(size=(9, 3)).astype(np.float32) for k, name in enumerate(HOSTILE)}
     codes = {name: np.arange(9) % len(HOSTILE) for name in HOSTILE}
-    result = classification({name: Scored(codes[name], codes[name]) for name in HOSTILE[:2]}, classes=HOSTILE)
+    result = classification({name: ClassPredictions(codes[name], codes[name]) for name in HOSTILE[:2]}, classes=HOSTILE)
     square = {a: dict.fromkeys(HOSTILE, 1.0) for a in HOSTILE}
     translated = {"mse": square, "pairs": square, "all_pairs_baseline": dict.fromkeys(HOSTILE, 2.0)}
     rows = [{**configuration(name, 1e-3, 0.5), "params": {name: name}} for name in HOSTILE]
@@ -330,7 +322,7 @@ def test_hostile_names_are_drawn_as_they_are_written(tmp_path):
         shown = texts(figure)
         for hostile in HOSTILE:
             assert any(drawable(hostile, limit=16) in text or drawable(hostile) in text for text in shown), name
-        formulas = [text for text in figure.findobj(Text) if "x^2" in text.get_text() or "frac" in text.get_text()]
+        formulas = [text for text in figure.findobj(Text) if "x^2" in text.get_text() or "\\frac" in text.get_text()]
         assert formulas and not any(text.get_parse_math() for text in formulas)
     assert dict(matplotlib.rcParams) == before
 
@@ -343,7 +335,7 @@ def test_what_the_font_cannot_draw_is_escaped():
 
 @pytest.mark.parametrize("metric", ["mean_modality_balanced_accuracy", "reconstruction_mse", "nmi"])
 def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
-    row = {"condition": "all", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1}
+    row = configuration("all", 1e-3, 0.5) | {"params": {}}
     (axes,) = overview([row], metric=metric).axes
     assert axes.get_xlabel() and "..." not in axes.get_xlabel()
 
@@ -351,7 +343,7 @@ def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
 def test_long_class_names_of_a_confusion_matrix_do_not_overlap() -> None:
     classes = ["adrenocortical carcinoma", "colon adenocarcinoma", "uveal melanoma"]
     codes = np.arange(3)
-    figure = figures.draw_confusion(classification({"m": Scored(codes, codes)}, classes=classes), classes)
+    figure = figures.draw_confusion(classification({"m": ClassPredictions(codes, codes)}, classes=classes), classes)
     figure.canvas.draw()
     for axes in figure.axes[:2]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
