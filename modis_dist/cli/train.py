@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,8 @@ from modis_dist.runtime.errors import UserError
 if TYPE_CHECKING:
     from modis_dist.cli.display import RunBar
     from modis_dist.config.run import Run
+    from modis_dist.evaluate.baseline import Baseline
+    from modis_dist.evaluate.results import Evaluation, Result, StoreEvaluation
 
 
 def train(
@@ -53,10 +55,10 @@ def train(
         typer.echo(f"score its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
         return
     typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures in {out}")
-    _print_tables(result, "validation")
+    _print_tables(result["evaluation"], result["baseline"], "validation")
 
 
-def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> dict[str, Any]:
+def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> "Result":
     if run.trainer.workers > 1:
         from modis_dist.integrations.ray.existing_cluster import ray_at
         from modis_dist.integrations.ray.train import train_run_on_ranks
@@ -68,7 +70,9 @@ def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None)
 
     flag = Flag()
     with on_signal(flag.set):
-        return train_run(run, out=out, source=source, reporter=bar, stop=flag)
+        result = train_run(run, out=out, source=source, reporter=bar, stop=flag)
+    assert result is not None, "there is one rank"
+    return result
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
@@ -84,18 +88,18 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
         return
     if result["left_out"]:
         typer.echo(f"note: {result['left_out']} rows of classes that the model does not know are left out", err=True)
-    _print_tables(result, _say_training_rows(result))
+    _print_tables(result["evaluation"], result["baseline"], _say_training_rows(result))
 
 
-def _say_training_rows(result: dict[str, Any]) -> str:
+def _say_training_rows(result: "StoreEvaluation") -> str:
     """Notes on rows the model may know already; returns what the judged rows are called."""
     left_out = result["training_rows_left_out"]
     if result["rows"] != "all" or left_out == 0:
-        return str(result["rows"])
+        return result["rows"]
     if left_out is None:
         typer.echo(
             "WARNING: the store that the model was trained with is not at hand, so rows it was trained on may be "
-            "among those judged here; the figures may be too good",
+            "among those judged here; the metrics may be too good",
             err=True,
         )
         return "all"
@@ -103,21 +107,16 @@ def _say_training_rows(result: dict[str, Any]) -> str:
     return "other"
 
 
-def _print_tables(result: dict[str, Any], rows: str) -> None:
-    from modis_dist.report.tables import class_table, evaluation_table, translation_table
+def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: str) -> None:
+    from modis_dist.report.tables import class_table, evaluation_table, probe_line, translation_table
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
-    judged = result["evaluation"]
     titled = [
-        (f"On {rows} rows", evaluation_table(judged["classification"], result["baseline"])),
-        ("By class", class_table(judged["classification"])),
-        ("Reconstruction and translation", translation_table({"": judged["translation"]})),
+        (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
+        ("By class", class_table(evaluation["classification"])),
+        ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]
     show(titled, console)
-    if "probe" in judged:
-        probe = judged["probe"]
-        console.print(
-            f"Alignment probe: telling the modality from the latent space, logistic regression "
-            f"{probe['logistic_regression']:.3f}, kNN {probe['knn']:.3f}; perfect is {probe['perfect']:.3f}"
-        )
+    if evaluation["probe"] is not None:
+        console.print(probe_line(evaluation["probe"]), soft_wrap=True)

@@ -11,21 +11,19 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
+from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim
 from modis_dist.evaluate.results import (
     RESULT,
-    Baselines,
-    Judged,
-    conclude,
-    note_standing,
+    HeldOut,
+    Result,
+    read_interim_result,
     read_result,
-    read_standing,
     write_result,
     write_run,
 )
@@ -52,7 +50,7 @@ class Pack:
     """Trials that are trained as one stack."""
 
     trials: tuple[Trial, ...]
-    judged_on: Judged = "validation"
+    judged_on: HeldOut = "validation"
     probe: bool = True
     until: int | None = None  # epoch at which it waits to be compared with others; None: to its end, 0: no further
 
@@ -137,7 +135,7 @@ def unfinished(out: Path, packs: Sequence[Pack]) -> list[Pack]:
 def _is_there(folder: Path, until: int | None) -> bool:
     if read_result(folder) is not None or until is None:
         return read_result(folder) is not None
-    standing = read_standing(folder)
+    standing = read_interim_result(folder)
     return (standing["epochs"] if standing else 0) >= until
 
 
@@ -170,7 +168,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
         baselines = Baselines()
         for member, one in zip(members, progress, strict=True):
             if one.status == "running":
-                note_standing(member, one, judged_on=pack.judged_on)
+                write_interim(member, one, evaluated_on=pack.judged_on)
             elif read_result(member.folder) is None:
                 result = _concluded(member, one, pack, device=device, baselines=baselines)
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})
@@ -193,14 +191,14 @@ def _begun(folder: Path, members: Sequence[Member]) -> Iterator[JournalWriter]:
 def _pruned(pack: Pack, out: Path) -> dict[str, str]:
     """Why trials of a pack were pruned, by id."""
     results = [result for trial in pack.trials if (result := read_result(trial_folder(out, trial))) is not None]
-    return {result["trial"]: result["reason"] for result in results if result["status"] == "pruned"}
+    return {result["trial"]: str(result["reason"]) for result in results if result["status"] == "pruned"}
 
 
 def prune(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
     """Give the trials of a pack that are not trained any further their result: how they stand, and why they leave."""
     folder = pack_folder(out, pack)
     leaving = [t for t in pack.trials if t.id in reasons and read_result(trial_folder(out, t)) is None]
-    standing = {t.id: read_standing(trial_folder(out, t)) for t in leaving}
+    standing = {t.id: read_interim_result(trial_folder(out, t)) for t in leaving}
     if not any(standing.values()):
         return
     with locked(folder):
@@ -222,11 +220,11 @@ def reopen(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None
         (trial_folder(out, trial) / RESULT).unlink(missing_ok=True)
 
 
-def _concluded(
-    member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines
-) -> dict[str, Any]:
+def _concluded(member: Member, progress: Progress, pack: Pack, *, device: torch.device, baselines: Baselines) -> Result:
     """The result of a member, with the figures of a refit drawn."""
-    result = conclude(member, progress, judged_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device)
+    result = evaluate_training(
+        member, progress, evaluated_on=pack.judged_on, probe=pack.probe, baselines=baselines, device=device
+    )
     if pack.judged_on == "test":
         draw(member, result)
     return result

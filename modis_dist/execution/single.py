@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,9 +15,9 @@ from modis_dist.data.store.index import UNLABELLED, Index, Rows
 from modis_dist.data.store.open_store import open_store
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
-from modis_dist.evaluate.evaluation import Probe, evaluate, plain_baseline
+from modis_dist.evaluate.evaluation import Baselines, Probe, evaluate, evaluate_training, plain_baseline
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.evaluate.results import Baselines, conclude, read_result, write_result, write_run
+from modis_dist.evaluate.results import Result, StoreEvaluation, read_result, write_result, write_run
 from modis_dist.execution.resource_errors import enough_memory, sound_disk
 from modis_dist.execution.run_pack import chosen_device
 from modis_dist.execution.trial import trial_id
@@ -38,10 +37,10 @@ from modis_dist.train.stack import Member
 
 def train_run(
     run: Run, *, out: Path, source: str, reporter: Reporter, stop: Stop, seat: RankSpec = ALONE
-) -> dict[str, Any]:
+) -> Result | None:
     """Train a run into ``out``, or continue it there; returns its result.
 
-    Of several ranks all call this; the first writes and judges, and the others return nothing of use.
+    Of several ranks all call this; the first writes and judges, and the others return None.
 
     Raises ``RunFailed`` where the training diverged, the disk refuses or memory is out, ``Interrupted`` where it was
     asked to stop, ``DataError`` where ``out`` belongs to another run.
@@ -69,8 +68,10 @@ def train_run(
             ports = Ports(journal, reporter, stop) if journal else Ports(stop=stop)
             (progress,) = fit([member], folder=out, device=device, ports=ports, world=world)
         if journal is None:
-            return {}
-        result = conclude(member, progress, judged_on="validation", probe=True, baselines=Baselines(), device=device)
+            return None
+        result = evaluate_training(
+            member, progress, evaluated_on="validation", probe=True, baselines=Baselines(), device=device
+        )
         draw(member, result)
         journal.event(trial, kind="end", values={"status": progress.status, "epochs": progress.epochs})
         write_result(out, result)
@@ -95,16 +96,12 @@ def _last_good(out: Path) -> str:
     return f"{kept}; lower optim.lr or check the values of that modality, and use another --out"
 
 
-def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
+def evaluate_folder(folder: Path, store: Path) -> StoreEvaluation:
     """Judge the model of a folder on a store.
 
     On the store it was trained with: on the test rows of its split, or the validation rows where there are none, with
     the baseline and the alignment probe. On any other store: on all rows of classes that the model knows, without
     those that have the sample or group id of a training row where the training's own store is still at hand.
-
-    Keys: ``rows`` ("test", "validation" or "all"), ``left_out`` (rows of unknown classes),
-    ``training_rows_left_out`` (None where training rows may be among those judged), ``evaluation``, ``baseline`` (or
-    None).
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
@@ -173,8 +170,8 @@ def learnt_from(run: Run, predictor: Predictor) -> Learnt | None:
 
 def _judged_elsewhere(
     predictor: Predictor, store: Store, learnt: Learnt | None, *, place: FeatureStorage
-) -> dict[str, Any]:
-    """Figures on a store that the model was not trained with."""
+) -> StoreEvaluation:
+    """Metrics on a store that the model was not trained with."""
     subset, unknown, known = _new_rows(predictor, store, learnt, place=place)
     if not any(subset.rows().values()):
         raise DataError(

@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from modis_dist.config import parse
-from modis_dist.evaluate.results import read_result
+from modis_dist.evaluate.results import Result, read_result
 from modis_dist.execution.resource_errors import sound_disk
 from modis_dist.execution.run_pack import Pack, forget_last, journal_file, trial_folder, unfinished
 from modis_dist.execution.trial import Trial
+from modis_dist.report.study_results import Group, RankedGroup, Summary
 from modis_dist.runtime.errors import Interrupted, RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.study import manifest, telling
-from modis_dist.study.aggregate import Group, grouped
+from modis_dist.study.aggregate import grouped
 from modis_dist.study.interfaces import Executor, Mirror
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display, monitored
@@ -37,7 +37,7 @@ from modis_dist.study.summary import changes, failures, summarise, why_nothing, 
 from modis_dist.train.journal import copy_trial
 
 
-def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
+def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> Summary:
     """Train, choose, refit and test; returns the summary that is also written to ``summary.json``.
 
     Raises ``Interrupted`` where the user stops it, ``RunFailed`` where no configuration is complete or the disk
@@ -72,7 +72,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         summary["changes"] = changes(results) | changes(final)
         summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
-        write(summary, groups, out=out, metric=metric)
+        write(summary, out=out)
         telling.finish(mirror, summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
@@ -206,19 +206,20 @@ class _Sweep:
         self._note("refit", packs)
         return packs
 
-    def results(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    def results(self, trials: Sequence[Trial]) -> dict[str, Result]:
         """The results there are, by trial id."""
         found = {trial.id: self._result(trial) for trial in trials}
         return {name: result for name, result in found.items() if result is not None}
 
-    def _result(self, trial: Trial) -> dict[str, Any] | None:
+    def _result(self, trial: Trial) -> Result | None:
         return read_result(trial_folder(self._out, trial))
 
 
-def _refits(trials: Sequence[Trial], group: Group, fingerprint: str) -> list[Trial]:
+def _refits(trials: Sequence[Trial], group: RankedGroup, fingerprint: str) -> list[Trial]:
     """One refit per replicate of the chosen group, for as many epochs as its middle best epoch."""
     first: dict[int, Trial] = {}
     for trial in trials:
         if trial.condition == group["condition"] and trial.id in group["trials"]:
             first.setdefault(trial.replicate, trial)
+    assert group["epochs"] is not None, "a chosen group has a best epoch"
     return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in first.values()]

@@ -52,7 +52,7 @@ def test_the_summary_has_what_scripts_read(done: Path) -> None:
     for part in ("test", "baseline"):
         assert summary[part]["balanced_accuracy"]["n"] == 2
         assert {f"balanced_accuracy/{m}" for m in toy.SIZES} <= set(summary[part])
-    assert 0 <= summary["test"]["probe"]["knn"]["mean"] <= 1
+    assert 0 <= summary["conditions"][0]["probe"]["knn"]["mean"] <= 1
     assert summary["mlflow"]["uri"].startswith("sqlite:///") and summary["mlflow"]["experiment"] == "toy"
 
 
@@ -71,7 +71,7 @@ def test_the_choice_is_the_best_mean_over_folds_and_replicates_of_the_trials_own
 def test_test_rows_are_scored_by_the_refits_of_the_choice_and_by_nothing_else(done: Path) -> None:
     listed = {t["id"] for t in json.loads((done / "out" / "manifest.json").read_text())["trials"]}
     judged = {
-        p.parent.name: json.loads(p.read_text())["judged_on"] for p in (done / "out/trials").glob("*/result.json")
+        p.parent.name: json.loads(p.read_text())["evaluated_on"] for p in (done / "out/trials").glob("*/result.json")
     }
     assert {name for name, rows in judged.items() if rows == "validation"} == listed
     assert len(judged) == len(listed) + 2
@@ -270,7 +270,7 @@ def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_r
     assert {pack["steps"] for pack in plan["packs"]} == {12, 16}, "rppa has fewer rows than the other two"
     assert tune(tmp_path, "--set", "data.classes=[a, b]") == 0
     assert list((tmp_path / "out").glob("packs/*/error.txt")) == []
-    labels = {c["condition"]: list(c["test"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}
+    labels = {c["condition"]: list(c["details"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}
     assert labels == {"two": ["a", "b"], "all": ["a", "b"], "rare": ["a", "b", "c"]}
 
 
@@ -292,7 +292,7 @@ def test_the_model_of_every_condition_is_named_and_its_figures_are_in_mlflow(
     for condition in summary["conditions"]:
         name, mean = condition["condition"], condition["test"]["balanced_accuracy"]["mean"]
         assert sent["toy", f"test/{name}/balanced_accuracy"] == mean
-        assert sent["toy", f"test/{name}/probe/knn"] == condition["test"]["probe"]["knn"]["mean"]
+        assert sent["toy", f"test/{name}/probe/knn"] == condition["probe"]["knn"]["mean"]
         assert sent[f"refit {name}: seed 0", "final/balanced_accuracy"] == mean
         baseline = condition["baseline"]["balanced_accuracy"]["mean"]
         assert sent[f"refit {name}: seed 0", "final/baseline/balanced_accuracy"] == baseline
@@ -467,7 +467,7 @@ def test_train_writes_a_result_figures_and_refuses_another_run(
     out = tmp_path / "out"
     assert command(["train", str(path), "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["status"] == "done" and result["judged_on"] == "validation"
+    assert result["status"] == "done" and result["evaluated_on"] == "validation"
     assert {p.name for p in (out / "figures").iterdir()} == {
         "loss_curves.png",
         "latent_pca.png",

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from modis_dist.config.run import Run
+from modis_dist.evaluate.results import Result
 from modis_dist.execution.resources import workers_mistakes
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
@@ -160,7 +161,7 @@ def _why(error: Any) -> str:
     return f"after {RESTARTS} restarts: {shown(text)}; the same command continues from the last checkpoint"
 
 
-def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> dict[str, Any]:
+def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> Result:
     """``train_run`` on as many workers as the run asks for; returns its result.
 
     Raises what ``train_run`` raises.
@@ -196,7 +197,9 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
         with on_signal(partial(ask_to_stop, stop)), watching(_Told(out, run.optim.epochs, reporter).look):
             if asked.requested():  # while Ray was started
                 raise Interrupted(f"{asked.requested()}; nothing was trained; the same command starts again")
-            return while_ray_lives(training)
+            result: Result | None = while_ray_lives(training)
+    assert result is not None, "the first rank has the result"
+    return result
 
 
 def ask_to_stop(file: Path, reason: str) -> None:
@@ -204,7 +207,7 @@ def ask_to_stop(file: Path, reason: str) -> None:
     file.write_text(reason)
 
 
-def _run_of_rank(seat: RankSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _run_of_rank(seat: RankSpec, settings: Mapping[str, Any]) -> Result | None:
     from modis_dist.config.parse import build
     from modis_dist.execution.single import train_run
 

@@ -1,18 +1,11 @@
-"""Successive halving: who is among the best at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020).
-
-A verdict is plain values: ``epoch``, ``mean``, ``sd`` and ``n`` of the group there, ``rank`` (1 is best) ``of`` the
-groups compared, and whether it ``goes_on``.
-"""
+"""Successive halving: who is among the best at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any
 
 from modis_dist.metrics import LOWER_IS_BETTER
-from modis_dist.study.aggregate import spread
+from modis_dist.study.aggregate import Verdict, spread
 from modis_dist.train.progress import improves
-
-Verdict = dict[str, Any]
 
 
 def best_up_to(history: Iterable[Mapping[str, float | None]], epoch: int, *, metric: str) -> float | None:
@@ -45,7 +38,7 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
     ]
 
 
-def told(verdict: Mapping[str, Any]) -> str:
+def told(verdict: Verdict) -> str:
     """``pruned at epoch 20: 0.710, rank 7 of 9``."""
     value = "no value" if verdict["mean"] is None else f"{verdict['mean']:.3f}"
     return f"pruned at epoch {verdict['epoch']}: {value}, rank {verdict['rank']} of {verdict['of']}"

@@ -8,13 +8,11 @@ from typing import Any, Protocol
 from modis_dist.evaluate.results import read_history
 from modis_dist.execution.run_pack import Pack, prune, reopen, trial_folder
 from modis_dist.execution.trial import Trial
-from modis_dist.study.aggregate import by_configuration
+from modis_dist.study.aggregate import Results, by_configuration
 from modis_dist.study.manifest import unique
 from modis_dist.study.search.halving import best_up_to, told
 from modis_dist.study.search.rounds import Groups, Search
 from modis_dist.study.summary import failures
-
-Results = Mapping[str, Mapping[str, Any]]
 
 
 class Trainer(Protocol):
