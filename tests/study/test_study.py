@@ -213,7 +213,7 @@ def test_what_a_stack_had_finished_when_it_came_down_stays_in_the_list_with_its_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
-    genuine, concluded = run_pack.conclude, []
+    genuine, concluded = run_pack.evaluate_training, []
 
     def failing_once(member: Member, *given: Any, **named: Any) -> Any:
         concluded.append(member.trial)
@@ -221,7 +221,7 @@ def test_what_a_stack_had_finished_when_it_came_down_stays_in_the_list_with_its_
             raise RuntimeError("once")
         return genuine(member, *given, **named)
 
-    monkeypatch.setattr(run_pack, "conclude", failing_once)
+    monkeypatch.setattr(run_pack, "evaluate_training", failing_once)
     assert tune(tmp_path) == 0
     out = tmp_path / "out"
     listed = manifest.load(out / "manifest.json")
