@@ -15,7 +15,6 @@ from typing_extensions import TypedDict
 from modis_dist.config import parse
 from modis_dist.config.run import Run
 from modis_dist.evaluate.baseline import Baseline
-from modis_dist.evaluate.probe import ModalityProbe
 from modis_dist.metrics import Classification, Translation
 from modis_dist.runtime.errors import DataError, shown
 from modis_dist.runtime.files import write_json, write_text
@@ -36,7 +35,7 @@ class Evaluation(TypedDict):
 
     classification: Classification
     translation: Translation
-    probe: ModalityProbe | None  # None if not computed
+    probe: dict[str, float] | None  # of ``modality_probe``; None if not computed
 
 
 class Result(TypedDict):
@@ -76,11 +75,6 @@ def write_run(folder: Path, run: Run) -> None:
 def write_result(folder: Path, result: Result) -> None:
     """Write the final result; a folder that has one is not trained again."""
     write_json(folder / RESULT, result)
-
-
-def write_interim_result(folder: Path, result: Result) -> None:
-    """Write the result at a rung, of a training that may continue."""
-    write_json(folder / INTERIM_RESULT, result)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

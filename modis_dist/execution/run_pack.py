@@ -17,7 +17,7 @@ import torch
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
-from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim
+from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim_result
 from modis_dist.evaluate.results import (
     RESULT,
     HeldOut,
@@ -168,7 +168,7 @@ def run_pack(pack: Pack, *, out: Path, store: Path, reporter: Reporter, stop: St
         baselines = Baselines()
         for member, one in zip(members, progress, strict=True):
             if one.status == "running":
-                write_interim(member, one, evaluated_on=pack.judged_on)
+                write_interim_result(member, one, evaluated_on=pack.judged_on)
             elif read_result(member.folder) is None:
                 result = _concluded(member, one, pack, device=device, baselines=baselines)
                 journal.event(member.trial, kind="end", values={"status": one.status, "epochs": one.epochs})

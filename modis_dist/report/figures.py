@@ -1,12 +1,8 @@
-"""Figures of a finished training or study.
-
-``draw_*`` returns a matplotlib Figure; the function of the same name without ``draw_`` writes it as a PNG.
-"""
+"""Figures of a finished training or study, drawn but not written (``drawing.save``)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -34,7 +30,6 @@ from modis_dist.report.drawing import (
     grid,
     heading,
     matrix,
-    save,
 )
 from modis_dist.report.study_results import RankedGroup
 from modis_dist.report.text import plain, settings, varying
@@ -74,12 +69,7 @@ PHASES = {"train": ("-", "training"), "val": ("--", "validation")}
 # --- loss curves --------------------------------------------------------------------------------------------
 
 
-def loss_curves(history: Sequence[EpochMetrics], path: Path, *, best_epoch: int | None = None) -> None:
-    """Write ``draw_loss_curves``."""
-    save(draw_loss_curves(history, best_epoch=best_epoch), path)
-
-
-def draw_loss_curves(history: Sequence[EpochMetrics], *, best_epoch: int | None = None) -> Figure:
+def loss_curves(history: Sequence[EpochMetrics], *, best_epoch: int | None = None) -> Figure:
     """Return losses and metrics over epochs, one panel per family of terms.
 
     A row of ``history`` has ``epoch`` and terms named ``phase/family`` or ``phase/family/modality``, with phase train
@@ -142,12 +132,7 @@ def _style_curves(axes: Axes, family: str, best_epoch: int | None) -> None:
 # --- latent space -------------------------------------------------------------------------------------------
 
 
-def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str], path: Path) -> None:
-    """Write ``draw_latent_pca``."""
-    save(draw_latent_pca(z, label, classes), path)
-
-
-def draw_latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
+def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
     """Return the first two principal components of latent vectors, coloured by class and by modality.
 
     ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. A random sample of ``MAX_POINTS`` rows is drawn.
@@ -205,12 +190,7 @@ def _scatter(axes: Axes, points: Points, code: Rows, names: Sequence[str], colou
 # --- confusion ----------------------------------------------------------------------------------------------
 
 
-def confusion(metrics: Classification, classes: Sequence[str], path: Path) -> None:
-    """Write ``draw_confusion``."""
-    save(draw_confusion(metrics, classes), path)
-
-
-def draw_confusion(metrics: Classification, classes: Sequence[str]) -> Figure:
+def confusion(metrics: Classification, classes: Sequence[str]) -> Figure:
     """Return confusion matrices, pooled and by modality.
 
     Colours are fractions of the true class, texts are numbers of rows (for up to ``CROWDED`` classes).
@@ -239,12 +219,7 @@ def draw_confusion(metrics: Classification, classes: Sequence[str]) -> Figure:
 # --- translation --------------------------------------------------------------------------------------------
 
 
-def mse_heatmap(translation: Translation, path: Path) -> None:
-    """Write ``draw_mse_heatmap``."""
-    save(draw_mse_heatmap(translation), path)
-
-
-def draw_mse_heatmap(translation: Translation) -> Figure:
+def mse_heatmap(translation: Translation) -> Figure:
     """Return the errors by decoded (down) and encoded (across) modality, and the all-pairs baseline in the last column.
 
     Colours are ratios of the error to the all-pairs baseline of the decoded modality, comparable between modalities.
@@ -278,12 +253,7 @@ def _error_text(value: float | None, pairs: int | None = None) -> str:
 # --- sweep --------------------------------------------------------------------------------------------------
 
 
-def sweep_overview(groups: Sequence[RankedGroup], path: Path, *, metric: str = "balanced_accuracy") -> None:
-    """Write ``draw_sweep_overview``."""
-    save(draw_sweep_overview(groups, metric=metric), path)
-
-
-def draw_sweep_overview(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy") -> Figure:
+def sweep_overview(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy") -> Figure:
     """Return mean and standard deviation of each configuration, with the chosen one of each condition marked.
 
     Of more than ``MAX_CONFIGURATIONS`` the best are drawn.

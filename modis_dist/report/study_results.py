@@ -57,15 +57,6 @@ class RankedGroup(Group):
     chosen: bool
 
 
-class Choice(Spread):
-    """The chosen configuration of a condition and its metric on validation rows."""
-
-    params: Params
-    metric: str
-    epochs: int | None
-    baseline: float | None
-
-
 class StudyModel(TypedDict):
     """A refitted model and its folder."""
 
@@ -73,13 +64,6 @@ class StudyModel(TypedDict):
     params: Params
     seed: int
     folder: str
-
-
-class ClassSpread(TypedDict):
-    """Metrics of one class over replicates."""
-
-    recall: Spread
-    precision: Spread
 
 
 class AbsentPairSpread(TypedDict):
@@ -100,7 +84,7 @@ class MeanTranslation(TypedDict):
 class DetailedMetrics(TypedDict):
     """Test metrics by class, modality and pair of modalities."""
 
-    per_class: dict[str, ClassSpread]
+    per_class: dict[str, Metrics]  # recall and precision
     per_modality_recall: dict[str, dict[str, Spread]]
     absent_pairs: list[AbsentPairSpread]
     translation: MeanTranslation
@@ -110,21 +94,12 @@ class Condition(TypedDict):
     """Choice and test metrics of a condition over its refitted replicates; None where there are none."""
 
     condition: str
-    best: Choice | None
+    best: RankedGroup | None
     test: Metrics | None
     baseline: Metrics | None  # on the same rows; a metric of other rows has n = 0
     probe: Metrics | None
     details: DetailedMetrics | None
     model: StudyModel | None
-
-
-class TrialCounts(TypedDict):
-    """Trials of the search by status."""
-
-    total: int
-    done: int
-    failed: int
-    pruned: int
 
 
 class Summary(TypedDict):
@@ -133,8 +108,8 @@ class Summary(TypedDict):
     version: int
     study: str
     metric: str
-    trials: TrialCounts
-    best: Choice | None
+    trials: dict[str, int]  # total, done, failed and pruned, of the search
+    best: RankedGroup | None
     test: Metrics | None
     baseline: Metrics | None
     model: StudyModel | None  # delivered to the folder ``model``

@@ -12,7 +12,6 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from modis_dist.evaluate.baseline import Baseline
-from modis_dist.evaluate.probe import ModalityProbe
 from modis_dist.metrics import HEADLINES, Classification, ClassMetrics, ModalityMetrics, Translation
 from modis_dist.report.study_results import Condition, MeanTranslation, Metrics, RankedGroup, Spread
 from modis_dist.report.text import plain, settings, varying
@@ -38,7 +37,7 @@ def probe_note(aligned: str) -> str:
     )
 
 
-def probe_line(probe: ModalityProbe) -> str:
+def probe_line(probe: Mapping[str, float]) -> str:
     """Return the modality probe of one model with its definition."""
     values = f"kNN {number(probe['knn'])}, logistic regression {number(probe['logistic_regression'])}"
     return f"Modality probe: {values}.\n{probe_note(number(probe['perfect']))}"

@@ -16,6 +16,7 @@ from modis_dist.report.study_results import (
     Group,
     MeanTranslation,
     Metrics,
+    Pruned,
     Spread,
 )
 
@@ -23,12 +24,9 @@ Results = Mapping[str, Result]  # by trial id
 Configuration = tuple[str, int]  # condition and number: a group of all its folds and replicates
 
 
-class Verdict(Spread):
-    """Decision on a configuration at a rung, from its metric there."""
+class Verdict(Spread, Pruned):
+    """Decision on a configuration at a rung, by its metric there."""
 
-    epoch: int
-    rank: int  # 1 is best
-    of: int
     goes_on: bool
 
 
@@ -125,7 +123,7 @@ def training_metrics(result: Result) -> dict[str, float]:
     metrics = headline(evaluation["classification"])
     if result["value"] is not None:
         metrics[result["metric"]] = result["value"]
-    metrics |= {f"probe/{name}": value for name, value in _probe(evaluation).items()}
+    metrics |= {f"probe/{name}": value for name, value in (evaluation["probe"] or {}).items()}
     return metrics | {f"baseline/{name}": value for name, value in baseline_metrics(result).items()}
 
 
@@ -140,13 +138,6 @@ def condition_metrics(condition: Condition) -> dict[str, float]:
     }
 
 
-def _probe(evaluation: Evaluation) -> dict[str, float]:
-    probe = evaluation["probe"]
-    if probe is None:
-        return {}
-    return {"logistic_regression": probe["logistic_regression"], "knn": probe["knn"], "perfect": probe["perfect"]}
-
-
 # --- test rows ----------------------------------------------------------------------------------------------
 
 
@@ -155,7 +146,7 @@ def metrics_over_replicates(results: Sequence[Result]) -> tuple[Metrics | None, 
     evaluations = [result["evaluation"] for result in results if result["evaluation"] is not None]
     test = [headline(evaluation["classification"]) for evaluation in evaluations]
     baseline = [baseline_metrics(result) for result in results if result["baseline"] is not None]
-    probe = [metrics for evaluation in evaluations if (metrics := _probe(evaluation))]
+    probe = [evaluation["probe"] for evaluation in evaluations if evaluation["probe"] is not None]
     return (
         spread_by_name(test, names=HEADLINES) if test else None,
         spread_by_name(baseline, names=HEADLINES) if baseline else None,

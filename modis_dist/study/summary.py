@@ -10,7 +10,6 @@ from modis_dist.report.study import report
 from modis_dist.report.study_results import (
     SUMMARY,
     VERSION,
-    Choice,
     Condition,
     RankedGroup,
     StudyModel,
@@ -50,7 +49,7 @@ def summarise(
     has one.
     """
     conditions = [
-        _condition(name, best.get(name), _done(refits.get(name, ()), final), final, metric=metric)
+        _condition(name, best.get(name), _done(refits.get(name, ()), final), final)
         for name in dict.fromkeys(group["condition"] for group in groups)
     ]
     expected = {name for group in groups for name in group["trials"]}
@@ -79,14 +78,12 @@ def _done(trials: Sequence[Trial], results: Results) -> list[Trial]:
     return [trial for trial in trials if trial.id in results and results[trial.id]["status"] == "done"]
 
 
-def _condition(
-    name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results, *, metric: str
-) -> Condition:
+def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results) -> Condition:
     replicates = [results[trial.id] for trial in refits]
     test, baseline, probe = metrics_over_replicates(replicates)
     return {
         "condition": name,
-        "best": None if best is None else _choice(best, metric),
+        "best": best,
         "test": test,
         "baseline": baseline,
         "probe": probe,
@@ -101,24 +98,12 @@ def _model(trial: Trial) -> StudyModel:
     return {"condition": trial.condition, "params": trial.params, "seed": trial.run.seed, "folder": str(folder)}
 
 
-def _choice(group: RankedGroup, metric: str) -> Choice:
-    return {
-        "params": group["params"],
-        "metric": metric,
-        "mean": group["mean"],
-        "sd": group["sd"],
-        "n": group["n"],
-        "epochs": group["epochs"],
-        "baseline": group["baseline"],
-    }
-
-
 def write(summary: Summary, *, out: Path) -> None:
     """Write the report, the overview figure, the delivered model and last the summary."""
-    from modis_dist.report import figures  # loads matplotlib, which the jobs of a search never need
+    from modis_dist.report import drawing, figures  # imports matplotlib, which jobs of a search do not need
 
     write_text(out / "report.md", report(summary))
-    figures.sweep_overview(summary["groups"], out / "sweep.png", metric=summary["metric"])
+    drawing.save(figures.sweep_overview(summary["groups"], metric=summary["metric"]), out / "sweep.png")
     if summary["model"]:
         _deliver(out / summary["model"]["folder"], out / MODEL)
     else:

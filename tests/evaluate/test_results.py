@@ -17,12 +17,12 @@ from modis_dist.evaluate.results import (
     read_interim_result,
     read_result,
     write_history,
-    write_interim_result,
     write_result,
 )
 from modis_dist.metrics import ClassPredictions, classification, translation
 from modis_dist.report.study_results import SUMMARY, read_summary, write_summary
 from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.files import write_json
 from tests import toy_results
 
 
@@ -43,7 +43,7 @@ def test_results_and_histories_read_back_as_written(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None and read_interim_result(tmp_path) is None and read_summary(tmp_path) is None
     write_result(tmp_path, evaluated())
     assert read_result(tmp_path) == evaluated() and read_interim_result(tmp_path) is None
-    write_interim_result(tmp_path, toy_results.result("t", status="running"))
+    write_json(tmp_path / INTERIM_RESULT, toy_results.result("t", status="running"))
     assert read_interim_result(tmp_path) == toy_results.result("t", status="running")
     write_history(tmp_path, [{"epoch": 1, "train/kl": 0.5, "val/nmi": float("nan")}])
     assert read_history(tmp_path) == [{"epoch": 1, "train/kl": 0.5, "val/nmi": None}]

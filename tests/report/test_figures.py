@@ -86,7 +86,7 @@ HISTORY = [
 
 
 def test_curves_hold_the_history_in_a_panel_per_family():
-    figure = figures.draw_loss_curves(HISTORY, best_epoch=2)
+    figure = figures.loss_curves(HISTORY, best_epoch=2)
     kl = panel(figure, "KL").lines
     assert [line.get_xydata().tolist() for line in kl[:2]] == [
         [[1, 5000], [2, 50], [3, 5]],
@@ -97,7 +97,7 @@ def test_curves_hold_the_history_in_a_panel_per_family():
 
 
 def test_training_and_validation_errors_share_a_panel_and_a_colour():
-    lines = panel(figures.draw_loss_curves(HISTORY), "Reconstruction").lines
+    lines = panel(figures.loss_curves(HISTORY), "Reconstruction").lines
     training, validation = sorted(lines, key=lambda line: len(line.get_linestyle()))
     assert training.get_xydata().tolist() == [[3, 0.5]]
     assert validation.get_xydata().tolist() == [[2, 0.4]]
@@ -106,19 +106,19 @@ def test_training_and_validation_errors_share_a_panel_and_a_colour():
 
 
 def test_a_family_over_two_decades_is_on_a_log_scale_and_others_are_not():
-    figure = figures.draw_loss_curves(HISTORY)
+    figure = figures.loss_curves(HISTORY)
     assert panel(figure, "KL").get_yscale() == "log"
     assert panel(figure, "Adversarial").get_yscale() == "linear"
 
 
 def test_the_best_epoch_is_marked_in_every_panel():
-    figure = figures.draw_loss_curves(HISTORY, best_epoch=2)
+    figure = figures.loss_curves(HISTORY, best_epoch=2)
     assert [axes.lines[-1].get_xdata()[0] for axes in figure.axes] == [2, 2, 2]
     assert "best epoch (2)" in texts(figure)
 
 
 def test_a_history_without_epochs_says_so():
-    assert "no epochs recorded" in texts(figures.draw_loss_curves([]))
+    assert "no epochs recorded" in texts(figures.loss_curves([]))
 
 
 # --- latent space -------------------------------------------------------------------------------------------
@@ -146,7 +146,7 @@ def test_missing_components_are_0(shape):
 
 def test_every_latent_is_drawn_once_in_the_colour_of_its_class_and_of_its_modality():
     z, label = latents()
-    figure = figures.draw_latent_pca(z, label, ["a", "b", "c"])
+    figure = figures.latent_pca(z, label, ["a", "b", "c"])
     scores, _ = figures.principal_components(np.concatenate(list(z.values())))
     by_class = ["0.75" if k < 0 else CLASS_COLOURS[k] for k in np.concatenate(list(label.values()))]
     by_modality = [MODALITY_COLOURS[0]] * 40 + [MODALITY_COLOURS[1]] * 40
@@ -170,7 +170,7 @@ def points_of(xy: np.ndarray, colours: np.ndarray) -> set:
 def test_more_classes_than_colours_get_other_markers():
     count = len(CLASS_COLOURS) + 2
     z = {"x": np.eye(count, dtype=np.float32)}
-    axes = figures.draw_latent_pca(z, {"x": np.arange(count)}, [f"c{k}" for k in range(count)]).axes[0]
+    axes = figures.latent_pca(z, {"x": np.arange(count)}, [f"c{k}" for k in range(count)]).axes[0]
     assert [len(points.get_offsets()) for points in axes.collections] == [len(CLASS_COLOURS), 2]
     handles = axes.get_legend().legend_handles
     assert len({(handle.get_marker(), str(handle.get_color())) for handle in handles}) == count
@@ -178,7 +178,7 @@ def test_more_classes_than_colours_get_other_markers():
 
 def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
     monkeypatch.setattr(figures, "MAX_POINTS", 30)
-    figure = figures.draw_latent_pca(*latents(), ["a", "b", "c"])
+    figure = figures.latent_pca(*latents(), ["a", "b", "c"])
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 30
     assert "(30 of 80 rows)" in figure.axes[0].get_title(loc="left")
 
@@ -195,7 +195,7 @@ def judged() -> dict:
 
 
 def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
-    figure = figures.draw_confusion(judged(), ["a", "b", "c"])
+    figure = figures.confusion(judged(), ["a", "b", "c"])
     pooled = panel(figure, "All")
     shares = pooled.get_images()[0].get_array()
     np.testing.assert_allclose(shares, [[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
@@ -206,14 +206,14 @@ def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
 
 
 def test_the_colour_of_a_count_contrasts_with_its_cell():
-    axes = figures.draw_confusion(judged(), ["a", "b", "c"]).axes[0]
+    axes = figures.confusion(judged(), ["a", "b", "c"]).axes[0]
     assert [text.get_color() for text in axes.texts[4:6]] == ["white", "black"]  # shares 1 and 0
 
 
 def test_many_classes_are_drawn_without_counts():
     many = [f"c{k}" for k in range(30)]
     result = classification({"x": ClassPredictions(np.arange(30), np.arange(30))}, classes=many)
-    assert not figures.draw_confusion(result, many).axes[0].texts
+    assert not figures.confusion(result, many).axes[0].texts
 
 
 # --- translation --------------------------------------------------------------------------------------------
@@ -226,7 +226,7 @@ TRANSLATION = {
 
 
 def test_the_heat_map_compares_errors_with_the_baseline_of_the_decoded_modality():
-    axes = figures.draw_mse_heatmap(TRANSLATION).axes[0]
+    axes = figures.mse_heatmap(TRANSLATION).axes[0]
     shares = np.ma.filled(axes.get_images()[0].get_array(), np.nan)
     np.testing.assert_array_equal(shares, [[0.25, np.nan, np.nan], [1.5, 0.25, np.nan]])
     shown = [text.get_text() for text in axes.texts]
@@ -237,7 +237,7 @@ def test_the_heat_map_compares_errors_with_the_baseline_of_the_decoded_modality(
 @pytest.mark.parametrize("baseline", [None, 0.0])
 def test_an_error_without_a_usable_baseline_is_uncoloured(baseline):
     result = {"mse": {"x": {"x": 0.5}}, "pairs": {"x": {"x": 1}}, "all_pairs_baseline": {"x": baseline}}
-    axes = figures.draw_mse_heatmap(result).axes[0]
+    axes = figures.mse_heatmap(result).axes[0]
     assert axes.get_images()[0].get_array().mask.all()
     assert axes.texts[0].get_text() == "0.500\nn = 1"
 
@@ -251,7 +251,7 @@ def configuration(condition: str, lr: float, mean: float | None, *, n: int = 5, 
 
 
 def overview(rows: Sequence[dict], *, metric: str = "balanced_accuracy") -> Figure:
-    return figures.draw_sweep_overview(mark(rows, metric=metric), metric=metric)
+    return figures.sweep_overview(mark(rows, metric=metric), metric=metric)
 
 
 def test_configurations_show_mean_spread_baseline_and_what_is_missing():
@@ -307,10 +307,10 @@ def hostile_figures() -> dict[str, Figure]:
     translated = {"mse": square, "pairs": square, "all_pairs_baseline": dict.fromkeys(HOSTILE, 2.0)}
     rows = [{**configuration(name, 1e-3, 0.5), "params": {name: name}} for name in HOSTILE]
     return {
-        "loss_curves": figures.draw_loss_curves([{"epoch": 1} | {f"train/kl/{name}": 1.0 for name in HOSTILE}]),
-        "latent_pca": figures.draw_latent_pca(z, codes, HOSTILE),
-        "confusion": figures.draw_confusion(result, HOSTILE),
-        "mse_heatmap": figures.draw_mse_heatmap(translated),
+        "loss_curves": figures.loss_curves([{"epoch": 1} | {f"train/kl/{name}": 1.0 for name in HOSTILE}]),
+        "latent_pca": figures.latent_pca(z, codes, HOSTILE),
+        "confusion": figures.confusion(result, HOSTILE),
+        "mse_heatmap": figures.mse_heatmap(translated),
         "sweep_overview": overview(rows),
     }
 
@@ -343,7 +343,7 @@ def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
 def test_long_class_names_of_a_confusion_matrix_do_not_overlap() -> None:
     classes = ["adrenocortical carcinoma", "colon adenocarcinoma", "uveal melanoma"]
     codes = np.arange(3)
-    figure = figures.draw_confusion(classification({"m": ClassPredictions(codes, codes)}, classes=classes), classes)
+    figure = figures.confusion(classification({"m": ClassPredictions(codes, codes)}, classes=classes), classes)
     figure.canvas.draw()
     for axes in figure.axes[:2]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
@@ -355,20 +355,23 @@ def test_long_names_that_begin_alike_stay_apart():
     assert names == ["proteom...plasma", "proteom...tissue"]
 
 
-def test_each_figure_is_written_by_its_function(tmp_path):
+def test_each_figure_has_the_size_of_its_panels(tmp_path):
     z, label = latents()
-    figures.loss_curves(HISTORY, tmp_path / "loss.png", best_epoch=2)
-    figures.latent_pca(z, label, ["a", "b", "c"], tmp_path / "pca.png")
-    figures.confusion(judged(), ["a", "b", "c"], tmp_path / "confusion.png")
-    figures.mse_heatmap(TRANSLATION, tmp_path / "mse.png")
-    figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi"), tmp_path / "sweep.png")
-    sizes = {path.name: size_of(path) for path in tmp_path.iterdir()}
-    assert sizes == {
-        "loss.png": (990, 240),
-        "pca.png": (1280, 480),
-        "confusion.png": (1140, 350),
-        "mse.png": (710, 350),
-        "sweep.png": (900, 177),
+    drawn = {
+        "loss": figures.loss_curves(HISTORY, best_epoch=2),
+        "pca": figures.latent_pca(z, label, ["a", "b", "c"]),
+        "confusion": figures.confusion(judged(), ["a", "b", "c"]),
+        "mse": figures.mse_heatmap(TRANSLATION),
+        "sweep": figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi")),
+    }
+    for name, figure in drawn.items():
+        drawing.save(figure, tmp_path / name)
+    assert {path.name: size_of(path) for path in tmp_path.iterdir()} == {
+        "loss": (990, 240),
+        "pca": (1280, 480),
+        "confusion": (1140, 350),
+        "mse": (710, 350),
+        "sweep": (900, 177),
     }
 
 

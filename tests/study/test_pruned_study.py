@@ -219,7 +219,7 @@ def test_a_search_that_dies_at_every_step_comes_to_the_same_end(store: Path, tmp
     watched = (
         (decisions, "write_json"),
         (run_pack, "write_json"),
-        (run_pack, "write_interim"),
+        (run_pack, "write_interim_result"),
         (run_pack, "evaluate_training"),
         (manifest, "save"),
     )
