@@ -48,8 +48,8 @@ FAMILIES = {
     "kl": ("KL divergence", "nats"),
     "adversarial_d": ("Adversarial, discriminator", "loss"),
     "adversarial_g": ("Adversarial, VAEs", "loss"),
-    "class_d": ("Class, discriminator", "cross-entropy (nats)"),
-    "class_g": ("Class, VAEs", "cross-entropy (nats)"),
+    "class_d": ("Classification, discriminator", "cross-entropy (nats)"),
+    "class_g": ("Classification, VAEs", "cross-entropy (nats)"),
     "clustering_d": ("Clustering, discriminator", "loss"),
     "clustering_g": ("Clustering, VAEs", "loss"),
     "penalty": ("Gradient penalty, discriminator", "loss"),
@@ -239,7 +239,7 @@ def mse_heatmap(translation: Translation) -> Figure:
     axes.set_xlabel("encoded modality")
     axes.set_ylabel("decoded modality")
     figure.colorbar(
-        image, ax=axes, label="error / all-pairs error\n(0.5: the mean of each feature)", aspect=14, extend="max"
+        image, ax=axes, label="error / all-pairs error\n(0.5: prediction of the mean)", aspect=14, extend="max"
     )
     return figure
 

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from rich.table import Table
+from rich.text import Text
 
 from modis_dist.metrics import HEADLINES
 from modis_dist.report.study_results import Condition, DetailedMetrics, StudyModel, Summary
@@ -10,6 +11,7 @@ from modis_dist.report.tables import (
     ABSENT,
     BASELINE,
     LABELS,
+    REPLICATES,
     add,
     comparison_table,
     empty,
@@ -42,13 +44,13 @@ def tables(summary: Summary, *, most: int | None = None) -> Titled:
         titled.append(("Test error of reconstruction and translation", translation_table(translations)))
     if any(detail["absent_pairs"] for detail in details.values()):
         titled.append(("Test recall of class/modality pairs without training rows", absent_table(details)))
-    return titled
+    return _defined_once(titled)
 
 
 def report(summary: Summary) -> str:
     """Return those tables as Markdown, and all test metrics by condition and class."""
     parts = [f"# {escaped(summary['study'])}\n"]
-    for title, table in [*tables(summary), *_detailed(_tested(summary))]:
+    for title, table in _defined_once([*tables(summary), *_detailed(_tested(summary))]):
         parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
     return "\n".join([*parts, *(f"{escaped(line)}\n" for line in [*models(summary), *resumed_elsewhere(summary)])])
 
@@ -100,7 +102,7 @@ def absent_table(details: Mapping[str, DetailedMetrics]) -> Table:
         for pair in detail["absent_pairs"]:
             names = (condition, pair["label"], pair["modality"])
             add(table, *map(plain, names), mean_sd(pair["recall"]), str(pair["recall"]["n"]))
-    return finished(table, "n: replicates.")
+    return finished(table, REPLICATES)
 
 
 def class_table(detail: DetailedMetrics) -> Table:
@@ -123,7 +125,17 @@ def _detailed(conditions: Conditions) -> Titled:
         for c in conditions
         if c["details"] is not None
     ]
-    return [("All test metrics", metrics_table(conditions)), *by_class] if conditions else []
+    return [("All test metrics, modalities pooled", metrics_table(conditions)), *by_class] if conditions else []
+
+
+def _defined_once(titled: Titled) -> Titled:
+    """Remove the notes that a table repeats from an earlier one."""
+    printed: set[str] = set()
+    for _, table in titled:
+        notes = [note for note in str(table.caption or "").split("\n") if note not in printed]
+        table.caption = Text("\n".join(notes)) if any(notes) else None
+        printed |= set(notes)
+    return titled
 
 
 def _tested(summary: Summary) -> list[Condition]:
@@ -139,4 +151,4 @@ def _with_baseline(conditions: Conditions, labels: Mapping[str, str]) -> Table:
             spreads = [(metrics or {}).get(name) for name in labels]
             n = max((spread["n"] for spread in spreads if spread is not None), default=0)
             add(table, plain(condition["condition"]), model, *map(mean_sd, spreads), str(n))
-    return finished(table, f"{BASELINE}.", "n: replicates.")
+    return finished(table, BASELINE, REPLICATES)

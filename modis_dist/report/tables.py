@@ -25,22 +25,20 @@ MODALITY_METRICS: tuple[Literal["balanced_accuracy", "macro_f1", "nmi", "ari"], 
     "nmi",
     "ari",
 )
-BASELINE = "baseline: logistic regression of each modality on its own, trained and tested on the same rows as MODIS"
+BASELINE = "baseline: logistic regression of each modality on its own, trained and tested on the same rows as MODIS."
+GAIN = "gain: MODIS minus baseline."
+PROBE = (
+    "modality probe: balanced accuracy of a classifier (kNN or logistic regression) that predicts the modality of a "
+    "row from its latent vector. 1: the modalities are separated; 1 / number of modalities: they are aligned."
+)
+REPLICATES = "n: replicates; values are mean ± standard deviation."
 ABSENT = "* no training rows of this class in this modality"
-
-
-def probe_note(aligned: str) -> str:
-    """Return the definition of the modality probe; ``aligned`` is its value for aligned modalities."""
-    return (
-        "modality probe: balanced accuracy of a classifier (kNN or logistic regression) that predicts the modality of "
-        f"a row from its latent vector. 1: the modalities are separated; {aligned}: they are aligned."
-    )
 
 
 def probe_line(probe: Mapping[str, float]) -> str:
     """Return the modality probe of one model with its definition."""
     values = f"kNN {number(probe['knn'])}, logistic regression {number(probe['logistic_regression'])}"
-    return f"Modality probe: {values}.\n{probe_note(number(probe['perfect']))}"
+    return f"Modality probe: {values}; aligned modalities: {number(probe['perfect'])}.\n{PROBE}"
 
 
 # --- one model ----------------------------------------------------------------------------------------------
@@ -116,13 +114,14 @@ def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accura
         mean, style = starred(mean_sd(group), marked=group["chosen"]), "bold" if group["chosen"] else ""
         add(table, plain(group["condition"]), settings(group["params"], keys) or NOTHING, mean, *cells, style=style)
     notes = [f"... and {len(groups) - len(shown)} more; report.md lists all."] if len(shown) < len(groups) else []
+    notes.append("Mean ± standard deviation over folds and replicates.")
     notes += ["* best of its condition"] if any(group["chosen"] for group in shown) else []
     if any(group["pruned"] for group in shown):
         notes.append("pruned at: the last epoch of a pruned configuration; its value is the best until then.")
     if any(group["baseline"] is not None for group in shown):
-        notes.append(f"{BASELINE}.")
+        notes.append(BASELINE)
     if any(group["probe"] is not None for group in shown):
-        notes.append(probe_note("1 / number of modalities"))
+        notes.append(PROBE)
         notes.append(f"The choice uses {label} only: check the modality probe before you rely on alignment.")
     return finished(table, *notes)
 
@@ -133,20 +132,15 @@ def comparison_table(conditions: Sequence[Condition]) -> Table:
     numbers(
         table, LABELS["balanced_accuracy"], "n", "baseline", "gain", "modality probe kNN", "modality probe logistic"
     )
-    aligned = set()
     for condition in conditions:
         accuracy, baseline = (_metric(condition[part], "balanced_accuracy") for part in ("test", "baseline"))
-        knn, logistic, perfect = (
-            _metric(condition["probe"], name) for name in ("knn", "logistic_regression", "perfect")
-        )
+        knn, logistic = (_metric(condition["probe"], name) for name in ("knn", "logistic_regression"))
         means = [_mean(spread) for spread in (baseline, knn, logistic)]
         cells = [number(means[0]), _difference(_mean(accuracy), means[0]), *map(number, means[1:])]
         add(table, plain(condition["condition"]), mean_sd(accuracy), str(accuracy["n"] if accuracy else 0), *cells)
-        aligned |= {number(_mean(perfect))} if perfect else set()
-    notes = ["n: replicates."]
-    if any(condition["baseline"] is not None for condition in conditions):
-        notes.append(f"{BASELINE}; gain: MODIS minus baseline.")
-    return finished(table, *notes, *map(probe_note, sorted(aligned)[:1]))
+    with_baseline = any(condition["baseline"] for condition in conditions)
+    with_probe = any(condition["probe"] for condition in conditions)
+    return finished(table, REPLICATES, *([BASELINE, GAIN] if with_baseline else []), *([PROBE] if with_probe else []))
 
 
 # --- as text ------------------------------------------------------------------------------------------------
@@ -280,8 +274,7 @@ def _baseline_notes(baseline: Baseline | None) -> list[str]:
     if baseline is None:
         return []
     c = ", ".join(f"{fit['C']:g}" for fit in baseline["fits"].values() if fit["C"] is not None)
-    how = f" (C = {c}, chosen on training rows)" if c else ""
-    notes = [f"{BASELINE}{how}; its balanced accuracy. gain: MODIS minus baseline."]
+    notes = [BASELINE, GAIN, *([f"C of the regressions, chosen on training rows: {c}."] if c else [])]
     for name, fit in baseline["fits"].items():
         if fit["reason"]:
             notes.append(f"baseline of {plain(name)}: {fit['reason']}.")

@@ -127,6 +127,12 @@ def test_the_report_has_every_table_and_conditions_by_name():
     assert "lost" not in text
 
 
+def test_a_note_is_written_once():
+    text = report(summary(condition("few"), condition("all"), groups=[group("few", 1e-4, 0.8) | {"probe": 0.5}]))
+    for term in ("baseline", "gain", "modality probe", "all pairs", "n"):
+        assert sum(line.startswith(f"{term}: ") for line in text.splitlines()) == (2 if term == "n" else 1), term
+
+
 def test_the_delivered_model_is_named_and_so_are_the_folders_of_other_conditions():
     delivered, other = models(summary(condition("few"), UNTESTED, condition("all_of")))
     assert "model" in delivered and delivered.endswith("condition few, beta=0.0001, seed 3.")

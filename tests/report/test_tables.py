@@ -101,9 +101,10 @@ def test_an_evaluation_is_listed_with_the_baseline():
         "| cnv | 3 | 0.750 | 0.667 | 0.274 | -0.500 | - | - |\n"
         "| all | 7 | 0.708 | 0.708 | 0.130 | 0.028 | 0.500 | - |"
     )
-    assert terms(notes)[1:] == ["baseline", "baseline of mirna", "baseline of cnv"]
-    unlabelled, baseline, mirna, cnv = notes
-    assert "1 unlabelled" in unlabelled and "C = 0.1" in baseline and "1000" in mirna
+    unlabelled, *_, c, mirna, cnv = notes
+    assert terms(notes)[1:3] == ["baseline", "gain"]
+    assert terms(notes)[4:] == ["baseline of mirna", "baseline of cnv"]
+    assert "1 unlabelled" in unlabelled and "0.1" in c and "1000" in mirna
     assert cnv.endswith("no labelled training row.")
 
 
@@ -157,8 +158,8 @@ def test_a_sweep_table_marks_the_best_of_each_condition_and_counts_missing_trial
         "| base | lr=0.001 | 0.790 ± 0.010 | - | - | 3 of 5, 2 failed |\n"
         "| few | lr=0.0001 | - | - | - | 0 of 5, 5 failed |"
     )
-    assert terms(notes)[:3] == ["\\* best of its condition", "baseline", "modality probe"]
-    assert "1 / number of modalities" in notes[2] and "balanced accuracy only" in notes[3]
+    assert terms(notes)[1:4] == ["\\* best of its condition", "baseline", "modality probe"]
+    assert "folds and replicates" in notes[0] and "balanced accuracy only" in notes[4]
 
 
 def pruned(lr: float, mean: float, *, epoch: int) -> dict:
@@ -213,7 +214,7 @@ def test_conditions_are_compared_by_balanced_accuracy_baseline_and_modality_prob
         "| published | 0.900 | 1 | - | - | - | - |\n"
         "| lost | - | 0 | 0.930 | - | - | - |"
     )
-    assert terms(notes) == ["n", "baseline", "modality probe"] and "0.333" in notes[2]
+    assert terms(notes) == ["n", "baseline", "gain", "modality probe"]
 
 
 def test_errors_of_translation_beside_the_all_pairs_baseline():
