@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -41,6 +42,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         block += short[:room]
         del short[:room]
     items[:] = [*chain.from_iterable(blocks), *short]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _sigint_as_in_a_terminal() -> Iterator[None]:
+    """Tests and the commands they start get SIGINT, also where these tests run in the background of a script.
+
+    A shell without job control, as that of a scheduler, starts its background jobs with SIGINT ignored.
+    """
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

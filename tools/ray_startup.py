@@ -1,7 +1,7 @@
-"""Where the seconds on Ray go that are not training: its start, the first pack, gaps, the next stage, several ranks.
+"""Measure the overhead of Ray: its start, the first pack, gaps between packs, the next stage, several ranks.
 
 `python tools/ray_startup.py` starts a private Ray three times in one process: alone, for two stages of small packs, as
-search and refit are, and for one training on two ranks. Run it on an idle machine.
+in search and refit, and for one training on two ranks. Run it on an idle machine.
 """
 
 import argparse
@@ -35,50 +35,50 @@ TREE = {
 
 
 def cluster_seconds() -> dict[str, float]:
-    """Of a Ray that does nothing."""
-    began = time.monotonic()
+    """Measure the start and stop of Ray alone."""
+    begin = time.monotonic()
     with private_cluster(cpus=2, gpus=0):
         started = time.monotonic()
-    return {"start": started - began, "stop": time.monotonic() - started}
+    return {"start": started - begin, "stop": time.monotonic() - started}
 
 
 def stage_seconds(executor: RayExecutor, packs: Sequence[Pack], *, out: Path, store: Path) -> dict[str, float]:
-    """Of one stage: until the first pack begins, idle between packs, from the last pack's end until it is over."""
-    called = time.time()
+    """Measure one stage: before the first pack, idle between packs, after the last pack."""
+    start = time.time()
     reasons = executor.execute(packs, out=out, store=store)
-    over = time.time()
+    end = time.time()
     if reasons:
         raise SystemExit(f"packs crashed: {reasons}")
     spans = []
     for pack in packs:
         times = [record["time_ms"] / 1000 for record in read(pack_folder(out, pack) / "journal.jsonl")]
         spans.append((min(times), max(times)))
-    began, ended = min(start for start, _ in spans), max(end for _, end in spans)
+    first, last = min(span[0] for span in spans), max(span[1] for span in spans)
     slots = min(executor.slots, len(packs))
-    training = sum(end - start for start, end in spans)
+    training = sum(ended - began for began, ended in spans)
     return {
         "packs": len(packs),
-        "before_first_pack": began - called,
-        "idle_per_pack": max(0.0, ((ended - began) * slots - training) / len(packs)),
-        "after_last_pack": over - ended,
+        "before_first_pack": first - start,
+        "idle_per_pack": max(0.0, ((last - first) * slots - training) / len(packs)),
+        "after_last_pack": end - last,
         "training_per_pack": training / len(packs),
     }
 
 
 def ranks_seconds(out: Path) -> dict[str, float]:
-    """Of a training on two ranks: until it trains, and from its last record until it is over."""
+    """Measure a training on two ranks: before its first record and after its last."""
     run = build(Run, TREE | {"trainer": {"workers": 2}}, source="startup")
-    called = time.time()
-    train_run_on_ranks(run, out=out, source="startup", reporter=NullReporter(), place=PrivateRay())
-    over = time.time()
+    start = time.time()
+    train_run_on_ranks(run, out=out, source="startup", reporter=NullReporter(), backend=PrivateRay())
+    end = time.time()
     times = [record["time_ms"] / 1000 for record in read(out / "journal.jsonl")]
-    return {"before_training": min(times) - called, "training": max(times) - min(times), "after": over - max(times)}
+    return {"before_training": min(times) - start, "training": max(times) - min(times), "after": end - max(times)}
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--packs", type=int, default=8, help="of the first stage; the second has one")
+    parser.add_argument("--packs", type=int, default=8, help="packs of the first stage; the second has one")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
     sweep = {"replicates": options.packs + 1, "packing": {"enabled": False}, "probe": False}
@@ -89,15 +89,15 @@ def main() -> None:
         report["cluster_s"] = cluster_seconds()
         bars.update(task, advance=1, description="first stage, with its Ray")
         out = Path(name)
-        with RayExecutor(study.sweep.resources, place=PrivateRay()) as executor:
+        with RayExecutor(study.sweep.resources, backend=PrivateRay()) as executor:
             planned = plan(study, out=out, slots=executor.slots, source="startup")
             packs, store = planned.packs(), planned.store.path
             report["first_stage_s"] = stage_seconds(executor, packs[:-1], out=out, store=store)
             bars.update(task, advance=1, description="second stage, same Ray")
             report["second_stage_s"] = stage_seconds(executor, packs[-1:], out=out, store=store)
             bars.update(task, advance=1, description="stopping Ray")
-            began = time.monotonic()
-        report["stop_s"] = time.monotonic() - began
+            begin = time.monotonic()
+        report["stop_s"] = time.monotonic() - begin
         bars.update(task, advance=1, description="two ranks")
         report["ranks_s"] = ranks_seconds(out / "ranks")
         bars.update(task, advance=1, description="done")
@@ -107,15 +107,14 @@ def main() -> None:
         return
     print(f"Ray alone: {report['cluster_s']['start']} s to start, {report['cluster_s']['stop']} s to stop")
     for stage in ("first", "second"):
-        held = report[f"{stage}_stage_s"]
+        seconds = report[f"{stage}_stage_s"]
         started = "starting Ray included, " if stage == "first" else ""
-        print(f"{stage} stage: {held['packs']} packs of {held['training_per_pack']} s")
-        print(f"  {held['before_first_pack']} s until the first trains ({started}loading torch in a worker)")
-        print(f"  {held['idle_per_pack']} s idle for each, {held['after_last_pack']} s after the last")
-    held = report["ranks_s"]
-    print(
-        f"two ranks: {held['before_training']} s until they train (starting Ray included), {held['after']} s after it"
-    )
+        print(f"{stage} stage: {seconds['packs']} packs of {seconds['training_per_pack']} s")
+        print(f"  {seconds['before_first_pack']} s until the first trains ({started}loading torch in a worker)")
+        print(f"  {seconds['idle_per_pack']} s idle for each, {seconds['after_last_pack']} s after the last")
+    seconds = report["ranks_s"]
+    print(f"two ranks: {seconds['before_training']} s until they train (starting Ray included)")
+    print(f"  {seconds['after']} s after training")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Kills trainings a thousand times and compares what is left, bit for bit: `python tools/soak.py --kills 1000`.
+"""Kill and resume trainings many times and check that results are bit-identical: `python tools/soak.py --kills 1000`.
 
-With `--ranks 2` it kills one of several ranks that train together, at steps and while the first one writes. With
-`--sweep local ray` it kills studies of twelve trials at random moments: their driver, and workers of Ray.
+With `--ranks 2` one of several ranks is killed, at steps and while rank 0 writes. With `--sweep local ray` studies of
+twelve trials are killed at random moments: their driver, and workers of Ray.
 
-Exit code 0 where nothing differs from trainings that nobody disturbed, 3 where something does.
+Exits with 0 if all results equal those of undisturbed trainings, with 3 if not.
 """
 
 import os
 
-os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch: lives are forked
+os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}  # before torch: trainings are forked
 
 import argparse
 import json
@@ -22,7 +22,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
-import pandas  # noqa: F401, this and torch._dynamo are imported late, which takes longer than a life
+import pandas  # noqa: F401, this and torch._dynamo are imported late, which takes longer than a training
 import torch
 import torch._dynamo
 from rich.console import Console
@@ -32,16 +32,16 @@ from tests.study import kills as sweep_kills
 from tests.study.toy_study import write_store
 from tests.train import kills, rank_kills
 
-MOST_SHOWN = 20  # differences; --json has all
-MEMORY = Path("/dev/shm")  # a killed process loses nothing there that it would keep on a disk
+MOST_SHOWN = 20  # differences; --json prints all
+MEMORY = Path("/dev/shm")  # writes of a killed process survive there as on a disk
 
 
 def main() -> int:
-    """Soak and print."""
+    """Kill, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--kills", type=int, default=1000, help="at least so many (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="chooses where (default 0)")
-    parser.add_argument("--ranks", type=int, default=1, help="kill trainings on so many ranks (default 1)")
+    parser.add_argument("--kills", type=int, default=1000, help="number of kills, at least (default 1000)")
+    parser.add_argument("--seed", type=int, default=0, help="seed that draws where to kill (default 0)")
+    parser.add_argument("--ranks", type=int, default=1, help="number of ranks of a training (default 1)")
     parser.add_argument("--sweep", nargs="+", choices=["local", "ray"], help="kill studies with these executors")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
     options = parser.parse_args()
@@ -53,8 +53,8 @@ def main() -> int:
     ):
         bar = bars.add_task("kills", total=options.kills)
         folder = Path(name)
-        store = made_elsewhere(folder / "store")
-        tally = _victims(options)(
+        store = write_in_child(folder / "store")
+        tally = _soak(options)(
             options.kills,
             seed=options.seed,
             folder=folder,
@@ -71,15 +71,15 @@ def main() -> int:
     return 3 if tally.differences else 0
 
 
-def _victims(options: argparse.Namespace) -> Callable[..., kills.Tally]:
-    """What kills what was asked for."""
+def _soak(options: argparse.Namespace) -> Callable[..., kills.Tally]:
+    """Return the function that kills what the options name."""
     if options.sweep:
         return partial(sweep_kills.soak, executors=options.sweep)
     return partial(rank_kills.soak, size=options.ranks) if options.ranks > 1 else kills.soak
 
 
-def made_elsewhere(store: Path) -> Path:
-    """A store of the toy, written by a forked process: writing starts threads, which no later fork would have."""
+def write_in_child(store: Path) -> Path:
+    """Write the toy store in a forked process: writing starts threads, which later forks would not have."""
     child = os.fork()
     if child == 0:
         write_store(store, samples=60)

@@ -36,7 +36,7 @@ def foreseen(
     """
     import torch
 
-    from modis_dist.execution.run_pack import unfinished
+    from modis_dist.execution.run_pack import unfinished_packs
     from modis_dist.planning.estimate import as_rows, costs, disk_bytes, first_round, refits, sizes_of, wall_seconds
     from modis_dist.planning.pack_sizes import compared, footprints
 
@@ -49,7 +49,7 @@ def foreseen(
             packs, sizes, planned.selection_of, threads=threads, folder=folder, known=known, elsewhere=elsewhere
         )
 
-    search, again = unfinished(place, planned.packs()), refits(planned)
+    search, again = unfinished_packs(place, planned.packs()), refits(planned)
     first = first_round(planned)  # as large as those whose configurations are not known yet
     found, later, of_round = (cost(packs) for packs in (search, again, first))
     memories = [footprints(planned, packs, limit=memory) for packs in (search, again)]
@@ -191,7 +191,7 @@ def _features_on_disk(plain: dict[str, Any]) -> str:
 
 def _trials(plain: dict[str, Any]) -> "Table":
     from modis_dist.report.tables import add, empty, finished, numbers, parameters
-    from modis_dist.report.text import plain as readable
+    from modis_dist.runtime.text import plain as readable
 
     table, some_done = empty("trial"), plain["done"] > 0
     parameters(table, "settings")

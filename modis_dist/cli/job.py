@@ -1,17 +1,17 @@
-"""`modis-dist job ...`: what jobs on a cluster run. Not for people, who have `modis-dist submit`."""
+"""`modis-dist job ...`: the commands inside Slurm jobs. Users run `modis-dist submit`."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="What jobs on a cluster run.", no_args_is_help=True)
+app = typer.Typer(help="The commands inside Slurm jobs.", no_args_is_help=True)
 Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, show_default=False)]
 
 
 @app.command()
 def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
-    """Train the pack of a number."""
+    """Train one pack of an array."""
     from modis_dist.integrations.slurm.array import train_pack
 
     train_pack(directory, pack)
@@ -19,7 +19,7 @@ def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
 
 @app.command()
 def finish(directory: Out) -> None:
-    """Choose among the trials that an array has trained, refit and test."""
+    """Select among the trials that an array trained, refit and test."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
     from modis_dist.integrations.slurm.array import AfterArray, StopBetweenPacks, job
     from modis_dist.integrations.slurm.submission import site_of, study_of
@@ -34,7 +34,7 @@ def finish(directory: Out) -> None:
 
 @app.command()
 def allocation(directory: Out) -> None:
-    """A study on all nodes of this job."""
+    """Train a study on all nodes of this job."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
     from modis_dist.integrations.ray.tune import RayExecutor
     from modis_dist.integrations.slurm.allocation import ray_of_job
@@ -45,8 +45,8 @@ def allocation(directory: Out) -> None:
     resources, device, workers = study.sweep.resources, study.trainer.device, study.trainer.workers
     with (
         job(directory, "allocation", site) as flag,
-        ray_of_job(directory, site) as place,
-        RayExecutor(resources, backend=place, device=device, workers=workers) as executor,
+        ray_of_job(directory, site) as backend,
+        RayExecutor(resources, backend=backend, device=device, workers=workers) as executor,
     ):
         summary = run(study, directory, StopBetweenPacks(executor, flag), directory / "submission" / "study.yaml")
     print_summary(summary, directory)
@@ -55,14 +55,14 @@ def allocation(directory: Out) -> None:
 
 @app.command()
 def node(
-    meeting: Out,
+    rendezvous: Out,
     cpus: Annotated[int, typer.Option(min=1)] = 1,
     gpus: Annotated[int, typer.Option(min=0)] = 0,
 ) -> None:
-    """Keep Ray on this node of a job."""
+    """Run Ray on this node of a job."""
     from modis_dist.integrations.ray.multi_node import serve
 
-    serve(meeting, cpus=cpus, gpus=gpus)
+    serve(rendezvous, cpus=cpus, gpus=gpus)
 
 
 @app.command()
@@ -71,7 +71,7 @@ def here(
     task: Annotated[list[int] | None, typer.Option()] = None,
     after: Annotated[list[str] | None, typer.Option()] = None,
 ) -> None:
-    """Run a job's script on this machine, once other jobs have ended."""
+    """Run a job script on this machine after other jobs have ended."""
     from modis_dist.integrations.slurm.local_queue import run_here
 
     run_here(script, tasks=task or (), after=after or ())
@@ -79,7 +79,7 @@ def here(
 
 @app.command("all-reduce")
 def all_reduce(folder: Out) -> None:
-    """Sum numbers over the nodes of a job, as `modis-dist doctor` has it done."""
+    """Take part in the all-reduce check of `modis-dist doctor`."""
     from modis_dist.integrations.doctor.all_reduce import take_part
 
     take_part(folder)

@@ -1,4 +1,4 @@
-"""`modis-dist train` and `modis-dist evaluate`: one run by itself."""
+"""`modis-dist train` and `modis-dist evaluate`: one run without a study."""
 
 from pathlib import Path
 from shlex import quote
@@ -22,88 +22,89 @@ def train(
         Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False, file_okay=False)
     ],
     workers: Annotated[
-        int | None, typer.Option("--workers", metavar="N", min=1, help="Processes that share it; sets trainer.workers.")
+        int | None,
+        typer.Option("--workers", metavar="N", min=1, help="Worker processes; sets trainer.workers."),
     ] = None,
     ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or continue it where it stopped. The run.yaml of a finished run runs again.
+    """Train one run, or resume it where it stopped. The run.yaml of a finished run can be trained again.
 
     Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
 
-    On the nodes of a Ray: `modis-dist train run.yaml --out runs/one --workers 4 --ray node1:6379`
+    On a Ray cluster: `modis-dist train run.yaml --out runs/one --workers 4 --ray node1:6379`
     """
     from modis_dist.cli.display import run_bar
     from modis_dist.config.parse import load_run
     from modis_dist.data.store.open_store import named_store
 
-    shared = [] if workers is None else [f"trainer.workers={workers}"]
-    wanted = load_run(run, [*(settings or []), *shared])
-    if ray is not None and wanted.trainer.workers == 1:
-        raise UserError("--ray: one worker trains in this process; say how many with --workers")
-    named_store(wanted.data, source=str(run))  # what is missing is said before torch is loaded
+    by_option = [] if workers is None else [f"trainer.workers={workers}"]
+    parsed = load_run(run, [*(settings or []), *by_option])
+    if ray is not None and parsed.trainer.workers == 1:
+        raise UserError("--ray: a single worker trains in this process; set the number with --workers")
+    named_store(parsed.data, source=str(run))  # raises for a missing store before torch is loaded
 
-    with run_bar(wanted.optim.epochs) as bar:
-        result = _trained(wanted, out.absolute(), str(run), bar, ray)
+    with run_bar(parsed.optim.epochs) as bar:
+        result = _train(parsed, out.absolute(), str(run), bar, ray)
     if as_json:
         print_json(result)
         return
     if result["evaluation"] is None:
-        typer.echo(f"trained {result['epochs']} epochs (no validation rows); model in {out}")
-        store = wanted.data.store or next(out.glob("store-*"), "STORE")
-        typer.echo(f"score its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
+        typer.echo(f"trained {result['epochs']} epochs (no validation rows); the model is in {out}")
+        store = parsed.data.store or next(out.glob("store-*"), "STORE")
+        typer.echo(f"evaluate it on its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
         return
-    typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures in {out}")
+    typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures are in {out}")
     _print_tables(result["evaluation"], result["baseline"], "validation")
 
 
-def _trained(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> "Result":
+def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> "Result":
     if run.trainer.workers > 1:
         from modis_dist.integrations.ray.existing_cluster import ray_at
         from modis_dist.integrations.ray.train import train_run_on_ranks
 
-        with ray_at(ray) as place:
-            return train_run_on_ranks(run, out=out, source=source, reporter=bar, backend=place)
+        with ray_at(ray) as backend:
+            return train_run_on_ranks(run, out=out, source=source, reporter=bar, backend=backend)
     from modis_dist.execution.single import train_run
     from modis_dist.runtime.signals import Flag, on_signal
 
     flag = Flag()
     with on_signal(flag.set):
         result = train_run(run, out=out, source=source, reporter=bar, stop=flag)
-    assert result is not None, "there is one rank"
+    assert result is not None, "a single process is rank 0"
     return result
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Judge a trained model on a store: its test rows if it is the store it was trained with, otherwise all rows.
+    """Evaluate a trained model on a store: on test rows of the store it was trained with, on all rows of any other.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """
-    from modis_dist.execution.single import evaluate_folder
+    from modis_dist.evaluate.evaluate_folder import evaluate_folder
 
     result = evaluate_folder(directory, store)
     if as_json:
         print_json(result)
         return
     if result["left_out"]:
-        typer.echo(f"note: {result['left_out']} rows of classes that the model does not know are left out", err=True)
-    _print_tables(result["evaluation"], result["baseline"], _say_training_rows(result))
+        typer.echo(f"note: {result['left_out']} rows of classes unknown to the model are excluded", err=True)
+    _print_tables(result["evaluation"], result["baseline"], _note_training_rows(result))
 
 
-def _say_training_rows(result: "StoreEvaluation") -> str:
-    """Notes on rows the model may know already; returns what the judged rows are called."""
+def _note_training_rows(result: "StoreEvaluation") -> str:
+    """Print a note on rows the model may have been trained on; returns the name of the evaluated rows."""
     left_out = result["training_rows_left_out"]
     if result["rows"] != "all" or left_out == 0:
         return result["rows"]
     if left_out is None:
         typer.echo(
-            "WARNING: the store that the model was trained with is not at hand, so rows it was trained on may be "
-            "among those judged here; the metrics may be too good",
+            "WARNING: the model's training store was not found, so training rows may be among those evaluated; "
+            "the metrics may be too high",
             err=True,
         )
         return "all"
-    typer.echo(f"note: {left_out} rows with the sample or group id of a training row are left out", err=True)
+    typer.echo(f"note: {left_out} rows with the sample or group id of a training row are excluded", err=True)
     return "other"
 
 

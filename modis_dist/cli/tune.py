@@ -144,7 +144,8 @@ def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
     from modis_dist.config.parse import digest
     from modis_dist.integrations.mlflow.apart import MirrorApart
     from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system
+    from modis_dist.integrations.mlflow.store import default_uri
+    from modis_dist.runtime.file_systems import NETWORK, file_system
 
     wanted = study.sweep.mlflow
     if wanted.uri is None and (kind := file_system(folder)) in NETWORK:

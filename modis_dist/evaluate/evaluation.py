@@ -15,9 +15,16 @@ from modis_dist.data.store.index import Features, Rows
 from modis_dist.evaluate.baseline import Baseline, logistic_regression
 from modis_dist.evaluate.predictor import Predictor
 from modis_dist.evaluate.probe import modality_probe
-from modis_dist.evaluate.results import INTERIM_RESULT, VERSION, Evaluation, HeldOut, Result, write_history
+from modis_dist.evaluate.results import (
+    INTERIM_RESULT,
+    VERSION,
+    Evaluation,
+    HeldOut,
+    Result,
+    write_history,
+    write_result,
+)
 from modis_dist.metrics import ClassPredictions
-from modis_dist.runtime.files import write_json
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.progress import Progress
 from modis_dist.train.seeds import mix
@@ -74,7 +81,8 @@ def evaluate_training(
 def write_interim_result(member: Member, progress: Progress, *, evaluated_on: HeldOut) -> None:
     """Write the history and the interim result of a training that is not finished."""
     write_history(member.folder, progress.history)
-    write_json(member.folder / INTERIM_RESULT, unevaluated_result(member, progress, evaluated_on=evaluated_on))
+    result = unevaluated_result(member, progress, evaluated_on=evaluated_on)
+    write_result(member.folder, result, name=INTERIM_RESULT)
 
 
 def unevaluated_result(member: Member, progress: Progress, *, evaluated_on: HeldOut) -> Result:

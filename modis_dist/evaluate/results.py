@@ -72,9 +72,9 @@ def write_run(folder: Path, run: Run) -> None:
     write_text(folder / "run.yaml", parse.dump(run))
 
 
-def write_result(folder: Path, result: Result) -> None:
-    """Write the final result; a folder that has one is not trained again."""
-    write_json(folder / RESULT, result)
+def write_result(folder: Path, result: Result, *, name: str = RESULT) -> None:
+    """Write a result; a folder with a final one is not trained again."""
+    write_json(folder / name, result)
 
 
 def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:

@@ -1,4 +1,4 @@
-"""Training packs one after the other in this process: for debugging, for tests, for a task of a job array."""
+"""An executor that trains packs one after the other in this process: for debugging, tests and Slurm array tasks."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -8,13 +8,10 @@ from types import TracebackType
 import torch
 
 from modis_dist.config.study import Resources
-from modis_dist.evaluate.results import read_result
-from modis_dist.execution.resources import mistakes, this_machine
-from modis_dist.execution.run_pack import Pack, attempt, trial_folder
+from modis_dist.execution.resources import resource_mistakes, this_machine
+from modis_dist.execution.run_pack import Pack, crash_reasons, try_pack
 from modis_dist.runtime.errors import ConfigError, Interrupted
 from modis_dist.runtime.signals import Flag, on_signal
-from modis_dist.train import cpu_settings
-from modis_dist.train.callbacks import NullReporter
 
 
 class LocalExecutor(AbstractContextManager["LocalExecutor"]):
@@ -23,9 +20,9 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
     slots = 1
 
     def __init__(self, resources: Resources, *, workers: int = 1) -> None:
-        problems = mistakes(resources, cluster=this_machine())
+        problems = resource_mistakes(resources, cluster=this_machine())
         if workers > 1:
-            problems.append(f"trainer.workers: {workers} are started by Ray; say sweep.executor: ray")
+            problems.append(f"trainer.workers: {workers} workers need Ray; set sweep.executor: ray")
         if problems:
             raise ConfigError(problems, source="study")
         self.threads = resources.cpus or torch.get_num_threads()
@@ -33,7 +30,7 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing to stop."""
+        """Release nothing."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
@@ -41,17 +38,8 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
         flag = Flag()
         with on_signal(flag.set):
             for pack in packs:
-                cpu_settings.use(pack.trials[0].run.trainer.threads or self.threads)
-                reason = attempt(pack, out=out, store=store, reporter=NullReporter(), stop=flag)
-                reasons |= crashed(pack, reason, out=out)
-                stopped = flag.requested()
-                if stopped:
+                reason = try_pack(pack, out=out, store=store, stop=flag, threads=self.threads)
+                reasons |= crash_reasons(pack, reason, out=out)
+                if stopped := flag.requested():
                     raise Interrupted(f"{stopped}; the same command continues")
         return reasons
-
-
-def crashed(pack: Pack, reason: str | None, *, out: Path) -> dict[str, str]:
-    """The reason for every trial of a crashed pack that has no result."""
-    if reason is None:
-        return {}
-    return {t.id: reason for t in pack.trials if read_result(trial_folder(out, t)) is None}

@@ -1,4 +1,4 @@
-"""What a machine refuses in the middle of a training, turned into one line that says what to do."""
+"""Turns errors of a machine in the middle of a training (memory, disk) into one line that says what to do."""
 
 import re
 from collections.abc import Iterator
@@ -8,54 +8,58 @@ from pathlib import Path
 import torch
 
 from modis_dist.config.run import Run
-from modis_dist.runtime.errors import DiskFailed, ModisError, RunFailed, shown
+from modis_dist.runtime.errors import DiskFailed, ModisError, RunFailed
+from modis_dist.runtime.text import shown
 
-OF_GPU = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN|SOLVER|SPARSE|FFT)|NCCL|NVML|No CUDA GPUs", re.IGNORECASE)
+GPU_ERROR = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN|SOLVER|SPARSE|FFT)|NCCL|NVML|No CUDA GPUs", re.IGNORECASE)
 
 
 @contextmanager
-def enough_memory(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]:
-    """Turn what a machine without memory raises into ``RunFailed`` that says what to do."""
+def memory_errors(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]:
+    """Turn an out-of-memory error of the machine or its GPU into ``RunFailed`` that says what to do."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        if not _out_of_memory(error):
+        if not _is_out_of_memory(error):
             raise
         size = f"optim.batch_size {run.optim.batch_size}" + f" and {stacked} trials in a stack" * (stacked > 1)
-        smaller = "lower it" + " or sweep.packing.max_trials" * (stacked > 1)
-        why = shown(str(error).partition("\n")[0])
-        raise RunFailed(f"{folder}: out of memory with {size}; {smaller}, or take a larger machine ({why})") from error
+        setting = "optim.batch_size" + " or sweep.packing.max_trials" * (stacked > 1)
+        reason = shown(str(error).partition("\n")[0])
+        raise RunFailed(
+            f"{folder}: out of memory with {size}; lower {setting} or use a larger machine ({reason})"
+        ) from error
 
 
 @contextmanager
-def sound_disk(folder: Path) -> Iterator[None]:
-    """Turn what a full or failing disk raises into ``DiskFailed`` that says what to do."""
+def disk_errors(folder: Path) -> Iterator[None]:
+    """Turn an error of a full or failing disk into ``DiskFailed`` that says what to do."""
     try:
         yield
-    except (ConnectionError, TimeoutError):  # no disk's
+    except (ConnectionError, TimeoutError):  # of a network, not of a disk
         raise
     except OSError as error:
         where = shown(str(error.filename)) if error.filename else folder
-        why = error.strerror or error
-        raise DiskFailed(f"{where}: {why}; make room or mend the disk, then the same command continues") from error
+        reason = error.strerror or error
+        advice = "free disk space or repair the disk, then rerun the same command"
+        raise DiskFailed(f"{where}: {reason}; {advice}") from error
 
 
-def is_of_training(error: Exception) -> bool:
-    """Whether an error is one of computing, which one member may have brought upon its stack.
+def is_training_error(error: Exception) -> bool:
+    """Return whether an error comes from computing, so that one member may have caused it for its whole stack.
 
-    What machine, disk, data or configuration cause is not: it would meet the stack's members one by one as well.
+    Errors of machine, disk, data or configuration would meet every member of the stack on its own as well.
     """
     computing = isinstance(error, RuntimeError | ValueError | ArithmeticError) and not isinstance(error, ModisError)
-    return computing and not _out_of_memory(error) and not is_of_gpu(error)
+    return computing and not _is_out_of_memory(error) and not is_gpu_error(error)
 
 
-def is_of_gpu(error: Exception) -> bool:
-    """Whether a GPU or its driver failed; that it is full is no failure of its own."""
+def is_gpu_error(error: Exception) -> bool:
+    """Return whether a GPU or its driver failed; a full GPU has not failed."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return False
-    return isinstance(error, torch.AcceleratorError) or OF_GPU.search(str(error)) is not None
+    return isinstance(error, torch.AcceleratorError) or GPU_ERROR.search(str(error)) is not None
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """PyTorch has a type for a GPU that is full, and only words for a machine that is."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """PyTorch raises a type of its own for a full GPU, and a plain RuntimeError for full host memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

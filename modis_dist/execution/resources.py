@@ -1,4 +1,4 @@
-"""What packs may ask of the machine, or the nodes, they are trained on. Does not know Ray."""
+"""Cores and GPUs of the machine or the nodes that packs are trained on. Does not know Ray."""
 
 import os
 from dataclasses import dataclass, replace
@@ -8,7 +8,7 @@ from modis_dist.config.study import Resources
 
 @dataclass(frozen=True)
 class Node:
-    """A machine, or the share of one that may be used."""
+    """A machine, or the part of one that may be used."""
 
     cores: int
     gpus: int = 0
@@ -16,76 +16,77 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One or more nodes that share out the workers of packs; a worker is never spread over nodes."""
+    """One or more nodes that workers of packs are distributed over; a worker runs on one node."""
 
-    name: str  # as messages call it
+    name: str  # in messages
     nodes: tuple[Node, ...]
 
     @property
     def gpus(self) -> int:
-        """Of all nodes together."""
+        """Return the number of GPUs of all nodes."""
         return sum(node.gpus for node in self.nodes)
 
     def without_gpus(self) -> "Cluster":
-        """The same for trainings that use none."""
+        """Return the same nodes for trainings that use no GPU."""
         return replace(self, nodes=tuple(replace(node, gpus=0) for node in self.nodes))
 
-    def places(self, *, threads: int, gpus: float) -> int:
-        """How many workers find room at once, each of so many threads and so many GPUs, or such a share of one."""
-        return sum(min(node.cores // threads, _sharers(node.gpus, gpus, node.cores)) for node in self.nodes)
+    def slots(self, *, threads: int, gpus: float) -> int:
+        """Return how many workers run at once, each with ``threads`` cores and ``gpus`` GPUs, or a share of one."""
+        return sum(min(node.cores // threads, _gpu_slots(node, gpus)) for node in self.nodes)
 
     def threads(self, *, workers: int, gpus: float) -> int:
-        """The most threads of which so many workers find room at once; at least one."""
+        """Return the most threads, at least one, with which so many workers run at once."""
         most = max(node.cores for node in self.nodes)
-        return next((t for t in range(most, 1, -1) if self.places(threads=t, gpus=gpus) >= workers), 1)
+        return next((t for t in range(most, 1, -1) if self.slots(threads=t, gpus=gpus) >= workers), 1)
 
-    def has(self, what: str) -> str:
-        """What it has of `cores` or `gpus`, in words."""
-        held, unit = [getattr(node, what) for node in self.nodes], {"cores": "core(s)", "gpus": "GPU(s)"}[what]
-        if len(held) == 1:
-            return f"{self.name} has {held[0]} {unit}"
-        return f"{self.name} has {sum(held)} {unit} on {len(held)} nodes, {max(held)} at most on one"
+    def has(self, resource: str) -> str:
+        """Return how many ``cores`` or ``gpus`` there are, in words."""
+        counts = [getattr(node, resource) for node in self.nodes]
+        unit = {"cores": "core(s)", "gpus": "GPU(s)"}[resource]
+        if len(counts) == 1:
+            return f"{self.name} has {counts[0]} {unit}"
+        return f"{self.name} has {sum(counts)} {unit} on {len(counts)} nodes, at most {max(counts)} on one"
 
 
-def _sharers(held: int, each: float, cores: int) -> int:
-    """How many workers the GPUs of a node are enough for; a share is never of two GPUs."""
+def _gpu_slots(node: Node, each: float) -> int:
+    """Return how many workers the GPUs of a node suffice for; a share is never of two GPUs."""
     if not each:
-        return cores
-    return int(held // each) if each >= 1 else held * int(1 / each)
+        return node.cores
+    return int(node.gpus // each) if each >= 1 else node.gpus * int(1 / each)
 
 
 def this_machine() -> Cluster:
-    """The one node this process runs on."""
+    """Return the node that this process runs on."""
     return Cluster("this machine", (Node(cores(), gpu_count()),))
 
 
 def cores() -> int:
-    """The cores that this process may use."""
+    """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
 def gpu_count() -> int:
-    """The GPUs that this process may use."""
+    """Return the number of GPUs that this process may use."""
     import torch
 
     return torch.cuda.device_count()
 
 
-def workers_mistakes(workers: int, *, threads: int, device: str, cluster: Cluster) -> list[str]:
-    """Where the ranks of a training, each of some threads or with a GPU of its own, ask for more than there is."""
+def worker_mistakes(workers: int, *, threads: int, device: str, cluster: Cluster) -> list[str]:
+    """Return a problem if ``workers`` ranks, each with ``threads`` cores or a GPU, need more than the cluster has."""
     problems = []
     each = min(1, cluster.gpus)
     if device not in {"auto", "cpu", "cuda"}:
-        problems.append(f"trainer.device: {device}: of Ray's workers each has its own GPU; say cuda")
+        problems.append(f"trainer.device: {device}: every worker of Ray has its own GPU; use cuda")
     if each and workers > cluster.gpus:
         problems.append(f"trainer.workers: {workers} asked for, {cluster.has('gpus')}")
-    elif workers > cluster.places(threads=threads, gpus=each):
+    elif workers > cluster.slots(threads=threads, gpus=each):
         problems.append(f"trainer.workers: {workers} of {threads} thread(s) asked for, {cluster.has('cores')}")
     return problems
 
 
-def mistakes(resources: Resources, *, cluster: Cluster) -> list[str]:
-    """Where a pack asks for more than a node has."""
+def resource_mistakes(resources: Resources, *, cluster: Cluster) -> list[str]:
+    """Return a problem for every resource of which a pack needs more than a node has."""
     problems = []
     if (resources.gpus or 0) > max(node.gpus for node in cluster.nodes):
         problems.append(f"sweep.resources.gpus: {resources.gpus} asked for, {cluster.has('gpus')}")

@@ -1,4 +1,4 @@
-"""One training of a study: its run, and an id that is the hash of everything that decides its result."""
+"""A trial: one training of a study. Its id is the hash of everything that decides its result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -8,19 +8,19 @@ from modis_dist.config.parse import Tree, build, digest, to_tree
 from modis_dist.config.run import Run
 
 ONLY_CONDITION = "all"
-NOT_LEARNT = (
+NOT_HASHED = (
     "device",
     "threads",
     "workers",
     "features_in",
     "log_every",
     "checkpoint_every",
-)  # of trainer: they change no result
+)  # keys of trainer that change no result
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep."""
+    """One training of a study."""
 
     id: str
     condition: str
@@ -32,35 +32,35 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """A short name for people."""
-        parts = [*(f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.params.items())]
+        """Return a short readable name."""
+        parts = [f"{key.rsplit('.', 1)[-1]}={value}" for key, value in self.params.items()]
         parts += [f"fold {self.fold}"] if self.fold is not None else []
         parts += [f"seed {self.run.seed}"]
-        of = "" if self.condition == ONLY_CONDITION else f"{self.condition}: "
-        return of + ", ".join(parts)
+        condition = "" if self.condition == ONLY_CONDITION else f"{self.condition}: "
+        return condition + ", ".join(parts)
 
     def as_tree(self) -> Tree:
-        """Plain values."""
+        """Return the trial as plain values."""
         return {field.name: getattr(self, field.name) for field in fields(self)} | {"run": to_tree(self.run)}
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], *, source: str) -> "Trial":
-        """The inverse of ``as_tree``."""
+        """Return the trial of ``as_tree``."""
         return cls(**{**tree, "run": build(Run, tree["run"], source=source)})
 
 
 def trial_id(run: Run, fingerprint: str) -> str:
-    """Hash of everything that decides a training's result, short enough for a folder name."""
+    """Return the hash of everything that decides a training's result, short enough for a folder name."""
     tree = to_tree(run)
     tree.pop("name")
     for key in ("store", "simulate"):
         tree["data"].pop(key)
-    tree["optim"].pop("schedule")  # what it stands for is there
-    for key in NOT_LEARNT:
+    tree["optim"].pop("schedule")  # expanded into other keys
+    for key in NOT_HASHED:
         tree["trainer"].pop(key)
     return digest([fingerprint, tree])[:16]
 
 
 def sequence_digest(names: Sequence[str]) -> str:
-    """Name of a pack: the hash of the trials in it, in order."""
+    """Return the id of a pack: the hash of its trials' ids in order."""
     return digest(list(names))[:16]

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from modis_dist.train.process_group import address_towards
 
-ITSELF = frozenset({"127.0.0.1", "127.0.1.1"})  # what a name leads to that leads no further
+LOOPBACK = frozenset({"127.0.0.1", "127.0.1.1"})  # what a name leads to that leads no further
 
 
 def names_in(folder: Path, *, me: str) -> set[str]:
@@ -29,7 +29,7 @@ def own_address() -> str:
     """
     with suppress(OSError):
         found = socket.gethostbyname(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
-        if found not in ITSELF:
+        if found not in LOOPBACK:
             return found
     return address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1")
 

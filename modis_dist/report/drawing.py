@@ -19,8 +19,8 @@ from matplotlib.image import AxesImage
 from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
-from modis_dist.report.text import plain
 from modis_dist.runtime.files import write_bytes
+from modis_dist.runtime.text import plain
 
 Points = NDArray[np.float64]
 Entry = tuple[str, Line2D]

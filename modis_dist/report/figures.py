@@ -32,7 +32,8 @@ from modis_dist.report.drawing import (
     matrix,
 )
 from modis_dist.report.study_results import RankedGroup
-from modis_dist.report.text import plain, settings, varying
+from modis_dist.report.text import settings, varying
+from modis_dist.runtime.text import plain
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 BEST: dict[str, Any] = {"marker": "D", "color": OKABE_ITO[1]}

@@ -24,7 +24,8 @@ from modis_dist.report.tables import (
     to_markdown,
     translation_table,
 )
-from modis_dist.report.text import plain, settings
+from modis_dist.report.text import settings
+from modis_dist.runtime.text import plain
 
 CHANGES_SHOWN = 3
 

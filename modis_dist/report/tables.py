@@ -3,7 +3,6 @@
 Every cell is a ``Text``: names from data are shown as written, never read as markup.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +13,8 @@ from rich.text import Text
 from modis_dist.evaluate.baseline import Baseline
 from modis_dist.metrics import HEADLINES, Classification, ClassMetrics, ModalityMetrics, Translation
 from modis_dist.report.study_results import Condition, MeanTranslation, Metrics, RankedGroup, Spread
-from modis_dist.report.text import plain, settings, varying
+from modis_dist.report.text import settings, varying
+from modis_dist.runtime.text import markdown, plain
 
 NOTHING = "-"
 LABELS: dict[str, str] = {name: name.replace("_", " ") for name in HEADLINES}
@@ -166,8 +166,7 @@ def to_markdown(table: Table) -> str:
 
 def escaped(text: str) -> str:
     """Return a line of text escaped for Markdown and HTML."""
-    entities = plain(text, limit=1000).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_\[\]#|$~])", r"\\\1", entities)
+    return markdown(plain(text, limit=1000))
 
 
 def _shown(cell: Any) -> str:

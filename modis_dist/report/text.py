@@ -4,18 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from modis_dist.report.study_results import Params
-
-
-def plain(name: object, *, limit: int = 60) -> str:
-    """Return the name with unprintable characters as escapes, in at most ``limit`` characters.
-
-    A longer name is shortened in the middle, so that names with the same beginning still differ.
-    """
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(name))
-    if len(text) <= limit:
-        return text
-    end = (limit - 3) // 2
-    return f"{text[: limit - 3 - end]}...{text[-end:]}"
+from modis_dist.runtime.text import plain
 
 
 def settings(params: Params, keys: Iterable[str] | None = None) -> str:

@@ -1,24 +1,18 @@
 """The errors a command can end with, and the exit code of each.
 
-Every message a user sees is one line: what is wrong, where (file, key, row), why, what to do.
+Every message is one line: what is wrong, where (file, key, row), why, what to do.
 """
 
 from functools import partial
 from typing import Any, ClassVar
 
-MAX_SHOWN = 200
+from modis_dist.runtime.text import shown as shown
+
 MAX_MISTAKES = 20
 
 
-def shown(value: object) -> str:
-    """A user's text made safe for a terminal or a log: ASCII, at most 200 characters."""
-    text = value if isinstance(value, str) else repr(value)
-    escaped = ascii(text)[1:-1]
-    return escaped if len(escaped) <= MAX_SHOWN else escaped[: MAX_SHOWN - 3] + "..."
-
-
 def nearest(name: str, candidates: list[str]) -> str:
-    """`"; did you mean 'x'?"` for the closest candidate, or nothing."""
+    """Return `; did you mean 'x'?` for the closest candidate, or nothing."""
     from difflib import get_close_matches
 
     match = get_close_matches(name, candidates, n=1, cutoff=0.6)
@@ -26,19 +20,19 @@ def nearest(name: str, candidates: list[str]) -> str:
 
 
 class ModisError(Exception):
-    """Base of everything this package raises on purpose."""
+    """Base of the errors of this package."""
 
     exit_code: ClassVar[int] = 70
 
 
 class UserError(ModisError, ValueError):
-    """Something the user can mend; nothing was started and nothing was written."""
+    """A mistake the user can fix; nothing was started and nothing was written."""
 
     exit_code = 2
 
 
 class ConfigError(UserError):
-    """A mistake in a YAML file or an override; holds every mistake found, numbered on one line where there are many."""
+    """Mistakes in a YAML file or an override; several are numbered on one line."""
 
     def __init__(self, problems: list[str], *, source: str) -> None:
         self.problems = problems
@@ -46,16 +40,16 @@ class ConfigError(UserError):
         super().__init__(f"{shown(source)}: {_numbered(problems)}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Sent from one process to another, it would be made from its message alone."""
+        """Pickle the problems too: by default only the message would be."""
         return partial(ConfigError, source=self.source), (self.problems,)
 
 
 def _numbered(problems: list[str]) -> str:
     if len(problems) == 1:
         return problems[0]
-    told = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
+    numbered = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
     more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-    return f"{len(problems)} mistakes: " + "  ".join(told + more)
+    return f"{len(problems)} mistakes: " + "  ".join(numbered + more)
 
 
 class DataError(UserError):
@@ -63,34 +57,34 @@ class DataError(UserError):
 
 
 class RunFailed(ModisError):
-    """A training stopped and can be resumed or mended; names step, term and checkpoint."""
+    """A training failed and can be resumed or fixed; names step, term and checkpoint."""
 
     exit_code = 3
 
 
 class RankLost(RunFailed):
-    """A rank of a training does not answer; those that noticed have stopped, and all can continue together."""
+    """A rank of a training does not answer; the others have stopped, and all can resume together."""
 
 
 class DiskFailed(RunFailed):
-    """The disk refuses; once it is mended, or has room, the same command continues."""
+    """The disk is full or fails; once that is fixed, the same command resumes."""
 
 
 class MachineFailed(RunFailed):
-    """Not the training failed but what it ran on; a later start, or one elsewhere, may go on."""
+    """The machine failed, not the training; a later start, or one on another machine, may succeed."""
 
 
 class NodeFailed(MachineFailed):
-    """This very machine is not fit: a GPU is missing or broken."""
+    """This node is unusable: a GPU is missing or broken."""
 
 
 class SweepIncomplete(ModisError):
-    """A sweep ended with failed trials; the others are finished and kept."""
+    """A sweep ended with failed trials; the results of the others are kept."""
 
     exit_code = 4
 
 
 class Interrupted(ModisError):
-    """Stopped by a signal with its state saved; the same command continues."""
+    """Stopped by a signal, with the state saved; the same command resumes."""
 
     exit_code = 75

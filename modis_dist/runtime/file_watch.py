@@ -1,35 +1,35 @@
-"""Looking at what other processes write, again and again, beside what this one does."""
+"""Polling of files that other processes write, in a thread."""
 
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-SECONDS_BETWEEN_LOOKS = 0.5
-SHARE = 0.01  # of a core, at most, for looking: where a look takes long, less often
+POLL_S = 0.5
+CPU_SHARE = 0.01  # of a core, at most: slow looks are made less often
 
 
 @contextmanager
 def watching(look: Callable[[], None]) -> Iterator[None]:
-    """Call ``look`` in a thread while the ``with`` block runs, and once more, in this thread, when it is left.
+    """Call ``look`` again and again in a thread during the block, and once more in this thread at its end.
 
-    What goes wrong in the thread is tried again; only what the last look raises is raised.
+    Errors in the thread are ignored, since the next look repeats the work; those of the last look are raised.
     """
-    over = threading.Event()
-    thread = threading.Thread(target=_look_until, args=(over, look), name="watching", daemon=True)
+    ended = threading.Event()
+    thread = threading.Thread(target=_look_until, args=(ended, look), name="watching", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
         look()
 
 
-def _look_until(over: threading.Event, look: Callable[[], None]) -> None:
-    spent = 0.0
-    while not over.wait(max(SECONDS_BETWEEN_LOOKS, spent / SHARE)):
-        began = time.thread_time()
-        with suppress(Exception):  # a disk that does not answer for a moment
+def _look_until(ended: threading.Event, look: Callable[[], None]) -> None:
+    cpu_s = 0.0
+    while not ended.wait(max(POLL_S, cpu_s / CPU_SHARE)):
+        started = time.thread_time()
+        with suppress(Exception):  # as from a disk that does not answer for a moment
             look()
-        spent = time.thread_time() - began
+        cpu_s = time.thread_time() - started

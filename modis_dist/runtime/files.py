@@ -1,4 +1,4 @@
-"""Writing files so that a reader sees all of them or nothing, and only their owner may read them."""
+"""Atomic writes of files and folders that only their owner may read."""
 
 import hashlib
 import json
@@ -13,27 +13,27 @@ PRIVATE_UMASK = 0o077
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content in one step."""
+    """Replace a file's content atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Replace a file by strict, indented JSON."""
+    """Replace a file by strict, indented JSON atomically."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Replace a file's content in one step; the temporary sibling is removed on failure."""
+    """Replace a file's content atomically."""
     with new_file(path) as stream:
         stream.write(content)
 
 
 @contextmanager
 def new_file(path: Path) -> Iterator[BinaryIO]:
-    """A temporary private sibling to write; it replaces ``path`` on success and vanishes on failure."""
+    """Open a temporary private sibling for writing; it replaces ``path`` on success and is removed on failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with suppress(OSError):
-        temporary.unlink()  # of a killed process that had this number
+        temporary.unlink()  # of a killed process with the same number
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
@@ -50,9 +50,9 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary sibling to fill; it becomes ``path`` on success and vanishes on failure.
+    """Create a temporary sibling to fill; it becomes ``path`` on success and is removed on failure.
 
-    A folder whose name may not have reached the disk is a failure too: after a failed sync a second one proves nothing.
+    A failed sync of the parent folder counts as failure: a second sync that succeeds would prove nothing.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
@@ -74,7 +74,7 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def remove_folder(path: Path) -> None:
-    """Remove a folder that no reader may see by halves: it loses its name first. One that is not there is no error."""
+    """Remove a folder, if it exists, atomically for readers: it is renamed first."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     with suppress(FileNotFoundError):
@@ -83,7 +83,7 @@ def remove_folder(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in a folder; for whoever is its only writer, who holds its lock."""
+    """Remove what killed writers left in a folder. Only for its only writer, which holds its lock."""
     for leftover in folder.glob(".*.tmp"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)
@@ -92,7 +92,7 @@ def clear_leftovers(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Bring a file or a folder's entries to the disk."""
+    """Flush a file or a folder's entries to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -101,6 +101,6 @@ def sync(path: Path) -> None:
 
 
 def sha256(path: Path) -> str:
-    """Digest of a file's content."""
+    """Return the SHA-256 of a file's content."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""What ``modis-dist doctor`` says of one thing. Knows nothing of the things themselves."""
+"""A finding of ``modis-dist doctor``."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -8,14 +8,14 @@ Level = Literal["good", "warning", "bad"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     level: Level
     found: str
-    advice: str = ""  # what to do; empty where all is well
+    advice: str = ""  # what to do; empty if all is well
 
 
 def judged(what: str, found: str, *, unless: bool, advice: str, level: Level = "bad") -> Finding:
-    """A good finding where a condition holds, otherwise one of some level with its advice."""
+    """Return a good finding if a condition holds, otherwise one of a level with its advice."""
     return Finding(what, "good", found) if unless else Finding(what, level, found, advice)

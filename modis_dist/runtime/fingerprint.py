@@ -1,4 +1,4 @@
-"""What decides how sums are rounded: a training that continues on the same ends with the same bits."""
+"""Hardware and software that decide how sums are rounded: on the same ones a resumed training is bit-identical."""
 
 import platform
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ CPUS = Path("/proc/cpuinfo")
 
 
 def machine(device: torch.device, *, ranks: int) -> dict[str, Any]:
-    """Device, ranks, threads and software of this process, by name."""
+    """Return device, ranks, threads and software of this process, by name."""
     return {
         "device": device.type,
         "model": torch.cuda.get_device_name(device) if device.type == "cuda" else processor(),
@@ -25,12 +25,12 @@ def machine(device: torch.device, *, ranks: int) -> dict[str, Any]:
 
 
 def processor(cpus: Path = CPUS) -> str:
-    """The model of the CPU, or its architecture where the system does not tell more."""
+    """Return the model of the CPU, or its architecture if the system does not name the model."""
     lines = cpus.read_text().splitlines() if cpus.exists() else []
     models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     return next(models, platform.machine())
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """What is not as it was, in words; what was not noted is not known to have changed."""
+    """Return what changed, in words. A name that is missing in ``before`` does not count as changed."""
     return [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]

@@ -1,7 +1,7 @@
-"""One writer per folder, and who that is.
+"""One writer per folder.
 
-The lock is the kernel's: it ends with its process, whatever ends that. What stands in the file is for people and for
-``modis-dist status``, which must not take the lock to see whether it is held.
+The lock is the kernel's: it ends with its process, however that ended. The content of the lock file is for people and
+for ``modis-dist status``, which must not take the lock to see whether it is held.
 """
 
 import fcntl
@@ -18,38 +18,33 @@ import psutil
 
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import clear_leftovers
+from modis_dist.runtime.processes import running_process
 
 LOCK = "lock"
 PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
-CLOCK_S = 1.0  # processes tell their start in hundredths of a second after a boot time that may be corrected
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that wrote itself into a lock file, and did not leave in order yet."""
+    """The process that holds a lock, or was killed with it."""
 
     pid: int
     host: str
-    started: float  # seconds since 1970: a process number is used again, with another start
+    started: float  # seconds since 1970
 
     @property
     def alive(self) -> bool | None:
-        """Whether the process still runs; None where it is on another machine."""
-        if self.host != socket.gethostname():
-            return None
-        try:
-            process = psutil.Process(self.pid)
-            ended = process.status() == psutil.STATUS_ZOMBIE
-            return not ended and abs(process.create_time() - self.started) < CLOCK_S
-        except psutil.Error:
-            return False
+        """Return whether the process still runs; None if it is on another machine."""
+        return (
+            running_process(self.pid, started=self.started) is not None if self.host == socket.gethostname() else None
+        )
 
 
 @contextmanager
 def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold a folder's lock, and clear the folder of what killed processes left.
+    """Hold a folder's lock, and remove what killed processes left in the folder.
 
-    Raises ``DataError`` where another process keeps it for longer than the patience.
+    Raises ``DataError`` if another process holds it for longer than the patience.
     """
     with (folder / LOCK).open("a") as file:
         end = time.monotonic() + patience_s
@@ -59,7 +54,9 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise DataError(f"{folder}: {_who(folder)} is training here; wait for it or stop it") from None
+                    raise DataError(
+                        f"{folder}: {_holder_name(folder)} is training here; wait for it or stop it"
+                    ) from None
                 time.sleep(0.2)
         me = Holder(os.getpid(), socket.gethostname(), psutil.Process().create_time())
         _write(file.fileno(), json.dumps(asdict(me)))
@@ -71,7 +68,7 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Who has a folder's lock or was killed with it; None after an orderly end. Takes nothing, writes nothing."""
+    """Return the holder of a folder's lock; None if nobody holds it or was killed with it. Takes no lock."""
     try:
         content = json.loads((folder / LOCK).read_text())
         return Holder(int(content["pid"]), str(content["host"]), float(content["started"]))
@@ -80,11 +77,11 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _write(file: int, text: str) -> None:
-    with suppress(OSError):  # a full disk; the lock is held all the same
+    with suppress(OSError):  # a full disk does not release the lock
         os.ftruncate(file, 0)
         os.write(file, text.encode())
 
 
-def _who(folder: Path) -> str:
-    found = holder(folder)
-    return "another process" if found is None else f"process {found.pid} on {found.host}"
+def _holder_name(folder: Path) -> str:
+    process = holder(folder)
+    return "another process" if process is None else f"process {process.pid} on {process.host}"

@@ -1,4 +1,4 @@
-"""Processes of ours: how they start without hearing of signals, and that they do not outlive who started them."""
+"""Child processes: started with signals blocked, killed when the parent exits; and which processes still run."""
 
 import os
 import signal
@@ -7,14 +7,31 @@ from contextlib import contextmanager
 from multiprocessing import parent_process, resource_tracker
 from threading import Thread
 
+import psutil
+
+CLOCK_S = 1.0  # start times are hundredths of a second after a boot time that may be corrected
+
+
+def running_process(pid: int, *, started: float) -> psutil.Process | None:
+    """Return the process of this machine with a number and a start time (seconds since 1970), None if it has ended.
+
+    The start time is needed because process numbers are reused.
+    """
+    try:
+        process = psutil.Process(pid)
+        same = abs(process.create_time() - started) <= CLOCK_S
+        return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+    except psutil.Error:
+        return None
+
 
 @contextmanager
 def signals_blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
-    """Processes that are started in the block get no such signal before they say so.
+    """Start processes in the block with these signals blocked, until they unblock them.
 
-    Terminals and queues signal whole groups, and a Python that is just starting prints what it thinks of it.
+    Terminals and schedulers signal whole process groups, and a Python that is still starting prints a traceback.
     """
-    resource_tracker.ensure_running()  # or the first start would, and make this thread hear again
+    resource_tracker.ensure_running()  # or the first start would, and unblock the signals of this thread
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -23,22 +40,22 @@ def signals_blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
 
 
 def defer_signal(number: signal.Signals) -> None:
-    """Keep a signal, also one that is ignored until now, for the first who listens with ``on_signal``."""
+    """Keep a signal pending, also one that was ignored, until ``on_signal`` handles it."""
     signal.pthread_sigmask(signal.SIG_BLOCK, {number})
-    signal.signal(number, lambda *_: None)  # what is ignored is not kept
+    signal.signal(number, lambda *_: None)  # an ignored signal would not stay pending
 
 
 def end_with_parent() -> None:
-    """In a process that ``multiprocessing`` has started: be killed as soon as its parent is gone, however that ended.
+    """Kill this process, started by ``multiprocessing``, as soon as its parent is gone, however the parent ended.
 
-    The parent holds one end of a pipe, which the system closes; unlike a signal asked of Linux this works everywhere
-    and does not depend on which thread of the parent started the process.
+    The parent holds one end of a pipe, which the system closes. Unlike ``PR_SET_PDEATHSIG`` of Linux this works
+    everywhere and does not depend on which thread of the parent started the process.
     """
-    Thread(target=_killed_after_parent, name="end with parent", daemon=True).start()
+    Thread(target=_wait_for_parent, name="end with parent", daemon=True).start()
 
 
-def _killed_after_parent() -> None:
+def _wait_for_parent() -> None:
     parent = parent_process()
-    assert parent is not None, "only a process of multiprocessing knows its parent"
+    assert parent is not None, "only processes of multiprocessing know their parent"
     parent.join()
     os.kill(os.getpid(), signal.SIGKILL)

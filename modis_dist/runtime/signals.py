@@ -1,7 +1,7 @@
-"""Asking a training to stop: by a signal to this process, or by a file that other processes look for.
+"""Ask a training to stop: by a signal to this process, or by a file that other processes look for.
 
-A handler only sets a flag; the loop saves between steps. The same signal once more ends the process at once, which is
-safe: a checkpoint is whole or not there. Another one does not: a queue that wants its machine back sends several kinds.
+A handler only sets a flag; the loop saves between steps. A second signal of the same kind ends the process at once,
+which is safe: checkpoints are written atomically. One of another kind does not: schedulers send several kinds.
 """
 
 import logging
@@ -15,7 +15,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Flag:
-    """A stop port that somebody sets."""
+    """A stop port that is set in this process."""
 
     def __init__(self) -> None:
         self._reason: str | None = None
@@ -25,18 +25,18 @@ class Flag:
         self._reason = reason
 
     def requested(self) -> str | None:
-        """Why to stop, or None."""
+        """Return why to stop, or None."""
         return self._reason
 
 
 class StopFile:
-    """A stop port that is a file with the reason; whoever creates it stops every training that looks for it."""
+    """A stop port that is a file with the reason; creating it stops every training that looks for it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def requested(self) -> str | None:
-        """Why to stop, or None."""
+        """Return why to stop, or None."""
         try:
             return self._path.read_text() or "asked to stop"
         except FileNotFoundError:
@@ -45,9 +45,9 @@ class StopFile:
 
 @contextmanager
 def on_signal(act: Callable[[str], None]) -> Iterator[None]:
-    """Call ``act`` with the signal's name at the first of each kind, and say so; later ones act as they did before.
+    """Call ``act`` with the name of the first signal of each kind and log it; later ones act as before the block.
 
-    Only the main thread of a process may use this. A hang-up is obeyed unless it is ignored already (``nohup``).
+    For the main thread only. SIGHUP is handled unless it is already ignored (``nohup``).
     """
     before = {number: signal.getsignal(number) for number in SIGNALS}
     if before[signal.SIGHUP] is signal.SIG_IGN:
@@ -61,7 +61,7 @@ def on_signal(act: Callable[[str], None]) -> Iterator[None]:
 
     for number in before:
         signal.signal(number, handle)
-    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # one that was held back is heard here
+    mask = signal.pthread_sigmask(signal.SIG_UNBLOCK, before)  # delivers a deferred signal
     try:
         yield
     finally:

@@ -1,4 +1,4 @@
-"""What a study needs from the world: who trains its packs, and who is told about its trials."""
+"""The ports of a study: the executor that trains its packs, and the mirror of its trials."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -9,7 +9,7 @@ from modis_dist.execution.run_pack import Pack
 
 
 class Executor(AbstractContextManager["Executor"], Protocol):
-    """Who trains packs; to be used in a ``with`` block."""
+    """Trains packs; used in a ``with`` block."""
 
     slots: int  # packs trained at once
     threads: int  # CPU threads of each
@@ -17,7 +17,7 @@ class Executor(AbstractContextManager["Executor"], Protocol):
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """Train packs; returns why trials crashed, by id.
 
-        Raises ``Interrupted`` where the user stops it, ``RunFailed`` where what is around the trainings does.
+        Raises ``Interrupted`` if the user stops it, ``RunFailed`` if the machine or Ray fails.
         """
         ...
 

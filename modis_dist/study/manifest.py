@@ -1,7 +1,7 @@
-"""From a study to its list of trials, and the file that holds the list.
+"""The list of a study's trials, and the file that stores it.
 
-A trial's name is the hash of what it learns from and how: the same study on the same data always has the same trials,
-so a sweep that was killed continues with what is not done yet, and nothing is run twice.
+A trial's id is the hash of its data and settings: the same study on the same data always has the same trials, so a
+killed study resumes with the trials that are not done, and no trial runs twice.
 """
 
 import json
@@ -27,57 +27,56 @@ FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", 
 FIXED_IN_CHOICE = (
     "data.modalities",
     "data.classes",
-)  # conditions may have other rows, what is chosen among may not
+)  # conditions may have other rows, configurations of one condition may not
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The trials of a sweep and the packs they are trained in; conditions may share a trial."""
+    """The trials of a study and the packs they are trained in; conditions may share a trial."""
 
     study: str
     fingerprint: str  # of the data
     trials: tuple[Trial, ...]
     packs: tuple[tuple[str, ...], ...]  # trial ids
-    refit_packs: tuple[tuple[str, ...], ...] = ()  # known once configurations are chosen
+    refit_packs: tuple[tuple[str, ...], ...] = ()  # empty until configurations are chosen
 
 
 def expand(
     study: Study, fingerprint: str, *, source: str, proposed: Sequence[Mapping[str, Any]] = ()
 ) -> tuple[Trial, ...]:
-    """Conditions x configurations x folds x replicates, in this order; equal trials of one condition are listed once.
+    """Return conditions x configurations x folds x replicates, in this order, without repeated trials of a condition.
 
-    Configurations are the grid, or those drawn, with those ``proposed`` in later rounds: condition -> configurations.
-    Raises ``ConfigError`` for keys or values that no run accepts, before anything is started.
+    Configurations are those of the grid or of the first round, and those ``proposed`` for later rounds (condition ->
+    configurations). Raises ``ConfigError`` for keys or values that no run accepts.
     """
     sweep = study.sweep
     conditions = sweep.conditions or {ONLY_CONDITION: {}}
-    _check(study, len(conditions) * _configurations(sweep) * sweep.folds * sweep.replicates, source)
-    first = _first_round(sweep)
-    most = _configurations(sweep)
+    _check(study, len(conditions) * _count_configurations(sweep) * sweep.folds * sweep.replicates, source)
+    known, most = _known_configurations(sweep), _count_configurations(sweep)
     base = to_tree(study.base())
     trials: dict[tuple[str, str], Trial] = {}
     for condition, settings in conditions.items():
         under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
         later = [params for following in proposed for params in following[condition]]
-        for number, params in enumerate([*first, *later][:most]):
+        for number, params in enumerate([*known, *later][:most]):
             tree = with_settings(under, params, source=f"{source}: sweep.grid")
             where = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
             for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
-                run = build(Run, _placed(tree, study, fold, replicate), source=where)
+                run = build(Run, _with_fold_and_seed(tree, study, fold, replicate), source=where)
                 name = trial_id(run, fingerprint)
-                held = fold if sweep.folds > 1 else None
-                trial = Trial(name, condition, number, params, held, replicate, run)
+                fold_or_none = fold if sweep.folds > 1 else None
+                trial = Trial(name, condition, number, params, fold_or_none, replicate, run)
                 trials.setdefault((condition, name), trial)
     return tuple(trials.values())
 
 
-def _configurations(sweep: Sweep) -> int:
-    """How many configurations are tried in the end."""
+def _count_configurations(sweep: Sweep) -> int:
+    """Return the number of configurations of all rounds."""
     return prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
 
 
-def _first_round(sweep: Sweep) -> list[dict[str, Any]]:
-    """The configurations that depend on no result."""
+def _known_configurations(sweep: Sweep) -> list[dict[str, Any]]:
+    """Return the configurations that depend on no result: the grid, or the first round."""
     search = sweep.search
     if search is None:
         return [dict(zip(sweep.grid, values, strict=True)) for values in product(*sweep.grid.values())]
@@ -86,7 +85,7 @@ def _first_round(sweep: Sweep) -> list[dict[str, Any]]:
 
 
 def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
-    """The trial that trains a chosen configuration on all training rows, for a number of epochs found before."""
+    """Return the trial that trains a chosen configuration on all training rows, for a fixed number of epochs."""
     settings = {
         "data.split.folds": None,
         "data.split.fold": None,
@@ -101,7 +100,7 @@ def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
 
 
 def save(path: Path, manifest: Manifest) -> None:
-    """Write the list, before the first trial starts."""
+    """Write a manifest."""
     trials = [trial.as_tree() for trial in manifest.trials]
     content = {
         "version": VERSION,
@@ -115,22 +114,22 @@ def save(path: Path, manifest: Manifest) -> None:
 
 
 def load(path: Path) -> Manifest:
-    """Read the list. Raises ``DataError`` where it is damaged."""
+    """Read a manifest. Raises ``DataError`` if it is damaged."""
     try:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
         trials = tuple(Trial.from_tree(tree, source=str(path)) for tree in content["trials"])
-        packs, again = (tuple(tuple(pack) for pack in content[key]) for key in ("packs", "refit_packs"))
-        return Manifest(content["study"], content["fingerprint"], trials, packs, again)
+        packs, refit_packs = (tuple(tuple(pack) for pack in content[key]) for key in ("packs", "refit_packs"))
+        return Manifest(content["study"], content["fingerprint"], trials, packs, refit_packs)
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is not the manifest of a sweep ({type(error).__name__})") from None
+        raise DataError(f"{path}: is not the manifest of a study ({type(error).__name__})") from None
 
 
-def _placed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
-    """A run's tree with its fold and seed."""
+def _with_fold_and_seed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
+    """Return a run's tree with its fold and seed."""
     settings: dict[str, Any] = {"seed": study.seed + replicate}
     if study.sweep.folds > 1:
         settings |= {"data.split.folds": study.sweep.folds, "data.split.fold": fold}
@@ -143,22 +142,22 @@ def _check(study: Study, total: int, source: str) -> None:
         problems.append(f"sweep: {total} trials; at most {MOST_TRIALS} are allowed")
     sweep = study.sweep
     conditions = [*sweep.conditions.values()]
-    for place, keys in (("grid", [sweep.grid]), ("space", [sweep.space]), ("conditions", conditions)):
+    for section, keys in (("grid", [sweep.grid]), ("space", [sweep.space]), ("conditions", conditions)):
         problems += [
-            f"sweep.{place}: {key}: cannot be swept; it would make the trials incomparable"
+            f"sweep.{section}: {key}: cannot be swept; it would make the trials incomparable"
             for settings in keys
             for key in settings
-            if _is_under(key, FIXED + FIXED_IN_CHOICE * (place != "conditions"))
+            if _is_under(key, FIXED + FIXED_IN_CHOICE * (section != "conditions"))
         ]
-    for place, chosen in (("grid", set(sweep.grid)), ("space", set(sweep.space))):
-        overlap = {k for settings in conditions for k in settings} & chosen
-        problems += [f"sweep: {key} is set by both the {place} and a condition" for key in sorted(overlap)]
+    for section, swept in (("grid", set(sweep.grid)), ("space", set(sweep.space))):
+        overlap = {key for settings in conditions for key in settings} & swept
+        problems += [f"sweep: {key} is set by both the {section} and a condition" for key in sorted(overlap)]
     problems += [
-        f"sweep.space: {key}: step must be a whole number (got {one.step:g})"
-        for key, one in sweep.space.items()
-        if one.step is not None and one.step % 1 and is_whole(key)
+        f"sweep.space: {key}: step must be a whole number (got {dimension.step:g})"
+        for key, dimension in sweep.space.items()
+        if dimension.step is not None and dimension.step % 1 and is_whole(key)
     ]
-    problems += _mistakes_in_pruning(study)
+    problems += _pruning_mistakes(study)
     if study.sweep.folds == 1 and study.data.split.validation_fraction == 0:
         problems.append("data.split.validation_fraction: 0 leaves no rows to choose by; or set sweep.folds")
     if study.data.split.folds is not None:
@@ -167,8 +166,8 @@ def _check(study: Study, total: int, source: str) -> None:
         raise ConfigError(problems, source=source)
 
 
-def _mistakes_in_pruning(study: Study) -> list[str]:
-    """Rungs at which there is nothing to compare, or nothing left to save."""
+def _pruning_mistakes(study: Study) -> list[str]:
+    """Return a problem for every rung with nothing to compare, or no epochs left to save."""
     pruning, optim, trainer = study.sweep.pruning, study.optim, study.trainer
     if pruning is None:
         return []
@@ -189,5 +188,5 @@ def _is_under(key: str, sections: Sequence[str]) -> bool:
 
 
 def unique(trials: Iterable[Trial]) -> list[Trial]:
-    """Every trial once, in the order of its first appearance."""
+    """Return every trial once, in the order of first appearance."""
     return list({trial.id: trial for trial in reversed(list(trials))}.values())[::-1]

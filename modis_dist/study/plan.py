@@ -1,4 +1,4 @@
-"""What a study comes to on its data: its trials, its packs and the sizes of its networks. Trains nothing."""
+"""The plan of a study on its data: trials, packs and network sizes. Trains nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,53 +17,55 @@ from modis_dist.execution.trial import Trial
 from modis_dist.model.networks import Shape
 from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest, unique
-from modis_dist.study.packs import in_one_pack, layout
+from modis_dist.study.packs import layout, most_in_one_pack
 from modis_dist.study.search.rounds import Search
 from modis_dist.train.prepare import Foreseen, SelectionOf, foreseen, selections, shape
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a study comes to on its data, before anything is trained."""
+    """A study on its data, before anything is trained."""
 
     study: Study
     store: Store
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
-    data: Mapping[str, Foreseen]  # what preparing it comes to, by trial id
-    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
-    to_come: float  # rounds whose configurations depend on results
-    on_gpu: bool  # where it is trained
+    data: Mapping[str, Foreseen]  # sizes of the prepared data, by trial id
+    outdated: frozenset[str]  # trials of an earlier start that are no longer part of the study
+    to_come: float  # rounds that are not proposed yet; the last may be a part of one
+    on_gpu: bool
 
     def packs(self) -> list[Pack]:
-        """The packs of the search."""
+        """Return the packs of the search."""
         trials = {trial.id: trial for trial in self.manifest.trials}
         probe = self.study.sweep.probe
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
 
     def most(self, trial: Trial) -> int:
-        """How many trials like this one may be in one pack; unlisted, it has data like its condition's."""
-        alike = (listed.id for listed in self.manifest.trials if listed.condition == trial.condition)
-        near = self.data[trial.id if trial.id in self.data else next(alike)]
-        return _most(self.study, trial, near, on_gpu=self.on_gpu)
+        """Return how many trials like this one may be in one pack.
+
+        A trial that is not in the manifest has data of the size of its condition's others.
+        """
+        of_condition = (other.id for other in self.manifest.trials if other.condition == trial.condition)
+        data = self.data[trial.id if trial.id in self.data else next(of_condition)]
+        return _most(self.study, trial, data, on_gpu=self.on_gpu)
 
 
 def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None = None) -> Plan:
-    """The trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
+    """Plan the trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
 
-    ``gpu``: whether the other machines that it is trained on have GPUs, which this one need not have; None where it is
-    trained here. Raises ``ConfigError`` or ``DataError`` for whatever the settings or the data refuse, before anything
-    is trained.
+    ``gpu`` says whether the machines that train the study have GPUs; None if this machine trains it. Raises
+    ``ConfigError`` or ``DataError`` for everything that settings or data do not allow, before anything is trained.
     """
     if study.data.simulate is not None:
-        manifest.expand(study, "", source=source)  # a mistake in the sweep is said before anything is simulated
+        manifest.expand(study, "", source=source)  # raises for a mistake in the sweep before data are simulated
     on_gpu = chosen_device(study).type == "cuda" if gpu is None else gpu and study.trainer.device != "cpu"
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
-    search = Search(study, store.fingerprint, out=out, source=source)
-    trials = search.trials
-    data = _kinds(trials, store)
+    search = None if study.sweep.search is None else Search(study, store.fingerprint, out=out, source=source)
+    trials = search.trials if search else manifest.expand(study, store.fingerprint, source=source)
+    data = _data_sizes(trials, store)
     shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
@@ -75,37 +77,40 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
         most=lambda trial: _most(study, trial, data[trial.id], on_gpu=on_gpu),
         slots=slots,
     )
-    listed = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
+    planned = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come, on_gpu)
+    to_come = search.to_come if search else 0.0
+    return Plan(study, store, selection_of, planned, shapes, data, outdated, to_come, on_gpu)
 
 
-def _most(study: Study, trial: Trial, near: Foreseen, *, on_gpu: bool) -> int:
-    each = model_bytes(shape(trial.run, near.features, near.classes), replicates=1)
-    return in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
+def _most(study: Study, trial: Trial, data: Foreseen, *, on_gpu: bool) -> int:
+    each = model_bytes(shape(trial.run, data.features, data.classes), replicates=1)
+    return most_in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
 
 
 def is_done(out: Path, trial: Trial) -> bool:
+    """Return whether a trial has its result."""
     return read_result(trial_folder(out, trial)) is not None
 
 
 def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
+    """Return the trial ids of packs, as a manifest lists them."""
     return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
-def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, Foreseen]:
-    """What preparing the data of every trial comes to, by id.
+def _data_sizes(trials: Sequence[Trial], store: Store) -> dict[str, Foreseen]:
+    """Return the sizes of the prepared data of every trial, by id.
 
-    It is tried for the first trial of every kind of data, so that what the data refuse is said before anything starts;
+    Data are prepared for the first trial of each kind, so that errors in them are raised before anything starts;
     principal components are left to the trainings.
     """
     known: dict[str, Foreseen] = {}
-    found = {}
+    sizes = {}
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
         key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
         if key not in known:
             known[key] = foreseen(trial.run, cohort_of(store.path, trial.run))
-        found[trial.id] = known[key]
-    return found
+        sizes[trial.id] = known[key]
+    return sizes

@@ -53,7 +53,7 @@ def _close_both() -> None:
 
 
 @pytest.mark.parametrize("prepare", [_close_both, lambda: None], ids=["closed", "not read"])
-def test_a_training_whose_output_goes_nowhere_is_finished_all_the_same(
+def test_a_training_whose_output_cannot_be_written_finishes(
     prepare: Callable[[], None], run: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -84,7 +84,7 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
     assert status(out).state == ("finished" if ignored else "interrupted")
 
 
-def test_a_training_saves_at_every_signal_and_goes_on_to_the_same_figures(
+def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, calm = tmp_path / "out", tmp_path / "calm"

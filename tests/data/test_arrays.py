@@ -202,9 +202,8 @@ def test_too_little_room_is_refused_before_anything_is_written(scratch: Path, mo
 
 
 def test_a_temporary_folder_that_is_memory_is_refused(scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    mounted = [SimpleNamespace(mountpoint="/", fstype="ext4"), SimpleNamespace(mountpoint=str(scratch), fstype="tmpfs")]
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounted)
+    monkeypatch.setattr(arrays, "file_system", lambda path: "tmpfs" if path == scratch else "ext4")
     with pytest.raises(DataError, match=f"and it lies in memory itself{ADVICE}"):
         refuse_insufficient_scratch(1)
-    monkeypatch.setattr(psutil, "disk_partitions", lambda **_: mounted[:1])
+    monkeypatch.setattr(arrays, "file_system", lambda _: "ext4")
     refuse_insufficient_scratch(1)

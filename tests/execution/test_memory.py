@@ -16,10 +16,10 @@ from modis_dist.execution.memory import (
     CONTEXT,
     ConcurrencyLimit,
     Footprint,
-    measured,
+    estimate_host_bytes,
+    measure,
     memory_limit,
     packs_that_fit,
-    rough,
 )
 from modis_dist.execution.resources import Cluster, Node
 from modis_dist.execution.run_pack import Pack
@@ -52,7 +52,7 @@ def packs_of(store: Path, out: Path, **settings: object) -> list[Pack]:
         ("9:name=systemd:/job_7\n4:cpu,memory:/job_7/step_0\n0::/\n", "memory", "memory.limit_in_bytes"),
     ],
 )
-def test_a_job_may_have_the_least_that_its_groups_allow(
+def test_the_memory_limit_is_the_smallest_of_its_cgroups(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, groups: str, root: str, file: str
 ) -> None:
     (tmp_path / "groups").write_text(groups)
@@ -68,7 +68,7 @@ def test_a_job_may_have_the_least_that_its_groups_allow(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
+def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
     device: str, store: Path, tmp_path: Path
 ) -> None:
     (small, *_), (large, *_) = (
@@ -76,7 +76,7 @@ def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
         packs_of(store, tmp_path, trainer={"device": device}, model={"discriminator": [4096, 4096]}),
     )
     before = sorted(tmp_path.iterdir())
-    one, other = (measured(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
+    one, other = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
     assert one is not None and other is not None
     parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
     grown = other.gpu - one.gpu if device == "cuda" else other.host - one.host
@@ -85,7 +85,7 @@ def test_what_is_measured_grows_with_the_model_and_nothing_of_the_trial_stays(
     if device == "cuda":
         assert CONTEXT < one.gpu < other.gpu < one.gpu_total
     else:
-        assert one.host < 3 * rough(small, Store.open(store)) and one.gpu == 0
+        assert one.host < 3 * estimate_host_bytes(small, Store.open(store)) and one.gpu == 0
     assert sorted(tmp_path.iterdir()) == before
 
 
@@ -95,8 +95,10 @@ def fit(packs: list[Pack], wanted: ConcurrencyLimit, place: Path, store: Path, *
     return packs_that_fit(packs, wanted, out=place, store=store, **settings)
 
 
-def test_what_certainly_fits_is_not_measured(store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "measured", lambda *_, **__: pytest.fail("measured"))
+def test_packs_that_certainly_fit_are_not_measured(
+    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "measure", lambda *_, **__: pytest.fail("measured"))
     monkeypatch.setattr(memory, "memory_limit", lambda: 1000 * GB)
     packs = packs_of(store, tmp_path)
     assert fit(packs, ConcurrencyLimit(8), tmp_path, store) == ConcurrencyLimit(8)
@@ -149,10 +151,10 @@ TWO_GPUS = Cluster("there", (Node(8, 2),))
             ConcurrencyLimit(2, 1),
             "1 share one, 2 at",
         ),
-        (None, ConcurrencyLimit(8, 4), {}, ConcurrencyLimit(1, 1), "one is trained at a time"),
+        (None, ConcurrencyLimit(8, 4), {}, ConcurrencyLimit(1, 1), "one pack is trained at a time"),
     ],
 )
-def test_as_many_packs_at_once_as_have_room(
+def test_concurrency_is_limited_by_memory_of_nodes_and_gpus(
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -164,31 +166,31 @@ def test_as_many_packs_at_once_as_have_room(
     said: str,
 ) -> None:
     monkeypatch.setattr(memory, "memory_limit", lambda: 10 * GB)
-    monkeypatch.setattr(memory, "rough", lambda *_: GB)
-    monkeypatch.setattr(memory, "measured", lambda *_, **__: found)
+    monkeypatch.setattr(memory, "estimate_host_bytes", lambda *_: GB)
+    monkeypatch.setattr(memory, "measure", lambda *_, **__: found)
     with caplog.at_level(logging.WARNING):
         assert fit(packs_of(store, tmp_path), wanted, tmp_path, store, **changes) == right
     told = [record.getMessage() for record in caplog.records]
     assert len(told) == (1 if said else 0) and all(said in line and "\n" not in line for line in told)
 
 
-def test_what_was_measured_is_not_measured_again_for_packs_that_are_not_larger(
+def test_a_measurement_is_reused_for_packs_that_are_not_larger(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measurements: list[int] = []
     sizes = iter([2, 2, 1, 1, 3, 3])
     monkeypatch.setattr(memory, "memory_limit", lambda: 10)
-    monkeypatch.setattr(memory, "rough", lambda *_: next(sizes))
-    monkeypatch.setattr(memory, "measured", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
+    monkeypatch.setattr(memory, "estimate_host_bytes", lambda *_: next(sizes))
+    monkeypatch.setattr(memory, "measure", lambda *_, **__: measurements.append(1) or Footprint(len(measurements)))
     pack, known = packs_of(store, tmp_path)[:1], {}
     found = [fit(pack, ConcurrencyLimit(8), tmp_path, store, known=known).packs for _ in range(3)]
     assert (found, len(measurements), sorted(known)) == ([8, 8, 4], 2, [2, 3])
 
 
-def test_a_pack_that_cannot_be_tried_is_no_reason_to_fail(store: Path, tmp_path: Path) -> None:
+def test_a_failed_measurement_does_not_fail_the_study(store: Path, tmp_path: Path) -> None:
     pack, *_ = packs_of(store, tmp_path)
     missing = replace(pack, trials=(replace(pack.trials[0], run=fp16(pack.trials[0].run)),))
-    assert measured(missing, threads=1, out=tmp_path, store=store) is None
+    assert measure(missing, threads=1, out=tmp_path, store=store) is None
 
 
 def fp16(run: Run) -> Run:

@@ -35,17 +35,17 @@ def placed(nodes: tuple[Node, ...], threads: int, gpus: float) -> int:
             return count
 
 
-def test_as_many_workers_find_room_as_can_be_placed_one_by_one() -> None:
+def test_slots_equal_the_workers_that_can_be_placed_one_by_one() -> None:
     for nodes, threads, gpus in product(CLUSTERS, (1, 2, 3, 5), (0, 0.25, 0.4, 0.5, 1, 2)):
-        assert Cluster("it", nodes).places(threads=threads, gpus=gpus) == placed(nodes, threads, gpus)
+        assert Cluster("it", nodes).slots(threads=threads, gpus=gpus) == placed(nodes, threads, gpus)
 
 
-def test_workers_have_the_most_threads_of_which_all_of_them_find_room() -> None:
+def test_workers_get_the_most_threads_with_which_all_run_at_once() -> None:
     for nodes, workers, gpus in product(CLUSTERS, (1, 2, 3, 4), (0, 0.5, 1)):
         fitting = [t for t in range(1, 9) if placed(nodes, t, gpus) >= workers]
         assert Cluster("it", nodes).threads(workers=workers, gpus=gpus) == max(fitting, default=1)
 
 
-def test_what_a_cluster_has_is_told_by_node() -> None:
+def test_resources_of_a_cluster_are_listed_in_total_and_per_node() -> None:
     assert Cluster("this machine", (Node(2, 1),)).has("gpus") == "this machine has 1 GPU(s)"
-    assert Cluster("it", (Node(2), Node(4))).has("cores") == "it has 6 core(s) on 2 nodes, 4 at most on one"
+    assert Cluster("it", (Node(2), Node(4))).has("cores") == "it has 6 core(s) on 2 nodes, at most 4 on one"

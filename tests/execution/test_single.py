@@ -20,9 +20,9 @@ from modis_dist.data.store.index import Index
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.evaluate.batch_predict import apply_to_store
+from modis_dist.evaluate.evaluate_folder import TrainingIds, evaluate_folder, training_ids
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.execution import single
-from modis_dist.execution.single import Learnt, evaluate_folder, learnt_from
+from modis_dist.execution import run_pack, single
 from modis_dist.runtime.errors import DataError
 from modis_dist.train.prepare import load_cohort, prepare
 from tests.study.toy_study import write_store
@@ -49,7 +49,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def training_ids(folder: Path) -> set[str]:
+def sample_ids(folder: Path) -> set[str]:
     """Sample ids of the training rows; in the toy every sample is its own group."""
     run = load_run(folder / "run" / "run.yaml")
     train = prepare(run, load_cohort(Store.open(folder / "store"), run.data, place="memory")).train
@@ -59,10 +59,10 @@ def training_ids(folder: Path) -> set[str]:
 # --- judging ------------------------------------------------------------------------------------------------
 
 
-def test_rows_trained_on_are_left_out_of_another_store(done: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_training_rows_are_excluded_from_another_store(done: Path, tmp_path: Path, capsys: Captured) -> None:
     other = Store.open(write_store(tmp_path / "other", samples=120))
     ids = [name for m in other.modalities for name in other.index(m).sample_id]
-    known = sum(name in training_ids(done) for name in ids)
+    known = sum(name in sample_ids(done) for name in ids)
     judged = evaluate_folder(done / "run", other.path)
     counted = judged["evaluation"]["classification"]
     assert 100 < known == judged["training_rows_left_out"]
@@ -72,7 +72,7 @@ def test_rows_trained_on_are_left_out_of_another_store(done: Path, tmp_path: Pat
     assert f"note: {known} rows with the sample or group id of a training row" in capsys.readouterr().err
 
 
-def test_without_the_training_store_it_is_said_loudly_that_training_rows_may_be_judged(
+def test_without_the_training_store_a_warning_says_that_training_rows_may_be_evaluated(
     done: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     shutil.copytree(done / "run", tmp_path / "run")
@@ -87,7 +87,7 @@ def test_without_the_training_store_it_is_said_loudly_that_training_rows_may_be_
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
 
 
-def test_on_its_own_store_all_training_rows_are_left_out(done: Path) -> None:
+def test_on_its_own_store_all_training_rows_are_excluded(done: Path) -> None:
     judged = evaluate_folder(done / "run", done / "store")
     result = json.loads((done / "run" / "result.json").read_text())
     assert judged["rows"] == "test"
@@ -95,7 +95,7 @@ def test_on_its_own_store_all_training_rows_are_left_out(done: Path) -> None:
 
 
 def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) -> None:
-    store, known = Store.open(done / "store"), training_ids(done)
+    store, known = Store.open(done / "store"), sample_ids(done)
     with StoreWriter(tmp_path / "known", source={"kind": "toy"}) as writer:
         for modality in store.modalities:
             index = store.index(modality)
@@ -110,14 +110,14 @@ def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) ->
                 split=[""] * len(part),
                 x=store.read(modality, rows),
             )
-    with pytest.raises(DataError, match="no row is left to judge"):
+    with pytest.raises(DataError, match="known"):
         evaluate_folder(done / "run", tmp_path / "known")
 
 
 def test_a_row_is_known_by_its_sample_or_by_its_patient() -> None:
     samples, groups = np.array(["a", "b", "c", "p"], object), np.array(["x", "p", "y", "z"], object)
     index = Index(samples, groups, np.zeros(4, np.int64), np.full(4, "", object))
-    assert list(Learnt(frozenset({"a"}), frozenset({"p"})).knows(index)) == [True, True, False, False]
+    assert list(TrainingIds(frozenset({"a"}), frozenset({"p"})).contain(index)) == [True, True, False, False]
 
 
 @pytest.mark.parametrize("where", ["run", "trials/one"])
@@ -127,12 +127,12 @@ def test_a_simulated_training_store_is_found_beside_the_run_or_in_its_study(tmp_
     assert command(["train", str(file), "--out", str(run), "--json", "--set", "optim.epochs=1"]) == 0
     if where != "run":
         shutil.move(next(run.glob("store-*")), tmp_path / "out")
-    learnt = learnt_from(load_run(run / "run.yaml"), Predictor.open(run))
+    learnt = training_ids(load_run(run / "run.yaml"), Predictor.open(run))
     rows = json.loads((run / "result.json").read_text())["training_rows"]
     assert learnt is not None and len(learnt.samples) >= max(rows.values())
 
 
-def test_a_run_without_validation_rows_says_so_and_names_the_command_that_scores_it(
+def test_a_run_without_validation_rows_names_the_command_that_evaluates_it(
     done: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     out = tmp_path / "refit"
@@ -145,14 +145,14 @@ def test_a_run_without_validation_rows_says_so_and_names_the_command_that_scores
     assert "On test rows" in capsys.readouterr().out
 
 
-def test_training_rows_are_known_by_the_data_though_settings_are_hashed_otherwise(
+def test_training_rows_are_identified_by_the_data_not_by_the_hash_of_settings(
     done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(single, "trial_id", lambda *_: "of another version")
     assert evaluate_folder(done / "run", done / "store")["rows"] == "test"
 
 
-def test_a_run_file_edited_afterwards_is_not_taken_for_the_split_of_the_training(done: Path, tmp_path: Path) -> None:
+def test_a_run_file_that_was_edited_does_not_define_the_training_split(done: Path, tmp_path: Path) -> None:
     shutil.copytree(done / "run", tmp_path / "run")
     file = tmp_path / "run" / "run.yaml"
     tree = yaml12.read(file)
@@ -162,7 +162,7 @@ def test_a_run_file_edited_afterwards_is_not_taken_for_the_split_of_the_training
     assert (judged["rows"], judged["training_rows_left_out"]) == ("all", None), "training rows may be among these"
 
 
-def test_a_refused_training_leaves_nothing_and_a_store_is_no_output(
+def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
     done: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     file, out = str(done / "run.yaml"), tmp_path / "out"
@@ -176,7 +176,7 @@ def test_a_refused_training_leaves_nothing_and_a_store_is_no_output(
 # --- files made with the model ------------------------------------------------------------------------------
 
 
-def test_a_file_is_replaced_whole_private_and_never_through_a_link(done: Path, tmp_path: Path) -> None:
+def test_a_file_is_replaced_atomically_private_and_never_through_a_link(done: Path, tmp_path: Path) -> None:
     victim, out = tmp_path / "victim", tmp_path / "p.parquet"
     victim.write_text("mine")
     out.symlink_to(victim)
@@ -195,7 +195,7 @@ def test_a_link_planted_at_a_temporary_name_is_not_written_through(done: Path, t
     assert victim.read_text() == "mine"
 
 
-def test_a_failure_in_the_middle_keeps_the_old_file_and_leaves_no_other(
+def test_a_failed_write_keeps_the_old_file_and_leaves_no_other(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     predict = Predictor.predict
@@ -222,7 +222,7 @@ def test_a_store_without_rows_is_refused(
     assert "has no rows of mirna, cnv, rppa" in capsys.readouterr().err and not out.exists()
 
 
-def test_progress_is_told_to_the_last_row(done: Path, tmp_path: Path) -> None:
+def test_progress_is_reported_up_to_the_last_row(done: Path, tmp_path: Path) -> None:
     model, told = Predictor.open(done / "run"), []
     apply_to_store(
         model,
@@ -236,7 +236,7 @@ def test_progress_is_told_to_the_last_row(done: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "mirna/part-00000.parquet", "mirna/new.parquet"])
-def test_nothing_is_written_into_a_store_or_over_what_is_no_table(
+def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
     done: Path, tmp_path: Path, capsys: Captured, name: str
 ) -> None:
     shutil.copytree(done / "store", tmp_path / "store")
@@ -247,7 +247,7 @@ def test_nothing_is_written_into_a_store_or_over_what_is_no_table(
     assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
 
 
-def test_a_missing_folder_of_the_file_is_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_missing_parent_folder_is_an_error_of_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "nowhere" / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
     said = capsys.readouterr().err
@@ -275,7 +275,7 @@ def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: 
 # --- a machine too small ------------------------------------------------------------------------------------
 
 
-def test_out_of_memory_is_one_line_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_an_error_of_one_line_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
     said = tmp_path / "stderr"
     torch.set_num_threads(1)
     child = os.fork()
@@ -288,17 +288,17 @@ def test_out_of_memory_is_one_line_that_names_the_batch_size(done: Path, tmp_pat
     _, status = os.waitpid(child, 0)
     lines = said.read_text().splitlines()
     assert os.waitstatus_to_exitcode(status) == 3 and len(lines) == 1, lines
-    assert lines[0].startswith("error: ") and "out of memory with optim.batch_size 8; lower it" in lines[0]
+    assert lines[0].startswith("error: ") and "out of memory with optim.batch_size 8;" in lines[0]
 
 
 @pytest.mark.parametrize("full", [MemoryError("host"), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")])
-def test_whatever_memory_is_full_the_training_failed(
+def test_full_host_or_gpu_memory_fails_the_training(
     done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, full: Exception
 ) -> None:
     def fit(*_: object, **__: object) -> None:
         raise full
 
-    monkeypatch.setattr(single, "fit", fit)
+    monkeypatch.setattr(run_pack, "fit", fit)
     assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
     said = capsys.readouterr().err
     assert "out of memory with optim.batch_size 8" in said and said.count("\n") == 1

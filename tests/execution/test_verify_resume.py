@@ -32,7 +32,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_run_that_is_killed_twice_is_found_equal_and_the_folder_is_left_alone(place: Path, capsys: Captured) -> None:
+def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(place: Path, capsys: Captured) -> None:
     before = {path: path.read_bytes() for path in place.rglob("*") if path.is_file()}
     assert command(["verify-resume", str(place), "--kills", "2", "--seed", "1", "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
@@ -41,7 +41,7 @@ def test_a_run_that_is_killed_twice_is_found_equal_and_the_folder_is_left_alone(
     assert {path: path.read_bytes() for path in place.rglob("*") if path.is_file()} == before
 
 
-def test_ranks_that_are_killed_in_turn_are_found_equal(
+def test_a_run_whose_ranks_are_killed_in_turn_is_bit_identical(
     place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(verify_resume, "get_context", lambda _: CONTEXT)  # eight processes need not load PyTorch each
@@ -52,7 +52,7 @@ def test_ranks_that_are_killed_in_turn_are_found_equal(
     assert {kill % 2 for kill in said["kills"]} == {0, 1}, "each rank is to die once"
 
 
-def test_a_difference_ends_with_3_and_is_named(place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_difference_exits_with_3_and_is_named(place: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     found = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
     monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, found))
     assert command(["verify-resume", str(place / "run.yaml")]) == 3
@@ -64,15 +64,17 @@ def test_a_difference_ends_with_3_and_is_named(place: Path, capsys: Captured, mo
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{place}/.."], "holds no run.yaml"),
+        (["{place}/.."], "no run.yaml"),
         (["{place}/nowhere"], "does not exist"),
         (["{place}/run.yaml", "--set", "data.store={place}/nowhere"], "data.store: no such folder"),
         (["{place}/run.yaml", "--set", "data.modalities=[rna]"], "rna"),
-        (["{place}/run.yaml", "--kills", "1000", "--epochs", "1"], "1 epochs have only 3 steps; lower --kills"),
-        (["{place}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000 of 1 thread(s) asked for"),
+        (["{place}/run.yaml", "--kills", "1000", "--epochs", "1"], "--kills"),
+        (["{place}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000"),
     ],
 )
-def test_what_cannot_be_verified_is_one_line(place: Path, capsys: Captured, arguments: list[str], message: str) -> None:
+def test_a_run_that_cannot_be_verified_is_an_error_of_one_line(
+    place: Path, capsys: Captured, arguments: list[str], message: str
+) -> None:
     assert command(["verify-resume", *(argument.format(place=place) for argument in arguments)]) == 2
     said = capsys.readouterr().err
     assert said.startswith("error: ") and said.count("\n") == 1 and message in said
@@ -96,7 +98,7 @@ def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil
     ("number", "begun"),
     [(signal.SIGTERM, True), (signal.SIGHUP, False), (signal.SIGINT, False), (signal.SIGKILL, True)],
 )
-def test_a_signal_ends_the_command_its_trainings_and_their_folder(
+def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
     place: Path, tmp_path: Path, number: signal.Signals, begun: bool
 ) -> None:
     long = [*COMMAND, "verify-resume", str(place), "--epochs", "10000"]
@@ -113,7 +115,7 @@ def test_a_signal_ends_the_command_its_trainings_and_their_folder(
     if number == signal.SIGKILL:
         return  # nobody is left to clear up
     assert process.returncode == 75 and list(tmp_path.glob("verify-*")) == []
-    assert said.startswith(f"got {number.name}; nothing is known yet") and said.count("\n") == 1
+    assert said.startswith(f"got {number.name}; ") and said.count("\n") == 1
 
 
 # --- comparing ----------------------------------------------------------------------------------------------
@@ -153,6 +155,6 @@ def test_a_difference_of_one_bit_is_found_and_named(tmp_path: Path, changes: dic
     assert len(told) == 2 if found is None else told == found
 
 
-def test_a_checkpoint_that_only_one_has_is_a_difference(tmp_path: Path) -> None:
+def test_a_checkpoint_that_is_missing_on_one_side_is_a_difference(tmp_path: Path) -> None:
     (tmp_path / "two").mkdir()
     assert differences(saved(tmp_path / "one"), tmp_path / "two") == [f"last: is missing in {tmp_path / 'two'}"]

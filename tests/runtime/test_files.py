@@ -46,7 +46,7 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert file.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_numbers_that_json_does_not_have_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_numbers_that_json_lacks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert names(tmp_path) == []
@@ -70,7 +70,7 @@ def test_a_file_waiting_where_the_temporary_file_goes_is_not_written_to(tmp_path
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o600 and names(tmp_path) == ["a.txt"]
 
 
-def test_a_new_folder_appears_whole_and_private(tmp_path: Path) -> None:
+def test_a_new_folder_appears_atomically_and_private(tmp_path: Path) -> None:
     target = tmp_path / "step-1"
     with files.new_folder(target) as temporary:
         files.write_text(temporary / "a", "1")
@@ -78,7 +78,7 @@ def test_a_new_folder_appears_whole_and_private(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a", "step-1"] and target.stat().st_mode & 0o777 == 0o700
 
 
-def test_a_folder_that_was_not_finished_vanishes(tmp_path: Path) -> None:
+def test_an_unfinished_folder_is_removed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="half way"), files.new_folder(tmp_path / "step-1") as temporary:
         files.write_text(temporary / "a", "1")
         raise RuntimeError("half way")
@@ -94,7 +94,7 @@ def test_a_folder_that_exists_is_not_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine", "step-1"]
 
 
-def test_what_a_killed_process_of_the_same_number_left_is_swept(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_process_with_the_same_number_are_removed(tmp_path: Path) -> None:
     left = tmp_path / f".step-1.{os.getpid()}.tmp"
     left.mkdir()
     (left / "torn").write_text("x")

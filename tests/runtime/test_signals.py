@@ -75,14 +75,14 @@ def test_a_second_signal_of_a_kind_acts_as_before(number: signal.Signals, listen
     assert f"{number.name}: saving, then stopping; a second one stops at once" in complaint
 
 
-def test_signals_of_other_kinds_do_not_end_it(listener: Listener) -> None:
+def test_signals_of_other_kinds_do_not_end_the_process(listener: Listener) -> None:
     for number in SIGNALS:
         listener.send_signal(number)
         assert told(listener) == f"got {number.name}"
     assert asked(listener, "?") == "lives" and listener.poll() is None
 
 
-def test_afterwards_every_signal_acts_as_before_also_one_that_came(listener: Listener) -> None:
+def test_after_the_block_every_signal_acts_as_before(listener: Listener) -> None:
     listener.send_signal(signal.SIGTERM)
     assert told(listener) == "got SIGTERM"
     assert asked(listener, "stop") == "as before [True, True]"

@@ -8,7 +8,7 @@ import pytest
 
 from modis_dist.runtime.errors import DataError
 from modis_dist.study.search.decisions import FILE, decide, decided
-from modis_dist.study.search.halving import best_up_to, told, verdicts
+from modis_dist.study.search.halving import best_up_to, verdict_message, verdicts
 
 NMI = "nmi"
 
@@ -73,16 +73,17 @@ def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, l
 
 def test_the_reason_names_epoch_value_and_rank() -> None:
     made = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
-    assert told(made[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
+    assert verdict_message(made[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
     assert (
-        told(verdicts([[1.0], [None]], epoch=3, factor=2, metric=NMI)[1]) == "pruned at epoch 3: no value, rank 2 of 2"
+        verdict_message(verdicts([[1.0], [None]], epoch=3, factor=2, metric=NMI)[1])
+        == "pruned at epoch 3: no value, rank 2 of 2"
     )
 
 
 # --- decisions ----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_found_again_by_what_it_was_about(tmp_path: Path) -> None:
+def test_a_decision_is_found_by_its_subject(tmp_path: Path) -> None:
     first: dict[str, Any] = {"rung": 20, "groups": "a"}
     assert decided(tmp_path, first) is None
     assert decide(tmp_path, first, {"verdicts": [1 / 3]}) == {"verdicts": [1 / 3]}
@@ -92,7 +93,7 @@ def test_a_decision_is_found_again_by_what_it_was_about(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["checksum", "text", "version"])
-def test_a_damaged_record_of_decisions_is_refused(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_file_of_decisions_is_refused(tmp_path: Path, damage: str) -> None:
     decide(tmp_path, {"rung": 20}, {"goes_on": [True]})
     content = json.loads((tmp_path / FILE).read_text())
     if damage == "checksum":

@@ -13,7 +13,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
 from modis_dist.study.aggregate import grouped, spread
 from modis_dist.study.manifest import Manifest, expand, refit
-from modis_dist.study.packs import arrange, in_one_pack, layout, stack_key
+from modis_dist.study.packs import arrange, layout, most_in_one_pack, stack_key
 from modis_dist.study.selection import chosen, mark
 from tests.study.toy_study import tree
 from tests.train import toy
@@ -39,7 +39,7 @@ def test_a_sweep_is_conditions_times_grid_times_folds_times_replicates() -> None
     assert (last.run.data.split.fold, last.run.seed, last.run.objective.lambda_r) == (4, 2, 2.0)
 
 
-def test_a_trial_keeps_its_name_when_nothing_that_is_learnt_changes() -> None:
+def test_a_trial_keeps_its_id_when_no_setting_that_decides_its_result_changes() -> None:
     run = trials()[0].run
     same = run.model_copy(
         update={
@@ -77,7 +77,7 @@ def test_equal_grid_points_are_trained_once() -> None:
         ({"grid": {"seed.x": list(range(400)), "optim.lr": list(range(1, 400))}}, "at most 100000"),
     ],
 )
-def test_a_sweep_that_cannot_be_is_refused_before_anything_starts(sweep: dict, message: str) -> None:
+def test_an_invalid_sweep_is_refused_before_anything_starts(sweep: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message.replace("(", r"\(")):
         trials(**sweep)
 
@@ -98,7 +98,7 @@ def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
 
 def test_a_damaged_manifest_is_named(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
-    with pytest.raises(DataError, match="is not the manifest of a sweep"):
+    with pytest.raises(DataError, match=r"manifest\.json"):
         manifest.load(tmp_path / "manifest.json")
 
 
@@ -167,7 +167,7 @@ def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: l
     assert list(by_group.values()) == sizes
 
 
-def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew() -> None:
+def test_packs_of_an_earlier_start_stay_and_only_trials_not_done_get_new_packs() -> None:
     selection = toy.cohort().selection
     found = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
     ids = [t.id for t in found]
@@ -194,10 +194,10 @@ def test_packs_of_an_earlier_start_stay_and_only_what_is_not_done_is_packed_anew
         (Packing(enabled=False, max_trials=20), 1000, 1, 1),
     ],
 )
-def test_large_networks_are_stacked_less_unless_told(
+def test_packs_of_large_networks_are_smaller_unless_max_trials_is_set(
     packing: Packing, each: int, on_processor: int, on_gpu: int
 ) -> None:
-    assert [in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
+    assert [most_in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
 
 
 # --- groups -------------------------------------------------------------------------------------------------

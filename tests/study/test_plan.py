@@ -24,7 +24,7 @@ def planned(store: Path, out: Path, *overrides: str) -> Plan:
     return plan(study(store, *overrides), out=out, slots=1, source="study.yaml")
 
 
-def test_a_plan_learns_no_principal_components_and_knows_their_number_and_about_what_they_take(
+def test_a_plan_fits_no_principal_components_but_knows_their_number_and_size(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "_principal_components", lambda *_: pytest.fail("they were learnt"))
@@ -35,7 +35,7 @@ def test_a_plan_learns_no_principal_components_and_knows_their_number_and_about_
     assert data.takes(seconds_per_multiplication()) > data.seconds
 
 
-def test_the_sizes_of_a_plan_are_those_that_preparing_leads_to(store: Path, tmp_path: Path) -> None:
+def test_the_sizes_of_a_plan_equal_those_of_the_prepared_data(store: Path, tmp_path: Path) -> None:
     for steps in (PCA, "preprocess.default=[{kind: variance, features: 4}, {kind: pca, components: 4}]"):
         found = planned(store, tmp_path, steps)
         trial = found.manifest.trials[0]
@@ -52,6 +52,6 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("setting", REFUSED)
-def test_what_preparing_would_refuse_a_plan_refuses(setting: str, store: Path, tmp_path: Path) -> None:
+def test_a_plan_refuses_data_that_cannot_be_prepared(setting: str, store: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=REFUSED[setting]):
         planned(store, tmp_path, setting)

@@ -70,7 +70,7 @@ def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> No
     assert all(2 <= one["optim.epochs"] <= 40 for one in found)
 
 
-def test_values_have_three_digits_so_that_what_is_shown_is_all_of_them() -> None:
+def test_values_have_three_digits_so_that_tables_show_them_whole() -> None:
     for one in draws(200):
         for key in ("optim.lr", "objective.lambda_r"):
             assert float(f"{one[key]:.3g}") == one[key]
@@ -121,7 +121,7 @@ def test_configurations_drawn_twice_are_trained_once() -> None:
         ("nothing.such", False),
     ],
 )
-def test_whole_keys_are_told_by_their_type(key: str, whole: bool) -> None:
+def test_integer_keys_are_recognised_by_their_type(key: str, whole: bool) -> None:
     assert is_whole(key) == whole
 
 
@@ -152,7 +152,7 @@ LR = {"optim.lr": {"choices": [1e-3]}}
         ({"pruning": {"factor": 1}}, "sweep.pruning.factor: must be >= 2 (got 1)"),
     ],
 )
-def test_a_search_that_cannot_be_is_refused_before_anything_starts(
+def test_an_invalid_search_is_refused_before_anything_starts(
     tmp_path: Path, sweep: dict[str, Any], message: str
 ) -> None:
     from modis_dist.config import yaml12

@@ -56,7 +56,7 @@ def test_the_summary_has_what_scripts_read(done: Path) -> None:
     assert summary["mlflow"]["uri"].startswith("sqlite:///") and summary["mlflow"]["experiment"] == "toy"
 
 
-def test_the_choice_is_the_best_mean_over_folds_and_replicates_of_the_trials_own_results(done: Path) -> None:
+def test_the_chosen_configuration_has_the_best_mean_over_folds_and_replicates(done: Path) -> None:
     listed = json.loads((done / "out" / "manifest.json").read_text())["trials"]
     values: dict[float, list[float]] = {}
     for trial in listed:
@@ -68,7 +68,7 @@ def test_the_choice_is_the_best_mean_over_folds_and_replicates_of_the_trials_own
     assert best["mean"] == pytest.approx(max(means.values()))
 
 
-def test_test_rows_are_scored_by_the_refits_of_the_choice_and_by_nothing_else(done: Path) -> None:
+def test_only_the_refits_of_the_chosen_configuration_are_scored_on_test_rows(done: Path) -> None:
     listed = {t["id"] for t in json.loads((done / "out" / "manifest.json").read_text())["trials"]}
     judged = {
         p.parent.name: json.loads(p.read_text())["evaluated_on"] for p in (done / "out/trials").glob("*/result.json")
@@ -103,7 +103,7 @@ def epochs_trained(out: Path) -> dict[str, int]:
     return counts
 
 
-def test_a_larger_grid_trains_only_what_is_new_and_a_smaller_one_says_what_it_left(
+def test_a_larger_grid_trains_only_new_trials_and_a_smaller_one_names_outdated_ones(
     done: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = epochs_trained(done / "out")
@@ -120,7 +120,7 @@ def test_a_larger_grid_trains_only_what_is_new_and_a_smaller_one_says_what_it_le
     assert epochs_trained(done / "out") == after
 
 
-def test_conditions_that_come_to_the_same_are_trained_once_and_shown_twice(tmp_path: Path) -> None:
+def test_equal_conditions_are_trained_once_and_listed_twice(tmp_path: Path) -> None:
     same = {"default": {}, "pairwise": {"objective.adversarial_loss": "pairwise"}}
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=same)
     assert tune(tmp_path) == 0
@@ -137,14 +137,14 @@ def test_conditions_that_come_to_the_same_are_trained_once_and_shown_twice(tmp_p
     assert epochs_trained(tmp_path / "out") == before
 
 
-def test_the_model_of_an_earlier_study_does_not_outlive_a_study_without_one(tmp_path: Path) -> None:
+def test_a_study_without_a_model_removes_the_model_of_an_earlier_start(tmp_path: Path) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={})
     assert tune(tmp_path) == 0 and (tmp_path / "out" / "model").exists()
     assert tune(tmp_path, "--set", "optim.lr=10", "--set", "optim.epochs=12") == 3
     assert not (tmp_path / "out" / "model").exists()
 
 
-def test_a_device_that_is_not_there_is_refused_before_anything_is_written(
+def test_a_missing_device_is_refused_before_anything_is_written(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
@@ -182,7 +182,7 @@ def test_one_diverging_configuration_does_not_end_the_sweep(tmp_path: Path, caps
     assert all(" is " in reason for reason in summary["failures"].values())
 
 
-def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried_again(
+def test_a_trial_that_crashes_its_pack_fails_alone_and_is_the_only_one_retried(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
@@ -196,7 +196,7 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
     assert tune(tmp_path) == 4
     said = capsys.readouterr().err
-    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8; lower it" in said
+    assert "1 trials failed (" in said and "out of memory with optim.batch_size 8;" in said
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2
@@ -209,7 +209,7 @@ def test_a_trial_that_brings_its_pack_down_fails_alone_and_is_the_only_one_tried
     assert {name: after[name] for name in before} == before and poisoned not in before and after[poisoned] == 4
 
 
-def test_what_a_stack_had_finished_when_it_came_down_stays_in_the_list_with_its_records(
+def test_trials_finished_before_their_stack_crashed_keep_their_results_and_records(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
@@ -244,7 +244,7 @@ def test_test_rows_without_labels_are_reported_as_such(tmp_path: Path) -> None:
     assert "| all | - |" in (tmp_path / "out" / "report.md").read_text()
 
 
-def test_a_baseline_that_judged_fewer_rows_is_not_compared(tmp_path: Path) -> None:
+def test_a_baseline_of_fewer_rows_is_not_compared(tmp_path: Path) -> None:
     scenario = [{"kind": "hide_labels", "keep": 0, "modalities": ["cnv", "rppa"]}]
     write_study(
         tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions={"few": {"scenario": scenario}}
@@ -274,7 +274,7 @@ def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_r
     assert labels == {"two": ["a", "b"], "all": ["a", "b"], "rare": ["a", "b", "c"]}
 
 
-def test_the_model_of_every_condition_is_named_and_its_figures_are_in_mlflow(
+def test_the_model_of_every_condition_is_named_and_its_metrics_are_in_mlflow(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     conditions = {"weak": {"objective.lambda_r": 1.0}, "strong": {"objective.lambda_r": 10.0}}
@@ -298,7 +298,7 @@ def test_the_model_of_every_condition_is_named_and_its_figures_are_in_mlflow(
         assert sent[f"refit {name}: seed 0", "final/baseline/balanced_accuracy"] == baseline
 
 
-def test_a_pack_that_continues_keeps_the_threads_of_its_first_start(done: Path, tmp_path: Path) -> None:
+def test_a_resumed_pack_keeps_the_threads_of_its_first_start(done: Path, tmp_path: Path) -> None:
     trials = manifest.load(done / "out" / "manifest.json").trials
     pack = run_pack.Pack(trials[:2])
     folder = run_pack.save_pack(tmp_path, pack, threads=1)
@@ -307,9 +307,7 @@ def test_a_pack_that_continues_keeps_the_threads_of_its_first_start(done: Path, 
     assert run_pack.load_pack(folder) == (pack, 1)
 
 
-def test_where_no_configuration_is_complete_nothing_is_chosen(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_without_a_complete_configuration_nothing_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 3
     assert "no configuration has all its folds" in capsys.readouterr().err
@@ -344,7 +342,7 @@ def _mlflow_states(out: Path) -> list[tuple[str, str]]:
         return database.execute("select name, status from runs").fetchall()
 
 
-def test_a_study_that_was_stopped_says_so_and_continues_and_no_trial_is_lost_or_run_twice(tmp_path: Path) -> None:
+def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
     settings = {"packing": {"enabled": False}, "folds": 3}
     study = write_study(tmp_path / "study.yaml", store, **settings)
@@ -402,7 +400,7 @@ def test_embeddings_and_translations_have_the_right_shape_and_units(done: Path) 
     assert np.abs(spread).max() < 1.0, "in the units of the data, around its means"
 
 
-def test_evaluate_judges_the_test_rows_beside_the_baseline(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_scores_the_test_rows_and_the_baseline(done: Path, capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     assert command(["evaluate", str(done / "out"), str(done / "store"), "--json"]) == 0
     judged = json.loads(capsys.readouterr().out)
@@ -411,7 +409,7 @@ def test_evaluate_judges_the_test_rows_beside_the_baseline(done: Path, capsys: p
     assert judged["evaluation"]["classification"] == refit["evaluation"]["classification"]
 
 
-def test_evaluate_on_another_store_judges_all_rows(
+def test_evaluate_on_another_store_scores_all_rows(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = write_store(tmp_path / "other", samples=60)
@@ -431,7 +429,7 @@ def test_evaluate_on_another_store_judges_all_rows(
         (["translate", "{out}", "{store}", "--from", "cnv", "--to", "rna", "--out", "x.parquet"], "no modality 'rna'"),
     ],
 )
-def test_using_a_model_wrongly_is_one_line(
+def test_wrong_use_of_a_model_is_an_error_of_one_line(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     places = {"out": done / "out", "store": done / "store", "nowhere": tmp_path / "nowhere"}
@@ -446,7 +444,7 @@ def test_using_a_model_wrongly_is_one_line(
 # --- one run by itself --------------------------------------------------------------------------------------
 
 
-def test_the_run_of_a_finished_trial_runs_again_and_gives_the_same_model(done: Path, tmp_path: Path) -> None:
+def test_the_run_yaml_of_a_finished_trial_trains_the_same_model(done: Path, tmp_path: Path) -> None:
     trained = done / "out" / "model"
     assert command(["train", str(trained / "run.yaml"), "--out", str(tmp_path / "again")]) == 0
     ours = modis_dist.load(tmp_path / "again")
@@ -479,7 +477,7 @@ def test_train_writes_a_result_figures_and_refuses_another_run(
     assert "holds another run" in capsys.readouterr().err
 
 
-def test_a_diverging_run_ends_with_3_and_says_where(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_diverging_run_exits_with_3_and_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write_study(tmp_path / "run.yaml", write_store(tmp_path / "store"))
     path.write_text(path.read_text().split("sweep:")[0])
     wild = ["--set", "optim.lr=10", "--set", "objective.beta=1e6", "--set", "optim.epochs=20"]

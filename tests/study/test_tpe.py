@@ -51,7 +51,7 @@ def test_proposals_lie_in_the_space_with_whole_numbers_and_three_digits() -> Non
         assert one["model.ratios"] in [[1.0], [1.0, 0.5], [True]]
 
 
-def test_what_is_proposed_is_nearer_to_the_best_than_what_is_drawn() -> None:
+def test_proposals_are_nearer_to_the_best_than_random_draws() -> None:
     def distance(configurations: list[dict[str, Any]]) -> float:
         return float(np.mean([abs(log10(one["optim.lr"]) + 3) for one in configurations]))
 
@@ -59,12 +59,12 @@ def test_what_is_proposed_is_nearer_to_the_best_than_what_is_drawn() -> None:
     assert distance(proposed(known, count=20)) < 0.7 * distance([dict(one.params) for one in known])
 
 
-def test_an_error_is_made_smaller() -> None:
+def test_an_error_metric_is_minimised() -> None:
     known = [Outcome(one.params, None if one.mean is None else 1 - one.mean) for one in outcomes(30)]
     found = proposals(SPACE, known, count=20, seed=0, number=1, metric="reconstruction_mse")
     assert np.mean([abs(log10(one["optim.lr"]) + 3) for one in found]) < 0.7
 
 
-def test_before_there_is_any_result_proposals_are_made_as_well() -> None:
+def test_proposals_are_made_without_any_result() -> None:
     failed = [Outcome(one.params, None) for one in outcomes(4)]
     assert len(proposed(failed)) == 6

@@ -261,16 +261,16 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
         fingerprint = Store.open(store).fingerprint
         if len(runs) == 1:
             stop = AtEveryStep(at, out / "last") if seat.size == 1 else NeverStop()
-            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, seat=seat)
+            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, spec=seat)
         else:
             trials = [Trial(trial_id(run, fingerprint), "all", 0, {}, None, 0, run) for run in runs]
             pack = run_pack.Pack(tuple(trials), probe=False)
-            if run_pack.unfinished(out, [pack]):
+            if run_pack.unfinished_packs(out, [pack]):
                 last = run_pack.pack_folder(out, pack) / "last"
                 stop = AtEveryStep(at, last) if seat.size == 1 else NeverStop()
-                run_pack.run_pack(pack, out=out, store=store, reporter=NullReporter(), stop=stop, seat=seat)
+                run_pack.run_pack(pack, run_pack.study_layout(out, pack), store=store, stop=stop, spec=seat)
             elif seat.rank == 0:
-                run_pack.forget_last(out, pack)
+                run_pack.remove_last_checkpoint(out, pack)
         code = 0
     except (Interrupted, RankLost) as ending:
         code = ending.exit_code
@@ -283,7 +283,7 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
 
 def _patch(at: Announcer) -> None:
     """Announce every phase of every write; leave out what costs time and has no state."""
-    single.draw = lambda *_: None
+    run_pack.draw = lambda *_: None
     evaluation.plain_baseline = lambda *_: None
     evaluate = evaluation.evaluate
     evaluation.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})

@@ -20,7 +20,7 @@ from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.evaluate import predictor
 from modis_dist.evaluate.evaluation import plain_baseline
-from modis_dist.execution import single
+from modis_dist.execution import run_pack
 from modis_dist.execution.single import train_run
 from modis_dist.execution.verify_resume import differences
 from modis_dist.train import validation
@@ -65,7 +65,7 @@ def train_and_tell(file: str, place: str, out: str) -> None:
     """In a process of its own: train and judge, and print the peak."""
     arrays.VALUES_PER_BLOCK = 1 << 18
     metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
-    single.draw = lambda *_: None
+    run_pack.draw = lambda *_: None
     run = load_run(Path(file), [f"trainer.features_in={place}"])
     first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)

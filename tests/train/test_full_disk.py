@@ -16,7 +16,7 @@ import pytest
 from modis_dist.cli.display import RunBar
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.execution import single
+from modis_dist.execution import run_pack
 from modis_dist.execution.verify_resume import differences
 from modis_dist.runtime import files
 from modis_dist.train import checkpoint
@@ -158,7 +158,7 @@ def on_a_small_disk(place: Path) -> None:
     assert "could not be saved: No space left on device (" in log.read_text()
     shutil.rmtree(disk / "spoilt")
 
-    single.draw = lambda *_: None
+    run_pack.draw = lambda *_: None
     tree = json.loads(json.dumps(toy.TREE))
     tree["data"]["store"] = str(write_store(place / "store"))
     tree["optim"] |= {"epochs": 5, "batch_size": 16}

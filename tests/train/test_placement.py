@@ -17,11 +17,12 @@ from modis_dist.data.store import arrays
 from modis_dist.data.store import writer as writer_module
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
+from modis_dist.evaluate.evaluate_folder import evaluate_folder
 from modis_dist.evaluate.results import HeldOut
-from modis_dist.execution import run_pack, single
-from modis_dist.execution.memory import on_disk, rough
+from modis_dist.execution import run_pack
+from modis_dist.execution.memory import estimate_host_bytes, on_disk
 from modis_dist.execution.run_pack import Pack, kinds_of_data
-from modis_dist.execution.single import evaluate_folder, train_run
+from modis_dist.execution.single import train_run
 from modis_dist.execution.verify_resume import differences
 from modis_dist.model.networks import Modis
 from modis_dist.runtime.errors import DataError
@@ -118,9 +119,12 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 ) -> None:
     pack, *_ = packs_of(store.path, tmp_path)
     run = pack.trials[0].run
-    in_memory = rough(pack, store)
+    in_memory = estimate_host_bytes(pack, store)
     monkeypatch.setattr(placement, "memory_limit", lambda: 1000)
-    assert (storage_of(run, store), in_memory - rough(pack, store)) == ("disk", placement.resident_bytes(run, store))
+    assert (storage_of(run, store), in_memory - estimate_host_bytes(pack, store)) == (
+        "disk",
+        placement.resident_bytes(run, store),
+    )
 
 
 @pytest.mark.parametrize("judged_on", ["validation", "test"])
@@ -134,7 +138,7 @@ def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of
     written: list[int] = []
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)
     monkeypatch.setattr(arrays, "_on_disk", lambda shape, _: written.append(4 * prod(shape)) or np.ones(shape, "f4"))
-    run_pack._members(pack, out=tmp_path, store=store.path)
+    run_pack.prepare_members(pack, run_pack.study_layout(tmp_path, pack).trials, store=store.path)
     of_fold = [sum(part) for part in np.split(np.array(written), 2)]
     assert len(asked) == kinds_of_data(pack) == 2
     of_baseline = [wanted - kept for wanted, kept in zip(asked, of_fold, strict=True)]
@@ -239,7 +243,7 @@ def trained(store: Store, out: Path, place: FeatureStorage) -> Path:
 def test_a_training_and_its_judgement_end_with_the_same_bits_and_leave_no_file(
     store: Store, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(single, "draw", lambda *_: None)
+    monkeypatch.setattr(run_pack, "draw", lambda *_: None)
     in_memory, on_disk = (trained(store, tmp_path / place, place) for place in ("memory", "disk"))
     assert differences(in_memory, on_disk) == []
     one, other = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 
 from modis_dist.data.store.index import Features, Rows
 from modis_dist.runtime.errors import DataError, RunFailed, shown
+from modis_dist.runtime.file_systems import IN_MEMORY, file_system
 
 FeatureStorage = Literal["memory", "disk"]
 
 VALUES_PER_BLOCK = 1 << 22  # 32 MiB of float64
 BYTES_PER_VALUE = 4
-IN_MEMORY_TOO = ("tmpfs", "ramfs")  # file systems that are no disk
 ADVICE = "set TMPDIR to a folder on a disk with room, or trainer.features_in to memory"
 
 
@@ -120,14 +120,7 @@ def insufficient_scratch(needed: int) -> str | None:
     """Why so many bytes of features cannot be kept in the temporary folder, and what to do; None where they can."""
     folder = Path(tempfile.gettempdir())
     where = f"{shown(str(folder))}: {needed / 1e9:.1f} GB of features are to be kept there"
-    if _file_system(folder) in IN_MEMORY_TOO:
+    if file_system(folder) in IN_MEMORY:
         return f"{where}, and it lies in memory itself; {ADVICE}"
     free = psutil.disk_usage(str(folder)).free
     return None if free >= needed else f"{where}, and {free / 1e9:.1f} GB are free; {ADVICE}"
-
-
-def _file_system(folder: Path) -> str:
-    """The kind of file system that holds a folder; empty where that is not known."""
-    mounts = {Path(part.mountpoint): part.fstype for part in psutil.disk_partitions(all=True)}
-    path = folder.resolve()
-    return next((mounts[above] for above in (path, *path.parents) if above in mounts), "")

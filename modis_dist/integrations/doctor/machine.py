@@ -18,10 +18,10 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from modis_dist.execution.resources import cores
-from modis_dist.integrations.mlflow.store import NETWORK, file_system
 from modis_dist.integrations.ray.private_cluster import short_parent
 from modis_dist.integrations.rendezvous import is_loopback
 from modis_dist.runtime.errors import shown
+from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.finding import Finding, judged
 from modis_dist.runtime.version import __version__
 

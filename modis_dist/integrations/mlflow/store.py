@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from modis_dist.runtime.errors import ConfigError, shown
+from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.files import write_json
 
 KEY = "sweep.mlflow.uri"
@@ -23,12 +24,6 @@ DATABASE = "mlflow.db"
 DELIVERY = "mlflow-delivery.json"
 MAGIC = b"SQLite format 3\0"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
-
-# File systems without locks that hold between machines: SQLite would be damaged by a reader on another node.
-NETWORK = frozenset(
-    {"afs", "beegfs", "beegfs_nodev", "ceph", "cifs", "fuse.ceph", "fuse.glusterfs", "fuse.sshfs", "glusterfs", "gpfs"}
-    | {"lustre", "nfs", "nfs4", "orangefs", "panfs", "pvfs2", "smb3", "smbfs", "wekafs"}
-)
 
 # For us no model is ever loaded through MLflow, so nothing it holds may run. The mirror tries again by itself, so a
 # single request need not last for minutes.
@@ -86,20 +81,6 @@ def was_delivered(folder: Path, uri: str) -> bool:
 def sqlite_path(uri: str) -> Path | None:
     """The file of a SQLite address, or None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
-
-
-def file_system(path: Path, *, mounts: Path = Path("/proc/mounts")) -> str:
-    """Type of the file system a path is or would be on; empty where the system does not say."""
-    try:
-        lines = mounts.read_text().splitlines()
-    except OSError:
-        return ""
-    found, target = ("", ""), path.resolve()
-    for _device, folder, kind, *_rest in map(str.split, lines):
-        folder = re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), folder)
-        if target.is_relative_to(folder) and len(folder) >= len(found[0]):
-            found = (folder, kind)
-    return found[1]
 
 
 def without_password(uri: str) -> str:

@@ -7,6 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from modis_dist.runtime.text import markdown
+
 MAX_VALUE = 500  # what the strictest servers take
 MAX_NAME = 250
 MAX_TABLE = 3500  # characters; MLflow takes 8000 for a whole note
@@ -66,7 +68,7 @@ def numbers(metrics: Mapping[str, float]) -> str:
 
 def plain(text: str) -> str:
     """Text that Markdown shows as it is."""
-    return re.sub(r"([\\`*_{}\[\]<>()#|~!$&])", r"\\\1", " ".join(text.split()))
+    return markdown(" ".join(text.split()))
 
 
 def _line(cells: Sequence[str], *, escaped: bool = True) -> str:

@@ -1,6 +1,6 @@
-"""A Ray that others have started, on one or more nodes: attached to and left again, never started and never stopped.
+"""Connect to a running Ray cluster of one or more nodes, which this program neither starts nor stops.
 
-Its address is always given by the user; where it listens, and who may enter, is decided by whoever started it.
+The user gives its address; whoever started the cluster decides where it listens and who may connect.
 """
 
 import os
@@ -10,171 +10,174 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from modis_dist.execution.resources import Cluster, Node
 from modis_dist.integrations.ray.private_cluster import (
-    OF_DRIVER,
+    DRIVER_ENVIRONMENT,
     PrivateRay,
     RayBackend,
     connect,
     environment,
-    for_workers,
     temporary_folder,
+    worker_environment,
 )
-from modis_dist.runtime.errors import DataError, UserError, shown
+from modis_dist.runtime.errors import DataError, UserError
+from modis_dist.runtime.text import shown
 
-ANSWER_S = 5.0  # from whoever listens at the address
-LOOK_S = 120.0  # for every node to start a process and look at the folders
+CONNECT_S = 5.0
+CHECK_S = 120.0  # for every node to start a process and check the folders
 STDERR = 2
 ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-9]{1,5})")
 
 
 @contextmanager
 def ray_at(address: str | None) -> Iterator[RayBackend]:
-    """The Ray at ``HOST:PORT``, attached for the time of the block, or without one a private Ray."""
+    """Connect to the Ray at ``HOST:PORT`` for the time of the block; without an address yield a private Ray."""
     if address is None:
         yield PrivateRay()
         return
-    workers = for_workers()
-    brief = {"RAY_gcs_server_port_wait_time_s": "2"}  # a wrong token is tried for 20 s otherwise
-    with environment({**workers, **OF_DRIVER, **brief}):
-        _attach(address, workers)
+    workers = worker_environment()
+    timeout = {"RAY_gcs_server_port_wait_time_s": "2"}  # Ray retries a wrong token for 20 s otherwise
+    with environment({**workers, **DRIVER_ENVIRONMENT, **timeout}):
+        _connect(address, workers)
         import ray
 
         try:
-            yield GivenRay(address, tuple(RayNode.of(told) for told in ray.nodes() if told["Alive"]))
+            yield ExistingRay(address, tuple(RayNode.of(node) for node in ray.nodes() if node["Alive"]))
         finally:
             ray.shutdown()
 
 
 @dataclass(frozen=True)
 class RayNode:
-    """What a node offers, and how it is called."""
+    """A node of the cluster."""
 
     id: str
     host: str
-    offers: Node
+    resources: Node
 
     @classmethod
-    def of(cls, told: dict[str, object]) -> "RayNode":
-        """From what Ray tells."""
-        held = told["Resources"]
-        assert isinstance(held, dict)
-        offers = Node(int(held.get("CPU", 0)), int(held.get("GPU", 0)))
-        return cls(str(told["NodeID"]), str(told["NodeManagerAddress"]), offers)
+    def of(cls, node: dict[str, Any]) -> "RayNode":
+        """Return a node from an entry of ``ray.nodes()``."""
+        resources = node["Resources"]
+        cores_and_gpus = Node(int(resources.get("CPU", 0)), int(resources.get("GPU", 0)))
+        return cls(str(node["NodeID"]), str(node["NodeManagerAddress"]), cores_and_gpus)
 
 
 @dataclass(frozen=True)
-class GivenRay:
-    """A Ray this process is attached to."""
+class ExistingRay:
+    """A Ray cluster that this process is connected to."""
 
     address: str
     nodes: tuple[RayNode, ...]
 
     @property
     def cluster(self) -> Cluster:
-        """Its nodes."""
-        return Cluster(f"the Ray at {self.address}", tuple(node.offers for node in self.nodes))
+        """Return its nodes."""
+        return Cluster(f"the Ray at {self.address}", tuple(node.resources for node in self.nodes))
 
     @contextmanager
     def ready(self, *, out: Path, store: Path) -> Iterator[Path]:
-        """A temporary folder in the output folder, which every node must see; at the end Ray is left.
+        """Yield a temporary folder in the output folder; disconnect at the end.
 
-        Raises ``DataError`` naming the nodes that do not see it, or the store.
+        Raises ``DataError`` naming the nodes that do not see this folder or the store.
         """
         import ray
 
         out.mkdir(mode=0o700, parents=True, exist_ok=True)
         with temporary_folder(out) as folder:
             try:
-                _look(self.nodes, {str(folder): os.R_OK | os.W_OK | os.X_OK, str(store): os.R_OK | os.X_OK})
+                _check_folders(self.nodes, {str(folder): os.R_OK | os.W_OK | os.X_OK, str(store): os.R_OK | os.X_OK})
                 yield folder
             finally:
-                ray.shutdown()  # ends what is ours and still runs
+                ray.shutdown()  # ends this driver's tasks and actors
 
 
-def _attach(address: str, workers: Mapping[str, str]) -> None:
-    """Connect to a Ray, whose workers get an environment. Raises ``UserError`` where that cannot be."""
-    found = ADDRESS.fullmatch(address)
-    if found is None or int(found["port"]) > 65535:
-        raise UserError(f"--ray: {shown(address)} is not HOST:PORT; name the address that `ray start --head` printed")
-    host, port = found["host"].strip("[]"), int(found["port"])
+def _connect(address: str, workers: Mapping[str, str]) -> None:
+    """Connect to a Ray cluster; its workers get an environment. Raises ``UserError`` if that fails."""
+    match = ADDRESS.fullmatch(address)
+    if match is None or int(match["port"]) > 65535:
+        raise UserError(f"--ray: {shown(address)} is not HOST:PORT; use the address that `ray start --head` printed")
+    host, port = match["host"].strip("[]"), int(match["port"])
     try:
-        socket.create_connection((host, port), ANSWER_S).close()
+        socket.create_connection((host, port), CONNECT_S).close()
     except OSError as error:
-        why = error.strerror or error
-        raise UserError(f"--ray: nobody answers at {address} ({why}); is that Ray running?") from None
-    if not any(_is_of(process, port) for process in psutil.process_iter(["cmdline"])):
-        raise UserError(f"--ray: no node of a Ray at {address} runs on this machine; start the command on one of them")
+        reason = error.strerror or error
+        raise UserError(f"--ray: cannot connect to {address} ({reason}); is that Ray cluster running?") from None
+    if not any(_is_node_of(process, port) for process in psutil.process_iter(["cmdline"])):
+        raise UserError(f"--ray: this machine is no node of the Ray at {address}; run the command on one of its nodes")
     import ray
 
     try:
-        with _silent_library():
+        with _stderr_closed():
             connect(address=address, runtime_env={"env_vars": dict(workers)})
     except Exception as error:  # of many types
-        ray.shutdown()  # it may have come half way
-        raise UserError(f"--ray: {address}: {refusal(error)}") from error
+        ray.shutdown()  # it may be half connected
+        raise UserError(f"--ray: {address}: {connection_error(error)}") from error
 
 
 @contextmanager
-def _silent_library() -> Iterator[None]:
-    """Nothing on standard error from Ray's library, which writes there past Python; what matters it raises too."""
-    before, nowhere = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, STDERR)
+def _stderr_closed() -> Iterator[None]:
+    """Discard what Ray's C++ library writes to standard error; it raises its errors as well."""
+    before, null = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, STDERR)
     try:
         yield
     finally:
         os.dup2(before, STDERR)
         os.close(before)
-        os.close(nowhere)
+        os.close(null)
 
 
-def _is_of(process: psutil.Process, port: int) -> bool:
-    """Whether a process is a node of the Ray whose head listens at a port."""
+def _is_node_of(process: psutil.Process, port: int) -> bool:
+    """Return whether a process is a node of the Ray cluster whose head listens at a port."""
     words = process.info["cmdline"] or []
     return any(word.startswith("--gcs-address=") and word.endswith(f":{port}") for word in words)
 
 
-def refusal(error: BaseException) -> str:
-    """Why Ray does not let us in, in one line."""
-    told, cause = [], error.__cause__ or error.__context__
+def connection_error(error: BaseException) -> str:
+    """Return in one line why Ray refused the connection."""
+    texts, cause = [str(error)], error.__cause__ or error.__context__
     while cause is not None:
-        told.append(str(cause))
+        texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
-    whole = "\n".join([str(error), *told])
-    if "AuthToken" in whole or "Unauthenticated" in whole or "authentication" in whole:
-        return "it does not take this token; set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as for its `ray start`"
-    versions = re.findall(r"(Ray|Python): (\S+)", whole)
-    if "ersion mismatch" in whole and len(versions) == 4:
+    text = "\n".join(texts)
+    if "AuthToken" in text or "Unauthenticated" in text or "authentication" in text:
+        return (
+            "authentication failed (token mismatch); set RAY_AUTH_MODE and RAY_AUTH_TOKEN_PATH as for its `ray start`"
+        )
+    versions = re.findall(r"(Ray|Python): (\S+)", text)
+    if "ersion mismatch" in text and len(versions) == 4:
         theirs, ours = (" on ".join(map(" ".join, pair)) for pair in (versions[:2], versions[2:]))
-        return f"it is {theirs}, this is {ours}; both must be the same"
+        return f"the cluster runs {theirs}, this is {ours}; both must be the same"
     return shown(str(error).strip().partition("\n")[0])
 
 
-def _look(nodes: Sequence[RayNode], wanted: Mapping[str, int]) -> None:
-    """Have every node look for folders. Raises ``DataError`` naming the nodes that may not use one as they must."""
+def _check_folders(nodes: Sequence[RayNode], access: Mapping[str, int]) -> None:
+    """Check on every node that folders allow an access. Raises ``DataError`` naming the nodes where one does not."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-    look = ray.remote(num_cpus=0, max_retries=0)(unusable)
-    asked = {
-        look.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(wanted): node
+    check = ray.remote(num_cpus=0, max_retries=0)(inaccessible)
+    tasks = {
+        check.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False)).remote(access): node
         for node in nodes
     }
-    ray.wait(list(asked), num_returns=len(asked), timeout=LOOK_S)
+    ray.wait(list(tasks), num_returns=len(tasks), timeout=CHECK_S)
     problems = []
-    for answer, node in asked.items():
+    for task, node in tasks.items():
         try:
-            problems += [f"{node.host} does not see {path}, or may not use it" for path in ray.get(answer, timeout=1)]
+            problems += [f"{node.host} has no access to {path}" for path in ray.get(task, timeout=1)]
         except Exception as error:
-            said = str(error).strip() or f"no answer for {LOOK_S:.0f} s"
-            problems.append(f"{node.host} cannot run modis-dist: {shown(said.splitlines()[-1])}")
+            reason = str(error).strip() or f"no answer within {CHECK_S:.0f} s"
+            problems.append(f"{node.host} cannot run modis-dist: {shown(reason.splitlines()[-1])}")
     if problems:
         raise DataError(f"--ray: {'; '.join(problems)}; every node needs this program, the output folder and the store")
 
 
-def unusable(wanted: Mapping[str, int]) -> list[str]:
-    """The folders that are not there for this process, or that it may not use as it must (``os.access``)."""
-    return [path for path, use in wanted.items() if not os.access(path, use)]
+def inaccessible(access: Mapping[str, int]) -> list[str]:
+    """Return the folders that are missing for this process or do not allow an access (``os.access``)."""
+    return [path for path, mode in access.items() if not os.access(path, mode)]

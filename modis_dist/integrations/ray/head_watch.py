@@ -1,4 +1,4 @@
-"""Noticing the end of Ray's head, or of its node here, which Ray tells nobody for a minute, or never."""
+"""Notice that Ray's head, or its node on this machine, has died: Ray reports it after a minute, or never."""
 
 import atexit
 import os
@@ -14,35 +14,35 @@ from typing import TypeVar
 from modis_dist.runtime.errors import MachineFailed
 
 T = TypeVar("T")
-BETWEEN_LOOKS_S = 1.0
-PATIENCE_S = 5.0  # a busy machine may not answer at once
+POLL_S = 1.0
+PATIENCE_S = 5.0  # a busy machine may answer late
 
 
 def while_ray_lives(work: Callable[[], T]) -> T:
-    """``work()``, in a thread beside; what it returns or raises.
+    """Call ``work`` in another thread; returns or raises what it does.
 
-    Raises ``MachineFailed`` where Ray's head, or its node on this machine, has not listened for some seconds: ``work``
-    may wait for ever then.
+    Raises ``MachineFailed`` if Ray's head, or its node on this machine, does not listen for some seconds: ``work`` may
+    then wait forever.
     """
     listeners = _listeners()
     result: Future[T] = Future()
-    # Not a pool's: Python waits for those at its end.
-    threading.Thread(target=_settle, args=(result, work), name="beside", daemon=True).start()
+    # Not of a pool: Python waits for those at exit.
+    threading.Thread(target=_settle, args=(result, work), name="while ray lives", daemon=True).start()
     last = time.monotonic()
-    while not wait([result], BETWEEN_LOOKS_S).done:
+    while not wait([result], POLL_S).done:
         if all(map(_listens, listeners)):
             last = time.monotonic()
         elif time.monotonic() - last > PATIENCE_S:
-            atexit.register(_leave)
+            atexit.register(_exit_now)
             raise MachineFailed(
-                "Ray's own processes are gone (killed, by the user or for want of memory?); what was saved is kept, "
-                "the same command continues"
+                "Ray's own processes are gone (killed by the user, or out of memory?); checkpoints are kept, rerun the "
+                "same command"
             )
     return result.result()
 
 
-def _leave() -> None:
-    """End the process at its end, before what Ray has registered for then: that would wait for the dead head."""
+def _exit_now() -> None:
+    """Exit before Ray's own exit handlers run: they would wait for the dead head."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):
             stream.flush()
@@ -57,16 +57,16 @@ def _settle(result: "Future[T]", work: Callable[[], T]) -> None:
 
 
 def _listeners() -> list[tuple[str, int]]:
-    """Where Ray's head and its node on this machine listen."""
+    """Return the addresses at which Ray's head and its node on this machine listen."""
     import ray
 
     context = ray.get_runtime_context()
     host, _, port = context.gcs_address.rpartition(":")
-    here = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
-    return [(host.strip("[]"), int(port)), (here["NodeManagerAddress"], here["NodeManagerPort"])]
+    node = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return [(host.strip("[]"), int(port)), (node["NodeManagerAddress"], node["NodeManagerPort"])]
 
 
 def _listens(address: tuple[str, int]) -> bool:
-    with suppress(OSError), socket.create_connection(address, BETWEEN_LOOKS_S):
+    with suppress(OSError), socket.create_connection(address, POLL_S):
         return True
     return False

@@ -1,7 +1,6 @@
-"""A private Ray on this machine: loopback only, token, temporary folder of its own, gone afterwards.
+"""A private Ray on this machine: on loopback, with a token and a temporary folder of its own, removed at the end.
 
-Ray listens on all interfaces, opens its folders to everybody and attaches to whatever ``RAY_ADDRESS`` names unless it
-is told otherwise; here it is told otherwise.
+By default Ray listens on all interfaces, opens its folders to everybody and connects to ``RAY_ADDRESS``.
 """
 
 import logging
@@ -26,45 +25,45 @@ from modis_dist.runtime.lock import LOCK, locked
 
 PREFIX = "modis-"
 SOCKET_BYTES = 107  # of a Unix socket's path, at most
-RAY_BYTES = 81  # of those that Ray and we add to the folder for temporary files
+RAY_BYTES = 81  # that Ray's socket paths add to the temporary folder
 SHORT = Path("/tmp")
-OF_DRIVER: Mapping[str, str | None] = {  # in its environment, with what its workers find in theirs; None removes one
+DRIVER_ENVIRONMENT: Mapping[str, str | None] = {  # besides that of workers; None removes a variable
     "RAY_ADDRESS": None,
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # where Ray is lost, it would start another one, open to everybody
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # if Ray is lost, it would start another one, open to everybody
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
 
 
 class RayBackend(Protocol):
-    """Where Ray's workers run."""
+    """The Ray that workers run on."""
 
     @property
     def cluster(self) -> Cluster:
-        """Its nodes."""
+        """Return its nodes."""
         ...
 
     def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:
-        """Ray, connected, with workers that see these folders; yields one for temporary files that all of them see."""
+        """Connect to Ray, whose workers must see these folders; yields a temporary folder that all of them see."""
         ...
 
 
 @dataclass(frozen=True)
 class PrivateRay:
-    """A Ray of one's own on this machine, started when it is needed."""
+    """A Ray on this machine, started when it is needed."""
 
     cluster: Cluster = field(default_factory=this_machine)
 
     def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:  # noqa: ARG002
-        """Its folder is its own: nobody is elsewhere."""
+        """Start Ray; all workers are on this machine and see the folders."""
         (node,) = self.cluster.nodes
         return private_cluster(cpus=node.cores, gpus=node.gpus)
 
 
 @contextmanager
 def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
-    """Start Ray with some resources; yields a temporary folder that nobody else may enter. Stops it at the end."""
+    """Start Ray, stop it at the end; yields a temporary folder that no other user may enter."""
     with temporary_folder(short_parent()) as folder, _reaper(folder), environment(_private(folder)):
         import ray
 
@@ -76,17 +75,17 @@ def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
 
 
 def short_parent() -> Path:
-    """The folder for temporary files; /tmp where that has too long a path for Ray's sockets, as those of jobs may."""
+    """Return the folder for temporary files; /tmp if its path is too long for Ray's sockets, as in some jobs."""
     usual = Path(tempfile.gettempdir())
     return usual if len(os.fsencode(usual)) + RAY_BYTES <= SOCKET_BYTES else SHORT
 
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """A folder that nobody else may enter, gone afterwards; those of drivers that were killed go first."""
-    for left in parent.glob(f"{PREFIX}*"):
-        _remove_if_left(left)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # 0700: what Ray opens below it stays closed
+    """Yield a folder that no other user may enter; remove it at the end, and those of killed drivers first."""
+    for folder in parent.glob(f"{PREFIX}*"):
+        _remove_if_abandoned(folder)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700: what Ray opens below it stays private
     try:
         with locked(folder):
             yield folder
@@ -94,9 +93,9 @@ def temporary_folder(parent: Path) -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _remove_if_left(folder: Path) -> None:
-    """Remove a folder whose driver, on whatever machine, does not hold its lock any more."""
-    with suppress(OSError, DataError):  # not ours, or in use
+def _remove_if_abandoned(folder: Path) -> None:
+    """Remove a folder whose driver, on any machine, no longer holds its lock."""
+    with suppress(OSError, DataError):  # of another user, or in use
         if folder.is_symlink() or folder.stat().st_uid != os.getuid() or not (folder / LOCK).exists():
             return
         with locked(folder, patience_s=0):
@@ -105,44 +104,43 @@ def _remove_if_left(folder: Path) -> None:
 
 @contextmanager
 def _reaper(folder: Path) -> Iterator[None]:
-    """Whoever clears up after this process, even where it is killed; done when the block is left."""
+    """Start the process that cleans up after this one, however it ends."""
     command = [sys.executable, "-I", "-S", ray_reaper.__file__, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True):
         yield
 
 
 def connect(**settings: Any) -> None:
-    """``ray.init`` with some settings, which says nothing on the terminal: what a user must know we say."""
+    """Call ``ray.init`` without output on the terminal."""
     import ray
     from ray._private import worker
 
-    worker.print_to_stdstream = lambda *_, **__: None  # the end of nodes and workers, with pages of their state
-    with _own_signals():
+    worker.print_to_stdstream = lambda *_, **__: None  # pages of state at the end of nodes and workers
+    with _signal_handlers_kept():
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **settings)
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep Ray from putting its own handlers in the place of ours.
+def _signal_handlers_kept() -> Iterator[None]:
+    """Keep this process's signal handlers, which Ray replaces, and have Ray's processes ignore SIGHUP.
 
-    A closing terminal tells all processes of its group, which the children of Ray are not to obey; the driver alone
-    is: it has them save, and ends.
+    A closing terminal signals its whole process group. Only the driver handles that: it has the workers save, and ends.
     """
     terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:  # what is ignored stays so in new programs
+    try:  # an ignored signal stays ignored in new programs
         yield
     finally:
         signal.signal(signal.SIGHUP, hang_up)
         signal.signal(signal.SIGTERM, terminate)
 
 
-def for_workers() -> dict[str, str]:
-    """What the processes of our trainings must find in their environment, wherever they run."""
+def worker_environment() -> dict[str, str]:
+    """Return the environment variables of processes that train, on any node."""
     package = str(Path(__file__).resolve().parents[3])  # workers start in another folder
     before = os.environ.get("PYTHONPATH")
     return {
         "RAY_CHDIR_TO_TRIAL_DIR": "0",
-        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how soon the end, or a death, of a rank is seen
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",  # how soon the end or death of a rank is noticed
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         "RAY_TRAIN_METRICS_ENABLED": "0",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",  # a pack without a GPU sees none
@@ -151,30 +149,30 @@ def for_workers() -> dict[str, str]:
 
 
 def _private(folder: Path) -> dict[str, str | None]:
-    """Environment of the driver and, inherited from it, of every process of a private Ray."""
+    """Return the environment of the driver, which every process of a private Ray inherits."""
     token = folder / ray_reaper.TOKEN
     token.touch(mode=0o600)
     token.write_text(_token())
     return {
-        **for_workers(),
-        **OF_DRIVER,
+        **worker_environment(),
+        **DRIVER_ENVIRONMENT,
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listeners on 127.0.0.1
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # Tune would take its kills for errors, and end the study
+        "RAY_memory_monitor_refresh_ms": "0",  # Tune would take its kills for errors and end the study
     }
 
 
 @cache
 def _token() -> str:
-    """One for the life of this process: Ray remembers the first it has read."""
+    """Return one token for the life of this process: Ray caches the first it reads."""
     return secrets.token_hex(32)
 
 
 @contextmanager
 def environment(settings: Mapping[str, str | None]) -> Iterator[None]:
-    """These variables for the time of the block; None removes one."""
+    """Set environment variables for the time of the block; None removes one."""
     before = {name: os.environ.get(name) for name in settings}
     _apply(settings)
     try:

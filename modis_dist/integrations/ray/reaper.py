@@ -1,8 +1,8 @@
-"""Ends a private Ray and removes its folder once its driver is gone, however it ended.
+"""Ends a private Ray and removes its folder once its driver is gone, however the driver ended.
 
-Runs as a process of its own, beside the driver, which holds the other end of its standard input: ``python
-reaper.py FOLDER``. Most of Ray dies with its driver by itself, but its agents stay for a minute to tell a server
-that is not there any more. Needs the standard library only, to start within a few hundredths of a second.
+Runs as a separate process, ``python reaper.py FOLDER``, whose standard input the driver holds open. Most of Ray dies
+with its driver, but its agents retry for a minute to reach a server that is gone. Imports only the standard library,
+to start within a few hundredths of a second.
 """
 
 import os
@@ -18,14 +18,14 @@ PATIENCE_S = 5.0
 
 
 def main(folder: Path) -> None:
-    """Wait for the end of standard input, then clear up."""
+    """Wait for the end of standard input, then clean up."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # meant for the driver; a terminal sends them to everybody
+        signal.signal(number, signal.SIG_IGN)  # meant for the driver; a terminal signals its whole process group
     while os.read(0, 1):
         pass
     end = time.monotonic() + PATIENCE_S
-    while (found := processes_of(folder)) and time.monotonic() < end:
-        for process in found:
+    while (processes := processes_of(folder)) and time.monotonic() < end:
+        for process in processes:
             with suppress(OSError):
                 os.kill(process, signal.SIGKILL)
         time.sleep(0.05)
@@ -33,23 +33,23 @@ def main(folder: Path) -> None:
 
 
 def processes_of(folder: Path) -> list[int]:
-    """Living processes that were started with the token of a folder.
+    """Return the living processes that were started with the token of a folder.
 
-    Those that give themselves a title, as Ray's agents do, may wipe their environment from its start; they are known
-    by the logs they hold open in the folder.
+    Processes that set their title, as Ray's agents do, may overwrite their environment; the logs that they hold open in
+    the folder identify them.
     """
-    return [int(place.name) for place in Path("/proc").glob("[0-9]*") if _belongs(place, folder)]
+    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if _belongs(process, folder)]
 
 
-def _belongs(place: Path, folder: Path) -> bool:
-    mark = os.fsencode(f"RAY_AUTH_TOKEN_PATH={folder / TOKEN}")
+def _belongs(process: Path, folder: Path) -> bool:
+    token = os.fsencode(f"RAY_AUTH_TOKEN_PATH={folder / TOKEN}")
     try:
-        environment = (place / "environ").read_bytes()  # empty of one that waits to be reaped
-        if mark in environment.split(b"\0"):
+        environment = (process / "environ").read_bytes()  # empty for a zombie
+        if token in environment.split(b"\0"):
             return True
-        wiped = environment.startswith(b"\0")
-        return wiped and any(_is_below(file, folder) for file in (place / "fd").iterdir())
-    except OSError:  # somebody else's, or gone
+        overwritten = environment.startswith(b"\0")
+        return overwritten and any(_is_below(file, folder) for file in (process / "fd").iterdir())
+    except OSError:  # of another user, or gone
         return False
 
 

@@ -13,10 +13,19 @@ import torch
 
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
-from modis_dist.execution.local import LocalExecutor, crashed
-from modis_dist.execution.resource_errors import is_of_gpu, is_of_training
+from modis_dist.execution.local import LocalExecutor
+from modis_dist.execution.resource_errors import is_gpu_error, is_training_error
 from modis_dist.execution.resources import cores
-from modis_dist.execution.run_pack import Pack, load_pack, note_crash, run_pack, save_pack, unfinished
+from modis_dist.execution.run_pack import (
+    Pack,
+    crash_reasons,
+    load_pack,
+    record_crash,
+    run_pack,
+    save_pack,
+    study_layout,
+    unfinished_packs,
+)
 from modis_dist.integrations.slurm import submission as kept
 from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
 from modis_dist.integrations.slurm.job_script import STATUS
@@ -25,8 +34,6 @@ from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, Ru
 from modis_dist.runtime.signals import Flag, on_signal
 from modis_dist.runtime.version import code
 from modis_dist.study.interfaces import Executor
-from modis_dist.train import cpu_settings
-from modis_dist.train.callbacks import NullReporter
 
 ASK_AGAIN_S = 2.0
 FAULTS = 2  # of machines, after which a job is queued again by itself
@@ -115,16 +122,15 @@ def train_pack(out: Path, number: int) -> None:
     submission, study, site = kept.load(out), kept.study_of(out), kept.site_of(out)
     with job(out, f"pack-{number}", site) as flag:
         pack = kept.packs_of(out, submission)[number]
-        if not unfinished(out, [pack]):
+        if not unfinished_packs(out, [pack]):
             return
         threads = load_pack(save_pack(out, pack, threads=threads_of(study, site)))[1]
-        cpu_settings.use(pack.trials[0].run.trainer.threads or threads)
         try:
-            run_pack(pack, out=out, store=Path(submission.store), reporter=NullReporter(), stop=flag)
+            run_pack(pack, study_layout(out, pack), store=Path(submission.store), stop=flag, threads=threads)
         except Exception as error:
-            if is_of_training(error):
-                raise PackFailed(note_crash(pack, error, out=out)) from error
-            if is_of_gpu(error):
+            if is_training_error(error):
+                raise PackFailed(record_crash(pack, error, out=out)) from error
+            if is_gpu_error(error):
                 raise NodeFailed(f"{type(error).__name__}: {shown(str(error))}") from error
             raise
 
@@ -175,7 +181,7 @@ class AfterArray(AbstractContextManager["AfterArray"]):
             if pack.id not in self._numbers:
                 here.append(pack)
             elif (why := self._crash_of(pack)) is not None:
-                reasons |= crashed(pack, why, out=out)
+                reasons |= crash_reasons(pack, why, out=out)
             else:
                 lost.append(pack)
         if lost:

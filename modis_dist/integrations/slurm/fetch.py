@@ -12,10 +12,11 @@ from modis_dist.execution.run_pack import Pack
 from modis_dist.execution.trial import Trial
 from modis_dist.integrations.mlflow import apart as mlflow_apart
 from modis_dist.integrations.mlflow.mirror import BackgroundMirror
-from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system, sqlite_path, was_delivered
+from modis_dist.integrations.mlflow.store import default_uri, sqlite_path, was_delivered
 from modis_dist.integrations.slurm.submission import load, study_of
 from modis_dist.report.study_results import read_summary
 from modis_dist.runtime.errors import UserError, shown
+from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.study import manifest, telling
 from modis_dist.study.interfaces import Mirror

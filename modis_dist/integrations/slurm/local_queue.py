@@ -17,7 +17,7 @@ from submitit import LocalExecutor
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.slurm.queue import Job
 from modis_dist.runtime.errors import Interrupted
-from modis_dist.runtime.lock import CLOCK_S
+from modis_dist.runtime.processes import running_process
 from modis_dist.runtime.signals import Flag, on_signal
 
 FOREVER_MIN = 10 * 365 * 24 * 60  # nobody else waits for this machine, and submitit's end of time saves nothing
@@ -107,10 +107,5 @@ def _number(process: psutil.Process) -> str:
 
 def _process(number: str) -> psutil.Process | None:
     """The process of a job, where it still runs."""
-    pid, _, began = number.partition("-")
-    with suppress(psutil.Error):
-        process = psutil.Process(int(pid))
-        same = abs(process.create_time() - float(began)) <= CLOCK_S
-        if same and process.status() != psutil.STATUS_ZOMBIE:
-            return process
-    return None
+    pid, _, started = number.partition("-")
+    return running_process(int(pid), started=float(started))

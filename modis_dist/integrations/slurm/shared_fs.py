@@ -5,10 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
-from modis_dist.integrations.mlflow.store import file_system
-
-# Of one machine, unless it lends them to others.
-OF_ONE_MACHINE = frozenset({"tmpfs", "ramfs", "overlay", "ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs"})
+from modis_dist.runtime.file_systems import OF_ONE_MACHINE, file_system
 
 
 def warn_of_local(places: Mapping[str, Path], site: Site) -> None:

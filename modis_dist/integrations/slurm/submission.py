@@ -17,8 +17,8 @@ from typing import Literal
 from modis_dist.config.cluster import Site, load_site
 from modis_dist.config.parse import dump, load_study
 from modis_dist.config.study import OptunaSearch, Study
-from modis_dist.execution.resources import Cluster, Node, mistakes, workers_mistakes
-from modis_dist.execution.run_pack import Pack, unfinished
+from modis_dist.execution.resources import Cluster, Node, resource_mistakes, worker_mistakes
+from modis_dist.execution.run_pack import Pack, unfinished_packs
 from modis_dist.integrations.mlflow.store import checked
 from modis_dist.integrations.slurm.job_notes import BEGUN
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, Kind, script
@@ -161,7 +161,7 @@ def places(study: Study, site: Site) -> int:
     machine = offered(study, site, nodes=site.nodes)
     wanted = study.sweep.resources
     gpus = wanted.gpus if wanted.gpus is not None else min(1, machine.gpus)
-    return max(1, machine.places(threads=wanted.cpus or 1, gpus=gpus) // study.trainer.workers)
+    return max(1, machine.slots(threads=wanted.cpus or 1, gpus=gpus) // study.trainer.workers)
 
 
 def slots_of(study: Study, site: Site, form: Form) -> int:
@@ -182,11 +182,11 @@ def check(study: Study, site: Site, *, form: Form) -> None:
     machine, trainer = offered(study, site, nodes=site.nodes if form == "allocation" else 1), study.trainer
     resources, workers = study.sweep.resources, trainer.workers
     if workers == 1:
-        problems = mistakes(resources, cluster=machine)
+        problems = resource_mistakes(resources, cluster=machine)
     else:  # a pack's cores are those of its workers together
-        problems = mistakes(resources.model_copy(update={"cpus": None}), cluster=machine)
+        problems = resource_mistakes(resources.model_copy(update={"cpus": None}), cluster=machine)
         threads = max(1, (resources.cpus or workers) // workers)
-        problems += workers_mistakes(workers, threads=threads, device=trainer.device, cluster=machine)
+        problems += worker_mistakes(workers, threads=threads, device=trainer.device, cluster=machine)
     if trainer.device.startswith("cuda") and not machine.gpus:
         problems.append(f"trainer.device: {trainer.device} asked for, {machine.has('gpus')}; set gpus there")
     if trainer.precision == "fp16" and not machine.gpus:
@@ -266,7 +266,7 @@ def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Subm
     Raises what the queue raises.
     """
     packs, known = packs_of(out, submission), submission
-    left = {pack.id for pack in unfinished(out, packs)}
+    left = {pack.id for pack in unfinished_packs(out, packs)}
     before: list[str] = []
     try:
         for job in jobs_of(submission.form, [n for n, pack in enumerate(packs) if pack.id in left], site):
@@ -293,7 +293,7 @@ def jobs_of(form: Form, numbers: Sequence[int], site: Site) -> list[Sent]:
 def scripts_of(planned: Plan, site: Site, *, form: Form, out: Path) -> dict[str, str]:
     """The scripts that would be sent, each once for its kind and with how many there are; warns as ``submit`` does."""
     warn_of_local({"--out": out, "the store": planned.store.path.absolute()}, site)
-    packs = unfinished(out, planned.packs())
+    packs = unfinished_packs(out, planned.packs())
     jobs = jobs_of(form, range(len(packs)), site)
     found = {}
     for kind in dict.fromkeys(job.kind for job in jobs):

@@ -1,5 +1,5 @@
-"""Configurations of a study that are not a grid: random and Optuna search, pruning at rungs.
+"""Studies that are not a plain grid: random and Optuna search, pruning at rungs.
 
-A grid passes through none of this. Start with `rounds.py`; `decisions.py` stores what was decided, so that a restarted
-search proposes the same configurations.
+A grid passes through none of this. Start with `run.py`; `decisions.py` stores proposals and verdicts, so that a resumed
+search makes the same ones.
 """

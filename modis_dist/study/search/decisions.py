@@ -1,7 +1,7 @@
-"""What a sweep decided, once, in the file ``decisions.json``: written before it is acted on, and kept to afterwards.
+"""Decisions of a search in ``decisions.json``: each is written before it takes effect, and made only once.
 
-A decision belongs to what it was made about (settings and trials, as plain values); about the same it is never made
-again, so that a sweep that was killed goes on as it would have.
+A decision is stored with its subject (settings and trials, as plain values). A resumed search reads the decision on the
+same subject instead of making it again, so it goes on as it would have without the interruption.
 """
 
 import json
@@ -20,19 +20,19 @@ Plain = Mapping[str, Any]
 
 
 def decided(out: Path, about: Plain) -> dict[str, Any] | None:
-    """What was decided about something, or None. Raises ``DataError`` where the file is damaged."""
-    wanted = digest(about)
-    return next((one["decided"] for one in _read(out) if digest(one["about"]) == wanted), None)
+    """Return the decision about a subject, or None. Raises ``DataError`` if the file is damaged."""
+    key = digest(about)
+    return next((entry["decided"] for entry in _read(out) if digest(entry["about"]) == key), None)
 
 
 def decide(out: Path, about: Plain, decision: Plain) -> dict[str, Any]:
-    """Write a decision down, and return it as it is read back."""
+    """Write a decision; returns it as it is read back."""
     assert decided(out, about) is None, "a decision is made once"
-    made = {"about": about, "decided": decision, "sha256": digest([about, decision])}
-    write_json(out / FILE, {"version": VERSION, "decisions": [*_read(out), made]})
-    held = decided(out, about)
-    assert held is not None
-    return held
+    entry = {"about": about, "decided": decision, "sha256": digest([about, decision])}
+    write_json(out / FILE, {"version": VERSION, "decisions": [*_read(out), entry]})
+    written = decided(out, about)
+    assert written is not None
+    return written
 
 
 def _read(out: Path) -> list[dict[str, Any]]:
@@ -41,14 +41,16 @@ def _read(out: Path) -> list[dict[str, Any]]:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
-        made: list[dict[str, Any]] = content["decisions"]
-        wrong = [n for n, one in enumerate(made) if one["sha256"] != digest([one["about"], one["decided"]])]
+        entries: list[dict[str, Any]] = content["decisions"]
+        damaged = [
+            n for n, entry in enumerate(entries) if entry["sha256"] != digest([entry["about"], entry["decided"]])
+        ]
     except FileNotFoundError:
         return []
     except (OSError, ValueError, KeyError, TypeError) as error:
         if isinstance(error, DataError):
             raise
-        raise DataError(f"{path}: is not the record of a sweep's decisions ({type(error).__name__})") from None
-    if wrong:
-        raise DataError(f"{path}: decision {wrong[0]} does not match its checksum; restore it or use another --out")
-    return made
+        raise DataError(f"{path}: is not a file of search decisions ({type(error).__name__})") from None
+    if damaged:
+        raise DataError(f"{path}: decision {damaged[0]} does not match its checksum; restore it or use another --out")
+    return entries

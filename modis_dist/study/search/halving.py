@@ -1,4 +1,4 @@
-"""Successive halving: who is among the best at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020)."""
+"""Successive halving: the best groups at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
@@ -9,7 +9,7 @@ from modis_dist.train.progress import improves
 
 
 def best_up_to(history: Iterable[Mapping[str, float | None]], epoch: int, *, metric: str) -> float | None:
-    """The best validation metric of the first ``epoch`` epochs, None where it was never defined."""
+    """Return the best validation metric of the first ``epoch`` epochs; None if it was never defined."""
     best: float | None = None
     for row in history:
         value = row.get(f"val/{metric}")
@@ -19,26 +19,26 @@ def best_up_to(history: Iterable[Mapping[str, float | None]], epoch: int, *, met
 
 
 def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: int, metric: str) -> list[Verdict]:
-    """What becomes of groups of values at a rung: the best 1 / ``factor`` of them go on, at least one.
+    """Return the verdict on every group of values at a rung: the best 1 / ``factor`` go on, at least one.
 
-    A group with an undefined value comes last; of equals the first is better.
+    A group with an undefined value ranks last; of equal groups the first ranks higher.
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
-    figures = [spread(values) for values in groups]
+    spreads = [spread(values) for values in groups]
     score = [
         inf if mean is None or None in values else sign * mean
-        for values, mean in zip(groups, (figure["mean"] for figure in figures), strict=True)
+        for values, mean in zip(groups, (of_group["mean"] for of_group in spreads), strict=True)
     ]
-    order = sorted(range(len(groups)), key=lambda place: score[place])
-    rank = {place: number for number, place in enumerate(order, start=1)}
-    staying = max(1, len(groups) // factor)
+    order = sorted(range(len(groups)), key=lambda position: score[position])
+    rank = {position: number for number, position in enumerate(order, start=1)}
+    going_on = max(1, len(groups) // factor)
     return [
-        {"epoch": epoch, **figure, "rank": rank[place], "of": len(groups), "goes_on": rank[place] <= staying}
-        for place, figure in enumerate(figures)
+        {"epoch": epoch, **of_group, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
+        for position, of_group in enumerate(spreads)
     ]
 
 
-def told(verdict: Verdict) -> str:
-    """``pruned at epoch 20: 0.710, rank 7 of 9``."""
+def verdict_message(verdict: Verdict) -> str:
+    """Return ``pruned at epoch 20: 0.710, rank 7 of 9``."""
     value = "no value" if verdict["mean"] is None else f"{verdict['mean']:.3f}"
     return f"pruned at epoch {verdict['epoch']}: {value}, rank {verdict['rank']} of {verdict['of']}"

@@ -1,6 +1,6 @@
-"""Which configurations a sweep tries, round by round, and which of them go on at a rung.
+"""The rounds of a search: which configurations each tries, and which of them go on at a rung.
 
-A grid and a random search are one round. Whatever is decided from results is written down first (``decisions``).
+A random search is one round. Every decision that depends on results is written first (``decisions``).
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ Groups = Mapping[Configuration, Sequence[Trial]]
 
 
 class Search:
-    """The rounds that are decided so far, and what was pruned; ``propose`` decides the next round."""
+    """The rounds that are known so far, and the pruned configurations; ``propose`` decides the next round."""
 
     def __init__(self, study: Study, fingerprint: str, *, out: Path, source: str) -> None:
         self._study = study
@@ -39,37 +39,37 @@ class Search:
 
     @property
     def rounds(self) -> int:
-        """Rounds that are known."""
+        """Return the number of known rounds."""
         return 1 + len(self._proposed)
 
     @property
     def most_rounds(self) -> int:
-        """Rounds there will be."""
+        """Return the number of rounds of the whole search."""
         search = self._study.sweep.search
         return -(-search.configurations // search.at_once) if isinstance(search, OptunaSearch) else 1
 
     @property
     def to_come(self) -> float:
-        """Rounds that are not known yet; the last may be a part of one."""
+        """Return the number of rounds that are not known yet; the last may be a part of one."""
         search = self._study.sweep.search
         if not isinstance(search, OptunaSearch):
             return 0.0
         return max(0.0, search.configurations / search.at_once - self.rounds)
 
     def round(self, number: int) -> list[Trial]:
-        """The trials of a round, from 0; a configuration that was there before is not tried again."""
+        """Return the trials of a round, from 0, without those of configurations of earlier rounds."""
         search = self._study.sweep.search
         size = search.at_once if isinstance(search, OptunaSearch) else len(self.trials) + 1
         return [trial for trial in self.trials if trial.configuration // size == number]
 
     def propose(self, groups: Sequence[Group]) -> None:
-        """Decide the next round from the groups of all rounds before; a condition looks at its own groups only."""
+        """Decide the next round of every condition from the groups that it has in all rounds before."""
         search, sweep = self._study.sweep.search, self._study.sweep
         assert isinstance(search, OptunaSearch) and self.rounds < self.most_rounds
         outcomes: dict[str, list[Outcome]] = {}
         for group in groups:
             outcomes.setdefault(group["condition"], []).append(_outcome(group))
-        following = {
+        configurations = {
             condition: proposals(
                 sweep.space,
                 known,
@@ -80,7 +80,7 @@ class Search:
             )
             for condition, known in outcomes.items()
         }
-        self._proposed.append(decide(self._out, self._about_next(), following))
+        self._proposed.append(decide(self._out, self._about_next(), configurations))
         self._expand()
 
     def _about_next(self) -> dict[str, Any]:
@@ -89,8 +89,8 @@ class Search:
         assert isinstance(search, OptunaSearch)
         return {
             "round": self.rounds,
-            "search": search.model_dump(mode="json", exclude={"configurations"}),  # more of them change no round
-            "space": {key: one.model_dump(mode="json") for key, one in sweep.space.items()},
+            "search": search.model_dump(mode="json", exclude={"configurations"}),  # their number changes no round
+            "space": {key: dimension.model_dump(mode="json") for key, dimension in sweep.space.items()},
             "trials": digest([[trial.condition, trial.id] for trial in self.trials]),
         }
 
@@ -100,27 +100,29 @@ class Search:
     # --- rungs ----------------------------------------------------------------------------------------------
 
     def rungs(self, trials: Sequence[Trial]) -> list[int]:
-        """The epochs at which these trials are compared, where the study prunes."""
+        """Return the epochs at which these trials are compared; none if the study does not prune."""
         pruning = self._study.sweep.pruning
         most = {trial.run.optim.epochs for trial in trials}
         return sorted({rung for epochs in most for rung in pruning.rungs(epochs=epochs)}) if pruning else []
 
     def compared(self, groups: Groups, epoch: int) -> dict[str, Any] | None:
-        """What was decided about groups at a rung, if it was: ``verdicts`` in their order, and ``failed`` trials."""
+        """Return the decision about groups at a rung, or None: ``verdicts`` in their order, and ``failed`` trials."""
         return decided(self._out, self._about_rung(groups, epoch))
 
     def compare(
         self, groups: Groups, epoch: int, values: Mapping[str, float | None], failed: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Decide it, for every condition by itself, from the value of each trial; ``failed``: why trials crashed."""
+        """Decide about groups at a rung, for each condition alone; ``failed`` says why trials crashed."""
         pruning = self._study.sweep.pruning
         assert pruning is not None
-        found: dict[Configuration, Verdict] = {}
+        by_group: dict[Configuration, Verdict] = {}
         for condition in dict.fromkeys(condition for condition, _ in groups):
-            mine = {key: [values[t.id] for t in trials] for key, trials in groups.items() if key[0] == condition}
-            made = verdicts(list(mine.values()), epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric)
-            found |= dict(zip(mine, made, strict=True))
-        rows = [{"condition": k[0], "params": groups[k][0].params, **found[k]} for k in groups]
+            compared = {key: [values[t.id] for t in trials] for key, trials in groups.items() if key[0] == condition}
+            of_condition = verdicts(
+                list(compared.values()), epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric
+            )
+            by_group |= dict(zip(compared, of_condition, strict=True))
+        rows = [{"condition": k[0], "params": groups[k][0].params, **by_group[k]} for k in groups]
         return decide(self._out, self._about_rung(groups, epoch), {"verdicts": rows, "failed": dict(failed)})
 
     def _about_rung(self, groups: Groups, epoch: int) -> dict[str, Any]:

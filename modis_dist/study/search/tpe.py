@@ -1,7 +1,7 @@
-"""Configurations proposed by Optuna's TPE. The only module that knows Optuna.
+"""Configurations proposed by Optuna's TPE sampler. The only module that imports Optuna.
 
-Nothing of Optuna is stored: its study is built anew from our own results for every round, so the same results always
-lead to the same proposals.
+No state of Optuna is stored: its study is rebuilt from the results for every round, so the same results always give the
+same proposals.
 """
 
 import json
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a configuration: its mean over the whole group, None where the group is not complete."""
+    """The result of a configuration: the mean over its group, None if the group is not complete."""
 
     params: Mapping[str, Any]
     mean: float | None
-    pruned_at: int | None = None  # epoch; the mean is then that of its last rung
+    pruned_at: int | None = None  # epoch of its last rung, where ``mean`` was measured
 
 
 def proposals(
     space: Space, outcomes: Sequence[Outcome], *, count: int, seed: int, number: int, metric: str
 ) -> list[dict[str, Any]]:
-    """The configurations of round ``number``, from the outcomes of all rounds before it.
+    """Return the configurations of round ``number``, proposed from the outcomes of all rounds before it.
 
-    Bergstra et al. 2011, with Optuna's defaults; the sampler is seeded anew for each round.
+    Bergstra et al. 2011, with Optuna's defaults; every round has its own seed.
     """
     import optuna
 
@@ -43,10 +43,13 @@ def proposals(
         direction="minimize" if metric in LOWER_IS_BETTER else "maximize",
         sampler=optuna.samplers.TPESampler(seed=mix(seed, "round", number) % 2**32),
     )
-    distributions = {key: _distribution(one, whole=is_whole(key)) for key, one in space.items()}
-    study.add_trials([_told(space, distributions, outcome) for outcome in outcomes])
-    asked = [study.ask(distributions).params for _ in range(count)]
-    return [{key: _value(one, params[key], whole=is_whole(key)) for key, one in space.items()} for params in asked]
+    distributions = {key: _distribution(dimension, whole=is_whole(key)) for key, dimension in space.items()}
+    study.add_trials([_frozen_trial(space, distributions, outcome) for outcome in outcomes])
+    proposed = [study.ask(distributions).params for _ in range(count)]
+    return [
+        {key: _value(dimension, params[key], whole=is_whole(key)) for key, dimension in space.items()}
+        for params in proposed
+    ]
 
 
 def _distribution(dimension: Dimension, *, whole: bool) -> "BaseDistribution":
@@ -61,26 +64,26 @@ def _distribution(dimension: Dimension, *, whole: bool) -> "BaseDistribution":
     return FloatDistribution(low, high, log=dimension.log, step=step)
 
 
-def _told(space: Space, distributions: Mapping[str, "BaseDistribution"], outcome: Outcome) -> "FrozenTrial":
+def _frozen_trial(space: Space, distributions: Mapping[str, "BaseDistribution"], outcome: Outcome) -> "FrozenTrial":
     from optuna.trial import TrialState, create_trial
 
-    given = {key: _position(one, outcome.params[key]) for key, one in space.items()}
+    params = {key: _position(dimension, outcome.params[key]) for key, dimension in space.items()}
     if outcome.mean is None:
-        return create_trial(params=given, distributions=dict(distributions), state=TrialState.FAIL)
+        return create_trial(params=params, distributions=dict(distributions), state=TrialState.FAIL)
     if outcome.pruned_at is not None:
-        reached = {outcome.pruned_at: outcome.mean}
+        values = {outcome.pruned_at: outcome.mean}
         return create_trial(
-            params=given, distributions=dict(distributions), state=TrialState.PRUNED, intermediate_values=reached
+            params=params, distributions=dict(distributions), state=TrialState.PRUNED, intermediate_values=values
         )
-    return create_trial(params=given, distributions=dict(distributions), value=outcome.mean)
+    return create_trial(params=params, distributions=dict(distributions), value=outcome.mean)
 
 
 def _position(dimension: Dimension, value: Any) -> Any:
-    """The place of a choice in its list; a number of a range as it is."""
+    """Return the position of a choice in its list, a number of a range as it is."""
     if dimension.choices is None:
         return value
     return [json.dumps(choice) for choice in dimension.choices].index(json.dumps(value))
 
 
-def _value(dimension: Dimension, given: Any, *, whole: bool) -> Any:
-    return rounded(dimension, given, whole=whole) if dimension.choices is None else dimension.choices[given]
+def _value(dimension: Dimension, proposed: Any, *, whole: bool) -> Any:
+    return rounded(dimension, proposed, whole=whole) if dimension.choices is None else dimension.choices[proposed]

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.study import Resources
 from modis_dist.execution.resources import Node
-from modis_dist.integrations.ray.existing_cluster import GivenRay, RayNode, refusal, unusable
+from modis_dist.integrations.ray.existing_cluster import ExistingRay, RayNode, connection_error, inaccessible
 from modis_dist.integrations.ray.private_cluster import PREFIX
 from modis_dist.integrations.ray.tune import RayExecutor
 from modis_dist.runtime.errors import ConfigError
@@ -59,7 +60,7 @@ def leftovers(out: Path) -> list[Path]:
 
 
 @pytest.mark.long
-def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leaves_that_ray_as_it_was(
+def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_that_ray_unchanged(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
     settings = {"folds": 1, "packing": {"enabled": False}, "probe": False}
@@ -77,7 +78,7 @@ def test_a_study_on_a_given_ray_has_the_summary_of_one_in_this_process_and_leave
 
 
 @pytest.mark.long
-def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_without_ray(
+def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_without_ray(
     ray: TwoNodes, run: Path, tmp_path: Path
 ) -> None:
     out, alone = tmp_path / "nodes", tmp_path / "alone"
@@ -103,7 +104,7 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_end_with_the_bits_of_two_with
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name
 
 
-def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
+def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
@@ -111,9 +112,9 @@ def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
     for environment, setting, why in (
-        (ray.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "name=a", "it does not take this token"),
-        (ray.stranger, "name=a", "it does not take this token"),
-        (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, 1 at most on one"),
+        (ray.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "name=a", "RAY_AUTH_TOKEN_PATH"),
+        (ray.stranger, "name=a", "RAY_AUTH_TOKEN_PATH"),
+        (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, at most 1 on one"),
     ):
         told = ended([*arguments, "--set", setting], environment)
         assert told.returncode == 2 and told.stdout == ""
@@ -124,14 +125,14 @@ def test_a_wrong_token_and_more_than_a_node_has_are_refused_in_one_line(
 @pytest.mark.parametrize(
     ("address", "why"),
     [
-        ("127.0.0.1:1", "nobody answers at 127.0.0.1:1"),
+        ("127.0.0.1:1", "127.0.0.1:1 ("),
         ("auto", "auto is not HOST:PORT"),
         ("ray://127.0.0.1:10001", "is not HOST:PORT"),
         ("127.0.0.1:99999", "is not HOST:PORT"),
         ("local", "local is not HOST:PORT"),
     ],
 )
-def test_an_address_where_no_ray_can_be_is_refused_in_one_line(
+def test_an_address_without_a_ray_is_an_error_of_one_line(
     address: str, why: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
@@ -140,21 +141,21 @@ def test_an_address_where_no_ray_can_be_is_refused_in_one_line(
     assert said.startswith("error: --ray: ") and said.count("\n") == 1 and why in said and not out.exists()
 
 
-def test_somebody_else_at_the_address_is_refused_before_ray_waits_for_an_answer(
+def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", store, executor="ray")
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         assert command(["tune", str(study), "--out", str(tmp_path / "out"), "--ray", address]) == 2
-    assert f"no node of a Ray at {address} runs on this machine" in capsys.readouterr().err
+    assert f"no node of the Ray at {address};" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
     ("arguments", "why"),
     [
-        (["tune", "STUDY"], "--set sweep.executor=ray has it use a Ray"),
-        (["train", "RUN"], "say how many with --workers"),
+        (["tune", "STUDY"], "sweep.executor=ray"),
+        (["train", "RUN"], "--workers"),
     ],
 )
 def test_a_ray_that_would_not_be_used_is_refused(
@@ -171,20 +172,21 @@ def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
     code += "check({'ray_version': '2.9.0', 'python_version': '3.10.4'}, 'node a')"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
     _, _, said = told.partition("RuntimeError: ")
-    assert refusal(RuntimeError(said)).startswith("it is Ray 2.9.0 on Python 3.10.4, this is Ray 2.")
+    reason = connection_error(RuntimeError(said))
+    assert "Ray 2.9.0 on Python 3.10.4" in reason and f"Ray {version('ray')} on Python" in reason
 
 
-def test_a_node_that_does_not_see_the_folders_or_cannot_use_them_says_so(tmp_path: Path) -> None:
+def test_folders_that_a_node_cannot_access_are_listed(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
     gone = str(tmp_path / "gone")
-    assert unusable({str(tmp_path): os.R_OK | os.W_OK, gone: os.R_OK}) == [gone]
+    assert inaccessible({str(tmp_path): os.R_OK | os.W_OK, gone: os.R_OK}) == [gone]
     if os.geteuid():
-        assert unusable({str(closed): os.W_OK}) == [str(closed)]
+        assert inaccessible({str(closed): os.W_OK}) == [str(closed)]
 
 
-def test_packs_are_shared_out_over_nodes_and_none_is_larger_than_one() -> None:
-    place = GivenRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
+def test_packs_are_distributed_over_nodes_and_each_fits_on_one() -> None:
+    place = ExistingRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
     assert _shape(RayExecutor(Resources(), backend=place)) == (6, 1)
     assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)
     assert _shape(RayExecutor(Resources(cpus=4), backend=place)) == (1, 4)

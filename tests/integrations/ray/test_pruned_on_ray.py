@@ -39,7 +39,7 @@ def timeless(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.long
-def test_a_study_prunes_on_ray_whom_it_prunes_in_this_process_though_a_worker_is_killed(tmp_path: Path) -> None:
+def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_though_a_worker_is_killed(tmp_path: Path) -> None:
     store, killed = write_store(tmp_path / "store"), list[int]()
     for executor in ("local", "ray"):
         study, out = write_study(tmp_path / f"{executor}.yaml", store, executor=executor, **SWEEP), tmp_path / executor

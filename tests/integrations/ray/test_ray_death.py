@@ -57,7 +57,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
 
 
 @pytest.mark.long
-def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_continue_with_less_memory_to_the_same_summary(
+def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "out"
@@ -81,7 +81,7 @@ def test_a_study_told_to_stop_and_one_whose_ray_loses_its_head_say_so_and_contin
 
 @pytest.mark.long
 @pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
-def test_a_training_whose_ray_loses_its_node_says_so(tmp_path: Path) -> None:
+def test_a_training_whose_ray_node_dies_exits_with_an_error(tmp_path: Path) -> None:
     tree = json.loads(json.dumps(toy.TREE))
     tree["data"]["store"], tree["optim"]["epochs"] = str(write_store(tmp_path / "store")), 200
     run, out = tmp_path / "run.yaml", tmp_path / "out"

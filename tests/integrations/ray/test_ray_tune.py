@@ -135,7 +135,7 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
 
 
-def test_a_study_on_ray_is_closed_to_strangers_and_survives_the_death_of_its_driver_which_takes_all_with_it(
+def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_study_resumes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, calm = tmp_path / "out", tmp_path / "calm"
@@ -201,7 +201,7 @@ def _assert_refused(address: str) -> None:
     assert said.returncode != 0 and "InvalidAuthToken" in said.stderr
 
 
-def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp(
+def test_tmp_is_used_where_the_temporary_folder_has_a_path_too_long_for_sockets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # What Ray 2.60 calls its longest socket, on a machine of four million processes.
@@ -213,7 +213,7 @@ def test_a_folder_is_used_as_long_as_ray_can_open_its_sockets_there_and_else_tmp
         assert short_parent() == Path(parent if fits else "/tmp")
 
 
-def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path_and_an_exception_leaves_nothing_of_it(
+def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_process_or_file(
     tmp_path: Path,
 ) -> None:
     long = tmp_path / ("job" * 30)
@@ -243,7 +243,7 @@ def test_ray_starts_where_the_folder_for_temporary_files_has_a_long_path_and_an_
         ("", "FOLDER/r/logs/agent.log", False),  # waits to be reaped
     ],
 )
-def test_the_reaper_knows_the_processes_of_its_folder_by_token_or_where_that_is_wiped_by_their_logs(
+def test_the_reaper_identifies_processes_by_token_or_by_their_open_logs(
     environment: str, held: str, belongs: bool, tmp_path: Path
 ) -> None:
     process, folder = tmp_path / "proc", tmp_path / "modis"
@@ -263,15 +263,15 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp
     assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
 
 
-def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_that_killed_its_workers_none(
+def test_a_pack_given_up_before_its_start_gets_another_turn_and_one_that_killed_its_workers_does_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[list[str]] = []
 
     def fit(
-        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], room: ConcurrencyLimit, **__: object
+        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], limit: ConcurrencyLimit, **__: object
     ) -> dict[str, None]:
-        assert room == ConcurrencyLimit(2)
+        assert limit == ConcurrencyLimit(2)
         turns.append(folders)
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
@@ -281,7 +281,7 @@ def test_a_pack_that_tune_gives_up_before_it_began_gets_another_turn_and_one_tha
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
-    said = RayExecutor(Resources(), backend=PrivateRay())._trained(
+    said = RayExecutor(Resources(), backend=PrivateRay())._train(
         everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
     assert said == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
@@ -305,15 +305,13 @@ def ray_errors(tmp_path: Path) -> ModuleType:
         (ValueError("two\nlines"), "ValueError: two\\nlines"),
     ],
 )
-def test_what_python_raises_in_a_worker_is_told_in_its_own_words(
-    raised: Exception, why: str, ray_errors: ModuleType
-) -> None:
+def test_an_exception_in_a_worker_is_the_crash_reason(raised: Exception, why: str, ray_errors: ModuleType) -> None:
     sent = pickle.loads(pickle.dumps(ray_errors.RayTaskError("train_pack", "Traceback\n", raised)))
     for error in (sent, sent.as_instanceof_cause()):
         assert _outcomes(["packs/one"], [SimpleNamespace(error=error, metrics={})]) == {"packs/one": why}
 
 
-def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why(ray_errors: ModuleType) -> None:
+def test_a_dead_worker_has_no_outcome_and_one_that_could_not_start_has_a_reason(ray_errors: ModuleType) -> None:
     missing = ModuleNotFoundError("No module named 'modis_dist'")
     cause = ray_errors.RayTaskError("__init__", f"Traceback\nModuleNotFoundError: {missing}", missing)
     deaths = (ray_errors.ActorDiedError(), ray_errors.ActorUnavailableError("", None))
@@ -321,11 +319,11 @@ def test_a_worker_that_died_has_said_nothing_and_one_that_could_not_begin_why(ra
     died = [SimpleNamespace(error=error, metrics={}) for error in deaths]
     began = SimpleNamespace(error=ray_errors.ActorDiedError(cause), metrics={})
     said = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
-    why = "its worker could not begin: ModuleNotFoundError: No module named 'modis_dist'"
+    why = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
     assert said == {"packs/done": None, "packs/new": why}
 
 
-def test_slots_share_out_the_cores() -> None:
+def test_slots_share_the_cores() -> None:
     cores = len(os.sched_getaffinity(0))
     executor = RayExecutor(Resources(), backend=PrivateRay())
     assert (executor.slots, executor.threads) == (cores, 1)
@@ -339,6 +337,6 @@ def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores() -> None:
 
 
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
-def test_more_than_the_machine_has_is_refused_before_ray_starts(asked: Resources) -> None:
+def test_too_many_resources_are_refused_before_ray_starts(asked: Resources) -> None:
     with pytest.raises(ConfigError, match="asked for, this machine has"):
         RayExecutor(asked, backend=PrivateRay())

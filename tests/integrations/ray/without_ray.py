@@ -19,5 +19,5 @@ def train_two_ranks(run: Path, out: Path, settings: Sequence[str] = ()) -> None:
 
 def _rank(rank: int, run: Path, out: Path, settings: list[str]) -> None:
     wanted = load_run(run, [*settings, "trainer.workers=2"])
-    seat = RankSpec(rank, 2, rendezvous_file(run.parent))
-    train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), seat=seat)
+    spec = RankSpec(rank, 2, rendezvous_file(run.parent))
+    train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), spec=spec)

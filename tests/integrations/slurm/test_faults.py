@@ -142,7 +142,7 @@ def test_a_stack_that_a_full_quota_stopped_keeps_its_checkpoint_and_is_never_tra
     saved = list(out.glob("packs/*/last/step-*"))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "load", full)
-        with pytest.raises(RunFailed, match="make room"):
+        with pytest.raises(RunFailed, match="free disk space"):
             array_job.train_pack(out, 0)
     assert saved and note_of(out, "pack-0").state == "broken"
     with pytest.raises(RunFailed, match="modis-dist resume"):
@@ -159,7 +159,7 @@ def test_a_full_disk_ends_a_study_on_one_machine_and_with_room_again_its_stack_g
     out = tmp_path / "tuned"
     with monkeypatch.context() as patch:
         patch.setattr(run_pack, "fit", full)
-        with pytest.raises(DiskFailed, match="make room or mend the disk, then the same command continues"):
+        with pytest.raises(DiskFailed, match="free disk space"):
             study_here(out, store, grid={}, probe=False)
     (stack,) = manifest.load(out / "manifest.json").packs
     assert len(stack) == 2 and not list(out.glob("packs/*/error.txt"))
@@ -174,10 +174,10 @@ def test_a_worker_of_ray_tells_what_the_disk_refused_apart_from_a_crash(
     config = {"pack": str(save_pack(tmp_path, pack, threads=1)), "out": str(tmp_path), "store": str(store)}
     monkeypatch.setattr(run_pack, "fit", full)
     said = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
-    assert said["crashed"] is None and "make room or mend the disk" in said["refused"]
-    with pytest.raises(DiskFailed, match="make room or mend the disk"):
-        tune.refuse_disk([SimpleNamespace(metrics=None), SimpleNamespace(metrics=said)])
-    tune.refuse_disk([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
+    assert said["crashed"] is None and "free disk space" in said["disk_error"]
+    with pytest.raises(DiskFailed, match="free disk space"):
+        tune.raise_disk_failure([SimpleNamespace(metrics=None), SimpleNamespace(metrics=said)])
+    tune.raise_disk_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
 
 
 def test_members_of_crashed_stacks_are_trained_alone_by_the_last_job_where_they_are_few_else_resume_sends_them(
@@ -234,7 +234,7 @@ def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
 ) -> None:
     ended: Any = SimpleNamespace(poll=lambda: 1)
     with pytest.raises(MachineFailed, match="Ray did not start"):
-        multi_node._wait(tmp_path, ended, nodes=1)
+        multi_node._wait_for_nodes(tmp_path, ended, nodes=1)
     monkeypatch.setattr(head_watch, "_listeners", lambda: [("127.0.0.1", 1)])
     monkeypatch.setattr(head_watch, "PATIENCE_S", 0.0)
     monkeypatch.setattr(head_watch.atexit, "register", lambda _: None)

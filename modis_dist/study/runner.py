@@ -1,0 +1,142 @@
+"""Trains packs of a study with its executor, and keeps the manifest and MLflow up to date."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from modis_dist.evaluate.results import Result, read_result
+from modis_dist.execution.run_pack import Pack, journal_file, remove_last_checkpoint, trial_folder, unfinished_packs
+from modis_dist.execution.trial import Trial
+from modis_dist.runtime.errors import Interrupted, RunFailed
+from modis_dist.study import manifest, telling
+from modis_dist.study.interfaces import Executor, Mirror
+from modis_dist.study.manifest import unique
+from modis_dist.study.monitor import Display, monitored
+from modis_dist.study.packs import layout
+from modis_dist.study.plan import Plan, ids_of, is_done
+from modis_dist.train.journal import copy_trial
+
+
+class PackRunner:
+    """The packs of one study and the ports that train and show them."""
+
+    def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
+        self._planned = planned
+        self._manifest = planned.manifest
+        self._declared: set[str] = set()  # trials that the mirror knows of
+        self._out = out
+        self._executor = executor
+        self._mirror = mirror
+        self._display = display
+
+    # --- packs ----------------------------------------------------------------------------------------------
+
+    def packs(self) -> list[Pack]:
+        """Return the packs of the search."""
+        return replace(self._planned, manifest=self._manifest).packs()
+
+    def add_packs(self, trials: Sequence[Trial], *, without: Sequence[Pack] = ()) -> None:
+        """Arrange trials of the search that are not done and in no pack, or in one of ``without``, into packs."""
+        dropped = ids_of([pack.trials for pack in without])
+        earlier = [pack for pack in self._manifest.packs if pack not in dropped]
+        packs = ids_of(self._arrange(unique(trials), earlier))
+        self._save(replace(self._manifest, trials=tuple(trials), packs=packs))
+
+    def refit_packs(self, trials: Sequence[Trial]) -> list[Pack]:
+        """Return the packs of the refits, which are scored on test rows."""
+        probe = self._planned.study.sweep.probe
+        packs = [Pack(pack, "test", probe) for pack in self._arrange(trials, self._manifest.refit_packs)]
+        self._save(replace(self._manifest, refit_packs=ids_of([pack.trials for pack in packs])))
+        return packs
+
+    def _arrange(self, trials: Sequence[Trial], earlier: Sequence[Sequence[str]]) -> tuple[tuple[Trial, ...], ...]:
+        return layout(
+            trials,
+            self._planned.selection_of,
+            earlier=earlier,
+            done=partial(is_done, self._out),
+            most=self._planned.most,
+            slots=self._executor.slots,
+        )
+
+    def _save(self, changed: manifest.Manifest) -> None:
+        self._manifest = changed
+        manifest.save(self._out / "manifest.json", changed)
+
+    # --- training -------------------------------------------------------------------------------------------
+
+    def train(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
+        """Train packs; returns why trials crashed, by id. Members of a crashed stack are trained one by one."""
+        reasons = self._execute(packs, name=name)
+        stacks = [pack for pack in packs if len(pack.trials) > 1 and not reasons.keys().isdisjoint(pack.ids)]
+        if not stacks:
+            return reasons
+        # One member may have brought its stack down.
+        singles = [single for stack in stacks for single in self._split(stack)]
+        self._replace_packs(stacks, singles)
+        retried = {trial for single in singles for trial in single.ids}
+        kept = {trial: reason for trial, reason in reasons.items() if trial not in retried}
+        return kept | self._execute(singles, name=f"{name}, crashed packs one by one")
+
+    def _split(self, stack: Pack) -> list[Pack]:
+        """Return every member of a stack as a pack of its own; a finished one takes its records along."""
+        singles = [replace(stack, trials=(trial,)) for trial in stack.trials]
+        for pack in singles:
+            (trial,) = pack.trials
+            if is_done(self._out, trial):
+                copy_trial(journal_file(self._out, stack), journal_file(self._out, pack), trial=trial.id)
+        return singles
+
+    def _replace_packs(self, old: Sequence[Pack], new: Sequence[Pack]) -> None:
+        """Write down that packs are trained as other ones, so that an interrupted study resumes those."""
+        dropped, added = ids_of([pack.trials for pack in old]), ids_of([pack.trials for pack in new])
+
+        def replaced(packs: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+            return (*(pack for pack in packs if pack not in dropped), *added)
+
+        if old[0].judged_on == "test":
+            self._save(replace(self._manifest, refit_packs=replaced(self._manifest.refit_packs)))
+        else:
+            self._save(replace(self._manifest, packs=replaced(self._manifest.packs)))
+
+    def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
+        with monitored(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
+            remaining = unfinished_packs(self._out, packs)
+            for pack in packs:
+                if pack not in remaining:
+                    remove_last_checkpoint(self._out, pack)  # left by a killed process
+            if not remaining:
+                return {}
+            return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
+
+    # --- results --------------------------------------------------------------------------------------------
+
+    def results(self, trials: Sequence[Trial]) -> dict[str, Result]:
+        """Return the results of the trials that have one, by id."""
+        results = {trial.id: self._result(trial) for trial in trials}
+        return {name: result for name, result in results.items() if result is not None}
+
+    def _result(self, trial: Trial) -> Result | None:
+        return read_result(trial_folder(self._out, trial))
+
+    # --- MLflow ---------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def mirrored(self, trials: Sequence[Trial], *, stage: str) -> Iterator[None]:
+        """Tell the mirror of trials before they are trained and after; also where the block is interrupted."""
+        for trial in trials:
+            if trial.id not in self._declared:
+                telling.declare(self._mirror, trial, stage=stage)
+        self._declared |= {trial.id for trial in trials}
+        try:
+            yield
+        except (Interrupted, RunFailed):
+            for trial in trials:
+                if self._result(trial) is not None:
+                    telling.end(self._mirror, trial, out=self._out)
+            self._mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)
+            raise
+        for trial in trials:
+            telling.end(self._mirror, trial, out=self._out)
