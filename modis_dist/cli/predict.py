@@ -71,6 +71,11 @@ def _write(
     model, opened = modis_dist.load(directory), Store.open(store)
     with rows_bar() as told:
         apply_to_store(
-            model, opened, out=out, work=lambda frame, modality: work(model, frame, modality), only=only, told=told
+            model,
+            opened,
+            out=out,
+            predict=lambda frame, modality: work(model, frame, modality),
+            only=only,
+            progress=told,
         )
     typer.echo(f"wrote {out}")
