@@ -1,7 +1,7 @@
-"""Figures of merit of a model, from class codes and features on the host.
+"""Metrics of a model, from class codes and features on the host.
 
-Everything about classes comes from one contingency table per modality, so that a validation costs well under a
-millisecond. Knows neither networks nor torch. Returns plain values that JSON can hold, None where one is undefined.
+All classification metrics of a modality come from one contingency table; a validation takes well under a millisecond.
+Knows neither networks nor torch. Returns values that JSON can hold, None where a metric is undefined.
 
 K classes, n rows, p features.
 """
@@ -9,18 +9,20 @@ K classes, n rows, p features.
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from typing_extensions import TypedDict
 
 from modis_dist.data.store.index import UNLABELLED, Features, Rows, Strings
 
 Counts = NDArray[np.int64]
 Decode = Callable[[str, str, Rows], Features]
 
-LOWER_IS_BETTER = frozenset({"reconstruction_mse"})  # of the figures that may be chosen by
-HEADLINES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
+LOWER_IS_BETTER = frozenset({"reconstruction_mse"})  # of the metrics that `trainer.metric` accepts
+Headline = Literal["balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari"]
+HEADLINES: tuple[Headline, ...] = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
 BLOCK_ROWS = 4096
 BLOCK_VALUES = 1 << 24  # 128 MiB of float64
 
@@ -29,54 +31,91 @@ BLOCK_VALUES = 1 << 24  # 128 MiB of float64
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Class codes [n] of one modality; rows whose ``true`` is UNLABELLED enter no figure and are counted apart."""
+class ClassPredictions:
+    """True and predicted class codes [n] of one modality; rows whose ``true`` is UNLABELLED are only counted."""
 
     true: Rows
     predicted: Rows
 
 
+class ClassMetrics(TypedDict):
+    """Metrics of one class over n rows."""
+
+    recall: float | None
+    precision: float | None
+    n: int
+
+
+class ModalityMetrics(TypedDict):
+    """Classification metrics over the n labelled rows of one modality, or of all modalities pooled."""
+
+    balanced_accuracy: float | None  # mean recall of the classes that occur
+    macro_f1: float | None
+    nmi: float | None  # normalised by the arithmetic mean
+    ari: float | None
+    n: int
+    unlabelled: int
+    per_class: dict[str, ClassMetrics]
+    confusion: list[list[int]]  # [K, K], true classes down
+
+
+class AbsentPair(TypedDict):
+    """Recall of a class in a modality that has no training rows of it."""
+
+    label: str
+    modality: str
+    recall: float | None
+    n: int
+
+
+class Classification(ModalityMetrics):
+    """Classification metrics of all modalities pooled, and of each."""
+
+    mean_modality_balanced_accuracy: float | None
+    modalities: dict[str, ModalityMetrics]
+    absent_pairs: list[AbsentPair]
+
+
 def classification(
-    scored: Mapping[str, Scored], *, classes: Sequence[str], absent_pairs: Sequence[tuple[str, str]] = ()
-) -> dict[str, Any]:
-    """How well classes are predicted, per modality and with the rows of all modalities pooled.
+    predictions: Mapping[str, ClassPredictions],
+    *,
+    classes: Sequence[str],
+    absent_pairs: Sequence[tuple[str, str]] = (),
+) -> Classification:
+    """Return the classification metrics of predictions by modality.
 
-    ``absent_pairs`` are the (class, modality) pairs without training rows, whose recall is listed apart.
-
-    Returns ``balanced_accuracy`` (mean recall of the classes that occur), ``mean_modality_balanced_accuracy``,
-    ``macro_f1``, ``nmi`` (arithmetic mean), ``ari``, ``n``, ``unlabelled``, ``per_class``, ``confusion`` (rows true),
-    ``modalities`` (the same for each) and ``absent_pairs``.
+    ``absent_pairs`` are the (class, modality) pairs without training rows.
     """
-    tables = {name: contingency(rows, len(classes)) for name, rows in scored.items()}
-    unlabelled = {name: len(rows.true) - int(tables[name].sum()) for name, rows in scored.items()}
-    modalities = {name: _figures(tables[name], unlabelled[name], classes) for name in scored}
+    tables = {name: contingency(rows, len(classes)) for name, rows in predictions.items()}
+    unlabelled = {name: len(rows.true) - int(tables[name].sum()) for name, rows in predictions.items()}
+    modalities = {name: _modality_metrics(tables[name], unlabelled[name], classes) for name in predictions}
     pooled = sum(tables.values(), start=np.zeros((len(classes), len(classes)), np.int64))
     return {
-        **_figures(pooled, sum(unlabelled.values()), classes),
+        **_modality_metrics(pooled, sum(unlabelled.values()), classes),
         "mean_modality_balanced_accuracy": _mean([m["balanced_accuracy"] for m in modalities.values()]),
         "modalities": modalities,
-        "absent_pairs": [_absent(modalities, label, modality) for label, modality in absent_pairs],
+        "absent_pairs": [_absent_pair(modalities, label, modality) for label, modality in absent_pairs],
     }
 
 
-def headline(result: Mapping[str, Any]) -> dict[str, float]:
-    """The defined figures of ``classification`` worth a curve, flat: pooled, then balanced accuracy per modality."""
-    figures = {name: result[name] for name in HEADLINES}
-    figures |= {f"balanced_accuracy/{m}": held["balanced_accuracy"] for m, held in result["modalities"].items()}
-    return {name: value for name, value in figures.items() if value is not None}
+def headline(metrics: Classification) -> dict[str, float]:
+    """Return the defined metrics that are plotted over epochs: pooled, then balanced accuracy by modality."""
+    values: dict[str, float | None] = {name: metrics[name] for name in HEADLINES}
+    values |= {f"balanced_accuracy/{name}": m["balanced_accuracy"] for name, m in metrics["modalities"].items()}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def contingency(scored: Scored, num_classes: int) -> Counts:
-    """Rows counted by true [K] and predicted [K] class, the unlabelled left out."""
-    assert scored.true.shape == scored.predicted.shape, "one prediction per row"
-    labelled = scored.true != UNLABELLED
-    true, predicted = scored.true[labelled], scored.predicted[labelled]
+def contingency(predictions: ClassPredictions, num_classes: int) -> Counts:
+    """Return the numbers of labelled rows by true and predicted class, [K, K]."""
+    assert predictions.true.shape == predictions.predicted.shape, "one prediction per row"
+    labelled = predictions.true != UNLABELLED
+    true, predicted = predictions.true[labelled], predictions.predicted[labelled]
     assert not predicted.size or (predicted.min() >= 0 and predicted.max() < num_classes), "predictions are class codes"
     cells = np.bincount(true * num_classes + predicted, minlength=num_classes**2)
     return cells.reshape(num_classes, num_classes)
 
 
-def _figures(table: Counts, unlabelled: int, classes: Sequence[str]) -> dict[str, Any]:
+def _modality_metrics(table: Counts, unlabelled: int, classes: Sequence[str]) -> ModalityMetrics:
     true, predicted, hits = table.sum(1).tolist(), table.sum(0).tolist(), table.diagonal().tolist()
     recall = [_ratio(hit, n) for hit, n in zip(hits, true, strict=True)]
     precision = [_ratio(hit, n) for hit, n in zip(hits, predicted, strict=True)]
@@ -96,28 +135,32 @@ def _figures(table: Counts, unlabelled: int, classes: Sequence[str]) -> dict[str
     }
 
 
-def _absent(modalities: Mapping[str, Any], label: str, modality: str) -> dict[str, Any]:
-    nothing = {"recall": None, "n": 0}
-    held = modalities.get(modality, {}).get("per_class", {}).get(label, nothing)
-    return {"label": label, "modality": modality, "recall": held["recall"], "n": held["n"]}
+def _absent_pair(modalities: Mapping[str, ModalityMetrics], label: str, modality: str) -> AbsentPair:
+    known = modalities[modality]["per_class"].get(label) if modality in modalities else None
+    return {
+        "label": label,
+        "modality": modality,
+        "recall": known["recall"] if known else None,
+        "n": known["n"] if known else 0,
+    }
 
 
 def normalised_mutual_information(table: Counts) -> float | None:
-    """Mutual information over the mean of both entropies; 1 where both sides are one cluster, None without rows."""
+    """Return mutual information over the mean entropy; 1 if true and predicted are one cluster, None without rows."""
     n = int(table.sum())
     if n == 0:
         return None
     entropy_true, entropy_predicted = _entropy(table.sum(1) / n), _entropy(table.sum(0) / n)
     if entropy_true == entropy_predicted == 0:
         return 1.0
-    shared = entropy_true + entropy_predicted - _entropy(table / n)
-    return min(1.0, max(0.0, 2 * shared / (entropy_true + entropy_predicted)))
+    information = entropy_true + entropy_predicted - _entropy(table / n)
+    return min(1.0, max(0.0, 2 * information / (entropy_true + entropy_predicted)))
 
 
 def adjusted_rand_index(table: Counts) -> float | None:
-    """Agreement of pairs of rows, adjusted for chance (Hubert and Arabie 1985, in the pair-counting form).
+    """Return the agreement of pairs of rows adjusted for chance (Hubert and Arabie 1985, by counting pairs).
 
-    1 where the two groupings are the same, None without rows.
+    1 for identical groupings, None without rows.
     """
     n = int(table.sum())
     if n == 0:
@@ -128,13 +171,13 @@ def adjusted_rand_index(table: Counts) -> float | None:
     if true_only == predicted_only == 0:
         return 1.0
     apart = n * (n - 1) - together - true_only - predicted_only
-    spread = (together + true_only) * (true_only + apart) + (together + predicted_only) * (predicted_only + apart)
-    return 2 * (together * apart - true_only * predicted_only) / spread
+    scale = (together + true_only) * (true_only + apart) + (together + predicted_only) * (predicted_only + apart)
+    return 2 * (together * apart - true_only * predicted_only) / scale
 
 
-def _entropy(share: NDArray[np.float64]) -> float:
-    """In nats."""
-    positive = share[share > 0]
+def _entropy(probability: NDArray[np.float64]) -> float:
+    """Return the entropy in nats."""
+    positive = probability[probability > 0]
     return abs(float(positive @ np.log(positive)))
 
 
@@ -143,7 +186,7 @@ def _ratio(part: int, whole: int) -> float | None:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """Over the defined values."""
+    """Return the mean of the defined values."""
     defined = [value for value in values if value is not None]
     return sum(defined) / len(defined) if defined else None
 
@@ -152,46 +195,51 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def mse(predicted: Features, truth: Features) -> float:
-    """Mean over rows and features of the squared difference of two [n, p] arrays, n > 0."""
-    assert predicted.shape == truth.shape and truth.size, "the same rows and features, and some"
+    """Return the mean squared difference of two [n, p] arrays, n > 0."""
+    assert predicted.shape == truth.shape and truth.size, "the same shape, not empty"
     return _squared_error(predicted, truth) / truth.size
 
 
 def all_pairs_mse(x: Features) -> float:
-    """Mean over ordered pairs of different rows and over features of (x_i - x_j)^2, for x [n, p] with n > 1.
+    """Return the mean over pairs of different rows and over features of (x_i - x_j)^2, for x [n, p] with n > 1.
 
-    In closed form: sum_{i != j} (x_i - x_j)^2 = 2 n sum_i (x_i - mean)^2.
+    Closed form: sum_{i != j} (x_i - x_j)^2 = 2 n sum_i (x_i - mean)^2.
     """
     n, p = x.shape
-    assert n > 1 and p, "a pair of rows"
+    assert n > 1 and p, "at least two rows"
     mean = x.mean(0, dtype=np.float64)
     squares = math.fsum(np.square(x[rows] - mean).sum() for rows in _blocks(n, p))
     return float(2 * squares / ((n - 1) * p))
 
 
-def translation(x: Mapping[str, Features], sample_id: Mapping[str, Strings], decode: Decode) -> dict[str, Any]:
-    """Mean squared error of every reconstruction and translation, over the samples measured in both modalities.
+class Translation(TypedDict):
+    """Mean squared errors of reconstruction and translation, keys ``[encoded][decoded]``."""
 
-    ``x[m]`` is [n, p_m] and ``sample_id[m]`` its [n] ids, unique within m. ``decode(a, b, rows)`` gives rows of a
-    decoded as modality b, [len(rows), p_b]; it is called for at most ``BLOCK_ROWS`` rows at a time.
+    mse: dict[str, dict[str, float | None]]  # None without paired rows or if not finite
+    pairs: dict[str, dict[str, int]]  # rows that ``mse`` is the mean of
+    all_pairs_baseline: dict[str, float | None]  # ``all_pairs_mse`` of each modality
 
-    Returns ``mse`` {a: {b: value}} (a = b is the reconstruction of all rows of a; None without paired rows or where
-    not finite), ``pairs`` {a: {b: rows}} and ``all_pairs_baseline`` {m: value}.
+
+def translation(x: Mapping[str, Features], sample_id: Mapping[str, Strings], decode: Decode) -> Translation:
+    """Return the errors of every reconstruction and translation, over the samples measured in both modalities.
+
+    ``x[m]`` is [n, p_m] and ``sample_id[m]`` its [n] ids, unique within m. ``decode(a, b, rows)`` returns rows of a
+    decoded as modality b, [len(rows), p_b]; each call has at most ``BLOCK_ROWS`` rows.
     """
-    where = {name: {sample: row for row, sample in enumerate(ids)} for name, ids in sample_id.items()}
-    matched = {a: {b: _paired_rows(where[a], where[b]) for b in x} for a in x}
+    row_of = {name: {sample: row for row, sample in enumerate(ids)} for name, ids in sample_id.items()}
+    paired = {a: {b: _paired_rows(row_of[a], row_of[b]) for b in x} for a in x}
     return {
-        "mse": {a: {b: _decoded_mse(x[b], *matched[a][b], a, b, decode) for b in x} for a in x},
-        "pairs": {a: {b: len(matched[a][b][0]) for b in x} for a in x},
+        "mse": {a: {b: _decoded_mse(x[b], *paired[a][b], a, b, decode) for b in x} for a in x},
+        "pairs": {a: {b: len(paired[a][b][0]) for b in x} for a in x},
         "all_pairs_baseline": {m: _finite(all_pairs_mse(rows)) if len(rows) > 1 else None for m, rows in x.items()},
     }
 
 
 def _paired_rows(first: Mapping[str, int], second: Mapping[str, int]) -> tuple[Rows, Rows]:
-    """Row numbers of the samples that are in both, in the order of the first."""
+    """Return the row numbers of the samples in ``first`` and ``second``, in the order of ``first``."""
     pairs = [(row, second[sample]) for sample, row in first.items() if sample in second]
-    both = np.array(pairs, np.int64).reshape(-1, 2)
-    return both[:, 0], both[:, 1]
+    rows = np.array(pairs, np.int64).reshape(-1, 2)
+    return rows[:, 0], rows[:, 1]
 
 
 def _decoded_mse(truth: Features, rows: Rows, truth_rows: Rows, a: str, b: str, decode: Decode) -> float | None:
@@ -203,14 +251,14 @@ def _decoded_mse(truth: Features, rows: Rows, truth_rows: Rows, a: str, b: str, 
 
 
 def _squared_error(predicted: Features, truth: Features) -> float:
-    """Sum in float64, block by block so that no second copy of the data is made."""
-    assert predicted.shape == truth.shape, "the same rows and features"
+    """Return the float64 sum of squared differences, by blocks so that the data is not copied."""
+    assert predicted.shape == truth.shape, "the same shape"
     parts = ((predicted[rows], truth[rows]) for rows in _blocks(*truth.shape))
     return math.fsum(np.square(np.subtract(a, b, dtype=np.float64)).sum() for a, b in parts)
 
 
 def _blocks(n: int, p: int) -> Iterator[slice]:
-    """Slices of n rows with p features each; fewer than ``BLOCK_ROWS`` where these are many."""
+    """Return slices of n rows of at most ``BLOCK_ROWS`` rows and ``BLOCK_VALUES`` values."""
     rows = max(1, min(BLOCK_ROWS, BLOCK_VALUES // p))
     return (slice(start, start + rows) for start in range(0, n, rows))
 

@@ -13,11 +13,11 @@ from modis_dist.cli import tune
 from modis_dist.cli.main import main
 from modis_dist.execution import run_pack
 from modis_dist.integrations.mlflow.mirror import NullMirror
-from modis_dist.report import figures
+from modis_dist.report import drawing
 
 tune._mirror = lambda *_: NullMirror()
 run_pack.draw = lambda *_: None
-figures.sweep_overview = lambda *_, **__: None
+drawing.save = lambda *_: None
 
 if __name__ == "__main__":
     main(sys.argv[3:])  # after `-m modis_dist`

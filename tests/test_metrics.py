@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from modis_dist import metrics
-from modis_dist.metrics import Scored, all_pairs_mse, classification, headline, mse, translation
+from modis_dist.metrics import ClassPredictions, all_pairs_mse, classification, headline, mse, translation
 
 CLASSES = ("a", "b", "c", "d")
 code = st.integers(0, 3)
@@ -34,7 +34,7 @@ def columns(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 @example([(0, 1), (1, 0)])
 def test_pooled_figures_are_those_of_scikit_learn(pairs):
     true, predicted = columns(pairs)
-    ours = classification({"m": Scored(true, predicted)}, classes=CLASSES)
+    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
     recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
     assert ours["balanced_accuracy"] == pytest.approx(np.mean(recalls))
     assert ours["macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro", zero_division=0))
@@ -46,14 +46,14 @@ def test_pooled_figures_are_those_of_scikit_learn(pairs):
 def test_balanced_accuracy_is_that_of_scikit_learn():
     draw = np.random.default_rng(0)
     true, predicted = draw.integers(0, 4, 500), draw.integers(0, 4, 500)
-    ours = classification({"m": Scored(true, predicted)}, classes=CLASSES)
+    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
     assert ours["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, predicted))
 
 
 @given(pairs_of_codes)
 def test_recall_and_precision_per_class_are_those_of_scikit_learn_and_none_where_undefined(pairs):
     true, predicted = columns(pairs)
-    ours = classification({"m": Scored(true, predicted)}, classes=CLASSES)["per_class"]
+    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)["per_class"]
     precision, recall, _, support = sk.precision_recall_fscore_support(
         true, predicted, labels=range(4), zero_division=np.nan
     )
@@ -67,7 +67,7 @@ def test_recall_and_precision_per_class_are_those_of_scikit_learn_and_none_where
 def test_nmi_and_ari_do_not_change_when_predicted_clusters_are_renamed(pairs, names):
     true, predicted = columns(pairs)
     renamed = np.array(names)[predicted]
-    one, other = (classification({"m": Scored(true, p)}, classes=CLASSES) for p in (predicted, renamed))
+    one, other = (classification({"m": ClassPredictions(true, p)}, classes=CLASSES) for p in (predicted, renamed))
     assert one["nmi"] == pytest.approx(other["nmi"], abs=1e-12)
     assert one["ari"] == pytest.approx(other["ari"], abs=1e-12)
 
@@ -75,17 +75,17 @@ def test_nmi_and_ari_do_not_change_when_predicted_clusters_are_renamed(pairs, na
 @given(st.lists(st.tuples(st.integers(-1, 3), code), max_size=40), st.lists(st.tuples(code, code), max_size=40))
 def test_pooling_modalities_equals_scoring_their_rows_together(first, second):
     first, second = ([*rows, (-1, 0)] for rows in (first, second))
-    parts = {"x": Scored(*columns(first)), "y": Scored(*columns(second))}
+    parts = {"x": ClassPredictions(*columns(first)), "y": ClassPredictions(*columns(second))}
     pooled = classification(parts, classes=CLASSES)
-    together = classification({"all": Scored(*columns(first + second))}, classes=CLASSES)
+    together = classification({"all": ClassPredictions(*columns(first + second))}, classes=CLASSES)
     of_one = together["modalities"]["all"]
     assert {key: pooled[key] for key in of_one} == of_one
     assert pooled["n"] + pooled["unlabelled"] == len(first) + len(second)
 
 
 def test_unlabelled_rows_are_counted_and_enter_no_figure():
-    with_unknown = Scored(codes(0, 1, -1, -1), codes(0, 0, 1, 2))
-    without = Scored(codes(0, 1), codes(0, 0))
+    with_unknown = ClassPredictions(codes(0, 1, -1, -1), codes(0, 0, 1, 2))
+    without = ClassPredictions(codes(0, 1), codes(0, 0))
     ours = classification({"m": with_unknown}, classes=CLASSES)
     assert ours["unlabelled"] == 2 and ours["n"] == 2
     expected = classification({"m": without}, classes=CLASSES)["modalities"]["m"]
@@ -94,7 +94,7 @@ def test_unlabelled_rows_are_counted_and_enter_no_figure():
 
 @pytest.mark.parametrize("true", [codes(), codes(-1, -1)], ids=["no rows", "only unlabelled rows"])
 def test_figures_without_labelled_rows_are_null_in_json(true):
-    result = classification({"m": Scored(true, np.zeros_like(true))}, classes=CLASSES)
+    result = classification({"m": ClassPredictions(true, np.zeros_like(true))}, classes=CLASSES)
     read = json.loads(json.dumps(result, allow_nan=False))
     names = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
     assert [read[name] for name in names] == [None] * 5
@@ -104,17 +104,17 @@ def test_figures_without_labelled_rows_are_null_in_json(true):
 
 def test_mean_modality_balanced_accuracy_leaves_out_a_modality_without_rows():
     parts = {
-        "x": Scored(codes(0, 0, 1, 1), codes(0, 0, 1, 0)),
-        "y": Scored(codes(2), codes(2)),
-        "none": Scored(codes(-1), codes(0)),
+        "x": ClassPredictions(codes(0, 0, 1, 1), codes(0, 0, 1, 0)),
+        "y": ClassPredictions(codes(2), codes(2)),
+        "none": ClassPredictions(codes(-1), codes(0)),
     }
     assert classification(parts, classes=CLASSES)["mean_modality_balanced_accuracy"] == pytest.approx((0.75 + 1) / 2)
 
 
 def test_recall_of_an_absent_pair_is_that_of_its_class_in_its_modality():
     parts = {
-        "x": Scored(codes(0, 0, 1), codes(0, 0, 1)),
-        "y": Scored(codes(0, 0, 0, 1), codes(0, 1, 1, 1)),
+        "x": ClassPredictions(codes(0, 0, 1), codes(0, 0, 1)),
+        "y": ClassPredictions(codes(0, 0, 0, 1), codes(0, 1, 1, 1)),
     }
     pairs = [("a", "y"), ("d", "x"), ("a", "unknown")]
     assert classification(parts, classes=CLASSES, absent_pairs=pairs)["absent_pairs"] == [
@@ -125,7 +125,7 @@ def test_recall_of_an_absent_pair_is_that_of_its_class_in_its_modality():
 
 
 def test_headline_is_flat_and_drops_what_is_undefined():
-    parts = {"x": Scored(codes(0, 1), codes(0, 1)), "y": Scored(codes(-1), codes(0))}
+    parts = {"x": ClassPredictions(codes(0, 1), codes(0, 1)), "y": ClassPredictions(codes(-1), codes(0))}
     assert headline(classification(parts, classes=CLASSES)) == {
         "balanced_accuracy": 1.0,
         "mean_modality_balanced_accuracy": 1.0,
@@ -138,12 +138,12 @@ def test_headline_is_flat_and_drops_what_is_undefined():
 
 def test_a_prediction_that_is_no_class_is_refused():
     with pytest.raises(AssertionError, match="class codes"):
-        classification({"m": Scored(codes(0), codes(4))}, classes=CLASSES)
+        classification({"m": ClassPredictions(codes(0), codes(4))}, classes=CLASSES)
 
 
 def test_scoring_three_modalities_of_2000_rows_takes_about_a_millisecond():
     draw = np.random.default_rng(0)
-    parts = {m: Scored(draw.integers(0, 10, 2000), draw.integers(0, 10, 2000)) for m in "xyz"}
+    parts = {m: ClassPredictions(draw.integers(0, 10, 2000), draw.integers(0, 10, 2000)) for m in "xyz"}
     seconds = []
     for _ in range(30):
         start = time.perf_counter()

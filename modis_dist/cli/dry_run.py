@@ -191,7 +191,7 @@ def _features_on_disk(plain: dict[str, Any]) -> str:
 
 def _trials(plain: dict[str, Any]) -> "Table":
     from modis_dist.report.tables import add, empty, finished, numbers, parameters
-    from modis_dist.report.text import plain as readable
+    from modis_dist.runtime.text import plain as readable
 
     table, some_done = empty("trial"), plain["done"] > 0
     parameters(table, "settings")

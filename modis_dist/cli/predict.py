@@ -71,6 +71,11 @@ def _write(
     model, opened = modis_dist.load(directory), Store.open(store)
     with rows_bar() as progress:
         apply_to_store(
-            model, opened, out=out, work=lambda frame, modality: work(model, frame, modality), only=only, told=progress
+            model,
+            opened,
+            out=out,
+            predict=lambda frame, modality: work(model, frame, modality),
+            only=only,
+            progress=progress,
         )
     typer.echo(f"wrote {out}")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,6 +12,8 @@ from modis_dist.runtime.errors import UserError
 if TYPE_CHECKING:
     from modis_dist.cli.display import RunBar
     from modis_dist.config.run import Run
+    from modis_dist.evaluate.baseline import Baseline
+    from modis_dist.evaluate.results import Evaluation, Result, StoreEvaluation
 
 
 def train(
@@ -54,10 +56,10 @@ def train(
         typer.echo(f"evaluate it on its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
         return
     typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures are in {out}")
-    _print_tables(result, "validation")
+    _print_tables(result["evaluation"], result["baseline"], "validation")
 
 
-def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> dict[str, Any]:
+def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -> "Result":
     if run.trainer.workers > 1:
         from modis_dist.integrations.ray.existing_cluster import ray_at
         from modis_dist.integrations.ray.train import train_run_on_ranks
@@ -69,7 +71,9 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
 
     flag = Flag()
     with on_signal(flag.set):
-        return train_run(run, out=out, source=source, reporter=bar, stop=flag)
+        result = train_run(run, out=out, source=source, reporter=bar, stop=flag)
+    assert result is not None, "a single process is rank 0"
+    return result
 
 
 def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
@@ -85,14 +89,14 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
         return
     if result["left_out"]:
         typer.echo(f"note: {result['left_out']} rows of classes unknown to the model are excluded", err=True)
-    _print_tables(result, _note_training_rows(result))
+    _print_tables(result["evaluation"], result["baseline"], _note_training_rows(result))
 
 
-def _note_training_rows(result: dict[str, Any]) -> str:
+def _note_training_rows(result: "StoreEvaluation") -> str:
     """Print a note on rows the model may have been trained on; returns the name of the evaluated rows."""
     left_out = result["training_rows_left_out"]
     if result["rows"] != "all" or left_out == 0:
-        return str(result["rows"])
+        return result["rows"]
     if left_out is None:
         typer.echo(
             "WARNING: the model's training store was not found, so training rows may be among those evaluated; "
@@ -104,21 +108,16 @@ def _note_training_rows(result: dict[str, Any]) -> str:
     return "other"
 
 
-def _print_tables(result: dict[str, Any], rows: str) -> None:
-    from modis_dist.report.tables import class_table, evaluation_table, translation_table
+def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: str) -> None:
+    from modis_dist.report.tables import class_table, evaluation_table, probe_line, translation_table
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
-    evaluation = result["evaluation"]
     titled = [
-        (f"On {rows} rows", evaluation_table(evaluation["classification"], result["baseline"])),
+        (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
         ("By class", class_table(evaluation["classification"])),
         ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]
     show(titled, console)
-    if "probe" in evaluation:
-        probe = evaluation["probe"]
-        console.print(
-            f"Modality probe, balanced accuracy of predicting the modality from the latent space: logistic regression "
-            f"{probe['logistic_regression']:.3f}, kNN {probe['knn']:.3f}; {probe['perfect']:.3f} if perfectly aligned"
-        )
+    if evaluation["probe"] is not None:
+        console.print(probe_line(evaluation["probe"]), soft_wrap=True)

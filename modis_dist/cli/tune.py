@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,6 +13,7 @@ from modis_dist.runtime.errors import UserError
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
     from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.report.study_results import Summary
     from modis_dist.study.interfaces import Executor
     from modis_dist.study.plan import Plan
 
@@ -88,7 +89,7 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
     return plan(study, out=folder, slots=executor.slots, source=str(source))
 
 
-def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> dict[str, Any]:
+def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Summary":
     """A study from its first trial to its summary, with bars and MLflow."""
     from modis_dist.cli.display import errors, sweep_bars
     from modis_dist.integrations.mlflow.store import note_delivery
@@ -172,14 +173,14 @@ def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:
     return folder if there else nowhere
 
 
-def print_summary(summary: dict[str, Any], folder: Path) -> None:
+def print_summary(summary: "Summary", folder: Path) -> None:
     """The tables of a finished study."""
-    from modis_dist.report.study import continued, models, tables
+    from modis_dist.report.study import models, resumed_elsewhere, tables
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
-    show(tables(summary, summary["groups"], metric=summary["metric"], most=CONFIGURATIONS_SHOWN), console)
-    for line in [*models(summary), *continued(summary)]:
+    show(tables(summary, most=CONFIGURATIONS_SHOWN), console)
+    for line in [*models(summary), *resumed_elsewhere(summary)]:
         console.print(line, markup=False, soft_wrap=True)
     console.print(
         f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.",
@@ -188,7 +189,7 @@ def print_summary(summary: dict[str, Any], folder: Path) -> None:
     )
 
 
-def fail_if_incomplete(summary: dict[str, Any], folder: Path) -> None:
+def fail_if_incomplete(summary: "Summary", folder: Path) -> None:
     """Raise ``SweepIncomplete`` where trials failed."""
     from modis_dist.runtime.errors import SweepIncomplete
     from modis_dist.runtime.text import shown

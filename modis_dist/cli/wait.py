@@ -1,6 +1,5 @@
 """Waiting for the end of a submission: `--wait` of `submit`, `resume` and `status`."""
 
-import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +16,7 @@ GOING_ON = frozenset({"running", "waiting", "unknown"})
 def wait_for_end(folder: Path, *, as_json: bool) -> None:
     """Until no job of a submission runs or will. Raises what the study ended with, or ``Interrupted``."""
     from modis_dist.cli.tune import fail_if_incomplete, print_summary
+    from modis_dist.report.study_results import read_summary
     from modis_dist.runtime.errors import Interrupted, RunFailed
 
     try:
@@ -28,7 +28,8 @@ def wait_for_end(folder: Path, *, as_json: bool) -> None:
         ) from None
     if found.state != "finished":
         raise RunFailed(f"{folder}: {found.advice}; its logs are in {folder / 'submission' / 'logs'}")
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = read_summary(folder)
+    assert summary is not None, "a finished study has a summary"
     print_json(summary) if as_json else print_summary(summary, folder)
     fail_if_incomplete(summary, folder)
 

@@ -1,4 +1,4 @@
-"""What plain logistic regression makes of the same rows: the figure that every result table carries.
+"""Baseline of every result table: logistic regression of each modality, trained and tested on the same rows.
 
 Knows neither networks nor torch.
 """
@@ -6,28 +6,44 @@ Knows neither networks nor torch.
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import numpy as np
+from typing_extensions import TypedDict
 
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, RowView, materialise, slices
 from modis_dist.data.store.index import UNLABELLED, Features, Rows
-from modis_dist.metrics import Scored, classification
+from modis_dist.metrics import Classification, ClassPredictions, classification
 
 CHOICES = (0.01, 0.1, 1.0)
-"""Inverse strengths C of the L2 penalty that are chosen among, so that the baseline is as good as it can be."""
+"""Candidates for C, the inverse strength of the L2 penalty; cross-validation chooses one."""
 
 UNTUNED = 0.1
-"""C where too few rows are labelled to choose."""
+"""C if too few rows are labelled for cross-validation."""
 
 FOLDS = 3
 TUNED_ON = 3000
-"""Labelled training rows that C is chosen on, at most; the regression itself learns from all of them."""
+"""Maximum number of labelled rows for cross-validation; the regression itself is fitted on all of them."""
 
 MAX_ITER = 1000
-"""Iterations of lbfgs at most; a regression stopped by it is reported with ``converged`` false."""
+"""Maximum number of iterations of lbfgs; ``converged`` is false if a fit reaches it."""
 
 Labelled = tuple[Features, Rows]
+
+
+class Fit(TypedDict):
+    """How the regression of one modality was fitted."""
+
+    C: float | None  # chosen by cross-validation on the training rows; None without a regression
+    converged: bool
+    reason: str | None  # why there is no regression
+
+
+class Baseline(Classification):
+    """Classification metrics of the regressions, and how each modality was fitted."""
+
+    fits: dict[str, Fit]
+    max_iter: int
+    converged: bool  # all of them
 
 
 def logistic_regression(
@@ -36,45 +52,46 @@ def logistic_regression(
     *,
     classes: Sequence[str],
     storage: FeatureStorage = "memory",
-) -> dict[str, Any]:
-    """One multinomial logistic regression per modality, scored on the test rows; ``storage`` keeps standardised rows.
+) -> Baseline:
+    """Fit one multinomial logistic regression per modality and score it on the test rows.
 
-    ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown; only labelled
-    training rows are used, standardised by their own mean and deviation.
+    ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown. Only labelled
+    training rows are used, standardised by their own mean and deviation; ``storage`` stores the standardised rows.
 
-    Returns what ``metrics.classification`` returns, with ``max_iter`` and ``converged``. Per modality ``C``, chosen
-    by cross-validation of the training rows, ``converged``, and ``reason``: None, or why there is no regression and no
-    C. A modality whose labelled training rows are all of one class predicts that class; one without any is not scored
-    (n = 0, figures None).
+    With a single class among its labelled training rows a modality predicts that class; without labelled training rows
+    it is not scored (n = 0, metrics None).
     """
-    outcomes = {name: _one_modality(train.get(name), rows, storage) for name, rows in test.items()}
-    result = classification({name: scored for name, (scored, _) in outcomes.items()}, classes=classes)
-    for name, (_, facts) in outcomes.items():
-        result["modalities"][name] |= facts
-    converged = all(facts["converged"] for _, facts in outcomes.values())
-    return {**result, "max_iter": MAX_ITER, "converged": converged}
+    fitted = {name: _one_modality(train.get(name), rows, storage) for name, rows in test.items()}
+    fits = {name: fit for name, (_, fit) in fitted.items()}
+    return {
+        **classification({name: predictions for name, (predictions, _) in fitted.items()}, classes=classes),
+        "fits": fits,
+        "max_iter": MAX_ITER,
+        "converged": all(fit["converged"] for fit in fits.values()),
+    }
 
 
-def _one_modality(train: Labelled | None, test: Labelled, storage: FeatureStorage) -> tuple[Scored, dict[str, Any]]:
+def _one_modality(train: Labelled | None, test: Labelled, storage: FeatureStorage) -> tuple[ClassPredictions, Fit]:
     x, true = test
     known = train[1] != UNLABELLED if train is not None else np.zeros(0, bool)
     if train is None or not known.any():
-        nothing = np.zeros(0, np.int64)
-        return Scored(nothing, nothing), {"C": None, "converged": True, "reason": "no labelled training row"}
+        no_rows = np.zeros(0, np.int64)
+        fit: Fit = {"C": None, "converged": True, "reason": "no labelled training row"}
+        return ClassPredictions(no_rows, no_rows), fit
     labels = train[1][known]
     if (labels == labels[0]).all():
-        reason = "one class among the labelled training rows"
-        return Scored(true, np.full_like(true, labels[0])), {"C": None, "converged": True, "reason": reason}
+        fit = {"C": None, "converged": True, "reason": "one class among the labelled training rows"}
+        return ClassPredictions(true, np.full_like(true, labels[0])), fit
     labelled = RowView(train[0], np.flatnonzero(known))
     c = chosen_c(labelled, labels)
     predicted, converged = predict(labelled, labels, x, c=c, storage=storage)
-    return Scored(true, predicted), {"C": c, "converged": converged, "reason": None}
+    return ClassPredictions(true, predicted), {"C": c, "converged": converged, "reason": None}
 
 
 def chosen_c(x: Matrix, label: Rows) -> float:
-    """The C of ``CHOICES`` with the best balanced accuracy in stratified cross-validation of labelled rows x [n, p].
+    """Return the C of ``CHOICES`` with the best balanced accuracy in stratified cross-validation of rows x [n, p].
 
-    Classes with fewer rows than folds take no part; ``UNTUNED`` where fewer than two classes are left.
+    Classes with fewer rows than folds are left out; with fewer than two classes left, C is ``UNTUNED``.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import GridSearchCV, StratifiedKFold
@@ -92,14 +109,14 @@ def chosen_c(x: Matrix, label: Rows) -> float:
         refit=False,
     )
     with _one_thread(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of convergence: the regression that counts reports its own
+        warnings.simplefilter("ignore")  # of convergence: the final regression reports its own
         search.fit(standardised(x, x[:0])[0], label)
     return float(search.best_params_["C"])
 
 
 @contextmanager
 def _one_thread() -> Iterator[None]:
-    """One BLAS thread: products are small, and threads that wait for each other on busy cores took 20 times longer."""
+    """Use one BLAS thread: the products are small, and on busy cores several threads took 20 times longer."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1, user_api="blas"):
@@ -109,9 +126,9 @@ def _one_thread() -> Iterator[None]:
 def predict(
     train_x: Matrix, train_y: Rows, test_x: Matrix, *, c: float, storage: FeatureStorage = "memory"
 ) -> tuple[Rows, bool]:
-    """Classes [n_test] that a regression with C = ``c`` predicts, and whether lbfgs converged.
+    """Return the predicted classes [n_test] of a regression with C = ``c``, and true if lbfgs converged.
 
-    There are at least two classes in ``train_y``. Standardised rows are kept in ``storage``, and lbfgs copies none.
+    ``train_y`` has at least two classes. ``storage`` stores the standardised rows; lbfgs does not copy them.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -128,12 +145,12 @@ def predict(
 
 
 def standardised(train: Matrix, other: Matrix, *, storage: FeatureStorage = "memory") -> tuple[Features, Features]:
-    """Both [n, p] less the training mean, over the training deviation; columns constant in training only shifted."""
-    nothing = np.zeros(train.shape[1])
-    mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=nothing) / len(train)
-    squares = sum((np.square(block - mean).sum(0) for block in _blocks(train)), start=nothing)
-    first = train[:1]  # the deviation of a constant may be a rounding error instead of 0
-    constant = np.logical_and.reduce([(block == first).all(0) for block in _blocks(train)])
+    """Return two [n, p] arrays minus the training mean, over the training deviation (1 for constant columns)."""
+    zero = np.zeros(train.shape[1])
+    mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=zero) / len(train)
+    squares = sum((np.square(block - mean).sum(0) for block in _blocks(train)), start=zero)
+    first_row = train[:1]  # the deviation of a constant may be a rounding error instead of 0
+    constant = np.logical_and.reduce([(block == first_row).all(0) for block in _blocks(train)])
     scale = np.where(constant, 1.0, np.sqrt(squares / len(train)))
     left, right = (
         materialise((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), storage=storage)

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,21 +14,19 @@ from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
 from modis_dist.evaluate.evaluation import Probe, evaluate, plain_baseline
 from modis_dist.evaluate.predictor import Predictor
+from modis_dist.evaluate.results import StoreEvaluation
 from modis_dist.runtime.errors import DataError
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, training_rows
 from modis_dist.train.seeds import mix
 
 
-def evaluate_folder(folder: Path, store: Path) -> dict[str, Any]:
+def evaluate_folder(folder: Path, store: Path) -> StoreEvaluation:
     """Evaluate the model of a folder on a store.
 
     On the store it was trained with: on the test rows of its split, or the validation rows if there are none, with the
     baseline and the modality probe. On any other store: on all rows of classes that the model knows, without rows with
     the sample or group id of a training row if the training's own store still exists.
-
-    Keys: ``rows`` ("test", "validation" or "all"), ``left_out`` (rows of unknown classes), ``training_rows_left_out``
-    (None if training rows may be among those evaluated), ``evaluation``, ``baseline`` (or None).
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
@@ -98,7 +95,7 @@ def training_ids(run: Run, predictor: Predictor) -> TrainingIds | None:
 
 def _evaluate_elsewhere(
     predictor: Predictor, store: Store, trained_on: TrainingIds | None, *, storage: FeatureStorage
-) -> dict[str, Any]:
+) -> StoreEvaluation:
     """Evaluate a model on a store that it was not trained with."""
     subset, unknown, known = _new_rows(predictor, store, trained_on, storage=storage)
     if not any(subset.rows().values()):

@@ -1,7 +1,7 @@
-"""Using a trained model: class, embedding and translation of new rows. Prediction uses mu, never a sample.
+"""A trained model applied to new rows: class, embedding and translation, all from mu, never from a sample.
 
-``Predictor`` reads only safetensors and JSON. Frames hold one modality: features as columns, by name and in any order,
-an optional ``sample_id`` column; other columns named like metadata are ignored.
+``Predictor`` reads only safetensors and JSON. A frame has the rows of one modality: features as columns by name, in any
+order, and an optional ``sample_id`` column; other columns are ignored.
 """
 
 from collections.abc import Iterable, Iterator
@@ -29,7 +29,7 @@ ROWS_AT_ONCE = 4096
 
 
 class Predictor:
-    """A trained model of one replicate and the preprocessing fitted with it."""
+    """A trained model and the preprocessing fitted with it."""
 
     def __init__(
         self,
@@ -47,30 +47,30 @@ class Predictor:
         self.classes = classes
         self.path = path
         self.trial = trial  # hash of the settings and data it was trained with
-        self.data = data  # ``data_key`` of what it learnt from
+        self.data = data  # ``data_key`` of its training data
 
     @classmethod
     def open(cls, folder: Path, *, device: str | torch.device = "cpu") -> "Predictor":
-        """The best model of a run's output folder, a sweep's, or a checkpoint itself.
+        """Load the best model of a run or a study, or a checkpoint itself, from a folder that may be read-only.
 
-        Only reads, so the folder may be read-only. Raises ``DataError`` where there is none or it is damaged.
+        Raises ``DataError`` if there is no model or it is damaged.
         """
         path = _find(folder)
-        held = checkpoint.load(path)
+        loaded = checkpoint.load(path)
         try:
-            shape = Shape(**{k: _tuples(v) for k, v in held.state["shape"].items()})
-            pipelines = {m: _pipeline(m, held) for m in shape.features}
-            model = Modis(shape, dtype=next(iter(held.tensors["model"].values())).dtype)
-            model.load_state_dict(dict(held.tensors["model"]))
-            classes = tuple(held.state["classes"])
-            known = {name: str(held.state[name]) for name in ("trial", "data")}
+            shape = Shape(**{k: _tuples(v) for k, v in loaded.state["shape"].items()})
+            pipelines = {m: _pipeline(m, loaded) for m in shape.features}
+            model = Modis(shape, dtype=next(iter(loaded.tensors["model"].values())).dtype)
+            model.load_state_dict(dict(loaded.tensors["model"]))
+            classes = tuple(loaded.state["classes"])
+            known = {name: str(loaded.state[name]) for name in ("trial", "data")}
         except (KeyError, TypeError, RuntimeError) as error:
-            raise DataError(f"{path}: is not a model of this program ({shown(str(error))})") from None
+            raise DataError(f"{path}: is not a MODIS model ({shown(str(error))})") from None
         return cls(model.to(device), pipelines, classes, path=path, **known)
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities the model knows."""
+        """Modalities of the model."""
         return self._model.modalities
 
     @property
@@ -79,13 +79,13 @@ class Predictor:
         return self._model.shape
 
     def features(self, modality: str) -> tuple[str, ...]:
-        """Names of the features a modality is made of, before preprocessing. Raises ``DataError`` if unknown."""
+        """Return the feature names of a modality before preprocessing. Raises ``DataError`` for an unknown modality."""
         return self._pipeline_of(modality).features_in
 
     # --- frames -----------------------------------------------------------------------------------------------
 
     def predict(self, frame: "pd.DataFrame", *, modality: str) -> "pd.DataFrame":
-        """Columns ``sample_id`` (if given), ``predicted``, ``probability`` and ``p(<class>)`` for every class."""
+        """Return columns ``sample_id`` (if given), ``predicted``, ``probability`` and ``p(<class>)`` of every class."""
         import pandas as pd
 
         probability = self.probabilities(self._matrix(frame, modality), modality=modality)
@@ -98,7 +98,7 @@ class Predictor:
         return _with_ids(frame, pd.DataFrame(columns, index=frame.index))
 
     def embed(self, frame: "pd.DataFrame", *, modality: str) -> "pd.DataFrame":
-        """Latent means mu, columns ``z0`` .. ``z<L-1>``, and ``sample_id`` if given."""
+        """Return latent means mu in columns ``z0`` .. ``z<L-1>``, and ``sample_id`` if given."""
         import pandas as pd
 
         mu, _ = self.encode(self._matrix(frame, modality), modality=modality)
@@ -106,7 +106,7 @@ class Predictor:
         return _with_ids(frame, pd.DataFrame(mu, index=frame.index, columns=names))
 
     def translate(self, frame: "pd.DataFrame", *, source: str, target: str) -> "pd.DataFrame":
-        """Features of modality ``target`` decoded from rows of ``source``, in the units of the data."""
+        """Return rows of ``source`` decoded as modality ``target``, in the units of the data."""
         import pandas as pd
 
         mu, _ = self.encode(self._matrix(frame, source), modality=source)
@@ -117,21 +117,21 @@ class Predictor:
     # --- arrays -----------------------------------------------------------------------------------------------
 
     def transform(self, x: Matrix, *, modality: str, storage: FeatureStorage = "memory") -> Features:
-        """Raw features [n, p] preprocessed as in training, and kept in a place."""
+        """Return raw features [n, p] preprocessed as in training, stored in ``storage``."""
         return self._pipeline_of(modality).apply(x, storage=storage)
 
     def probabilities(self, x: Features, *, modality: str) -> NDArray[np.float32]:
-        """Class probabilities [n, K] of raw features [n, p]."""
+        """Return class probabilities [n, K] of raw features [n, p]."""
         mu, _ = self.encode(x, modality=modality)
         return self.classify(mu)
 
     def encode(self, x: Features, *, modality: str) -> tuple[Features, Features]:
-        """mu and logvar, both [n, L], of raw features [n, p]."""
+        """Return mu and logvar, both [n, L], of raw features [n, p]."""
         return self.encode_prepared(self.transform(x, modality=modality), modality=modality)
 
     @torch.inference_mode()
     def encode_prepared(self, x: Features, *, modality: str) -> tuple[Features, Features]:
-        """mu and logvar of rows that are already preprocessed."""
+        """Return mu and logvar of preprocessed rows."""
         vae = self._model.vae(modality)
         parts = [vae.encode(rows) for rows in self._chunks(x)]
         if not parts:
@@ -142,7 +142,7 @@ class Predictor:
 
     @torch.inference_mode()
     def classify(self, z: Features) -> NDArray[np.float32]:
-        """Class probabilities [n, K] of latents [n, L]."""
+        """Return class probabilities [n, K] of latent vectors [n, L]."""
         parts = [self._model.discriminator(rows).label.softmax(-1)[0].cpu() for rows in self._chunks(z)]
         return torch.cat(parts).numpy() if parts else np.empty((0, len(self.classes)), np.float32)
 
@@ -173,51 +173,51 @@ class Predictor:
         return self._pipelines[modality]
 
     def _matrix(self, frame: "pd.DataFrame", modality: str) -> Features:
-        """The model's features of a frame, by name. Raises ``DataError`` naming the columns that are missing."""
+        """Return the features of the model from a frame. Raises ``DataError`` with the names of missing columns."""
         import pandas as pd
 
-        wanted = self.features(modality)
+        names = self.features(modality)
         if not isinstance(frame, pd.DataFrame):
-            raise DataError(f"modality {modality}: a pandas DataFrame is needed (got {type(frame).__name__})")
-        twice = frame.columns[frame.columns.duplicated()].intersection(list(wanted))
-        if len(twice):
-            raise DataError(f"modality {modality}: column {shown(str(twice[0]))} stands there twice; remove one")
-        missing = [name for name in wanted if name not in frame.columns]
+            raise DataError(f"modality {modality}: expected a pandas DataFrame, got {type(frame).__name__}")
+        duplicated = frame.columns[frame.columns.duplicated()].intersection(list(names))
+        if len(duplicated):
+            raise DataError(f"modality {modality}: duplicate column {shown(str(duplicated[0]))}; remove one")
+        missing = [name for name in names if name not in frame.columns]
         if missing:
             some = ", ".join(shown(name) for name in missing[:5])
-            raise DataError(f"modality {modality}: {len(missing)} of {len(wanted)} features are missing ({some})")
+            raise DataError(f"modality {modality}: {len(missing)} of {len(names)} features are missing ({some})")
         try:
-            with np.errstate(over="ignore"):  # what is beyond float32 becomes infinite and is refused by name
-                return np.ascontiguousarray(frame[list(wanted)].to_numpy(dtype=np.float64).astype(np.float32))
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused by name
+                return np.ascontiguousarray(frame[list(names)].to_numpy(dtype=np.float64).astype(np.float32))
         except (TypeError, ValueError) as error:
             raise DataError(f"modality {modality}: features must be numbers ({shown(str(error))})") from None
 
 
 def _find(folder: Path) -> Path:
-    """The checkpoint that a path stands for."""
+    """Return the checkpoint in a folder."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder")
     if checkpoint.NAME.match(folder.name):
         return folder
-    for place in (folder / "best", folder / "model" / "best", folder):
-        found = checkpoint.latest(place) if place.is_dir() else None
-        if found is not None:
-            return found
+    for parent in (folder / "best", folder / "model" / "best", folder):
+        latest = checkpoint.latest(parent) if parent.is_dir() else None
+        if latest is not None:
+            return latest
     raise DataError(f"{folder}: no trained model (expected best/step-*)")
 
 
-def _pipeline(modality: str, held: checkpoint.Checkpoint) -> Pipeline:
+def _pipeline(modality: str, loaded: checkpoint.Checkpoint) -> Pipeline:
     prefix = f"{modality}/"
     arrays = {
         name.removeprefix(prefix): tensor.numpy()
-        for name, tensor in held.tensors.get("preprocess", {}).items()
+        for name, tensor in loaded.tensors.get("preprocess", {}).items()
         if name.startswith(prefix)
     }
-    return Pipeline.from_arrays(arrays, held.state["preprocess"][modality])
+    return Pipeline.from_arrays(arrays, loaded.state["preprocess"][modality])
 
 
 def _tuples(value: Any) -> Any:
-    """Lists of JSON back to the tuples of ``Shape``."""
+    """Convert the lists of JSON to the tuples of ``Shape``."""
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(value) if isinstance(value, list) else value

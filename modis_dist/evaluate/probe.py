@@ -1,7 +1,7 @@
-"""How well the modalities are aligned: can a simple classifier tell them apart in the latent space?
+"""The modality probe: the accuracy of a simple classifier that predicts the modality of a row from its latent vector.
 
-Knows neither networks nor torch; gets latents that were sampled by the caller (on mu alone modality hides below the
-noise and the probe says nothing).
+An accuracy at chance (1/M) means that the modalities are aligned. Knows neither networks nor torch; the caller passes
+sampled latents z, because differences in mu that are smaller than the sampling noise do not matter.
 
 M modalities, L latent dimensions.
 """
@@ -15,19 +15,20 @@ from modis_dist.evaluate.baseline import predict, standardised
 
 NEIGHBOURS = 15
 C = 0.01
-"""Of the regression: with hundreds of latent dimensions a weaker penalty fits noise and flatters the alignment."""
+"""Of the regression: with hundreds of latent dimensions a weaker penalty fits noise and overstates the alignment."""
 
 
-def alignment(
+def modality_probe(
     train_z: Mapping[str, Features], test_z: Mapping[str, Features], *, seed: int, max_rows: int = 2000
 ) -> dict[str, float]:
-    """Balanced accuracy of telling the modality of held-out sampled latents: ``logistic_regression`` and ``knn``.
+    """Train classifiers on latents ``train_z[m]`` [n_m, L] and score them on ``test_z[m]``.
 
-    ``train_z[m]`` and ``test_z[m]`` are [n_m, L]. Every modality gives the same number of rows, at most ``max_rows``,
-    chosen by ``seed``, so that ``perfect`` = 1/M is chance. A modality without rows on either side is left out of M.
+    Returns the balanced accuracies ``logistic_regression`` and ``knn``, and that of aligned modalities, ``perfect``.
+    ``seed`` draws the same number of rows of every modality, at most ``max_rows``, so that chance is 1/M. A modality
+    without training or test rows does not count.
     """
     names = [name for name in train_z if len(train_z[name]) and len(test_z.get(name, ()))]
-    assert names, "some modality has latents on both sides"
+    assert names, "a modality with training and test rows"
     perfect = 1 / len(names)
     if len(names) == 1:
         return {"logistic_regression": 1.0, "knn": 1.0, "perfect": perfect}
@@ -42,7 +43,7 @@ def alignment(
 
 
 def _balanced(latents: list[Features], *, seed: list[int], max_rows: int) -> tuple[Features, Rows]:
-    """The same number of rows of each, stacked, and the position of the modality each came from."""
+    """Return the same number of rows of each modality, stacked, and the position of the modality of each row."""
     rows = min(max_rows, *map(len, latents))
     draw = np.random.default_rng(seed)
     chosen = [z[np.sort(draw.choice(len(z), rows, replace=False))] for z in latents]
@@ -58,5 +59,5 @@ def _nearest(x: Features, y: Rows, test_x: Features) -> Rows:
 
 
 def _accuracy(true: Rows, predicted: Rows) -> float:
-    """Every modality has the same number of rows, so plain accuracy is the balanced one."""
+    """Return the accuracy; it is balanced, because every modality has the same number of rows."""
     return float((true == predicted).mean())

@@ -1,137 +1,125 @@
-"""What a finished training leaves behind beside its checkpoints: ``run.yaml``, ``result.json`` and figures' data."""
+"""Files that a training leaves beside its checkpoints: its result, interim result, history and settings.
+
+Knows no torch. The final result is written last: a folder that has one is complete.
+"""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-import torch
+from pydantic import TypeAdapter, ValidationError
+from typing_extensions import TypedDict
 
 from modis_dist.config import parse
 from modis_dist.config.run import Run
-from modis_dist.evaluate.evaluation import Probe, evaluate, plain_baseline
-from modis_dist.evaluate.predictor import Predictor
+from modis_dist.evaluate.baseline import Baseline
+from modis_dist.metrics import Classification, Translation
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json, write_text
-from modis_dist.train.prepare import Prepared
-from modis_dist.train.progress import Progress
-from modis_dist.train.seeds import mix
-from modis_dist.train.stack import Member
+from modis_dist.runtime.text import shown
+from modis_dist.train.progress import Status
 
+VERSION = 2
 RESULT = "result.json"
+INTERIM_RESULT = "interim_result.json"
 HISTORY = "history.json"
-STANDING = "standing.json"
-Judged = Literal["validation", "test"]
+
+T = TypeVar("T")
+HeldOut = Literal["validation", "test"]
+EpochMetrics = dict[str, float | None]  # ``epoch``, ``seconds`` and terms named ``phase/name``; None if not finite
 
 
-class Baselines:
-    """Logistic regression per set of rows, computed once for all trainings that share them."""
+class Evaluation(TypedDict):
+    """Metrics of a trained model on held-out rows."""
 
-    def __init__(self) -> None:
-        self._known: dict[tuple[int, str], tuple[Prepared, dict[str, Any]]] = {}
+    classification: Classification
+    translation: Translation
+    probe: dict[str, float] | None  # of ``modality_probe``; None if not computed
 
-    def of(self, prepared: Prepared, rows: Judged) -> dict[str, Any]:
-        """The baseline of training rows on held-out rows."""
-        key = (id(prepared), rows)
-        if key not in self._known:
-            subset = getattr(prepared, rows)
-            self._known[key] = (prepared, plain_baseline(prepared, subset))
-        return self._known[key][1]
+
+class Result(TypedDict):
+    """Result of a training, final or interim; without held-out rows ``evaluation`` and ``baseline`` are None."""
+
+    version: int
+    trial: str
+    status: Status
+    reason: str | None  # why it failed or was pruned
+    epochs: int
+    best_epoch: int | None
+    changes: list[str]  # of machine and software at each resume
+    metric: str
+    value: float | None  # of ``metric`` at the best epoch
+    evaluated_on: HeldOut
+    training_rows: dict[str, int]
+    evaluation: Evaluation | None
+    baseline: Baseline | None
+
+
+class StoreEvaluation(TypedDict):
+    """Evaluation of a trained model on the rows of a store."""
+
+    rows: Literal["test", "validation", "all"]
+    left_out: int  # rows of classes that the model does not know
+    training_rows_left_out: int | None  # None if training rows may be among the evaluated ones
+    evaluation: Evaluation
+    baseline: Baseline | None  # None on a store that the model was not trained on
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Keep the settings of a training as a ``run.yaml`` that runs again."""
+    """Write the settings of a training as a ``run.yaml`` that runs again."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_text(folder / "run.yaml", parse.dump(run))
 
 
-def conclude(
-    member: Member,
-    progress: Progress,
-    *,
-    judged_on: Judged,
-    probe: bool,
-    baselines: Baselines,
-    device: str | torch.device = "cpu",
-) -> dict[str, Any]:
-    """Judge a member's best model on its held-out rows; returns its result, where it failed with the reason.
-
-    The history is written, the result is not: it says that all else is there (``write_result``). The networks run on
-    ``device``.
-    """
-    result = _so_far(member, progress, judged_on)
-    subset = getattr(member.prepared, judged_on)
-    if progress.status == "done" and subset is not None:
-        predictor = Predictor.open(member.folder, device=device)
-        prepared = member.prepared
-        probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
-        result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
-        result["baseline"] = baselines.of(member.prepared, judged_on)
-    _write_history(member, progress)
-    return result
+def write_result(folder: Path, result: Result, *, name: str = RESULT) -> None:
+    """Write a result; a folder with a final one is not trained again."""
+    write_json(folder / name, result)
 
 
-def note_standing(member: Member, progress: Progress, *, judged_on: Judged) -> None:
-    """Write how a member stands that is not trained to its end yet: ``standing.json``, like a result."""
-    _write_history(member, progress)
-    write_json(member.folder / STANDING, _so_far(member, progress, judged_on))
+def write_history(folder: Path, history: Sequence[Mapping[str, float]]) -> None:
+    """Write one row per epoch. Written before any result."""
+    rows = [{name: value if isfinite(value) else None for name, value in row.items()} for row in history]
+    write_json(folder / HISTORY, rows)
 
 
-def _so_far(member: Member, progress: Progress, judged_on: Judged) -> dict[str, Any]:
-    """What is known without judging the model."""
-    return {
-        "trial": member.trial,
-        "status": progress.status,
-        "reason": progress.reason,
-        "epochs": progress.epochs,
-        "best_epoch": progress.best_epoch,
-        "changes": progress.changes,
-        "metric": member.run.trainer.metric,
-        "value": progress.best_value,
-        "judged_on": judged_on,
-        "training_rows": member.prepared.train.rows(),
-        "evaluation": None,
-        "baseline": None,
-    }
+def read_result(folder: Path) -> Result | None:
+    """Return the final result of a training, None while it is unfinished. Raises ``DataError`` if damaged."""
+    return read_json(folder / RESULT, Result, version=VERSION)
 
 
-def _write_history(member: Member, progress: Progress) -> None:
-    """Before any result: where one is, so is what it came from."""
-    write_json(member.folder / HISTORY, [_finite(row) for row in progress.history])
+def read_interim_result(folder: Path) -> Result | None:
+    """Return the result at the last rung, None before the first. Raises ``DataError`` if damaged."""
+    return read_json(folder / INTERIM_RESULT, Result, version=VERSION)
 
 
-def write_result(folder: Path, result: Mapping[str, Any]) -> None:
-    """Say that a training is done, figures and journal included: whoever finds the file does nothing any more."""
-    write_json(folder / RESULT, dict(result))
-
-
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result in a training's folder, or None where it is not finished. Raises ``DataError`` if damaged."""
-    return _read(folder / RESULT)
-
-
-def read_standing(folder: Path) -> dict[str, Any] | None:
-    """How a training stood when it was last compared with others, or None. Raises ``DataError`` if damaged."""
-    return _read(folder / STANDING)
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    try:
-        result: dict[str, Any] = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({type(error).__name__}); remove it and rerun the command") from None
-    return result
-
-
-def read_history(folder: Path) -> list[dict[str, float | None]]:
-    """One row per epoch, of a training that is finished or was compared with others."""
-    rows: list[dict[str, float | None]] = json.loads((folder / HISTORY).read_text())
+def read_history(folder: Path) -> list[EpochMetrics]:
+    """Return one row per epoch of a training that has a result. Raises ``DataError`` if missing or damaged."""
+    rows = read_json(folder / HISTORY, list[EpochMetrics])
+    if rows is None:
+        raise DataError(f"{folder / HISTORY}: is missing; remove {folder / RESULT} and rerun the same command")
     return rows
 
 
-def _finite(row: dict[str, float]) -> dict[str, float | None]:
-    """Strict JSON has no nan."""
-    return {name: value if isfinite(value) else None for name, value in row.items()}
+def read_json(path: Path, kind: type[T], *, version: int | None = None) -> T | None:
+    """Return the content of a JSON file as a ``kind``, None without the file.
+
+    Raises ``DataError`` for another format version, and for a file that is damaged or incomplete.
+    """
+    try:
+        content: Any = json.loads(path.read_bytes())
+        written_by = content.get("version", 1) if isinstance(content, dict) else None
+        if version is not None and written_by not in (version, None):
+            raise DataError(f"{path}: has format version {written_by}, this program reads {version}; use another --out")
+        return TypeAdapter(kind).validate_python(content, strict=True)
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        problem = error.errors(include_url=False)[0]
+        reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = type(error).__name__
+    raise DataError(f"{path}: is damaged ({shown(reason)}); remove it and rerun the same command") from None

@@ -18,13 +18,11 @@ import torch
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
+from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim_result
 from modis_dist.evaluate.results import (
-    Baselines,
-    Judged,
-    conclude,
-    note_standing,
+    HeldOut,
+    read_interim_result,
     read_result,
-    read_standing,
     write_result,
     write_run,
 )
@@ -55,7 +53,7 @@ class Pack:
     """Trials that are trained as one stack."""
 
     trials: tuple[Trial, ...]
-    judged_on: Judged = "validation"
+    judged_on: HeldOut = "validation"
     probe: bool = True
     until: int | None = None  # epoch at which it waits to be compared with others; None: to its end, 0: no further
 
@@ -136,7 +134,7 @@ def unfinished_packs(out: Path, packs: Sequence[Pack]) -> list[Pack]:
 def _is_trained(folder: Path, until: int | None) -> bool:
     if read_result(folder) is not None or until is None:
         return read_result(folder) is not None
-    interim = read_standing(folder)
+    interim = read_interim_result(folder)
     return (interim["epochs"] if interim else 0) >= until
 
 
@@ -211,12 +209,12 @@ def run_pack(
         baselines = Baselines()
         for member, progress in zip(stack.members, stack.progress, strict=True):
             if progress.status == "running":
-                note_standing(member, progress, judged_on=pack.judged_on)
+                write_interim_result(member, progress, evaluated_on=pack.judged_on)
             elif read_result(member.folder) is None:
-                result = conclude(
+                result = evaluate_training(
                     member,
                     progress,
-                    judged_on=pack.judged_on,
+                    evaluated_on=pack.judged_on,
                     probe=pack.probe,
                     baselines=baselines,
                     device=stack.device,
@@ -289,7 +287,7 @@ def _open_journal(layout: Layout, members: Sequence[Member]) -> Iterator[Journal
 def _pruned(folders: Iterable[Path]) -> dict[str, str]:
     """Return why trials were pruned, by id."""
     results = [result for folder in folders if (result := read_result(folder)) is not None]
-    return {result["trial"]: result["reason"] for result in results if result["status"] == "pruned"}
+    return {result["trial"]: str(result["reason"]) for result in results if result["status"] == "pruned"}
 
 
 def chosen_device(run: Run) -> torch.device:

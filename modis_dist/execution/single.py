@@ -1,11 +1,10 @@
 """One run without a study: a pack of one trial in a folder of its own."""
 
 from pathlib import Path
-from typing import Any
 
 from modis_dist.config.run import Run
 from modis_dist.data.store.open_store import open_store
-from modis_dist.evaluate.results import RESULT, read_result
+from modis_dist.evaluate.results import RESULT, Result, read_result
 from modis_dist.execution.run_pack import LAST, Layout, Pack, chosen_device, run_pack
 from modis_dist.execution.trial import ONLY_CONDITION, Trial, trial_id
 from modis_dist.runtime.errors import DataError, RunFailed
@@ -24,10 +23,10 @@ def train_run(
     stop: Stop,
     threads: int | None = None,
     spec: RankSpec = ALONE,
-) -> dict[str, Any]:
+) -> Result | None:
     """Train a run into ``out``, or resume it there; returns its result.
 
-    Collective: every rank calls it, only rank 0 writes, the results of the others are empty. Raises ``RunFailed`` if
+    Collective: every rank calls it, only rank 0 writes, the others return None. Raises ``RunFailed`` if
     the training diverges or disk or memory are full, ``Interrupted`` if it was asked to stop, ``DataError`` if ``out``
     belongs to another run.
     """
@@ -45,7 +44,7 @@ def train_run(
     layout = single_layout(out, trial, lock_patience_s=PATIENCE_S if spec.size > 1 else 0)
     run_pack(Pack((trial,)), layout, store=store.path, stop=stop, reporter=reporter, threads=threads, spec=spec)
     if spec.rank > 0:
-        return {}
+        return None
     result = read_result(out)
     assert result is not None, "a training that ended has its result"
     if result["status"] == "failed":

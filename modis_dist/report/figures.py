@@ -1,12 +1,8 @@
-"""Figures of a finished training or study, as PNG files.
-
-``draw_*`` returns a matplotlib Figure; the function of the same name without ``draw_`` writes it.
-"""
+"""Figures of a finished training or study, drawn but not written (``drawing.save``)."""
 
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from modis_dist.data.store.index import UNLABELLED, Features, Rows
+from modis_dist.evaluate.results import EpochMetrics
+from modis_dist.metrics import Classification, ModalityMetrics, Translation
 from modis_dist.report.drawing import (
     CLASS_COLOURS,
     CROWDED,
@@ -32,9 +30,10 @@ from modis_dist.report.drawing import (
     grid,
     heading,
     matrix,
-    save,
 )
-from modis_dist.report.text import plain, settings, varying
+from modis_dist.report.study_results import RankedGroup
+from modis_dist.report.text import settings, varying
+from modis_dist.runtime.text import plain
 
 MARKERS = ("o", "^", "s", "D", "v", "P", "X")
 BEST: dict[str, Any] = {"marker": "D", "color": OKABE_ITO[1]}
@@ -44,26 +43,26 @@ MAX_POINTS = 20_000
 MAX_CONFIGURATIONS = 60
 
 FAMILIES = {
-    "reconstruction": ("Reconstruction error", "MSE"),
+    "reconstruction": ("Reconstruction error", "mean squared error"),
     "total_d": ("Total, discriminator", "weighted loss"),
     "total_g": ("Total, VAEs", "weighted loss"),
     "kl": ("KL divergence", "nats"),
     "adversarial_d": ("Adversarial, discriminator", "loss"),
     "adversarial_g": ("Adversarial, VAEs", "loss"),
-    "class_d": ("Class, discriminator", "cross-entropy (nats)"),
-    "class_g": ("Class, VAEs", "cross-entropy (nats)"),
+    "class_d": ("Classification, discriminator", "cross-entropy (nats)"),
+    "class_g": ("Classification, VAEs", "cross-entropy (nats)"),
     "clustering_d": ("Clustering, discriminator", "loss"),
     "clustering_g": ("Clustering, VAEs", "loss"),
     "penalty": ("Gradient penalty, discriminator", "loss"),
-    "balanced_accuracy": ("Balanced accuracy", "share"),
-    "mean_modality_balanced_accuracy": ("Mean balanced accuracy of modalities", "share"),
-    "macro_f1": ("Macro F1", "F1"),
+    "balanced_accuracy": ("Balanced accuracy", "mean recall of classes"),
+    "mean_modality_balanced_accuracy": ("Balanced accuracy, mean of modalities", "mean recall of classes"),
+    "macro_f1": ("Macro F1", "mean F1 of classes"),
     "nmi": ("Normalised mutual information", "NMI"),
     "ari": ("Adjusted Rand index", "ARI"),
 }
 SAME_FAMILY = {"recon": "reconstruction", "reconstruction_mse": "reconstruction"}
 Curves = dict[str, dict[tuple[str, str], Points]]
-"""family -> (phase, member) -> points [n, 2] of epoch and value"""
+"""family -> (phase, modality or "") -> points [n, 2] of epoch and value"""
 
 PHASES = {"train": ("-", "training"), "val": ("--", "validation")}
 
@@ -71,53 +70,49 @@ PHASES = {"train": ("-", "training"), "val": ("--", "validation")}
 # --- loss curves --------------------------------------------------------------------------------------------
 
 
-def loss_curves(history: Sequence[Mapping[str, Any]], path: Path, *, best_epoch: int | None = None) -> None:
-    """Write ``draw_loss_curves``."""
-    save(draw_loss_curves(history, best_epoch=best_epoch), path)
+def loss_curves(history: Sequence[EpochMetrics], *, best_epoch: int | None = None) -> Figure:
+    """Return losses and metrics over epochs, one panel per family of terms.
 
-
-def draw_loss_curves(history: Sequence[Mapping[str, Any]], *, best_epoch: int | None = None) -> Figure:
-    """One panel per family of terms over the epochs.
-
-    A row of ``history`` holds ``epoch`` and terms named ``phase/family`` or ``phase/family/member``, phase train or
-    val, member a modality; other entries, and rows without a term, are passed over.
+    A row of ``history`` has ``epoch`` and terms named ``phase/family`` or ``phase/family/modality``, with phase train
+    or val; other entries are ignored.
     """
     curves = _curves(history)
     families = [f for f in FAMILIES if f in curves] + [f for f in curves if f not in FAMILIES]
-    members = list(dict.fromkeys(member for family in families for _, member in curves[family] if member))
-    colour = {"": "black"} | {m: MODALITY_COLOURS[i % len(MODALITY_COLOURS)] for i, m in enumerate(members)}
+    modalities = list(dict.fromkeys(modality for family in families for _, modality in curves[family] if modality))
+    colour = {"": "black"} | {m: MODALITY_COLOURS[i % len(MODALITY_COLOURS)] for i, m in enumerate(modalities)}
     figure, panels = grid(len(families), columns=4, width=3.3, height=2.4)
     for axes, family in zip(panels, families, strict=True):
-        for (phase, member), points in curves[family].items():
-            (line,) = axes.plot(*points.T, ls=PHASES[phase][0], lw=1.4, color=colour[member], zorder=2 if member else 3)
+        for (phase, modality), points in curves[family].items():
+            ls, zorder = PHASES[phase][0], 2 if modality else 3
+            (line,) = axes.plot(*points.T, lw=1.4, ls=ls, color=colour[modality], zorder=zorder)
             line.set_marker("o" if len(points) == 1 else "")
         _style_curves(axes, family, best_epoch)
     if not families:
         figure.text(0.5, 0.5, "no epochs recorded", ha="center")
     else:
-        figure_legend(figure, _curve_entries(curves, {m: colour[m] for m in members}, best_epoch))
+        figure_legend(figure, _curve_entries(curves, {m: colour[m] for m in modalities}, best_epoch))
     return figure
 
 
 def _curve_entries(curves: Curves, colour: Mapping[str, str], best_epoch: int | None) -> list[Entry]:
     phases = {phase for lines in curves.values() for phase, _ in lines}
-    entries = [(member, Line2D([], [], color=shade, lw=2)) for member, shade in colour.items()]
+    entries = [(modality, Line2D([], [], color=shade, lw=2)) for modality, shade in colour.items()]
     entries += [(n, Line2D([], [], color="black", ls=ls)) for phase, (ls, n) in PHASES.items() if phase in phases]
     if best_epoch is not None:
         entries.append((f"best epoch ({best_epoch})", Line2D([], [], color=GREY, ls=":")))
     return entries
 
 
-def _curves(history: Sequence[Mapping[str, Any]]) -> Curves:
-    points: dict[str, dict[tuple[str, str], list[tuple[float, float]]]] = {}
+def _curves(history: Sequence[EpochMetrics]) -> Curves:
+    points: dict[str, dict[tuple[str, str], list[tuple[float | None, float]]]] = {}
     for row in history:
         for key, value in row.items():
             phase, _, rest = key.partition("/")
             if phase in PHASES and rest and value is not None:
-                family, _, member = rest.partition("/")
+                family, _, modality = rest.partition("/")
                 lines = points.setdefault(SAME_FAMILY.get(family, family), {})
-                lines.setdefault((phase, member), []).append((row["epoch"], value))
-    return {f: {line: np.array(held, float) for line, held in lines.items()} for f, lines in points.items()}
+                lines.setdefault((phase, modality), []).append((row["epoch"], value))
+    return {f: {line: np.array(pairs, float) for line, pairs in lines.items()} for f, lines in points.items()}
 
 
 def _style_curves(axes: Axes, family: str, best_epoch: int | None) -> None:
@@ -138,15 +133,10 @@ def _style_curves(axes: Axes, family: str, best_epoch: int | None) -> None:
 # --- latent space -------------------------------------------------------------------------------------------
 
 
-def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str], path: Path) -> None:
-    """Write ``draw_latent_pca``."""
-    save(draw_latent_pca(z, label, classes), path)
+def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
+    """Return the first two principal components of latent vectors, coloured by class and by modality.
 
-
-def draw_latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
-    """The first two principal components of the latents of all modalities, coloured by class and by modality.
-
-    ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. Of more than ``MAX_POINTS`` rows some are drawn.
+    ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. A random sample of ``MAX_POINTS`` rows is drawn.
     """
     points, share = principal_components(np.concatenate(list(z.values())))
     codes = np.concatenate([label[m] for m in z])
@@ -160,14 +150,14 @@ def draw_latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classe
     ):
         entries = _scatter(axes, points[chosen], code[chosen], names, colours)
         axes_legend(axes, entries, columns=1 + len(entries) // 20)
-        heading(axes, f"Latents by {by} ({shown})")
+        heading(axes, f"Latent space by {by} ({shown})")
         axes.set_xlabel(f"PC 1 ({share[0]:.0%} of variance)")
         axes.set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
     return figure
 
 
 def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
-    """Scores [n, 2] on the first two components and their shares of variance; missing ones are 0."""
+    """Return scores [n, 2] on the first two components and their shares of variance; missing ones are 0."""
     centred = z.astype(np.float64)
     centred -= centred.mean(0) if len(z) else 0
     variance, direction = np.linalg.eigh(centred.T @ centred)
@@ -181,14 +171,14 @@ def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
 
 
 def _scatter(axes: Axes, points: Points, code: Rows, names: Sequence[str], colours: Sequence[str]) -> list[Entry]:
-    """One collection per marker, so that the groups of a marker mix; legend entries of the groups that occur."""
+    """Draw one collection per marker, so that groups mix; return legend entries of the groups that occur."""
     marker = [MARKERS[k // len(colours) % len(MARKERS)] for k in range(len(names))]
     shade = np.array([colours[k % len(colours)] for k in range(len(names))])
     draw = partial(axes.scatter, s=26 if len(points) < 500 else 12, alpha=0.75, linewidths=0)
     for shape in dict.fromkeys(marker):
-        here = np.isin(code, [k for k in range(len(names)) if marker[k] == shape])
-        if here.any():
-            draw(*points[here].T, c=shade[code[here]], marker=shape, zorder=2)
+        rows = np.isin(code, [k for k in range(len(names)) if marker[k] == shape])
+        if rows.any():
+            draw(*points[rows].T, c=shade[code[rows]], marker=shape, zorder=2)
     present = [k for k in range(len(names)) if (code == k).any()]
     entries = [(names[k], Line2D([], [], ls="", marker=marker[k], color=shade[k], ms=6)) for k in present]
     unknown = code == UNLABELLED
@@ -201,51 +191,41 @@ def _scatter(axes: Axes, points: Points, code: Rows, names: Sequence[str], colou
 # --- confusion ----------------------------------------------------------------------------------------------
 
 
-def confusion(result: Mapping[str, Any], classes: Sequence[str], path: Path) -> None:
-    """Write ``draw_confusion``."""
-    save(draw_confusion(result, classes), path)
+def confusion(metrics: Classification, classes: Sequence[str]) -> Figure:
+    """Return confusion matrices, pooled and by modality.
 
-
-def draw_confusion(result: Mapping[str, Any], classes: Sequence[str]) -> Figure:
-    """Confusion matrices of ``metrics.classification``, pooled and per modality.
-
-    Colour is the share of the true class, text the number of rows (for up to ``CROWDED`` classes).
+    Colours are fractions of the true class, texts are numbers of rows (for up to ``CROWDED`` classes).
     """
-    matrices = {"All modalities": result, **result["modalities"]}
+    matrices: dict[str, ModalityMetrics] = {"All modalities": metrics, **metrics["modalities"]}
     side = min(max(0.42 * len(classes), 2.4), 8.0) + 1.1
     columns = len(matrices) if len(matrices) <= 3 else math.ceil(math.sqrt(len(matrices)))
     figure, panels = grid(len(matrices), columns=columns, width=side + 0.3, height=side)
     rotation = 90 if len(classes) > 4 or max(map(len, classes)) > 6 else 0
-    for axes, (name, figures) in zip(panels, matrices.items(), strict=True):
-        counts = np.array(figures["confusion"])
+    for axes, (name, part) in zip(panels, matrices.items(), strict=True):
+        counts = np.array(part["confusion"])
         rows = counts.sum(1, keepdims=True)
         share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
         image = matrix(axes, share, classes, classes, colours="Blues", rotation=rotation)
         if len(classes) <= CROWDED:
             cell_texts(axes, image, [[str(n) if n else "" for n in line] for line in counts], size=7.5)
-        accuracy = figures["balanced_accuracy"]
-        judged = "no labelled rows" if accuracy is None else f"balanced accuracy {accuracy:.3f}, n = {figures['n']:,}"
-        heading(axes, plain(name, limit=24), judged)
+        accuracy = part["balanced_accuracy"]
+        subtitle = "no labelled rows" if accuracy is None else f"balanced accuracy {accuracy:.3f}, n = {part['n']:,}"
+        heading(axes, plain(name, limit=24), subtitle)
         axes.set_xlabel("predicted class")
         axes.set_ylabel("true class")
-    figure.colorbar(image, ax=panels, label="share of the true class", shrink=0.6, aspect=30)
+    figure.colorbar(image, ax=panels, label="fraction of the true class", shrink=0.6, aspect=30)
     return figure
 
 
 # --- translation --------------------------------------------------------------------------------------------
 
 
-def mse_heatmap(result: Mapping[str, Any], path: Path) -> None:
-    """Write ``draw_mse_heatmap``."""
-    save(draw_mse_heatmap(result), path)
+def mse_heatmap(translation: Translation) -> Figure:
+    """Return the errors by decoded (down) and encoded (across) modality, and the all-pairs baseline in the last column.
 
-
-def draw_mse_heatmap(result: Mapping[str, Any]) -> Figure:
-    """Errors of ``metrics.translation``: decoded modality down, encoded across, last the all-pairs baseline.
-
-    Colour is the error as a share of the all-pairs baseline of the decoded modality, so that modalities compare.
+    Colours are ratios of the error to the all-pairs baseline of the decoded modality, comparable between modalities.
     """
-    error, baseline, pairs = result["mse"], result["all_pairs_baseline"], result["pairs"]
+    error, baseline, pairs = translation["mse"], translation["all_pairs_baseline"], translation["pairs"]
     names = list(error)
     table = np.array([[error[a][b] for a in names] for b in names], float)
     reference = np.array([[baseline[b]] for b in names], float)
@@ -256,10 +236,12 @@ def draw_mse_heatmap(result: Mapping[str, Any]) -> Figure:
     image = matrix(axes, share, names, [*names, "all pairs"], colours="RdBu_r", rotation=0)
     cell_texts(axes, image, texts, size=9)
     axes.axvline(len(names) - 0.5, color="black", lw=1.5)
-    heading(axes, "Reconstruction and translation error (MSE)")
-    axes.set_xlabel("encoded from")
-    axes.set_ylabel("decoded as")
-    figure.colorbar(image, ax=axes, label="MSE / all-pairs MSE\n(0.5: as good as the mean)", aspect=14, extend="max")
+    heading(axes, "Reconstruction and translation error (mean squared error)")
+    axes.set_xlabel("encoded modality")
+    axes.set_ylabel("decoded modality")
+    figure.colorbar(
+        image, ax=axes, label="error / all-pairs error\n(0.5: prediction of the mean)", aspect=14, extend="max"
+    )
     return figure
 
 
@@ -272,52 +254,45 @@ def _error_text(value: float | None, pairs: int | None = None) -> str:
 # --- sweep --------------------------------------------------------------------------------------------------
 
 
-def sweep_overview(rows: Sequence[Mapping[str, Any]], path: Path, *, metric: str = "balanced_accuracy") -> None:
-    """Write ``draw_sweep_overview``."""
-    save(draw_sweep_overview(rows, metric=metric), path)
+def sweep_overview(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy") -> Figure:
+    """Return mean and standard deviation of each configuration, with the chosen one of each condition marked.
 
-
-def draw_sweep_overview(rows: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy") -> Figure:
-    """Mean and standard deviation of each configuration, the best of each condition marked.
-
-    A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` (or None), ``n`` finished trials of
-    ``expected``, ``rank``, ``chosen``, and optionally ``baseline`` and ``pruned`` (its ``epoch``). Of more than
-    ``MAX_CONFIGURATIONS`` the best are drawn.
+    Of more than ``MAX_CONFIGURATIONS`` the best are drawn.
     """
-    shown = [row for row in rows if row["rank"] <= MAX_CONFIGURATIONS]
+    shown = [group for group in groups if group["rank"] <= MAX_CONFIGURATIONS]
     names = _configuration_names(shown)
     width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # the more settings, the longer the names
     figure, (axes,) = grid(1, columns=1, width=width, height=0.27 * len(shown) + 1.5)
-    for place, row in enumerate(shown):
-        if row.get("baseline") is not None:
-            axes.vlines(row["baseline"], place - 0.5, place + 0.5, color=GREY, ls="--", lw=1.2)
-        if row["mean"] is not None:
-            marker = BEST if row["chosen"] else PRUNED if row.get("pruned") else COMPLETE
-            axes.errorbar(row["mean"], place, xerr=row["sd"], ls="", ms=5, capsize=3, **marker)
+    for y, group in enumerate(shown):
+        if group["baseline"] is not None:
+            axes.vlines(group["baseline"], y - 0.5, y + 0.5, color=GREY, ls="--", lw=1.2)
+        if group["mean"] is not None:
+            marker = BEST if group["chosen"] else PRUNED if group["pruned"] else COMPLETE
+            axes.errorbar(group["mean"], y, xerr=group["sd"], ls="", ms=5, capsize=3, **marker)
     axes.set_yticks(range(len(shown)), names, parse_math=False, fontsize=9)
     axes.set_ylim(len(shown) - 0.4, -0.6)
-    axes.set_xlabel(FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ""))[0], parse_math=False)
+    axes.set_xlabel(f"{FAMILIES.get(SAME_FAMILY.get(metric, metric), (metric, ''))[0]} (validation)", parse_math=False)
     axes.grid(axis="x", color=PALE, lw=0.6)
-    left_out = f" (best {len(shown)} of {len(rows)})" if len(shown) < len(rows) else ""
-    heading(axes, f"Mean ± SD over folds and replicates{left_out}")
+    some = f" (best {len(shown)} of {len(groups)})" if len(shown) < len(groups) else ""
+    heading(axes, f"Mean ± SD over folds and replicates{some}")
     entries = [("best of its condition", Line2D([], [], ls="", **BEST))]
-    if any(row.get("pruned") for row in shown):
-        entries.append(("pruned, value so far", Line2D([], [], ls="", **PRUNED)))
-    if any(row.get("baseline") is not None for row in shown):
+    if any(group["pruned"] for group in shown):
+        entries.append(("pruned, best until then", Line2D([], [], ls="", **PRUNED)))
+    if any(group["baseline"] is not None for group in shown):
         entries.append(("baseline", Line2D([], [], color=GREY, ls="--")))
     axes_legend(axes, entries)
     return figure
 
 
-def _configuration_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    keys = varying(rows) if rows else []
-    conditions = len({row["condition"] for row in rows}) > 1
+def _configuration_names(groups: Sequence[RankedGroup]) -> list[str]:
+    keys = varying([group["params"] for group in groups])
+    conditions = len({group["condition"] for group in groups}) > 1
     names = []
-    for row in rows:
-        parts = [row["condition"]] if conditions else []
-        parts += [settings(row["params"], keys)] if keys else []
-        missing = f"  ({row['n']} of {row['expected']})" if row["n"] < row["expected"] else ""
-        if row.get("pruned"):
-            missing = f"  (epoch {row['pruned']['epoch']})"
-        names.append(drawable("  ".join(parts) or "the run", limit=100) + missing)
+    for group in groups:
+        parts = [group["condition"]] if conditions else []
+        parts += [settings(group["params"], keys)] if keys else []
+        note = f"  ({group['n']} of {group['expected']})" if group["n"] < group["expected"] else ""
+        if group["pruned"]:
+            note = f"  (epoch {group['pruned']['epoch']})"
+        names.append(drawable("  ".join(parts) or "the run", limit=100) + note)
     return names

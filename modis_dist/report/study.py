@@ -1,13 +1,17 @@
-"""The report of a finished study: what was chosen, how it does on test rows, beside the baseline."""
+"""The report of a finished study: the chosen configurations and their test metrics, with the baseline."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
+from modis_dist.metrics import HEADLINES
+from modis_dist.report.study_results import Condition, DetailedMetrics, StudyModel, Summary
 from modis_dist.report.tables import (
     ABSENT,
     BASELINE,
+    LABELS,
+    REPLICATES,
     add,
     comparison_table,
     empty,
@@ -20,135 +24,132 @@ from modis_dist.report.tables import (
     to_markdown,
     translation_table,
 )
-from modis_dist.report.text import plain, settings
+from modis_dist.report.text import settings
+from modis_dist.runtime.text import plain
 
-FIGURES = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
 CHANGES_SHOWN = 3
-HEADERS = ("balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI")
 
 Titled = list[tuple[str, Table]]
-Conditions = Sequence[Mapping[str, Any]]
+Conditions = Sequence[Condition]
 
 
-def tables(
-    summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str, most: int | None = None
-) -> Titled:
-    """The titled tables of a terminal: search, comparison, by modality, translation, absent pairs if there are any.
-
-    Of the search the best ``most`` configurations are listed, or all.
-    """
-    found = [("Search, on validation rows", sweep_table(groups, metric=metric, most=most))]
+def tables(summary: Summary, *, most: int | None = None) -> Titled:
+    """Return the titled tables of a terminal; the first lists the best ``most`` configurations, or all."""
+    titled = [("Search, on validation rows", sweep_table(summary["groups"], metric=summary["metric"], most=most))]
     tested = _tested(summary)
+    details = {c["condition"]: c["details"] for c in tested if c["details"] is not None}
     if tested:
-        translations = {c["condition"]: c["test"]["translation"] for c in tested}
-        found.append(("Chosen configuration, on test rows", comparison_table([_compared(c) for c in tested])))
-        found.append(("Test balanced accuracy by modality", modality_table(tested)))
-        found.append(("Test error of reconstruction and translation", translation_table(translations)))
-    if any(condition["test"]["absent_pairs"] for condition in tested):
-        found.append(("Test recall of pairs absent in training", absent_table(tested)))
-    return found
+        translations = {name: detail["translation"] for name, detail in details.items()}
+        titled.append(("Chosen configuration, on test rows", comparison_table(tested)))
+        titled.append(("Test balanced accuracy by modality", modality_table(tested)))
+        titled.append(("Test error of reconstruction and translation", translation_table(translations)))
+    if any(detail["absent_pairs"] for detail in details.values()):
+        titled.append(("Test recall of class/modality pairs without training rows", absent_table(details)))
+    return _defined_once(titled)
 
 
-def report(summary: Mapping[str, Any], groups: Sequence[Mapping[str, Any]], *, metric: str) -> str:
-    """Those tables as Markdown, and all figures of the chosen configurations by condition and by class."""
+def report(summary: Summary) -> str:
+    """Return those tables as Markdown, and all test metrics by condition and class."""
     parts = [f"# {escaped(summary['study'])}\n"]
-    for title, table in [*tables(summary, groups, metric=metric), *_details(_tested(summary))]:
+    for title, table in _defined_once([*tables(summary), *_detailed(_tested(summary))]):
         parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
-    return "\n".join([*parts, *(f"{escaped(line)}\n" for line in [*models(summary), *continued(summary)])])
+    return "\n".join([*parts, *(f"{escaped(line)}\n" for line in [*models(summary), *resumed_elsewhere(summary)])])
 
 
-def models(summary: Mapping[str, Any]) -> list[str]:
-    """Lines that say whose model was delivered, and where those of other conditions are."""
-    if not summary["model"]:
+def models(summary: Summary) -> list[str]:
+    """Return lines that name the delivered model and the folders of the models of other conditions."""
+    delivered = summary["model"]
+    if delivered is None:
         return []
-    held = [condition["model"] for condition in summary["conditions"] if condition["model"]]
     several = len(summary["conditions"]) > 1
 
-    def named(model: Mapping[str, Any]) -> str:
+    def named(model: StudyModel) -> str:
         parts = [f"condition {plain(model['condition'])}"] if several else []
         return ", ".join([*parts, *filter(None, [settings(model["params"])]), f"seed {model['seed']}"])
 
-    others = [f"The model of {named(model)} is in {model['folder']}." for model in held if model != summary["model"]]
-    return [f"The folder model holds the model of {named(summary['model'])}.", *others]
+    others = [c["model"] for c in summary["conditions"] if c["model"] is not None and c["model"] != delivered]
+    lines = [f"The model of {named(model)} is in {model['folder']}." for model in others]
+    return [f"The folder model holds the model of {named(delivered)}.", *lines]
 
 
-def continued(summary: Mapping[str, Any]) -> list[str]:
-    """A line where trainings were continued with other hardware or software than they began with."""
-    held = summary["changes"]
-    if not held:
+def resumed_elsewhere(summary: Summary) -> list[str]:
+    """Return a line if trainings resumed on different hardware or software."""
+    changes = summary["changes"]
+    if not changes:
         return []
-    kinds = sorted({change for changes in held.values() for change in changes})
+    kinds = sorted({change for of_trial in changes.values() for change in of_trial})
     shown = "; ".join(map(plain, kinds[:CHANGES_SHOWN])) + "; ..." * (len(kinds) > CHANGES_SHOWN)
-    line = "trainings went on with other hardware or software than they began with, so not to the bit"
-    return [f"{len(held)} {line} ({shown}); summary.json names them."]
+    line = f"{len(changes)} trainings resumed on different hardware or software ({shown})"
+    return [f"{line}; results may not be bit-identical to an uninterrupted run. summary.json lists them."]
 
 
 def modality_table(conditions: Conditions) -> Table:
-    """Mean test balanced accuracy of every modality, MODIS beside the baseline."""
+    """Return the mean test balanced accuracy of every modality, MODIS and baseline."""
     prefix = "balanced_accuracy/"
-    keys = list(dict.fromkeys(key for c in conditions for key in c["test"] if key.startswith(prefix)))
-    return _beside_the_baseline(conditions, keys, [plain(key.removeprefix(prefix)) for key in keys])
+    names = dict.fromkeys(name for c in conditions for name in c["test"] or {} if name.startswith(prefix))
+    return _with_baseline(conditions, {name: plain(name.removeprefix(prefix)) for name in names})
 
 
-def figures_table(conditions: Conditions) -> Table:
-    """Every pooled test figure, MODIS beside the baseline."""
-    return _beside_the_baseline(conditions, FIGURES, HEADERS)
+def metrics_table(conditions: Conditions) -> Table:
+    """Return every pooled test metric, MODIS and baseline."""
+    return _with_baseline(conditions, {name: LABELS[name] for name in HEADLINES})
 
 
-def absent_table(conditions: Conditions) -> Table:
-    """Test recall on every class and modality without a training row."""
+def absent_table(details: Mapping[str, DetailedMetrics]) -> Table:
+    """Return, by condition, the test recall of every class and modality without training rows."""
     table = empty("condition", "class", "modality")
     numbers(table, "recall", "n")
-    for condition in conditions:
-        for pair in condition["test"]["absent_pairs"]:
-            names = (condition["condition"], pair["label"], pair["modality"])
+    for condition, detail in details.items():
+        for pair in detail["absent_pairs"]:
+            names = (condition, pair["label"], pair["modality"])
             add(table, *map(plain, names), mean_sd(pair["recall"]), str(pair["recall"]["n"]))
-    return finished(table, "n: replicates.")
+    return finished(table, REPLICATES)
 
 
-def class_table(test: Mapping[str, Any]) -> Table:
-    """Test recall and precision of every class, pooled and recall by modality; absent pairs carry a star."""
-    by_modality = test["per_modality_recall"]
+def class_table(detail: DetailedMetrics) -> Table:
+    """Return test recall and precision of every class, and recall by modality; absent pairs have a star."""
+    by_modality = detail["per_modality_recall"]
     table = empty("class")
     numbers(table, "precision", "recall", *(f"recall {plain(m)}" for m in by_modality), "n")
-    absent = {(pair["label"], pair["modality"]) for pair in test["absent_pairs"]}
-    for label, held in test["per_class"].items():
-        recalls = [starred(mean_sd(one.get(label)), marked=(label, m) in absent) for m, one in by_modality.items()]
-        add(
-            table, plain(label), mean_sd(held["precision"]), mean_sd(held["recall"]), *recalls, str(held["recall"]["n"])
-        )
+    absent = {(pair["label"], pair["modality"]) for pair in detail["absent_pairs"]}
+    for label, pooled in detail["per_class"].items():
+        recalls = [starred(mean_sd(of[label]), marked=(label, m) in absent) for m, of in by_modality.items()]
+        recall, precision = mean_sd(pooled["recall"]), mean_sd(pooled["precision"])
+        add(table, plain(label), precision, recall, *recalls, str(pooled["recall"]["n"]))
     return finished(table, "n: replicates with rows of the class.", *([ABSENT] if absent else []))
 
 
-def _details(conditions: Conditions) -> Titled:
-    """What is too long for a terminal."""
-    by_class = [(f"Test figures by class: {c['condition']}", class_table(c["test"])) for c in conditions]
-    return [("All test figures", figures_table(conditions)), *by_class] if conditions else []
+def _detailed(conditions: Conditions) -> Titled:
+    """Return the tables that are too long for a terminal."""
+    by_class = [
+        (f"Test metrics by class: {c['condition']}", class_table(c["details"]))
+        for c in conditions
+        if c["details"] is not None
+    ]
+    return [("All test metrics, modalities pooled", metrics_table(conditions)), *by_class] if conditions else []
 
 
-def _tested(summary: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+def _defined_once(titled: Titled) -> Titled:
+    """Remove the notes that a table repeats from an earlier one."""
+    printed: set[str] = set()
+    for _, table in titled:
+        notes = [note for note in str(table.caption or "").split("\n") if note not in printed]
+        table.caption = Text("\n".join(notes)) if any(notes) else None
+        printed |= set(notes)
+    return titled
+
+
+def _tested(summary: Summary) -> list[Condition]:
     return [condition for condition in summary["conditions"] if condition["test"] is not None]
 
 
-def _beside_the_baseline(conditions: Conditions, keys: Sequence[str], headers: Sequence[str]) -> Table:
-    """Figures under ``keys``, a line of MODIS and one of the baseline for each condition."""
+def _with_baseline(conditions: Conditions, labels: Mapping[str, str]) -> Table:
+    """Return metrics as columns, with one line of MODIS and one of the baseline per condition."""
     table = empty("condition", "model")
-    numbers(table, *headers, "n")
+    numbers(table, *labels.values(), "n")
     for condition in conditions:
-        for model, figures in (("MODIS", condition["test"]), ("baseline", condition["baseline"] or {})):
-            held = [figures.get(key) for key in keys]
-            n = max((figure["n"] for figure in held if figure is not None), default=0)
-            add(table, plain(condition["condition"]), model, *map(mean_sd, held), str(n))
-    return finished(table, f"{BASELINE}.", "n: replicates.")
-
-
-def _compared(condition: Mapping[str, Any]) -> dict[str, Any]:
-    """A line of the comparison table."""
-    test, baseline = condition["test"], condition["baseline"]
-    probe = test["probe"]
-    return {
-        "condition": condition["condition"],
-        **test["balanced_accuracy"],
-        "probe": None if probe is None else {name: figure["mean"] for name, figure in probe.items()},
-        "baseline": None if baseline is None else baseline["balanced_accuracy"]["mean"],
-    }
+        for model, metrics in (("MODIS", condition["test"]), ("baseline", condition["baseline"])):
+            spreads = [(metrics or {}).get(name) for name in labels]
+            n = max((spread["n"] for spread in spreads if spread is not None), default=0)
+            add(table, plain(condition["condition"]), model, *map(mean_sd, spreads), str(n))
+    return finished(table, BASELINE, REPLICATES)

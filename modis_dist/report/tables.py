@@ -1,143 +1,153 @@
-"""Results as tables: for a terminal (rich) and as Markdown.
+"""Tables of results, for a terminal (rich) and as Markdown.
 
-Every cell is a ``Text``, so that names from data are shown as they are written and never read as markup.
+Every cell is a ``Text``: names from data are shown as written, never read as markup.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.cells import cell_len
 from rich.table import Column, Table
 from rich.text import Text
 
-from modis_dist.report.text import plain, settings, varying
-from modis_dist.runtime.text import markdown
+from modis_dist.evaluate.baseline import Baseline
+from modis_dist.metrics import HEADLINES, Classification, ClassMetrics, ModalityMetrics, Translation
+from modis_dist.report.study_results import Condition, MeanTranslation, Metrics, RankedGroup, Spread
+from modis_dist.report.text import settings, varying
+from modis_dist.runtime.text import markdown, plain
 
 NOTHING = "-"
-FIGURES = ("balanced_accuracy", "macro_f1", "nmi", "ari")
-BASELINE = "baseline: logistic regression of every modality by itself, on the same rows"
-PROBE = "probe: balanced accuracy of telling the modality of a row from its place in the latent space."
-ABSENT = "* no row of this class and modality in training"
+LABELS: dict[str, str] = {name: name.replace("_", " ") for name in HEADLINES}
+LABELS |= {"macro_f1": "macro F1", "nmi": "NMI", "ari": "ARI"}
+MODALITY_METRICS: tuple[Literal["balanced_accuracy", "macro_f1", "nmi", "ari"], ...] = (
+    "balanced_accuracy",
+    "macro_f1",
+    "nmi",
+    "ari",
+)
+BASELINE = "baseline: logistic regression of each modality on its own, trained and tested on the same rows as MODIS."
+GAIN = "gain: MODIS minus baseline."
+PROBE = (
+    "modality probe: balanced accuracy of a classifier (kNN or logistic regression) that predicts the modality of a "
+    "row from its latent vector. 1: the modalities are separated; 1 / number of modalities: they are aligned."
+)
+REPLICATES = "n: replicates; values are mean ± standard deviation."
+ABSENT = "* no training rows of this class in this modality"
+
+
+def probe_line(probe: Mapping[str, float]) -> str:
+    """Return the modality probe of one model with its definition."""
+    values = f"kNN {number(probe['knn'])}, logistic regression {number(probe['logistic_regression'])}"
+    return f"Modality probe: {values}; aligned modalities: {number(probe['perfect'])}.\n{PROBE}"
 
 
 # --- one model ----------------------------------------------------------------------------------------------
 
 
-def evaluation_table(model: Mapping[str, Any], baseline: Mapping[str, Any] | None) -> Table:
-    """Figures of ``metrics.classification`` per modality and pooled, beside the baseline's on the same rows.
+def evaluation_table(model: Classification, baseline: Baseline | None) -> Table:
+    """Return metrics by modality and pooled, with the baseline.
 
-    ``baseline`` is a result of ``baseline.logistic_regression``. No difference is shown where it judged other rows.
+    ``gain`` is left out if the baseline was scored on other rows.
     """
     table = empty("modality")
-    numbers(table, "rows", "balanced accuracy", "macro F1", "NMI", "ARI", "baseline", "gain")
-    parts = {} if baseline is None else baseline["modalities"]
-    lines = [(plain(name), held, parts.get(name)) for name, held in model["modalities"].items()]
+    numbers(table, "rows", *(LABELS[name] for name in MODALITY_METRICS), "baseline", "gain")
+    lines: list[tuple[str, ModalityMetrics, ModalityMetrics | None]] = [
+        (plain(name), metrics, baseline["modalities"].get(name) if baseline else None)
+        for name, metrics in model["modalities"].items()
+    ]
     for name, ours, theirs in [*lines, ("all", model, baseline)]:
-        figures = [number(ours[figure]) for figure in FIGURES]
+        metrics = [number(ours[metric]) for metric in MODALITY_METRICS]
         compared = [NOTHING, NOTHING] if theirs is None else [number(theirs["balanced_accuracy"]), _gain(ours, theirs)]
-        add(table, name, f"{ours['n']:,}", *figures, *compared)
-    unlabelled = [f"Unlabelled rows left out: {model['unlabelled']:,}."] if model["unlabelled"] else []
+        add(table, name, f"{ours['n']:,}", *metrics, *compared)
+    unlabelled = [f"Not counted: {model['unlabelled']:,} unlabelled rows."] if model["unlabelled"] else []
     return finished(table, *unlabelled, *_baseline_notes(baseline))
 
 
-def class_table(result: Mapping[str, Any]) -> Table:
-    """Recall and precision per class, pooled and per modality; pairs absent in training carry a star."""
-    modalities = result["modalities"]
+def class_table(model: Classification) -> Table:
+    """Return recall and precision by class, pooled and by modality; pairs absent in training have a star."""
+    modalities = model["modalities"]
     table = empty("class")
     numbers(table, "rows", "all", *map(plain, modalities))
-    absent = {(pair["label"], pair["modality"]) for pair in result["absent_pairs"]}
-    for label, pooled in result["per_class"].items():
+    absent = {(pair["label"], pair["modality"]) for pair in model["absent_pairs"]}
+    for label, pooled in model["per_class"].items():
         cells = [
-            starred(_recall_precision(held["per_class"][label]), marked=(label, name) in absent)
-            for name, held in modalities.items()
+            starred(_recall_precision(metrics["per_class"][label]), marked=(label, name) in absent)
+            for name, metrics in modalities.items()
         ]
         add(table, plain(label), f"{pooled['n']:,}", _recall_precision(pooled), *cells)
     return finished(table, "recall/precision", *([ABSENT] if absent else []))
 
 
-def translation_table(translations: Mapping[str, Mapping[str, Any]]) -> Table:
-    """Errors of ``metrics.translation`` by condition: decoded modality down, encoded across, the all-pairs baseline.
+def translation_table(translations: Mapping[str, Translation | MeanTranslation]) -> Table:
+    """Return errors by condition, decoded (down) and encoded (across) modality, and the all-pairs baseline.
 
-    The column of conditions is left out where there is one.
+    A single condition has no column.
     """
     several = len(translations) > 1
     table = empty(*(["condition"] if several else []), "decoded as")
-    sources = dict.fromkeys(a for one in translations.values() for a in one["mse"])
+    sources = dict.fromkeys(a for translation in translations.values() for a in translation["mse"])
     numbers(table, *(f"from {plain(a)}" for a in sources), "all pairs")
-    for condition, one in translations.items():
-        for b, reference in one["all_pairs_baseline"].items():
-            errors = [_error(one["mse"].get(a, {}).get(b)) for a in sources]
-            add(table, *([plain(condition)] if several else []), plain(b), *errors, _error(reference))
+    for condition, translation in translations.items():
+        for b, all_pairs in translation["all_pairs_baseline"].items():
+            errors = [_error(translation["mse"].get(a, {}).get(b)) for a in sources]
+            add(table, *([plain(condition)] if several else []), plain(b), *errors, _error(all_pairs))
     return finished(
         table,
-        "Mean squared error of preprocessed features, lower is better; from a modality to itself: reconstruction.",
-        "all pairs: between two different samples. A decoder that knows only the mean has half of it.",
+        "Mean squared error of preprocessed features, lower is better. From a modality to itself: reconstruction.",
+        "all pairs: mean squared difference of two different samples; the mean of each feature reaches half of it.",
     )
 
 
-# --- a sweep ------------------------------------------------------------------------------------------------
+# --- a study ------------------------------------------------------------------------------------------------
 
 
-def sweep_table(
-    rows: Sequence[Mapping[str, Any]], *, metric: str = "balanced_accuracy", most: int | None = None
-) -> Table:
-    """One line per configuration, or the best ``most`` of them; the best of each condition carries a star.
-
-    A row holds ``condition``, ``params`` {dotted key: value}, ``mean`` and ``sd`` over folds and replicates (or None),
-    ``n`` finished trials of ``expected``, ``failed``, ``rank`` and ``chosen``, and optionally ``baseline``, ``probe``
-    (kNN) and ``pruned``.
-    """
-    shown = plain(metric.replace("_", " "))
+def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy", most: int | None = None) -> Table:
+    """Return one line per configuration, or the best ``most``; the chosen one of each condition has a star."""
+    label = LABELS.get(metric, plain(metric.replace("_", " ")))
     table = empty("condition")
     parameters(table, "parameters")
-    numbers(table, shown, "baseline", "probe", "trials")
-    keys = varying(rows) if rows else []
-    groups = [row for row in rows if most is None or row["rank"] <= most]
-    for group in groups:
-        beside = (number(group.get("baseline")), number(group.get("probe")))
-        cells = (starred(mean_sd(group), marked=group["chosen"]), *beside, _trials(group))
-        name, style = plain(group["condition"]), "bold" if group["chosen"] else ""
-        add(table, name, settings(group["params"], keys) or NOTHING, *cells, style=style)
-    notes = [f"... and {len(rows) - len(groups)} more; report.md lists all."] if len(groups) < len(rows) else []
-    notes += ["* best of its condition"] if any(group["chosen"] for group in groups) else []
-    if any(group.get("pruned") for group in groups):
-        notes.append("pruned at: the epoch at which it was not among the best; its value is the best up to there.")
-    if any(group.get("baseline") is not None for group in groups):
-        notes.append(f"{BASELINE}.")
-    if any(group.get("probe") is not None for group in groups):
-        notes += [
-            f"{PROBE} 1: they lie apart, nothing is aligned; 1 / number of modalities: perfectly aligned.",
-            f"The choice looks at {shown} only: compare the probes before you rely on alignment.",
-        ]
+    numbers(table, label, "baseline", "modality probe", "trials")
+    keys = varying([group["params"] for group in groups])
+    shown = [group for group in groups if most is None or group["rank"] <= most]
+    for group in shown:
+        cells = (number(group["baseline"]), number(group["probe"]), _trials(group))
+        mean, style = starred(mean_sd(group), marked=group["chosen"]), "bold" if group["chosen"] else ""
+        add(table, plain(group["condition"]), settings(group["params"], keys) or NOTHING, mean, *cells, style=style)
+    notes = [f"... and {len(groups) - len(shown)} more; report.md lists all."] if len(shown) < len(groups) else []
+    notes.append("Mean ± standard deviation over folds and replicates.")
+    notes += ["* best of its condition"] if any(group["chosen"] for group in shown) else []
+    if any(group["pruned"] for group in shown):
+        notes.append("pruned at: the last epoch of a pruned configuration; its value is the best until then.")
+    if any(group["baseline"] is not None for group in shown):
+        notes.append(BASELINE)
+    if any(group["probe"] is not None for group in shown):
+        notes.append(PROBE)
+        notes.append(f"The choice uses {label} only: check the modality probe before you rely on alignment.")
     return finished(table, *notes)
 
 
-def comparison_table(conditions: Sequence[Mapping[str, Any]]) -> Table:
-    """One line per condition, scored on the test rows.
-
-    A condition holds ``condition``, ``mean`` and ``sd`` of the test balanced accuracy over ``n`` replicates (or
-    None), ``probe`` {logistic_regression, knn, perfect} or None, and ``baseline``, a balanced accuracy or None.
-    """
+def comparison_table(conditions: Sequence[Condition]) -> Table:
+    """Return the test metrics of each condition with its baseline and modality probe."""
     table = empty("condition")
-    numbers(table, "balanced accuracy", "n", "baseline", "gain", "probe logistic", "probe kNN")
-    for row in conditions:
-        probes = [number((row["probe"] or {}).get(name)) for name in ("logistic_regression", "knn")]
-        compared = [number(row["baseline"]), _difference(row["mean"], row["baseline"])]
-        add(table, plain(row["condition"]), mean_sd(row), str(row["n"]), *compared, *probes)
-    notes = ["n: replicates."]
-    if any(row["baseline"] is not None for row in conditions):
-        notes.append(f"{BASELINE}; gain: over it.")
-    perfect = sorted({row["probe"]["perfect"] for row in conditions if row["probe"]})
-    if perfect:
-        notes.append(f"{PROBE} 1: they lie apart, nothing is aligned; {perfect[0]:.3f}: perfectly aligned.")
-    return finished(table, *notes)
+    numbers(
+        table, LABELS["balanced_accuracy"], "n", "baseline", "gain", "modality probe kNN", "modality probe logistic"
+    )
+    for condition in conditions:
+        accuracy, baseline = (_metric(condition[part], "balanced_accuracy") for part in ("test", "baseline"))
+        knn, logistic = (_metric(condition["probe"], name) for name in ("knn", "logistic_regression"))
+        means = [_mean(spread) for spread in (baseline, knn, logistic)]
+        cells = [number(means[0]), _difference(_mean(accuracy), means[0]), *map(number, means[1:])]
+        add(table, plain(condition["condition"]), mean_sd(accuracy), str(accuracy["n"] if accuracy else 0), *cells)
+    with_baseline = any(condition["baseline"] for condition in conditions)
+    with_probe = any(condition["probe"] for condition in conditions)
+    return finished(table, REPLICATES, *([BASELINE, GAIN] if with_baseline else []), *([PROBE] if with_probe else []))
 
 
 # --- as text ------------------------------------------------------------------------------------------------
 
 
 def plain_rows(table: Table) -> list[list[str]]:
-    """Header and cells of a table as they are shown, without markup."""
+    """Return header and cells as displayed, without markup."""
     return [
         [_one_line(column.header) for column in table.columns],
         *map(list, zip(*map(_cells, table.columns), strict=True)),
@@ -145,7 +155,7 @@ def plain_rows(table: Table) -> list[list[str]]:
 
 
 def to_markdown(table: Table) -> str:
-    """A GitHub table; everything a name might mean in Markdown or HTML is escaped."""
+    """Return a GitHub table with names escaped for Markdown and HTML."""
     header, *lines = ([escaped(cell) for cell in row] for row in plain_rows(table))
     rule = ["---:" if column.justify == "right" else "---" for column in table.columns]
     text = "\n".join("| " + " | ".join(row) + " |" for row in (header, rule, *lines))
@@ -155,7 +165,7 @@ def to_markdown(table: Table) -> str:
 
 
 def escaped(text: str) -> str:
-    """A line of text that Markdown and HTML show as it is."""
+    """Return a line of text escaped for Markdown and HTML."""
     return markdown(plain(text, limit=1000))
 
 
@@ -168,15 +178,15 @@ def _cells(column: Column) -> list[str]:
 
 
 def _one_line(cell: Any) -> str:
-    """Names hold no line breaks (``plain``), so these are ours, in place of a space."""
+    """Replace the line breaks of headers (``numbers``); names have none (``plain``)."""
     return _shown(cell).replace("\n", " ")
 
 
-# --- parts --- --------------------------------------------------------------------------------------------------
+# --- parts --------------------------------------------------------------------------------------------------
 
 
 def empty(*names: str) -> Table:
-    """A table that begins with columns of names, which may be folded where a terminal is narrow."""
+    """Return a table whose first columns are names, which a narrow terminal may fold."""
     table = Table(caption_justify="left")
     for name in names:
         table.add_column(Text(name), overflow="fold")
@@ -184,12 +194,12 @@ def empty(*names: str) -> Table:
 
 
 def parameters(table: Table, header: str) -> None:
-    """Add a column of settings, wrapped between two of them and never within one."""
+    """Add a column of settings, wrapped only between two settings."""
     table.add_column(Text(header), overflow="crop")
 
 
 def numbers(table: Table, *headers: str) -> None:
-    """Add columns of numbers, never wrapped; their headers have a word on each line."""
+    """Add columns of numbers, never wrapped; headers have one word per line."""
     for header in headers:
         table.add_column(Text(header.replace(" ", "\n")), justify="right", no_wrap=True, overflow="crop")
 
@@ -200,7 +210,7 @@ def add(table: Table, *cells: str, style: str = "") -> None:
 
 
 def finished(table: Table, *notes: str) -> Table:
-    """With its notes below, and every column at least as wide as the longest piece that must stay whole."""
+    """Add the notes below the table and set the minimum width of every column."""
     for column in table.columns:
         cells = [] if column.overflow == "fold" else [_shown(cell) for cell in column.cells]
         texts = [_shown(column.header), *cells]
@@ -211,26 +221,34 @@ def finished(table: Table, *notes: str) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Three decimals, or a dash."""
+    """Return three decimals, or a dash."""
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def mean_sd(figure: Mapping[str, Any] | None) -> str:
-    """``mean`` ± ``sd``, the latter where it is defined."""
-    if figure is None or figure["mean"] is None:
+def mean_sd(spread: Spread | None) -> str:
+    """Return ``mean ± sd``, or the mean alone if ``sd`` is undefined."""
+    if spread is None or spread["mean"] is None:
         return NOTHING
-    return number(figure["mean"]) + ("" if figure["sd"] is None else f" ± {figure['sd']:.3f}")
+    return number(spread["mean"]) + ("" if spread["sd"] is None else f" ± {spread['sd']:.3f}")
 
 
 def starred(cell: str, *, marked: bool) -> str:
-    """The cell, with a star if it is marked."""
+    """Return the cell, with a star if it is marked."""
     return f"* {cell}" if marked else cell
 
 
-def _trials(group: Mapping[str, Any]) -> str:
-    pruned = group.get("pruned")
-    trained = f"pruned at {pruned['epoch']}" if pruned else f"{group['n']} of {group['expected']}"
-    return trained + (f",\n{group['failed']} failed" if group["failed"] else "")
+def _metric(metrics: Metrics | None, name: str) -> Spread | None:
+    return None if metrics is None else metrics.get(name)
+
+
+def _mean(spread: Spread | None) -> float | None:
+    return None if spread is None else spread["mean"]
+
+
+def _trials(group: RankedGroup) -> str:
+    pruned = group["pruned"]
+    count = f"pruned at {pruned['epoch']}" if pruned else f"{group['n']} of {group['expected']}"
+    return count + (f",\n{group['failed']} failed" if group["failed"] else "")
 
 
 def _error(value: float | None) -> str:
@@ -241,25 +259,24 @@ def _difference(ours: float | None, theirs: float | None) -> str:
     return NOTHING if ours is None or theirs is None else f"{ours - theirs:+.3f}"
 
 
-def _gain(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
-    """Over the baseline, where both judged the same number of rows."""
-    same = ours["n"] == theirs["n"]
-    return _difference(ours["balanced_accuracy"], theirs["balanced_accuracy"]) if same else NOTHING
+def _gain(ours: ModalityMetrics, theirs: ModalityMetrics) -> str:
+    """Return the difference to the baseline if both have the same number of rows."""
+    same_rows = ours["n"] == theirs["n"]
+    return _difference(ours["balanced_accuracy"], theirs["balanced_accuracy"]) if same_rows else NOTHING
 
 
-def _recall_precision(held: Mapping[str, Any]) -> str:
-    return f"{number(held['recall'])}/{number(held['precision'])}"
+def _recall_precision(metrics: ClassMetrics) -> str:
+    return f"{number(metrics['recall'])}/{number(metrics['precision'])}"
 
 
-def _baseline_notes(baseline: Mapping[str, Any] | None) -> list[str]:
+def _baseline_notes(baseline: Baseline | None) -> list[str]:
     if baseline is None:
         return []
-    chosen = ", ".join(f"{held['C']:g}" for held in baseline["modalities"].values() if held["C"] is not None)
-    how = f" (C = {chosen}, chosen on training rows)" if chosen else ""
-    notes = [f"{BASELINE}{how}, its balanced accuracy; gain: over it."]
-    for name, held in baseline["modalities"].items():
-        if held["reason"]:
-            notes.append(f"baseline of {plain(name)}: {held['reason']}.")
-        elif not held["converged"]:
-            notes.append(f"baseline of {plain(name)}: not converged in {baseline['max_iter']} iterations.")
+    c = ", ".join(f"{fit['C']:g}" for fit in baseline["fits"].values() if fit["C"] is not None)
+    notes = [BASELINE, GAIN, *([f"C of the regressions, chosen on training rows: {c}."] if c else [])]
+    for name, fit in baseline["fits"].items():
+        if fit["reason"]:
+            notes.append(f"baseline of {plain(name)}: {fit['reason']}.")
+        elif not fit["converged"]:
+            notes.append(f"baseline of {plain(name)}: not converged after {baseline['max_iter']} iterations.")
     return notes

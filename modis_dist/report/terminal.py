@@ -1,4 +1,4 @@
-"""Tables on standard output, whole at any width."""
+"""Tables on standard output, with complete cells at any width."""
 
 import os
 import sys
@@ -9,17 +9,17 @@ from rich.table import Table
 from rich.text import Text
 
 WIDEST = 10_000
-PADDING = 3  # of a column: a space on either side and the line between two
+PADDING = 3  # of a column: a space on each side and a border
 
 
 def stdout() -> Console:
-    """As wide as the terminal; where output goes into a file or a pipe nothing is wrapped."""
+    """Return a console as wide as the terminal; output to a file or a pipe is not wrapped."""
     console = _Output(highlight=False)
     return console if console.is_terminal else _Output(highlight=False, width=WIDEST)
 
 
 class _Output(Console):
-    """One that says nothing more once its reader is gone (``| head``), instead of ending the process with 1."""
+    """Stops printing after a broken pipe (``| head``) instead of exiting with 1."""
 
     def on_broken_pipe(self) -> None:
         """Called by rich."""
@@ -28,7 +28,7 @@ class _Output(Console):
 
 
 def show(titled: Iterable[tuple[str, Table]], console: Console) -> None:
-    """Print tables; one that is wider than the terminal is printed whole instead of with shortened numbers."""
+    """Print tables with their titles; a table wider than the terminal is printed without shortened numbers."""
     for title, table in titled:
         table.title = Text(title) if title else None
         narrowest = sum((column.min_width or 1) + PADDING for column in table.columns) + 1

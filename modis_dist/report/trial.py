@@ -1,31 +1,26 @@
 """The figures of one finished training."""
 
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
-
-from modis_dist.evaluate.evaluation import latent
+from modis_dist.evaluate.evaluation import latent_means
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.evaluate.results import read_history
+from modis_dist.evaluate.results import Result, read_history
 from modis_dist.train.stack import Member
 
-FIGURES = ("loss_curves", "latent_pca", "confusion", "mse_heatmap")
 
+def draw(member: Member, result: Result) -> None:
+    """Write loss curves, latent PCA, confusion matrices and MSE heat map to ``figures/`` of the training."""
+    evaluation = result["evaluation"]
+    if evaluation is None:
+        return
+    from modis_dist.report import drawing, figures  # imports matplotlib, which workers of a search do not need
 
-def draw(member: Member, result: Mapping[str, Any]) -> list[Path]:
-    """Loss curves, latent PCA, confusion matrices and MSE heat map into ``figures/`` of the member's folder."""
-    if result["evaluation"] is None:
-        return []
-    from modis_dist.report import figures  # loads matplotlib, which the workers of a search never need
-
+    classes, subset = member.prepared.classes, getattr(member.prepared, result["evaluated_on"])
+    mu = latent_means(Predictor.open(member.folder), subset)
     folder = member.folder / "figures"
     folder.mkdir(mode=0o700, exist_ok=True)
-    classes = member.prepared.classes
-    subset = getattr(member.prepared, result["judged_on"])
-    shown = latent(Predictor.open(member.folder), subset)
-    paths = [folder / f"{name}.png" for name in FIGURES]
-    figures.loss_curves(read_history(member.folder), paths[0], best_epoch=result["best_epoch"])
-    figures.latent_pca(shown.mu, shown.label, classes, paths[1])
-    figures.confusion(result["evaluation"]["classification"], classes, paths[2])
-    figures.mse_heatmap(result["evaluation"]["translation"], paths[3])
-    return paths
+    for name, figure in {
+        "loss_curves": figures.loss_curves(read_history(member.folder), best_epoch=result["best_epoch"]),
+        "latent_pca": figures.latent_pca(mu, subset.label, classes),
+        "confusion": figures.confusion(evaluation["classification"], classes),
+        "mse_heatmap": figures.mse_heatmap(evaluation["translation"]),
+    }.items():
+        drawing.save(figure, folder / f"{name}.png")

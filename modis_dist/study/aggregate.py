@@ -1,190 +1,198 @@
-"""What the trials of a sweep add up to: groups over folds and replicates, the choice, the summary.
+"""Aggregation of trials: groups over folds and replicates, test metrics over refitted replicates.
 
-A configuration is judged by its whole group. A group with a trial missing is shown with its count and is not chosen.
+A configuration is evaluated by its whole group. A group that lacks a trial is listed with its count and not chosen.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, median_high, stdev
-from typing import Any
 
+from modis_dist.evaluate.results import Evaluation, Result
 from modis_dist.execution.trial import Trial
 from modis_dist.metrics import HEADLINES, headline
+from modis_dist.report.study_results import (
+    AbsentPairSpread,
+    Condition,
+    DetailedMetrics,
+    Group,
+    MeanTranslation,
+    Metrics,
+    Pruned,
+    Spread,
+)
 
-Results = Mapping[str, Mapping[str, Any]]  # trial id -> result.json
-Group = dict[str, Any]
+Results = Mapping[str, Result]  # by trial id
 Configuration = tuple[str, int]  # condition and number: a group of all its folds and replicates
 
 
-def spread(values: Iterable[float | None]) -> dict[str, float | int | None]:
-    """``mean``, sample standard deviation ``sd`` (None below two values) and ``n`` of the defined values."""
-    held = [value for value in values if value is not None]
+class Verdict(Spread, Pruned):
+    """Decision on a configuration at a rung, by its metric there."""
+
+    goes_on: bool
+
+
+def spread(values: Iterable[float | None]) -> Spread:
+    """Return mean, standard deviation and number of the defined values."""
+    defined = [value for value in values if value is not None]
     return {
-        "mean": fmean(held) if held else None,
-        "sd": stdev(held) if len(held) > 1 else None,
-        "n": len(held),
+        "mean": fmean(defined) if defined else None,
+        "sd": stdev(defined) if len(defined) > 1 else None,
+        "n": len(defined),
     }
 
 
+def spread_by_name(rows: Sequence[Mapping[str, float]], *, names: Iterable[str] = ()) -> Metrics:
+    """Return the ``spread`` of each metric of the rows, and of the metrics ``names``."""
+    every = dict.fromkeys([*names, *(name for row in rows for name in row)])
+    return {name: spread(row.get(name) for row in rows) for name in every}
+
+
+# --- search -------------------------------------------------------------------------------------------------
+
+
 def by_configuration(trials: Sequence[Trial]) -> dict[Configuration, list[Trial]]:
-    """Trials by condition and configuration, in their order."""
-    found: dict[Configuration, list[Trial]] = {}
+    """Return trials by condition and configuration, in their order."""
+    groups: dict[Configuration, list[Trial]] = {}
     for trial in trials:
-        found.setdefault((trial.condition, trial.configuration), []).append(trial)
-    return found
+        groups.setdefault((trial.condition, trial.configuration), []).append(trial)
+    return groups
 
 
 def grouped(
     trials: Sequence[Trial],
     results: Results,
     reasons: Mapping[str, str],
-    pruned: Mapping[Configuration, Mapping[str, Any]] | None = None,
+    pruned: Mapping[Configuration, Verdict] | None = None,
 ) -> list[Group]:
-    """One row per condition and configuration, in the order of the grid or the search.
+    """Return one group per condition and configuration, in the order of the grid or the search.
 
-    Keys: ``condition``, ``params``, ``mean``, ``sd``, ``n``, ``expected``, ``failed``, ``reasons``, ``baseline``,
-    ``probe`` (kNN), ``epochs`` (the middle best epoch), ``pruned``, ``trials``, ``done_trials`` and ``failed_trials``
-    (ids). ``pruned`` is None, or ``epoch``, ``rank`` and ``of``; ``mean``, ``sd`` and ``n`` are then of that epoch.
+    ``reasons`` of failed trials are by id; ``pruned`` has the last verdict on each configuration that was pruned.
     """
     verdicts = pruned or {}
-    members = by_configuration(trials)
-    return [_group(group, results, reasons) | _cut_short(verdicts.get(key)) for key, group in members.items()]
+    return [_group(group, results, reasons, verdicts.get(key)) for key, group in by_configuration(trials).items()]
 
 
-def _cut_short(verdict: Mapping[str, Any] | None) -> Group:
-    """What a verdict at a rung changes in a row."""
-    if verdict is None:
-        return {"pruned": None}
-    figures = {name: verdict[name] for name in ("mean", "sd", "n")}
-    nothing = dict.fromkeys(("baseline", "probe", "epochs"))
-    return {**figures, **nothing, "pruned": {name: verdict[name] for name in ("epoch", "rank", "of")}}
-
-
-def _group(group: Sequence[Trial], results: Results, reasons: Mapping[str, str]) -> Group:
-    metric = group[0].run.trainer.metric
-    finished = [t.id for t in group if t.id in results and results[t.id]["status"] == "done"]
-    done = [results[name] for name in finished]
-    failed = {t.id: reasons[t.id] for t in group if t.id in reasons}
-    epochs = [result["best_epoch"] for result in done if result["best_epoch"] is not None]
-    baselines = [_comparable(result).get(metric) for result in done]
-    probes = [(result["evaluation"] or {}).get("probe", {}).get("knn") for result in done]
-    return {
-        "condition": group[0].condition,
-        "params": group[0].params,
-        **spread(result["value"] for result in done),
-        "expected": len(group),
+def _group(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str], pruned: Verdict | None) -> Group:
+    metric = trials[0].run.trainer.metric
+    done = {t.id: results[t.id] for t in trials if t.id in results and results[t.id]["status"] == "done"}
+    failed = {t.id: reasons[t.id] for t in trials if t.id in reasons}
+    epochs = [result["best_epoch"] for result in done.values() if result["best_epoch"] is not None]
+    probes = [result["evaluation"]["probe"] for result in done.values() if result["evaluation"]]
+    group: Group = {
+        "condition": trials[0].condition,
+        "params": trials[0].params,
+        **spread(result["value"] for result in done.values()),
+        "expected": len(trials),
         "failed": len(failed),
         "reasons": sorted(set(failed.values())),
-        "baseline": spread(baselines)["mean"],
-        "probe": spread(probes)["mean"],
+        "baseline": spread(baseline_metrics(result).get(metric) for result in done.values())["mean"],
+        "probe": spread(probe["knn"] for probe in probes if probe)["mean"],
         "epochs": median_high(epochs) if epochs else None,
-        "trials": [trial.id for trial in group],
-        "done_trials": finished,
+        "pruned": None,
+        "trials": [trial.id for trial in trials],
+        "done_trials": list(done),
         "failed_trials": sorted(failed),
     }
+    if pruned is not None:
+        group |= {"mean": pruned["mean"], "sd": pruned["sd"], "n": pruned["n"]}
+        group |= {"baseline": None, "probe": None, "epochs": None}
+        group["pruned"] = {"epoch": pruned["epoch"], "rank": pruned["rank"], "of": pruned["of"]}
+    return group
 
 
-def figures_on_test(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """Test figures of the refitted replicates: mean, sd and n of each; None where there are no test rows."""
-    judged = [result["evaluation"] for result in results if result["evaluation"] is not None]
-    if not judged:
-        return None
-    figures: dict[str, Any] = spread_of_all([headline(one["classification"]) for one in judged], keys=HEADLINES)
-    probes = [one["probe"] for one in judged if "probe" in one]
-    return {
-        **figures,
-        "probe": spread_of_all(probes) if probes else None,
-        "per_class": _per_class(judged),
-        "per_modality_recall": _per_modality_recall(judged),
-        "absent_pairs": _absent(judged),
-        "translation": _translation(judged),
-    }
+# --- metrics by name ----------------------------------------------------------------------------------------
 
 
-def figures_of_baseline(results: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
-    """The same of logistic regression per modality on the same rows; a figure of other rows is left undefined."""
-    held = [_comparable(result) for result in results if result["baseline"] is not None]
-    return spread_of_all(held, keys=HEADLINES) if held else None
+def baseline_metrics(result: Result) -> dict[str, float]:
+    """Return the metrics of the baseline on exactly the rows of the model.
 
-
-def figures_of(result: Mapping[str, Any]) -> dict[str, float]:
-    """The figures of one training's held-out rows, flat: its own, ``probe/...`` and ``baseline/...``."""
-    evaluation = result["evaluation"]
-    if evaluation is None:
-        return {}
-    figures = headline(evaluation["classification"])
-    if result["value"] is not None:
-        figures[result["metric"]] = result["value"]
-    figures |= {f"probe/{name}": value for name, value in evaluation.get("probe", {}).items()}
-    return figures | {f"baseline/{name}": value for name, value in _comparable(result).items()}
-
-
-def tested(condition: Mapping[str, Any]) -> dict[str, float]:
-    """The same means of a condition's replicates on test rows."""
-    test, baseline = condition["test"] or {}, condition["baseline"] or {}
-    classes = {name: test[name] for name in test if name in HEADLINES or name.startswith("balanced_accuracy/")}
-    parts = {"": classes, "probe/": test.get("probe") or {}, "baseline/": baseline}
-    return {
-        f"{prefix}{name}": figure["mean"]
-        for prefix, figures in parts.items()
-        for name, figure in figures.items()
-        if figure["mean"] is not None
-    }
-
-
-def spread_of_all(
-    rows: Sequence[Mapping[str, float]], *, keys: Iterable[str] = ()
-) -> dict[str, dict[str, float | int | None]]:
-    """``spread`` of these keys and of every other that a row has."""
-    every = dict.fromkeys([*keys, *(key for row in rows for key in row)])
-    return {key: spread(row.get(key) for row in rows) for key in every}
-
-
-def _comparable(result: Mapping[str, Any]) -> dict[str, float]:
-    """The baseline's figures on the very rows that the model was judged on.
-
-    A modality without labelled training rows has no regression; figures of all modalities together are then of fewer
-    rows than the model's and would flatter either side.
+    A modality without labelled training rows has no regression; pooled metrics would then cover fewer rows than those
+    of the model, and are left out.
     """
     baseline, evaluation = result["baseline"], result["evaluation"]
     if baseline is None or evaluation is None:
         return {}
-    same = baseline["n"] == evaluation["classification"]["n"]
-    return {name: value for name, value in headline(baseline).items() if same or name not in HEADLINES}
+    same_rows = baseline["n"] == evaluation["classification"]["n"]
+    return {name: value for name, value in headline(baseline).items() if same_rows or name not in HEADLINES}
 
 
-def _per_class(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Recall and precision of every class, the rows of all modalities pooled."""
-    held = [one["classification"]["per_class"] for one in judged]
+def training_metrics(result: Result) -> dict[str, float]:
+    """Return the held-out metrics of a training: those of the model, ``probe/...`` and ``baseline/...``."""
+    evaluation = result["evaluation"]
+    if evaluation is None:
+        return {}
+    metrics = headline(evaluation["classification"])
+    if result["value"] is not None:
+        metrics[result["metric"]] = result["value"]
+    metrics |= {f"probe/{name}": value for name, value in (evaluation["probe"] or {}).items()}
+    return metrics | {f"baseline/{name}": value for name, value in baseline_metrics(result).items()}
+
+
+def condition_metrics(condition: Condition) -> dict[str, float]:
+    """Return the mean test metrics of a condition, named like those of ``training_metrics``."""
+    parts = {"": condition["test"], "probe/": condition["probe"], "baseline/": condition["baseline"]}
     return {
-        label: {name: spread(one[label][name] for one in held) for name in ("recall", "precision")} for label in held[0]
+        f"{prefix}{name}": value["mean"]
+        for prefix, metrics in parts.items()
+        for name, value in (metrics or {}).items()
+        if value["mean"] is not None
     }
 
 
-def _per_modality_recall(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Recall of every class in every modality."""
-    held = [one["classification"]["modalities"] for one in judged]
+# --- test rows ----------------------------------------------------------------------------------------------
+
+
+def metrics_over_replicates(results: Sequence[Result]) -> tuple[Metrics | None, Metrics | None, Metrics | None]:
+    """Return test, baseline and probe metrics of refitted replicates; None where there are none."""
+    evaluations = [result["evaluation"] for result in results if result["evaluation"] is not None]
+    test = [headline(evaluation["classification"]) for evaluation in evaluations]
+    baseline = [baseline_metrics(result) for result in results if result["baseline"] is not None]
+    probe = [evaluation["probe"] for evaluation in evaluations if evaluation["probe"] is not None]
+    return (
+        spread_by_name(test, names=HEADLINES) if test else None,
+        spread_by_name(baseline, names=HEADLINES) if baseline else None,
+        spread_by_name(probe) if probe else None,
+    )
+
+
+def details_over_replicates(results: Sequence[Result]) -> DetailedMetrics | None:
+    """Return the test metrics by class, modality and pair of modalities, None without test rows."""
+    evaluations = [result["evaluation"] for result in results if result["evaluation"] is not None]
+    if not evaluations:
+        return None
+    pooled = [evaluation["classification"]["per_class"] for evaluation in evaluations]
+    modalities = [evaluation["classification"]["modalities"] for evaluation in evaluations]
     return {
-        modality: {
-            label: spread(one[modality]["per_class"][label]["recall"] for one in held) for label in first["per_class"]
-        }
-        for modality, first in held[0].items()
+        "per_class": {
+            label: {
+                "recall": spread(classes[label]["recall"] for classes in pooled),
+                "precision": spread(classes[label]["precision"] for classes in pooled),
+            }
+            for label in pooled[0]
+        },
+        "per_modality_recall": {
+            modality: {
+                label: spread(each[modality]["per_class"][label]["recall"] for each in modalities)
+                for label in metrics["per_class"]
+            }
+            for modality, metrics in modalities[0].items()
+        },
+        "absent_pairs": _absent_pairs(evaluations),
+        "translation": _translation(evaluations),
     }
 
 
-def _absent(judged: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Recall on every class/modality pair without a training row."""
+def _absent_pairs(evaluations: Sequence[Evaluation]) -> list[AbsentPairSpread]:
     recalls: dict[tuple[str, str], list[float | None]] = {}
-    for one in judged:
-        for pair in one["classification"]["absent_pairs"]:
+    for evaluation in evaluations:
+        for pair in evaluation["classification"]["absent_pairs"]:
             recalls.setdefault((pair["label"], pair["modality"]), []).append(pair["recall"])
     return [{"label": k, "modality": m, "recall": spread(values)} for (k, m), values in recalls.items()]
 
 
-def _translation(judged: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Mean MSE of every reconstruction and translation."""
-    first = judged[0]["translation"]
+def _translation(evaluations: Sequence[Evaluation]) -> MeanTranslation:
+    translations = [evaluation["translation"] for evaluation in evaluations]
     mse = {
-        a: {b: spread(one["translation"]["mse"][a][b] for one in judged)["mean"] for b in row}
-        for a, row in first["mse"].items()
+        a: {b: spread(translation["mse"][a][b] for translation in translations)["mean"] for b in row}
+        for a, row in translations[0]["mse"].items()
     }
-    return {"mse": mse, "all_pairs_baseline": first["all_pairs_baseline"]}
+    return {"mse": mse, "all_pairs_baseline": translations[0]["all_pairs_baseline"]}

@@ -7,16 +7,16 @@ who is shown their progress are ports; this module knows neither Ray nor MLflow.
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from modis_dist.config import parse
 from modis_dist.execution.resource_errors import disk_errors
 from modis_dist.execution.trial import Trial
+from modis_dist.report.study_results import RankedGroup, Summary
 from modis_dist.runtime.errors import RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.study import manifest, telling
-from modis_dist.study.aggregate import Configuration, Group, grouped
+from modis_dist.study.aggregate import Configuration, Verdict, grouped
 from modis_dist.study.interfaces import Executor, Mirror
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display
@@ -27,7 +27,7 @@ from modis_dist.study.selection import by_rank, chosen, mark
 from modis_dist.study.summary import changes, failures, summarise, why_nothing, write
 
 
-def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
+def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> Summary:
     """Train, select, refit and test; returns the summary that is also written to ``summary.json``.
 
     Raises ``Interrupted`` if the user stops it, ``RunFailed`` if no configuration is complete or the disk fails.
@@ -44,7 +44,7 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
 
         # Train every trial that is not done: a grid at once, a search round by round and from rung to rung.
         if is_grid(study, runner.results(trials)):
-            pruned: Mapping[Configuration, Mapping[str, Any]] = {}
+            pruned: Mapping[Configuration, Verdict] = {}
             with runner.mirrored(unique(trials), stage="search"):
                 reasons = runner.train(runner.packs(), name="search")
         else:
@@ -71,17 +71,18 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         summary["changes"] = changes(results) | changes(tested)
         summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
         summary["seconds"] = round(time.monotonic() - started, 1)
-        write(summary, groups, out=out, metric=metric)
+        write(summary, out=out)
         telling.finish(mirror, summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
     return summary
 
 
-def refit_trials(trials: Sequence[Trial], group: Group, fingerprint: str) -> list[Trial]:
+def refit_trials(trials: Sequence[Trial], group: RankedGroup, fingerprint: str) -> list[Trial]:
     """Return one refit per replicate of a group, each with as many epochs as the group's median best epoch."""
     replicates: dict[int, Trial] = {}
     for trial in trials:
         if trial.condition == group["condition"] and trial.id in group["trials"]:
             replicates.setdefault(trial.replicate, trial)
+    assert group["epochs"] is not None, "a chosen group has a best epoch"
     return [manifest.refit(trial, fingerprint, epochs=group["epochs"]) for trial in replicates.values()]

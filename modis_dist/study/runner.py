@@ -5,9 +5,8 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-from modis_dist.evaluate.results import read_result
+from modis_dist.evaluate.results import Result, read_result
 from modis_dist.execution.run_pack import Pack, journal_file, remove_last_checkpoint, trial_folder, unfinished_packs
 from modis_dist.execution.trial import Trial
 from modis_dist.runtime.errors import Interrupted, RunFailed
@@ -114,12 +113,12 @@ class PackRunner:
 
     # --- results --------------------------------------------------------------------------------------------
 
-    def results(self, trials: Sequence[Trial]) -> dict[str, dict[str, Any]]:
+    def results(self, trials: Sequence[Trial]) -> dict[str, Result]:
         """Return the results of the trials that have one, by id."""
         results = {trial.id: self._result(trial) for trial in trials}
         return {name: result for name, result in results.items() if result is not None}
 
-    def _result(self, trial: Trial) -> dict[str, Any] | None:
+    def _result(self, trial: Trial) -> Result | None:
         return read_result(trial_folder(self._out, trial))
 
     # --- MLflow ---------------------------------------------------------------------------------------------

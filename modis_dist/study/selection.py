@@ -3,15 +3,14 @@
 Reports receive the outcome as the keys ``rank`` and ``chosen`` of every group, and know no rule of their own.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from math import inf
-from typing import Any
 
 from modis_dist.metrics import LOWER_IS_BETTER
-from modis_dist.study.aggregate import Group
+from modis_dist.report.study_results import Group, RankedGroup
 
 
-def mark(groups: Sequence[Mapping[str, Any]], *, metric: str) -> list[Group]:
+def mark(groups: Sequence[Group], *, metric: str) -> list[RankedGroup]:
     """Return the groups with ``rank`` (from 1, over all conditions) and ``chosen`` (the best of its condition).
 
     Groups trained to the end come first, then pruned ones (the latest first), then those that lack a trial; each by
@@ -21,7 +20,7 @@ def mark(groups: Sequence[Mapping[str, Any]], *, metric: str) -> list[Group]:
 
     def sort_key(position: int) -> tuple[bool, bool, float, float]:
         group = groups[position]
-        mean, last_epoch = group["mean"], group["pruned"]["epoch"] if group.get("pruned") else inf
+        mean, last_epoch = group["mean"], group["pruned"]["epoch"] if group["pruned"] else inf
         return mean is None, last_epoch == inf and lacks_trial(group), -last_epoch, 0.0 if mean is None else sign * mean
 
     order = sorted(range(len(groups)), key=sort_key)
@@ -29,7 +28,7 @@ def mark(groups: Sequence[Mapping[str, Any]], *, metric: str) -> list[Group]:
     chosen: dict[str, int] = {}
     for position in order:
         group = groups[position]
-        if group["mean"] is not None and not group.get("pruned") and not lacks_trial(group):
+        if group["mean"] is not None and not group["pruned"] and not lacks_trial(group):
             chosen.setdefault(group["condition"], position)
     return [
         {**group, "rank": rank[position], "chosen": chosen.get(group["condition"]) == position}
@@ -37,17 +36,17 @@ def mark(groups: Sequence[Mapping[str, Any]], *, metric: str) -> list[Group]:
     ]
 
 
-def lacks_trial(group: Mapping[str, Any]) -> bool:
+def lacks_trial(group: Group) -> bool:
     """Return whether a trial of the group has no value."""
-    return bool(group["n"] < group["expected"])
+    return group["n"] < group["expected"]
 
 
-def by_rank(groups: Sequence[Group]) -> list[Group]:
+def by_rank(groups: Sequence[RankedGroup]) -> list[RankedGroup]:
     """Return marked groups, those of each condition from the best to the worst."""
     conditions = list(dict.fromkeys(group["condition"] for group in groups))
     return sorted(groups, key=lambda group: (conditions.index(group["condition"]), group["rank"]))
 
 
-def chosen(groups: Sequence[Group]) -> dict[str, Group]:
+def chosen(groups: Sequence[RankedGroup]) -> dict[str, RankedGroup]:
     """Return the chosen group of each condition that has one, of marked groups."""
     return {group["condition"]: group for group in groups if group["chosen"]}

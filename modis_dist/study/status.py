@@ -1,7 +1,7 @@
-"""How far the study or training of a folder is, from what stands in the folder.
+"""Status of the study or training in a folder.
 
-Only reads, takes no lock, needs no torch: it may look at any moment, whoever trains there, on whatever machine. What is
-half written is taken for not written yet.
+Only reads, takes no lock and imports no torch: it runs at any time, on any machine, beside any training. Of results and
+summaries it reads only the keys that it needs; a file that is being written counts as missing.
 """
 
 import json
@@ -12,7 +12,7 @@ from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from statistics import median
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from modis_dist.config.parse import load_run
 from modis_dist.execution.trial import sequence_digest
@@ -23,64 +23,74 @@ from modis_dist.study import manifest
 from modis_dist.train.journal import Record, read
 
 State = Literal["running", "elsewhere", "finished", "interrupted", "dead"]
-Live = Callable[[str], bool | None]  # whether a job of a queue may be training a pack; None where it is not known
-PACES = 4  # finished packs whose journals are read where no running one tells the pace yet
+Live = Callable[[str], bool | None]  # pack id -> true if a queued job may be training it; None if unknown
+PACES = 4  # finished packs whose journals are read if no running pack has a pace
+
+
+class Outcome(NamedTuple):
+    """Status of a finished trial; ``damaged`` if its result cannot be read."""
+
+    status: str
+    reason: str | None
+
+
+Outcomes = Mapping[str, Outcome | None]  # trial -> outcome, None while unfinished
 
 
 @dataclass(frozen=True)
 class PackStatus:
-    """Trials that are trained together."""
+    """Status of trials that train as one stack."""
 
     id: str
     state: Literal["done", "running", "waiting", "stopped", "crashed"]
     trials: tuple[str, ...]
-    epoch: int = 0  # of the trial that is furthest
-    epochs: int | None = None  # at most: early stopping may end it before; None where not known yet
-    seconds_per_epoch: float | None = None  # of all its trials together; None before there are two epochs
+    epoch: int = 0  # of the trial with the most epochs
+    epochs: int | None = None  # maximum, without early stopping; None if unknown
+    seconds_per_epoch: float | None = None  # of all its trials together; None before the second epoch
 
 
 @dataclass(frozen=True)
 class Status:
-    """A folder at one moment."""
+    """Status of a folder."""
 
     kind: Literal["study", "run"]
     name: str
     state: State
     stage: Literal["search", "refit", "training", "done"]
-    holder: Holder | None  # who trains here, or was killed doing it
-    trials: Mapping[str, int]  # of the search, by state: that of the result, or running, waiting, crashed
+    holder: Holder | None  # process that trains here, or that was killed
+    trials: Mapping[str, int]  # of the search, by status of the result or state of the pack
     refits: Mapping[str, int]
     packs: tuple[PackStatus, ...]  # of the stage
     failures: Mapping[str, str]  # trial -> reason
-    last_sign: float | None  # when something was written, seconds since 1970
-    eta_s: float | None  # to the end of the stage at the pace measured, without early stopping; None if unknown
+    last_sign: float | None  # time of the last write, seconds since 1970
+    eta_s: float | None  # to the end of the stage at the current pace, without early stopping; None if unknown
     advice: str
 
 
 def status(folder: Path, *, live: Live = lambda _: None) -> Status:
-    """How far the study or the training of a folder is.
+    """Return the status of the study or training in a folder.
 
-    ``live`` tells of a pack, by its id, what locks do not tell of other machines. Raises ``DataError`` where there is
-    neither, or the manifest is damaged.
+    ``live`` knows packs that train on other machines, where locks cannot be checked. Raises ``DataError`` if the folder
+    has no study or training, or a damaged manifest.
     """
     if (folder / "manifest.json").exists() and (folder / "study.yaml").exists():
         return _study(folder, live=live)
     if (folder / "run.yaml").exists() and (folder / "lock").exists():
         return _run(folder)
-    raise DataError(f"{shown(str(folder))}: no study or training was started here; give the folder of --out")
+    raise DataError(f"{shown(str(folder))}: has no study or training; pass the folder of --out")
 
 
 def _study(folder: Path, *, live: Live) -> Status:
     listed = manifest.load(folder / "manifest.json")
-    there = holder(folder)
+    process = holder(folder)
     epochs = {trial.id: trial.run.optim.epochs for trial in listed.trials}
-    results = {name: _result(folder, name) for name in [*epochs, *_flat(listed.refit_packs)]}
-    search = [_pack(folder, ids, results, epochs, live=live) for ids in listed.packs]
-    refit = [_pack(folder, ids, results, epochs, live=live) for ids in listed.refit_packs]
-    summary = _json(folder / "summary.json")
-    failures = _failures(folder, [*search, *refit], results, summary)
-    over = bool(summary) and all(results[name] or name in summary.get("failures", {}) for name in results)
-    state = _state(there, over=over, whole=all(results.values()))
+    outcomes = {name: _outcome(folder / "trials" / name) for name in [*epochs, *_flat(listed.refit_packs)]}
+    search = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.packs]
+    refit = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.refit_packs]
+    summarised = _summarised_failures(folder)
+    failures = _failures(folder, [*search, *refit], outcomes, summarised or {})
+    over = summarised is not None and all(outcome or name in summarised for name, outcome in outcomes.items())
+    state = _state(process, over=over, whole=all(outcomes.values()))
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
@@ -93,100 +103,95 @@ def _study(folder: Path, *, live: Live) -> Status:
         name=listed.study,
         state=state,
         stage=stage,
-        holder=there if state in {"running", "elsewhere", "dead"} else None,
-        trials=_counts(search, results, wanted=epochs),
-        refits=_counts(refit, results, wanted=_flat(listed.refit_packs)),
+        holder=process if state in {"running", "elsewhere", "dead"} else None,
+        trials=_counts(search, outcomes, trials=epochs),
+        refits=_counts(refit, outcomes, trials=_flat(listed.refit_packs)),
         packs=tuple(packs),
         failures=failures,
         last_sign=_newest(files),
         eta_s=_eta(packs) if running else None,
-        advice=_advice(state, folder, there, f"tune {quote(str(folder / 'study.yaml'))}", _crashed(results, failures)),
+        advice=_advice(
+            state, folder, process, f"tune {quote(str(folder / 'study.yaml'))}", _crashed(outcomes, failures)
+        ),
     )
 
 
 def _run(folder: Path) -> Status:
-    there, result = holder(folder), _json(folder / "result.json")
+    process, outcome = holder(folder), _outcome(folder)
     run = load_run(folder / "run.yaml")
     epoch, pace = _journal(folder / "journal.jsonl")
-    state = _state(there, over=bool(result), whole=bool(result))
-    alone: Literal["done", "running", "stopped"] = "done" if result else "running" if state == "running" else "stopped"
+    state = _state(process, over=outcome is not None, whole=outcome is not None)
+    alone: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
     pack = PackStatus("", alone, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
         kind="run",
         name=run.name,
         state=state,
-        stage="done" if result else "training",
-        holder=there if state in {"running", "elsewhere", "dead"} else None,
-        trials={str(result["status"]) if result else alone: 1},
+        stage="done" if outcome else "training",
+        holder=process if state in {"running", "elsewhere", "dead"} else None,
+        trials={outcome.status if outcome else alone: 1},
         refits={},
         packs=(pack,),
-        failures={run.name: str(result["reason"])} if result.get("reason") else {},
+        failures={run.name: outcome.reason} if outcome and outcome.reason else {},
         last_sign=_newest([folder / "journal.jsonl", folder / "result.json"]),
         eta_s=_eta([pack]) if state == "running" else None,
-        advice=_advice(state, folder, there, f"train {quote(str(folder / 'run.yaml'))}", 0),
+        advice=_advice(state, folder, process, f"train {quote(str(folder / 'run.yaml'))}", 0),
     )
 
 
-def _state(there: Holder | None, *, over: bool, whole: bool) -> State:
-    """``over``: there is a summary of all there is; ``whole``: and every trial has a result."""
-    if there is not None and there.alive is not False:
-        return "running" if there.alive else "elsewhere"
-    if over and (there is None or whole):
+def _state(process: Holder | None, *, over: bool, whole: bool) -> State:
+    """Return the state; ``over``: a summary covers all trials; ``whole``: every trial has a result."""
+    if process is not None and process.alive is not False:
+        return "running" if process.alive else "elsewhere"
+    if over and (process is None or whole):
         return "finished"
-    return "interrupted" if there is None else "dead"
+    return "interrupted" if process is None else "dead"
 
 
-def _pack(
-    folder: Path,
-    ids: Sequence[str],
-    results: Mapping[str, Mapping[str, Any]],
-    epochs: Mapping[str, int],
-    *,
-    live: Live,
-) -> PackStatus:
+def _pack(folder: Path, ids: Sequence[str], outcomes: Outcomes, epochs: Mapping[str, int], *, live: Live) -> PackStatus:
     name, trials = sequence_digest(ids), tuple(ids)
-    place = folder / "packs" / name
+    pack = folder / "packs" / name
     known = [epochs[trial] if trial in epochs else _epochs(folder / "trials" / trial) for trial in trials]
     most = None if None in known else max(number for number in known if number is not None)
-    if all(results[trial] for trial in trials):
+    if all(outcomes[trial] for trial in trials):
         return PackStatus(name, "done", trials, most or 0, most)
-    there = holder(place)
-    epoch, pace = _journal(place / "journal.jsonl")
-    if there is not None and there.alive is not False and live(name) is not False:
+    process = holder(pack)
+    epoch, pace = _journal(pack / "journal.jsonl")
+    if process is not None and process.alive is not False and live(name) is not False:
         return PackStatus(name, "running", trials, epoch, most, pace)
-    if (place / "error.txt").exists():
+    if (pack / "error.txt").exists():
         return PackStatus(name, "crashed", trials, epoch, most)
     return PackStatus(name, "stopped" if epoch else "waiting", trials, epoch, most, pace)
 
 
 def _epochs(trial: Path) -> int | None:
-    """Epochs of a refit, which the manifest names only."""
+    """Return the epochs of a refit, which the manifest does not have."""
     return load_run(trial / "run.yaml").optim.epochs if (trial / "run.yaml").exists() else None
 
 
 def _journal(path: Path) -> tuple[int, float | None]:
-    """The last epoch of a journal, and its seconds per epoch."""
+    """Return the last epoch of a journal and its seconds per epoch."""
     records = [record for record in read(path) if record["kind"] == "metrics"]
     return max((record["step"] for record in records), default=0), seconds_per_epoch(records)
 
 
 def seconds_per_epoch(records: Sequence[Record]) -> float | None:
-    """The middle one of the times between epochs, so that a pause between two starts does not count; None below two."""
-    ended = {record["step"]: record["time_ms"] for record in records}  # of several trials the last
+    """Return the median time between epochs, which ignores a pause between two starts; None below two epochs."""
+    ended = {record["step"]: record["time_ms"] for record in records}  # of the last trial
     times = sorted(ended.items())
     paces = [(later - earlier) / 1000 / (last - first) for (first, earlier), (last, later) in pairwise(times)]
     return max(median(paces), 0.0) if paces else None
 
 
 def _with_paces(folder: Path, packs: Sequence[PackStatus]) -> list[PackStatus]:
-    """The packs, some finished ones with their pace."""
+    """Return the packs, with the paces of some finished ones."""
     done = [pack.id for pack in packs if pack.state == "done"][-PACES:]
     paces = {name: _journal(folder / "packs" / name / "journal.jsonl")[1] for name in done}
     return [PackStatus(pack.id, pack.state, pack.trials, pack.epoch, pack.epochs, paces.get(pack.id)) for pack in packs]
 
 
 def _eta(packs: Sequence[PackStatus]) -> float | None:
-    """Seconds for what is left, as many packs at a time as are running now."""
+    """Return the seconds left, with as many packs at a time as are running now."""
     paces = [pack.seconds_per_epoch / len(pack.trials) for pack in packs if pack.seconds_per_epoch is not None]
     left = [pack for pack in packs if pack.state != "done"]
     running = sum(pack.state == "running" for pack in left)
@@ -202,48 +207,45 @@ def _eta(packs: Sequence[PackStatus]) -> float | None:
 
 
 def _counts(
-    packs: Sequence[PackStatus], results: Mapping[str, Mapping[str, Any]], *, wanted: Sequence[str] | Mapping[str, int]
+    packs: Sequence[PackStatus], outcomes: Outcomes, *, trials: Sequence[str] | Mapping[str, int]
 ) -> dict[str, int]:
-    """Trials by state, each once; those in no pack wait."""
+    """Return the number of trials by state; a trial without a pack is waiting."""
     of_pack = {trial: "waiting" if pack.state == "stopped" else pack.state for pack in packs for trial in pack.trials}
-    states = (str(results[name].get("status")) if results[name] else of_pack.get(name, "waiting") for name in wanted)
-    return dict(Counter(states).most_common())
+    finished = {name: outcome.status for name, outcome in outcomes.items() if outcome}
+    return dict(Counter(finished.get(name, of_pack.get(name, "waiting")) for name in trials).most_common())
 
 
 def _failures(
-    folder: Path,
-    packs: Sequence[PackStatus],
-    results: Mapping[str, Mapping[str, Any]],
-    summary: Mapping[str, Any],
+    folder: Path, packs: Sequence[PackStatus], outcomes: Outcomes, summarised: Mapping[str, str]
 ) -> dict[str, str]:
-    """Why trials failed, those without a result from their pack's traceback or from the last summary."""
-    told = {name: str(reason) for name, reason in summary.get("failures", {}).items() if not results.get(name)}
+    """Return why trials failed; without a result, from the traceback of the pack or from the last summary."""
+    reasons = {name: reason for name, reason in summarised.items() if not outcomes.get(name)}
     for pack in packs:
         if pack.state == "crashed":
             lines = (folder / "packs" / pack.id / "error.txt").read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "crashed")
-            told |= {trial: reason for trial in pack.trials if not results[trial]}
-    ended = {name: result for name, result in results.items() if result.get("status") == "failed"}
-    return told | {name: str(result.get("reason")) for name, result in ended.items()}
+            reasons |= {trial: reason for trial in pack.trials if not outcomes[trial]}
+    failed = {name: outcome for name, outcome in outcomes.items() if outcome and outcome.status == "failed"}
+    return reasons | {name: str(outcome.reason) for name, outcome in failed.items()}
 
 
-def _crashed(results: Mapping[str, Mapping[str, Any]], failures: Mapping[str, str]) -> int:
-    return sum(not results.get(name) for name in failures)
+def _crashed(outcomes: Outcomes, failures: Mapping[str, str]) -> int:
+    return sum(not outcomes.get(name) for name in failures)
 
 
-def _advice(state: State, folder: Path, there: Holder | None, command: str, crashed: int) -> str:
+def _advice(state: State, folder: Path, process: Holder | None, command: str, crashed: int) -> str:
     again = f"modis-dist {command} --out {quote(str(folder))}"
     match state:
-        case "running" if there is not None:
-            return f"wait; `kill -INT {there.pid}` saves and stops it"
-        case "elsewhere" if there is not None:
-            return f"look on {there.host} whether process {there.pid} still runs; if not, go on with: {again}"
+        case "running" if process is not None:
+            return f"wait, or stop it with `kill -INT {process.pid}`, which saves a checkpoint"
+        case "elsewhere" if process is not None:
+            return f"check on {process.host} that process {process.pid} is running; if not, resume with: {again}"
         case "dead":
-            return f"it was killed; go on with: {again}"
+            return f"the process was killed; resume with: {again}"
         case "interrupted":
-            return f"go on with: {again}"
+            return f"resume with: {again}"
     if crashed:
-        return f"{crashed} trials crashed and are tried again by: {again}"
+        return f"{crashed} trials crashed; retry them with: {again}"
     return (
         f"modis-dist ui {quote(str(folder))}"
         if command.startswith("tune")
@@ -251,19 +253,28 @@ def _advice(state: State, folder: Path, there: Holder | None, command: str, cras
     )
 
 
-def _result(folder: Path, trial: str) -> dict[str, Any]:
-    return _json(folder / "trials" / trial / "result.json")
+def _outcome(folder: Path) -> Outcome | None:
+    """Return the outcome of the training in a folder, None without a result."""
+    result = _json(folder / "result.json")
+    return None if result is None else Outcome(str(result.get("status", "damaged")), result.get("reason"))
 
 
-def _json(path: Path) -> dict[str, Any]:
-    """The mapping in a file; empty where there is none yet, and ``{"status": "damaged"}`` where it cannot be read."""
+def _summarised_failures(folder: Path) -> dict[str, str] | None:
+    """Return the failures in the last summary, None without a summary."""
+    summary = _json(folder / "summary.json")
+    failures = (summary or {}).get("failures", {})
+    return None if summary is None else {str(name): str(reason) for name, reason in failures.items()}
+
+
+def _json(path: Path) -> dict[str, Any] | None:
+    """Return the object in a file, None without the file; an empty one if the file is damaged."""
     try:
         content = json.loads(path.read_text())
-        return content if isinstance(content, dict) else {"status": "damaged"}
     except FileNotFoundError:
-        return {}
+        return None
     except (OSError, ValueError):
-        return {"status": "damaged"}
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _newest(files: Sequence[Path]) -> float | None:

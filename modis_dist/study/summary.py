@@ -1,113 +1,114 @@
-"""What a finished study leaves: ``summary.json``, ``report.md``, ``sweep.png`` and the delivered model."""
+"""Files that a finished study leaves: ``summary.json``, ``report.md``, ``sweep.png`` and the delivered model."""
 
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from modis_dist.execution.run_pack import trial_folder
 from modis_dist.execution.trial import Trial
 from modis_dist.report.study import report
-from modis_dist.runtime.files import write_json, write_text
-from modis_dist.study.aggregate import Group, Results, figures_of_baseline, figures_on_test
+from modis_dist.report.study_results import (
+    SUMMARY,
+    VERSION,
+    Condition,
+    RankedGroup,
+    StudyModel,
+    Summary,
+    write_summary,
+)
+from modis_dist.runtime.files import write_text
+from modis_dist.study.aggregate import Results, details_over_replicates, metrics_over_replicates
 from modis_dist.study.manifest import Manifest
 
-SUMMARY = "summary.json"
 MODEL = "model"
 REPORTS = ("report.md", "sweep.png", SUMMARY)
 
 
 def failures(results: Results) -> dict[str, str]:
+    """Return why trainings failed, by trial id."""
     return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
 
 
 def changes(results: Results) -> dict[str, list[str]]:
-    """What changed of machine and software under trainings that were continued: they are not those of one machine."""
-    return {name: list(r["changes"]) for name, r in results.items() if r.get("changes")}
+    """Return the changes of machine and software under which trainings resumed, by trial id."""
+    return {name: r["changes"] for name, r in results.items() if r["changes"]}
 
 
 def summarise(
     listed: Manifest,
-    groups: Sequence[Group],
-    best: Mapping[str, Group],
+    groups: Sequence[RankedGroup],
+    best: Mapping[str, RankedGroup],
     refits: Mapping[str, Sequence[Trial]],
     final: Results,
     *,
     metric: str,
-) -> dict[str, Any]:
-    """What scripts and tables read: counts, and of each condition its choice, test figures, baseline and model.
+) -> Summary:
+    """Return the summary of a study; ``best`` groups and ``refits`` are by condition, ``final`` results by trial id.
 
-    ``best``, ``test`` and ``baseline`` at the top are those of the first condition. ``model`` at the top is the one
-    that is delivered to the folder ``model``: that of the first condition that has one.
+    The caller fills in failures, changes, MLflow and seconds. The delivered model is that of the first condition that
+    has one.
     """
-    conditions: list[dict[str, Any]] = []
-    for condition in dict.fromkeys(group["condition"] for group in groups):
-        group = best.get(condition)
-        trained = _done(refits.get(condition, ()), final)
-        held = [final[trial.id] for trial in trained]
-        conditions.append(
-            {
-                "condition": condition,
-                "best": None if group is None else _choice(group, metric),
-                "test": figures_on_test(held),
-                "baseline": figures_of_baseline(held),
-                "model": _model(trained[0]) if trained else None,
-            }
-        )
+    conditions = [
+        _condition(name, best.get(name), _done(refits.get(name, ()), final), final)
+        for name in dict.fromkeys(group["condition"] for group in groups)
+    ]
     expected = {name for group in groups for name in group["trials"]}
     failed = {name for group in groups for name in group["failed_trials"]}
     done = {name for group in groups for name in group["done_trials"]}
     pruned = {name for group in groups if group["pruned"] for name in group["trials"]} - done - failed
     return {
+        "version": VERSION,
         "study": listed.study,
-        "trials": {"total": len(expected), "done": len(done), "failed": len(failed), "pruned": len(pruned)},
-        **{key: conditions[0][key] for key in ("best", "test", "baseline")},
-        "model": next((one["model"] for one in conditions if one["model"]), None),
-        "conditions": conditions,
         "metric": metric,
+        "trials": {"total": len(expected), "done": len(done), "failed": len(failed), "pruned": len(pruned)},
+        "best": conditions[0]["best"],
+        "test": conditions[0]["test"],
+        "baseline": conditions[0]["baseline"],
+        "model": next((condition["model"] for condition in conditions if condition["model"]), None),
+        "conditions": conditions,
         "groups": list(groups),
+        "failures": {},
+        "changes": {},
+        "mlflow": {},
+        "seconds": 0.0,
     }
 
 
 def _done(trials: Sequence[Trial], results: Results) -> list[Trial]:
-    return [trial for trial in trials if results.get(trial.id, {}).get("status") == "done"]
+    return [trial for trial in trials if trial.id in results and results[trial.id]["status"] == "done"]
 
 
-def _model(trial: Trial) -> dict[str, Any]:
-    """Which model stands for a condition: the first replicate by seed, never the best by test rows."""
+def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results) -> Condition:
+    replicates = [results[trial.id] for trial in refits]
+    test, baseline, probe = metrics_over_replicates(replicates)
+    return {
+        "condition": name,
+        "best": best,
+        "test": test,
+        "baseline": baseline,
+        "probe": probe,
+        "details": details_over_replicates(replicates),
+        "model": _model(refits[0]) if refits else None,
+    }
+
+
+def _model(trial: Trial) -> StudyModel:
+    """Return the model of the first replicate by seed: no choice by test rows."""
     folder = trial_folder(Path(), trial)
     return {"condition": trial.condition, "params": trial.params, "seed": trial.run.seed, "folder": str(folder)}
 
 
-def _choice(group: Group, metric: str) -> dict[str, Any]:
-    return {
-        "params": group["params"],
-        "metric": metric,
-        "mean": group["mean"],
-        "sd": group["sd"],
-        "n": group["n"],
-        "epochs": group["epochs"],
-        "baseline": group["baseline"],
-    }
+def write(summary: Summary, *, out: Path) -> None:
+    """Write the report, the overview figure, the delivered model and last the summary."""
+    from modis_dist.report import drawing, figures  # imports matplotlib, which jobs of a search do not need
 
-
-def write(
-    summary: dict[str, Any],
-    groups: Sequence[Group],
-    *,
-    out: Path,
-    metric: str,
-) -> None:
-    """Tables, the overview figure, the delivered model, and last the summary."""
-    from modis_dist.report import figures  # loads matplotlib, which the jobs of a search never need
-
-    write_text(out / "report.md", report(summary, groups, metric=metric))
-    figures.sweep_overview(groups, out / "sweep.png", metric=metric)
+    write_text(out / "report.md", report(summary))
+    drawing.save(figures.sweep_overview(summary["groups"], metric=summary["metric"]), out / "sweep.png")
     if summary["model"]:
         _deliver(out / summary["model"]["folder"], out / MODEL)
     else:
-        shutil.rmtree(out / MODEL, ignore_errors=True)  # one of an earlier start is not this study's
-    write_json(out / SUMMARY, summary)
+        shutil.rmtree(out / MODEL, ignore_errors=True)  # of an earlier start
+    write_summary(out, summary)
 
 
 def _deliver(trained: Path, model: Path) -> None:
@@ -119,13 +120,13 @@ def _deliver(trained: Path, model: Path) -> None:
     temporary.replace(model)
 
 
-def why_nothing(summary: Mapping[str, Any], out: Path) -> str:
-    """Why no configuration could be chosen, and what to do."""
+def why_nothing(summary: Summary, out: Path) -> str:
+    """Return why no configuration could be chosen, and what to do."""
     trials, reasons = summary["trials"], sorted(set(summary["failures"].values()))
     if not reasons:
         return f"{out}: {summary['metric']} is undefined for every trial; are there labelled validation rows?"
     return (
-        f"no configuration has all its folds and replicates: {trials['failed']} of {trials['total']} trials failed "
-        f"({'; '.join(reasons[:3])}); what is finished is kept in {out}; change the settings of those that diverged, "
-        "the same command tries those that crashed again"
+        f"{out}: no configuration has all its folds and replicates; {trials['failed']} of {trials['total']} trials "
+        f"failed ({'; '.join(reasons[:3])}); results of finished trials are kept; change the settings of trials that "
+        "diverged, rerun the same command to retry trials that crashed"
     )

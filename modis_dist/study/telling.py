@@ -1,15 +1,15 @@
 """What a mirror is told of a study: its trials, how each ended, how the study ended."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from modis_dist.config.parse import to_tree
 from modis_dist.config.study import Study
 from modis_dist.evaluate.results import read_result
 from modis_dist.execution.run_pack import trial_folder
 from modis_dist.execution.trial import Trial
-from modis_dist.study.aggregate import figures_of, tested
+from modis_dist.report.study_results import Summary
+from modis_dist.study.aggregate import condition_metrics, training_metrics
 from modis_dist.study.interfaces import Mirror
 from modis_dist.study.manifest import Manifest
 from modis_dist.study.summary import MODEL, REPORTS
@@ -36,16 +36,16 @@ def end(mirror: Mirror, trial: Trial, *, out: Path) -> None:
     ended: dict[str, Literal["FINISHED", "KILLED", "FAILED"]] = {"done": "FINISHED", "pruned": "KILLED"}
     pictures = sorted((folder / "figures").glob("*.png"))
     status = ended.get(result["status"], "FAILED")
-    mirror.end_trial(trial.id, status=status, metrics=figures_of(result), artifacts=pictures)
+    mirror.end_trial(trial.id, status=status, metrics=training_metrics(result), artifacts=pictures)
 
 
-def finish(mirror: Mirror, summary: Mapping[str, Any], *, out: Path) -> None:
+def finish(mirror: Mirror, summary: Summary, *, out: Path) -> None:
     """How the study ended: test figures, reports, the delivered model."""
     several = len(summary["conditions"]) > 1
     metrics = {
         f"test/{condition['condition'] + '/' if several else ''}{name}": value
         for condition in summary["conditions"]
-        for name, value in tested(condition).items()
+        for name, value in condition_metrics(condition).items()
     }
     model = out / MODEL
     mirror.finish(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
 from modis_dist.losses.vae import squared_error
-from modis_dist.metrics import Scored, classification, headline
+from modis_dist.metrics import ClassPredictions, classification, headline
 from modis_dist.model.networks import Modis
 from modis_dist.train.placement import rows_at_once, storage_device
 from modis_dist.train.prepare import Prepared, Subset
@@ -70,13 +70,13 @@ class ValidationRows:
         not finite are left out. The same on every rank.
         """
         model.eval()
-        predicted: list[dict[str, Scored]] = [{} for _ in self._subsets]
+        predicted: list[dict[str, ClassPredictions]] = [{} for _ in self._subsets]
         errors: list[dict[str, float]] = [{} for _ in self._subsets]
         for modality in self._x:
             label, error = self._of_all_ranks(_forward(model, modality, self._parts(modality)), modality)
             for r, subset in enumerate(self._subsets):
                 n = len(subset.x[modality])
-                predicted[r][modality] = Scored(subset.label[modality], label[r, :n].numpy())
+                predicted[r][modality] = ClassPredictions(subset.label[modality], label[r, :n].numpy())
                 if n:
                     errors[r][modality] = float(error[r, :n].double().mean())
         model.train()
@@ -90,7 +90,7 @@ class ValidationRows:
         label, error = gathered.squeeze(1).cpu().unbind(-1)
         return label.long(), error
 
-    def _metrics(self, scored: dict[str, Scored], errors: dict[str, float]) -> dict[str, float]:
+    def _metrics(self, scored: dict[str, ClassPredictions], errors: dict[str, float]) -> dict[str, float]:
         values = headline(classification(scored, classes=self._classes))
         values |= {f"reconstruction_mse/{modality}": error for modality, error in errors.items()}
         values["reconstruction_mse"] = sum(errors.values()) / max(len(errors), 1)

@@ -36,7 +36,7 @@ def test_it_is_scikit_learns_regression_on_standardised_rows_with_the_c_that_cro
     assert result["confusion"] == counts
     assert 0.4 < result["balanced_accuracy"] < 1  # the check would be empty if every row were right
     assert (result["max_iter"], result["converged"]) == (1000, True)
-    assert (result["modalities"]["m"]["C"], result["modalities"]["m"]["reason"]) == (c, None)
+    assert result["fits"]["m"] == {"C": c, "converged": True, "reason": None}
 
 
 @pytest.mark.parametrize(("width", "spread", "rows"), [(60, 3.0, 60), (6, 0.8, 300), (200, 1.0, 30)])
@@ -94,7 +94,7 @@ def test_a_modality_without_labels_is_left_unscored_with_a_reason():
     result = logistic_regression(train, tests, classes=CLASSES)
     for name in ("bare", "untrained"):
         assert result["modalities"][name]["balanced_accuracy"] is None
-        assert result["modalities"][name]["reason"] == "no labelled training row"
+        assert (result["fits"][name]["C"], result["fits"][name]["reason"]) == (None, "no labelled training row")
     assert result["n"] == 30
     assert json.loads(json.dumps(result, allow_nan=False)) == result
 
@@ -102,10 +102,10 @@ def test_a_modality_without_labels_is_left_unscored_with_a_reason():
 def test_a_modality_with_one_labelled_class_predicts_it_for_every_row():
     (x, _), (test_x, true) = blobs(60, 0), blobs(30, 1)
     train = {"m": (x, np.full(60, 2, np.int64))}
-    result = logistic_regression(train, {"m": (test_x, true)}, classes=CLASSES)["modalities"]["m"]
-    assert [row[2] for row in result["confusion"]] == [10, 10, 10]
-    assert result["balanced_accuracy"] == pytest.approx(1 / 3)
-    assert result["reason"] == "one class among the labelled training rows"
+    result = logistic_regression(train, {"m": (test_x, true)}, classes=CLASSES)
+    assert [row[2] for row in result["modalities"]["m"]["confusion"]] == [10, 10, 10]
+    assert result["modalities"]["m"]["balanced_accuracy"] == pytest.approx(1 / 3)
+    assert result["fits"]["m"]["reason"] == "one class among the labelled training rows"
 
 
 def test_a_class_absent_in_training_has_recall_0():
@@ -124,7 +124,7 @@ def test_a_modality_without_test_rows_is_scored_over_none():
 def test_a_regression_stopped_early_is_reported_as_not_converged(monkeypatch):
     monkeypatch.setattr(baseline, "MAX_ITER", 2)
     result = logistic_regression({"m": blobs(150, 0)}, {"m": blobs(90, 1)}, classes=CLASSES)
-    assert result["converged"] is False and result["modalities"]["m"]["converged"] is False
+    assert result["converged"] is False and result["fits"]["m"]["converged"] is False
     assert result["max_iter"] == 2 and result["n"] == 90
 
 

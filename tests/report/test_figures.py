@@ -1,4 +1,4 @@
-"""Figures hold exactly the numbers they were given, and names that try to be formulas stay names."""
+"""Figures draw exactly the numbers passed in, and names that look like formulas as text."""
 
 import itertools
 import subprocess
@@ -14,10 +14,11 @@ from matplotlib.text import Text
 from PIL import Image
 from sklearn.decomposition import PCA
 
-from modis_dist.metrics import Scored, classification
+from modis_dist.metrics import ClassPredictions, classification
 from modis_dist.report import drawing, figures
 from modis_dist.report.drawing import CLASS_COLOURS, MODALITY_COLOURS, drawable
 from modis_dist.study.selection import mark
+from tests.report.test_tables import group
 
 HOSTILE = ["$x^2$", "$\\frac{a}{", "_hidden", "a\x1b[31m\nb", "\U0001f600\u202e", "<img>", "x" * 90, "méthyl %s {0}"]
 
@@ -85,7 +86,7 @@ HISTORY = [
 
 
 def test_curves_hold_the_history_in_a_panel_per_family():
-    figure = figures.draw_loss_curves(HISTORY, best_epoch=2)
+    figure = figures.loss_curves(HISTORY, best_epoch=2)
     kl = panel(figure, "KL").lines
     assert [line.get_xydata().tolist() for line in kl[:2]] == [
         [[1, 5000], [2, 50], [3, 5]],
@@ -96,7 +97,7 @@ def test_curves_hold_the_history_in_a_panel_per_family():
 
 
 def test_training_and_validation_errors_share_a_panel_and_a_colour():
-    lines = panel(figures.draw_loss_curves(HISTORY), "Reconstruction").lines
+    lines = panel(figures.loss_curves(HISTORY), "Reconstruction").lines
     training, validation = sorted(lines, key=lambda line: len(line.get_linestyle()))
     assert training.get_xydata().tolist() == [[3, 0.5]]
     assert validation.get_xydata().tolist() == [[2, 0.4]]
@@ -105,19 +106,19 @@ def test_training_and_validation_errors_share_a_panel_and_a_colour():
 
 
 def test_a_family_over_two_decades_is_on_a_log_scale_and_others_are_not():
-    figure = figures.draw_loss_curves(HISTORY)
+    figure = figures.loss_curves(HISTORY)
     assert panel(figure, "KL").get_yscale() == "log"
     assert panel(figure, "Adversarial").get_yscale() == "linear"
 
 
 def test_the_best_epoch_is_marked_in_every_panel():
-    figure = figures.draw_loss_curves(HISTORY, best_epoch=2)
+    figure = figures.loss_curves(HISTORY, best_epoch=2)
     assert [axes.lines[-1].get_xdata()[0] for axes in figure.axes] == [2, 2, 2]
     assert "best epoch (2)" in texts(figure)
 
 
 def test_a_history_without_epochs_says_so():
-    assert "no epochs recorded" in texts(figures.draw_loss_curves([]))
+    assert "no epochs recorded" in texts(figures.loss_curves([]))
 
 
 # --- latent space -------------------------------------------------------------------------------------------
@@ -145,7 +146,7 @@ def test_missing_components_are_0(shape):
 
 def test_every_latent_is_drawn_once_in_the_colour_of_its_class_and_of_its_modality():
     z, label = latents()
-    figure = figures.draw_latent_pca(z, label, ["a", "b", "c"])
+    figure = figures.latent_pca(z, label, ["a", "b", "c"])
     scores, _ = figures.principal_components(np.concatenate(list(z.values())))
     by_class = ["0.75" if k < 0 else CLASS_COLOURS[k] for k in np.concatenate(list(label.values()))]
     by_modality = [MODALITY_COLOURS[0]] * 40 + [MODALITY_COLOURS[1]] * 40
@@ -169,7 +170,7 @@ def points_of(xy: np.ndarray, colours: np.ndarray) -> set:
 def test_more_classes_than_colours_get_other_markers():
     count = len(CLASS_COLOURS) + 2
     z = {"x": np.eye(count, dtype=np.float32)}
-    axes = figures.draw_latent_pca(z, {"x": np.arange(count)}, [f"c{k}" for k in range(count)]).axes[0]
+    axes = figures.latent_pca(z, {"x": np.arange(count)}, [f"c{k}" for k in range(count)]).axes[0]
     assert [len(points.get_offsets()) for points in axes.collections] == [len(CLASS_COLOURS), 2]
     handles = axes.get_legend().legend_handles
     assert len({(handle.get_marker(), str(handle.get_color())) for handle in handles}) == count
@@ -177,7 +178,7 @@ def test_more_classes_than_colours_get_other_markers():
 
 def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
     monkeypatch.setattr(figures, "MAX_POINTS", 30)
-    figure = figures.draw_latent_pca(*latents(), ["a", "b", "c"])
+    figure = figures.latent_pca(*latents(), ["a", "b", "c"])
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 30
     assert "(30 of 80 rows)" in figure.axes[0].get_title(loc="left")
 
@@ -187,14 +188,14 @@ def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
 
 def judged() -> dict:
     parts = {
-        "x": Scored(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])),
-        "y": Scored(np.array([0, 2]), np.array([2, 2])),
+        "x": ClassPredictions(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])),
+        "y": ClassPredictions(np.array([0, 2]), np.array([2, 2])),
     }
     return classification(parts, classes=["a", "b", "c"])
 
 
 def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
-    figure = figures.draw_confusion(judged(), ["a", "b", "c"])
+    figure = figures.confusion(judged(), ["a", "b", "c"])
     pooled = panel(figure, "All")
     shares = pooled.get_images()[0].get_array()
     np.testing.assert_allclose(shares, [[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
@@ -205,14 +206,14 @@ def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
 
 
 def test_the_colour_of_a_count_contrasts_with_its_cell():
-    axes = figures.draw_confusion(judged(), ["a", "b", "c"]).axes[0]
+    axes = figures.confusion(judged(), ["a", "b", "c"]).axes[0]
     assert [text.get_color() for text in axes.texts[4:6]] == ["white", "black"]  # shares 1 and 0
 
 
 def test_many_classes_are_drawn_without_counts():
     many = [f"c{k}" for k in range(30)]
-    result = classification({"x": Scored(np.arange(30), np.arange(30))}, classes=many)
-    assert not figures.draw_confusion(result, many).axes[0].texts
+    result = classification({"x": ClassPredictions(np.arange(30), np.arange(30))}, classes=many)
+    assert not figures.confusion(result, many).axes[0].texts
 
 
 # --- translation --------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ TRANSLATION = {
 
 
 def test_the_heat_map_compares_errors_with_the_baseline_of_the_decoded_modality():
-    axes = figures.draw_mse_heatmap(TRANSLATION).axes[0]
+    axes = figures.mse_heatmap(TRANSLATION).axes[0]
     shares = np.ma.filled(axes.get_images()[0].get_array(), np.nan)
     np.testing.assert_array_equal(shares, [[0.25, np.nan, np.nan], [1.5, 0.25, np.nan]])
     shown = [text.get_text() for text in axes.texts]
@@ -236,7 +237,7 @@ def test_the_heat_map_compares_errors_with_the_baseline_of_the_decoded_modality(
 @pytest.mark.parametrize("baseline", [None, 0.0])
 def test_an_error_without_a_usable_baseline_is_uncoloured(baseline):
     result = {"mse": {"x": {"x": 0.5}}, "pairs": {"x": {"x": 1}}, "all_pairs_baseline": {"x": baseline}}
-    axes = figures.draw_mse_heatmap(result).axes[0]
+    axes = figures.mse_heatmap(result).axes[0]
     assert axes.get_images()[0].get_array().mask.all()
     assert axes.texts[0].get_text() == "0.500\nn = 1"
 
@@ -245,21 +246,12 @@ def test_an_error_without_a_usable_baseline_is_uncoloured(baseline):
 
 
 def configuration(condition: str, lr: float, mean: float | None, *, n: int = 5, baseline: float | None = None) -> dict:
-    params = {"optim.lr": lr, "optim.batch_size": 64}
     sd = None if mean is None else 0.02
-    return {
-        "condition": condition,
-        "params": params,
-        "mean": mean,
-        "sd": sd,
-        "n": n,
-        "expected": 5,
-        "failed": 5 - n,
-    } | ({} if baseline is None else {"baseline": baseline})
+    return group(condition, lr, mean, n=n) | {"sd": sd, "baseline": baseline}
 
 
 def overview(rows: Sequence[dict], *, metric: str = "balanced_accuracy") -> Figure:
-    return figures.draw_sweep_overview(mark(rows, metric=metric), metric=metric)
+    return figures.sweep_overview(mark(rows, metric=metric), metric=metric)
 
 
 def test_configurations_show_mean_spread_baseline_and_what_is_missing():
@@ -285,7 +277,7 @@ def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best(
     drawn = {line.get_xdata()[0]: line for line in axes.lines if line.get_marker() in ("o", "D")}
     assert drawn[0.7].get_marker() == "D" and drawn[0.9].get_markerfacecolor() == "none"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.0001", "lr=0.001  (epoch 20)"]
-    assert "pruned, value so far" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "pruned, best until then" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
@@ -299,7 +291,7 @@ def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):
 
 
 def test_a_single_run_and_no_run_can_be_drawn():
-    single = {"condition": "a", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1, "failed": 0}
+    single = configuration("a", 1e-3, 0.5) | {"params": {}, "sd": None, "n": 1, "expected": 1}
     assert [t.get_text() for t in overview([single]).axes[0].get_yticklabels()] == ["the run"]
     assert not overview([]).axes[0].get_yticklabels()
 
@@ -310,15 +302,15 @@ def test_a_single_run_and_no_run_can_be_drawn():
 def hostile_figures() -> dict[str, Figure]:
     z = {name: np.random.default_rng(k).normal(size=(9, 3)).astype(np.float32) for k, name in enumerate(HOSTILE)}
     codes = {name: np.arange(9) % len(HOSTILE) for name in HOSTILE}
-    result = classification({name: Scored(codes[name], codes[name]) for name in HOSTILE[:2]}, classes=HOSTILE)
+    result = classification({name: ClassPredictions(codes[name], codes[name]) for name in HOSTILE[:2]}, classes=HOSTILE)
     square = {a: dict.fromkeys(HOSTILE, 1.0) for a in HOSTILE}
     translated = {"mse": square, "pairs": square, "all_pairs_baseline": dict.fromkeys(HOSTILE, 2.0)}
     rows = [{**configuration(name, 1e-3, 0.5), "params": {name: name}} for name in HOSTILE]
     return {
-        "loss_curves": figures.draw_loss_curves([{"epoch": 1} | {f"train/kl/{name}": 1.0 for name in HOSTILE}]),
-        "latent_pca": figures.draw_latent_pca(z, codes, HOSTILE),
-        "confusion": figures.draw_confusion(result, HOSTILE),
-        "mse_heatmap": figures.draw_mse_heatmap(translated),
+        "loss_curves": figures.loss_curves([{"epoch": 1} | {f"train/kl/{name}": 1.0 for name in HOSTILE}]),
+        "latent_pca": figures.latent_pca(z, codes, HOSTILE),
+        "confusion": figures.confusion(result, HOSTILE),
+        "mse_heatmap": figures.mse_heatmap(translated),
         "sweep_overview": overview(rows),
     }
 
@@ -330,7 +322,7 @@ def test_hostile_names_are_drawn_as_they_are_written(tmp_path):
         shown = texts(figure)
         for hostile in HOSTILE:
             assert any(drawable(hostile, limit=16) in text or drawable(hostile) in text for text in shown), name
-        formulas = [text for text in figure.findobj(Text) if "x^2" in text.get_text() or "frac" in text.get_text()]
+        formulas = [text for text in figure.findobj(Text) if "x^2" in text.get_text() or "\\frac" in text.get_text()]
         assert formulas and not any(text.get_parse_math() for text in formulas)
     assert dict(matplotlib.rcParams) == before
 
@@ -343,7 +335,7 @@ def test_what_the_font_cannot_draw_is_escaped():
 
 @pytest.mark.parametrize("metric", ["mean_modality_balanced_accuracy", "reconstruction_mse", "nmi"])
 def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
-    row = {"condition": "all", "params": {}, "mean": 0.5, "sd": None, "n": 1, "expected": 1}
+    row = configuration("all", 1e-3, 0.5) | {"params": {}}
     (axes,) = overview([row], metric=metric).axes
     assert axes.get_xlabel() and "..." not in axes.get_xlabel()
 
@@ -351,7 +343,7 @@ def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
 def test_long_class_names_of_a_confusion_matrix_do_not_overlap() -> None:
     classes = ["adrenocortical carcinoma", "colon adenocarcinoma", "uveal melanoma"]
     codes = np.arange(3)
-    figure = figures.draw_confusion(classification({"m": Scored(codes, codes)}, classes=classes), classes)
+    figure = figures.confusion(classification({"m": ClassPredictions(codes, codes)}, classes=classes), classes)
     figure.canvas.draw()
     for axes in figure.axes[:2]:
         boxes = [label.get_window_extent() for label in axes.get_xticklabels()]
@@ -363,20 +355,23 @@ def test_long_names_that_begin_alike_stay_apart():
     assert names == ["proteom...plasma", "proteom...tissue"]
 
 
-def test_each_figure_is_written_by_its_function(tmp_path):
+def test_each_figure_has_the_size_of_its_panels(tmp_path):
     z, label = latents()
-    figures.loss_curves(HISTORY, tmp_path / "loss.png", best_epoch=2)
-    figures.latent_pca(z, label, ["a", "b", "c"], tmp_path / "pca.png")
-    figures.confusion(judged(), ["a", "b", "c"], tmp_path / "confusion.png")
-    figures.mse_heatmap(TRANSLATION, tmp_path / "mse.png")
-    figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi"), tmp_path / "sweep.png")
-    sizes = {path.name: size_of(path) for path in tmp_path.iterdir()}
-    assert sizes == {
-        "loss.png": (990, 240),
-        "pca.png": (1280, 480),
-        "confusion.png": (1140, 350),
-        "mse.png": (710, 350),
-        "sweep.png": (900, 177),
+    drawn = {
+        "loss": figures.loss_curves(HISTORY, best_epoch=2),
+        "pca": figures.latent_pca(z, label, ["a", "b", "c"]),
+        "confusion": figures.confusion(judged(), ["a", "b", "c"]),
+        "mse": figures.mse_heatmap(TRANSLATION),
+        "sweep": figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi")),
+    }
+    for name, figure in drawn.items():
+        drawing.save(figure, tmp_path / name)
+    assert {path.name: size_of(path) for path in tmp_path.iterdir()} == {
+        "loss": (990, 240),
+        "pca": (1280, 480),
+        "confusion": (1140, 350),
+        "mse": (710, 350),
+        "sweep": (900, 177),
     }
 
 

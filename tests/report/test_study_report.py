@@ -1,15 +1,25 @@
-"""The report of a study, from the summary that the sweep writes."""
+"""The report of a study, from its summary."""
 
 import io
+from collections.abc import Sequence
 
 import pytest
 from rich.console import Console
 
-from modis_dist.metrics import Scored, classification
-from modis_dist.report.study import absent_table, class_table, continued, figures_table, modality_table, report, tables
+from modis_dist.metrics import ClassPredictions, classification
+from modis_dist.report.study import (
+    absent_table,
+    class_table,
+    metrics_table,
+    modality_table,
+    models,
+    report,
+    resumed_elsewhere,
+    tables,
+)
 from modis_dist.report.tables import plain_rows
 from modis_dist.report.terminal import show
-from modis_dist.study.aggregate import figures_of_baseline, figures_on_test
+from modis_dist.study.aggregate import details_over_replicates, metrics_over_replicates
 from modis_dist.study.selection import mark
 from tests.report.test_tables import group, scored
 
@@ -19,7 +29,7 @@ HALF = {"a": {"a": 0.5, "b": None}, "b": {"a": 1.5, "b": 0.25}}
 
 def replicate(*, hit: int, absent: bool = True) -> dict:
     """A result of a refit, one of whose predictions is ``hit``; OV has no training row in b."""
-    parts: dict[str, Scored] = {"a": scored((0, 0), (1, 1)), "b": scored((0, 0), (1, hit))}
+    parts: dict[str, ClassPredictions] = {"a": scored((0, 0), (1, 1)), "b": scored((0, 0), (1, hit))}
     judged = classification(parts, classes=CLASSES, absent_pairs=[("OV", "b")] if absent else [])
     probe = {"logistic_regression": 0.75, "knn": 1.0, "perfect": 0.5}
     translation = {"mse": HALF, "all_pairs_baseline": {"a": 2.0, "b": 1.0}}
@@ -31,21 +41,30 @@ def replicate(*, hit: int, absent: bool = True) -> dict:
 
 def condition(name: str, *, absent: bool = True) -> dict:
     results = [replicate(hit=1, absent=absent), replicate(hit=0, absent=absent)]
-    figures = {"test": figures_on_test(results), "baseline": figures_of_baseline(results)}
+    test, baseline, probe = metrics_over_replicates(results)
+    metrics = {"test": test, "baseline": baseline, "probe": probe, "details": details_over_replicates(results)}
     model = {"condition": name, "params": {"objective.beta": 1e-4}, "seed": 3, "folder": f"trials/{name}"}
-    return {"condition": name, **figures, "model": model}
+    return {"condition": name, **metrics, "model": model}
 
 
-def summary(*conditions: dict) -> dict:
-    model = next((one["model"] for one in conditions if one["model"]), None)
-    return {"study": "s_1", "conditions": list(conditions), "model": model, "changes": {}}
+def summary(*conditions: dict, groups: Sequence[dict] = ()) -> dict:
+    model = next((condition["model"] for condition in conditions if condition["model"]), None)
+    marked = mark(groups, metric="nmi")
+    return {
+        "study": "s_1",
+        "metric": "nmi",
+        "conditions": list(conditions),
+        "groups": marked,
+        "model": model,
+        "changes": {},
+    }
 
 
-UNTESTED = {"condition": "lost", "test": None, "baseline": None, "model": None}
+UNTESTED = {"condition": "lost", "test": None, "baseline": None, "probe": None, "details": None, "model": None}
 
 
-def test_every_test_figure_stands_beside_the_baseline_with_spread_and_count():
-    header, ours, theirs = plain_rows(figures_table([condition("few")]))
+def test_every_test_metric_is_listed_with_the_baseline_its_spread_and_count():
+    header, ours, theirs = plain_rows(metrics_table([condition("few")]))
     assert header[2:] == [
         "balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI", "n",
     ]  # fmt: skip
@@ -58,14 +77,16 @@ def test_every_test_figure_stands_beside_the_baseline_with_spread_and_count():
 
 
 def test_recall_and_precision_of_every_class_with_a_star_where_training_had_no_row():
-    header, brca, ov = plain_rows(class_table(condition("few")["test"]))
+    header, brca, ov = plain_rows(class_table(condition("few")["details"]))
     assert header == ["class", "precision", "recall", "recall a", "recall b", "n"]
     assert brca == ["BRCA", "0.833 ± 0.236", "1.000 ± 0.000", "1.000 ± 0.000", "1.000 ± 0.000", "2"]
     assert ov == ["OV", "1.000 ± 0.000", "0.750 ± 0.354", "1.000 ± 0.000", "* 0.500 ± 0.707", "2"]
 
 
 def test_recall_on_absent_pairs():
-    assert plain_rows(absent_table([condition("few")]))[1:] == [["few", "OV", "b", "0.500 ± 0.707", "2"]]
+    assert plain_rows(absent_table({"few": condition("few")["details"]}))[1:] == [
+        ["few", "OV", "b", "0.500 ± 0.707", "2"]
+    ]
 
 
 def test_modalities_beside_the_baseline():
@@ -81,58 +102,65 @@ def test_a_condition_without_a_baseline_has_dashes_in_its_line():
     assert lines[2] == ["few", "baseline", "-", "-", "0"]
 
 
-def test_a_terminal_gets_the_short_tables_and_absent_pairs_only_where_there_are_any():
-    groups = mark([group("few", 1e-4, 0.8)], metric="nmi")
-    short = ["Search", "Chosen", "Test balanced accuracy", "Test error"]
+def test_a_terminal_gets_the_short_tables_and_absent_pairs_only_if_there_are_any():
+    groups = [group("few", 1e-4, 0.8)]
 
-    def titles(*conditions: dict) -> list[str]:
-        return [title for title, _ in tables(summary(*conditions), groups, metric="nmi")]
+    def short(*conditions: dict) -> list[str]:
+        return [
+            " ".join(map(str, plain_rows(table)[0][:2])) for _, table in tables(summary(*conditions, groups=groups))
+        ]
 
-    found = titles(condition("few", absent=False), UNTESTED)
-    assert all(title.startswith(begin) for title, begin in zip(found, short, strict=True))
-    assert titles(condition("few"))[4:] == ["Test recall of pairs absent in training"]
-    assert titles(UNTESTED) == ["Search, on validation rows"]
+    search, comparison, modalities, errors = (
+        "condition parameters", "condition balanced accuracy", "condition model", "decoded as from a",
+    )  # fmt: skip
+    assert short(condition("few", absent=False), UNTESTED) == [search, comparison, modalities, errors]
+    assert short(condition("few")) == [search, comparison, modalities, errors, "condition class"]
+    assert short(UNTESTED) == [search]
 
 
 def test_the_report_has_every_table_and_conditions_by_name():
-    text = report(
-        summary(condition("few"), UNTESTED, condition("all_of")),
-        mark([group("few", 1e-4, 0.8)], metric="nmi"),
-        metric="nmi",
-    )
+    text = report(summary(condition("few"), UNTESTED, condition("all_of"), groups=[group("few", 1e-4, 0.8)]))
     headings = [line for line in text.splitlines() if line.startswith("#")]
-    assert headings[0] == "# s\\_1"
-    assert headings[-3:] == [
-        "## All test figures",
-        "## Test figures by class: few",
-        "## Test figures by class: all\\_of",
-    ]
+    assert headings[0] == "# s\\_1" and len(headings) == 1 + 5 + 3
+    assert [heading.rpartition(": ")[2] for heading in headings[-2:]] == ["few", "all\\_of"]
     assert "| few | b | - | 0.250 | 1.00 |" in text  # decoded as b: no pairs from a, itself, the all-pairs baseline
     assert "lost" not in text
-    assert "The folder model holds the model of condition few, beta=0.0001, seed 3." in text
-    assert "The model of condition all\\_of, beta=0.0001, seed 3 is in trials/all\\_of." in text
+
+
+def test_a_note_is_written_once():
+    text = report(summary(condition("few"), condition("all"), groups=[group("few", 1e-4, 0.8) | {"probe": 0.5}]))
+    for term in ("baseline", "gain", "modality probe", "all pairs", "n"):
+        assert sum(line.startswith(f"{term}: ") for line in text.splitlines()) == (2 if term == "n" else 1), term
+
+
+def test_the_delivered_model_is_named_and_so_are_the_folders_of_other_conditions():
+    delivered, other = models(summary(condition("few"), UNTESTED, condition("all_of")))
+    assert "model" in delivered and delivered.endswith("condition few, beta=0.0001, seed 3.")
+    assert "condition all_of, beta=0.0001, seed 3" in other and other.endswith("trials/all_of.")
 
 
 def test_a_study_of_one_condition_does_not_name_it():
-    text = report(summary(condition("all")), mark([group("all", 1e-4, 0.8)], metric="nmi"), metric="nmi")
-    assert "The folder model holds the model of beta=0.0001, seed 3." in text
+    (line,) = models(summary(condition("all")))
+    assert line.endswith("of beta=0.0001, seed 3.") and line in report(summary(condition("all"))).replace("\\", "")
 
 
 def test_a_study_that_tested_nothing_has_the_search_only():
-    text = report(summary(UNTESTED), mark([group("lost", 1e-4, None, n=0)], metric="nmi"), metric="nmi")
-    assert text.count("\n## ") == 1
+    text = report(summary(UNTESTED, groups=[group("lost", 1e-4, None, n=0)]))
+    assert text.count("\n## ") == 1 and models(summary(UNTESTED)) == []
 
 
 @pytest.mark.parametrize("name", ["[red]x[/red]", "\x1b[31m"])
 def test_a_hostile_condition_is_text_in_titles_and_cells(name):
     stream = io.StringIO()
-    show(tables(summary(condition(name)), [], metric="nmi"), Console(file=stream, width=200, color_system=None))
+    show(tables(summary(condition(name))), Console(file=stream, width=200, color_system=None))
     assert "\x1b" not in stream.getvalue()
     assert ("[red]x[/red]" if "red" in name else "\\x1b[31m") in stream.getvalue()
-    assert "\x1b" not in report(summary(condition(name)), [], metric="nmi")
+    assert "\x1b" not in report(summary(condition(name)))
 
 
-def test_trainings_that_went_on_upon_other_hardware_are_counted_and_what_changed_is_named():
-    assert continued(summary()) == []
-    (line,) = continued(summary() | {"changes": {"a": ["model Slow 1, now Fast 2"], "b": ["model Slow 1, now Fast 2"]}})
-    assert line.startswith("2 trainings went on") and "(model Slow 1, now Fast 2); summary.json" in line
+def test_trainings_that_resumed_on_other_hardware_are_counted_and_the_changes_named():
+    changes = ["model Slow 1, now Fast 2"]
+    assert resumed_elsewhere(summary()) == []
+    (line,) = resumed_elsewhere(summary() | {"changes": {"a": changes, "b": changes}})
+    assert line.startswith("2 trainings ") and "(model Slow 1, now Fast 2)" in line and "summary.json" in line
+    assert line in report(summary() | {"changes": {"a": changes, "b": changes}})

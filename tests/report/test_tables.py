@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from modis_dist.metrics import Scored, classification
+from modis_dist.metrics import ClassPredictions, classification
+from modis_dist.report.study_results import Spread
 from modis_dist.report.tables import (
+    ABSENT,
     class_table,
     comparison_table,
     evaluation_table,
@@ -47,9 +49,9 @@ HOSTILE = [
 ]
 
 
-def scored(*pairs: tuple[int, int]) -> Scored:
+def scored(*pairs: tuple[int, int]) -> ClassPredictions:
     table = np.array(pairs, np.int64)
-    return Scored(table[:, 0], table[:, 1])
+    return ClassPredictions(table[:, 0], table[:, 1])
 
 
 def example() -> dict:
@@ -61,11 +63,16 @@ def example() -> dict:
 
 
 def example_baseline() -> dict:
-    parts = {"mirna": scored((0, 0), (0, 0), (1, 0), (1, 0), (-1, 1)), "cnv": Scored(*np.zeros((2, 0), np.int64))}
+    parts = {
+        "mirna": scored((0, 0), (0, 0), (1, 0), (1, 0), (-1, 1)),
+        "cnv": ClassPredictions(*np.zeros((2, 0), np.int64)),
+    }
     result = classification(parts, classes=["BRCA", "OV"])
-    result["modalities"]["mirna"] |= {"C": 0.1, "converged": False, "reason": None}
-    result["modalities"]["cnv"] |= {"C": None, "converged": True, "reason": "no labelled training row"}
-    return {**result, "max_iter": 1000, "converged": False}
+    fits = {
+        "mirna": {"C": 0.1, "converged": False, "reason": None},
+        "cnv": {"C": None, "converged": True, "reason": "no labelled training row"},
+    }
+    return {**result, "fits": fits, "max_iter": 1000, "converged": False}
 
 
 def printed(table: Table, width: int = 100) -> str:
@@ -74,22 +81,34 @@ def printed(table: Table, width: int = 100) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines())
 
 
-def test_evaluation_beside_the_baseline():
-    assert to_markdown(evaluation_table(example(), example_baseline())) == (
+def markdown(table: Table) -> tuple[str, list[str]]:
+    """The lines of a table as Markdown, and its notes."""
+    rows, *notes = to_markdown(table).removesuffix("\n").split("\n\n")
+    return rows, notes
+
+
+def terms(notes: list[str]) -> list[str]:
+    """What notes define: the text before the colon."""
+    return [note.partition(":")[0] for note in notes]
+
+
+def test_an_evaluation_is_listed_with_the_baseline():
+    rows, notes = markdown(evaluation_table(example(), example_baseline()))
+    assert rows == (
         "| modality | rows | balanced accuracy | macro F1 | NMI | ARI | baseline | gain |\n"
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |\n"
         "| mirna | 4 | 0.750 | 0.733 | 0.344 | 0.000 | 0.500 | +0.250 |\n"
         "| cnv | 3 | 0.750 | 0.667 | 0.274 | -0.500 | - | - |\n"
-        "| all | 7 | 0.708 | 0.708 | 0.130 | 0.028 | 0.500 | - |\n"
-        "\nUnlabelled rows left out: 1.\n"
-        "\nbaseline: logistic regression of every modality by itself, on the same rows (C = 0.1, chosen on "
-        "training rows), its balanced accuracy; gain: over it.\n"
-        "\nbaseline of mirna: not converged in 1000 iterations.\n"
-        "\nbaseline of cnv: no labelled training row.\n"
+        "| all | 7 | 0.708 | 0.708 | 0.130 | 0.028 | 0.500 | - |"
     )
+    unlabelled, *_, c, mirna, cnv = notes
+    assert terms(notes)[1:3] == ["baseline", "gain"]
+    assert terms(notes)[4:] == ["baseline of mirna", "baseline of cnv"]
+    assert "1 unlabelled" in unlabelled and "0.1" in c and "1000" in mirna
+    assert cnv.endswith("no labelled training row.")
 
 
-def test_evaluation_without_a_baseline_leaves_its_columns_empty():
+def test_an_evaluation_without_a_baseline_has_empty_columns():
     rows = plain_rows(evaluation_table(example(), None))
     assert [row[-2:] for row in rows] == [["baseline", "gain"], *[["-", "-"]] * 3]
 
@@ -103,31 +122,44 @@ def test_the_same_table_in_a_terminal():
         "│ OV    │    3 │ 0.667/0.667 │ 0.500/1.000 │ * 1.000/0.500 │\n"
         "└───────┴──────┴─────────────┴─────────────┴───────────────┘\n"
         "recall/precision\n"
-        "* no row of this class and modality in training"
+        f"{ABSENT}"
     )
 
 
 def group(condition: str, lr: float, mean: float | None, *, n: int = 5) -> dict:
-    sd = None if mean is None else 0.01
-    params = {"optim.lr": lr, "objective.beta": 1e-6}
-    return {"condition": condition, "params": params, "mean": mean, "sd": sd, "n": n, "expected": 5, "failed": 5 - n}
+    names = [f"{condition}{lr}-{k}" for k in range(5)]
+    return {
+        "condition": condition,
+        "params": {"optim.lr": lr, "objective.beta": 1e-6},
+        "mean": mean,
+        "sd": None if mean is None else 0.01,
+        "n": n,
+        "expected": 5,
+        "failed": 5 - n,
+        "reasons": [],
+        "baseline": None,
+        "probe": None,
+        "epochs": 3,
+        "pruned": None,
+        "trials": names,
+        "done_trials": names[:n],
+        "failed_trials": names[n:],
+    }
 
 
-def test_sweep_marks_the_best_of_each_condition_and_shows_what_is_missing():
+def test_a_sweep_table_marks_the_best_of_each_condition_and_counts_missing_trials():
     groups = [group("base", 1e-4, 0.81), group("base", 1e-3, 0.79, n=3), group("few", 1e-4, None, n=0)]
     groups[0] |= {"baseline": 0.7, "probe": 0.4}
-    assert to_markdown(sweep_table(mark(groups, metric="balanced_accuracy"))) == (
-        "| condition | parameters | balanced accuracy | baseline | probe | trials |\n"
+    rows, notes = markdown(sweep_table(mark(groups, metric="balanced_accuracy")))
+    assert rows == (
+        "| condition | parameters | balanced accuracy | baseline | modality probe | trials |\n"
         "| --- | --- | ---: | ---: | ---: | ---: |\n"
         "| base | lr=0.0001 | \\* 0.810 ± 0.010 | 0.700 | 0.400 | 5 of 5 |\n"
         "| base | lr=0.001 | 0.790 ± 0.010 | - | - | 3 of 5, 2 failed |\n"
-        "| few | lr=0.0001 | - | - | - | 0 of 5, 5 failed |\n"
-        "\n\\* best of its condition\n"
-        "\nbaseline: logistic regression of every modality by itself, on the same rows.\n"
-        "\nprobe: balanced accuracy of telling the modality of a row from its place in the latent space. "
-        "1: they lie apart, nothing is aligned; 1 / number of modalities: perfectly aligned.\n"
-        "\nThe choice looks at balanced accuracy only: compare the probes before you rely on alignment.\n"
+        "| few | lr=0.0001 | - | - | - | 0 of 5, 5 failed |"
     )
+    assert terms(notes)[1:4] == ["\\* best of its condition", "baseline", "modality probe"]
+    assert "folds and replicates" in notes[0] and "balanced accuracy only" in notes[4]
 
 
 def pruned(lr: float, mean: float, *, epoch: int) -> dict:
@@ -136,10 +168,10 @@ def pruned(lr: float, mean: float, *, epoch: int) -> dict:
 
 def test_a_pruned_configuration_says_where_and_is_never_the_best():
     groups = [group("base", 1e-4, 0.81), pruned(1e-3, 0.9, epoch=20)]
-    text = to_markdown(sweep_table(mark(groups, metric="balanced_accuracy")))
-    assert "| base | lr=0.0001 | \\* 0.810 ± 0.010 | - | - | 5 of 5 |" in text
-    assert "| base | lr=0.001 | 0.900 ± 0.010 | - | - | pruned at 20 |" in text
-    assert "pruned at: the epoch at which it was not among the best; its value is the best up to there." in text
+    rows, notes = markdown(sweep_table(mark(groups, metric="balanced_accuracy")))
+    assert "| base | lr=0.0001 | \\* 0.810 ± 0.010 | - | - | 5 of 5 |" in rows
+    assert "| base | lr=0.001 | 0.900 ± 0.010 | - | - | pruned at 20 |" in rows
+    assert "pruned at" in terms(notes)
 
 
 def test_a_long_table_lists_the_best_in_their_order_and_says_how_many_are_left_out():
@@ -152,28 +184,37 @@ def test_a_long_table_lists_the_best_in_their_order_and_says_how_many_are_left_o
 
 def test_a_sweep_without_groups_is_a_header():
     assert plain_rows(sweep_table([])) == [
-        ["condition", "parameters", "balanced accuracy", "baseline", "probe", "trials"]
+        ["condition", "parameters", "balanced accuracy", "baseline", "modality probe", "trials"]
     ]
 
 
-def test_conditions_are_compared_with_probe_and_baseline():
-    probe = {"logistic_regression": 0.4, "knn": 0.38, "perfect": 1 / 3}
-    conditions = [
-        {"condition": "pairwise", "mean": 0.91, "sd": 0.012, "n": 5, "probe": probe, "baseline": 0.93},
-        {"condition": "published", "mean": 0.9, "sd": None, "n": 1, "probe": None, "baseline": None},
-        {"condition": "lost", "mean": None, "sd": None, "n": 0, "probe": None, "baseline": 0.93},
-    ]
-    assert to_markdown(comparison_table(conditions)) == (
-        "| condition | balanced accuracy | n | baseline | gain | probe logistic | probe kNN |\n"
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
-        "| pairwise | 0.910 ± 0.012 | 5 | 0.930 | -0.020 | 0.400 | 0.380 |\n"
-        "| published | 0.900 | 1 | - | - | - | - |\n"
-        "| lost | - | 0 | 0.930 | - | - | - |\n"
-        "\nn: replicates.\n"
-        "\nbaseline: logistic regression of every modality by itself, on the same rows; gain: over it.\n"
-        "\nprobe: balanced accuracy of telling the modality of a row from its place in the latent space. "
-        "1: they lie apart, nothing is aligned; 0.333: perfectly aligned.\n"
+def compared(name: str, test: Spread, *, probe: tuple[float, float] | None, baseline: float | None) -> dict:
+    probes = (
+        None if probe is None else dict(zip(("logistic_regression", "knn"), probe, strict=True)) | {"perfect": 1 / 3}
     )
+    return {
+        "condition": name,
+        "test": {"balanced_accuracy": test},
+        "probe": probes and {key: {"mean": value, "sd": None, "n": 1} for key, value in probes.items()},
+        "baseline": baseline and {"balanced_accuracy": {"mean": baseline, "sd": None, "n": 1}},
+    }
+
+
+def test_conditions_are_compared_by_balanced_accuracy_baseline_and_modality_probe():
+    conditions = [
+        compared("pairwise", {"mean": 0.91, "sd": 0.012, "n": 5}, probe=(0.4, 0.38), baseline=0.93),
+        compared("published", {"mean": 0.9, "sd": None, "n": 1}, probe=None, baseline=None),
+        compared("lost", {"mean": None, "sd": None, "n": 0}, probe=None, baseline=0.93),
+    ]
+    rows, notes = markdown(comparison_table(conditions))
+    assert rows == (
+        "| condition | balanced accuracy | n | baseline | gain | modality probe kNN | modality probe logistic |\n"
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |\n"
+        "| pairwise | 0.910 ± 0.012 | 5 | 0.930 | -0.020 | 0.380 | 0.400 |\n"
+        "| published | 0.900 | 1 | - | - | - | - |\n"
+        "| lost | - | 0 | 0.930 | - | - | - |"
+    )
+    assert terms(notes) == ["n", "baseline", "gain", "modality probe"]
 
 
 def test_errors_of_translation_beside_the_all_pairs_baseline():
@@ -308,5 +349,5 @@ def test_settings_are_named_by_their_last_part_where_that_is_clear():
 
 
 def test_only_varying_settings_count_as_varying():
-    rows = [{"params": {"a": 1, "b": 2}}, {"params": {"a": 1, "b": 3, "c": 4}}]
-    assert varying(rows) == ["b", "c"]
+    params = [{"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}]
+    assert varying(params) == ["b", "c"]

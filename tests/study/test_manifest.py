@@ -8,7 +8,7 @@ import pytest
 from modis_dist.config import parse
 from modis_dist.config.study import Packing, Study
 from modis_dist.execution.trial import trial_id
-from modis_dist.metrics import Scored, classification
+from modis_dist.metrics import ClassPredictions, classification
 from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
 from modis_dist.study.aggregate import grouped, spread
@@ -215,10 +215,12 @@ def result(value: float | None, *, status: str = "done") -> dict:
         "status": status,
         "value": value,
         "best_epoch": 3,
-        "baseline": classification({"m": Scored(np.array([0, 1]), np.array([0, 0]))}, classes=("a", "b")),
+        "baseline": classification({"m": ClassPredictions(np.array([0, 1]), np.array([0, 0]))}, classes=("a", "b")),
         "evaluation": {
             "probe": {"knn": 0.4},
-            "classification": classification({"m": Scored(np.array([0, 1]), np.array([0, 1]))}, classes=("a", "b")),
+            "classification": classification(
+                {"m": ClassPredictions(np.array([0, 1]), np.array([0, 1]))}, classes=("a", "b")
+            ),
         },
         "reason": "x",
     }

@@ -219,8 +219,8 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
     watched = (
         (decisions, "write_json"),
         (run_pack, "write_json"),
-        (run_pack, "note_standing"),
-        (run_pack, "conclude"),
+        (run_pack, "write_interim_result"),
+        (run_pack, "evaluate_training"),
         (manifest, "save"),
     )
     deaths = 0

@@ -47,12 +47,12 @@ def test_the_summary_has_what_scripts_read(done: Path) -> None:
     summary = summary_of(done)
     assert summary["study"] == "toy"
     assert summary["trials"] == {"total": 8, "done": 8, "failed": 0, "pruned": 0}
-    assert set(summary["best"]) >= {"params", "metric", "mean", "sd", "n"}
-    assert summary["best"]["n"] == 4 and summary["best"]["metric"] == "balanced_accuracy"
+    assert set(summary["best"]) >= {"params", "mean", "sd", "n"}
+    assert summary["best"]["n"] == 4 and summary["metric"] == "balanced_accuracy"
     for part in ("test", "baseline"):
         assert summary[part]["balanced_accuracy"]["n"] == 2
         assert {f"balanced_accuracy/{m}" for m in toy.SIZES} <= set(summary[part])
-    assert 0 <= summary["test"]["probe"]["knn"]["mean"] <= 1
+    assert 0 <= summary["conditions"][0]["probe"]["knn"]["mean"] <= 1
     assert summary["mlflow"]["uri"].startswith("sqlite:///") and summary["mlflow"]["experiment"] == "toy"
 
 
@@ -71,7 +71,7 @@ def test_the_chosen_configuration_has_the_best_mean_over_folds_and_replicates(do
 def test_only_the_refits_of_the_chosen_configuration_are_scored_on_test_rows(done: Path) -> None:
     listed = {t["id"] for t in json.loads((done / "out" / "manifest.json").read_text())["trials"]}
     judged = {
-        p.parent.name: json.loads(p.read_text())["judged_on"] for p in (done / "out/trials").glob("*/result.json")
+        p.parent.name: json.loads(p.read_text())["evaluated_on"] for p in (done / "out/trials").glob("*/result.json")
     }
     assert {name for name, rows in judged.items() if rows == "validation"} == listed
     assert len(judged) == len(listed) + 2
@@ -213,7 +213,7 @@ def test_trials_finished_before_their_stack_crashed_keep_their_results_and_recor
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
-    genuine, concluded = run_pack.conclude, []
+    genuine, concluded = run_pack.evaluate_training, []
 
     def failing_once(member: Member, *given: Any, **named: Any) -> Any:
         concluded.append(member.trial)
@@ -221,7 +221,7 @@ def test_trials_finished_before_their_stack_crashed_keep_their_results_and_recor
             raise RuntimeError("once")
         return genuine(member, *given, **named)
 
-    monkeypatch.setattr(run_pack, "conclude", failing_once)
+    monkeypatch.setattr(run_pack, "evaluate_training", failing_once)
     assert tune(tmp_path) == 0
     out = tmp_path / "out"
     listed = manifest.load(out / "manifest.json")
@@ -270,7 +270,7 @@ def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_r
     assert {pack["steps"] for pack in plan["packs"]} == {12, 16}, "rppa has fewer rows than the other two"
     assert tune(tmp_path, "--set", "data.classes=[a, b]") == 0
     assert list((tmp_path / "out").glob("packs/*/error.txt")) == []
-    labels = {c["condition"]: list(c["test"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}
+    labels = {c["condition"]: list(c["details"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}
     assert labels == {"two": ["a", "b"], "all": ["a", "b"], "rare": ["a", "b", "c"]}
 
 
@@ -292,7 +292,7 @@ def test_the_model_of_every_condition_is_named_and_its_metrics_are_in_mlflow(
     for condition in summary["conditions"]:
         name, mean = condition["condition"], condition["test"]["balanced_accuracy"]["mean"]
         assert sent["toy", f"test/{name}/balanced_accuracy"] == mean
-        assert sent["toy", f"test/{name}/probe/knn"] == condition["test"]["probe"]["knn"]["mean"]
+        assert sent["toy", f"test/{name}/probe/knn"] == condition["probe"]["knn"]["mean"]
         assert sent[f"refit {name}: seed 0", "final/balanced_accuracy"] == mean
         baseline = condition["baseline"]["balanced_accuracy"]["mean"]
         assert sent[f"refit {name}: seed 0", "final/baseline/balanced_accuracy"] == baseline
@@ -465,7 +465,7 @@ def test_train_writes_a_result_figures_and_refuses_another_run(
     out = tmp_path / "out"
     assert command(["train", str(path), "--out", str(out), "--json"]) == 0
     result = json.loads(capsys.readouterr().out)
-    assert result["status"] == "done" and result["judged_on"] == "validation"
+    assert result["status"] == "done" and result["evaluated_on"] == "validation"
     assert {p.name for p in (out / "figures").iterdir()} == {
         "loss_curves.png",
         "latent_pca.png",

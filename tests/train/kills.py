@@ -22,7 +22,7 @@ from types import SimpleNamespace
 
 from modis_dist.config.run import Run
 from modis_dist.data.store.reader import Store
-from modis_dist.evaluate import results
+from modis_dist.evaluate import evaluation, results
 from modis_dist.execution import run_pack, single
 from modis_dist.execution.trial import Trial, trial_id
 from modis_dist.execution.verify_resume import differences
@@ -284,9 +284,9 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
 def _patch(at: Announcer) -> None:
     """Announce every phase of every write; leave out what costs time and has no state."""
     run_pack.draw = lambda *_: None
-    results.plain_baseline = lambda *_: {}
-    evaluate = results.evaluate
-    results.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
+    evaluation.plain_baseline = lambda *_: None
+    evaluate = evaluation.evaluate
+    evaluation.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
     _patch_checkpoints(at)
     _patch_journal(at)
     _patch_results(at)

@@ -18,7 +18,7 @@ from modis_dist.data.store import writer as writer_module
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.evaluate_folder import evaluate_folder
-from modis_dist.evaluate.results import Judged
+from modis_dist.evaluate.results import HeldOut
 from modis_dist.execution import run_pack
 from modis_dist.execution.memory import estimate_host_bytes, on_disk
 from modis_dist.execution.run_pack import Pack, kinds_of_data
@@ -128,7 +128,7 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 
 @pytest.mark.parametrize("judged_on", ["validation", "test"])
 def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: Judged
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: HeldOut
 ) -> None:
     one, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
     other = next(pack for pack in others if pack.trials[0].fold != one.trials[0].fold)

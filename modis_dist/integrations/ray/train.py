@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from modis_dist.config.run import Run
+from modis_dist.evaluate.results import Result
 from modis_dist.execution.journal_watch import JournalWatcher
 from modis_dist.execution.resources import worker_mistakes
 from modis_dist.execution.run_pack import JOURNAL
@@ -155,7 +156,7 @@ def _failure_message(error: Any) -> str:
     return f"after {RESTARTS} restarts: {shown(reason)}; the same command resumes from the last checkpoint"
 
 
-def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> dict[str, Any]:
+def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> Result:
     """Call ``train_run`` on as many workers as the run asks for; returns its result and raises what it raises."""
     from modis_dist.config.parse import to_tree
     from modis_dist.data.store.open_store import open_store
@@ -189,7 +190,9 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
         with on_signal(partial(ask_to_stop, stop)), watching(watcher.look):
             if reason := flag.requested():  # while Ray was starting
                 raise Interrupted(f"{reason}; nothing was trained; the same command starts again")
-            return while_ray_lives(training)
+            result: Result | None = while_ray_lives(training)
+    assert result is not None, "rank 0 has the result"
+    return result
 
 
 def ask_to_stop(file: Path, reason: str) -> None:
@@ -197,7 +200,7 @@ def ask_to_stop(file: Path, reason: str) -> None:
     file.write_text(reason)
 
 
-def _train_run_on_rank(spec: RankSpec, settings: Mapping[str, Any]) -> dict[str, Any]:
+def _train_run_on_rank(spec: RankSpec, settings: Mapping[str, Any]) -> Result | None:
     from modis_dist.config.parse import build
     from modis_dist.execution.single import train_run
 

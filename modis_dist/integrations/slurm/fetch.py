@@ -1,6 +1,5 @@
 """Bringing the results of a submission home: copied, and MLflow filled there by one writer from the journals."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from modis_dist.integrations.mlflow import apart as mlflow_apart
 from modis_dist.integrations.mlflow.mirror import BackgroundMirror
 from modis_dist.integrations.mlflow.store import default_uri, sqlite_path, was_delivered
 from modis_dist.integrations.slurm.submission import load, study_of
+from modis_dist.report.study_results import read_summary
 from modis_dist.runtime.errors import UserError
 from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.lock import LOCK, locked
@@ -144,9 +144,9 @@ def _fill(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[
         for number, (pack, stage) in enumerate(packs, start=1):
             _tell(mirror, home, pack, stage)
             told("MLflow", number, len(packs))
-        summary = home / "summary.json"
-        if summary.exists():
-            telling.finish(mirror, json.loads(summary.read_text()), out=home)
+        summary = read_summary(home)
+        if summary is not None:
+            telling.finish(mirror, summary, out=home)
         else:
             mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)  # until it is fetched again
     finally:

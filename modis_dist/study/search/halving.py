@@ -1,18 +1,11 @@
-"""Successive halving: the best groups at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020).
-
-A verdict has plain values: ``epoch``, ``mean``, ``sd`` and ``n`` of the group at the rung, its ``rank`` (1 is best)
-``of`` the groups compared, and ``goes_on``, false if it is pruned.
-"""
+"""Successive halving: the best groups at a rung (Jamieson and Talwalkar 2016; rungs as in Li et al. 2020)."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
-from typing import Any
 
 from modis_dist.metrics import LOWER_IS_BETTER
-from modis_dist.study.aggregate import spread
+from modis_dist.study.aggregate import Verdict, spread
 from modis_dist.train.progress import improves
-
-Verdict = dict[str, Any]
 
 
 def best_up_to(history: Iterable[Mapping[str, float | None]], epoch: int, *, metric: str) -> float | None:
@@ -45,7 +38,7 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
     ]
 
 
-def verdict_message(verdict: Mapping[str, Any]) -> str:
+def verdict_message(verdict: Verdict) -> str:
     """Return ``pruned at epoch 20: 0.710, rank 7 of 9``."""
     value = "no value" if verdict["mean"] is None else f"{verdict['mean']:.3f}"
     return f"pruned at epoch {verdict['epoch']}: {value}, rank {verdict['rank']} of {verdict['of']}"

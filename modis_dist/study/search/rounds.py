@@ -10,10 +10,11 @@ from typing import Any
 from modis_dist.config.parse import digest
 from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.execution.trial import Trial
-from modis_dist.study.aggregate import Configuration, Group
+from modis_dist.report.study_results import Group
+from modis_dist.study.aggregate import Configuration, Verdict
 from modis_dist.study.manifest import expand
 from modis_dist.study.search.decisions import decide, decided
-from modis_dist.study.search.halving import Verdict, verdicts
+from modis_dist.study.search.halving import verdicts
 from modis_dist.study.search.tpe import Outcome, proposals
 
 Groups = Mapping[Configuration, Sequence[Trial]]

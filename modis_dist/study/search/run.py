@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modis_dist.config.study import Study
-from modis_dist.evaluate.results import RESULT, read_history, read_result, read_standing, write_result
+from modis_dist.evaluate.results import RESULT, read_history, read_interim_result, read_result, write_result
 from modis_dist.execution.run_pack import (
     LAST,
     Pack,
@@ -22,11 +22,11 @@ from modis_dist.execution.run_pack import (
 from modis_dist.execution.trial import Trial
 from modis_dist.runtime.files import remove_folder
 from modis_dist.runtime.lock import locked
-from modis_dist.study.aggregate import Configuration, by_configuration, grouped
+from modis_dist.study.aggregate import Configuration, Results, Verdict, by_configuration, grouped
 from modis_dist.study.manifest import unique
 from modis_dist.study.plan import Plan
 from modis_dist.study.runner import PackRunner
-from modis_dist.study.search.halving import Verdict, best_up_to, verdict_message
+from modis_dist.study.search.halving import best_up_to, verdict_message
 from modis_dist.study.search.rounds import Groups, Search
 from modis_dist.study.summary import failures
 from modis_dist.train.journal import JournalWriter
@@ -40,7 +40,7 @@ class Searched(NamedTuple):
     reasons: dict[str, str]  # why trials crashed, by id
 
 
-def is_grid(study: Study, results: Mapping[str, Mapping[str, Any]]) -> bool:
+def is_grid(study: Study, results: Results) -> bool:
     """Return whether a study needs no search: it proposes and prunes nothing, nor did an earlier start prune."""
     was_pruned = any(result["status"] == "pruned" for result in results.values())
     return study.sweep.search is None and study.sweep.pruning is None and not was_pruned
@@ -159,7 +159,7 @@ class Round:
 def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
     """Write the result of the trials of a pack that are pruned: their interim result, and why they were pruned."""
     pruned = [t for t in pack.trials if t.id in reasons and read_result(trial_folder(out, t)) is None]
-    interim = {trial.id: read_standing(trial_folder(out, trial)) for trial in pruned}
+    interim = {trial.id: read_interim_result(trial_folder(out, trial)) for trial in pruned}
     if not any(interim.values()):
         return
     with locked(pack_folder(out, pack)):

@@ -150,10 +150,10 @@ def _live(arguments: list[str], stderr: str, environment: dict[str, str]) -> Non
     from modis_dist.execution import run_pack
     from modis_dist.integrations.mlflow import apart as mlflow_apart
     from modis_dist.integrations.mlflow import mirror as mlflow_mirror
-    from modis_dist.report import figures
+    from modis_dist.report import drawing
 
     run_pack.draw = lambda *_: None  # figures would take most of the time
-    figures.sweep_overview = lambda *_, **__: None
+    drawing.save = lambda *_: None
     tune.MLFLOW_PATIENCE_S = float(environment.get("TEST_PATIENCE_S", PATIENCE_S))
     mlflow_mirror.FIRST_PAUSE_S = 0.1
     mlflow_apart.get_context = lambda _: multiprocessing.get_context("fork")  # all is loaded here

@@ -16,8 +16,10 @@ from modis_dist.integrations.slurm.failure_reasons import why_never
 from modis_dist.integrations.slurm.job_notes import Note, State
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.report.study_results import write_summary
 from modis_dist.runtime.files import write_json
 from modis_dist.train.journal import JournalWriter
+from tests import toy_results
 from tests.integrations.slurm.fake_slurm import SACCT, FakeSlurm
 from tests.integrations.slurm.toy_submission import conclude, planned, site, submitted
 
@@ -178,12 +180,12 @@ def test_waiting_can_be_taken_up_again_and_ends_with_the_exit_code_of_the_study(
     def ends(_: float) -> None:
         slurm.end()
         conclude(out, [trial for pack in load(out).packs for trial in pack])
-        write_json(out / "summary.json", {"failures": {"x": "loss is nan"}})
+        write_summary(out, toy_results.summary(failures={"x": "loss is nan"}))
 
     monkeypatch.setattr(wait, "time", SimpleNamespace(sleep=ends))
     assert command(["status", str(out), "--wait", "--json"]) == 4
     told = capsys.readouterr()
-    assert json.loads(told.out) == {"failures": {"x": "loss is nan"}} and "1 trials failed (loss is nan)" in told.err
+    assert json.loads(told.out)["failures"] == {"x": "loss is nan"} and "1 trials failed (loss is nan)" in told.err
 
 
 @pytest.mark.usefixtures("slurm")

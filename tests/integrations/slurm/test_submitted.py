@@ -22,7 +22,7 @@ from modis_dist.integrations.slurm import fetch
 from modis_dist.integrations.slurm.job_notes import read_note
 from modis_dist.integrations.slurm.local_queue import LocalQueue
 from modis_dist.integrations.slurm.submission_status import standing
-from modis_dist.report import figures
+from modis_dist.report import drawing
 from modis_dist.study import manifest
 from modis_dist.train.journal import read
 from tests.integrations.processes import wait_for
@@ -44,13 +44,13 @@ here = Path(__file__).parent
 if sys.argv[4] != "here":
     from modis_dist.cli import tune
     from modis_dist.integrations.mlflow.mirror import NullMirror
-    from modis_dist.report import figures
+    from modis_dist.report import drawing
     from modis_dist.execution import run_pack
     from modis_dist.train.journal import JournalWriter
 
     tune._mirror = lambda *_: NullMirror()
     run_pack.draw = lambda *_: None
-    figures.sweep_overview = lambda *_, **__: None
+    drawing.save = lambda *_: None
     if (here / "slow").exists():
         genuine_record = JournalWriter.metrics
         JournalWriter.metrics = lambda *a, **k: (time.sleep(0.3), genuine_record(*a, **k))[1]
@@ -94,7 +94,7 @@ class SubmittedStudy:
         calm = self.folder / "calm"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pack, "draw", lambda *_: None)
-            patch.setattr(figures, "sweep_overview", lambda *_, **__: None)
+            patch.setattr(drawing, "save", lambda *_: None)
             patch.setattr(tune, "MLFLOW_PATIENCE_S", 600.0)  # its process takes only what nobody else wants
             assert command(["tune", str(self.study), "--out", str(calm)]) == 0
         return calm
