@@ -42,8 +42,9 @@ class Packing(Section):
 
 
 class Mlflow(Section):
-    """Where results are mirrored to."""
+    """MLflow tracking of a study."""
 
+    enabled: bool = item(True, "send the study to MLflow")
     uri: str | None = item(None, "tracking URI, without a password; a SQLite file in the output folder by default")
     experiment: Name | None = item(None, "experiment; the study's name by default")
 

@@ -5,11 +5,12 @@ to a rung, and what is among the best there further. Where Optuna proposes, this
 folds and replicates are compared on validation rows. 4. The chosen configuration is trained on all training rows and
 scored, once, on the test rows. Re-running the same study on the same folder continues wherever it stopped.
 
-Who executes packs (Ray, this process) and who is told about it are ports; this module knows neither Ray nor MLflow.
+The executor of the packs (Ray, this process) is a port; this module knows neither Ray nor MLflow, which reads the run
+folder.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,12 +21,12 @@ from modis_dist.evaluate.results import read_result
 from modis_dist.execution.resource_errors import sound_disk
 from modis_dist.execution.run_pack import Pack, forget_last, journal_file, trial_folder, unfinished
 from modis_dist.execution.trial import Trial
-from modis_dist.runtime.errors import Interrupted, RunFailed
+from modis_dist.runtime.errors import RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
-from modis_dist.study import manifest, telling
+from modis_dist.study import manifest
 from modis_dist.study.aggregate import Group, chosen, grouped, ranked
-from modis_dist.study.interfaces import Executor, Mirror
+from modis_dist.study.interfaces import Executor, Tracking
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display, monitored
 from modis_dist.study.packs import layout
@@ -36,7 +37,9 @@ from modis_dist.study.summary import changes, failures, summarise, why_nothing, 
 from modis_dist.train.journal import copy_trial
 
 
-def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> dict[str, Any]:
+def run_study(
+    planned: Plan, *, out: Path, executor: Executor, display: Display, tracking: Tracking | None = None
+) -> dict[str, Any]:
     """Train, choose, refit and test; returns the summary that is also written to ``summary.json``.
 
     Raises ``Interrupted`` where the user stops it, ``RunFailed`` where no configuration is complete or the disk
@@ -49,8 +52,9 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         metric = study.trainer.metric
         write_text(out / "study.yaml", parse.dump(study))
         manifest.save(out / "manifest.json", listed)
-        telling.begin(mirror, study, listed)
-        sweep = _Sweep(planned, out, executor, mirror, display)
+        if tracking is not None:
+            tracking.start()
+        sweep = _Sweep(planned, out, executor, display)
 
         # Search: every trial that is not done, round by round; a round is known when those before it are done.
         reasons = sweep.search()
@@ -63,16 +67,15 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         refits = {condition: _refits(sweep.trials, group, listed.fingerprint) for condition, group in best.items()}
         again = unique(trial for group in refits.values() for trial in group)
         packs = sweep.refit_packs(again)
-        reasons |= sweep.train(again, partial(sweep.trained, packs, stage="refit"), stage="refit")
+        reasons |= sweep.trained(packs, stage="refit")
         final = sweep.results(again)
 
         summary = summarise(listed, groups, best, refits, final, metric=metric)
         summary["failures"] = reasons | failures(results) | failures(final)
         summary["changes"] = changes(results) | changes(final)
-        summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
+        summary["mlflow"] = {"uri": tracking and tracking.uri, "experiment": tracking and tracking.experiment}
         summary["seconds"] = round(time.monotonic() - started, 1)
         write(summary, groups, out=out, metric=metric)
-        telling.finish(mirror, summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
     return summary
@@ -81,14 +84,12 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
 class _Sweep:
     """The ports of one study in motion."""
 
-    def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
+    def __init__(self, planned: Plan, out: Path, executor: Executor, display: Display) -> None:
         self._planned = planned
         self._listed = planned.manifest
         self._search = Search(planned.study, planned.manifest.fingerprint, out=out, source=planned.study.name)
-        self._declared: set[str] = set()  # trials that the mirror knows of
         self._out = out
         self._executor = executor
-        self._mirror = mirror
         self._display = display
 
     @property
@@ -111,7 +112,7 @@ class _Sweep:
             trials = self._search.round(number)
             name = f"round {number + 1}" if self._search.most_rounds > 1 else "search"
             work = Round(trials, self._search, self, out=self._out, name=name)
-            reasons |= self.train(unique(trials), work.train, stage="search")
+            reasons |= work.train()
         return reasons
 
     def packs(self) -> list[Pack]:
@@ -134,27 +135,6 @@ class _Sweep:
             most=self._planned.most,
             slots=self._executor.slots,
         )
-
-    def train(self, trials: Sequence[Trial], work: Callable[[], dict[str, str]], *, stage: str) -> dict[str, str]:
-        """Do the work of training some trials; returns why trials crashed, by id.
-
-        Where the user, or a failure of Ray's, stops it, the mirror is told what is finished and that the study is not.
-        """
-        for trial in trials:
-            if trial.id not in self._declared:
-                telling.declare(self._mirror, trial, stage=stage)
-        self._declared |= {trial.id for trial in trials}
-        try:
-            reasons = work()
-        except (Interrupted, RunFailed):
-            for trial in trials:
-                if self._result(trial) is not None:
-                    telling.end(self._mirror, trial, out=self._out)
-            self._mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)
-            raise
-        for trial in trials:
-            telling.end(self._mirror, trial, out=self._out)
-        return reasons
 
     def trained(self, packs: Sequence[Pack], *, stage: str, name: str = "") -> dict[str, str]:
         """Train packs; a stack that crashed once more, one by one. Returns why trials crashed, by id."""
@@ -179,7 +159,7 @@ class _Sweep:
         return alone
 
     def _executed(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
-        with monitored(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
+        with monitored(packs, out=self._out, name=name, display=self._display):
             remaining = unfinished(self._out, packs)
             for pack in packs:
                 if pack not in remaining:
