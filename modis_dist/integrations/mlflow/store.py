@@ -182,7 +182,7 @@ def _locked(path: Path, *, wait: bool) -> Iterator[None]:
 def _check_sqlite(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None or not path.is_absolute():
-        _refuse(f"a SQLite address needs an absolute path, sqlite:////path/{DATABASE} (got {shown(uri)})")
+        _refuse(f"the path of a SQLite address must be absolute (got {shown(uri)}); use sqlite:////path/{DATABASE}")
     if set("?%") & set(str(path)):
         _refuse(f"a SQLite path cannot contain ? or % (got {shown(str(path))}); choose another folder")
     if not path.parent.is_dir():

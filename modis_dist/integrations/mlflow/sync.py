@@ -39,7 +39,6 @@ from modis_dist.train.journal import JournalReader, Record
 STUDY = "modis.study_id"
 TRIAL = "modis.trial_id"
 DELIVERED = "modis.delivered"  # digest of the file that closed the run; set last, when nothing is missing
-MODEL = "modis.model"
 CHECKPOINT, CHECKPOINT_SHA256 = "modis.checkpoint", "modis.checkpoint_sha256"
 PARENT = "mlflow.parentRunId"
 FINAL = "final/"
@@ -240,7 +239,13 @@ class StudySync:
         model_id = None
         if (self._folder / "model").exists():
             try:
-                model_id = self._log_model(self._folder / "model")
+                model_id = pyfunc.log(
+                    self._runs.client,
+                    model_folder=self._folder / "model",
+                    experiment_id=self._runs.experiment_id,
+                    run_id=self._parent,
+                    name=self._experiment,
+                )
             except Exception as error:
                 if not is_permanent(error):
                     raise
@@ -252,22 +257,6 @@ class StudySync:
         self._close(self._parent, self._parent_status, problems, delivered=digest, time_ms=time_ms)
         self._parent_delivered = "" if problems else digest
         return problems
-
-    def _log_model(self, folder: Path) -> str:
-        """Log the delivered model unless the same files are logged; returns MLflow's id of it."""
-        digest = pyfunc.digest(folder)
-        logged, _, model_id = self._runs.get(self._parent).data.tags.get(MODEL, "").partition(" ")
-        if logged == digest:
-            return str(model_id)
-        model_id = pyfunc.log(
-            self._runs.client,
-            model_folder=folder,
-            experiment_id=self._runs.experiment_id,
-            run_id=self._parent,
-            name=self._experiment,
-        )
-        self._runs.set_tags(self._parent, {MODEL: f"{digest} {model_id}"})
-        return model_id
 
     def _overview(self, metrics: Mapping[str, float]) -> str:
         """Result and trials as Markdown, for the parent's page."""
@@ -304,9 +293,10 @@ class StudySync:
         digest = _digest(result)
         if result and state.delivered == digest:
             return
-        if records:
-            self._open(state, records[0]["time_ms"])
-            self._send(state, records)
+        if missing := self._missing(state, records):
+            self._open(state, missing[0]["time_ms"])
+            for batch in _batches(missing):
+                self._send(state, batch)
         if result:
             self._open(state, _modified_ms(self._result_file(state.trial.id)), reopen=False)
             self._end(state, json.loads(result), digest)
@@ -336,18 +326,18 @@ class StudySync:
             self._runs.reopen(state.run_id)
             state.status, state.delivered = "RUNNING", ""
 
-    def _send(self, state: _TrialRun, records: Sequence[Record]) -> None:
-        if state.logged is None:
-            state.logged = self._runs.logged(state.run_id)
+    def _missing(self, state: _TrialRun, records: Sequence[Record]) -> list[Record]:
+        """Return what MLflow lacks of the records."""
+        if records and state.logged is None:
+            state.logged = self._runs.logged(state.run_id) if state.run_id else set()
         missing = []
         for record in records:
             if record["step"] not in state.steps:  # a trial that moved to another pack has epochs in both journals
                 state.steps.add(record["step"])
-                missing.append(_without(record, state.logged))
-        for batch in _batches([record for record in missing if record["values"]]):
-            self._send_batch(state, batch)
+                missing.append(_without(record, state.logged or set()))
+        return [record for record in missing if record["values"]]
 
-    def _send_batch(self, state: _TrialRun, batch: Sequence[Record]) -> None:
+    def _send(self, state: _TrialRun, batch: Sequence[Record]) -> None:
         """Send records; where MLflow refuses one, the others all the same."""
         try:
             self._runs.send_records(state.run_id, batch)
@@ -356,8 +346,8 @@ class StudySync:
             if not is_refused_record(error) or self._runs.is_deleted(state.run_id):
                 raise
             if len(batch) > 1:
-                self._send_batch(state, batch[: len(batch) // 2])
-                self._send_batch(state, batch[len(batch) // 2 :])
+                self._send(state, batch[: len(batch) // 2])
+                self._send(state, batch[len(batch) // 2 :])
             else:
                 state.refused.append(f"{state.trial.name}, epoch {batch[0]['step']}: {error}")
 
