@@ -1,4 +1,7 @@
-"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures, which would take most of the time of a test."""
+"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures.
+
+They would take most of the time of a test.
+"""
 
 import sys
 from pathlib import Path

@@ -40,7 +40,7 @@ def _end_with_the_command() -> None:
 
 
 def guarded(application: Application, *, token: str, page: str) -> Application:
-    """Return the application behind a token: given once as ``?token=``, which redirects to ``page``, then as a cookie."""
+    """Return the application behind a token: once as ``?token=``, which redirects to ``page``, then as a cookie."""
 
     def answer(environ: Environ, start_response: Any) -> Iterable[bytes]:
         name = f"modis-ui-{environ['SERVER_PORT']}"  # browsers share cookies between ports

@@ -31,9 +31,9 @@ def runs(database: Path) -> list[Run]:
     return [Run(*row, dict(query(database, "select key, value from tags where run_uuid = ?", row[0]))) for row in found]
 
 
-def parent_and_trials(database: Path) -> tuple[Run, dict[str, Run]]:
-    """The only parent run, and the nested runs by trial."""
-    found = runs(database)
+def parent_and_trials(database: Path, study: str | None = None) -> tuple[Run, dict[str, Run]]:
+    """The only parent run (of a study), and the nested runs by trial."""
+    found = [run for run in runs(database) if study in (None, run.tags["modis.study_id"])]
     (parent,) = [run for run in found if "modis.trial_id" not in run.tags]
     trials = {run.tags["modis.trial_id"]: run for run in found if run is not parent}
     assert len(trials) == len(found) - 1

@@ -11,6 +11,7 @@ from pathlib import Path
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow.sync import write_state
 from modis_dist.train.journal import Record, read
+from tests.integrations.mlflow.mlflow_tables import curves, expected, parent_and_trials
 
 STUDY_ID = "0123456789abcdef"
 DRIVER = """import sys
@@ -25,8 +26,8 @@ with locked(Path(sys.argv[1])):
 class Replay:
     """Writes the files of ``source`` into ``folder``, stage by stage."""
 
-    def __init__(self, source: Path, folder: Path, *, database: Path | None = None) -> None:
-        self.source, self.folder = source, folder
+    def __init__(self, source: Path, folder: Path, *, database: Path | None = None, study_id: str = STUDY_ID) -> None:
+        self.source, self.folder, self.study_id = source, folder, study_id
         self.database = folder / mlflow_store.DATABASE
         self.uri = mlflow_store.default_uri(folder)
         folder.mkdir(mode=0o700)
@@ -35,7 +36,7 @@ class Replay:
         shutil.copy2(source / "study.yaml", folder)
         listed = json.loads((source / "manifest.json").read_text())
         (folder / "manifest.json").write_text(json.dumps(listed | {"refit_packs": []}))
-        write_state(folder, study_id=STUDY_ID)
+        write_state(folder, study_id=study_id)
         self.search = [trial["id"] for trial in listed["trials"]]
         self.refits = [name for pack in listed["refit_packs"] for name in pack]
 
@@ -73,6 +74,14 @@ class Replay:
         shutil.copytree(self.source / "model", self.folder / "model")
         for name in ("report.md", "sweep.png", "summary.json"):
             shutil.copy2(self.source / name, self.folder)
+
+    def assert_complete(self, database: Path | None = None) -> None:
+        """MLflow has every metric of every epoch once and nothing else, below one parent run."""
+        _, trials = parent_and_trials(database or self.database, self.study_id)
+        records = self.records()
+        assert set(trials) == set(records)
+        for name, run in trials.items():
+            assert curves(database or self.database, run.id) == expected(records[name])
 
     def records(self) -> dict[str, list[Record]]:
         """The metrics in the journals, by trial."""

@@ -24,7 +24,6 @@ from tests.integrations.mlflow.mlflow_tables import (
     content,
     curves,
     every_row,
-    expected,
     parent_and_trials,
     query,
     runs,
@@ -32,17 +31,7 @@ from tests.integrations.mlflow.mlflow_tables import (
 from tests.integrations.mlflow.replay import STUDY_ID, Replay, driver
 from tests.integrations.mlflow.stub_model import stub_load, write_run  # noqa: F401
 
-
 READY = 2  # in MLflow's table of models
-
-
-def curves_are_complete(replay: Replay) -> None:
-    """Every metric of every epoch is there once, and no other."""
-    _, trials = parent_and_trials(replay.database)
-    records = replay.records()
-    assert set(trials) == set(records)
-    for name, run in trials.items():
-        assert curves(replay.database, run.id) == expected(records[name])
 
 
 # --- what is sent -----------------------------------------------------------------------------------------------
@@ -56,7 +45,7 @@ def test_a_finished_study_has_a_parent_nested_runs_curves_final_values_figures_c
     parent, trials = parent_and_trials(replay.database)
     assert (result.trials, result.running, result.complete, result.problems) == (3, False, True, ())
     assert result.run_id == parent.id and was_delivered(replay.folder, replay.uri)
-    curves_are_complete(replay)
+    replay.assert_complete()
     assert {run.status for run in (parent, *trials.values())} == {"FINISHED"}
     (refit,) = replay.refits
     summary = json.loads((replay.folder / "summary.json").read_text())
@@ -78,12 +67,12 @@ def test_a_finished_study_has_a_parent_nested_runs_curves_final_values_figures_c
 
 
 def test_a_finished_study_is_loaded_from_mlflow_as_a_model_with_a_signature(replay: Replay) -> None:
-    from mlflow.models import get_model_info
+    from mlflow.models import Model
 
     replay.finish()
     sync(replay.folder)
     ((location,),) = query(replay.database, "select artifact_location from logged_models")
-    signature = get_model_info(location.removeprefix("file://")).signature
+    signature = Model.load(location.removeprefix("file://")).signature
     assert "sample_id" in signature.inputs.input_names() and signature.params.params[0].name == "modality"
 
 
@@ -131,7 +120,7 @@ def test_a_running_study_is_running_and_one_whose_driver_was_killed_is_not(repla
     replay.finish()
     sync(replay.folder)
     assert {run.status for run in runs(replay.database)} == {"FINISHED"}
-    curves_are_complete(replay)
+    replay.assert_complete()
 
 
 def test_a_trial_without_result_counts_as_failed_where_the_summary_says_so(replay: Replay) -> None:
@@ -164,7 +153,7 @@ def test_a_pruned_trial_that_is_trained_further_is_running_again_and_has_every_e
     path.write_text(finished)
     sync(replay.folder)
     assert parent_and_trials(replay.database)[1][name].status == "FINISHED"
-    curves_are_complete(replay)
+    replay.assert_complete()
 
 
 def test_a_trial_that_moved_to_a_pack_of_its_own_has_every_epoch_once(replay: Replay) -> None:
@@ -312,7 +301,7 @@ def test_an_epoch_of_which_a_part_was_sent_is_completed(replay: Replay) -> None:
         database.execute("delete from metrics where step = 2 and key like 'val/%'")
     database.close()
     sync(replay.folder)
-    curves_are_complete(replay)
+    replay.assert_complete()
     assert parent_and_trials(replay.database)[1].keys() == trials.keys()
 
 
@@ -323,7 +312,7 @@ def test_a_run_that_was_deleted_is_replaced_by_a_complete_one(replay: Replay) ->
     mlflow_store.connect(replay.uri).delete_run(trials[replay.search[0]].id)
     replay.finish()
     sync(replay.folder)
-    curves_are_complete(replay)
+    replay.assert_complete()
 
 
 def test_a_deleted_experiment_is_refused_with_advice(replay: Replay) -> None:
