@@ -36,7 +36,7 @@ def mlflow_sync(
     from dataclasses import asdict
 
     from modis_dist.integrations.mlflow import follower
-    from modis_dist.integrations.mlflow.sync import sync
+    from modis_dist.integrations.mlflow.sync import describe, sync
     from modis_dist.runtime.errors import ModisError, RunFailed
 
     try:
@@ -44,7 +44,7 @@ def mlflow_sync(
     except ModisError:
         raise
     except Exception as error:
-        problem = follower.describe(error, directory, uri)
+        problem = describe(error, directory, uri)
         raise RunFailed(f"MLflow: {problem}; nothing is lost, run the same command again") from error
     if as_json:
         print_json(asdict(result))

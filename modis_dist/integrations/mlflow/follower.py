@@ -17,12 +17,12 @@ from modis_dist.integrations.mlflow.runs import is_permanent
 from modis_dist.integrations.mlflow.sync import (
     StudySync,
     SyncResult,
+    describe,
     is_running,
     read_state,
-    tracking_uri,
     write_state,
 )
-from modis_dist.runtime.errors import RunFailed, shown
+from modis_dist.runtime.errors import RunFailed
 
 LOG = "mlflow-sync.log"
 LOWEST = 19  # Unix priority
@@ -53,7 +53,6 @@ class Follower:
         ]
         environment = {**os.environ, **ONE_THREAD}
         with suppress(OSError):  # the study runs without it, too
-            write_state(self._folder, problems=[])
             self._pid = os.posix_spawn(
                 sys.executable, command, environment, file_actions=streams, setsid=True, setsigmask=LEFT_TO_DRIVER
             )
@@ -93,6 +92,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
     _lower_priority()
     with mlflow_store.only_writer(folder, wait=True):
         study: StudySync | None = None
+        write_state(folder, problems=[])
         pause, ended_at = FIRST_PAUSE_S, float("inf")
         while True:
             began = time.monotonic()
@@ -103,33 +103,25 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 if not result.running:
                     return result
                 pause = FIRST_PAUSE_S
-                _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S))
+                _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S), was_running=True)
             except Exception as error:
                 study = None  # the next one finds in MLflow what was sent
                 problem = describe(error, folder, uri)
+                with suppress(OSError):
+                    write_state(folder, problems=[problem], delivered="")
                 running = is_running(folder)
                 ended_at = float("inf") if running else min(ended_at, began)
                 over = not running and (is_permanent(error) or time.monotonic() - ended_at > GIVE_UP_S)
                 if over or not (folder / "manifest.json").exists():
                     raise RunFailed(problem) from error
                 print(json.dumps({"problem": problem}), file=sys.stderr, flush=True)  # noqa: T201  # the log
-                _rest(folder, pause)
+                _rest(folder, pause, was_running=running)
                 pause = min(2 * pause, LONGEST_PAUSE_S)
 
 
-def describe(error: Exception, folder: Path, uri: str | None = None) -> str:
-    """Write an error to ``mlflow-sync.json``; returns it as one line without passwords."""
-    with suppress(Exception):
-        uri = uri or tracking_uri(folder)
-    problem = shown(mlflow_store.scrubbed(str(error) or type(error).__name__, uri or ""))
-    with suppress(OSError):
-        write_state(folder, problems=[problem], delivered="")
-    return problem
-
-
-def _rest(folder: Path, seconds: float) -> None:
+def _rest(folder: Path, seconds: float, *, was_running: bool) -> None:
     """Sleep, but no longer than a running study runs; then signals are heard again."""
-    end, was_running = time.monotonic() + seconds, is_running(folder)
+    end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and is_running(folder) == was_running:
         time.sleep(min(POLL_S, left))
     if not is_running(folder):

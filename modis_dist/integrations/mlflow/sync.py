@@ -12,6 +12,7 @@ import hashlib
 import json
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,19 @@ def sync(folder: Path, uri: str | None = None, *, progress: Progress = lambda _d
     an address that cannot be used, and what MLflow raises.
     """
     with mlflow_store.only_writer(folder):
-        return StudySync(folder, uri).update(progress)
+        try:
+            return StudySync(folder, uri).update(progress)
+        except Exception as error:
+            with suppress(OSError):
+                write_state(folder, problems=[describe(error, folder, uri)], delivered="")
+            raise
+
+
+def describe(error: Exception, folder: Path, uri: str | None = None) -> str:
+    """Return an error as one line without the password of the address."""
+    with suppress(Exception):
+        uri = uri or tracking_uri(folder)
+    return shown(mlflow_store.scrubbed(str(error) or type(error).__name__, uri or ""))
 
 
 def is_running(folder: Path) -> bool:
@@ -104,7 +117,7 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def write_state(folder: Path, **changes: Any) -> None:
-    """Change some keys of what ``read_state`` returns."""
+    """Change some keys of what ``read_state`` returns; only for the process that holds ``only_writer``."""
     before = read_state(folder)
     if before | changes != before:
         write_json(folder / STATE, before | changes)
@@ -121,6 +134,7 @@ class _TrialRun:
     delivered: str = ""
     logged: set[tuple[str, int]] | None = None  # metric and step that an earlier process sent; None: not looked up
     steps: set[int] = field(default_factory=set)  # epochs that this process sent
+    result_time: int = 0  # of the ``result.json`` that was taken into account
     refused: list[str] = field(default_factory=list)
 
 
@@ -275,7 +289,7 @@ class StudySync:
 
     def _update_trials(self, progress: Progress) -> list[str]:
         """Send new records and close the runs of trials with a result; returns what was refused."""
-        results = {name: self._result_of(name) for name in self._trials}  # before the journals: these are complete then
+        results = {name: _modified(self._result_file(name)) for name in self._trials}  # before journals
         records: dict[str, list[Record]] = {name: [] for name in self._trials}
         for reader in self._readers.values():
             for record in reader.new():
@@ -288,8 +302,13 @@ class StudySync:
             progress(number, len(self._trials))
         return problems
 
-    def _update_trial(self, state: _TrialRun, records: Sequence[Record], result: bytes) -> None:
+    def _update_trial(self, state: _TrialRun, records: Sequence[Record], result_time: int) -> None:
+        """Send new records; where a result was written, at ``result_time``, close the run."""
+        if result_time and result_time == state.result_time:
+            return
         self._find_run(state)
+        state.result_time = result_time
+        result = self._result_file(state.trial.id).read_bytes() if result_time else b""
         digest = _digest(result)
         if result and state.delivered == digest:
             return
@@ -298,7 +317,7 @@ class StudySync:
             for batch in _batches(missing):
                 self._send(state, batch)
         if result:
-            self._open(state, _modified_ms(self._result_file(state.trial.id)), reopen=False)
+            self._open(state, result_time // 1_000_000, reopen=False)
             self._end(state, json.loads(result), digest)
 
     def _find_run(self, state: _TrialRun) -> None:
@@ -369,7 +388,7 @@ class StudySync:
     def _close_unfinished(self, failures: Mapping[str, str]) -> None:
         """Close the runs of trials without a result: as FAILED where they crashed, else as KILLED."""
         for name, state in self._trials.items():
-            if self._result_of(name):
+            if state.result_time:
                 continue
             status: Status = "FAILED" if name in failures else "KILLED"
             if name in failures:
@@ -387,13 +406,6 @@ class StudySync:
 
     def _result_file(self, name: str) -> Path:
         return self._folder / "trials" / name / "result.json"
-
-    def _result_of(self, name: str) -> bytes:
-        """Content of a trial's ``result.json``; empty where there is none yet."""
-        try:
-            return self._result_file(name).read_bytes()
-        except FileNotFoundError:
-            return b""
 
 
 def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
@@ -430,8 +442,16 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:32]
 
 
+def _modified(path: Path) -> int:
+    """Return the time of a file in nanoseconds; 0 where there is none."""
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
 def _modified_ms(path: Path) -> int:
-    return path.stat().st_mtime_ns // 1_000_000
+    return _modified(path) // 1_000_000
 
 
 def _checkpoint(trial: Path) -> dict[str, str]:

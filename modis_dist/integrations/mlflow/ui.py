@@ -18,8 +18,7 @@ from rich.console import Console
 
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import ui_guard
-from modis_dist.integrations.mlflow.follower import describe
-from modis_dist.integrations.mlflow.sync import sync, tracking_uri
+from modis_dist.integrations.mlflow.sync import describe, sync, tracking_uri
 from modis_dist.runtime.errors import DataError, RunFailed, shown
 
 HOST = "127.0.0.1"

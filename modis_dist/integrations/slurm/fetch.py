@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.parse import digest
-from modis_dist.integrations.mlflow.follower import describe
 from modis_dist.integrations.mlflow.store import NETWORK, default_uri, file_system, sqlite_path
-from modis_dist.integrations.mlflow.sync import sync, was_delivered
+from modis_dist.integrations.mlflow.sync import describe, sync, was_delivered
 from modis_dist.integrations.slurm.submission import load, study_of
 from modis_dist.runtime.errors import UserError, shown
 from modis_dist.runtime.lock import LOCK, locked
