@@ -88,6 +88,27 @@ def test_it_writes_that_a_study_whose_driver_was_killed_is_killed_and_ends(repla
     replay.assert_complete()
 
 
+def test_it_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
+    write_study(replay.folder / "study.yaml", replay.folder, mlflow={"uri": "http://127.0.0.1:9"})
+    follower = Follower(replay.folder)
+    with driver(replay.folder):
+        follower.start()
+        until(lambda: read_state(replay.folder)["problems"])
+        process = of(replay.folder)
+        process.send_signal(signal.SIGTERM)
+        time.sleep(1)
+        assert process.is_running(), "the driver's job was meant"
+    until(lambda: not blocks(process, signal.SIGTERM))
+    process.send_signal(signal.SIGTERM)
+    assert "127.0.0.1:9" in follower.wait(PATIENCE_S)[0] and not process.is_running()
+
+
+def blocks(process: psutil.Process, number: signal.Signals) -> bool:
+    """Whether a signal waits for the process to hear it."""
+    (mask,) = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigBlk" in line]
+    return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
+
+
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """``follow`` leaves the priority of the tests as it is."""
