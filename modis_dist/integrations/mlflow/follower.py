@@ -64,14 +64,19 @@ class Follower:
         end = time.monotonic() + seconds
         while not self._has_ended():
             if time.monotonic() > end:
-                problem = "".join(f"{problem}; " for problem in read_state(self._folder)["problems"])
+                problem = "".join(f"{problem}; " for problem in self._problems())
                 catching_up = f"process {self._pid} sends the rest of this study in the background and ends by itself"
                 return [f"{problem}{catching_up}; `modis-dist mlflow-sync {self._folder}` completes it at any time"]
             time.sleep(POLL_S / 10)
-        problems: list[str] = read_state(self._folder)["problems"]
+        problems = self._problems()
         if self._exit_status and not problems:
             problems = [f"the process that sends this study has failed; see {self._folder / LOG}"]
         return problems
+
+    def _problems(self) -> list[str]:
+        with suppress(Exception):  # of a damaged file the log tells
+            return list(read_state(self._folder)["problems"])
+        return []
 
     def _has_ended(self) -> bool:
         if self._exit_status is None:
@@ -92,7 +97,8 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
     _lower_priority()
     with mlflow_store.only_writer(folder, wait=True):
         study: StudySync | None = None
-        write_state(folder, problems=[])
+        with suppress(OSError):
+            write_state(folder, problems=[])
         pause, ended_at = FIRST_PAUSE_S, float("inf")
         while True:
             began = time.monotonic()
@@ -105,6 +111,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 pause = FIRST_PAUSE_S
                 _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S), was_running=True)
             except Exception as error:
+                _use_idle_cores()
                 study = None  # the next one finds in MLflow what was sent
                 problem = describe(error, folder, uri)
                 with suppress(OSError):

@@ -108,12 +108,17 @@ def was_delivered(folder: Path, uri: str) -> bool:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """Return ``study_id``, ``uri``, ``delivered`` (digest of the study) and ``problems`` of the last sync."""
+    """Return ``study_id``, ``uri``, ``delivered`` (digest of the study) and ``problems`` of the last sync.
+
+    Raises ``DataError`` for a damaged file: with another id the study would be sent a second time.
+    """
+    state: dict[str, Any] = {"study_id": "", "uri": "", "delivered": "", "problems": []}
     try:
-        state = json.loads((folder / STATE).read_text())
-    except (OSError, ValueError):
-        state = {}
-    return {"study_id": "", "uri": "", "delivered": "", "problems": []} | (state if isinstance(state, dict) else {})
+        return state | json.loads((folder / STATE).read_text())
+    except FileNotFoundError:
+        return state
+    except (ValueError, TypeError):
+        raise DataError(f"{shown(str(folder / STATE))}: damaged; remove it to send the study anew") from None
 
 
 def write_state(folder: Path, **changes: Any) -> None:

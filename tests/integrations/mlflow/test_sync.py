@@ -346,6 +346,16 @@ def test_runs_of_another_folder_whose_driver_died_are_closed(replay: Replay, fin
     assert {run.status for run in runs(replay.database)} == {"KILLED"}
 
 
+def test_a_damaged_state_file_is_refused_and_nothing_is_sent_a_second_time(replay: Replay) -> None:
+    replay.finish()
+    sync(replay.folder)
+    before = every_row(replay.database)
+    (replay.folder / "mlflow-sync.json").write_text("{")
+    with pytest.raises(DataError, match=r"mlflow-sync\.json"):
+        sync(replay.folder)
+    assert every_row(replay.database) == before
+
+
 def test_a_folder_without_a_study_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=str(tmp_path)):
         sync(tmp_path)
