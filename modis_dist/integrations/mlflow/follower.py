@@ -22,7 +22,7 @@ from modis_dist.integrations.mlflow.sync import (
     read_state,
     write_state,
 )
-from modis_dist.runtime.errors import RunFailed
+from modis_dist.runtime.errors import DataError, RunFailed
 
 LOG = "mlflow-sync.log"
 LOWEST = 19  # Unix priority
@@ -97,7 +97,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
     _lower_priority()
     with mlflow_store.only_writer(folder, wait=True):
         study: StudySync | None = None
-        with suppress(OSError):
+        with suppress(OSError, DataError):
             write_state(folder, problems=[])
         pause, ended_at = FIRST_PAUSE_S, float("inf")
         while True:
@@ -114,7 +114,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 _use_idle_cores()
                 study = None  # the next one finds in MLflow what was sent
                 problem = describe(error, folder, uri)
-                with suppress(OSError):
+                with suppress(OSError, DataError):
                     write_state(folder, problems=[problem], delivered="")
                 running = is_running(folder)
                 ended_at = float("inf") if running else min(ended_at, began)

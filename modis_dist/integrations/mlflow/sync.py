@@ -75,7 +75,7 @@ def sync(folder: Path, uri: str | None = None, *, progress: Progress = lambda _d
         try:
             return StudySync(folder, uri).update(progress)
         except Exception as error:
-            with suppress(OSError):
+            with suppress(OSError, DataError):
                 write_state(folder, problems=[describe(error, folder, uri)], delivered="")
             raise
 
@@ -114,7 +114,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     """
     state: dict[str, Any] = {"study_id": "", "uri": "", "delivered": "", "problems": []}
     try:
-        return state | json.loads((folder / STATE).read_text())
+        return {**state, **json.loads((folder / STATE).read_text())}
     except FileNotFoundError:
         return state
     except (ValueError, TypeError):
