@@ -1,6 +1,6 @@
-"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures and MLflow.
+"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures.
 
-For commands of tests that are about neither: these would take most of their time.
+They would take most of the time of a test.
 """
 
 import sys
@@ -9,13 +9,10 @@ from pathlib import Path
 if Path(sys.path[0]) == Path(__file__).parent:  # folders in there have names of packages
     sys.path.pop(0)
 
-from modis_dist.cli import tune
 from modis_dist.cli.main import main
 from modis_dist.execution import run_pack
-from modis_dist.integrations.mlflow.mirror import NullMirror
 from modis_dist.report import drawing
 
-tune._mirror = lambda *_: NullMirror()
 run_pack.draw = lambda *_: None
 drawing.save = lambda *_: None
 

@@ -2,11 +2,9 @@
 
 import json
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -108,40 +106,3 @@ def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     store = tmp_path_factory.mktemp("toy") / "store"
     simulate(Simulate(samples=60, classes=3, seed=5), store)
     return store
-
-
-@pytest.fixture(autouse=True)
-def _mlflow_loaded_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Studies that run in the process of the tests tell MLflow from there, for a process apart loads it every time.
-
-    Those that tests start as commands have a process for it, as users' studies do.
-    """
-    from modis_dist.integrations.mlflow import apart as mlflow_apart
-    from modis_dist.integrations.mlflow import study as mlflow_study
-
-    monkeypatch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
-
-
-@pytest.fixture(scope="session", autouse=True)
-def _mlflow_tables_made_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """MLflow makes the tables of the first database in the process of the tests; new ones there are copies of it.
-
-    To make them takes seconds of every study. Commands that tests start have MLflow make theirs, as users' do.
-    """
-    from modis_dist.integrations.mlflow import store as mlflow_store
-
-    make, first = mlflow_store._make_tables, tmp_path_factory.mktemp("mlflow") / "first.db"
-
-    def copied(uri: str) -> Any:
-        path = mlflow_store.sqlite_path(uri)
-        new = path is not None and path.exists() and path.stat().st_size == 0
-        if new and first.exists():
-            shutil.copyfile(first, path)
-        client = make(uri)
-        if new and not first.exists():
-            shutil.copyfile(path, first)
-        return client
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(mlflow_store, "_make_tables", copied)
-        yield

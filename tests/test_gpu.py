@@ -17,7 +17,6 @@ from modis_dist.config.parse import build
 from modis_dist.config.study import Study
 from modis_dist.distributed import ALONE
 from modis_dist.execution.resources import Cluster, Node
-from modis_dist.integrations.mlflow.mirror import NullMirror
 from modis_dist.integrations.ray.private_cluster import PrivateRay
 from modis_dist.integrations.ray.tune import RayExecutor
 from modis_dist.objective import Batch, Rules, Terms, Weights, adversary_phase, vae_phase
@@ -91,7 +90,7 @@ def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -
     with RayExecutor(study.sweep.resources, backend=place) as executor:
         assert executor.slots == 2
         planned = plan(study, out=out, slots=executor.slots, source="study.yaml")
-        shared = run_study(planned, out=out, executor=executor, mirror=NullMirror(), display=Silent())
+        shared = run_study(planned, out=out, executor=executor, display=Silent())
     assert shared["failures"] == {} and len(shared["groups"]) == 2
     for ours, theirs in zip(shared["groups"], alone["groups"], strict=True):
         assert ours["mean"] == pytest.approx(theirs["mean"], abs=1e-6)

@@ -14,6 +14,7 @@ from modis_dist.config.run import Run
 from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.config.yaml12 import parse
 from modis_dist.data.store.writer import StoreWriter
+from modis_dist.integrations.mlflow.sync import sync
 from modis_dist.study.manifest import expand
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,8 +92,11 @@ def test_the_run_of_a_trial_is_a_valid_run() -> None:
     assert build(Run, parse(dump(trial.run), source="dump"), source="dump") == trial.run
 
 
+UNTRACKED = "sweep.mlflow.enabled=false"
+
+
 def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    smaller = ["optim.epochs=1", "data.simulate.samples=240", "sweep.executor=local", "sweep.folds=2"]
+    smaller = ["optim.epochs=1", "data.simulate.samples=240", "sweep.executor=local", "sweep.folds=2", UNTRACKED]
     settings = [part for setting in smaller for part in ("--set", setting)]
     assert run(["tune", str(ROOT / "tune_spaces/quickstart.yaml"), *settings, "--out", str(tmp_path / "out")]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -104,7 +108,7 @@ def test_the_quickstart_ends_with_a_test_score(tmp_path: Path, capsys: pytest.Ca
 # --- every study with little data, small networks and one epoch ---------------------------------------------------
 
 SMALL = ("optim.epochs=1", "model.ratios=[0.05]", "model.latent=4", "model.discriminator=[8]", "optim.batch_size=16")
-HERE = ("sweep.executor=local", "sweep.replicates=1", "sweep.folds=1")
+HERE = ("sweep.executor=local", "sweep.replicates=1", "sweep.folds=1", UNTRACKED)
 
 
 def ten_cancers(path: Path, features: dict[str, int]) -> Path:
@@ -154,4 +158,6 @@ def test_the_search_study_runs_its_rounds_and_prunes(tmp_path: Path) -> None:
     assert run(["tune", str(ROOT / "tune_spaces/search.yaml"), "--out", str(tmp_path / "out"), *settings]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["trials"] == {"total": 5, "done": 2, "failed": 0, "pruned": 3}, "one of three, one of two"
+    tracked = sync(tmp_path / "out")
+    assert tracked.complete and tracked.trials == 5 + 1
     assert summary["test"]["balanced_accuracy"]["n"] == 1

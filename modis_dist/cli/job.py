@@ -7,6 +7,7 @@ import typer
 
 app = typer.Typer(help="The commands inside Slurm jobs.", no_args_is_help=True)
 Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, show_default=False)]
+MLFLOW_PATIENCE_S = 60.0  # Slurm ends all processes with the job
 
 
 @app.command()
@@ -25,9 +26,9 @@ def finish(directory: Out) -> None:
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
     with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
-        summary = run(
-            study_of(directory), directory, StopBetweenPacks(executor, flag), directory / "submission" / "study.yaml"
-        )
+        source = directory / "submission" / "study.yaml"
+        executor_with_stop = StopBetweenPacks(executor, flag)
+        summary = run(study_of(directory), directory, executor_with_stop, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
 
@@ -48,7 +49,8 @@ def allocation(directory: Out) -> None:
         ray_of_job(directory, site) as backend,
         RayExecutor(resources, backend=backend, device=device, workers=workers) as executor,
     ):
-        summary = run(study, directory, StopBetweenPacks(executor, flag), directory / "submission" / "study.yaml")
+        source, executor_with_stop = directory / "submission" / "study.yaml", StopBetweenPacks(executor, flag)
+        summary = run(study, directory, executor_with_stop, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)
 

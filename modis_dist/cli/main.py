@@ -10,7 +10,20 @@ from pathlib import Path
 
 import typer
 
-from modis_dist.cli import config, data, doctor, job, predict, status, submit, train, tune, ui, verify_resume
+from modis_dist.cli import (
+    config,
+    data,
+    doctor,
+    job,
+    mlflow_sync,
+    predict,
+    status,
+    submit,
+    train,
+    tune,
+    ui,
+    verify_resume,
+)
 from modis_dist.runtime.errors import ModisError
 from modis_dist.runtime.files import PRIVATE_UMASK
 from modis_dist.runtime.text import shown
@@ -47,6 +60,7 @@ app.command("translate")(predict.translate)
 app.command("model")(config.model)
 app.command("config")(config.config)
 app.command("ui")(ui.ui)
+app.command("mlflow-sync")(mlflow_sync.mlflow_sync)
 app.command("doctor")(doctor.doctor)
 app.add_typer(job.app, name="job", hidden=True)
 

@@ -12,12 +12,12 @@ from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
-    from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
+    from modis_dist.integrations.mlflow.follower import Follower
     from modis_dist.report.study_results import Summary
-    from modis_dist.study.interfaces import Executor
+    from modis_dist.study.interfaces import Executor, Tracking
     from modis_dist.study.plan import Plan
 
-MLFLOW_PATIENCE_S = 60.0
+MLFLOW_PATIENCE_S = 5.0
 CONFIGURATIONS_SHOWN = 20
 
 
@@ -89,10 +89,15 @@ def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "
     return plan(study, out=folder, slots=executor.slots, source=str(source))
 
 
-def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Summary":
-    """A study from its first trial to its summary, with bars and MLflow."""
+def run(
+    study: "Study", folder: Path, executor: "Executor", source: Path, *, mlflow_patience_s: float = MLFLOW_PATIENCE_S
+) -> "Summary":
+    """Run a study from its first trial to its summary, with progress bars and MLflow.
+
+    ``mlflow_patience_s``: wait at most this long for MLflow in the end; where processes may stay it catches up alone.
+    """
     from modis_dist.cli.display import errors, sweep_bars
-    from modis_dist.integrations.mlflow.store import note_delivery
+    from modis_dist.integrations.mlflow.follower import Follower
     from modis_dist.study.run import run_study
 
     planned = _plan(study, folder, executor, source)
@@ -103,18 +108,14 @@ def run(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Su
             markup=False,
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    mirror = _mirror(study, folder)
-    note_delivery(folder, None)
+    follower = Follower(folder)
+    tracking = _tracking(study, folder, follower)
     try:
         with sweep_bars() as bars:
-            summary = run_study(planned, out=folder, executor=executor, mirror=mirror, display=bars)
+            return run_study(planned, out=folder, executor=executor, display=bars, tracking=tracking)
     finally:
-        with errors().status(f"MLflow gets at most {MLFLOW_PATIENCE_S:.0f} s for what is left"):
-            problems = mirror.close(MLFLOW_PATIENCE_S)
-        for problem in problems:
+        for problem in follower.wait(mlflow_patience_s):
             errors().print(f"note: MLflow: {problem}", markup=False)
-    note_delivery(folder, None if problems else study.sweep.mlflow.tracking_uri)
-    return summary
 
 
 @contextmanager
@@ -138,30 +139,29 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
             yield executor
 
 
-def _mirror(study: "Study", folder: Path) -> "BackgroundMirror | NullMirror":
-    """MLflow as the study asks for it; by default a SQLite file, unless the folder is on a network file system."""
+def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking | None":
+    """Return where the study is tracked: by default in a SQLite file, except on a network file system."""
     from modis_dist.cli.display import errors
-    from modis_dist.config.parse import digest
-    from modis_dist.integrations.mlflow.apart import MirrorApart
-    from modis_dist.integrations.mlflow.mirror import BackgroundMirror, NullMirror
-    from modis_dist.integrations.mlflow.store import default_uri
+    from modis_dist.integrations.mlflow.store import checked, default_uri, without_password
     from modis_dist.runtime.file_systems import NETWORK, file_system
+    from modis_dist.study.interfaces import Tracking
 
-    wanted = study.sweep.mlflow
-    if wanted.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
+    settings = study.sweep.mlflow
+    if not settings.enabled:
+        return None
+    if settings.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
         submitted = (folder / "submission" / "submission.json").exists()
-        later = "the same command with --set sweep.mlflow.tracking_uri=sqlite:////LOCAL/mlflow.db fills one later"
+        later = f"`modis-dist mlflow-sync {folder} --uri sqlite:////LOCAL/mlflow.db` fills a database later"
         if submitted:
-            later = f"`modis-dist fetch {folder} --to DIR`, on a local disk, fills one"
+            later = f"`modis-dist fetch {folder} --to DIR`, on a local disk, fills a database"
         errors().print(
-            f"note: {folder} is on a network file system ({kind}), where MLflow's SQLite would be damaged: no MLflow. "
-            f"Every curve is kept in packs/*/journal.jsonl; {later}.",
+            f"note: {folder} is on a network file system ({kind}), where MLflow's SQLite gets damaged: no MLflow. "
+            f"All metrics are in packs/*/journal.jsonl; {later}.",
             markup=False,
         )
-        return NullMirror()
-    uri, experiment = wanted.tracking_uri or default_uri(folder), wanted.experiment_name or study.name
-    identity = digest([study.name, str(folder)])[:16]  # not the settings: the same study, continued
-    return BackgroundMirror(MirrorApart(uri=uri, experiment=experiment, study=identity, folder=folder))
+        return None
+    uri = checked(settings.tracking_uri or default_uri(folder))
+    return Tracking(without_password(uri), settings.experiment_name or study.name, follower.start)
 
 
 def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:

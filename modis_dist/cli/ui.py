@@ -12,7 +12,7 @@ def ui(
     ],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
 ) -> None:
-    """Open the MLflow pages of a study on this machine, until Ctrl-C.
+    """Bring MLflow up to date with a study and serve its pages on this machine until Ctrl-C.
 
     Example: `modis-dist ui runs/quickstart`
     """

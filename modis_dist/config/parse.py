@@ -98,7 +98,10 @@ def _mistakes_in_sweep(tree: Tree) -> list[str]:
     for key, dimension in _items(sweep.get("space")):
         ends = dict(_items(dimension))
         choices = ends.get("choices")
-        values = [*(choices if isinstance(choices, list) else []), *(ends[e] for e in ("low", "high") if e in ends)]
+        values = [
+            *(choices if isinstance(choices, list) else []),
+            *(ends[e] for e in ("low", "high") if ends.get(e) is not None),
+        ]
         swept += [("sweep.space", {key: value}) for value in values]
     known = _mistakes_in(Run, base)
     problems: list[str] = []

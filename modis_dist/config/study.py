@@ -49,6 +49,7 @@ class Packing(Section):
 class Mlflow(Section):
     """MLflow tracking."""
 
+    enabled: bool = item(True, "send the study to MLflow")
     tracking_uri: str | None = item(
         None, "MLflow tracking URI, without a password; default: a SQLite file in the output folder"
     )

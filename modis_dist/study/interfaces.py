@@ -1,9 +1,10 @@
-"""The ports of a study: the executor that trains its packs, and the mirror of its trials."""
+"""What a study needs from outside: an executor that trains its packs, and where it is tracked."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 from modis_dist.execution.run_pack import Pack
 
@@ -22,31 +23,10 @@ class Executor(AbstractContextManager["Executor"], Protocol):
         ...
 
 
-class Mirror(Protocol):
-    """Who is told about trials; every call returns at once."""
+@dataclass(frozen=True)
+class Tracking:
+    """Where a study is tracked."""
 
-    def start(self, *, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
-
-    def trial(self, trial: str, *, name: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None: ...
-
-    def feed(self, records: Sequence[Mapping[str, Any]]) -> None: ...
-
-    def end_trial(
-        self,
-        trial: str,
-        *,
-        status: Literal["FINISHED", "FAILED", "KILLED"],
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-    ) -> None: ...
-
-    def finish(
-        self,
-        *,
-        status: Literal["FINISHED", "FAILED", "KILLED"],
-        metrics: Mapping[str, float],
-        artifacts: Sequence[Path],
-        model: Path | None,
-    ) -> None: ...
-
-    def describe(self) -> dict[str, str]: ...
+    uri: str  # without password
+    experiment: str
+    start: Callable[[], None]  # called once the run folder is locked and the manifest is written

@@ -1,6 +1,6 @@
-"""Watching a running sweep through the journals its trials write: progress for people, records for the mirror.
+"""Progress of a running sweep, read from the journals of its packs.
 
-One way for every executor: whoever trains, in whatever process, only appends to a journal.
+The same for every executor: a training, in whatever process, only appends to a journal.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,14 +14,8 @@ from modis_dist.runtime.file_watch import watching
 from modis_dist.train.journal import JournalReader
 
 
-class Feed(Protocol):
-    """Who is given the records, in order."""
-
-    def feed(self, records: Sequence[Mapping[str, Any]]) -> None: ...
-
-
 class Display(Protocol):
-    """Who is shown how far a stage is."""
+    """Shows the progress of a stage."""
 
     def stage(self, name: str, *, trials: int, epochs: int) -> None: ...
 
@@ -32,34 +26,26 @@ class Silent:
     """Shows nothing."""
 
     def stage(self, name: str, *, trials: int, epochs: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def update(self, *, epochs: int, done: int, failed: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
-def _epochs(pack: Pack, trial: Trial) -> int:
-    """How many a trial is trained, at most."""
-    return trial.run.optim.epochs if pack.until is None else min(pack.until, trial.run.optim.epochs)
+class JournalWatcher:
+    """Reads what is new in the journals of packs and counts epochs and finished trials."""
 
-
-class Monitor:
-    """Reads what is new in the journals of some packs, passes it on and counts."""
-
-    def __init__(self, packs: Sequence[Pack], *, out: Path, feed: Feed, display: Display) -> None:
+    def __init__(self, packs: Sequence[Pack], *, out: Path, display: Display) -> None:
         self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
-        self.limit = {t.id: _epochs(p, t) for p in packs for t in p.trials}
+        self.limit = {t.id: _max_epochs(p, t) for p in packs for t in p.trials}
         self._epochs = dict.fromkeys(self.limit, 0)
         self._ended: dict[str, str] = {}
-        self._feed = feed
         self._display = display
 
     def look(self) -> None:
-        """Read what is new and pass it on."""
+        """Read new records and update the display."""
         for reader in self._readers:
-            records = reader.new()
-            self._feed.feed(records)
-            for record in records:
+            for record in reader.new():
                 self._count(record)
         failed = sum(status == "failed" for status in self._ended.values())
         self._display.update(epochs=sum(self._epochs.values()), done=len(self._ended) - failed, failed=failed)
@@ -77,9 +63,13 @@ class Monitor:
 
 
 @contextmanager
-def monitored(packs: Sequence[Pack], *, out: Path, name: str, feed: Feed, display: Display) -> Iterator[None]:
-    """Watch the journals of some packs while they are trained."""
-    monitor = Monitor(packs, out=out, feed=feed, display=display)
-    display.stage(name, trials=len(monitor.limit), epochs=sum(monitor.limit.values()))
-    with watching(monitor.look):
+def monitored(packs: Sequence[Pack], *, out: Path, name: str, display: Display) -> Iterator[None]:
+    """Show the progress of packs while they are trained."""
+    watcher = JournalWatcher(packs, out=out, display=display)
+    display.stage(name, trials=len(watcher.limit), epochs=sum(watcher.limit.values()))
+    with watching(watcher.look):
         yield
+
+
+def _max_epochs(pack: Pack, trial: Trial) -> int:
+    return trial.run.optim.epochs if pack.until is None else min(pack.until, trial.run.optim.epochs)

@@ -1,7 +1,7 @@
 """A study from its first trial to its summary.
 
-Running the same study on the same folder again resumes it wherever it stopped. Who trains packs (Ray, this process) and
-who is shown their progress are ports; this module knows neither Ray nor MLflow.
+Running the same study on the same folder again resumes it wherever it stopped. The executor
+trains the packs (on Ray, in this process); MLflow follows the run folder. This module knows neither.
 """
 
 import time
@@ -15,9 +15,9 @@ from modis_dist.report.study_results import RankedGroup, Summary
 from modis_dist.runtime.errors import RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
-from modis_dist.study import manifest, telling
+from modis_dist.study import manifest
 from modis_dist.study.aggregate import Configuration, Verdict, grouped
-from modis_dist.study.interfaces import Executor, Mirror
+from modis_dist.study.interfaces import Executor, Tracking
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display
 from modis_dist.study.plan import Plan
@@ -27,7 +27,9 @@ from modis_dist.study.selection import by_rank, chosen, mark
 from modis_dist.study.summary import changes, failures, summarise, why_nothing, write
 
 
-def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, display: Display) -> Summary:
+def run_study(
+    planned: Plan, *, out: Path, executor: Executor, display: Display, tracking: Tracking | None = None
+) -> Summary:
     """Train, select, refit and test; returns the summary that is also written to ``summary.json``.
 
     Raises ``Interrupted`` if the user stops it, ``RunFailed`` if no configuration is complete or the disk fails.
@@ -39,14 +41,14 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
     with locked(out, patience_s=0), disk_errors(out):
         write_text(out / "study.yaml", parse.dump(study))
         manifest.save(out / "manifest.json", planned.manifest)
-        telling.begin(mirror, study, planned.manifest)
-        runner = PackRunner(planned, out, executor, mirror, display)
+        if tracking is not None:
+            tracking.start()
+        runner = PackRunner(planned, out, executor, display)
 
         # Train every trial that is not done: a grid at once, a search round by round and from rung to rung.
         if is_grid(study, runner.results(trials)):
             pruned: Mapping[Configuration, Verdict] = {}
-            with runner.mirrored(unique(trials), stage="search"):
-                reasons = runner.train(runner.packs(), name="search")
+            reasons = runner.train(runner.packs(), name="search")
         else:
             trials, pruned, reasons = run_search(planned, runner, out=out)
 
@@ -60,19 +62,19 @@ def run_study(planned: Plan, *, out: Path, executor: Executor, mirror: Mirror, d
         # Refit it on all training rows; test rows are scored here only, once.
         refits = {c: refit_trials(trials, group, planned.manifest.fingerprint) for c, group in best.items()}
         refitted = unique(trial for of_condition in refits.values() for trial in of_condition)
-        packs = runner.refit_packs(refitted)
-        with runner.mirrored(refitted, stage="refit"):
-            reasons |= runner.train(packs, name="refit")
+        reasons |= runner.train(runner.refit_packs(refitted), name="refit")
         tested = runner.results(refitted)
 
         # Summarise, report, and deliver a model.
         summary = summarise(planned.manifest, groups, best, refits, tested, metric=metric)
         summary["failures"] = reasons | failures(tested)
         summary["changes"] = changes(results) | changes(tested)
-        summary["mlflow"] = {key: mirror.describe().get(key) for key in ("uri", "experiment")}
+        summary["mlflow"] = {
+            "uri": tracking.uri if tracking else None,
+            "experiment": tracking.experiment if tracking else None,
+        }
         summary["seconds"] = round(time.monotonic() - started, 1)
         write(summary, out=out)
-        telling.finish(mirror, summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
     return summary

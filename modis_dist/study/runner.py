@@ -1,7 +1,6 @@
-"""Trains packs of a study with its executor, and keeps the manifest and MLflow up to date."""
+"""Trains packs of a study with its executor, and keeps the manifest up to date."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,9 +8,8 @@ from pathlib import Path
 from modis_dist.evaluate.results import Result, read_result
 from modis_dist.execution.run_pack import Pack, journal_file, remove_last_checkpoint, trial_folder, unfinished_packs
 from modis_dist.execution.trial import Trial
-from modis_dist.runtime.errors import Interrupted, RunFailed
-from modis_dist.study import manifest, telling
-from modis_dist.study.interfaces import Executor, Mirror
+from modis_dist.study import manifest
+from modis_dist.study.interfaces import Executor
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display, monitored
 from modis_dist.study.packs import layout
@@ -22,13 +20,11 @@ from modis_dist.train.journal import copy_trial
 class PackRunner:
     """The packs of one study and the ports that train and show them."""
 
-    def __init__(self, planned: Plan, out: Path, executor: Executor, mirror: Mirror, display: Display) -> None:
+    def __init__(self, planned: Plan, out: Path, executor: Executor, display: Display) -> None:
         self._planned = planned
         self._manifest = planned.manifest
-        self._declared: set[str] = set()  # trials that the mirror knows of
         self._out = out
         self._executor = executor
-        self._mirror = mirror
         self._display = display
 
     # --- packs ----------------------------------------------------------------------------------------------
@@ -102,7 +98,7 @@ class PackRunner:
             self._save(replace(self._manifest, packs=replaced(self._manifest.packs)))
 
     def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
-        with monitored(packs, out=self._out, name=name, feed=self._mirror, display=self._display):
+        with monitored(packs, out=self._out, name=name, display=self._display):
             remaining = unfinished_packs(self._out, packs)
             for pack in packs:
                 if pack not in remaining:
@@ -120,23 +116,3 @@ class PackRunner:
 
     def _result(self, trial: Trial) -> Result | None:
         return read_result(trial_folder(self._out, trial))
-
-    # --- MLflow ---------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def mirrored(self, trials: Sequence[Trial], *, stage: str) -> Iterator[None]:
-        """Tell the mirror of trials before they are trained and after; also where the block is interrupted."""
-        for trial in trials:
-            if trial.id not in self._declared:
-                telling.declare(self._mirror, trial, stage=stage)
-        self._declared |= {trial.id for trial in trials}
-        try:
-            yield
-        except (Interrupted, RunFailed):
-            for trial in trials:
-                if self._result(trial) is not None:
-                    telling.end(self._mirror, trial, out=self._out)
-            self._mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)
-            raise
-        for trial in trials:
-            telling.end(self._mirror, trial, out=self._out)

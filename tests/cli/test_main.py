@@ -37,6 +37,7 @@ COMMANDS = [
     ["model"],
     ["config"],
     ["ui"],
+    ["mlflow-sync"],
     ["doctor"],
     ["submit"],
     ["cancel"],

@@ -11,14 +11,13 @@ from modis_dist.config import parse, yaml12
 from modis_dist.config.study import Study
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.execution.local import LocalExecutor
-from modis_dist.integrations.mlflow.mirror import NullMirror
 from modis_dist.study.monitor import Silent
 from modis_dist.study.plan import plan
 from modis_dist.study.run import run_study
 from tests.train import toy
 
 COMMAND = [sys.executable, "-m", "modis_dist"]
-BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis_dist"]  # without figures and MLflow
+BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis_dist"]  # without figures
 
 
 def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:
@@ -43,20 +42,21 @@ def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: in
 
 
 def tree(store: Path, **sweep: Any) -> dict[str, Any]:
-    """The study as plain values."""
+    """The study as plain values; it is not tracked unless ``mlflow`` says so."""
     base = json.loads(json.dumps(toy.TREE))
     base["data"]["store"] = str(store)
-    settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"} | sweep
+    settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"}
+    settings |= {"mlflow": {"enabled": False}} | sweep
     return base | {"sweep": settings}
 
 
 def study_here(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
-    """The study trained in this process, without MLflow; its summary."""
+    """The study trained in this process; its summary."""
     torch.set_num_threads(1)
     study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")
     planned = plan(study, out=out, slots=1, source="study.yaml")
     executor = LocalExecutor(study.sweep.resources)
-    return run_study(planned, out=out, executor=executor, mirror=NullMirror(), display=Silent())
+    return run_study(planned, out=out, executor=executor, display=Silent())
 
 
 def write_study(path: Path, store: Path, **sweep: Any) -> Path:

@@ -1,15 +1,15 @@
-"""A finished model in MLflow's own format, so that any MLflow tool can load and serve it.
+"""A finished model in MLflow's pyfunc format, so that any MLflow tool can load and serve it.
 
-Nothing is pickled and no code is copied: the format names this module, and ``_load_pyfunc`` opens the run's own files
-(safetensors, JSON, YAML) with the installed package. Loading needs ``modis_dist`` in the environment::
+Nothing is pickled and no code is copied: the format names this module as loader, and ``_load_pyfunc`` opens the run's
+files (safetensors, JSON, YAML) with the installed package. Loading needs ``modis_dist`` in the environment::
 
     model = mlflow.pyfunc.load_model("models:/<id>")
     model.predict(frame)                                  # the run's first modality
     model.predict(frame, params={"modality": "mirna"})    # any other
 
-``frame`` has the features of that modality as columns (float64 or float32) and, where wanted, ``sample_id``. The
-signature lists the features of every modality as optional columns, since a call holds those of one; a feature that the
-modality needs and the frame lacks is a ``DataError``.
+``frame`` has the features of that modality as columns (float64 or float32) and optionally ``sample_id``. The signature
+lists the features of every modality as optional columns, since a call has those of one; a missing feature of that
+modality raises ``DataError``.
 """
 
 import hashlib
@@ -30,29 +30,30 @@ if TYPE_CHECKING:
 
     from modis_dist.evaluate.predictor import Predictor
 
-# Only what prediction needs: a run's folder may also hold predictions with sample ids.
+# Only what prediction needs: a run's folder may also contain predictions with sample ids.
 PARTS = ("best", "run.yaml")
+DIGEST = "modis.digest"
 
 
 class PyfuncModel:
-    """What ``mlflow.pyfunc.load_model`` wraps."""
+    """The model object that ``mlflow.pyfunc.load_model`` wraps."""
 
     def __init__(self, predictor: "Predictor") -> None:
         self._predictor = predictor
 
     def predict(self, model_input: "pd.DataFrame", params: Mapping[str, Any] | None = None) -> "pd.DataFrame":
-        """Class, probability and the probability of each class, one row per row of the input."""
+        """Return class, its probability and the probability of each class, one row per row of the input."""
         modality = (params or {}).get("modality", self._predictor.modalities[0])
         return self._predictor.predict(model_input, modality=modality)
 
 
 def _load_pyfunc(path: str) -> PyfuncModel:
-    """MLflow calls this with the folder that ``save`` stored."""
+    """Load the model from the folder that ``save`` stored; MLflow calls this."""
     return PyfuncModel(modis_dist.load(path))
 
 
 def example(predictor: "Predictor", modality: str) -> "pd.DataFrame":
-    """A row that shows the columns of a modality; its zeros are nobody's data."""
+    """Return a row of zeros with the columns of a modality (no patient data)."""
     import pandas as pd
 
     zeros = pd.DataFrame(0.0, index=[0], columns=list(predictor.features(modality)))
@@ -61,10 +62,10 @@ def example(predictor: "Predictor", modality: str) -> "pd.DataFrame":
 
 
 def save(model_folder: Path, destination: Path, *, example: "pd.DataFrame", modality: str) -> None:
-    """Write the model of a finished run as an MLflow model folder; ``destination`` must not be there yet.
+    """Write the model of a finished run as an MLflow model folder; ``destination`` must not exist.
 
-    ``modality`` is the one that a call without ``params`` means, and the one of ``example``. Raises ``DataError``
-    where the run's folder lacks its model.
+    ``modality`` is the default for calls without ``params``, and that of ``example``. Raises ``DataError`` where the
+    run's folder has no model.
     """
     mlflow_store.prepare()
     from mlflow.models import Model
@@ -73,10 +74,16 @@ def save(model_folder: Path, destination: Path, *, example: "pd.DataFrame", moda
 
 
 def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, name: str) -> str:
-    """Save a model as an output of a run; returns MLflow's id of the model."""
+    """Log a model as an output of a run, unless the same files are logged; returns MLflow's id of the model."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
+    files = digest(model_folder)
+    for logged in client.search_logged_models([experiment_id], f"tags.`{DIGEST}` = '{files}'"):
+        if logged.source_run_id == run_id and str(logged.status) == "READY":
+            return str(logged.model_id)
+        if logged.source_run_id == run_id:
+            client.delete_logged_model(logged.model_id)  # of a process that was killed
     predictor = modis_dist.load(model_folder)
     modality = predictor.modalities[0]
     record = client.create_logged_model(
@@ -84,7 +91,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
         name=_model_name(name),
         source_run_id=run_id,
         model_type="classifier",
-        tags={"mlflow.note.content": _note(predictor)},
+        tags={"mlflow.note.content": _note(predictor), DIGEST: files},
     )
     try:
         identity = Model(
@@ -103,7 +110,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
 
 
 def digest(model_folder: Path) -> str:
-    """SHA-256 over the names and bytes of the files that make up a model."""
+    """Return the SHA-256 over names and bytes of a model's files."""
     total = hashlib.sha256()
     for path in _files(model_folder):
         total.update(f"{path.relative_to(model_folder)}\0{path.stat().st_size}\0".encode())
@@ -121,7 +128,7 @@ def _save(model_folder: Path, destination: Path, *, example: "pd.DataFrame", mod
             target = copy / path.relative_to(model_folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
-        predictor = modis_dist.load(copy)  # what is stored must open by itself
+        predictor = modis_dist.load(copy)  # the copy must load without the original
         mlflow.pyfunc.save_model(
             destination,
             loader_module=__name__,
@@ -141,28 +148,29 @@ def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -
     names = dict.fromkeys(name for each in predictor.modalities for name in predictor.features(each))
     columns = [ColSpec(DataType.string, "sample_id", required=False)]
     columns += [ColSpec(DataType.double, name, required=False) for name in names]
-    known = infer_signature(model_output=predictor.predict(example, modality=modality), params={"modality": modality})
-    return ModelSignature(inputs=Schema(columns), outputs=known.outputs, params=known.params)
+    output = predictor.predict(example, modality=modality)
+    inferred = infer_signature(model_output=output, params={"modality": modality})
+    return ModelSignature(inputs=Schema(columns), outputs=inferred.outputs, params=inferred.params)
 
 
 def _note(predictor: "Predictor") -> str:
-    """How to use the model, for its page."""
+    """Return the model's description for its page."""
     rows = [{"modality": m, "features": str(len(predictor.features(m)))} for m in predictor.modalities]
     call = f"predict(frame, params={{'modality': '{predictor.modalities[-1]}'}})"
     return (
         f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features "
-        f"as columns and, where wanted, `sample_id`; the modality is {predictor.modalities[0]} unless named, as in "
+        f"as columns and optionally `sample_id`; the modality is {predictor.modalities[0]} unless given, as in "
         f"`{call}`. Loading needs `modis-dist`.\n\n{mlflow_text.table(rows)}"
     )
 
 
 def _files(model_folder: Path) -> Iterator[Path]:
-    """The files that make up a model, in a fixed order."""
+    """Yield the files of a model in a fixed order."""
     if not (model_folder / "best").is_dir():
-        raise DataError(f"{shown(str(model_folder))}: no model here (folder `best` is missing); train it first")
+        raise DataError(f"{shown(str(model_folder))}: no model (folder `best` is missing); train it first")
     for part in PARTS:
         path = model_folder / part
-        yield from sorted(found for found in [path, *path.rglob("*")] if found.is_file())
+        yield from sorted(file for file in [path, *path.rglob("*")] if file.is_file())
 
 
 def _model_name(name: str) -> str:

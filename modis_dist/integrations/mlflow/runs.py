@@ -1,8 +1,9 @@
-"""The runs of one MLflow experiment in our terms: found, made, written to and closed.
+"""Search, create, write and close the runs of one MLflow experiment.
 
-Keeps no state of trials; must not know journals or what a study is made of.
+Keeps no state of trials; must not know what a study is made of.
 """
 
+import errno
 import getpass
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any, Literal
 
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
-from modis_dist.runtime.errors import ConfigError, ModisError, UserError
+from modis_dist.runtime.errors import ConfigError, UserError
+from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
 
-Status = Literal["FINISHED", "FAILED", "KILLED"]
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 FOLDER = "modis.folder"
 NOTE = "mlflow.note.content"
@@ -23,82 +25,68 @@ MAX_METRICS = 1000  # per request, as are parameters
 MAX_PARAMS = 100
 FIGURES = {".png", ".svg", ".pdf", ".html"}
 TABLES = {".csv", ".tsv", ".json", ".md"}
-PERMANENT = frozenset(  # codes of MLflow's errors
-    {"BAD_REQUEST", "INVALID_PARAMETER_VALUE", "INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED"}
-    | {"RESOURCE_ALREADY_EXISTS", "RESOURCE_DOES_NOT_EXIST"}
-)
-
-
-class Refused(ModisError):
-    """What another process that asked MLflow got; ``permanent`` where asking again cannot help."""
-
-    def __init__(self, text: str, *, permanent: bool = False) -> None:
-        super().__init__(text)
-        self.permanent = permanent
+REFUSED = frozenset({"BAD_REQUEST", "INVALID_PARAMETER_VALUE"})  # error codes of MLflow
+PERMANENT = REFUSED | {"INVALID_STATE", "PERMISSION_DENIED", "UNAUTHENTICATED", "RESOURCE_DOES_NOT_EXIST"}
+UNREADABLE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EROFS})
 
 
 class Runs:
-    """Runs of an experiment, which is made where it is missing; ``folder`` is where its artifacts go.
+    """Runs of an experiment, which is created where it is missing; artifacts go to ``folder`` unless a server has them.
 
-    Raises ``ConfigError`` where the experiment was deleted, and whatever MLflow raises.
+    Raises ``ConfigError`` where the experiment was deleted, and what MLflow raises.
     """
 
     def __init__(self, *, uri: str, experiment: str, folder: Path) -> None:
         self._client = mlflow_store.connect(uri)
         self._folder = folder
-        found = self._client.get_experiment_by_name(experiment)
-        if found is None:
+        existing = self._client.get_experiment_by_name(experiment)
+        if existing is None:
             location = _artifact_location(uri, folder)
-            made = self._client.create_experiment(experiment, artifact_location=location, tags=KIND)
-            self.experiment_id = str(made)
-        elif found.lifecycle_stage == "active":
-            self.experiment_id = str(found.experiment_id)
+            self.experiment_id = str(self._client.create_experiment(experiment, artifact_location=location, tags=KIND))
+        elif existing.lifecycle_stage == "active":
+            self.experiment_id = str(existing.experiment_id)
         else:
             problem = f"{shown(experiment)} was deleted in MLflow; restore it there or choose another name"
             raise ConfigError([problem], source="sweep.mlflow.experiment_name")
+        self._close_abandoned()
 
     @property
     def client(self) -> Any:
-        """MLflow's own client, for what is not about runs."""
+        """The MLflow client."""
         return self._client
 
     def search(self, query: str) -> list[Any]:
-        """Every run that is not deleted and matches, newest first."""
-        found, token = [], None
+        """Return all matching runs that are not deleted, newest first."""
+        runs, token = [], None
         while True:
             page = self._client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
-            found += page
+            runs += page
             token = page.token
             if not token:
-                return found
+                return runs
 
     def get(self, run_id: str) -> Any:
-        """One run as it is now."""
+        """Return a run as it is now."""
         return self._client.get_run(run_id)
 
-    def end_abandoned(self) -> None:
-        """End as KILLED the runs that a killed driver of this folder left open."""
-        for run in self.search("attributes.status = 'RUNNING'"):
-            if run.data.tags.get(FOLDER) == str(self._folder):
-                self._client.set_terminated(run.info.run_id, "KILLED")
-
-    def create(self, name: str, tags: Mapping[str, str]) -> str:
-        """A new open run; returns its id."""
+    def create(self, name: str, tags: Mapping[str, str], *, start_ms: int | None = None) -> str:
+        """Create a running run; returns its id."""
         fixed = {FOLDER: str(self._folder), "mlflow.user": _user(), "mlflow.source.name": "modis-dist"}
         clean = {mlflow_text.key(tag): mlflow_text.value(text) for tag, text in tags.items()}
-        run = self._client.create_run(self.experiment_id, run_name=mlflow_text.value(name), tags=fixed | clean)
+        label = mlflow_text.value(name)
+        run = self._client.create_run(self.experiment_id, start_time=start_ms, run_name=label, tags=fixed | clean)
         return str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
-        """Open a closed run again."""
+        """Set a closed run to running."""
         self._client.update_run(run_id, status="RUNNING")
 
-    def close(self, run_id: str, status: Status) -> None:
-        """Close a run."""
-        self._client.set_terminated(run_id, status)
+    def close(self, run_id: str, status: Status, *, end_ms: int | None = None) -> None:
+        """Set the final status of a run."""
+        self._client.set_terminated(run_id, status, end_time=end_ms)
 
     def is_deleted(self, run_id: str) -> bool:
-        """Whether someone deleted the run."""
+        """Return whether a run was deleted in MLflow."""
         from mlflow import MlflowException
 
         try:
@@ -106,13 +94,13 @@ class Runs:
         except MlflowException as error:
             return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
-    def steps(self, run: Any, *, but: str) -> set[int]:
-        """Steps at which a run has metrics; those whose name begins with ``but`` do not count."""
-        names = [name for name in run.data.metrics if not name.startswith(but)]
-        return {m.step for name in names for m in self._client.get_metric_history(run.info.run_id, name)}
+    def logged(self, run_id: str) -> set[tuple[str, int]]:
+        """Return key and step of every metric value of a run."""
+        keys = self.get(run_id).data.metrics
+        return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
 
     def send_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the metrics of journal records. Their own times are sent, so a second time changes nothing."""
+        """Log the metrics of journal records with their own times: MLflow keeps identical values once."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -122,18 +110,19 @@ class Runs:
         ]
         self._send_metrics(run_id, metrics)
 
-    def send_values(self, run_id: str, values: Mapping[str, float], *, model_id: str | None = None) -> None:
-        """Log single numbers at step 0, of the run and where given of a model; those it has already are left out."""
+    def send_values(
+        self, run_id: str, values: Mapping[str, float], *, time_ms: int, model_id: str | None = None
+    ) -> None:
+        """Log single values at step 0 of a run, and of a model where given; values that it has are left out."""
         from mlflow.entities import Metric
-        from mlflow.utils.time import get_current_time_millis
 
-        now, known = get_current_time_millis(), self.get(run_id).data.metrics
+        known = self.get(run_id).data.metrics
         named = {mlflow_text.key(name): float(number) for name, number in values.items()}
-        metrics = [Metric(n, v, now, 0, model_id=model_id) for n, v in named.items() if known.get(n) != v]
-        self._send_metrics(run_id, metrics)
+        new = {key: number for key, number in named.items() if repr(known.get(key)) != repr(number)}  # nan equals nan
+        self._send_metrics(run_id, [Metric(key, new[key], time_ms, 0, model_id=model_id) for key in new])
 
     def send_params(self, run_id: str, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
-        """Log the parameters of a nested tree that the run lacks; MLflow never changes one."""
+        """Log the parameters of a nested tree that the run lacks; MLflow allows no change of a parameter."""
         from mlflow.entities import Param
 
         new = [Param(name, text) for name, text in mlflow_text.flat(params).items() if name not in known]
@@ -141,16 +130,16 @@ class Runs:
             self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags; an old value is replaced."""
+        """Set tags; old values are replaced."""
         for tag, text in tags.items():
             self._client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
 
     def note(self, run_id: str, markdown: str) -> None:
-        """The description on the run's page."""
+        """Set the description on the run's page."""
         self._client.set_tag(run_id, NOTE, markdown)
 
     def upload(self, run_id: str, artifacts: Sequence[Path]) -> list[str]:
-        """Store files and folders; returns what could not be stored and why."""
+        """Upload files and folders; returns a line for each that cannot be stored. Raises where a retry may help."""
         problems = []
         for path in artifacts:
             try:
@@ -159,8 +148,17 @@ class Runs:
                 else:
                     self._client.log_artifact(run_id, str(path), artifact_path=_kind(path))
             except Exception as error:
+                if not is_permanent(error) and getattr(error, "errno", None) not in UNREADABLE:
+                    raise
                 problems.append(f"{path}: {error}")
         return problems
+
+    def _close_abandoned(self) -> None:
+        """Close as KILLED the runs of other folders whose driver died without a process left to say so."""
+        for run in self.search("attributes.status = 'RUNNING'"):
+            folder = run.data.tags.get(FOLDER, str(self._folder))
+            if folder != str(self._folder) and (driver := holder(Path(folder))) and driver.alive is False:
+                self.close(run.info.run_id, "KILLED")
 
     def _send_metrics(self, run_id: str, metrics: Sequence[Any]) -> None:
         for start in range(0, len(metrics), MAX_METRICS):
@@ -168,17 +166,20 @@ class Runs:
 
 
 def is_permanent(error: Exception) -> bool:
-    """Whether trying again what raised this cannot help."""
-    if isinstance(error, Refused):
-        return error.permanent
-    code = getattr(error, "error_code", None)  # of MLflow's exceptions
+    """Return whether a retry cannot help."""
+    code = getattr(error, "error_code", None)  # of MlflowException
     if code is not None:
         return code in PERMANENT
     return isinstance(error, UserError | TypeError | ValueError | LookupError | AttributeError | ImportError)
 
 
+def is_refused_record(error: Exception) -> bool:
+    """Return whether MLflow refuses a value, not the request as such."""
+    return getattr(error, "error_code", None) in REFUSED
+
+
 def _artifact_location(uri: str, folder: Path) -> str | None:
-    """A folder of ours, since MLflow would take the current folder; a server has its own."""
+    """Return the artifact folder for a database (MLflow would take the current folder); a server has its own."""
     if uri.startswith(("http:", "https:", "databricks:")):
         return None
     artifacts = folder / "mlflow-artifacts"
@@ -187,7 +188,7 @@ def _artifact_location(uri: str, folder: Path) -> str | None:
 
 
 def _kind(path: Path) -> str | None:
-    """The folder a file is shown in."""
+    """Return the artifact folder for a file."""
     return "figures" if path.suffix in FIGURES else "tables" if path.suffix in TABLES else None
 
 

@@ -1,41 +1,38 @@
-"""Which tracking addresses are taken, and how this process gets ready to use one.
+"""Tracking URIs: checks, the environment that MLflow needs, the database of a run folder and the lock of its writer.
 
-Knows files, locks and addresses; must not know runs, trials or metrics.
+Must not know runs, trials or metrics.
 """
 
 import fcntl
-import json
 import os
 import re
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from modis_dist.runtime.errors import ConfigError
+from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.runtime.file_systems import NETWORK, file_system
-from modis_dist.runtime.files import write_json
 from modis_dist.runtime.text import shown
 
 KEY = "sweep.mlflow.tracking_uri"
 DATABASE = "mlflow.db"
-DELIVERY = "mlflow-delivery.json"
+WRITER_LOCK = ".mlflow-sync.lock"
 MAGIC = b"SQLite format 3\0"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
 
-# For us no model is ever loaded through MLflow, so nothing it holds may run. The mirror tries again by itself, so a
-# single request need not last for minutes.
+# This package loads no model through MLflow, so no code in MLflow may run.
 FORCED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
     "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # results stand there, as JSON where asked for
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for results
 }
-PREFERRED = {
+PREFERRED = {  # the follower retries, so a single request may fail early
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -43,79 +40,69 @@ PREFERRED = {
 }
 
 
+class Busy(DataError):
+    """Another process sends this run folder to MLflow."""
+
+
 def default_uri(folder: Path) -> str:
-    """A SQLite file in a folder."""
+    """Return the address of the SQLite file in a run folder."""
     return f"sqlite:///{folder.absolute()}/{DATABASE}"
 
 
 def checked(uri: str) -> str:
-    """The same address. Raises ``ConfigError`` for one that MLflow refuses or that would be damaged."""
+    """Return the address. Raises ``ConfigError`` where MLflow refuses it or SQLite would be damaged."""
     if find_spec("mlflow") is None:
-        _refuse("mlflow is not installed; `pip install mlflow`, or leave the tracking out")
+        _refuse("mlflow is not installed; `pip install mlflow` or set sweep.mlflow.enabled=false")
     scheme = re.match(r"([a-z]+)(\+\w+)?:", uri)
     kind = scheme[1] if scheme else "file"
     if kind == "sqlite":
         _check_sqlite(uri)
     elif kind == "file":
         _refuse(
-            f"MLflow no longer takes folders of files (got {shown(uri)}); use sqlite:////path/{DATABASE} or http://host:port"
+            f"MLflow no longer supports file stores (got {shown(uri)}); use sqlite:////path/{DATABASE} or http://host:port"
         )
     elif kind not in SERVERS:
-        _refuse(f"unknown kind of address {shown(without_password(uri))}; known: sqlite, {', '.join(SERVERS)}")
+        _refuse(f"unknown scheme in {shown(without_password(uri))}; use one of sqlite, {', '.join(SERVERS)}")
     return uri
 
 
-def note_delivery(folder: Path, uri: str | None) -> None:
-    """Write down in a study's folder that MLflow has all of it, at an address; None: that it has not."""
-    if uri is None:
-        (folder / DELIVERY).unlink(missing_ok=True)
-    else:
-        write_json(folder / DELIVERY, {"uri": without_password(uri)})
-
-
-def was_delivered(folder: Path, uri: str) -> bool:
-    """Whether MLflow has all of a study at an address."""
-    path = folder / DELIVERY
-    return path.exists() and bool(json.loads(path.read_text())["uri"] == without_password(uri))
-
-
 def sqlite_path(uri: str) -> Path | None:
-    """The file of a SQLite address, or None for a server."""
+    """Return the file of a SQLite address, or None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def without_password(uri: str) -> str:
-    """The address as it may be shown."""
+    """Return the address for display."""
     return re.sub(r"//([^/@:]*):[^/]*@", r"//\1:***@", uri)
 
 
 def scrubbed(text: str, uri: str) -> str:
-    """A message without the password of the address, whole or alone."""
+    """Return a message without the password of the address."""
     secret = re.search(r"//[^/@:]*:([^/]*)@", uri)
     text = text.replace(uri, without_password(uri))
     return text.replace(secret[1], "***") if secret and secret[1] else text
 
 
 def environment() -> dict[str, str]:
-    """The environment MLflow must find, here before it is imported and in every process we start for it."""
+    """Return the environment variables for MLflow, to be set before it is imported or started."""
     return PREFERRED | dict(os.environ) | FORCED
 
 
 def prepare() -> None:
-    """To be called before MLflow is imported. What it warns of in its own code is for its authors."""
+    """Set the environment for MLflow and silence warnings about its own code; call this before importing MLflow."""
     os.environ.update(environment())
     warnings.filterwarnings("ignore", module=r"mlflow\.")
 
 
 def connect(uri: str) -> Any:
-    """An ``MlflowClient``; a new SQLite file is private, and made by one process at a time, whole or not at all."""
+    """Return an ``MlflowClient``. A new SQLite file is private, and created atomically by one process at a time."""
     prepare()
     from mlflow import MlflowClient
 
     path = sqlite_path(uri)
     if path is None:
         return MlflowClient(uri, registry_uri=uri)
-    with _locked(path.with_name(f".{path.name}.lock")):
+    with _locked(path.with_name(f".{path.name}.lock"), wait=True):
         if _is_new(path):
             with _replacing(path) as unfinished:
                 _make_tables(f"sqlite:///{unfinished}")
@@ -123,16 +110,16 @@ def connect(uri: str) -> Any:
 
 
 def _make_tables(uri: str) -> Any:
-    """A client of the database, whose tables are there."""
+    """Return a client of a database after its tables are created."""
     from mlflow import MlflowClient
 
     client = MlflowClient(uri, registry_uri=uri)
-    client.search_experiments(max_results=1)  # makes, checks or migrates them
+    client.search_experiments(max_results=1)  # creates, checks or migrates them
     return client
 
 
 def _is_new(path: Path) -> bool:
-    """Whether there is no file or an empty one. Raises ``ConfigError`` for a file that is something else."""
+    """Return whether the file is missing or empty. Raises ``ConfigError`` where it is not a SQLite database."""
     if not path.exists():
         return True
     with path.open("rb") as file:
@@ -144,20 +131,31 @@ def _is_new(path: Path) -> bool:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Another file that takes the path's place once it is made: MLflow cannot go on with half of its tables."""
+    """Yield another file that replaces the path at the end: MLflow cannot repair half of its tables."""
     for leftover in path.parent.glob(f".{path.name}.new-*"):
         leftover.unlink()
-    unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow remembers addresses
+    unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow caches stores by address
     os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     yield unfinished
     unfinished.replace(path)
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Be the only process that sends a run folder to MLflow. Without ``wait``, raises ``Busy`` where another one is."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(_locked(folder / WRITER_LOCK, wait=wait))
+        except BlockingIOError:
+            raise Busy(f"{shown(str(folder))}: another process is sending this study to MLflow") from None
+        yield
+
+
+@contextmanager
+def _locked(path: Path, *, wait: bool) -> Iterator[None]:
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(file)
@@ -166,11 +164,11 @@ def _locked(path: Path) -> Iterator[None]:
 def _check_sqlite(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None or not path.is_absolute():
-        _refuse(f"a SQLite address needs an absolute path, sqlite:////path/{DATABASE} (got {shown(uri)})")
+        _refuse(f"the path of a SQLite address must be absolute (got {shown(uri)}); use sqlite:////path/{DATABASE}")
     if set("?%") & set(str(path)):
-        _refuse(f"a SQLite path cannot hold ? or % (got {shown(str(path))}); choose another folder")
+        _refuse(f"a SQLite path cannot contain ? or % (got {shown(str(path))}); choose another folder")
     if not path.parent.is_dir():
-        _refuse(f"folder {shown(str(path.parent))} is not there; create it")
+        _refuse(f"folder {shown(str(path.parent))} does not exist; create it")
     kind = file_system(path.parent)
     if kind in NETWORK:
         _refuse(

@@ -1,4 +1,4 @@
-"""Our names, values and tables in the form that MLflow takes. Pure functions; must not know MLflow itself."""
+"""Names, values and Markdown tables in the form that MLflow accepts. Pure functions without MLflow."""
 
 import hashlib
 import json
@@ -11,44 +11,44 @@ from modis_dist.runtime.text import markdown
 
 MAX_VALUE = 500  # what the strictest servers take
 MAX_NAME = 250
-MAX_TABLE = 3500  # characters; MLflow takes 8000 for a whole note
+MAX_TABLE = 3500  # characters; a whole note may have 8000
 MAX_ROWS = 100
 
 
 def key(name: str) -> str:
-    """A name of a metric or parameter with the characters MLflow takes; a changed one ends in a hash to stay unique."""
+    """Return a metric or parameter name that MLflow accepts; a changed name ends in a hash, so it stays unique."""
     clean = posixpath.normpath(re.sub(r"[^\w.\- /]", "_", name)).lstrip("./ ")
     if clean and clean == name and len(name) <= MAX_NAME:
         return name
     return f"{clean[: MAX_NAME - 9]}-{_hash(name)[:8]}".lstrip("-")
 
 
-def value(held: Any) -> str:
-    """Text of a parameter or tag of at most 500 characters; a longer one is cut and ends in its hash."""
-    text = held if isinstance(held, str) else json.dumps(held, default=str)
+def value(content: Any) -> str:
+    """Return the text of a parameter or tag, at most 500 characters; a longer one is cut and ends in its hash."""
+    text = content if isinstance(content, str) else json.dumps(content, default=str)
     if len(text) <= MAX_VALUE:
         return text
     return f"{text[: MAX_VALUE - 30]}... sha256:{_hash(text)[:16]}"
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Parameters of a nested tree by dotted key."""
-    found: dict[str, str] = {}
-    for name, held in tree.items():
-        if isinstance(held, Mapping):
-            found |= flat(held, f"{prefix}{name}.")
+    """Return the parameters of a nested tree by dotted key."""
+    params: dict[str, str] = {}
+    for name, content in tree.items():
+        if isinstance(content, Mapping):
+            params |= flat(content, f"{prefix}{name}.")
         else:
-            found[key(f"{prefix}{name}")] = value(held)
-    return found
+            params[key(f"{prefix}{name}")] = value(content)
+    return params
 
 
-def number(held: float) -> str:
-    """A number as a table shows it."""
-    return f"{held:.4g}"
+def number(metric: float) -> str:
+    """Return a number with four significant digits."""
+    return f"{metric:.4g}"
 
 
 def table(rows: Sequence[Mapping[str, str]]) -> str:
-    """A Markdown table of all columns of the rows; the rows that do not fit are counted."""
+    """Return a Markdown table of the rows; rows beyond the size limit are counted."""
     if not rows:
         return ""
     columns = list(dict.fromkeys(name for row in rows for name in row))
@@ -62,8 +62,8 @@ def table(rows: Sequence[Mapping[str, str]]) -> str:
 
 
 def numbers(metrics: Mapping[str, float]) -> str:
-    """A Markdown table of single numbers."""
-    return table([{"metric": name, "value": number(held)} for name, held in metrics.items()])
+    """Return a Markdown table of metrics."""
+    return table([{"metric": name, "value": number(metric)} for name, metric in metrics.items()])
 
 
 def plain(text: str) -> str:

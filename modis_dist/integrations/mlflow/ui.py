@@ -1,6 +1,5 @@
-"""Opens the MLflow pages of a finished or running study, on this machine alone and for its user alone."""
+"""Serves the MLflow pages of a study, on loopback and for its user only."""
 
-import json
 import os
 import secrets
 import signal
@@ -19,29 +18,36 @@ from rich.console import Console
 
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import ui_guard
-from modis_dist.integrations.mlflow.runs import FOLDER
+from modis_dist.integrations.mlflow.sync import describe, sync, tracking_uri
 from modis_dist.runtime.errors import DataError, RunFailed
-from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
 
 HOST = "127.0.0.1"
 START_S = 120.0
 STOP_S = 10.0
-LEVELS = 3  # a trial's folder lies this deep in its study's
+LEVELS = 3  # of folders from a trial up to its study
 LOG = "mlflow-ui.log"
 
 
 def serve(folder: Path, *, port: int) -> int:
-    """Show the study of a folder until Ctrl-C; port 0 takes a free one. Returns the exit code.
+    """Bring MLflow up to date and show the study of a folder until Ctrl-C; port 0 takes a free one.
 
-    Raises ``DataError`` where nothing was tracked and ``RunFailed`` where the server does not start.
+    Returns the exit code. Raises ``DataError`` where nothing was tracked and ``RunFailed`` where the server does not
+    start.
     """
-    uri = find(folder)
-    console = Console(highlight=False)
-    if mlflow_store.sqlite_path(uri) is None:
+    root, uri = find(folder)
+    console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
+    is_server = mlflow_store.sqlite_path(uri) is None
+    if is_server:
         console.print(f"This study is tracked on a server: {uri}", markup=False, soft_wrap=True)
+    with errors.status("bringing MLflow up to date"):
+        problem = _bring_up_to_date(root, uri)
+    if problem:
+        errors.print(f"note: MLflow may lack the newest metrics: {problem}", markup=False, soft_wrap=True)
+    if is_server:
         return 0
-    end_abandoned(uri)
+    if not (root / mlflow_store.DATABASE).is_file() and uri == mlflow_store.default_uri(root):
+        raise DataError(f"{shown(str(root))}: no MLflow database yet; try again in a minute")
     log, token = folder / LOG, secrets.token_urlsafe(24)
     with _sigterm_as_interrupt(), _server(uri, port or _free_port(), log, token) as (server, url):
         try:
@@ -53,22 +59,33 @@ def serve(folder: Path, *, port: int) -> int:
             return 0
 
 
-def find(folder: Path) -> str:
-    """Address where the study of a folder is tracked: its own database, its summary's, or that of a folder above."""
+def find(folder: Path) -> tuple[Path, str]:
+    """Return the run folder that a folder belongs to, and the address where its study is tracked."""
     if not folder.is_dir():
         raise DataError(f"{shown(str(folder))}: no such folder")
-    for here in [folder.resolve(), *folder.resolve().parents][:LEVELS]:
-        if (here / mlflow_store.DATABASE).is_file():
-            return mlflow_store.default_uri(here)
-        uri = _in_summary(here / "summary.json")
-        path = mlflow_store.sqlite_path(uri)
-        if uri and (path is None or path.is_file()):
-            return uri
-    raise DataError(f"{shown(str(folder))}: no MLflow database; expected the output folder of a study")
+    for root in [folder.resolve(), *folder.resolve().parents][:LEVELS]:
+        if (root / mlflow_store.DATABASE).is_file():
+            return root, mlflow_store.default_uri(root)
+        if (root / "manifest.json").is_file() and (root / "study.yaml").is_file():
+            return root, tracking_uri(root)
+    raise DataError(f"{shown(str(folder))}: no MLflow database; give the output folder of a study")
+
+
+def _bring_up_to_date(root: Path, uri: str) -> str:
+    """Send MLflow what it lacks, unless a follower does; returns what went wrong."""
+    if not (root / "manifest.json").is_file():
+        return ""
+    try:
+        sync(root, uri)
+    except mlflow_store.Busy:
+        return ""
+    except Exception as error:
+        return describe(error, root, uri)
+    return ""
 
 
 def first_page(uri: str) -> str:
-    """Path of the newest experiment's runs, in the pages for training; MLflow begins with those for language models."""
+    """Return the page of the newest experiment's runs; by default MLflow opens its pages for language models."""
     path = mlflow_store.sqlite_path(uri)
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
@@ -76,31 +93,6 @@ def first_page(uri: str) -> str:
     except sqlite3.Error:
         newest = None
     return "/#/experiments" + (f"/{newest}/runs?workflowType=machine_learning" if newest else "")
-
-
-def end_abandoned(uri: str) -> None:
-    """End as KILLED the runs of killed studies, which MLflow would show as running; a study that goes on opens its own.
-
-    Written to the tables, since MLflow needs seconds to load. A database that is locked or made otherwise is left as
-    it is.
-    """
-    path = mlflow_store.sqlite_path(uri)
-    open_in = "status = 'RUNNING' and run_uuid in (select run_uuid from tags where key = ? and value = ?)"
-    with suppress(sqlite3.Error), closing(sqlite3.connect(f"file:{path}?mode=rw", uri=True, timeout=1)) as database:
-        folders = database.execute("select distinct value from tags where key = ?", [FOLDER]).fetchall()
-        for (folder,) in folders:
-            there = holder(Path(folder))
-            if there is None or there.alive is False:
-                values = [int(1000 * time.time()), FOLDER, folder]
-                database.execute(f"update runs set status = 'KILLED', end_time = ? where {open_in}", values)
-        database.commit()
-
-
-def _in_summary(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text())["mlflow"]["uri"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 def _free_port() -> int:
@@ -111,7 +103,7 @@ def _free_port() -> int:
 
 @contextmanager
 def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
-    """A server in a process group of its own; the whole group is gone afterwards."""
+    """Start a server in a new process group; kill the whole group afterwards."""
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri, "--workers", "1"]
     command += ["--host", HOST, "--port", str(port), "--no-serve-artifacts"]
     command += ["--gunicorn-opts", f"--config python:{ui_guard.__name__}"]
@@ -122,7 +114,7 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
     try:
         server = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # its end tells the server of ours
+            stdin=subprocess.PIPE,  # end of file tells the server that this process ended
             stdout=output,
             stderr=output,
             env=environment,
@@ -138,7 +130,7 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
 
 
 def _wait(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    """Return when the server answers."""
+    """Block until the server answers."""
     end = time.monotonic() + START_S
     while server.poll() is None and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
@@ -158,7 +150,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """A plain `kill` must stop the server too."""
+    """Stop the server on a plain `kill`, too."""
 
     def interrupt(_number: int, _frame: FrameType | None) -> None:
         raise KeyboardInterrupt

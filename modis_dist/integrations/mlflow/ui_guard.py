@@ -1,7 +1,7 @@
-"""A token before the MLflow pages, since on a shared machine every user reaches its loopback address.
+"""Token check in front of the MLflow pages, since every user of a shared machine can connect to its loopback address.
 
-This is a configuration file of gunicorn, which ``mlflow server`` starts with it; ``post_worker_init`` is its hook.
-Under gunicorn MLflow serves its pages and tracking API only: its assistant, which runs shell commands, is not there.
+``mlflow server`` gives this file to gunicorn as its configuration; ``post_worker_init`` is a hook of gunicorn. Under
+gunicorn MLflow serves its pages and tracking API only, not its assistant, which runs shell commands.
 """
 
 import hmac
@@ -24,15 +24,15 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 
 
 def post_worker_init(worker: Any) -> None:
-    """Put the guard before what the worker serves."""
+    """Wrap the application of a worker in the token check."""
     worker.wsgi = guarded(worker.wsgi, token=os.environ[TOKEN], page=os.environ[PAGE])
     threading.Thread(target=_end_with_the_command, name="modis-dist ui", daemon=True).start()
 
 
 def _end_with_the_command() -> None:
-    """End the whole server, a process group of its own, once the command is gone, however it ended.
+    """Kill the server's process group once the `modis-dist ui` command has ended.
 
-    Standard input is a pipe whose other end it holds.
+    That command holds the other end of standard input, a pipe.
     """
     while os.read(0, 1):
         pass
@@ -40,10 +40,10 @@ def _end_with_the_command() -> None:
 
 
 def guarded(application: Application, *, token: str, page: str) -> Application:
-    """The application for those who have the token: once as ``?token=``, which leads to ``page``, then as a cookie."""
+    """Return the application behind a token: once as ``?token=``, which redirects to ``page``, then as a cookie."""
 
     def answer(environ: Environ, start_response: Any) -> Iterable[bytes]:
-        name = f"modis-ui-{environ['SERVER_PORT']}"  # browsers do not keep the cookies of ports apart
+        name = f"modis-ui-{environ['SERVER_PORT']}"  # browsers share cookies between ports
         if environ["PATH_INFO"] == "/health" or _same(_cookie(environ, name), token):
             return application(environ, start_response)
         if _same(parse_qs(environ.get("QUERY_STRING", "")).get("token", [""])[0], token):
@@ -51,17 +51,17 @@ def guarded(application: Application, *, token: str, page: str) -> Application:
             start_response("303 See Other", [("Location", page), ("Set-Cookie", cookie)])
             return []
         start_response("403 Forbidden", [("Content-Type", "text/plain")])
-        return [b"Open the whole address that `modis-dist ui` printed: it holds a token.\n"]
+        return [b"Open the complete address that `modis-dist ui` printed; it contains a token.\n"]
 
     return answer
 
 
 def _cookie(environ: Environ, name: str) -> str:
     try:
-        found = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(name)
+        cookie = SimpleCookie(environ.get("HTTP_COOKIE", "")).get(name)
     except CookieError:
         return ""
-    return found.value if found else ""
+    return cookie.value if cookie else ""
 
 
 def _same(given: str, token: str) -> bool:

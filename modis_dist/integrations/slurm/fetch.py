@@ -7,28 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from modis_dist.config.parse import digest, load_run
-from modis_dist.execution.run_pack import Pack
-from modis_dist.execution.trial import Trial
-from modis_dist.integrations.mlflow import apart as mlflow_apart
-from modis_dist.integrations.mlflow.mirror import BackgroundMirror
-from modis_dist.integrations.mlflow.store import default_uri, sqlite_path, was_delivered
+from modis_dist.config.parse import digest
+from modis_dist.integrations.mlflow.store import default_uri, sqlite_path
+from modis_dist.integrations.mlflow.sync import describe, sync, was_delivered
 from modis_dist.integrations.slurm.submission import load, study_of
-from modis_dist.report.study_results import read_summary
 from modis_dist.runtime.errors import UserError
 from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.text import shown
-from modis_dist.study import manifest, telling
-from modis_dist.study.interfaces import Mirror
-from modis_dist.study.manifest import Manifest, unique
-from modis_dist.study.monitor import Monitor, Silent
+from modis_dist.study import manifest
 
 # Checkpoints, simulated data, what is of that machine, and the list of jobs: the copy is a study without a cluster.
 LEFT_THERE = ("last", "scripts", "submission.json", "ray-*", "store-*", "mlflow*", ".*", LOCK)
 BEST = "best"  # of each trial its best model; that of the chosen one is in ``model`` too
 Models = Literal["chosen", "all"]
-MLFLOW_S = 3600.0  # for MLflow to take everything
 
 
 @dataclass(frozen=True)
@@ -65,7 +57,7 @@ def fetch(
         for number, path in enumerate(wanted, start=1):
             _copy(path, home / path.relative_to(out))
             told("files", number, len(wanted))
-        return Fetched(len(wanted), tuple(_curves(home, out, told)))
+    return Fetched(len(wanted), tuple(_curves(home, out, told)))  # without the lock: nobody trains here
 
 
 def _curves(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
@@ -80,7 +72,7 @@ def _curves(home: Path, out: Path, told: Callable[[str, int, int], None]) -> lis
             "left out; fetch to a local disk, e.g. of your own computer, to see the curves"
         )
         return [why]
-    return _fill(home, out, told)
+    return _fill(home, told)
 
 
 def _files(out: Path, models: Models) -> Iterator[Path]:
@@ -130,54 +122,11 @@ def _study_in(folder: Path) -> str:
     return digest([listed.study, listed.fingerprint])
 
 
-def _fill(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
-    """Tell MLflow at home all that the copied files hold; returns what went wrong."""
-    study, listed = study_of(home), manifest.load(home / "manifest.json")
-    experiment = study.sweep.mlflow.experiment_name or study.name
-    made = mlflow_apart.MirrorApart(
-        uri=default_uri(home), experiment=experiment, study=digest([study.name, str(out)])[:16], folder=home
-    )
-    mirror = BackgroundMirror(made)
+def _fill(home: Path, told: Callable[[str, int, int], None]) -> list[str]:
+    """Send the copied study to the database at home; returns what went wrong."""
+    uri = default_uri(home)
     try:
-        telling.begin(mirror, study, listed)
-        packs = _packs(home, listed)
-        for number, (pack, stage) in enumerate(packs, start=1):
-            _tell(mirror, home, pack, stage)
-            told("MLflow", number, len(packs))
-        summary = read_summary(home)
-        if summary is not None:
-            telling.finish(mirror, summary, out=home)
-        else:
-            mirror.finish(status="KILLED", metrics={}, artifacts=[], model=None)  # until it is fetched again
-    finally:
-        problems = mirror.close(MLFLOW_S)
-    return problems
-
-
-def _tell(mirror: Mirror, home: Path, pack: Pack, stage: str) -> None:
-    for trial in pack.trials:
-        telling.declare(mirror, trial, stage=stage)
-    Monitor([pack], out=home, feed=mirror, display=Silent()).look()
-    for trial in pack.trials:
-        telling.end(mirror, trial, out=home)
-
-
-def _packs(home: Path, listed: Manifest) -> list[tuple[Pack, str]]:
-    """Every pack with its stage."""
-    trials = {trial.id: trial for trial in unique(listed.trials)}
-    again = {trial.id: trial for ids in listed.refit_packs for name in ids if (trial := _refit(home, listed, name))}
-    search = [(Pack(tuple(trials[name] for name in ids)), "search") for ids in listed.packs]
-    refits = [
-        (Pack(tuple(again[name] for name in ids)), "refit") for ids in listed.refit_packs if set(ids) <= set(again)
-    ]
-    return [*search, *refits]
-
-
-def _refit(home: Path, listed: Manifest, name: str) -> Trial | None:
-    """The refit of an id; None where it has not begun."""
-    path = home / "trials" / name / "run.yaml"
-    if not path.exists():
-        return None
-    epochs = load_run(path).optim.epochs
-    known = (manifest.refit(trial, listed.fingerprint, epochs=epochs) for trial in listed.trials)
-    return next((trial for trial in known if trial.id == name), None)
+        result = sync(home, uri, progress=lambda done, total: told("MLflow", done, total))
+    except Exception as error:
+        return [f"{describe(error, home, uri)}; run the same command again"]
+    return list(result.problems)

@@ -57,8 +57,7 @@ def run_search(planned: Plan, runner: PackRunner, *, out: Path) -> Searched:
             runner.add_packs(search.trials)
         trials = search.round(number)
         name = f"round {number + 1}" if search.most_rounds > 1 else "search"
-        with runner.mirrored(unique(trials), stage="search"):
-            reasons |= Round(trials, search, runner, out=out, name=name).train()
+        reasons |= Round(trials, search, runner, out=out, name=name).train()
     return Searched(search.trials, search.pruned, reasons)
 
 

@@ -1,21 +1,74 @@
-"""What MLflow has of a run, read from its tables by hand, and what it should have."""
+"""What MLflow has of a study, read from its tables by hand, and what it should have."""
 
 import sqlite3
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 Points = list[tuple[str, int, int, float]]  # name, step, time in ms, value
 
 
+@dataclass(frozen=True)
+class Run:
+    """One run."""
+
+    id: str
+    name: str
+    status: str
+    tags: dict[str, str]
+
+
+def query(database: Path, text: str, *values: object) -> list[Any]:
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return connection.execute(text, values).fetchall()
+
+
+def runs(database: Path) -> list[Run]:
+    """Every run that is not deleted."""
+    found = query(database, "select run_uuid, name, status from runs where lifecycle_stage = 'active'")
+    return [Run(*row, dict(query(database, "select key, value from tags where run_uuid = ?", row[0]))) for row in found]
+
+
+def parent_and_trials(database: Path, study: str | None = None) -> tuple[Run, dict[str, Run]]:
+    """The only parent run (of a study), and the nested runs by trial."""
+    found = [run for run in runs(database) if study in (None, run.tags["modis.study_id"])]
+    (parent,) = [run for run in found if "modis.trial_id" not in run.tags]
+    trials = {run.tags["modis.trial_id"]: run for run in found if run is not parent}
+    assert len(trials) == len(found) - 1
+    assert all(run.tags["mlflow.parentRunId"] == parent.id for run in trials.values())
+    return parent, trials
+
+
 def curves(database: Path, run: str) -> Points:
     """Every point of a run's curves."""
-    query = "select key, step, timestamp, value from metrics where run_uuid = ? and key not like 'final/%'"
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as held:
-        return sorted(held.execute(query, [run]))
+    text = "select key, step, timestamp, value from metrics where run_uuid = ? and key not like 'final/%'"
+    return sorted(query(database, text, run))
 
 
 def expected(journal: Sequence[dict[str, Any]]) -> Points:
     """The points of a trial's records."""
     return sorted((name, r["step"], r["time_ms"], value) for r in journal for name, value in r["values"].items())
+
+
+def every_row(database: Path) -> dict[str, list[Any]]:
+    """The whole database."""
+    tables = [name for (name,) in query(database, "select name from sqlite_master where type = 'table'")]
+    return {name: sorted(query(database, f'select * from "{name}"'), key=repr) for name in tables}
+
+
+def content(database: Path, folder: Path) -> dict[str, list[Any]]:
+    """All that is known of the study of a folder, without the ids that MLflow draws, end times and the folder."""
+    queries = {
+        "runs": "select name, status from runs",
+        "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",
+        "metrics": "select r.name, m.key, m.step, m.timestamp, m.value from metrics m join runs r using (run_uuid)",
+        "tags": "select r.name, t.key, replace(t.value, ?, '') from tags t join runs r using (run_uuid) "
+        "where t.key not in ('mlflow.parentRunId', 'mlflow.note.content')",
+        "models": "select status from logged_models where lifecycle_stage = 'active'",
+        "of models": "select metric_name, metric_value from logged_model_metrics",
+    }
+    rows = {name: query(database, text, *[str(folder)] * text.count("?")) for name, text in queries.items()}
+    artifacts = [path for path in (folder / "mlflow-artifacts").rglob("*") if path.is_file()]
+    return {name: sorted(found) for name, found in rows.items()} | {"files": sorted({path.name for path in artifacts})}

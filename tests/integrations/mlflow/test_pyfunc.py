@@ -78,5 +78,5 @@ def test_the_digest_changes_with_the_model_and_with_nothing_else(run: Path, tmp_
 
 
 def test_a_folder_without_a_model_is_a_data_error(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no model here"):
+    with pytest.raises(DataError, match=str(tmp_path)):
         pyfunc.digest(tmp_path)

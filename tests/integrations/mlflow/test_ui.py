@@ -1,9 +1,7 @@
 """The pages are served to this machine alone and nothing stays behind."""
 
-import json
 import os
 import signal
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -11,15 +9,18 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
 
 from modis_dist.integrations.mlflow import ui, ui_guard
+from modis_dist.integrations.mlflow.store import only_writer
 from modis_dist.runtime.errors import DataError
-from modis_dist.runtime.lock import locked
+from tests.integrations.mlflow.mlflow_tables import runs
+from tests.integrations.mlflow.replay import Replay
+from tests.study.toy_study import write_study
 
 MAIN = """import signal, sys
 from pathlib import Path
@@ -29,16 +30,17 @@ sys.exit(serve(Path(sys.argv[1]), port=0))"""
 
 
 @pytest.fixture
-def served(tmp_path: Path) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A command that serves an empty database (MLflow makes the tables), and the address it prints."""
-    (tmp_path / "mlflow.db").touch(mode=0o600)
+def served(replay: Replay) -> Iterator[tuple["subprocess.Popen[str]", str]]:
+    """A command that serves a study of which MLflow has nothing yet, and the address it prints."""
+    replay.database.unlink()
+    replay.epochs(2)
     environment = dict(os.environ, PYTHONUNBUFFERED="1", COLUMNS="40")
-    command = [sys.executable, "-c", MAIN, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=tmp_path) as process:
+    command = [sys.executable, "-c", MAIN, str(replay.folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, cwd=replay.folder) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
-            assert line.startswith("MLflow: http://127.0.0.1:"), (tmp_path / ui.LOG).read_text()
+            assert line.startswith("MLflow: http://127.0.0.1:"), (replay.folder / ui.LOG).read_text()
             yield process, line.split()[1]
         finally:
             process.kill()
@@ -61,7 +63,7 @@ def _lives(process: psutil.Process) -> bool:
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
 def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
-    ending: signal.Signals, served: tuple["subprocess.Popen[str]", str], tmp_path: Path
+    ending: signal.Signals, served: tuple["subprocess.Popen[str]", str], replay: Replay
 ) -> None:
     process, address = served
     url, token = address.split("/?token=")
@@ -73,7 +75,8 @@ def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
     assert status(user, address) == status(user, f"{url}/") == 200
     assert status(user, f"{url}/ajax-api/2.0/mlflow/experiments/search?max_results=1") == 200
     assert status(user, f"{url}/ajax-api/3.0/mlflow/assistant/config") == 404  # it would run commands for whoever asks
-    assert token not in (tmp_path / ui.LOG).read_text()
+    assert token not in (replay.folder / ui.LOG).read_text()
+    replay.assert_complete()
     family = psutil.Process(process.pid).children(recursive=True)
     assert len(family) >= 1
     assert not any(token in word for member in family for word in member.cmdline())
@@ -85,24 +88,37 @@ def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
     while (alive := [p for p in family if _lives(p)]) and time.monotonic() < end:
         time.sleep(0.05)
     assert alive == []
-    assert [p.name for p in tmp_path.iterdir() if p.stat().st_mode & 0o077] == []
+    names = [p.name for p in replay.folder.iterdir() if "mlflow" in p.name and p.stat().st_mode & 0o077]
+    assert names == []
 
 
-def test_the_database_is_found_in_the_folder_above_it_or_where_the_summary_says(tmp_path: Path) -> None:
-    study, elsewhere = tmp_path / "study", tmp_path / "elsewhere.db"
+def test_the_study_of_a_folder_is_found_above_it_and_its_database_in_the_folder_or_where_the_study_says(
+    tmp_path: Path,
+) -> None:
+    study = tmp_path / "study"
     trial = study / "trials" / "a"
     trial.mkdir(parents=True)
-    with pytest.raises(DataError, match="no MLflow database"):
+    with pytest.raises(DataError, match=str(trial)):
         ui.find(trial)
-    (study / "summary.json").write_text(json.dumps({"mlflow": {"uri": f"sqlite:///{elsewhere}"}}))
-    with pytest.raises(DataError, match="no MLflow database"):
-        ui.find(study)
-    elsewhere.touch()
-    assert ui.find(study) == f"sqlite:///{elsewhere}"
-    (study / "summary.json").write_text(json.dumps({"mlflow": {"uri": "http://tracking.example:5000"}}))
-    assert ui.find(trial) == "http://tracking.example:5000"
+    (study / "manifest.json").touch()
+    write_study(study / "study.yaml", tmp_path, mlflow={"tracking_uri": "http://tracking.example:5000"})
+    assert ui.find(trial) == (study, "http://tracking.example:5000")
+    write_study(study / "study.yaml", tmp_path)
+    assert ui.find(trial) == (study, f"sqlite:///{study}/mlflow.db")
+    write_study(study / "study.yaml", tmp_path, mlflow={"tracking_uri": "http://tracking.example:5000"})
     (study / "mlflow.db").touch()
-    assert ui.find(trial) == ui.find(study) == f"sqlite:///{study}/mlflow.db"
+    assert ui.find(trial) == ui.find(study) == (study, f"sqlite:///{study}/mlflow.db")
+
+
+def test_a_study_on_a_server_that_is_down_has_its_address_printed_and_a_note(
+    replay: Replay, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    replay.database.unlink()
+    write_study(replay.folder / "study.yaml", replay.folder, mlflow={"tracking_uri": "http://127.0.0.1:9"})
+    assert ui.serve(replay.folder, port=0) == 0
+    output = capsys.readouterr()
+    assert "http://127.0.0.1:9" in output.out and "127.0.0.1" in output.err
 
 
 def test_the_first_page_is_that_of_the_newest_experiment(tmp_path: Path) -> None:
@@ -115,29 +131,16 @@ def test_the_first_page_is_that_of_the_newest_experiment(tmp_path: Path) -> None
     assert ui.first_page(f"sqlite:///{path}") == "/#/experiments/12/runs?workflowType=machine_learning"
 
 
-def test_runs_of_a_killed_study_are_shown_as_killed_and_those_of_a_living_one_as_running(tmp_path: Path) -> None:
-    path = tmp_path / "mlflow.db"
-    folders = {name: tmp_path / name for name in ("dead", "living")}
-    with closing(sqlite3.connect(path)) as database:
-        database.execute("create table runs (run_uuid text, status text, end_time integer)")
-        database.execute("create table tags (run_uuid text, key text, value text)")
-        for name, folder in folders.items():
-            folder.mkdir()
-            database.executemany("insert into runs values (?, ?, null)", [(name, "RUNNING"), (f"{name}+", "FINISHED")])
-            rows = [(name, "modis.folder", str(folder)), (f"{name}+", "modis.folder", str(folder))]
-            database.executemany("insert into tags values (?, ?, ?)", rows)
-        database.execute("insert into runs values ('foreign', 'RUNNING', null)")
-        database.commit()
-    gone = {"pid": 2**22 + 1, "host": socket.gethostname(), "started": 1.0}
-    (folders["dead"] / "lock").write_text(json.dumps(gone))
-    with locked(folders["living"]):
-        ui.end_abandoned(f"sqlite:///{path}")
-    with closing(sqlite3.connect(path)) as database:
-        found = dict(database.execute("select run_uuid, status from runs"))
-    assert {name for name, status in found.items() if status == "RUNNING"} == {"living", "foreign"}
-    assert {name for name, status in found.items() if status == "KILLED"} == {"dead"}
-    ui.end_abandoned(f"sqlite:///{tmp_path}/none.db")
-    assert not (tmp_path / "none.db").exists()
+def test_the_pages_are_served_beside_a_follower(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+    @contextmanager
+    def no_server(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr(ui, "_server", no_server)
+    with only_writer(replay.folder), pytest.raises(KeyboardInterrupt):
+        ui.serve(replay.folder, port=0)
+    assert runs(replay.database) == []
 
 
 @pytest.mark.parametrize(
@@ -151,14 +154,7 @@ def test_a_cookie_counts_for_its_port_alone(cookie: str, wanted: str) -> None:
     assert said == [wanted]
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"mlflow": null}', '{"mlflow": {}}'])
-def test_a_spoilt_summary_is_as_good_as_none(content: str, tmp_path: Path) -> None:
-    (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(DataError, match="no MLflow database"):
-        ui.find(tmp_path)
-
-
 def test_a_missing_folder_is_a_data_error_with_exit_code_2(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no such folder") as caught:
+    with pytest.raises(DataError, match=str(tmp_path / "none")) as caught:
         ui.serve(tmp_path / "none", port=0)
     assert caught.value.exit_code == 2

@@ -22,7 +22,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.execution.memory import ConcurrencyLimit
 from modis_dist.execution.resources import Cluster, Node
-from modis_dist.integrations.mlflow.apart import LOWEST
+from modis_dist.integrations.mlflow.follower import LOWEST
 from modis_dist.integrations.ray import reaper as ray_reaper
 from modis_dist.integrations.ray.private_cluster import (
     PREFIX,

@@ -1,22 +1,19 @@
 """MLflow of a submission: its address is checked before jobs are sent, and `fetch` fills what jobs could not."""
 
+import hashlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 
-from modis_dist.cli import tune
 from modis_dist.cli.main import run as command
 from modis_dist.config import parse
 from modis_dist.config.study import Study
-from modis_dist.integrations.mlflow.mirror import NullMirror
-from modis_dist.integrations.mlflow.store import note_delivery, was_delivered
+from modis_dist.integrations.mlflow.sync import write_state
 from modis_dist.integrations.slurm import fetch
-from modis_dist.study import run
 from tests.integrations.slurm.fake_slurm import FakeSlurm
 from tests.integrations.slurm.test_capacity import asked
-from tests.integrations.slurm.toy_submission import study, submitted
+from tests.integrations.slurm.toy_submission import submitted
 
 SERVER = "http://127.0.0.1:9"
 UNUSABLE = ["--set", "sweep.mlflow.tracking_uri=ftp://nowhere"]
@@ -35,7 +32,8 @@ def test_an_address_that_mlflow_does_not_take_is_refused_before_anything_is_sent
     how: list[str], slurm: FakeSlurm, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert asked(tmp_path, store, *how, *UNUSABLE) == 2
-    assert "sweep.mlflow.tracking_uri: unknown kind of address ftp://nowhere" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "sweep.mlflow.tracking_uri" in error and "ftp://nowhere" in error
     assert not (tmp_path / "out").exists() and not slurm.jobs
 
 
@@ -53,42 +51,33 @@ def test_an_address_that_mlflow_does_not_take_any_more_keeps_a_study_from_being_
 def test_fetch_fills_mlflow_from_the_journals_unless_a_server_has_all_of_the_study(
     store: Path, out: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "_fill", lambda *_: ["filled"])
+    filled: list[Path] = []
 
-    def curves() -> list[str]:
-        return fetch._curves(tmp_path, out, lambda *_: None)
+    def sync(folder: Path, *_: object, **__: object) -> SimpleNamespace:
+        filled.append(folder)
+        return SimpleNamespace(problems=())
+
+    monkeypatch.setattr(fetch, "sync", sync)
+
+    def fills() -> bool:
+        filled.clear()
+        assert command(["fetch", str(out), "--to", str(tmp_path / "home")]) == 0
+        return filled == [tmp_path / "home"]
 
     submitted(store, out)
     tracked_at(SERVER, out)
-    assert curves() == ["filled"], "no job may have reached it"
-    note_delivery(out, SERVER)
-    assert curves() == []
-    note_delivery(out, "http://127.0.0.1:10")
-    assert curves() == ["filled"]
-    note_delivery(out, None)
-    assert curves() == ["filled"]
+    assert fills(), "no job may have reached it"
+    manifest, summary = (out / "manifest.json").read_bytes(), b"{}"
+    (out / "summary.json").write_bytes(summary)
+    write_state(out, uri=SERVER, delivered=hashlib.sha256(manifest + summary).hexdigest()[:32])
+    assert not fills()
+    write_state(out, uri="http://127.0.0.1:10")
+    assert fills()
+    write_state(out, uri=SERVER)
+    (out / "summary.json").write_bytes(b'{"seconds": 1}')
+    assert fills(), "it has an earlier summary"
     database = f"sqlite:///{out}/mlflow.db"
     tracked_at(database, out)
-    note_delivery(out, database)
-    assert curves() == ["filled"], "it is on another machine"
-
-
-@pytest.mark.parametrize("problems", [[], ["3 updates not delivered"]], ids=["all", "not all"])
-def test_a_start_writes_down_whether_mlflow_has_all_of_the_study(
-    problems: list[str], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Mirror(NullMirror):
-        def close(self, timeout_s: float) -> list[str]:  # noqa: ARG002
-            return problems
-
-    def run_study(*_: Any, **__: Any) -> dict[str, Any]:
-        assert not was_delivered(tmp_path, SERVER), "of what is trained now it has nothing yet"
-        return {}
-
-    monkeypatch.setattr(tune, "_mirror", lambda *_: Mirror())
-    monkeypatch.setattr(tune, "_plan", lambda *_: SimpleNamespace(outdated=()))
-    monkeypatch.setattr(run, "run_study", run_study)
-    note_delivery(tmp_path, SERVER)
-    tracked = study(store, f"sweep.mlflow.tracking_uri={SERVER}")
-    tune.run(tracked, tmp_path, SimpleNamespace(), tmp_path / "study.yaml")  # type: ignore[arg-type]
-    assert was_delivered(tmp_path, SERVER) is not bool(problems)
+    (out / "summary.json").write_bytes(summary)
+    write_state(out, uri=database)
+    assert fills(), "it is on another machine"

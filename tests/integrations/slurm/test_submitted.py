@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from modis_dist.cli import tune, wait
+from modis_dist.cli import wait
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
@@ -34,7 +34,7 @@ STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe":
 SMALL: dict[str, Any] = {"grid": {}, "probe": False}
 PATIENCE_S = 120.0
 
-# Is Python for jobs: without figures and MLflow, which take most of the time. While a file `slow` is beside it every
+# Is Python for jobs: without figures, which take most of the time. While a file `slow` is beside it every
 # record takes its time; while `poison` is, fold 1 crashes.
 STAND_IN = """
 import sys, time
@@ -48,7 +48,6 @@ if sys.argv[4] != "here":
     from modis_dist.execution import run_pack
     from modis_dist.train.journal import JournalWriter
 
-    tune._mirror = lambda *_: NullMirror()
     run_pack.draw = lambda *_: None
     drawing.save = lambda *_: None
     if (here / "slow").exists():
@@ -95,7 +94,6 @@ class SubmittedStudy:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pack, "draw", lambda *_: None)
             patch.setattr(drawing, "save", lambda *_: None)
-            patch.setattr(tune, "MLFLOW_PATIENCE_S", 600.0)  # its process takes only what nobody else wants
             assert command(["tune", str(self.study), "--out", str(calm)]) == 0
         return calm
 
@@ -186,12 +184,7 @@ def in_mlflow(database: Path) -> dict[str, list[Any]]:
 @pytest.fixture(scope="module")
 def home(resumed: tuple[SubmittedStudy, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("home") / "deep" / "mine"
-    with pytest.MonkeyPatch.context() as patch:
-        from modis_dist.integrations.mlflow import apart as mlflow_apart
-        from modis_dist.integrations.mlflow import study as mlflow_study
-
-        patch.setattr(mlflow_apart, "MirrorApart", mlflow_study.Mirror)
-        assert command(["fetch", str(resumed[0].out), "--to", str(folder)]) == 0
+    assert command(["fetch", str(resumed[0].out), "--to", str(folder)]) == 0
     return folder
 
 
@@ -225,9 +218,10 @@ def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_i
     assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
 
 
-def test_fetch_fills_mlflow_with_what_the_study_itself_would_have_told_it(
+def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
+    assert command(["mlflow-sync", str(resumed[1])]) == 0
     ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
     assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
 

@@ -1,6 +1,6 @@
-"""An MLflow server behind a gate that can be shut in every way a server is unreachable, and studies as processes.
+"""An MLflow server behind a gate that can be shut in every way a server is unreachable, and followers as processes.
 
-Studies are forked from a process that has imported everything once; they share nothing else with the tests.
+Followers are forked from a process that has imported MLflow once.
 """
 
 import contextlib
@@ -15,33 +15,26 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 Fault = Literal["open", "refuse", "500", "hang", "slow"]
 
 SLOW_S = 5.0
-PATIENCE_S = 0.5  # of a study's end
-READ_ONLY = "TEST_READ_ONLY"  # a file that the study can only read
-PRELOADED = ["torch", "torch._dynamo", "mlflow", "sklearn.linear_model", "matplotlib.pyplot", "modis_dist.study.run"]
-PRELOADED += [
-    "modis_dist.cli.main",
-    "modis_dist.cli.tune",
-    "modis_dist.cli.display",
-    "modis_dist.integrations.mlflow.mirror",
-]
+TIMEOUT_S = 2  # of a follower's requests
+PRELOADED = ["torch", "mlflow.pyfunc", "mlflow.server", "modis_dist.evaluate.predictor"]
+PRELOADED += ["modis_dist.integrations.mlflow.follower"]
 ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 class Gate:
-    """A port that passes everything to a server, or not. ``requests`` counts the connections that it got."""
+    """A port that passes everything to a server, or not."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._listener: socketserver.ThreadingTCPServer | None = None
         self.fault: Fault = "open"
-        self.requests = 0
         self.release = threading.Event()
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
@@ -78,7 +71,6 @@ class Gate:
             self._listener = None
 
     def _serve(self, client: socket.socket) -> None:
-        self.requests += 1
         if self.fault == "hang":
             self.release.wait(60)
             return
@@ -108,61 +100,57 @@ def _pass(source: socket.socket, target: socket.socket, lets_through: Callable[[
             each.shutdown(socket.SHUT_RDWR)
 
 
-@contextlib.contextmanager
-def mlflow_server(folder: Path) -> Iterator[int]:
-    """A real MLflow server on a database of its own; its port."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = int(probe.getsockname()[1])
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"]
-    command += ["--default-artifact-root", str(folder / "artifacts"), "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--workers", "1", "--gunicorn-opts", "--threads 2"]
-    environment = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
-    with (folder / "server.log").open("w") as log:
-        server = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
-    try:
+class Server:
+    """A real MLflow server on a database of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.database = folder / "mlflow.db"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = int(probe.getsockname()[1])
+        self.start()
+
+    def start(self) -> None:
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{self.database}"]
+        command += ["--default-artifact-root", str(self._folder / "artifacts"), "--host", "127.0.0.1"]
+        command += ["--port", str(self.port), "--workers", "1", "--gunicorn-opts", "--threads 2"]
+        environment = dict(os.environ, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true")
+        with (self._folder / "server.log").open("a") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log, env=environment, start_new_session=True)
         end = time.monotonic() + 120
-        while time.monotonic() < end and server.poll() is None:
-            with contextlib.suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+        while time.monotonic() < end and self._process.poll() is None:
+            page = f"http://127.0.0.1:{self.port}/health"
+            with contextlib.suppress(OSError), urllib.request.urlopen(page, timeout=5):
                 break
             time.sleep(0.1)
-        yield port
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+
+    def kill(self) -> None:
+        os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
 
 
-def study_process(arguments: list[str], stderr: Path, environment: Mapping[str, str]) -> Any:
-    """A study that runs in a process of its own; to be started."""
+def follower_process(folder: Path, uri: str, *, read_only: Path | None = None) -> Any:
+    """A started follower of a run folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
-    return context.Process(target=_live, args=(arguments, str(stderr), dict(environment)))
+    process = context.Process(target=_follow, args=(folder, uri, read_only))
+    process.start()
+    return process
 
 
-def _live(arguments: list[str], stderr: str, environment: dict[str, str]) -> None:
-    os.environ.update(environment)
-    if READ_ONLY in environment:
-        _make_read_only(environment[READ_ONLY])
-    said = os.open(stderr, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(said, 1)
-    os.dup2(said, 2)
-    from modis_dist.cli import main, tune
-    from modis_dist.execution import run_pack
-    from modis_dist.integrations.mlflow import apart as mlflow_apart
-    from modis_dist.integrations.mlflow import mirror as mlflow_mirror
-    from modis_dist.report import drawing
+def _follow(folder: Path, uri: str, read_only: Path | None) -> None:
+    os.environ |= {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(TIMEOUT_S)}
+    if read_only is not None:
+        _make_read_only(str(read_only))
+    log = os.open(folder / "follower.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    from modis_dist.integrations.mlflow import follower
 
-    run_pack.draw = lambda *_: None  # figures would take most of the time
-    drawing.save = lambda *_: None
-    tune.MLFLOW_PATIENCE_S = float(environment.get("TEST_PATIENCE_S", PATIENCE_S))
-    mlflow_mirror.FIRST_PAUSE_S = 0.1
-    mlflow_apart.get_context = lambda _: multiprocessing.get_context("fork")  # all is loaded here
-    mlflow_apart.LOWEST = 0  # on a busy machine it would not be in time for what is tested
-    mlflow_apart._give_way = lambda: None
-    code = main.run(arguments)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # as at the end of a real process: what MLflow still owes is not waited for
+    follower.FIRST_PAUSE_S, follower.LONGEST_PAUSE_S, follower.POLL_S, follower.REST_FACTOR = 0.1, 0.5, 0.05, 1
+    follower._lower_priority = follower._use_idle_cores = lambda: None  # on a busy machine it would be starved
+    follower.follow(folder, uri)
 
 
 def _make_read_only(path: str) -> None:

@@ -1,0 +1,57 @@
+"""`modis-dist mlflow-sync`: send a study to MLflow, once or for as long as it runs."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modis_dist.cli.options import Json, print_json
+
+
+def mlflow_sync(
+    directory: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR", help="Output folder of a study.", show_default=False, exists=True, file_okay=False
+        ),
+    ],
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Repeat at idle priority until the study has ended and all is sent.")
+    ] = False,
+    uri: Annotated[
+        str | None,
+        typer.Option(
+            "--uri", metavar="URI", help="Another tracking URI than `sweep.mlflow.tracking_uri`.", show_default=False
+        ),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Send MLflow what it lacks of a study: parameters, metrics, figures and the delivered model.
+
+    `tune` starts this command with `--follow` in the background, `ui` and `fetch` do the same once. Run it by hand
+    after MLflow was down, or to fill another store. It may be stopped and repeated at any time; nothing is sent twice.
+
+    Example: `modis-dist mlflow-sync runs/mine`
+
+    To another server: `modis-dist mlflow-sync runs/mine --uri http://host:5000`
+    """
+    from dataclasses import asdict
+
+    from modis_dist.integrations.mlflow import follower
+    from modis_dist.integrations.mlflow.sync import describe, sync
+    from modis_dist.runtime.errors import ModisError, RunFailed
+
+    try:
+        result = follower.follow(directory, uri) if follow else sync(directory, uri)
+    except ModisError:
+        raise
+    except Exception as error:
+        problem = describe(error, directory, uri)
+        raise RunFailed(f"MLflow: {problem}; nothing is lost, run the same command again") from error
+    if as_json:
+        print_json(asdict(result))
+        return
+    state = "still running" if result.running else "complete" if result.complete else "not complete"
+    typer.echo(f"{result.uri}: {result.trials} trials, {result.metrics} new values; the study is {state} in MLflow")
+    for problem in result.problems:
+        typer.echo(f"note: {problem}", err=True)
