@@ -122,7 +122,7 @@ def fit(steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], 
     return pipeline
 
 
-def foreseen(
+def fit_until_pca(
     steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str
 ) -> tuple[Pipeline, int, float]:
     """What ``fit`` would come to, up to the first pca, which takes minutes to hours where there are many features.

@@ -1,21 +1,21 @@
-"""What ``modis-dist doctor`` says of one thing. Knows nothing of the things themselves."""
+"""Result of one readiness check, with a fix for a problem. Knows nothing of what is checked."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["good", "warning", "bad"]
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at."""
+    """Result of one check."""
 
-    what: str
+    check: str
     level: Level
-    found: str
-    advice: str = ""  # what to do; empty where all is well
+    message: str
+    fix: str = ""  # empty if the level is ok
 
-
-def judged(what: str, found: str, *, unless: bool, advice: str, level: Level = "bad") -> Finding:
-    """A good finding where a condition holds, otherwise one of some level with its advice."""
-    return Finding(what, "good", found) if unless else Finding(what, level, found, advice)
+    @classmethod
+    def of(cls, check: str, message: str, *, ok: bool, fix: str, level: Level = "error") -> "Finding":
+        """Return an ok finding, or one of the level with its fix."""
+        return cls(check, "ok", message) if ok else cls(check, level, message, fix)

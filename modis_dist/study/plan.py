@@ -19,7 +19,7 @@ from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest, unique
 from modis_dist.study.packs import in_one_pack, layout
 from modis_dist.study.search.rounds import Search
-from modis_dist.train.prepare import Foreseen, SelectionOf, foreseen, selections, shape
+from modis_dist.train.prepare import PreparationEstimate, SelectionOf, estimate_preparation, selections, shape
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Plan:
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
-    data: Mapping[str, Foreseen]  # what preparing it comes to, by trial id
+    data: Mapping[str, PreparationEstimate]  # what preparing it comes to, by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
     to_come: float  # rounds whose configurations depend on results
     on_gpu: bool  # where it is trained
@@ -80,7 +80,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     return Plan(study, store, selection_of, listed, shapes, data, outdated, search.to_come, on_gpu)
 
 
-def _most(study: Study, trial: Trial, near: Foreseen, *, on_gpu: bool) -> int:
+def _most(study: Study, trial: Trial, near: PreparationEstimate, *, on_gpu: bool) -> int:
     each = model_bytes(shape(trial.run, near.features, near.classes), replicates=1)
     return in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
 
@@ -93,19 +93,19 @@ def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
-def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, Foreseen]:
+def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, PreparationEstimate]:
     """What preparing the data of every trial comes to, by id.
 
     It is tried for the first trial of every kind of data, so that what the data refuse is said before anything starts;
     principal components are left to the trainings.
     """
-    known: dict[str, Foreseen] = {}
+    known: dict[str, PreparationEstimate] = {}
     found = {}
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
         key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
         if key not in known:
-            known[key] = foreseen(trial.run, cohort_of(store.path, trial.run))
+            known[key] = estimate_preparation(trial.run, cohort_of(store.path, trial.run))
         found[trial.id] = known[key]
     return found

@@ -177,7 +177,7 @@ def data_key(run: Run, fingerprint: str) -> str:
 
 
 @dataclass(frozen=True)
-class Foreseen:
+class PreparationEstimate:
     """What preparing a run will come to."""
 
     features: Mapping[str, int]  # of each modality, for the networks
@@ -190,7 +190,7 @@ class Foreseen:
         return self.seconds + self.left_out * per_multiplication
 
 
-def foreseen(run: Run, cohort: Cohort) -> Foreseen:
+def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
     """``prepare`` without its principal components. Raises what ``prepare`` does, and ``DataError`` where no validation
     rows are left."""
     began = perf_counter()
@@ -203,11 +203,11 @@ def foreseen(run: Run, cohort: Cohort) -> Foreseen:
         x, names = cohort.x[modality], cohort.features[modality]
         raw = RowView(x, chosen[modality].rows)
         steps = run.preprocess.steps(modality)
-        pipeline, widths[modality], left = preprocess.foreseen(steps, raw, features=names, modality=modality)
+        pipeline, widths[modality], left = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), place=cohort.place)
         left_out += left
-    return Foreseen(widths, len(selection.classes), perf_counter() - began, left_out)
+    return PreparationEstimate(widths, len(selection.classes), perf_counter() - began, left_out)
 
 
 def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:

@@ -12,23 +12,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modis_dist.cli import dry_run
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
 from modis_dist.execution.local import LocalExecutor
+from modis_dist.execution.memory import COPIES_OF_LAST, model_bytes
 from modis_dist.execution.resources import cores
 from modis_dist.model.networks import Shape
-from modis_dist.planning import estimate
-from modis_dist.planning.estimate import (
-    COPIES_OF_LAST,
-    Cost,
-    model_bytes,
-    probe_key,
-    seconds_per_row,
-    seconds_per_step,
-    shortest,
-    wall_seconds,
-)
+from modis_dist.planning import probe
+from modis_dist.planning.estimate import scratch_use, wall_seconds
+from modis_dist.planning.probe import probe_key, seconds_per_row, seconds_per_step, shortest
 from modis_dist.runtime.errors import ConfigError
 from modis_dist.train.checkpoint import save
 from modis_dist.train.state import Setup, TrainState
@@ -46,7 +38,7 @@ def test_time_on_slots_is_that_of_the_best_placement_or_at_most_a_third_more(len
     best = min(
         max(sum(s for s, at in zip(lengths, p, strict=True) if at == k) for k in range(slots)) for p in placements
     )
-    found = wall_seconds([Cost(1, 1, float(s), 1) for s in lengths], slots=slots)
+    found = wall_seconds([float(s) for s in lengths], slots=slots)
     assert best <= found <= best * 4 / 3 + 1e-9
 
 
@@ -92,8 +84,10 @@ def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_chec
     out = tmp_path / "out"
     study = [str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))), "--out", str(out), *LARGE]
     before = plan(capsys, *study)
-    assert before["trials"] == len(before["list"]) == 4 and before["done"] == 0 and not out.exists()
-    assert {(t["params"]["objective.beta"], t["fold"]) for t in before["list"]} == set(product((1e-4, 1e-2), (0, 1)))
+    assert before["trials"] == len(before["trial_list"]) == 4 and before["done"] == 0 and not out.exists()
+    assert {(t["params"]["objective.beta"], t["fold"]) for t in before["trial_list"]} == set(
+        product((1e-4, 1e-2), (0, 1))
+    )
     assert sum(p["trials"] for p in before["refit_packs"]) == 1
     assert before["seconds"] > sum(p["seconds"] for p in before["packs"])
 
@@ -105,7 +99,7 @@ def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_chec
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     after = plan(capsys, *study)
     assert after["done"] == 4 and after["packs"] == []
-    next(out.glob(f"trials/{after['list'][0]['id']}/result.json")).unlink()
+    next(out.glob(f"trials/{after['trial_list'][0]['id']}/result.json")).unlink()
     left = plan(capsys, *study)
     assert left["done"] == 3 and len(left["packs"]) == 1
     assert set(out.rglob("*")) == {p for p in files if p.exists()}
@@ -124,7 +118,7 @@ def test_a_dry_run_of_a_simulated_study_writes_nothing_into_a_folder_that_is_the
     )
     assert command(["tune", str(file), "--out", str(out), "--dry-run"]) == 0
     said = capsys.readouterr().out
-    assert "... and 3 more" in said and "about" in said and "seed 19" in said and "seed 20" not in said
+    assert "... and 3 more" in said and "training" in said and "seed 19" in said and "seed 20" not in said
     assert not list(out.iterdir())
 
 
@@ -146,7 +140,7 @@ def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
     assert [plans[n]["trials"] for n in (2, 7)] == [4, 4] and [plans[n]["later_trials"] for n in (2, 7)] == [0, 10]
     of_round = sum(pack["bytes"] for pack in plans[2]["packs"])
     assert plans[7]["bytes"] - plans[2]["bytes"] == pytest.approx(2.5 * of_round)
-    assert plans[7]["packs"][0]["steps"] == plans[2]["packs"][0]["steps"]
+    assert plans[7]["packs"][0]["steps_per_training"] == plans[2]["packs"][0]["steps_per_training"]
 
 
 class Clock:
@@ -154,7 +148,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(estimate.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(probe.time, "perf_counter", lambda: self.now)
 
 
 @pytest.mark.parametrize(
@@ -179,7 +173,7 @@ def test_work_is_timed_after_a_turn_that_warms_up_long_work_once_and_short_work_
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_a_study_for_gpus_elsewhere_is_foreseen_on_a_machine_without_one_and_refused_for_this_one(
+def test_a_study_for_gpus_elsewhere_is_estimated_on_a_machine_without_one_and_refused_for_this_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store")))
@@ -191,7 +185,10 @@ def test_a_study_for_gpus_elsewhere_is_foreseen_on_a_machine_without_one_and_ref
     assert command(["submit", study, *arguments, *gpu]) == 0
     there = json.loads(capsys.readouterr().out)
     assert there["gpu_hours"] is None and there["measured_on"] == "this machine's processor"
-    assert plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps"] == there["packs"][0]["steps"]
+    assert (
+        plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps_per_training"]
+        == there["packs"][0]["steps_per_training"]
+    )
     assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
     assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
@@ -206,7 +203,7 @@ def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where
     told = plan(capsys, *words)
     sizes = [row["scratch"] for row in told["packs"] + told["refit_packs"]]
     assert len(sizes) == 5 and told["scratch"] == max(sizes) > min(sizes) > 0 and told["scratch_problem"] is None
-    for free, said in ((max(sizes), "(TMPDIR), which has room for them"), (1, "0.0 GB are free; set TMPDIR")):
+    for free, said in ((max(sizes), "(TMPDIR)"), (1, "warning: ")):
         monkeypatch.setattr(psutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert command(["tune", *words, "--dry-run"]) == 0
         assert [said in line for line in capsys.readouterr().out.splitlines()].count(True) == 1
@@ -214,11 +211,11 @@ def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where
 
 @pytest.mark.parametrize(("free", "fewer"), [(40_000, None), (39_999, True), (29_999, False)])
 def test_packs_side_by_side_need_room_for_the_features_of_all_of_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int, fewer: bool | None
+    monkeypatch: pytest.MonkeyPatch, free: int, fewer: bool | None
 ) -> None:
     monkeypatch.setattr(psutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    told = dry_run._scratch([[20_000, 7, 20_000, 5], [30_000], []], slots=(2, 1, 2), temporary=tmp_path)
-    assert told["scratch"] == 40_000 and (told["scratch_problem"] is None) is (fewer is None)
-    assert ("fewer packs at once" in (told["scratch_problem"] or "")) is bool(fewer)
-    elsewhere = dry_run._scratch([[20_000], [30_000], []], slots=(2, 1, 2), temporary=None)
-    assert elsewhere == {"scratch": 30_000, "scratch_folder": None, "scratch_problem": None}
+    stages = [[20_000, 7, 20_000, 5], [30_000], []]
+    peak, problem = scratch_use(stages, slots=(2, 1, 2), on_this_machine=True)
+    assert peak == 40_000 and (problem is None) is (fewer is None)
+    assert ("sweep.resources" in (problem or "")) is bool(fewer)
+    assert scratch_use([[20_000], [30_000], []], slots=(2, 1, 2), on_this_machine=False) == (30_000, None)

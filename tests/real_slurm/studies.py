@@ -10,7 +10,7 @@ from typing import Any
 
 from modis_dist.config import yaml12
 from modis_dist.integrations.slurm.job_notes import read_note
-from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.integrations.slurm.submission_status import submission_status
 from tests.integrations.processes import wait_for
 from tests.real_slurm.cluster import Cluster
 from tests.study.toy_study import COMMAND, tree
@@ -98,7 +98,7 @@ class Submitted:
 
     def state(self) -> str:
         """In one word."""
-        return standing(self.out).state
+        return submission_status(self.out).state
 
     def logs(self) -> str:
         """What all jobs printed."""

@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "sinfo", "sacctmgr")
+PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "sinfo")
 SACCT = "JobID|State|NodeList"
-PARTITION = (
-    "PartitionName=gpu Default=YES GraceTime=60 MaxNodes=UNLIMITED MaxTime=4-04:00:00 PreemptMode=OFF State=UP "
-    "TotalNodes=2 QoS=N/A"
-)
 
 SHIM = r"""
 import fcntl, json, os, re, sys
@@ -44,6 +40,8 @@ def sbatch():
     environment = sorted(name for name in os.environ if name.startswith(OF_JOBS))
     if "--test-only" in arguments:
         state["tested"].append(environment)
+        if state["refuses"]:
+            leave(1, error=state["refuses"])
         to_come = "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 10 processors on nodes n1 in partition gpu\n"
         leave(error=to_come)
     told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
@@ -96,17 +94,7 @@ def sinfo():
     leave(say="".join(f"{line}\n" for line in state["nodes"]))
 
 
-def sacctmgr():
-    if isinstance(state["accounts"], str):
-        leave(1, error=state["accounts"])
-    leave(say="".join(f"{line}\n" for line in state["qos" if "qos" in arguments else "accounts"]))
-
-
 def scontrol():
-    if "partition" in arguments:
-        leave(say=state["partition"] + "\n")
-    if arguments[0] == "show":
-        leave(say="Configuration data as of today\nMaxArraySize            = %d\nMaxJobCount = 9\n" % state["limit"])
     leave()
 
 
@@ -128,16 +116,15 @@ class FakeSlurm:
             shim = self.bin / program
             shim.write_text(f"#!{sys.executable} -IS\n{SHIM}")
             shim.chmod(0o700)
-        empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None, "limit": 1001}
-        cluster: dict[str, Any] = {"partition": PARTITION, "nodes": ["40|192000|gpu:v100:4"] * 2}
-        cluster |= {"accounts": [], "qos": [], "tested": []}
+        empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None}
+        cluster: dict[str, Any] = {"nodes": ["2"], "refuses": "", "tested": []}
         self._write(empty | cluster | {"sacct": [SACCT]})
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
 
     def be(self, **faults: Any) -> None:
         """How programs answer: ``sbatch`` a list of what it says instead, one for each call, after a + once it has
-        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays; ``nodes``,
-        ``accounts`` (or an error) and ``qos`` the lines of sinfo and sacctmgr."""
+        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``refuses`` what
+        ``sbatch --test-only`` refuses with; ``nodes`` the lines of sinfo."""
         self._write(self._read() | faults)
 
     def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:

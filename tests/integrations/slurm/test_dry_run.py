@@ -8,8 +8,8 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.data.store.writer import StoreWriter
-from modis_dist.integrations.slurm import checks, queue
-from modis_dist.planning import estimate
+from modis_dist.integrations.slurm import queue
+from modis_dist.planning import probe
 from modis_dist.runtime.version import __version__
 from modis_dist.train import prepare
 from tests.integrations.slurm.fake_slurm import PROGRAMS
@@ -35,7 +35,7 @@ def tcga(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_stand_ins_for_slurm_answer_for_every_program_of_slurm_that_is_asked() -> None:
-    assert {*queue.PROGRAMS, *checks.PROGRAMS, "sacct", "sacctmgr"} <= set(PROGRAMS)
+    assert {*queue.PROGRAMS, "sacct", "sinfo"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("profile", ["generic_gpu", "jean_zay"])
@@ -48,9 +48,9 @@ def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_a
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(estimate, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
-    monkeypatch.setattr(estimate, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
-    monkeypatch.setattr(estimate, "seconds_per_save", lambda size, _: size / 5e8)
+    monkeypatch.setattr(probe, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
+    monkeypatch.setattr(probe, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
+    monkeypatch.setattr(probe, "seconds_per_save", lambda size, _: size / 5e8)
     monkeypatch.setattr(prepare, "perf_counter", lambda: 0.0)
     site = tmp_path / "site.yaml"
     site.write_text((ROOT / "cluster" / f"{profile}.yaml").read_text().replace("CHANGE_ME", "mine"))

@@ -184,7 +184,7 @@ def test_where_scratch_names_a_variable_that_a_node_lacks_the_job_says_so_and_th
     with started(script(site, kind="finish", name="toy", out=tmp_path), tmp_path, NO_SCRATCH="") as running:
         said, complaint = running.communicate(timeout=60)
     assert running.returncode != 0 and said == ""
-    assert "NO_SCRATCH: is not set here; scratch of the profile names it" in complaint
+    assert "NO_SCRATCH: " in complaint
 
 
 def test_a_folder_for_temporary_files_that_only_the_other_machine_has_is_not_used(tmp_path: Path) -> None:

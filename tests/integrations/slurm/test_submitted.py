@@ -21,7 +21,7 @@ from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm import fetch
 from modis_dist.integrations.slurm.job_notes import read_note
 from modis_dist.integrations.slurm.local_queue import LocalQueue
-from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.report import figures
 from modis_dist.study import manifest
 from modis_dist.train.journal import read
@@ -71,7 +71,7 @@ main(sys.argv[3:])
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "LOOK_S", 0.2)
+    monkeypatch.setattr(wait, "POLL_S", 0.2)
 
 
 class SubmittedStudy:
@@ -124,17 +124,17 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     (place.folder / "slow").touch()
     assert place.submit() == 0
     assert wait_for(lambda: list(place.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
-    assert standing(place.out).state == "running"
+    assert submission_status(place.out).state == "running"
     assert place.submit() == 2, "while jobs live"
     assert command(["resume", str(place.out)]) == 2, "while jobs live"
     assert command(["cancel", str(place.out)]) == 0
-    assert wait_for(lambda: standing(place.out).state == "stopped", seconds=PATIENCE_S)
+    assert wait_for(lambda: submission_status(place.out).state == "stopped", seconds=PATIENCE_S)
     first, second = (read_note(place.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
     assert first is not None and first.state == "saved" and "SIGTERM" in str(first.reason) and second is None
     assert not (place.out / "summary.json").exists()
     (place.folder / "slow").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wait, "LOOK_S", 0.2)
+        patch.setattr(wait, "POLL_S", 0.2)
         assert command(["resume", str(place.out), "--wait"]) == 0
     yield place, place.tune()
 
@@ -144,7 +144,7 @@ def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbe
 ) -> None:
     place, calm = resumed
     assert compared(place.out, calm) == []
-    assert standing(place.out).state == "finished" and standing(place.out).restarts == 0
+    assert submission_status(place.out).state == "finished" and submission_status(place.out).restarts == 0
 
 
 def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_again(

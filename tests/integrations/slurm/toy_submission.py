@@ -7,7 +7,7 @@ from typing import Any
 from modis_dist.config import parse
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
-from modis_dist.integrations.slurm import submission
+from modis_dist.integrations.slurm import submission, submit
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.study.plan import Plan, plan
 from tests.study.toy_study import tree
@@ -28,7 +28,7 @@ def planned(store: Path, out: Path) -> Plan:
 
 
 def submitted(store: Path, out: Path, **keys: Any) -> submission.Submission:
-    return submission.submit(planned(store, out), site(**keys), form="array", out=out)
+    return submit.submit(planned(store, out), site(**keys), form="array", out=out)
 
 
 def finish_packs(out: Path, numbers: Sequence[int]) -> None:
@@ -43,5 +43,5 @@ def conclude(out: Path, trials: Sequence[str]) -> None:
         (out / "trials" / trial / "result.json").write_text('{"status": "done", "reason": null}')
 
 
-def rows(sent: Sequence[submission.Sent]) -> list[tuple[str, int, tuple[int, ...]]]:
+def rows(sent: Sequence[submission.SentJob]) -> list[tuple[str, int, tuple[int, ...]]]:
     return [(job.kind, job.first, job.indices) for job in sent]
