@@ -87,7 +87,7 @@ class Submitted:
 
     def until(self, true: Callable[[], object], why: str) -> None:
         """Wait; fails the test with what the jobs printed."""
-        assert wait_for(true, seconds=240, every_s=0.5), f"{why}: {self.cluster.run('squeue')}\n{self.logs()}"
+        assert wait_for(true, seconds=480, every_s=0.5), f"{why}: {self.cluster.run('squeue')}\n{self.logs()}"
 
     def until_over(self) -> dict[str, Any]:
         """The summary, once no job of it is left."""

@@ -15,6 +15,8 @@ from tests.real_slurm.cluster import SCRIPT, Cluster, call_script, running
 
 pytestmark = pytest.mark.slurm
 
+LIMIT_S = 120  # to give up; a busy machine takes long, and no test passes or fails by it
+
 
 def test_a_job_of_two_nodes_runs_on_both_with_the_gpus_it_asked_for(cluster: Cluster) -> None:
     said = cluster.run("srun", "-N2", "--gpus-per-node=2", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
@@ -30,7 +32,7 @@ def test_nodes_have_names_that_lead_to_addresses_of_their_own() -> None:
 def test_sacct_knows_how_jobs_ended(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "exit 3")
 
-    cluster.wait_for(job, "FAILED", seconds=30)
+    cluster.wait_for(job, "FAILED", seconds=LIMIT_S)
 
     assert cluster.run("sacct", "-n", "-P", "-X", "-o", "ExitCode", "-j", job) == "3:0"
 
@@ -38,7 +40,7 @@ def test_sacct_knows_how_jobs_ended(cluster: Cluster, tmp_path: Path) -> None:
 def test_tasks_of_an_array_have_states_of_their_own(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "exit $SLURM_ARRAY_TASK_ID", "--array=0-1")
 
-    cluster.wait_for(job, "COMPLETED", "FAILED", seconds=30)
+    cluster.wait_for(job, "COMPLETED", "FAILED", seconds=LIMIT_S)
 
     assert cluster.states(job) == {f"{job}_0": "COMPLETED", f"{job}_1": "FAILED"}
 
@@ -76,19 +78,19 @@ def test_a_cluster_that_is_well_is_left_as_it_is(cluster: Cluster) -> None:
 def test_a_job_dies_with_its_node_and_runs_again_when_that_is_back(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, f"echo $$ > {tmp_path}/life-${{SLURM_RESTART_COUNT:-0}}; sleep 600", "-w", "n1")
     first, second = tmp_path / "life-0", tmp_path / "life-1"
-    assert wait_for(lambda: first.exists() and first.read_text(), seconds=30)
+    assert wait_for(lambda: first.exists() and first.read_text(), seconds=LIMIT_S)
     shell = psutil.Process(int(first.read_text()))
 
     cluster.kill("n1")
 
     assert not lives(shell)
-    assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t") == "down"
-    cluster.wait_for(job, "NODE_FAIL", seconds=5)
+    assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t").startswith("down")
+    cluster.wait_for(job, "NODE_FAIL", seconds=LIMIT_S)
     cluster.revive("n1")
-    assert wait_for(second.exists, seconds=60)
-    cluster.wait_for(job, "RUNNING", seconds=10)
+    assert wait_for(second.exists, seconds=LIMIT_S)
+    cluster.wait_for(job, "RUNNING", seconds=LIMIT_S)
     cluster.run("scancel", job)
-    cluster.wait_for(job, "CANCELLED", seconds=30)
+    cluster.wait_for(job, "CANCELLED", seconds=LIMIT_S)
 
 
 def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its_processes_but_no_others(
@@ -101,14 +103,14 @@ def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its
         call_script("start", beside.folder, *options)
         orphan = tmp_path / "orphan"
         submit(beside, tmp_path, f"(setsid sh -c 'echo $$ > {orphan}; sleep 600' &)")
-        assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=30)
+        assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=LIMIT_S)
 
         call_script("stop", beside.folder)
 
         assert [one.pid for one in processes_of(beside.folder)] == [user]
         assert str(beside.folder) not in Path("/etc/hosts").read_text()
     assert not beside.folder.exists()
-    assert cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle"
+    assert wait_for(lambda: cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle", seconds=LIMIT_S)
     assert socket.gethostbyname("n1") == "127.0.0.11"
 
 

@@ -76,7 +76,7 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_ends_as_at_home_and_le
     study.until_started("allocation", times=3)
     assert_as_at_home(study.until_over(), place)
     assert "SIGUSR1: saving" in study.logs(), "Slurm warned before it preempted"
-    assert wait_for(lambda: not processes_of_job(study.number), seconds=20), processes_of_job(study.number)
+    assert wait_for(lambda: not processes_of_job(study.number), seconds=120), processes_of_job(study.number)
     assert not list((study.out / "submission").glob("ray-*"))
     assert not readable_by_others(study.out)
 
