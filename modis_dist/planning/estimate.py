@@ -98,14 +98,14 @@ class Nodes:
 
 def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> StudyEstimate:
     """Return the estimate of what is left of a study in its output folder."""
-    search, again, first = (
+    search, refits, first = (
         estimate_packs(planned, packs, nodes)
         for packs in (unfinished(out, planned.packs()), refit_packs(planned), first_round(planned))
     )
     rounds = planned.to_come  # counted like the first round
-    refit_s = wall_seconds([pack.seconds for pack in again], slots=nodes.refit_slots)
+    refit_s = wall_seconds([pack.seconds for pack in refits], slots=nodes.refit_slots)
     search_s, round_s = (wall_seconds([pack.seconds for pack in packs], slots=nodes.slots) for packs in (search, first))
-    scratch = [[pack.scratch for pack in packs] for packs in (search, again, first)]
+    scratch = [[pack.scratch for pack in packs] for packs in (search, refits, first)]
     slots = (nodes.slots, nodes.refit_slots, nodes.slots)
     needed, problem = scratch_use(scratch, slots=slots, on_this_machine=nodes.scratch_folder is not None)
     trials = [_entry(trial, out) for trial in unique(planned.manifest.trials)]
@@ -116,13 +116,13 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         done=sum(trial.done for trial in trials),
         trial_list=trials,
         packs=search,
-        refit_packs=again,
+        refit_packs=refits,
         slots=nodes.slots,
         later_trials=round(rounds * sum(pack.trials for pack in first)),
         seconds=search_s + refit_s + rounds * round_s + start_s,
         refit_seconds=refit_s,
-        pack_seconds=sum(pack.seconds for pack in search + again) + rounds * sum(pack.seconds for pack in first),
-        bytes=disk_bytes(search + again, slots=nodes.slots) + round(rounds * sum(pack.bytes for pack in first)),
+        pack_seconds=sum(pack.seconds for pack in search + refits) + rounds * sum(pack.seconds for pack in first),
+        bytes=disk_bytes(search + refits, slots=nodes.slots) + round(rounds * sum(pack.bytes for pack in first)),
         scratch=needed,
         scratch_folder=str(nodes.scratch_folder) if nodes.scratch_folder else None,
         scratch_problem=problem,
@@ -222,8 +222,8 @@ def refit_packs(planned: Plan) -> list[Pack]:
     for trial in planned.manifest.trials:
         candidates.setdefault((trial.condition, trial.replicate), trial)
     fingerprint = planned.manifest.fingerprint
-    again = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in candidates.values())
-    packs = arrange(again, planned.selection_of, most=planned.most, slots=1)
+    refits = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in candidates.values())
+    packs = arrange(refits, planned.selection_of, most=planned.most, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
 
 

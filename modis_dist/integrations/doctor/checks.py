@@ -53,8 +53,8 @@ def examine(
 
 def not_allocated(requests: Sequence[str], profile: str, folder: Path) -> Finding:
     """Return the command that runs the checks on the nodes of a profile."""
-    own = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
-    fix = f"run doctor on the nodes: {shlex.join(['salloc', *requests, *own])}"
+    doctor = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
+    fix = f"run doctor on the nodes: {shlex.join(['salloc', *requests, *doctor])}"
     return Finding(ALL_REDUCE, "warning", "not tested: not in a Slurm job; nodes may differ from this machine", fix)
 
 

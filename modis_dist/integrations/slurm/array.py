@@ -175,10 +175,10 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         Also if many trials of crashed packs must be retried alone, which an array does in parallel.
         """
         reasons: dict[str, str] = {}
-        unfinished_packs, own = [], []
+        unfinished_packs, local_packs = [], []
         for pack in packs:
             if pack.id not in self._numbers:
-                own.append(pack)
+                local_packs.append(pack)
             elif (why := self._crash_of(pack)) is not None:
                 reasons |= crashed(pack, why, out=out)
             else:
@@ -189,12 +189,12 @@ class AfterArray(AbstractContextManager["AfterArray"]):
                 f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
                 f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
             )
-        if len(alone := [pack for pack in own if pack.judged_on == "validation"]) > MAX_ALONE:
+        if len(alone := [pack for pack in local_packs if pack.judged_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
                 f"{len(alone)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
                 "them as an array and keeps finished trials"
             )
-        return reasons | dict(self._local.execute(own, out=out, store=store))
+        return reasons | dict(self._local.execute(local_packs, out=out, store=store))
 
     def _crash_of(self, pack: Pack) -> str | None:
         """Return why the training of a pack failed; None if it did not."""

@@ -52,12 +52,12 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """Whether it is pending, running, or will run again."""
+        """True if it is pending, running, or will run again."""
         return self.state in LIVE or self.state.startswith(LIVE_PREFIXES)
 
     @property
     def runs(self) -> bool:
-        """Whether it has nodes now."""
+        """True if it has nodes now."""
         return self.live and self.state not in PENDING and not self.state.startswith(PENDING_PREFIXES)
 
 

@@ -82,7 +82,7 @@ def submission_status(out: Path) -> SubmissionStatus:
 
 
 class _Seen:
-    """What the queue and the folder say of the jobs that were sent last, by the name of their status files."""
+    """State of the jobs that were sent last, from the queue and the folder, by the name of their status files."""
 
     def __init__(self, out: Path, submission: Submission, jobs: Mapping[str, Job]) -> None:
         self.out, self.submission, self.all = out, submission, jobs
@@ -103,7 +103,7 @@ class _Seen:
 
     @property
     def trains(self) -> Live:
-        """Whether the job that trains a pack runs: its task, or the last job for packs without a task."""
+        """A function that returns whether the job of a pack runs: its task, or the last job for packs without one."""
         last = "finish" if self.submission.form == "array" else self.submission.form
 
         def trains(pack: str) -> bool:
@@ -116,9 +116,9 @@ class _Seen:
         """Count the states of every job that was sent last."""
         for sent in self.submission.latest:
             if sent.number is not None:
-                own = [job for name, job in self.all.items() if name.partition("_")[0] == sent.number]
-                reasons = dict.fromkeys(job.reason for job in own if job.reason)
-                states = dict(Counter(job.state for job in own).most_common())
+                jobs = [job for name, job in self.all.items() if name.partition("_")[0] == sent.number]
+                reasons = dict.fromkeys(job.reason for job in jobs if job.reason)
+                states = dict(Counter(job.state for job in jobs).most_common())
                 yield JobStates(sent.kind, sent.number, states, ", ".join(reasons))
 
     def tasks(self) -> Iterator[Task]:
@@ -136,20 +136,20 @@ class _Seen:
 
     def ended(self) -> dict[str, str]:
         """Return why jobs ended that wrote nothing, or of whose end the queue knows more."""
-        begun = sorted(path.stem for path in self._folder.glob(f"*{BEGUN}"))
-        found = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in begun}
+        unstarted = sorted(path.stem for path in self._folder.glob(f"*{BEGUN}"))
+        reasons = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in unstarted}
         for name, job in self.jobs.items():
             note = self.notes.get(name)
             wrote = f"{note.reason}; " if note and note.state in NOT_DONE else ""
             if note and note.state == "done":
                 continue
             if fix := fix_of_end(job.state):
-                found[name] = f"{wrote}job {job.state}; {fix}"
+                reasons[name] = f"{wrote}job {job.state}; {fix}"
             elif self.silent(name):
-                found[name] = "job FAILED without writing a status file"
+                reasons[name] = "job FAILED without writing a status file"
             elif job.state == "FAILED" and note and note.state == "running":
-                found[name] = "job FAILED, killed before it could write a reason"
-        return found
+                reasons[name] = "job FAILED, killed before it could write a reason"
+        return reasons
 
     def silent(self, name: str) -> bool:
         """Return whether a job failed without a trace in the folder."""
