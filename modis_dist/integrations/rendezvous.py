@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modis_dist.train.process_group import address_towards
 
-ITSELF = frozenset({"127.0.0.1", "127.0.1.1"})  # addresses of a host name that only this machine can reach
+LOOPBACK = frozenset({"127.0.0.1", "127.0.1.1"})  # addresses of a host name that only this machine can reach
 
 
 def names_in(folder: Path, *, me: str) -> set[str]:
@@ -28,6 +28,6 @@ def own_address() -> str:
     """
     with suppress(OSError):
         address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME") or socket.gethostname())
-        if address not in ITSELF:
+        if address not in LOOPBACK:
             return address
     return address_towards(f"tcp://{os.environ['SLURM_LAUNCH_NODE_IPADDR']}:1")

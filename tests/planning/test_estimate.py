@@ -1,4 +1,4 @@
-"""What a dry run promises: time on slots, disk, trials that are left; nothing written."""
+"""Estimates of a dry run: wall time, disk, remaining trials; nothing is written."""
 
 import json
 from itertools import product
@@ -33,13 +33,13 @@ LARGE = ["--set", "model.latent=256", "--set", "model.discriminator=[512, 256]",
 
 @given(st.lists(st.integers(1, 50), max_size=6), st.integers(1, 3))
 @settings(max_examples=50, deadline=None)
-def test_time_on_slots_is_that_of_the_best_placement_or_at_most_a_third_more(lengths: list[int], slots: int) -> None:
+def test_wall_time_is_at_most_a_third_above_the_best_schedule(lengths: list[int], slots: int) -> None:
     placements = product(range(slots), repeat=len(lengths))
     best = min(
         max(sum(s for s, at in zip(lengths, p, strict=True) if at == k) for k in range(slots)) for p in placements
     )
-    found = wall_seconds([float(s) for s in lengths], slots=slots)
-    assert best <= found <= best * 4 / 3 + 1e-9
+    seconds = wall_seconds([float(s) for s in lengths], slots=slots)
+    assert best <= seconds <= best * 4 / 3 + 1e-9
 
 
 def test_a_step_and_a_validated_row_take_some_time() -> None:
@@ -52,33 +52,33 @@ def test_a_step_and_a_validated_row_take_some_time() -> None:
     "setting",
     ["adversarial_loss=published", "penalty=each", "penalty_on=z", "lambda_r=0"],
 )
-def test_stacks_with_other_losses_or_penalties_are_probed_by_themselves(setting: str) -> None:
+def test_stacks_with_other_losses_or_penalties_are_timed_separately(setting: str) -> None:
     assert probe_key([toy.run()], SHAPE) != probe_key([toy.run(f"objective.{setting}")], SHAPE)
     assert probe_key([toy.run()], SHAPE) == probe_key([toy.run("objective.beta=1")], SHAPE)
 
 
-def test_the_disk_of_a_pack_in_training_is_that_of_its_last_checkpoint(tmp_path: Path) -> None:
+def test_the_estimated_disk_of_a_pack_is_the_size_of_its_last_checkpoint(tmp_path: Path) -> None:
     shape = Shape(dict.fromkeys(toy.SIZES, 100), dict.fromkeys(toy.SIZES, (100, 50)), 64, 3, (256, 128), 0.8, 0.2)
-    wanted = toy.run()
-    state = TrainState.start(shape, range(2), Setup(wanted.optim, toy.CPU))
+    configured = toy.run()
+    state = TrainState.start(shape, range(2), Setup(configured.optim, toy.CPU))
     for optimiser in (state.adversary.optimiser, state.vaes.optimiser):
         for parameter in (p for group in optimiser.param_groups for p in group["params"]):
             parameter.grad = torch.zeros_like(parameter)
         optimiser.step()
     state.keep_best(0)
     saved = save(tmp_path, state.checkpoint(identity={}, machine={}, progress=[], sums=None))
-    held = sum(file.stat().st_size for file in saved.iterdir())
-    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(held, rel=0.2)
+    size = sum(file.stat().st_size for file in saved.iterdir())
+    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(size, rel=0.2)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
     capsys.readouterr()
     assert command(["tune", *arguments, "--dry-run", "--json"]) == 0
-    found: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return found
+    output: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return output
 
 
-def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_checkpoints(
+def test_the_plan_lists_trials_finished_or_not_and_the_size_of_their_checkpoints(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
@@ -92,9 +92,9 @@ def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_chec
     assert before["seconds"] > sum(p["seconds"] for p in before["packs"])
 
     assert command(["tune", *study]) == 0
-    held = sum(p.stat().st_size for p in out.glob("trials/*/best/step-*/*.safetensors"))
-    assert sum(p["bytes"] for p in before["packs"] + before["refit_packs"]) == pytest.approx(held, rel=0.2)
-    assert before["bytes"] > held
+    size = sum(p.stat().st_size for p in out.glob("trials/*/best/step-*/*.safetensors"))
+    assert sum(p["bytes"] for p in before["packs"] + before["refit_packs"]) == pytest.approx(size, rel=0.2)
+    assert before["bytes"] > size
 
     files = {p: p.stat().st_mtime_ns for p in out.rglob("*")}
     after = plan(capsys, *study)
@@ -105,7 +105,7 @@ def test_the_plan_lists_trials_and_what_is_done_and_its_disk_is_that_of_the_chec
     assert set(out.rglob("*")) == {p for p in files if p.exists()}
 
 
-def test_a_dry_run_of_a_simulated_study_writes_nothing_into_a_folder_that_is_there(
+def test_a_dry_run_of_a_simulated_study_writes_nothing_to_an_existing_output_folder(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
@@ -117,20 +117,18 @@ def test_a_dry_run_of_a_simulated_study_writes_nothing_into_a_folder_that_is_the
         "optim: {epochs: 1}\nsweep: {executor: local, replicates: 23}\n"
     )
     assert command(["tune", str(file), "--out", str(out), "--dry-run"]) == 0
-    said = capsys.readouterr().out
-    assert "... and 3 more" in said and "training" in said and "seed 19" in said and "seed 20" not in said
+    stdout = capsys.readouterr().out
+    assert "... and 3 more" in stdout and "training" in stdout and "seed 19" in stdout and "seed 20" not in stdout
     assert not list(out.iterdir())
 
 
-def test_the_local_executor_takes_the_cores_it_is_given_and_refuses_more_than_there_are() -> None:
+def test_the_local_executor_uses_the_requested_cores_and_refuses_more_than_the_machine_has() -> None:
     assert LocalExecutor(Resources(cpus=1)).threads == 1
     with pytest.raises(ConfigError, match=r"sweep.resources.cpus: \d+ asked for, this machine has"):
         LocalExecutor(Resources(cpus=cores() + 1))
 
 
-def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_later_search_rounds_are_counted_like_the_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     store, plans = write_store(tmp_path / "store"), {}
     for configurations in (2, 7):
         search = {"kind": "optuna", "configurations": configurations, "at_once": 2}
@@ -144,7 +142,7 @@ def test_rounds_that_are_not_known_yet_are_counted_like_the_first(
 
 
 class Clock:
-    """A clock that only work moves."""
+    """A clock that only the timed work advances."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
@@ -160,20 +158,20 @@ class Clock:
         ([30.0, 40.0, 0.0], 2, 40.0),
     ],
 )
-def test_work_is_timed_after_a_turn_that_warms_up_long_work_once_and_short_work_five_times(
-    lengths: list[float], turns: int, found: float, monkeypatch: pytest.MonkeyPatch
+def test_timing_has_a_warm_up_and_one_to_five_repeats(
+    lengths: list[float], turns: int, output: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, left = Clock(monkeypatch), list(lengths)
 
     def work() -> None:
         clock.now += left.pop(0)
 
-    assert shortest(work) == pytest.approx(found)
+    assert shortest(work) == pytest.approx(output)
     assert len(lengths) - len(left) == turns
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")
-def test_a_study_for_gpus_elsewhere_is_estimated_on_a_machine_without_one_and_refused_for_this_one(
+def test_a_study_for_a_gpu_cluster_is_estimated_on_a_machine_without_gpu_which_tune_refuses(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store")))
@@ -193,24 +191,24 @@ def test_a_study_for_gpus_elsewhere_is_estimated_on_a_machine_without_one_and_re
     assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
-def test_the_dry_run_tells_what_features_take_on_a_disk_and_says_in_a_line_where_that_has_no_room(
+def test_the_dry_run_shows_features_on_disk_and_warns_if_the_disk_is_full(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), packing={"enabled": False}))
     words = [study, "--out", str(tmp_path / "out"), *LARGE]
     assert plan(capsys, *words)["scratch"] == 0, "they are in memory"
     words += ["--set", "trainer.features_in=disk"]
-    told = plan(capsys, *words)
-    sizes = [row["scratch"] for row in told["packs"] + told["refit_packs"]]
-    assert len(sizes) == 5 and told["scratch"] == max(sizes) > min(sizes) > 0 and told["scratch_problem"] is None
-    for free, said in ((max(sizes), "(TMPDIR)"), (1, "warning: ")):
+    output = plan(capsys, *words)
+    sizes = [row["scratch"] for row in output["packs"] + output["refit_packs"]]
+    assert len(sizes) == 5 and output["scratch"] == max(sizes) > min(sizes) > 0 and output["scratch_problem"] is None
+    for free, message in ((max(sizes), "(TMPDIR)"), (1, "warning: ")):
         monkeypatch.setattr(psutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=free))
         assert command(["tune", *words, "--dry-run"]) == 0
-        assert [said in line for line in capsys.readouterr().out.splitlines()].count(True) == 1
+        assert [message in line for line in capsys.readouterr().out.splitlines()].count(True) == 1
 
 
 @pytest.mark.parametrize(("free", "fewer"), [(40_000, None), (39_999, True), (29_999, False)])
-def test_packs_side_by_side_need_room_for_the_features_of_all_of_them(
+def test_parallel_packs_need_disk_for_the_features_of_all_of_them(
     monkeypatch: pytest.MonkeyPatch, free: int, fewer: bool | None
 ) -> None:
     monkeypatch.setattr(psutil, "disk_usage", lambda _: SimpleNamespace(free=free))

@@ -23,14 +23,14 @@ def test_a_suitable_profile_has_no_errors_and_the_nodes_of_an_allocation_all_red
     in_cluster: Cluster, tmp_path: Path
 ) -> None:
     profile = write_profile(tmp_path / "profile.yaml", nodes=2)
-    told = findings(command("doctor", "--cluster", str(profile), "--json"))
-    assert not [finding for finding in told.values() if finding["level"] == "error"]
-    assert told["sbatch --test-only"]["level"] == "ok"
-    assert told["all-reduce"]["level"] == "warning" and "salloc" in told["all-reduce"]["fix"]
+    checks = findings(command("doctor", "--cluster", str(profile), "--json"))
+    assert not [finding for finding in checks.values() if finding["level"] == "error"]
+    assert checks["sbatch --test-only"]["level"] == "ok"
+    assert checks["all-reduce"]["level"] == "warning" and "salloc" in checks["all-reduce"]["fix"]
     nodes = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--partition=low", "--mem=1200M"]
-    told = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
-    assert told["all-reduce"]["level"] == "ok" and "n1, n2" in told["all-reduce"]["message"]
-    assert told["locks between nodes"]["level"] == "ok" and "n2" in told["locks between nodes"]["message"]
+    checks = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
+    assert checks["all-reduce"]["level"] == "ok" and "n1, n2" in checks["all-reduce"]["message"]
+    assert checks["locks between nodes"]["level"] == "ok" and "n2" in checks["locks between nodes"]["message"]
 
 
 REFUSED = {
@@ -43,14 +43,14 @@ REFUSED = {
 
 @pytest.mark.parametrize("key", REFUSED)
 @pytest.mark.usefixtures("in_cluster")
-def test_a_job_that_the_cluster_would_refuse_is_an_error_before_anything_is_sent(key: str, tmp_path: Path) -> None:
+def test_a_job_that_the_cluster_would_refuse_is_an_error(key: str, tmp_path: Path) -> None:
     profile = write_profile(tmp_path / "profile.yaml", **REFUSED[key])
-    found = check_request(requests(load_site(profile), nodes=load_site(profile).nodes))
-    assert found.level == "error" and found.message
+    finding = check_request(requests(load_site(profile), nodes=load_site(profile).nodes))
+    assert finding.level == "error" and finding.message
 
 
 @pytest.mark.usefixtures("in_cluster")
-def test_an_array_that_is_too_long_is_refused_by_sbatch_when_it_is_only_asked(tmp_path: Path) -> None:
+def test_sbatch_test_only_refuses_an_array_above_maxarraysize(tmp_path: Path) -> None:
     site = load_site(write_profile(tmp_path / "profile.yaml"))
     array = requests(site, nodes=1)
     assert check_request([*array, "--array=0-999"]).level == "ok"

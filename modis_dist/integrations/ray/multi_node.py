@@ -19,7 +19,7 @@ from pathlib import Path
 
 from modis_dist.integrations.ray.private_cluster import environment, for_workers, short_parent, temporary_folder
 from modis_dist.integrations.ray.reaper import TOKEN, processes_of
-from modis_dist.integrations.rendezvous import ITSELF, names_in, own_address
+from modis_dist.integrations.rendezvous import LOOPBACK, names_in, own_address
 from modis_dist.runtime.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.runtime.files import write_text
 
@@ -108,7 +108,7 @@ def serve(meeting: Path, *, cpus: int, gpus: int) -> None:
 def _command(meeting: Path, rank: int) -> list[str]:
     """``ray start`` of a node; the first is the head, and says where it is."""
     host, start = own_address(), [sys.executable, "-m", "ray.scripts.scripts", "start"]
-    here = [] if host in ITSELF else [f"--node-ip-address={host}"]  # Ray would not listen to these
+    here = [] if host in LOOPBACK else [f"--node-ip-address={host}"]  # Ray would not listen to these
     if rank == 0:
         port = _free_ports(FIRST_PORT + 2 * int(os.environ["SLURM_JOB_ID"]) % PORTS)
         write_text(meeting / ADDRESS, f"{host}:{port}")

@@ -175,17 +175,17 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         Also if many trials of crashed packs must be retried alone, which an array does in parallel.
         """
         reasons: dict[str, str] = {}
-        unfinished_packs, local_packs = [], []
+        incomplete, local_packs = [], []
         for pack in packs:
             if pack.id not in self._numbers:
                 local_packs.append(pack)
             elif (why := self._crash_of(pack)) is not None:
                 reasons |= crashed(pack, why, out=out)
             else:
-                unfinished_packs.append(pack)
-        if unfinished_packs:
+                incomplete.append(pack)
+        if incomplete:
             raise RunFailed(
-                f"{len(unfinished_packs)} of {len(packs)} packs of the array are not done and their training did not "
+                f"{len(incomplete)} of {len(packs)} packs of the array are not done and their training did not "
                 f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
                 f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
             )

@@ -59,22 +59,22 @@ def of(findings: list[Finding], check: str) -> Finding:
 
 @pytest.mark.usefixtures("fake")
 def test_a_job_that_slurm_would_accept_is_ok() -> None:
-    found = check_request(requests(SITE, nodes=2))
-    assert (found.level, found.fix) == ("ok", "") and found.message.startswith("Job 7 to start at ")
+    finding = check_request(requests(SITE, nodes=2))
+    assert (finding.level, finding.fix) == ("ok", "") and finding.message.startswith("Job 7 to start at ")
 
 
 def test_a_refusal_of_sbatch_is_quoted(fake: Fake) -> None:
     refusal = "Batch job submission failed: Invalid account or account/partition combination specified"
     fake("sbatch", code=1, error=f"sbatch: error: {refusal}\n", arguments="*--account=me*--time=20:00:00*--wrap=true")
-    found = check_request(requests(SITE, nodes=2))
-    assert found.level == "error" and found.message == refusal and "profile" in found.fix
+    finding = check_request(requests(SITE, nodes=2))
+    assert finding.level == "error" and finding.message == refusal and "profile" in finding.fix
 
 
 @pytest.mark.usefixtures("fake")
 def test_a_missing_sbatch_is_an_error_and_no_traceback(tmp_path: Path) -> None:
     (tmp_path / "programs" / "sbatch").unlink()
-    found = check_request([])
-    assert found.level == "error" and "sbatch" in found.message and "login node" in found.fix
+    finding = check_request([])
+    assert finding.level == "error" and "sbatch" in finding.message and "login node" in finding.fix
 
 
 # --- an all-reduce --------------------------------------------------------------------------------------------
@@ -82,9 +82,9 @@ def test_a_missing_sbatch_is_an_error_and_no_traceback(tmp_path: Path) -> None:
 
 def test_two_processes_on_this_machine_all_reduce_over_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
-    found = doctor.on_this_machine()
-    assert (found.level, found.fix) == ("ok", ""), found
-    assert found.message.startswith("4 MB over process 1, process 2 in ") and "(gloo)" in found.message
+    finding = doctor.on_this_machine()
+    assert (finding.level, finding.fix) == ("ok", ""), finding
+    assert finding.message.startswith("4 MB over process 1, process 2 in ") and "(gloo)" in finding.message
 
 
 def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
@@ -100,13 +100,11 @@ def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
         step.start()
     for step in steps:
         step.join(LIMIT_S)
-    found = all_reduce.answers(tmp_path, 2)
-    assert set(found.started) == set(found.done) == {0, 1} and not any(done.error for done in found.done.values()), (
-        found
-    )
+    seen = all_reduce.answers(tmp_path, 2)
+    assert set(seen.started) == set(seen.done) == {0, 1} and not any(done.error for done in seen.done.values()), seen
     assert json.loads((tmp_path / all_reduce.RENDEZVOUS).read_text())["address"].startswith("tcp://")
-    assert [found.done[rank].excluded for rank in range(2)] == [None, True]
-    assert [finding.level for finding in doctor.locks_between(found, ["n1", "n2"])] == ["ok"]
+    assert [seen.done[rank].excluded for rank in range(2)] == [None, True]
+    assert [finding.level for finding in doctor.locks_between(seen, ["n1", "n2"])] == ["ok"]
 
 
 def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
@@ -116,8 +114,8 @@ def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
     monkeypatch.chdir(tmp_path)
     fake("scontrol", "n1\nn2\n", arguments='"show hostnames"*')
     fake("srun", error="srun: error: Node failure on n2\n", code=1)
-    (found,) = doctor.over_allocation([], tmp_path, nodes=2)
-    assert found.level == "error" and found.message == "n1, n2 did not start: Node failure on n2"
+    (finding,) = doctor.over_allocation([], tmp_path, nodes=2)
+    assert finding.level == "error" and finding.message == "n1, n2 did not start: Node failure on n2"
     assert not list(tmp_path.glob(".modis-doctor-*")), "its folder is removed"
 
 
@@ -170,10 +168,10 @@ def test_the_all_reduce_is_over_the_allocation_or_else_on_this_machine(
 
 
 def test_outside_an_allocation_the_fix_is_an_salloc_command() -> None:
-    found = doctor.not_allocated(requests(SITE, nodes=2), "my site.yaml", Path("/scratch/me"))
-    assert found.level == "warning"
-    assert "salloc --partition=gpu --account=me --nodes=2 " in found.fix
-    assert found.fix.endswith("modis-dist doctor --cluster 'my site.yaml' --out /scratch/me")
+    finding = doctor.not_allocated(requests(SITE, nodes=2), "my site.yaml", Path("/scratch/me"))
+    assert finding.level == "warning"
+    assert "salloc --partition=gpu --account=me --nodes=2 " in finding.fix
+    assert finding.fix.endswith("modis-dist doctor --cluster 'my site.yaml' --out /scratch/me")
 
 
 def test_a_process_without_slurms_variables_is_refused(
@@ -195,16 +193,16 @@ def test_installed_versions_are_ok_and_old_or_missing_ones_are_named() -> None:
         return "1.13.1" if name == "torch" else metadata.version(name)
 
     assert doctor_machine.versions().level == "ok"
-    found = doctor_machine.versions(other)
-    assert found.level == "error" and "torch 1.13.1, ray missing" in found.message
-    assert "torch>=2.11 (installed: 1.13.1)" in found.fix and "(installed: missing)" in found.fix
-    assert "pip install" in found.fix and "mlflow" not in found.fix
+    finding = doctor_machine.versions(other)
+    assert finding.level == "error" and "torch 1.13.1, ray missing" in finding.message
+    assert "torch>=2.11 (installed: 1.13.1)" in finding.fix and "(installed: missing)" in finding.fix
+    assert "pip install" in finding.fix and "mlflow" not in finding.fix
 
 
 def test_a_package_that_is_not_installed_itself_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor_machine, "PACKAGE", "modis-dist-that-is-not-there")
-    found = doctor_machine.versions()
-    assert found.level == "warning" and "pip install ." in found.fix
+    finding = doctor_machine.versions()
+    assert finding.level == "warning" and "pip install ." in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -213,15 +211,15 @@ def test_a_package_that_is_not_installed_itself_is_a_warning(monkeypatch: pytest
 def test_a_build_without_cuda_is_an_error_if_there_are_gpus_or_jobs_request_them(
     driver: bool, requested: int, level: str
 ) -> None:
-    found = doctor_machine.without_cuda(driver=driver, requested=requested)
-    assert found.level == level and ("https://pytorch.org/get-started" in found.fix) == (level == "error")
+    finding = doctor_machine.without_cuda(driver=driver, requested=requested)
+    assert finding.level == level and ("https://pytorch.org/get-started" in finding.fix) == (level == "error")
 
 
 def test_a_driver_without_a_gpu_is_a_warning_that_quotes_pytorch() -> None:
     assert doctor_machine.no_gpu([], driver=False).level == "ok"
-    found = doctor_machine.no_gpu(["The NVIDIA driver is too old"], driver=True)
-    assert found.level == "warning" and found.message.endswith(": The NVIDIA driver is too old")
-    assert "CUDA_VISIBLE_DEVICES" in found.fix
+    finding = doctor_machine.no_gpu(["The NVIDIA driver is too old"], driver=True)
+    assert finding.level == "warning" and finding.message.endswith(": The NVIDIA driver is too old")
+    assert "CUDA_VISIBLE_DEVICES" in finding.fix
 
 
 @pytest.mark.parametrize(
@@ -241,10 +239,10 @@ def test_a_driver_without_a_gpu_is_a_warning_that_quotes_pytorch() -> None:
 def test_a_gpu_whose_architecture_is_not_in_the_build_is_an_error(
     capability: tuple[int, int], built_for: list[str], runs: bool
 ) -> None:
-    found = doctor_machine.architecture([("Some GPU", capability)], built_for, build="2.13.0")
+    finding = doctor_machine.architecture([("Some GPU", capability)], built_for, build="2.13.0")
     name = f"sm_{capability[0]}{capability[1]}"
-    assert found.level == ("ok" if runs else "error") and found.message == f"Some GPU ({name})"
-    assert runs or f"no code for {name}, only for {', '.join(built_for)}" in found.fix
+    assert finding.level == ("ok" if runs else "error") and finding.message == f"Some GPU ({name})"
+    assert runs or f"no code for {name}, only for {', '.join(built_for)}" in finding.fix
 
 
 def test_little_space_for_temporary_files_is_a_warning_and_a_folder_that_is_not_writable_an_error(
@@ -260,22 +258,22 @@ def test_little_space_for_temporary_files_is_a_warning_and_a_folder_that_is_not_
 
 
 def test_an_output_folder_with_locks_and_permissions_is_ok_and_stays_empty(tmp_path: Path) -> None:
-    found = doctor_machine.output_folder(tmp_path)
-    assert [(finding.check, finding.level) for finding in found] == [("locks", "ok"), ("permissions", "ok")]
+    seen = doctor_machine.output_folder(tmp_path)
+    assert [(finding.check, finding.level) for finding in seen] == [("locks", "ok"), ("permissions", "ok")]
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_missing_output_folder_is_an_error_and_no_traceback(tmp_path: Path) -> None:
-    found = of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
-    assert found.level == "error" and "No such file" in found.message and found.fix
+    finding = of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
+    assert finding.level == "error" and "No such file" in finding.message and finding.fix
 
 
 def test_locks_that_exclude_nobody_or_are_not_supported_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # of this process only: the other one gets the lock
-    found = doctor_machine.locks(tmp_path)
-    assert found.level == "error" and "a second process got the lock" in found.message and "-o flock" in found.fix
+    finding = doctor_machine.locks(tmp_path)
+    assert finding.level == "error" and "a second process got the lock" in finding.message and "-o flock" in finding.fix
 
     def absent(*_: object) -> None:
         raise OSError(38, "Function not implemented")
@@ -300,9 +298,11 @@ def test_folders_that_others_may_enter_are_an_error(tmp_path: Path, monkeypatch:
         path.chmod(0o755)
 
     monkeypatch.setattr(Path, "mkdir", open_to_all)
-    found = doctor_machine.permissions(tmp_path)
+    finding = doctor_machine.permissions(tmp_path)
     assert (
-        found.level == "error" and found.message == "new folders have mode 0755" and "default access lists" in found.fix
+        finding.level == "error"
+        and finding.message == "new folders have mode 0755"
+        and "default access lists" in finding.fix
     )
 
 
@@ -324,20 +324,20 @@ def test_an_error_ends_with_exit_code_3_and_a_line_that_counts(
 ) -> None:
     of_two(Finding("that", "error", "is not", "repair it"))
     assert run(["doctor"]) == 3
-    told = capsys.readouterr()
-    assert told.out.splitlines() == [
+    captured = capsys.readouterr()
+    assert captured.out.splitlines() == [
         "ok      this                  [is] well",
         "error   that                  is not",
         "        repair it",
     ]
-    assert told.err == "error: doctor: 1 of 2 checks failed (that)\n"
+    assert captured.err == "error: doctor: 1 of 2 checks failed (that)\n"
 
 
 def test_warnings_end_with_exit_code_0(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
     of_two(Finding("that", "warning", "is slow", "wait"))
     assert run(["doctor"]) == 0
-    told = capsys.readouterr()
-    assert "warning that                  is slow\n        wait\n" in told.out and not told.err
+    captured = capsys.readouterr()
+    assert "warning that                  is slow\n        wait\n" in captured.out and not captured.err
 
 
 def test_json_holds_every_finding(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
@@ -352,8 +352,8 @@ def test_json_holds_every_finding(of_two: Callable[[Finding], None], capsys: pyt
 def test_an_invalid_profile_is_refused_before_any_check(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "site.yaml").write_text("partitoin: gpu\n")
     assert run(["doctor", "--cluster", str(tmp_path / "site.yaml")]) == 2
-    told = capsys.readouterr()
-    assert not told.out and "partitoin" in told.err
+    captured = capsys.readouterr()
+    assert not captured.out and "partitoin" in captured.err
 
 
 @pytest.mark.usefixtures("fake")
@@ -363,10 +363,10 @@ def test_the_command_checks_machine_and_cluster(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("partition: gpu\nnodes: 2\ncpus: 8\ntime: '20:00:00'\n")
     code = run(["doctor", "--cluster", "site.yaml", "--json"])
-    found = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
-    assert code == (3 if "error" in found.values() else 0)
-    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(found)
-    assert found["all-reduce"] == "warning", "there is no allocation"
+    seen = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
+    assert code == (3 if "error" in seen.values() else 0)
+    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(seen)
+    assert seen["all-reduce"] == "warning", "there is no allocation"
 
 
 def test_commands_of_jobs_are_not_in_the_help() -> None:

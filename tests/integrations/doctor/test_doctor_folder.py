@@ -14,8 +14,10 @@ from modis_dist.runtime.finding import Finding
 def test_a_node_that_gets_the_lock_of_another_is_named() -> None:
     came = {0: "a", 1: "b", 2: "c"}
     local = Answers(came, {0: Done("a"), 1: Done("b", excluded=False), 2: Done("c", excluded=True)})
-    (found,) = doctor.locks_between(local, ["n1", "n2", "n3"])
-    assert found.level == "error" and found.message == "n2 got a lock that n1 held" and "not localflock" in found.fix
+    (finding,) = doctor.locks_between(local, ["n1", "n2", "n3"])
+    assert (
+        finding.level == "error" and finding.message == "n2 got a lock that n1 held" and "not localflock" in finding.fix
+    )
     assert doctor.locks_between(Answers(came, {0: Done("a")}), ["n1", "n2", "n3"]) == []
 
 
@@ -34,5 +36,5 @@ def test_the_output_folder_or_its_nearest_parent_is_checked(
 
 
 def test_the_salloc_command_names_the_output_folder() -> None:
-    found = doctor.not_allocated(["--nodes=2"], "site.yaml", Path("/scratch/me"))
-    assert "salloc --nodes=2 modis-dist doctor --cluster site.yaml --out /scratch/me" in found.fix
+    finding = doctor.not_allocated(["--nodes=2"], "site.yaml", Path("/scratch/me"))
+    assert "salloc --nodes=2 modis-dist doctor --cluster site.yaml --out /scratch/me" in finding.fix

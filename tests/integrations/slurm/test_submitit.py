@@ -1,4 +1,4 @@
-"""What this package uses of submitit; a new release that changes it fails here first."""
+"""Contract with submitit: fails if a new release changes what this package uses."""
 
 import shlex
 from pathlib import Path

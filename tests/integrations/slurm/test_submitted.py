@@ -1,4 +1,4 @@
-"""A study from `submit` to `fetch`, its jobs run one after the other on this machine: disturbed, it ends the same."""
+"""A study from `submit` to `fetch` with local jobs; a disturbed study equals an undisturbed one."""
 
 import json
 import shutil
@@ -139,7 +139,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     yield place, place.tune()
 
 
-def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(
+def test_a_cancelled_and_resumed_study_equals_an_undisturbed_one(
     resumed: tuple[SubmittedStudy, Path],
 ) -> None:
     place, calm = resumed
@@ -147,23 +147,23 @@ def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbe
     assert submission_status(place.out).state == "finished" and submission_status(place.out).restarts == 0
 
 
-def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_again(
+def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again(
     resumed: tuple[SubmittedStudy, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, _ = resumed
     assert command(["status", str(place.out)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "toy: finished, submitted as array; stage: done" in said and "trials: 8: 8 done" in said
-    assert f"next: modis-dist fetch {place.out} --to DIR" in said
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8: 8 done" in stdout
+    assert f"next: modis-dist fetch {place.out} --to DIR" in stdout
     assert command(["status", str(place.out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["state"] == "finished" and told["submission"]["failed"] == {} and told["trials"] == {"done": 8}
-    assert [job["kind"] for job in told["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
+    output = json.loads(capsys.readouterr().out)
+    assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
+    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
     assert place.submit() == 2
     assert "`modis-dist resume`" in capsys.readouterr().err
 
 
-def test_nothing_that_jobs_wrote_is_readable_by_others_or_a_pickle(resumed: tuple[SubmittedStudy, Path]) -> None:
+def test_files_of_jobs_are_private_and_not_pickles(resumed: tuple[SubmittedStudy, Path]) -> None:
     files = [path for path in resumed[0].out.rglob("*") if not path.is_symlink()]
     assert len(files) > 80 and not [path for path in files if path.stat().st_mode & 0o077]
     assert not [path for path in files if "pickle" in path.name or path.suffix in {".pkl", ".pt"}]
@@ -195,7 +195,7 @@ def home(resumed: tuple[SubmittedStudy, Path], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def test_fetch_copies_results_and_leaves_checkpoints_and_what_is_of_that_machine(
+def test_fetch_copies_results_without_checkpoints_and_machine_files(
     resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     out = resumed[0].out
@@ -213,7 +213,7 @@ def held(folder: Path, pattern: str) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
 
 
-def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_is_told_before(
+def test_models_all_fetches_the_best_model_of_every_trial_after_printing_the_size(
     resumed: tuple[SubmittedStudy, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, copy = resumed[0].out, tmp_path / "all"
@@ -251,9 +251,7 @@ def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_what_was_fetched_is_a_finished_study_and_cannot_cancel_the_jobs_of_the_other(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fetched_study_is_finished_and_has_no_jobs_to_cancel(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["status", str(home)]) == 0 and "toy: finished; stage: done" in capsys.readouterr().out
     assert command(["cancel", str(home)]) == 2 and f"{home}: " in capsys.readouterr().err
 
@@ -263,7 +261,7 @@ def test_a_fetched_model_predicts(resumed: tuple[SubmittedStudy, Path], home: Pa
     assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
 
 
-def test_fetch_refuses_a_folder_inside_and_another_study(
+def test_fetch_refuses_a_folder_inside_the_output_folder_and_one_of_another_study(
     resumed: tuple[SubmittedStudy, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = resumed[0].out
@@ -290,15 +288,15 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 ) -> None:
     monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
     assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
-    said = capsys.readouterr().err
-    assert "is on a network file system (nfs4)" in said and "local disk" in said
+    stderr = capsys.readouterr().err
+    assert "is on a network file system (nfs4)" in stderr and "local disk" in stderr
     assert (tmp_path / "there" / "summary.json").exists() and not (tmp_path / "there" / "mlflow.db").exists()
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_where_its_records_are_looked_for(
+def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = SubmittedStudy(tmp_path, **SMALL)
@@ -331,7 +329,7 @@ def local(tmp_path: Path, **keys: Any) -> tuple[LocalQueue, Path]:
     return LocalQueue(Site(executor="local", **keys)), folder
 
 
-def test_a_job_of_this_machine_is_not_ended_by_the_time_limit_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
+def test_a_local_job_has_no_time_limit_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
     queue, folder = local(tmp_path, time="00:00:31", warning_s=10)
     script = "#!/bin/bash\nsleep 4\necho $SLURM_ARRAY_TASK_ID >> order\n"
     first = queue.submit(script, folder=folder, mark="modis-a", tasks=[3], after=[])
@@ -344,7 +342,7 @@ def test_a_job_of_this_machine_is_not_ended_by_the_time_limit_and_the_next_one_w
     assert (folder / "order").read_text() == "3\nlast\n"
 
 
-def test_a_task_that_fails_does_not_keep_the_next_from_running_and_a_cancelled_job_starts_none(tmp_path: Path) -> None:
+def test_local_tasks_run_after_a_failed_one_but_not_after_a_cancel(tmp_path: Path) -> None:
     queue, folder = local(tmp_path)
     failing = "#!/bin/bash\necho $SLURM_ARRAY_TASK_ID >> order\nexit 3\n"
     number = queue.submit(failing, folder=folder, mark="modis-a", tasks=[0, 1], after=[])

@@ -1,4 +1,4 @@
-"""A small study on its way to a cluster."""
+"""A small study for tests of submissions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +32,12 @@ def submitted(store: Path, out: Path, **keys: Any) -> submission.Submission:
 
 
 def finish_packs(out: Path, numbers: Sequence[int]) -> None:
-    """As if the tasks of these packs had ended."""
+    """Write results as if the tasks of these packs had finished."""
     conclude(out, [trial for number in numbers for trial in load(out).packs[number]])
 
 
 def conclude(out: Path, trials: Sequence[str]) -> None:
-    """As if these trials had a result."""
+    """Write a result for these trials."""
     for trial in trials:
         (out / "trials" / trial).mkdir(parents=True)
         (out / "trials" / trial / "result.json").write_text('{"status": "done", "reason": null}')
