@@ -126,7 +126,7 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         scratch=needed,
         scratch_folder=str(nodes.scratch_folder) if nodes.scratch_folder else None,
         scratch_problem=problem,
-        measured_on=torch.cuda.get_device_name() if on_gpu else "this machine's processor",
+        measured_on=torch.cuda.get_device_name() if on_gpu else "this machine's CPU",
     )
 
 

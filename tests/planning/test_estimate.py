@@ -150,7 +150,7 @@ class Clock:
 
 
 @pytest.mark.parametrize(
-    ("lengths", "turns", "found"),
+    ("lengths", "turns", "expected"),
     [
         ([9.0, 0.5, 0.2, 0.3, 0.1, 0.4, 0.0], 2, 0.5),  # the first warms up, and was long enough for all of them
         ([1.0, 0.5, 0.2, 0.7, 0.0], 4, 0.2),
@@ -159,14 +159,14 @@ class Clock:
     ],
 )
 def test_timing_has_a_warm_up_and_one_to_five_repeats(
-    lengths: list[float], turns: int, output: float, monkeypatch: pytest.MonkeyPatch
+    lengths: list[float], turns: int, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock, left = Clock(monkeypatch), list(lengths)
 
     def work() -> None:
         clock.now += left.pop(0)
 
-    assert shortest(work) == pytest.approx(output)
+    assert shortest(work) == pytest.approx(expected)
     assert len(lengths) - len(left) == turns
 
 
@@ -182,7 +182,7 @@ def test_a_study_for_a_gpu_cluster_is_estimated_on_a_machine_without_gpu_which_t
     capsys.readouterr()
     assert command(["submit", study, *arguments, *gpu]) == 0
     there = json.loads(capsys.readouterr().out)
-    assert there["gpu_hours"] is None and there["measured_on"] == "this machine's processor"
+    assert there["gpu_hours"] is None and there["measured_on"] == "this machine's CPU"
     assert (
         plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps_per_training"]
         == there["packs"][0]["steps_per_training"]

@@ -33,7 +33,7 @@ def form_of(study: Study, site: Site, *, requested: Form | None) -> tuple[Form, 
     trials, slots = _trials(study), allocation_slots(study, site)
     if trials <= slots:
         return "allocation", f"{site.nodes} node(s) train all {trials} trials at once"
-    return "array", f"{trials} trials, {site.nodes} node(s) train {slots} at once"
+    return "array", f"{trials} trials, but {site.nodes} node(s) train {slots} at once"
 
 
 def slots_of(study: Study, site: Site, form: Form) -> int:

@@ -334,7 +334,7 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     assert cli(tmp_path, store, out, "--dry-run") == 0
     stdout = capsys.readouterr().out
     assert (
-        "core-hours, measured on this machine's processor" in stdout
+        "core-hours, measured on this machine's CPU" in stdout
         and "#SBATCH --array=0-2%10" in stdout
         and "steps" in stdout
     )
