@@ -1,48 +1,48 @@
 #!/usr/bin/env bash
-# A throw-away Slurm on this machine, to try jobs on. `tools/slurm_cluster.sh --help` tells how.
+# A temporary Slurm cluster on this machine for tests; see `tools/slurm_cluster.sh --help`.
 #
-# Every daemon carries SLURM_CLUSTER_PART=<folder>:<part> in its environment, and Slurm gives every process of a job the
-# name of its cluster, which is made from the folder. By these two, and never by a pid in a file, processes are found.
+# Every daemon has SLURM_CLUSTER_PART=<folder>:<part> in its environment, and Slurm sets the cluster name, derived from
+# the folder, for every process of a job. Processes are found by these two variables, never by a pid file.
 set -euo pipefail
 umask 077
 export LC_ALL=C.UTF-8 PATH=$PATH:/usr/sbin:/sbin
 
-readonly START_SECONDS=120 LOCK_SECONDS=300 APT_SECONDS=300
+readonly START_SECONDS=300 LOCK_SECONDS=600 APT_SECONDS=300
 readonly MACHINE_LOCK=/run/lock/slurm_cluster
 readonly PACKAGES=(slurmctld slurmd slurm-client slurmdbd slurm-wlm-mysql-plugin munge mariadb-server-core mariadb-client-core)
 readonly PROGRAMS=(slurmctld slurmd srun sacct slurmdbd munged mariadbd mariadb-install-db my_print_defaults)
 
 help() {
   cat <<'HELP'
-A throw-away Slurm on this machine, to try jobs on: real daemons, emulated nodes, made-up GPUs, loopback only.
+A temporary Slurm cluster on this machine: real daemons, emulated nodes and GPUs, loopback only.
 
   tools/slurm_cluster.sh start DIR [--nodes N] [--cpus N] [--gpus N]
   tools/slurm_cluster.sh kill DIR NODE
   tools/slurm_cluster.sh revive DIR NODE
   tools/slurm_cluster.sh stop DIR [--purge]
 
-start   makes a cluster in the folder DIR: the nodes n1, n2, ... (2 of them, each with 4 CPUs and 2 GPUs, unless said
-        otherwise; they may claim more than the machine has). Missing Debian packages are installed. A cluster that is
-        well is left as it is; one that is not, or has other numbers, is taken down and made again, its history kept.
-kill    cuts a node's power: SIGKILL to its slurmd and to all that its jobs run. Slurm is told at once that the node is
-        down, so that its jobs are NODE_FAIL now and wait for another node, 6 seconds at least.
-revive  turns the node on again and waits until it takes jobs.
+start   creates a cluster in the folder DIR with nodes n1, n2, ... (default: 2 nodes with 4 CPUs and 2 GPUs each; they
+        may have more than the machine). Installs missing Debian packages. A healthy cluster is left as it is; one that
+        is not, or has other numbers, is stopped and created again with its job history.
+kill    simulates a power cut of a node: freezes its slurmd, job steps and jobs, then kills them, and sets the node
+        DOWN, so that its jobs become NODE_FAIL at once and are requeued (for at least 11 seconds).
+revive  starts the node again and waits until it accepts jobs.
 stop    cancels all jobs and ends every process of the cluster; --purge also removes its files from DIR.
 
-An example, as root:
+Example, as root:
 
   tools/slurm_cluster.sh start /tmp/slurm
-  . /tmp/slurm/env.sh                        # this shell talks to this cluster; others are not concerned
+  . /tmp/slurm/env.sh                        # this shell uses this cluster; other shells do not
   srun -N 2 --gpus-per-node 1 sh -c 'echo $SLURMD_NODENAME has GPU $CUDA_VISIBLE_DEVICES'
   job=$(sbatch --parsable --wrap 'sleep 60'); sacct -j $job
-  sbatch -p high -N 2 -c 4 --wrap 'sleep 5'  # preempts it: SIGTERM or the signal of --signal, 10 seconds later SIGKILL
+  sbatch -p high -N 2 -c 4 --wrap 'sleep 5'  # preempts it: SIGTERM or the signal of --signal, SIGKILL 30 seconds later
   tools/slurm_cluster.sh stop /tmp/slurm --purge
 
-Partitions: low (the default; its jobs are requeued when preempted) and high (preempts them). The GPUs are device files
-that work like /dev/null. Outside DIR there are only lines in /etc/hosts that name the nodes, until stop, and a lock in
-/run/lock. Several clusters run side by side, in folders of their own. Two calls for one folder wait for each other.
+Partitions: low (default; its jobs are requeued when preempted) and high (preempts them). The GPUs are device files that
+behave like /dev/null. Outside DIR, start writes the node names to /etc/hosts (stop removes them) and a lock to /run/lock.
+Several clusters can run side by side in separate folders. Calls for the same folder wait for each other.
 
-Exit code: 0 done, 1 an error (one line says which), 2 a wrong call.
+Exit codes: 0 done, 1 error (one line on standard error), 2 wrong usage.
 HELP
 }
 
@@ -58,7 +58,7 @@ wrong_call() {
 
 # --- processes ---
 
-with_entry() { # ENTRY: the processes that were started with this entry in their environment; zombies have none
+with_entry() { # ENTRY: the processes with this entry in their initial environment; zombies have none
   { grep -slzxF -- "$1" /proc/[0-9]*/environ || true; } | cut -d/ -f3 | sort
 }
 
@@ -79,16 +79,27 @@ with_descendants() { # PID...
     }'
 }
 
-node_processes() { # NODE: its slurmd, the parents of its job steps, and all that jobs run there
+node_processes() { # NODE: its slurmd, its slurmstepd processes and the processes of its jobs
   local jobs daemons
   jobs=$(comm -12 <(with_entry "SLURM_CLUSTER_NAME=$name") <(with_entry "SLURMD_NODENAME=$1"))
   daemons=$(part_processes "$1")
   with_descendants "$daemons" "$jobs"
 }
 
-send() { # SIGNAL PIDS: some may be gone already
+send() { # SIGNAL PIDS: some may have ended
   # shellcheck disable=SC2086 # several pids
   kill -s "$1" $2 2>/dev/null || true
+}
+
+freeze() { # COMMAND...: SIGSTOP to what the command lists, so that no daemon reports the death of a job that is killed
+  local pids
+  for _ in {1..100}; do
+    pids=$("$@")
+    send STOP "$pids"
+    # shellcheck disable=SC2046,SC2086 # several pids
+    grep -qsE '^State:[[:space:]]+[RSD]' $(printf '/proc/%s/status ' $pids) || return 0
+    sleep 0.02
+  done
 }
 
 kill_all() { # COMMAND...: SIGKILL to what the command lists, until it lists nothing
@@ -102,7 +113,7 @@ kill_all() { # COMMAND...: SIGKILL to what the command lists, until it lists not
   fail "processes of $dir cannot be killed: ${pids//$'\n'/ }"
 }
 
-end_all() { # COMMAND...: SIGTERM, and SIGKILL to what is left after some 15 seconds
+end_all() { # COMMAND...: SIGTERM, and SIGKILL after about 15 seconds
   local pids
   pids=$("$@")
   [ -n "$pids" ] || return 0
@@ -121,7 +132,7 @@ launch() { # PART COMMAND...
     </dev/null >>"$dir/log/$part.out" 2>&1 8>&- 9>&- || fail "$part does not start; $(last_words "$part")"
 }
 
-last_words() { # PART: where it logs, and its last error or line
+last_words() { # PART: its log file and the last error or line in it
   local last
   last=$(cat "$dir/log/$1.out" "$dir/log/$1.log" 2>/dev/null | awk '/error|Error|fatal|^E:/ { error = $0 } END { print error ? error : $0 }')
   echo "see $dir/log/$1.log: $last"
@@ -142,7 +153,7 @@ require_root() {
   [ "$(id -u)" = 0 ] || fail "only root can start, stop and kill nodes of a cluster; call it with sudo"
 }
 
-lock_machine() { # until the end of this script: free ports are free until they are taken, and apt-get is called once
+lock_machine() { # until this script ends: keeps free ports free, and runs apt-get once
   exec 9>"$MACHINE_LOCK"
   flock -w "$LOCK_SECONDS" 9 || fail "another cluster has been starting for $LOCK_SECONDS seconds: $MACHINE_LOCK is held"
 }
@@ -159,7 +170,7 @@ install_packages() {
   local policy=/usr/sbin/policy-rc.d made='' failed=''
   command -v apt-get >/dev/null || fail "no Slurm here and no apt-get to install it; needed: ${PACKAGES[*]}"
   echo "slurm_cluster: installing Debian packages: ${PACKAGES[*]}"
-  if [ ! -e "$policy" ]; then # else the packages would start daemons of their own
+  if [ ! -e "$policy" ]; then # keeps the packages from starting their daemons
     made=$policy
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
@@ -180,16 +191,16 @@ apt_get() {
   )
 }
 
-loopback_address() { # Slurm's daemons listen where the host's name leads
+loopback_address() { # Slurm's daemons listen on the address of the host name
   local address
   address=$(getent ahostsv4 "$(hostname)" | awk 'NR == 1 { print $1 }') || true
   case $address in
     127.*) echo "$address" ;;
-    *) fail "the host name $(hostname) leads to '$address', not to loopback; put '127.0.0.1 $(hostname)' first in /etc/hosts" ;;
+    *) fail "the host name $(hostname) resolves to '$address', not to loopback; put '127.0.0.1 $(hostname)' first in /etc/hosts" ;;
   esac
 }
 
-free_ports() { # COUNT: below those that the system gives to clients
+free_ports() { # COUNT: below the ephemeral port range
   local port found=0
   for port in $(shuf -i 20000-31999); do
     [ "$found" -lt "$1" ] || return 0
@@ -200,43 +211,43 @@ free_ports() { # COUNT: below those that the system gives to clients
   done
 }
 
-alone_with_hosts() { # COMMAND: other clusters do not change /etc/hosts meanwhile
+alone_with_hosts() { # COMMAND: run with a lock on /etc/hosts
   (
     flock -w 60 7 || fail "/etc/hosts is locked by another process"
     "$@"
   ) 7</etc/hosts
 }
 
-name_nodes() { # in /etc/hosts, which may be a mount and so is never replaced by another file
+name_nodes() { # in /etc/hosts, which may be a mount point and is therefore edited in place
   local i
   forget_nodes
   [ -z "$(tail -c 1 /etc/hosts)" ] || echo >>/etc/hosts
   for ((i = 1; i <= nodes; i++)); do echo "127.0.0.$((10 + i)) n$i # slurm_cluster $dir"; done >>/etc/hosts
   for ((i = 1; i <= nodes; i++)); do
     [ "$(getent ahostsv4 "n$i" | awk 'NR == 1 { print $1 }')" = "127.0.0.$((10 + i))" ] ||
-      fail "the name n$i leads elsewhere than to 127.0.0.$((10 + i)) here; look for it in /etc/hosts"
+      fail "the name n$i does not resolve to 127.0.0.$((10 + i)); check /etc/hosts"
   done
 }
 
-forget_nodes() { # only the lines of this folder; other clusters may name the same nodes
+forget_nodes() { # only the lines of this folder; other clusters may use the same node names
   local others
   grep -qF "# slurm_cluster $dir" /etc/hosts || return 0
   others=$(awk -v ours="# slurm_cluster $dir" 'substr($0, length($0) - length(ours) + 1) != ours' /etc/hosts)
-  printf '%s\n' "$others" | dd of=/etc/hosts bs=1M iflag=fullblock conv=notrunc status=none # nobody is to see it empty
+  printf '%s\n' "$others" | dd of=/etc/hosts bs=1M iflag=fullblock conv=notrunc status=none # never empty for readers
   truncate -s "$(printf '%s\n' "$others" | wc -c)" /etc/hosts
 }
 
 # --- files ---
 
-folder() { # DIR: sets what follows from it
+folder() { # DIR: set the variables derived from it
   dir=$(cd -- "$1" 2>/dev/null && pwd -P) || fail "no folder $1"
-  [[ $dir =~ ^[A-Za-z0-9._/+-]+$ ]] || fail "slurm.conf cannot hold the path $dir; use letters, digits and ._/+-"
+  [[ $dir =~ ^[A-Za-z0-9._/+-]+$ ]] || fail "the path $dir has characters that slurm.conf does not allow; use letters, digits and ._/+-"
   [ ${#dir} -le 80 ] || fail "the path of DIR is too long for sockets, ${#dir} letters: $dir; at most 80"
   export SLURM_CONF=$dir/etc/slurm.conf
   name=dev$(printf '%s' "$dir" | sha256sum | cut -c 1-12)
-  [ "${SLURM_CLUSTER_NAME-}" != "$name" ] || fail "this is called by a job of the cluster in $dir; call it from outside"
+  [ "${SLURM_CLUSTER_NAME-}" != "$name" ] || fail "called from a job of the cluster in $dir; call it from outside"
   exec 8<"$dir"
-  flock -w "$LOCK_SECONDS" 8 || fail "another call has been at work in $dir for $LOCK_SECONDS seconds"
+  flock -w "$LOCK_SECONDS" 8 || fail "another call has locked $dir for $LOCK_SECONDS seconds"
 }
 
 existing_cluster() { # DIR
@@ -253,7 +264,7 @@ node_names() {
   sed -n 's/^NodeName=\(n[0-9]*\) .*/\1/p' "$SLURM_CONF" 2>/dev/null | paste -sd ' '
 }
 
-node_list() { # as Slurm writes it
+node_list() { # in Slurm's notation
   if [ "$nodes" = 1 ]; then echo n1; else echo "n[1-$nodes]"; fi
 }
 
@@ -274,7 +285,7 @@ case :\$PATH: in *:/usr/sbin:*) ;; *) export PATH=\$PATH:/usr/sbin ;; esac
 ENV
 }
 
-write_gpus() { # Slurm counts only device files
+write_gpus() { # Slurm accepts only device files
   local i
   rm -f "$dir"/gpus/*
   echo "AutoDetect=off" >"$dir/etc/gres.conf"
@@ -302,7 +313,7 @@ StorageLoc=slurm
 CONF
 }
 
-write_slurm_conf() { # PORT...
+write_slurm_conf() { # PORT...; time limits are generous: a busy machine must not look like a lost node
   local i
   cat >"$SLURM_CONF" <<CONF
 ClusterName=$name
@@ -311,7 +322,7 @@ SlurmctldPort=$1
 SlurmUser=root
 SlurmdUser=root
 AuthType=auth/munge
-AuthInfo=socket=$dir/run/munge,cred_expire=5
+AuthInfo=socket=$dir/run/munge,cred_expire=10
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 StateSaveLocation=$dir/state
 SlurmdSpoolDir=$dir/spool/%n
@@ -337,17 +348,17 @@ PreemptMode=REQUEUE
 PriorityType=priority/basic
 SchedulerType=sched/backfill
 SchedulerParameters=bf_interval=1,sched_interval=2,sched_min_interval=0,batch_sched_delay=0
-KillWait=3
+KillWait=30
 CompleteWait=0
 InactiveLimit=0
 MinJobAge=86400
 FirstJobId=$(($(date +%s) % 60000000))
-SlurmctldTimeout=30
-SlurmdTimeout=10
-MessageTimeout=10
-TCPTimeout=2
-BatchStartTimeout=10
-UnkillableStepTimeout=20
+SlurmctldTimeout=300
+SlurmdTimeout=300
+MessageTimeout=60
+TCPTimeout=10
+BatchStartTimeout=120
+UnkillableStepTimeout=120
 AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=$address
 AccountingStoragePort=$2
@@ -355,7 +366,7 @@ AccountingStoragePass=$dir/run/munge
 AccountingStorageTRES=gres/gpu
 NodeName=DEFAULT CPUs=$cpus Boards=1 SocketsPerBoard=1 CoresPerSocket=$cpus ThreadsPerCore=1 RealMemory=4000 Gres=gpu:$gpus
 PartitionName=DEFAULT Nodes=$(node_list) MaxTime=INFINITE DefaultTime=60 State=UP
-PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=10
+PartitionName=low Default=YES PriorityTier=1 PreemptMode=REQUEUE GraceTime=30
 PartitionName=high Default=NO PriorityTier=10 PreemptMode=OFF
 CONF
   shift 2
@@ -367,14 +378,14 @@ CONF
 
 # --- daemons ---
 
-start_munged() { # by force, for it would have a socket that other users reach
+start_munged() { # --force: munged wants a socket that other users can reach
   rm -f "$dir/run/munge" "$dir/run/munge.lock"
   launch munged munged --force --key-file="$dir/etc/munge.key" --socket="$dir/run/munge" --pid-file="$dir/run/munged.pid" \
     --log-file="$dir/log/munged.log" --seed-file="$dir/state/munge.seed" --num-threads=2
   wait_until munged eval "munge -S '$dir/run/munge' -n | unmunge -S '$dir/run/munge'"
 }
 
-start_mariadbd() { # reached by a socket alone; root of the machine is its root
+start_mariadbd() { # reachable by a socket only, as root
   local options=(--no-defaults --user=root --innodb-log-file-size=16M)
   if [ ! -d "$dir/database" ]; then
     rm -rf "$dir/database.new"
@@ -392,14 +403,14 @@ start_mariadbd() { # reached by a socket alone; root of the machine is its root
 start_accounting() {
   start_mariadbd
   launch slurmdbd env MYSQL_UNIX_PORT="$dir/run/mariadb" slurmdbd
-  wait_until slurmdbd timeout 5 sacctmgr -n show cluster
+  wait_until slurmdbd timeout 60 sacctmgr -n show cluster
   [ -n "$(sacctmgr -n show cluster "$name")" ] || launch slurmdbd sacctmgr -i add cluster "$name"
 }
 
 start_slurm() {
   local i
   launch slurmctld slurmctld
-  wait_until slurmctld timeout 5 scontrol ping
+  wait_until slurmctld timeout 60 scontrol ping
   for ((i = 1; i <= nodes; i++)); do start_node "n$i"; done
   for ((i = 1; i <= nodes; i++)); do wait_until "n$i" node_takes_jobs "n$i"; done
   wait_until slurmdbd accounting_answers
@@ -410,14 +421,14 @@ start_node() { # NODE
 }
 
 node_takes_jobs() { # NODE
-  case $(timeout 5 sinfo -h -p low -n "$1" -o %t) in
+  case $(timeout 60 sinfo -h -p low -n "$1" -o %t) in
     idle | mix | alloc | comp) ;;
     *) return 1 ;;
   esac
 }
 
 accounting_answers() {
-  timeout 5 sacct -n -X -o JobID
+  timeout 60 sacct -n -X -o JobID
 }
 
 parts() {
@@ -425,7 +436,7 @@ parts() {
   node_names
 }
 
-is_well() { # as the settings want it
+is_well() { # all parts run with the requested settings
   local part
   [ "$(cat "$dir/settings")" = "$settings" ] || return 1
   for part in $(parts); do [ -n "$(part_processes "$part")" ] || return 1; done
@@ -434,10 +445,10 @@ is_well() { # as the settings want it
 }
 
 cancel_jobs() {
-  [ -n "$(part_processes slurmctld)" ] && timeout 3 scontrol ping >/dev/null 2>&1 || return 0
-  timeout 5 squeue -h -o %A | sort -u | xargs -r timeout 5 scancel 2>/dev/null || true
+  [ -n "$(part_processes slurmctld)" ] && timeout 60 scontrol ping >/dev/null 2>&1 || return 0
+  timeout 60 squeue -h -o %A | sort -u | xargs -r timeout 60 scancel 2>/dev/null || true
   for _ in {1..80}; do
-    [ -n "$(timeout 5 squeue -h 2>/dev/null)" ] || return 0
+    [ -n "$(timeout 60 squeue -h 2>/dev/null)" ] || return 0
     sleep 0.1
   done
 }
@@ -458,7 +469,7 @@ start() { # DIR
   if [ -f "$dir/settings" ]; then
     if ! programs_missing && is_well; then tell_use && return; fi
   elif [ -n "$(ls -A "$dir")" ]; then
-    fail "$dir has other files in it; give a folder that is new or empty"
+    fail "$dir contains other files; use a new or empty folder"
   fi
   lock_machine
   mkdir -p "$dir/log"
@@ -485,8 +496,9 @@ tell_use() {
 kill_node() { # DIR NODE
   require_root
   existing_node "$@"
+  freeze node_processes "$2"
   kill_all node_processes "$2"
-  scontrol update NodeName="$2" State=DOWN Reason="power cut" 8>&- || fail "slurmctld does not hear that $2 is down"
+  scontrol update NodeName="$2" State=DOWN Reason="power cut" 8>&- || fail "slurmctld does not set $2 DOWN"
   echo "slurm_cluster: $2 is dead"
 }
 

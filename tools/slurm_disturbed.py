@@ -1,9 +1,9 @@
-"""What disturbances cost a study on a real Slurm: seconds lost, and that the results do not change.
+"""Cost of disturbances of a study on a real Slurm cluster: seconds lost, and a check that results do not change.
 
-`python tools/slurm_disturbed.py` (as root, on an idle machine) starts a throw-away cluster of two nodes and puts the
-quickstart study on it as an array and as an allocation: undisturbed, preempted, requeued, with a lost node, and with
-time limits that it must exceed. Each is compared with the same study at home, bit for bit; exit 3 if one differs.
-Seconds lost are those beyond the undisturbed run of the same form; in some six of them a requeued job waits here.
+`python tools/slurm_disturbed.py` (as root, on an idle machine) starts a temporary cluster of two nodes and submits the
+quickstart study as an array and as an allocation: undisturbed, preempted, requeued, with a node failure, and with time
+limits that it exceeds. Each result is compared with a local run, bit for bit; exit code 3 if one differs. Seconds lost
+are relative to the undisturbed run of the same form; about eleven of them are Slurm's minimum delay of a requeue.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from tests.real_slurm.cluster import Cluster, running
 from tests.real_slurm.studies import PARTS, Submitted, command, submitted, summary, write_profile
 
 STUDY = Path(__file__).resolve().parents[1] / "tune_spaces" / "quickstart.yaml"
-LIMITS = {"array": "00:01:00", "allocation": "00:02:00"}  # Slurm looks every half minute, may warn a minute early
+LIMITS = {"array": "00:01:00", "allocation": "00:02:00"}  # Slurm checks every 30 s and may signal a minute early
 TASK = {"array": "{}_0", "allocation": "{}"}
 
 
 def nothing(study: Submitted, job: str) -> None:
-    """Leave it alone; its profile may have a time limit."""
+    """Do nothing; the profile may have a time limit."""
 
 
 def requeue(study: Submitted, job: str) -> None:
-    """As an administrator does."""
+    """Requeue a job as an administrator."""
     study.cluster.run("scontrol", "requeue", job)
 
 
@@ -48,7 +48,7 @@ DISTURBANCES: dict[str, Callable[[Submitted, str], None]] = {
 
 
 def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance: str) -> dict[str, Any]:
-    """Submit the study, disturb it when its first pack is half done, and wait for its end."""
+    """Submit the study, disturb it when a pack is half done, and wait for its end."""
     keys: dict[str, Any] = {"memory": "1800M"}
     if disturbance == "time limit":
         keys |= {"time": LIMITS[form], "warning_s": 20}
@@ -69,7 +69,7 @@ def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance
 
 
 def half_done(out: Path) -> bool:
-    """Whether some pack of the search is in the middle of its training."""
+    """Return whether a pack of the search has trained half of its epochs."""
     packs = json.loads(command("status", str(out), "--json"))["packs"]
     return any(pack["epoch"] * 2 >= (pack["epochs"] or 1) for pack in packs)
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=sorted(TASK), default=["array", "allocation"])
     parser.add_argument("--disturbances", nargs="+", choices=list(DISTURBANCES), default=list(DISTURBANCES))
-    parser.add_argument("--epochs", type=int, default=None, help="of each training; those of the quickstart by default")
+    parser.add_argument("--epochs", type=int, default=None, help="epochs per training; default: as in the quickstart")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
     overrides = ["sweep.resources.cpus=1", "sweep.executor=local"]
@@ -120,12 +120,12 @@ def main() -> None:
 
 
 def in_environment(cluster: Cluster) -> None:
-    """Have this process, and what it starts, find the cluster."""
+    """Set the environment of the cluster for this process and its children."""
     os.environ.update({name: cluster.env[name] for name in ("SLURM_CONF", "MUNGE_SOCKET", "PATH")})
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """For people."""
+    """Print the results as a table."""
     table = empty("form", "disturbance")
     numbers(table, "seconds", "lost", "started again", "results")
     for row in rows:

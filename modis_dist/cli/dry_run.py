@@ -1,225 +1,138 @@
-"""What a study will come to, before anything of it is started: trials, packs, time and disk."""
+"""Printing of `--dry-run`: the plan of a study (`tune`) and its jobs (`submit`)."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from rich.table import Table
 
-    from modis_dist.execution.run_pack import Pack
-    from modis_dist.planning.estimate import Cost, Probed
-    from modis_dist.study.plan import Plan
+    from modis_dist.config.cluster import Site
+    from modis_dist.planning.estimate import PackEstimate, StudyEstimate
+    from modis_dist.planning.submission import SubmissionEstimate
 
 TRIALS_SHOWN = 20
 
 
-def foreseen(
-    planned: "Plan",
-    place: Path,
-    *,
-    folder: Path,
-    slots: int,
-    refit_slots: int,
-    threads: int,
-    start_s: float,
-    elsewhere: bool = False,
-    memory: int | None = None,
-    temporary: Path | None = None,
-) -> dict[str, Any]:
-    """What is left to do in a place and about what it costs, as plain values; results are to go to a folder.
-
-    ``elsewhere``: it will be trained on other nodes; what it takes there is probed on what this machine has.
-    ``memory`` is what such a node has, in bytes, where that is known; ``temporary`` the folder for features that are
-    kept on a disk, where it is one of this machine.
-    """
-    import torch
-
-    from modis_dist.execution.run_pack import unfinished_packs
-    from modis_dist.planning.estimate import as_rows, costs, disk_bytes, first_round, refits, sizes_of, wall_seconds
-    from modis_dist.planning.pack_sizes import compared, footprints
-
-    here = torch.cuda.is_available() and (elsewhere or planned.on_gpu)
-    known: Probed = {}
-
-    def cost(packs: "list[Pack]") -> "list[Cost]":
-        sizes = sizes_of(planned, packs)
-        return costs(
-            packs, sizes, planned.selection_of, threads=threads, folder=folder, known=known, elsewhere=elsewhere
-        )
-
-    search, again = unfinished_packs(place, planned.packs()), refits(planned)
-    first = first_round(planned)  # as large as those whose configurations are not known yet
-    found, later, of_round = (cost(packs) for packs in (search, again, first))
-    memories = [footprints(planned, packs, limit=memory) for packs in (search, again)]
-    kept = [_on_disk(planned, packs, limit=memory) for packs in (search, again, first)]
-    listed = listed_trials(planned, place)
-    wanted = bool(search) and planned.study.sweep.packing.enabled
-    as_there = here or not planned.on_gpu  # a processor's times say nothing about packs on a GPU
-    other_sizes = compared(planned, cost, slots=slots, limit=memory) if wanted and as_there else []
-    refit_s = wall_seconds(later, slots=refit_slots)
-    seconds = wall_seconds(found, slots=slots) + refit_s + planned.to_come * wall_seconds(of_round, slots=slots)
-    return {
-        "study": planned.study.name,
-        "trials": len(listed),
-        "done": sum(trial["done"] for trial in listed),
-        "list": listed,
-        "packs": as_rows(search, found, memories[0], kept[0]),
-        "refit_packs": as_rows(again, later, memories[1], kept[1]),
-        "pack_sizes": other_sizes,
-        "pack_sizes_need_gpu": wanted and not as_there,
-        "slots": slots,
-        "later_trials": round(planned.to_come * sum(cost.trials for cost in of_round)),
-        "seconds": seconds + start_s,
-        "refit_seconds": refit_s,
-        "pack_seconds": sum(c.seconds for c in found + later) + planned.to_come * sum(c.seconds for c in of_round),
-        "bytes": disk_bytes(found + later, slots=slots) + round(planned.to_come * sum(cost.bytes for cost in of_round)),
-        "measured_on": torch.cuda.get_device_name() if here else "this machine's processor",
-    } | _scratch(kept, slots=(slots, refit_slots, slots), temporary=temporary)
-
-
-def _scratch(kept: "Sequence[list[int]]", *, slots: "Sequence[int]", temporary: Path | None) -> dict[str, Any]:
-    """Of stages with packs that keep so many bytes of features on a disk: the most at once, and whether they fit."""
-    from modis_dist.data.store.arrays import insufficient_scratch
-    from modis_dist.planning.estimate import at_once
-
-    most = max(at_once(sizes, slots=count) for sizes, count in zip(kept, slots, strict=True))
-    problem = insufficient_scratch(most) if most and temporary else None
-    if problem and insufficient_scratch(max(max(sizes, default=0) for sizes in kept)) is None:
-        problem += "; or train fewer packs at once (sweep.resources), of which one alone has room"
-    return {"scratch": most, "scratch_folder": str(temporary) if temporary else None, "scratch_problem": problem}
-
-
-def _on_disk(planned: "Plan", packs: "Sequence[Pack]", *, limit: int | None) -> list[int]:
-    from modis_dist.execution.memory import on_disk
-
-    return [on_disk(pack, planned.store, planned.selection_of, limit=limit) for pack in packs]
-
-
-def listed_trials(planned: "Plan", place: Path) -> list[dict[str, Any]]:
-    """Every trial, and whether it is done."""
-    from modis_dist.study.manifest import unique
-    from modis_dist.study.plan import is_done
-
-    return [
-        {
-            "id": trial.id,
-            "name": trial.name,
-            "condition": trial.condition,
-            "params": trial.params,
-            "fold": trial.fold,
-            "seed": trial.run.seed,
-            "done": is_done(place, trial),
-        }
-        for trial in unique(planned.manifest.trials)
-    ]
-
-
-def print_plan(plain: dict[str, Any]) -> None:
-    """The trials, the packs and what they cost, in tables and a line."""
+def print_plan(estimate: "StudyEstimate") -> None:
+    """Print trials, packs and what they cost."""
     from modis_dist.cli.display import duration, size
     from modis_dist.report.terminal import show, stdout
 
     console = stdout()
-    show([(f"{plain['study']}: {plain['trials']} trials", _trials(plain))], console)
-    if plain["trials"] > TRIALS_SHOWN:
-        console.print(f"... and {plain['trials'] - TRIALS_SHOWN} more; --json lists all")
-    show([("Packs that are left, then the refit", _packs(plain))], console)
-    if plain["pack_sizes"]:
-        show([("All trials of the search, in packs of other sizes", _pack_sizes(plain["pack_sizes"]))], console)
-        console.print(_advice(plain["pack_sizes"]), soft_wrap=True, markup=False, highlight=False)
-    if plain["pack_sizes_need_gpu"]:
-        line = "Packs of other sizes were not compared, for this machine has no GPU; a dry run on a node with one does."
-        console.print(line, soft_wrap=True, markup=False, highlight=False)
-    unknown = (
-        f" {plain['later_trials']} trials of later rounds are not known yet; they are counted like those of the first."
-        if plain["later_trials"]
-        else ""
+    show([(f"{estimate.study}: {estimate.trials} trials", _trials(estimate))], console)
+    if estimate.trials > TRIALS_SHOWN:
+        console.print(f"... and {estimate.trials - TRIALS_SHOWN} more; --json lists all")
+    show([("Packs to train, then the refit", _packs(estimate))], console)
+    _say(
+        f"{estimate.done} of {estimate.trials} trials are done. The other trials ({len(estimate.packs)} packs, "
+        f"{estimate.slots} at a time) and the refit take about {duration(estimate.seconds)} on "
+        f"{estimate.measured_on}, without early stopping or pruning, and {size(estimate.bytes)} of disk."
     )
-    console.print(
-        f"{plain['done']} of {plain['trials']} trials are done; the rest in {len(plain['packs'])} packs, "
-        f"{plain['slots']} at a time, and the refit: about {duration(plain['seconds'])} on {plain['measured_on']}, "
-        f"without early stopping or pruning, {size(plain['bytes'])} of disk.{unknown} Nothing was started.",
-        soft_wrap=True,
-        markup=False,
-    )
-    if plain["scratch"]:
-        console.print(_features_on_disk(plain), soft_wrap=True, markup=False)
+    if estimate.later_trials:
+        _say(f"{estimate.later_trials} trials of later rounds depend on results; each round is counted like the first.")
+    if estimate.scratch:
+        _say(_features_on_disk(estimate))
+    _say("Dry run: nothing was started.")
 
 
-def _pack_sizes(rows: "Sequence[dict[str, Any]]") -> "Table":
-    """What each takes."""
-    from modis_dist.cli.display import duration, size
-    from modis_dist.report.tables import add, empty, finished, numbers
+def print_submission(estimate: "SubmissionEstimate", site: "Site") -> None:
+    """Print the plan, the cost, warnings and job scripts."""
+    from modis_dist.cli.doctor import print_finding
 
-    on_gpu = any(row["gpu_memory"] for row in rows)
-    table = empty("max_trials")
-    numbers(table, "packs", "time", "memory", *["GPU"] * on_gpu)
-    for row in rows:
-        cells = [str(row["packs"]), duration(row["seconds"]), size(row["memory"])]
-        cells += [size(row["gpu_memory"])] * on_gpu
-        add(table, f"{row['max_trials']}{', as planned' * row['planned']}", *cells)
+    print_plan(estimate.plan)
+    _say(f"form: {estimate.form} ({estimate.why})")
+    _say(f"cost: {_cost(estimate, site)}")
+    if estimate.longest_s > site.seconds and site.executor == "slurm":
+        _say(f"time limit: {_time_limit(estimate, site)}")
+    for finding in estimate.findings:
+        print_finding(finding)
+    for name, text in estimate.scripts.items():
+        _say(f"--- {name}")
+        _say(text.rstrip())
+
+
+def _say(line: str) -> None:
+    from modis_dist.report.terminal import stdout
+
+    stdout().print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _trials(estimate: "StudyEstimate") -> "Table":
+    from modis_dist.report.tables import add, empty, finished, numbers, parameters
+    from modis_dist.runtime.text import plain
+
+    table = empty("trial")
+    parameters(table, "settings")
+    if estimate.done:
+        numbers(table, "")
+    for trial in estimate.trial_list[:TRIALS_SHOWN]:
+        add(table, trial.id, plain(trial.name, limit=200), *(["done" * trial.done] if estimate.done else []))
     return finished(table)
 
 
-def _advice(rows: "Sequence[dict[str, Any]]") -> str:
-    """Whether another size would be clearly faster."""
-    from modis_dist.cli.display import duration
-    from modis_dist.planning.pack_sizes import better
+def _packs(estimate: "StudyEstimate") -> "Table":
+    """Return the table of packs; packs that look alike share a row."""
+    from modis_dist.report.tables import add, empty, finished, numbers
 
-    found = better(rows)
-    if found is None:
-        return "No other size of packs is clearly faster."
-    now, best = found
-    gain = f"{duration(best['seconds'])} instead of {duration(now['seconds'])}"
-    return f"sweep.packing.max_trials: {best['max_trials']} would take {gain}, with the same results but for rounding."
+    packs = [*estimate.packs, *estimate.refit_packs]
+    on_gpu, on_disk = any(pack.gpu_memory for pack in packs), any(pack.scratch for pack in packs)
+    table = empty("packs")
+    columns = ["trials", "steps per training", "time", "saving", "memory", *["GPU"] * on_gpu, "disk"]
+    numbers(table, *columns, *["scratch"] * on_disk)
+    rows: dict[tuple[str, ...], int] = {}
+    for stage, pack in [
+        *(("", pack) for pack in estimate.packs),
+        *((", refit", pack) for pack in estimate.refit_packs),
+    ]:
+        row = (stage, *_cells(pack, on_gpu=on_gpu, on_disk=on_disk))
+        rows[row] = rows.get(row, 0) + 1
+    for (stage, *cells), count in rows.items():
+        add(table, f"{count}{stage}", *cells)
+    note = "saving: time spent on checkpoints; memory: computed from sizes, not measured"
+    return finished(table, f"{note}; scratch: features in the temporary folder" if on_disk else note)
 
 
-def _features_on_disk(plain: dict[str, Any]) -> str:
-    """How much room features take in the temporary folder, and whether it has that."""
+def _cells(pack: "PackEstimate", *, on_gpu: bool, on_disk: bool) -> list[str]:
+    from modis_dist.cli.display import duration, size
+
+    cells = [str(pack.trials), f"{pack.steps_per_training:,}", duration(pack.seconds), duration(pack.saving_s)]
+    sizes = [pack.memory, *[pack.gpu_memory] * on_gpu, pack.bytes, *[pack.scratch] * on_disk]
+    return cells + [size(bytes_) for bytes_ in sizes]
+
+
+def _features_on_disk(estimate: "StudyEstimate") -> str:
     from modis_dist.cli.display import size
 
-    if plain["scratch_problem"]:
-        return f"note: {plain['scratch_problem']}"
-    most = f"{size(plain['scratch'])} of features are kept on a disk at once"
-    if plain["scratch_folder"]:
-        return f"{most}, in {plain['scratch_folder']} (TMPDIR), which has room for them."
-    one = size(max(row["scratch"] for row in [*plain["packs"], *plain["refit_packs"]]))
-    return f"{most}, up to {one} for a pack in the temporary folder of its node; its room cannot be seen from here."
+    if estimate.scratch_problem:
+        return f"warning: {estimate.scratch_problem}"
+    peak = f"Features in temporary folders: at most {size(estimate.scratch)} at once"
+    if estimate.scratch_folder:
+        return f"{peak}, in {estimate.scratch_folder} (TMPDIR), which has enough free space."
+    one = size(max(pack.scratch for pack in [*estimate.packs, *estimate.refit_packs]))
+    return f"{peak}, up to {one} per pack; check the free space on the nodes."
 
 
-def _trials(plain: dict[str, Any]) -> "Table":
-    from modis_dist.report.tables import add, empty, finished, numbers, parameters
-    from modis_dist.runtime.text import plain as readable
-
-    table, some_done = empty("trial"), plain["done"] > 0
-    parameters(table, "settings")
-    if some_done:
-        numbers(table, "")
-    for trial in plain["list"][:TRIALS_SHOWN]:
-        done = ["done" if trial["done"] else ""] if some_done else []
-        add(table, trial["id"], readable(trial["name"], limit=200), *done)
-    return finished(table)
+def _cost(estimate: "SubmissionEstimate", site: "Site") -> str:
+    if estimate.gpu_hours is None or estimate.core_hours is None:
+        return (
+            f"GPU-hours unknown, this machine has no GPU; on its CPU the jobs would take "
+            f"{_rounded(estimate.job_hours)} hours. Run the same command on a node with a GPU to measure GPU-hours"
+        )
+    gpus = f"{_rounded(estimate.gpu_hours)} GPU-hours, " if site.gpus else ""
+    return f"about {gpus}{_rounded(estimate.core_hours)} core-hours, measured on {estimate.plan.measured_on}"
 
 
-def _packs(plain: dict[str, Any]) -> "Table":
-    """Packs that are alike as far as it is shown share a line."""
-    from modis_dist.cli.display import duration, size
-    from modis_dist.report.tables import add, empty, finished, numbers
+def _time_limit(estimate: "SubmissionEstimate", site: "Site") -> str:
+    from math import ceil
 
-    on_gpu = any(row["gpu_memory"] for row in plain["packs"])
-    table = empty("packs")
-    kept = any(row["scratch"] for row in [*plain["packs"], *plain["refit_packs"]])
-    numbers(table, "trials", "steps", "time", "saving", "memory", *["GPU"] * on_gpu, "disk", *["features"] * kept)
-    alike: dict[tuple[str, ...], int] = {}
-    for stage, rows in (("search", plain["packs"]), ("refit", plain["refit_packs"])):
-        for row in rows:
-            cells = [str(row["trials"]), f"{row['steps']:,}", duration(row["seconds"]), duration(row["saving_s"])]
-            sizes = ("memory", *["gpu_memory"] * on_gpu, "bytes", *["scratch"] * kept)
-            cells += [size(row[key]) for key in sizes]
-            alike[stage, *cells] = alike.get((stage, *cells), 0) + 1
-    for (stage, *cells), count in alike.items():
-        add(table, f"{count}, the refit" if stage == "refit" else str(count), *cells)
-    note = "saving: of the time, that of its checkpoints; memory: counted from sizes, not measured"
-    return finished(table, f"{note}; features: on a disk while it is trained" if kept else note)
+    from modis_dist.cli.display import duration
+
+    starts = ceil(estimate.longest_s / site.seconds)
+    problem = "" if starts <= site.requeues + 1 else f"; requeues allows {site.requeues}: raise time or requeues"
+    return (
+        f"{estimate.longest_job} takes {duration(estimate.longest_s)}, time is {site.time}; it saves and is requeued "
+        f"about {starts - 1} times{problem}"
+    )
+
+
+def _rounded(number: float) -> str:
+    return f"{number:,.0f}" if number >= 100 else f"{number:.2g}"

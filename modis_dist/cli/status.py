@@ -1,4 +1,4 @@
-"""`modis-dist status DIR`: how far a study, a submission or a training is, whether it lives, and what to do next."""
+"""`modis-dist status DIR`: progress and state of a study, a submission or a training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,11 +29,11 @@ def status(
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Show how far a study or a training is: trials, time left, failures, and what to do. Changes nothing.
+    """Show the progress of a study or a training: trials, time left, failures, next step. Changes nothing.
 
     Example: `modis-dist status runs/quickstart`
 
-    What was put on a cluster can be waited for: `modis-dist status /scratch/me/mine --wait`
+    Wait for a submission: `modis-dist status /scratch/me/mine --wait`
     """
     import time
     from dataclasses import asdict
@@ -43,49 +43,51 @@ def status(
     from modis_dist.study.status import status as status_of
 
     if (directory / "submission" / "submission.json").exists():
-        from modis_dist.integrations.slurm.submission_status import standing
+        from modis_dist.integrations.slurm.submission_status import submission_status
 
         if wait:
             wait_for_end(directory.absolute(), as_json=as_json)
             return
-        on_cluster = standing(directory.absolute())
+        on_cluster = submission_status(directory.absolute())
         if as_json:
-            jobs = {key: value for key, value in asdict(on_cluster).items() if key not in {"study", "state", "advice"}}
-            told = {"state": on_cluster.state, "advice": on_cluster.advice, "submission": jobs}
-            print_json(asdict(on_cluster.study) | told)
+            values = asdict(on_cluster)
+            top = {**values.pop("study"), "state": values.pop("state"), "advice": values.pop("advice")}
+            print_json({**top, "submission": values})
         else:
             _print_submission(on_cluster, now=time.time())
         return
     if wait:
-        raise UserError(f"--wait: {shown(str(directory))}: nothing was submitted from here; its own command waits")
-    found = status_of(directory)
+        raise UserError(
+            f"--wait: {shown(str(directory))}: no submission in this folder; only submissions can be waited for"
+        )
+    progress = status_of(directory)
     if as_json:
-        print_json(asdict(found))
+        print_json(asdict(progress))
         return
-    by = f" by process {found.holder.pid} on {found.holder.host}" if found.holder else ""
-    _say(f"{found.name}: {found.state}{by}; stage: {found.stage}")
-    _print(found, now=time.time())
-    _say(f"next: {found.advice}")
+    by = f" by process {progress.holder.pid} on {progress.holder.host}" if progress.holder else ""
+    _say(f"{progress.name}: {progress.state}{by}; stage: {progress.stage}")
+    _print(progress, now=time.time())
+    _say(f"next: {progress.advice}")
 
 
-def _print_submission(found: "SubmissionStatus", *, now: float) -> None:
+def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
     from modis_dist.runtime.text import shown
 
-    _say(f"{found.study.name}: {found.state}, submitted as {found.form}; stage: {found.study.stage}")
-    _print(found.study, now=now, tasks=found.tasks)
-    for jobs in found.jobs:
-        states = (
-            ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "not known to the queue any more"
-        )
-        _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.waits_for})' if jobs.waits_for else ''}")
-    if found.restarts:
-        _say(f"queued again: {found.restarts} times in all")
-    if found.other_program:
-        few = ", ".join(found.other_program[:3]) + ", ..." * (len(found.other_program) > 3)
-        _say(f"note: the program was changed after submitting; {len(found.other_program)} job(s) ran changed: {few}")
-    for name, reason in list(found.failed.items())[:FAILURES_SHOWN]:
+    _say(
+        f"{submission.study.name}: {submission.state}, submitted as {submission.form}; stage: {submission.study.stage}"
+    )
+    _print(submission.study, now=now, tasks=submission.tasks)
+    for jobs in submission.jobs:
+        states = ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "no longer in the queue"
+        _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.reason})' if jobs.reason else ''}")
+    if submission.restarts:
+        _say(f"requeued: {submission.restarts} times in total")
+    if submission.other_code:
+        few = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
+        _say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
+    for name, reason in list(submission.failed.items())[:FAILURES_SHOWN]:
         _say(f"failed: job {name}: {shown(reason)}")
-    _say(f"next: {found.advice}")
+    _say(f"next: {submission.advice}")
 
 
 def _say(line: str) -> None:
@@ -94,49 +96,48 @@ def _say(line: str) -> None:
     stdout().print(line, markup=False, soft_wrap=True)
 
 
-def _print(found: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None:
-    """What both kinds of status have."""
+def _print(progress: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None:
     from modis_dist.cli.display import duration
     from modis_dist.report.terminal import stdout
     from modis_dist.runtime.text import shown
 
     console, say = stdout(), _say
-    say(f"trials: {_counted(found.trials)}")
-    if found.refits:
-        say(f"refits: {_counted(found.refits)}")
-    if any(pack.state == "running" for pack in found.packs):
-        console.print(_bars(found, {task.pack: task for task in tasks}))
-    if found.last_sign is not None:
-        say(f"last sign of life: {duration(now - found.last_sign)} ago")
-    if (found.state == "running" or found.eta_s is not None) and found.stage != "done":
-        left = "unknown yet" if found.eta_s is None else f"about {duration(found.eta_s)}, less with early stopping"
+    say(f"trials: {_counted(progress.trials)}")
+    if progress.refits:
+        say(f"refits: {_counted(progress.refits)}")
+    if any(pack.state == "running" for pack in progress.packs):
+        console.print(_bars(progress, {task.pack: task for task in tasks}))
+    if progress.last_sign is not None:
+        say(f"last written: {duration(now - progress.last_sign)} ago")
+    if (progress.state == "running" or progress.eta_s is not None) and progress.stage != "done":
+        left = "unknown" if progress.eta_s is None else f"about {duration(progress.eta_s)} without early stopping"
         say(f"time left in this stage: {left}")
-    for name, reason in list(found.failures.items())[:FAILURES_SHOWN]:
+    for name, reason in list(progress.failures.items())[:FAILURES_SHOWN]:
         say(f"failed: {shown(name)}: {shown(reason)}")
-    if len(found.failures) > FAILURES_SHOWN:
-        say(f"... and {len(found.failures) - FAILURES_SHOWN} more; --json lists all")
+    if len(progress.failures) > FAILURES_SHOWN:
+        say(f"... and {len(progress.failures) - FAILURES_SHOWN} more; --json lists all")
 
 
-def _bars(found: "Status", tasks: Mapping[str, "Task"]) -> "Table":
-    """A bar for every running pack, with the task that trains it."""
+def _bars(progress: "Status", tasks: Mapping[str, "Task"]) -> "Table":
+    """Return a progress bar for every running pack, with its task."""
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     bars = Table.grid(padding=(0, 2))
-    for pack in found.packs:
+    for pack in progress.packs:
         if pack.state == "running":
-            of = "" if pack.epochs is None else f" of {pack.epochs}"
-            many = f"{len(pack.trials)} trials" if len(pack.trials) > 1 else "1 trial"
-            pace = "" if pack.seconds_per_epoch is None else f"{pack.seconds_per_epoch:.2g} s an epoch"
+            total = "" if pack.epochs is None else f" of {pack.epochs}"
+            trials = f"{len(pack.trials)} trials" if len(pack.trials) > 1 else "1 trial"
+            pace = "" if pack.seconds_per_epoch is None else f"{pack.seconds_per_epoch:.2g} s per epoch"
             bar = ProgressBar(total=pack.epochs or 1, completed=pack.epoch if pack.epochs else 0, width=BAR_WIDTH)
-            where = _place(tasks[pack.id]) if pack.id in tasks else ""
-            bars.add_row(pack.id, bar, f"epoch {pack.epoch}{of}", many, pace, where)
+            task = _task(tasks[pack.id]) if pack.id in tasks else ""
+            bars.add_row(pack.id, bar, f"epoch {pack.epoch}{total}", trials, pace, task)
     return bars
 
 
-def _place(task: "Task") -> str:
+def _task(task: "Task") -> str:
     on = f" on {task.node}" if task.node else ""
-    return f"job {task.job}{on}" + (f", queued again {task.restarts} times" if task.restarts else "")
+    return f"job {task.job}{on}" + (f", requeued {task.restarts} times" if task.restarts else "")
 
 
 def _counted(trials: Mapping[str, int]) -> str:

@@ -40,9 +40,7 @@ def tune(
 
     On the nodes of a Ray: `modis-dist tune my_study.yaml --ray node1:6379`
     """
-    import tempfile
-
-    from modis_dist.cli.dry_run import foreseen, print_plan
+    from modis_dist.cli.dry_run import print_plan
     from modis_dist.config.parse import load_study
     from modis_dist.data.store.open_store import named_store
     from modis_dist.study.manifest import expand
@@ -52,28 +50,23 @@ def tune(
     named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
     folder = (out or Path("runs") / wanted.name).absolute()
     if (folder / "submission" / "submission.json").exists() and not dry_run:
-        from modis_dist.integrations.slurm.submission import refuse_while_live
+        from modis_dist.integrations.slurm.submit import refuse_while_live
 
         refuse_while_live(folder)
     with _executor(wanted, ray) as executor:
         if dry_run:
-            from modis_dist.planning.estimate import START_UP_S
+            import tempfile
+            from dataclasses import asdict
 
-            with tempfile.TemporaryDirectory() as nowhere:
-                place = planning_place(wanted, folder, Path(nowhere))
+            from modis_dist.planning.estimate import START_UP_S, Nodes, estimate_plan, planning_folder
+
+            scratch = None if ray else Path(tempfile.gettempdir())
+            slots = executor.slots
+            nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
+            with planning_folder(wanted, folder) as place:
                 planned = _plan(wanted, place, executor, study)
-                start_s, slots = START_UP_S[wanted.sweep.executor], executor.slots
-                plain = foreseen(
-                    planned,
-                    place,
-                    folder=folder,
-                    slots=slots,
-                    refit_slots=slots,
-                    threads=executor.threads,
-                    start_s=start_s,
-                    temporary=None if ray else Path(tempfile.gettempdir()),
-                )
-                print_json(plain) if as_json else print_plan(plain)
+                estimate = estimate_plan(planned, place, nodes, start_s=START_UP_S[wanted.sweep.executor])
+            print_json(asdict(estimate)) if as_json else print_plan(estimate)
             return
         summary = run(wanted, folder, executor, study)
     if as_json:
@@ -162,15 +155,6 @@ def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking |
         return None
     uri = checked(settings.tracking_uri or default_uri(folder))
     return Tracking(without_password(uri), settings.experiment_name or study.name, follower.start)
-
-
-def planning_place(study: "Study", folder: Path, nowhere: Path) -> Path:
-    """Where a dry run plans: the folder where a start has left all that is needed, else where nothing is kept."""
-    from modis_dist.data.store.open_store import simulated_store
-
-    simulated = study.data.simulate
-    there = folder.exists() if simulated is None else simulated_store(simulated, out=folder).exists()
-    return folder if there else nowhere
 
 
 def print_summary(summary: "Summary", folder: Path) -> None:

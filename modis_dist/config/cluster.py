@@ -1,4 +1,4 @@
-"""A site profile: where and how jobs run on one cluster. Pure data, as ``cluster/*.yaml`` state it."""
+"""Site profile: where and how jobs run on one cluster. Pure data, as in ``cluster/*.yaml``."""
 
 import re
 from pathlib import Path
@@ -12,17 +12,17 @@ from modis_dist.config.run import Section, item
 from modis_dist.runtime.errors import ConfigError
 from modis_dist.runtime.text import shown
 
-# [days-]hours:minutes:seconds, as sbatch takes it; a bare number of minutes would be read as seconds by others.
-# Digits are those of ASCII: `\d` would take Arabic ones, which int() reads and sbatch does not.
+# [days-]hours:minutes:seconds as in sbatch; a bare number is ambiguous (minutes or seconds).
+# ASCII digits: `\d` also matches other digits, which int() accepts and sbatch does not.
 TIME = re.compile(r"(?:(?P<days>[0-9]{1,3})-)?(?P<hours>[0-9]{1,3}):(?P<minutes>[0-5][0-9]):(?P<seconds>[0-5][0-9])")
 MEMORY = r"[1-9][0-9]{0,8}[MGT]"
-WORD = r"[A-Za-z0-9\[][A-Za-z0-9_.,:=+@&|*\[\]-]*"  # of a value of sbatch: no blank, quote or `$`
+WORD = r"[A-Za-z0-9\[][A-Za-z0-9_.,:=+@&|*\[\]-]*"  # a value of an sbatch option: no blank, quote or `$`
 GRES = r"(?!gpu:)[A-Za-z][A-Za-z0-9_-]*(:[A-Za-z][A-Za-z0-9_-]*)?:[0-9]+[KMGT]?"
 OPTION = r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:=+@&|*\[\]/%-]+)?"
 VARIABLE = r"\$(?:[A-Za-z_][A-Za-z0-9_]*|\{[A-Za-z_][A-Za-z0-9_]*\})"
-SCRATCH = rf"(?:/|{VARIABLE})(?:[A-Za-z0-9_./-]|{VARIABLE})*"  # variables of the shell, but none of its commands
-REPLACE = "CHANGE_ME"  # what a shipped profile holds where only the user knows the value
-OURS = (  # options that profiles state by a key, or that a submission depends on
+SCRATCH = rf"(?:/|{VARIABLE})(?:[A-Za-z0-9_./-]|{VARIABLE})*"  # shell variables, no shell commands
+REPLACE = "CHANGE_ME"  # placeholder in shipped profiles
+OURS = (  # options that a key of the profile or the submission itself sets
     *("account", "array", "chdir", "clusters", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency"),
     *("error", "export", "export-file", "gid", "gpus", "gpus-per-node", "gpus-per-task", "gres", "help", "input"),
     *("job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode"),
@@ -31,12 +31,12 @@ OURS = (  # options that profiles state by a key, or that a submission depends o
 )
 
 
-def _text(pattern: str, wanted: str) -> AfterValidator:
-    """Refuses text that a pattern does not match whole, in words that need no pattern."""
+def _text(pattern: str, expected: str) -> AfterValidator:
+    """Return a validator for text that matches a pattern, which the message describes as ``expected``."""
 
     def checked(value: str) -> str:
         if not re.fullmatch(pattern, value):
-            raise ValueError(f"must be {wanted} (got '{shown(value)}')")
+            raise ValueError(f"must be {expected} (got '{shown(value)}')")
         return value
 
     return AfterValidator(checked)
@@ -58,39 +58,42 @@ class Site(Section):
     """One way of running jobs on one cluster."""
 
     executor: Literal["slurm", "local"] = item(
-        "slurm", "slurm submits with sbatch; local runs the same jobs, one after the other, on this machine"
+        "slurm", "slurm: submit with sbatch; local: run the same jobs one by one on this machine"
     )
-    partition: Word | None = item(None, "partition (queue); the cluster's default where none is given")
-    account: Word | None = item(None, "account or project that is charged")
+    partition: Word | None = item(None, "partition; default: the cluster's default partition")
+    account: Word | None = item(None, "account (project) to charge")
     qos: Word | None = item(None, "quality of service")
-    constraint: Word | None = item(None, "feature that nodes must have")
-    cpus: int = item(4, "cores of an array's task, or of each node of an allocation", ge=1, le=4096)
-    gpus: int = item(0, "GPUs of an array's task, or of each node of an allocation", ge=0, le=64)
-    gpu_kind: Word | None = item(None, "kind of GPU as the site calls it, e.g. v100; any where none is given")
-    gres: tuple[Gres, ...] = item((), "other generic resources of a node, name:number, e.g. lscratch:100")
+    constraint: Word | None = item(None, "required node features")
+    cpus: int = item(4, "CPU cores per array task, or per node of an allocation", ge=1, le=4096)
+    gpus: int = item(0, "GPUs per array task, or per node of an allocation", ge=0, le=64)
+    gpu_kind: Word | None = item(None, "GPU type in the site's notation, e.g. v100; default: any")
+    gres: tuple[Gres, ...] = item((), "other generic resources per node, name:number, e.g. lscratch:100")
     memory: Memory | None = item(
-        None, "memory of an array's task, or of each node of an allocation, e.g. 16G; the site's default where none"
+        None, "memory per array task, or per node of an allocation, e.g. 16G; default: the site's"
     )
-    time: str = item("04:00:00", "time limit of a job, [days-]hours:minutes:seconds; at the limit it is queued again")
+    time: str = item(
+        "04:00:00", "time limit of a job, [days-]hours:minutes:seconds; a job saves before and is requeued"
+    )
     warning_s: int = item(
-        120, "seconds before the time limit at which a job is told to save and queued again", unit="s", ge=10, le=3600
+        120, "time before the limit at which Slurm signals a job to save and requeue", unit="s", ge=10, le=3600
     )
     requeues: int = item(
-        20, "times that a job may be queued again after a time limit, a preemption or a lost node", ge=0, le=1000
+        20, "maximum requeues of a job after time limits, preemptions and node failures", ge=0, le=1000
     )
-    nodes: int = item(1, "nodes of an allocation; several are joined to one Ray", ge=1, le=1000)
-    at_once: int = item(10, "tasks of an array that run at the same time", ge=1, le=100_000)
+    nodes: int = item(1, "nodes of an allocation; several nodes form one Ray cluster", ge=1, le=1000)
+    at_once: int = item(10, "array tasks that run at the same time", ge=1, le=100_000)
     max_array: int = item(
-        1000, "tasks of one array at most, `scontrol show config | grep MaxArraySize` less one; more are split", ge=1
+        1000, "maximum tasks per array, MaxArraySize of `scontrol show config` minus 1; larger ones are split", ge=1
     )
-    options: tuple[Option, ...] = item((), "further options of sbatch, e.g. --hint=nomultithread")
-    setup: tuple[Line, ...] = item((), "lines of shell before the program starts: module load, source of a venv")
+    options: tuple[Option, ...] = item((), "additional options of sbatch, e.g. --hint=nomultithread")
+    setup: tuple[Line, ...] = item(
+        (), "shell lines before Python starts, e.g. module load, activation of an environment"
+    )
     python: tuple[Line, ...] | None = item(
-        None, "words that start Python in a job, e.g. [singularity, exec, my.sif, python]; this Python where none"
+        None,
+        "command that starts Python in a job, e.g. [singularity, exec, my.sif, python]; default: the submitting Python",
     )
-    scratch: Scratch | None = item(
-        None, "folder for temporary files on a node, e.g. $JOBSCRATCH; /tmp where none is given"
-    )
+    scratch: Scratch | None = item(None, "folder for temporary files on a node, e.g. $JOBSCRATCH; default: /tmp")
 
     @field_validator("time", mode="before")
     @classmethod
@@ -104,7 +107,7 @@ class Site(Section):
     def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for option in value:
             name = option.removeprefix("--").partition("=")[0]
-            if any(ours.startswith(name) for ours in OURS):  # sbatch takes the start of a name for the name
+            if any(ours.startswith(name) for ours in OURS):  # sbatch accepts abbreviations
                 raise ValueError(f"--{name} is set by a key of the profile, or by the submission itself")
         return value
 
@@ -115,56 +118,56 @@ class Site(Section):
             if not line.isprintable():
                 raise ValueError("each must be one line of printable characters")
             if line.lstrip().startswith("#SBATCH"):
-                raise ValueError("#SBATCH is not for here; write the option below options")
+                raise ValueError("#SBATCH has no effect here; put the option in options")
         return value
 
     @field_validator("python")
     @classmethod
     def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if value is not None and not value:
-            raise ValueError("needs at least one word; leave the key out for this Python")
+            raise ValueError("must have at least one word; remove the key to use the submitting Python")
         return value
 
     @field_validator("*")
     @classmethod
     def _replaced(cls, value: Any) -> Any:
-        """Profiles are shipped half filled in: what only the user knows must not reach the cluster as it is."""
+        """Refuse the placeholder of shipped profiles."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and REPLACE in text:
-                raise ValueError(f"write your own value for {REPLACE} (got '{shown(text)}'), or take the line out")
+                raise ValueError(f"replace {REPLACE} by your value (got '{shown(text)}'), or remove the line")
         return value
 
     @model_validator(mode="after")
     def _fits_together(self) -> "Site":
         if self.gpu_kind is not None and not self.gpus:
-            raise ValueError("gpu_kind: needs gpus of 1 or more")
+            raise ValueError("gpu_kind: requires gpus of 1 or more")
         if self.warning_s >= self.seconds:
             raise ValueError(f"warning_s: must be shorter than time ({self.time})")
         if self.executor == "local" and self.nodes > 1:
-            raise ValueError("nodes: a local profile has one, this machine")
+            raise ValueError("nodes: must be 1 for a local profile")
         return self
 
     @property
     def seconds(self) -> int:
-        """The time limit."""
+        """Time limit in seconds."""
         return _seconds(self.time)
 
 
 def _seconds(time: str) -> int:
-    found = TIME.fullmatch(time)
-    assert found is not None, "checked before"
-    parts = {name: int(value or 0) for name, value in found.groupdict().items()}
+    match = TIME.fullmatch(time)
+    assert match is not None, "validated before"
+    parts = {name: int(value or 0) for name, value in match.groupdict().items()}
     return ((parts["days"] * 24 + parts["hours"]) * 60 + parts["minutes"]) * 60 + parts["seconds"]
 
 
 class Explained(Section):
-    """The profile as a section, so that its keys are explained under the name ``cluster``."""
+    """Section for `config --explain cluster`."""
 
     cluster: Site = item(Site(), "where and how jobs run on one cluster: a file of its own, see cluster/README.md")
 
 
 def load_site(path: Path) -> Site:
-    """The profile in a YAML file. Raises ``ConfigError`` with every mistake."""
+    """Return the profile in a YAML file. Raises ``ConfigError`` that lists every mistake."""
     try:
         return Site.model_validate(yaml12.read(path))
     except ValidationError as error:

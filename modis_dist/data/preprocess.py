@@ -122,7 +122,7 @@ def fit(steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], 
     return pipeline
 
 
-def fit_before_pca(
+def fit_until_pca(
     steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str
 ) -> tuple[Pipeline, int, float]:
     """Fit the steps before the first pca, which may take hours for many features.

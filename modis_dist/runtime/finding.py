@@ -1,21 +1,21 @@
-"""A finding of ``modis-dist doctor``."""
+"""Result of one readiness check, with a fix for a problem. Knows nothing of what is checked."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-Level = Literal["good", "warning", "bad"]
+Level = Literal["ok", "warning", "error"]
 
 
 @dataclass(frozen=True)
 class Finding:
-    """The result of one check."""
+    """Result of one check."""
 
-    what: str
+    check: str
     level: Level
-    found: str
-    advice: str = ""  # what to do; empty if all is well
+    message: str
+    fix: str = ""  # empty if the level is ok
 
-
-def judged(what: str, found: str, *, unless: bool, advice: str, level: Level = "bad") -> Finding:
-    """Return a good finding if a condition holds, otherwise one of a level with its advice."""
-    return Finding(what, "good", found) if unless else Finding(what, level, found, advice)
+    @classmethod
+    def of(cls, check: str, message: str, *, ok: bool, fix: str, level: Level = "error") -> "Finding":
+        """Return an ok finding, or one of the level with its fix."""
+        return cls(check, "ok", message) if ok else cls(check, level, message, fix)

@@ -215,7 +215,7 @@ def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
         x, names = cohort.x[modality], cohort.features[modality]
         raw = RowView(x, chosen[modality].rows)
         steps = run.preprocess.steps(modality)
-        pipeline, widths[modality], left = preprocess.fit_before_pca(steps, raw, features=names, modality=modality)
+        pipeline, widths[modality], left = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
         for rows in (chosen[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), storage=cohort.storage)
         multiplications += left

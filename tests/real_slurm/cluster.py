@@ -1,4 +1,4 @@
-"""A real Slurm for tests: started and stopped by `tools/slurm_cluster.sh`, asked by Slurm's own commands."""
+"""A real Slurm cluster for tests, started and stopped by `tools/slurm_cluster.sh`."""
 
 import os
 import shutil
@@ -18,27 +18,27 @@ SYSTEM_PROGRAMS = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbi
 
 @dataclass(frozen=True)
 class Cluster:
-    """A cluster that runs, and the environment in which Slurm's commands reach it."""
+    """A running cluster and the environment for Slurm's commands."""
 
     folder: Path
     env: Mapping[str, str]
 
     def run(self, *command: str) -> str:
-        """What a command prints, without the last line's end; one that fails fails the test with what it said."""
+        """Return the output of a command without the final newline; fail the test if it fails."""
         return _output(*command, env=self.env)
 
     def states(self, job: str) -> dict[str, str]:
-        """The state of a job, or of every task of an array, by its number: what `sacct` says, and until then `squeue`.
+        """Return the state of a job, or of every task of an array, by id: from `sacct`, or until it knows `squeue`.
 
-        Only `sacct` shows a job whose node failed as NODE_FAIL, until it may start again. But it takes seconds to know
-        an array's tasks, and meanwhile shows the last one's state as if it were the whole array's.
+        Only `sacct` shows NODE_FAIL, until the job may start again. But it needs seconds to list an array's tasks, and
+        shows the last one's state for the whole array until then.
         """
         listed = _table(self.run("squeue", "-h", "-r", "-t", "all", "-o", "%i|%T", "-j", job))
         recorded = _table(self.run("sacct", "-n", "-P", "-X", "-o", "JobID,State", "-j", job))
         return {number: recorded.get(number, state) for number, state in listed.items()}
 
     def wait_for(self, job: str, *states: str, seconds: float) -> None:
-        """Until the job, and every task of an array, is in one of these states; TimeoutError after some seconds."""
+        """Wait until the job, and every task of an array, is in one of these states. Raises ``TimeoutError``."""
         end = time.monotonic() + seconds
         while not set((seen := self.states(job)).values()) <= set(states):
             if time.monotonic() > end:
@@ -46,16 +46,16 @@ class Cluster:
             time.sleep(0.1)
 
     def kill(self, node: str) -> None:
-        """Cuts the node's power."""
+        """Simulate a power cut of a node."""
         call_script("kill", self.folder, node)
 
     def revive(self, node: str) -> None:
-        """Comes back when the node takes jobs again."""
+        """Start the node and return when it accepts jobs."""
         call_script("revive", self.folder, node)
 
 
 def why_not() -> str | None:
-    """What this machine lacks for a Slurm; None where nothing does."""
+    """Return what this machine lacks for a Slurm cluster; None if nothing."""
     if sys.platform != "linux":
         return "Slurm runs on Linux only"
     if os.geteuid() != 0:
@@ -63,13 +63,13 @@ def why_not() -> str | None:
     if not any(shutil.which(program, path=SYSTEM_PROGRAMS) for program in ("slurmctld", "apt-get")):
         return "neither Slurm nor apt-get to install it"
     if not _own_address().startswith("127."):
-        return "the host's name does not lead to loopback, where Slurm would listen"
+        return "the host name does not resolve to loopback, where Slurm would listen"
     return None
 
 
 @contextmanager
 def running(*options: str) -> Iterator[Cluster]:
-    """A cluster in a new folder, whose path is short as sockets need it; nothing is left of it afterwards."""
+    """Start a cluster in a new folder with a short path (for sockets); remove it afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-"))
     try:
         call_script("start", folder, *options)
@@ -82,12 +82,12 @@ def running(*options: str) -> Iterator[Cluster]:
 
 
 def call_script(command: str, folder: Path, *options: str) -> str:
-    """What the script prints."""
+    """Return the output of the script."""
     return _output(str(SCRIPT), command, str(folder), *options, env=os.environ)
 
 
 def _table(text: str) -> dict[str, str]:
-    """The second column by the first; of a state, whose user may follow, the first word."""
+    """Return the first word of the second column by the first column."""
     rows = (line.split("|") for line in text.splitlines())
     return {number: state.split()[0] for number, state in rows}
 

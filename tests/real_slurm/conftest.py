@@ -1,4 +1,4 @@
-"""A cluster for all tests of a process, and an environment for code that looks for one."""
+"""Fixtures: one cluster for all tests of a process, and its environment."""
 
 from collections.abc import Iterator
 
@@ -18,7 +18,7 @@ def cluster() -> Iterator[Cluster]:
 
 @pytest.fixture
 def in_cluster(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Cluster:
-    """The cluster, which code under test finds as on a login node."""
+    """The cluster, with its environment set as on a login node."""
     for name in ("SLURM_CONF", "MUNGE_SOCKET", "PATH"):
         monkeypatch.setenv(name, cluster.env[name])
     return cluster

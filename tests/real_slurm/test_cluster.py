@@ -1,4 +1,4 @@
-"""The cluster on which other tests rely: it is a real one, loses nodes as real ones do, and leaves nothing behind."""
+"""The test cluster itself: real daemons, node failures, nothing left after stop."""
 
 import shutil
 import socket
@@ -15,36 +15,38 @@ from tests.real_slurm.cluster import SCRIPT, Cluster, call_script, running
 
 pytestmark = pytest.mark.slurm
 
+LIMIT_S = 120  # time to give up; generous, so that a busy machine fails no test
 
-def test_a_job_of_two_nodes_runs_on_both_with_the_gpus_it_asked_for(cluster: Cluster) -> None:
-    said = cluster.run("srun", "-N2", "--gpus-per-node=2", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
 
-    assert sorted(said.splitlines()) == ["n1 0,1", "n2 0,1"]
+def test_a_job_on_two_nodes_has_the_requested_gpus_on_each(cluster: Cluster) -> None:
+    output = cluster.run("srun", "-N2", "--gpus-per-node=2", "sh", "-c", "echo $SLURMD_NODENAME $CUDA_VISIBLE_DEVICES")
+
+    assert sorted(output.splitlines()) == ["n1 0,1", "n2 0,1"]
 
 
 @pytest.mark.usefixtures("cluster")
-def test_nodes_have_names_that_lead_to_addresses_of_their_own() -> None:
+def test_node_names_resolve_to_separate_addresses() -> None:
     assert [socket.gethostbyname(node) for node in ("n1", "n2")] == ["127.0.0.11", "127.0.0.12"]
 
 
-def test_sacct_knows_how_jobs_ended(cluster: Cluster, tmp_path: Path) -> None:
+def test_sacct_has_the_exit_codes_of_jobs(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "exit 3")
 
-    cluster.wait_for(job, "FAILED", seconds=30)
+    cluster.wait_for(job, "FAILED", seconds=LIMIT_S)
 
     assert cluster.run("sacct", "-n", "-P", "-X", "-o", "ExitCode", "-j", job) == "3:0"
 
 
-def test_tasks_of_an_array_have_states_of_their_own(cluster: Cluster, tmp_path: Path) -> None:
+def test_tasks_of_an_array_have_separate_states(cluster: Cluster, tmp_path: Path) -> None:
     job = submit(cluster, tmp_path, "exit $SLURM_ARRAY_TASK_ID", "--array=0-1")
 
-    cluster.wait_for(job, "COMPLETED", "FAILED", seconds=30)
+    cluster.wait_for(job, "COMPLETED", "FAILED", seconds=LIMIT_S)
 
     assert cluster.states(job) == {f"{job}_0": "COMPLETED", f"{job}_1": "FAILED"}
 
 
 @pytest.mark.usefixtures("in_cluster")
-def test_code_under_test_finds_the_cluster_by_its_environment() -> None:
+def test_commands_find_the_cluster_by_the_environment() -> None:
     assert shutil.which("slurmd")
 
     nodes = subprocess.run(["sinfo", "-h", "-N", "-p", "low", "-o", "%N"], capture_output=True, text=True, check=True)
@@ -65,7 +67,7 @@ def test_nothing_listens_beyond_loopback(cluster: Cluster) -> None:
     assert all(address.startswith("127.") for address in addresses)
 
 
-def test_a_cluster_that_is_well_is_left_as_it_is(cluster: Cluster) -> None:
+def test_starting_a_healthy_cluster_changes_nothing(cluster: Cluster) -> None:
     before = {process.pid for process in processes_of(cluster.folder)}
 
     call_script("start", cluster.folder)
@@ -73,25 +75,27 @@ def test_a_cluster_that_is_well_is_left_as_it_is(cluster: Cluster) -> None:
     assert {process.pid for process in processes_of(cluster.folder)} == before
 
 
-def test_a_job_dies_with_its_node_and_runs_again_when_that_is_back(cluster: Cluster, tmp_path: Path) -> None:
+def test_a_job_of_a_failed_node_is_node_fail_and_runs_again_when_the_node_is_back(
+    cluster: Cluster, tmp_path: Path
+) -> None:
     job = submit(cluster, tmp_path, f"echo $$ > {tmp_path}/life-${{SLURM_RESTART_COUNT:-0}}; sleep 600", "-w", "n1")
     first, second = tmp_path / "life-0", tmp_path / "life-1"
-    assert wait_for(lambda: first.exists() and first.read_text(), seconds=30)
+    assert wait_for(lambda: first.exists() and first.read_text(), seconds=LIMIT_S)
     shell = psutil.Process(int(first.read_text()))
 
     cluster.kill("n1")
 
     assert not lives(shell)
-    assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t") == "down"
-    cluster.wait_for(job, "NODE_FAIL", seconds=5)
+    assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t").startswith("down")
+    cluster.wait_for(job, "NODE_FAIL", seconds=LIMIT_S)
     cluster.revive("n1")
-    assert wait_for(second.exists, seconds=60)
-    cluster.wait_for(job, "RUNNING", seconds=10)
+    assert wait_for(second.exists, seconds=LIMIT_S)
+    cluster.wait_for(job, "RUNNING", seconds=LIMIT_S)
     cluster.run("scancel", job)
-    cluster.wait_for(job, "CANCELLED", seconds=30)
+    cluster.wait_for(job, "CANCELLED", seconds=LIMIT_S)
 
 
-def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its_processes_but_no_others(
+def test_a_second_cluster_is_restarted_after_its_controller_died_and_stop_ends_only_its_processes(
     cluster: Cluster, tmp_path: Path
 ) -> None:
     options = ["--nodes", "1", "--cpus", "1", "--gpus", "0"]
@@ -101,14 +105,14 @@ def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its
         call_script("start", beside.folder, *options)
         orphan = tmp_path / "orphan"
         submit(beside, tmp_path, f"(setsid sh -c 'echo $$ > {orphan}; sleep 600' &)")
-        assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=30)
+        assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=LIMIT_S)
 
         call_script("stop", beside.folder)
 
         assert [one.pid for one in processes_of(beside.folder)] == [user]
         assert str(beside.folder) not in Path("/etc/hosts").read_text()
     assert not beside.folder.exists()
-    assert cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle"
+    assert wait_for(lambda: cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle", seconds=LIMIT_S)
     assert socket.gethostbyname("n1") == "127.0.0.11"
 
 
@@ -125,7 +129,7 @@ def test_a_cluster_beside_is_made_again_without_its_controller_and_stop_ends_its
         ["stop", "folder", "--all"],
     ],
 )
-def test_a_wrong_call_ends_with_2_and_one_line_and_makes_nothing(arguments: list[str], tmp_path: Path) -> None:
+def test_wrong_usage_exits_with_2_and_one_line_and_creates_nothing(arguments: list[str], tmp_path: Path) -> None:
     done = subprocess.run([SCRIPT, *arguments], cwd=tmp_path, capture_output=True, text=True, check=False)
 
     assert (done.returncode, done.stdout) == (2, "")
@@ -134,7 +138,7 @@ def test_a_wrong_call_ends_with_2_and_one_line_and_makes_nothing(arguments: list
 
 
 @pytest.mark.parametrize("command", ["start", "stop"])
-def test_a_folder_with_other_files_is_refused_and_left(command: str, tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_refused_unchanged(command: str, tmp_path: Path) -> None:
     (tmp_path / "thesis").touch()
 
     done = subprocess.run([SCRIPT, command, tmp_path], capture_output=True, text=True, check=False)
@@ -144,13 +148,13 @@ def test_a_folder_with_other_files_is_refused_and_left(command: str, tmp_path: P
 
 
 def submit(cluster: Cluster, folder: Path, script: str, *options: str) -> str:
-    """The number of a job that runs a line of shell."""
+    """Submit a shell command and return the job id."""
     return cluster.run("sbatch", "--parsable", "-o", str(folder / "out"), *options, "--wrap", script)
 
 
 @contextmanager
 def user_of(cluster: Cluster) -> Iterator[int]:
-    """A process that could talk to the cluster and is none of it."""
+    """Start a process with the environment of the cluster that is not part of it."""
     with subprocess.Popen(["sleep", "600"], env=dict(cluster.env)) as process:
         try:
             yield process.pid
@@ -159,7 +163,7 @@ def user_of(cluster: Cluster) -> Iterator[int]:
 
 
 def processes_of(folder: Path) -> list[psutil.Process]:
-    """Those that were started with the configuration of the cluster in this folder; zombies tell nothing."""
+    """Return the processes that were started with the configuration of the cluster; zombies have no environment."""
     return [one for one in psutil.process_iter() if _configuration(one) == str(folder / "etc" / "slurm.conf")]
 
 

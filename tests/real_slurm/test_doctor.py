@@ -1,10 +1,13 @@
-"""The doctor on a real Slurm: asked on the login node, and by all nodes of an allocation."""
+"""doctor on a real Slurm: on the login node, and on all nodes of an allocation."""
 
 import json
 from pathlib import Path
 
 import pytest
 
+from modis_dist.config.cluster import load_site
+from modis_dist.integrations.slurm.job_script import requests
+from modis_dist.integrations.slurm.slurm_commands import check_request
 from tests.real_slurm.cluster import Cluster
 from tests.real_slurm.studies import command, write_profile
 from tests.study.toy_study import COMMAND
@@ -13,28 +16,42 @@ pytestmark = pytest.mark.slurm
 
 
 def findings(text: str) -> dict[str, dict[str, str]]:
-    return {finding["what"]: finding for finding in json.loads(text)}
+    return {finding["check"]: finding for finding in json.loads(text)}
 
 
-def test_all_is_well_with_a_profile_that_suits_and_the_nodes_of_an_allocation_sum_together(
+def test_a_suitable_profile_has_no_errors_and_the_nodes_of_an_allocation_all_reduce(
     in_cluster: Cluster, tmp_path: Path
 ) -> None:
     profile = write_profile(tmp_path / "profile.yaml", nodes=2)
-    told = findings(command("doctor", "--cluster", str(profile), "--json"))
-    assert not [finding for finding in told.values() if finding["level"] == "bad"]
-    assert told["nodes of low"]["found"] == "2 of 2 have 1 cores and 1200M, 2 needed"
-    assert told["all-reduce"]["level"] == "warning" and "salloc" in told["all-reduce"]["advice"]
+    checks = findings(command("doctor", "--cluster", str(profile), "--json"))
+    assert not [finding for finding in checks.values() if finding["level"] == "error"]
+    assert checks["sbatch --test-only"]["level"] == "ok"
+    assert checks["all-reduce"]["level"] == "warning" and "salloc" in checks["all-reduce"]["fix"]
     nodes = ["salloc", "--quiet", "--nodes=2", "--ntasks-per-node=1", "--partition=low", "--mem=1200M"]
-    told = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
-    assert told["all-reduce"]["level"] == "good" and "n1, n2" in told["all-reduce"]["found"]
-    assert told["locks between nodes"]["found"] == "n2 kept out by n1"
+    checks = findings(in_cluster.run(*nodes, *COMMAND, "doctor", "--cluster", str(profile), "--json"))
+    assert checks["all-reduce"]["level"] == "ok" and "n1, n2" in checks["all-reduce"]["message"]
+    assert checks["locks between nodes"]["level"] == "ok" and "n2" in checks["locks between nodes"]["message"]
+
+
+REFUSED = {
+    "partition": {"partition": "nowhere"},
+    "nodes": {"nodes": 3},
+    "memory": {"memory": "1T"},
+    "cpus": {"cpus": 64},
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+@pytest.mark.usefixtures("in_cluster")
+def test_a_job_that_the_cluster_would_refuse_is_an_error(key: str, tmp_path: Path) -> None:
+    profile = write_profile(tmp_path / "profile.yaml", **REFUSED[key])
+    finding = check_request(requests(load_site(profile), nodes=load_site(profile).nodes))
+    assert finding.level == "error" and finding.message
 
 
 @pytest.mark.usefixtures("in_cluster")
-def test_what_a_cluster_would_refuse_is_found_before_anything_is_sent(tmp_path: Path) -> None:
-    asked = {"partition": "nowhere", "max_array": 100_000}
-    profile = write_profile(tmp_path / "profile.yaml", **asked)
-    told = findings(command("doctor", "--cluster", str(profile), "--json", code=3))
-    bad = {what for what, finding in told.items() if finding["level"] == "bad"}
-    assert {"partition nowhere", "arrays", "a job"} <= bad
-    assert "invalid partition" in told["a job"]["found"].lower()
+def test_sbatch_test_only_refuses_an_array_above_maxarraysize(tmp_path: Path) -> None:
+    site = load_site(write_profile(tmp_path / "profile.yaml"))
+    array = requests(site, nodes=1)
+    assert check_request([*array, "--array=0-999"]).level == "ok"
+    assert check_request([*array, "--array=0-99999"]).level == "error"

@@ -269,7 +269,7 @@ def test_conditions_with_other_modalities_and_classes_are_planned_on_their_own_r
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={}, conditions=conditions)
     assert tune(tmp_path, "--dry-run", "--json") == 0
     plan = json.loads(capsys.readouterr().out)
-    assert {pack["steps"] for pack in plan["packs"]} == {12, 16}, "rppa has fewer rows than the other two"
+    assert {pack["steps_per_training"] for pack in plan["packs"]} == {12, 16}, "rppa has fewer rows than the other two"
     assert tune(tmp_path, "--set", "data.classes=[a, b]") == 0
     assert list((tmp_path / "out").glob("packs/*/error.txt")) == []
     labels = {c["condition"]: list(c["details"]["per_class"]) for c in summary_of(tmp_path)["conditions"]}

@@ -1,9 +1,8 @@
-"""One all-reduce over processes that were started apart, each on its node, how long it takes, and a lock between them.
+"""One process of doctor's all-reduce: time the all-reduce between all processes, and try a lock between them.
 
-They find each other in a folder that all of them see: each leaves a file there when it comes and one when it is done,
-so that whoever started them can tell who never came from who came and could not reach the others. Slurm numbers them;
-who starts them without Slurm gives them the same variables. Those of Slurm meet over the network, as ranks on several
-nodes do, others over the loopback interface.
+The processes find each other in a shared folder: each writes a file when it starts and one when it is done, which tells
+processes that never started from those that could not connect. Slurm numbers its tasks; on one machine doctor sets the
+same variables. Tasks of Slurm connect over the network, as the ranks of a training do, others over loopback.
 """
 
 import fcntl
@@ -12,7 +11,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -27,44 +25,47 @@ from modis_dist.train.process_group import RankSpec, init_process_group, rendezv
 
 LIMIT_S = 60
 NUMBERS = 1 << 20  # 4 MB of float32
-PERIOD = 7  # small whole numbers: their sums over two thousand ranks are exact
-BETWEEN_LOOKS_S = 0.1
-MEETING, LOCK = "meeting.json", "lock"
+PERIOD = 7  # small integers, whose sums over two thousand ranks are exact in float32
+POLL_S = 0.1
+RENDEZVOUS, LOCK = "rendezvous.json", "lock"
 
 
 @dataclass(frozen=True)
 class Done:
-    """What one process says at its end."""
+    """Result of one process."""
 
     host: str
     gloo_s: float = 0.0
-    nccl_s: float | None = None  # None where not every process has a GPU
+    nccl_s: float | None = None  # None unless every process has a GPU
     error: str = ""
-    kept_out: bool | None = None  # whether it did not get a lock that the first process held; None where it was not to
+    excluded: bool | None = None  # whether a lock of rank 0 excluded this process; None if it did not try
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What stands in the folder, by the number of the process."""
+    """Files of the processes by rank."""
 
-    came: dict[int, str]  # the names of their hosts
+    started: dict[int, str]  # host names
     done: dict[int, Done]
 
 
 def take_part(folder: Path) -> None:
-    """The part of this process. It ends by itself, whatever it waits for, after the time limit."""
+    """Run the all-reduce as one of the processes; an alarm ends it after the time limit."""
     signal.alarm(LIMIT_S)
-    rank, size = _numbered()
+    rank, size = _rank_and_size()
     host = socket.gethostname()
     try:
         with (folder / LOCK).open("a") as lock:
             if rank == 0:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # until all are done
-            write_json(folder / f"came-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
-            told = _told_where(folder, rank, size)
-            kept_out = _is_held(lock) if rank else None
-            gloo_s, nccl_s = _met(told, rank, size)
-        done = Done(host, gloo_s, nccl_s, kept_out=kept_out)
+            write_json(folder / f"started-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
+            if rank == 0:
+                _open_rendezvous(folder, size)
+            _wait_for(folder, rank, [RENDEZVOUS])
+            meeting = _read(folder / RENDEZVOUS)
+            excluded = _is_locked(lock) if rank else None
+            gloo_s, nccl_s = _times(meeting["address"], torch.device(meeting["device"]), rank, size)
+        done = Done(host, gloo_s, nccl_s, excluded=excluded)
     except Exception as error:
         write_json(folder / f"done-{rank}.json", asdict(Done(host, error=f"{type(error).__name__}: {error}")))
         raise
@@ -73,32 +74,32 @@ def take_part(folder: Path) -> None:
 
 
 def answers(folder: Path, size: int) -> Answers:
-    """What each of so many processes has said so far."""
-    came = {rank: _read(folder / f"came-{rank}.json") for rank in range(size)}
+    """Return what the processes have written so far."""
+    started = {rank: _read(folder / f"started-{rank}.json") for rank in range(size)}
     done = {rank: _read(folder / f"done-{rank}.json") for rank in range(size)}
     return Answers(
-        {rank: str(told["host"]) for rank, told in came.items() if told},
-        {rank: Done(**told) for rank, told in done.items() if told},
+        {rank: str(content["host"]) for rank, content in started.items() if content},
+        {rank: Done(**content) for rank, content in done.items() if content},
     )
 
 
-def _numbered() -> tuple[int, int]:
+def _rank_and_size() -> tuple[int, int]:
     try:
         return int(os.environ["SLURM_PROCID"]), int(os.environ["SLURM_NTASKS"])
     except (KeyError, ValueError):
-        raise UserError("job all-reduce: is started by `modis-dist doctor`, as a step of a job; run that") from None
+        raise UserError("job all-reduce: not a step of a Slurm job; run `modis-dist doctor` instead") from None
 
 
-def _told_where(folder: Path, rank: int, size: int) -> Mapping[str, Any]:
-    """Where all meet, once all have come."""
-    if rank == 0:
-        _call(folder, size)
-    _wait_for(folder, rank, [MEETING])
-    return _read(folder / MEETING)
+def _open_rendezvous(folder: Path, size: int) -> None:
+    """Write the address and device once all processes have started; nothing listens before."""
+    names = [f"started-{rank}.json" for rank in range(size)]
+    _wait_for(folder, 0, names)
+    gpus = all(_read(folder / name)["gpu"] for name in names)
+    address = rendezvous_port(own_address()) if "SLURM_JOB_ID" in os.environ else rendezvous_file(folder)
+    write_json(folder / RENDEZVOUS, {"address": address, "device": "cuda" if gpus else "cpu"})
 
 
-def _is_held(lock: TextIO) -> bool:
-    """Whether another process keeps this one from locking a file."""
+def _is_locked(lock: TextIO) -> bool:
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -106,51 +107,41 @@ def _is_held(lock: TextIO) -> bool:
     return False
 
 
-def _met(told: Mapping[str, Any], rank: int, size: int) -> tuple[float, float | None]:
-    """Seconds that an all-reduce takes by gloo, and by NCCL where every process has a GPU."""
-    device = torch.device(told["device"])
-    with init_process_group(RankSpec(rank, size, told["address"]), device=device, timeout_s=LIMIT_S):
-        gloo_s = _measured(rank, size, torch.device("cpu"))
-        return gloo_s, _measured(rank, size, device) if device.type == "cuda" else None
+def _times(address: str, device: torch.device, rank: int, size: int) -> tuple[float, float | None]:
+    """Return the seconds of an all-reduce by gloo, and by NCCL if every process has a GPU."""
+    with init_process_group(RankSpec(rank, size, address), device=device, timeout_s=LIMIT_S):
+        gloo_s = _time(rank, size, torch.device("cpu"))
+        return gloo_s, _time(rank, size, device) if device.type == "cuda" else None
 
 
-def _call(folder: Path, size: int) -> None:
-    """Say where all meet, once all have come: nothing listens before."""
-    names = [f"came-{rank}.json" for rank in range(size)]
-    _wait_for(folder, 0, names)
-    gpus = all(_read(folder / name)["gpu"] for name in names)
-    address = rendezvous_port(own_address()) if "SLURM_JOB_ID" in os.environ else rendezvous_file(folder)
-    write_json(folder / MEETING, {"address": address, "device": "cuda" if gpus else "cpu"})
-
-
-def _measured(rank: int, size: int, device: torch.device) -> float:
-    """Seconds of one all-reduce of 4 MB between connected processes. Raises ``RunFailed`` where its sum is wrong."""
+def _time(rank: int, size: int, device: torch.device) -> float:
+    """Return the seconds of one all-reduce between connected processes. Raises ``RunFailed`` if its sum is wrong."""
     pattern = torch.arange(NUMBERS, device=device) % PERIOD + 1.0
     numbers = pattern * (rank + 1)
     dist.all_reduce(torch.zeros(1, device=device))
-    _finish(device)
-    began = time.perf_counter()
+    _synchronize(device)
+    start = time.perf_counter()
     dist.all_reduce(numbers)
-    _finish(device)
-    seconds = time.perf_counter() - began
+    _synchronize(device)
+    seconds = time.perf_counter() - start
     if not torch.equal(numbers, pattern * (size * (size + 1) / 2)):
         raise RunFailed(f"the sum over {size} processes on {device.type} is wrong")
     return seconds
 
 
-def _finish(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def _wait_for(folder: Path, rank: int, names: list[str]) -> None:
-    """Until files are in the folder; how long is for the alarm to say."""
+    """Wait until files exist; the alarm limits the time."""
     while not set(names) <= names_in(folder, me=str(rank)):
-        time.sleep(BETWEEN_LOOKS_S)
+        time.sleep(POLL_S)
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """The mapping in a file; empty where there is none."""
+    """Return the mapping in a file; empty if there is none."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         return content

@@ -1,5 +1,6 @@
-"""Slurm through submitit: submissions, job scripts, queue, status, and results copied back.
+"""Slurm: submissions, job scripts, queue, status, and results copied back.
 
-What a job trains is decided in `study` and `execution`. Start with `submission.py` (submit, resume), then `array.py`
-and `allocation.py` (what jobs run) and `submission_status.py` (what `status` reads).
+The training itself is in `study` and `execution`. Start with `submit.py` (submit, resume, cancel), then `array.py` and
+`allocation.py` (what jobs run), `queue.py` (Slurm's commands, through submitit's public interface) and
+`submission_status.py` (what `status` shows).
 """

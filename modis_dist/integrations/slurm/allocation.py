@@ -1,4 +1,4 @@
-"""A study on all nodes of one Slurm job."""
+"""Ray on the nodes of one Slurm job."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,19 +9,18 @@ from modis_dist.execution.resources import Cluster, Node, cores
 from modis_dist.integrations.ray.existing_cluster import ray_at
 from modis_dist.integrations.ray.multi_node import ray_on_nodes
 from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
-from modis_dist.integrations.slurm import submission as kept
 from modis_dist.integrations.slurm.job_script import python
+from modis_dist.integrations.slurm.submission import folder_of
 
 
 @contextmanager
 def ray_of_job(out: Path, site: Site) -> Iterator[RayBackend]:
-    """Ray on what the job was given: on one node it listens on loopback only, on several it takes a token."""
+    """Start Ray in this job: on one node it listens on loopback only, on several it requires a token."""
     if site.nodes == 1:
         yield PrivateRay(Cluster("this job", (Node(min(site.cpus, cores()), site.gpus),)))
         return
-    folder = kept.folder_of(out)
     with (
-        ray_on_nodes(folder, nodes=site.nodes, cpus=site.cpus, gpus=site.gpus, python=python(site)) as address,
-        ray_at(address) as place,
+        ray_on_nodes(folder_of(out), nodes=site.nodes, cpus=site.cpus, gpus=site.gpus, python=python(site)) as address,
+        ray_at(address) as backend,
     ):
-        yield place
+        yield backend

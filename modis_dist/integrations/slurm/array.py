@@ -1,4 +1,4 @@
-"""What the jobs of an array do: each task trains one pack; the last job chooses, refits and tests."""
+"""Work of the jobs of an array: each task trains one pack; the last job selects, refits and tests."""
 
 import logging
 import os
@@ -26,59 +26,64 @@ from modis_dist.execution.run_pack import (
     study_layout,
     unfinished_packs,
 )
-from modis_dist.integrations.slurm import submission as kept
 from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
 from modis_dist.integrations.slurm.job_script import STATUS
 from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
+from modis_dist.integrations.slurm.submission import folder_of, load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
 from modis_dist.runtime.signals import Flag, on_signal
 from modis_dist.runtime.text import shown
 from modis_dist.runtime.version import code
 from modis_dist.study.interfaces import Executor
 
-ASK_AGAIN_S = 2.0
-FAULTS = 2  # of machines, after which a job is queued again by itself
-FEW = 4  # packs that the last job trains one after the other; more are sent as an array
+RETRY_S = 2.0
+MACHINE_FAULTS = 2  # after which a job is still requeued automatically
+MAX_ALONE = 4  # trials of crashed packs that the last job trains; more are sent as an array
 
 
 @contextmanager
 def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
-    """The work of one job: noted, and queued again where it was interrupted, or failed by its machine a few times.
+    """Run the work of one job: write its status file; requeue it if it is interrupted, or its machine failed.
 
-    Yields what signals set while nobody else listens; with ``StopBetweenPacks`` an executor looks at it.
+    Yields the flag that signals set; ``StopBetweenPacks`` makes an executor check it.
     """
-    submission = kept.load(out)
+    submission, log = load(out), logging.getLogger(__name__)
     if submission.code != code():
-        logging.getLogger(__name__).warning(
-            "this program (%s) is not the one that submitted (%s, version %s); figures may differ",
+        log.warning(
+            "this source code (%s) differs from the submitting one (%s, version %s); metrics may differ",
             code(),
             submission.code,
             submission.version,
         )
-    path = kept.folder_of(out) / STATUS / f"{name}.json"
+    path = folder_of(out) / STATUS / f"{name}.json"
     try:
         with noted(path, code=code(), requeues=site.requeues):
-            _has_its_gpus(kept.study_of(out), site)
+            _require_gpus(study_of(out), site)
             flag = Flag()
             with on_signal(flag.set):
                 yield flag
     except Interrupted:
         if site.executor == "slurm":
-            _queued_again(site.warning_s / 2)
+            _requeue(site.warning_s / 2)
         raise
     except MachineFailed as error:
         note = read_note(path)
-        if site.executor == "slurm" and note is not None and note.faults <= FAULTS and note.starts <= site.requeues:
-            logging.getLogger(__name__).warning("%s", error)
+        if (
+            site.executor == "slurm"
+            and note is not None
+            and note.faults <= MACHINE_FAULTS
+            and note.starts <= site.requeues
+        ):
+            log.warning("%s", error)
             node = os.environ.get("SLURMD_NODENAME") if isinstance(error, NodeFailed) else None
-            with _deaf():
-                _queued_again(site.warning_s / 2, without=node)
+            with _sigterm_ignored():
+                _requeue(site.warning_s / 2, exclude=node)
         raise
 
 
 @contextmanager
-def _deaf() -> Iterator[None]:
-    """Not ended, nor programs begun here, by the signal that Slurm sends a job which it queues again."""
+def _sigterm_ignored() -> Iterator[None]:
+    """Ignore SIGTERM, also in child processes: Slurm sends it to a job that is requeued."""
     before = signal.signal(signal.SIGTERM, signal.SIG_IGN)
     try:
         yield
@@ -86,43 +91,43 @@ def _deaf() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def _queued_again(patience_s: float, *, without: str | None = None) -> None:
-    """Ask Slurm for it, again where it does not answer, while there may be time; ``without`` a node."""
+def _requeue(patience_s: float, *, exclude: str | None = None) -> None:
+    """Ask Slurm to requeue this job; retry while it does not answer."""
     log, end = logging.getLogger(__name__), time.monotonic() + patience_s
     while True:
         try:
-            log.warning("queued again" if requeue(without=without) else "Slurm has decided what becomes of this job")
+            log.warning("requeued" if requeue(exclude=exclude) else "not requeued: Slurm has already ended this job")
             return
         except QueueUnknown as error:
             if time.monotonic() > end:
-                log.warning("not queued again: %s", error)
+                log.warning("not requeued: %s", error)
                 return
-        time.sleep(ASK_AGAIN_S)
+        time.sleep(RETRY_S)
 
 
-def _has_its_gpus(study: Study, site: Site) -> None:
-    """Raise ``NodeFailed`` where a job was given GPUs and sees none: it would train on the processor."""
+def _require_gpus(study: Study, site: Site) -> None:
+    """Raise ``NodeFailed`` if the profile requests GPUs and the job sees none: it would train on the CPU."""
     if site.gpus and study.trainer.device != "cpu" and not torch.cuda.is_available():
         raise NodeFailed(
-            "the profile asks for GPUs and PyTorch sees none in this job; `modis-dist doctor` in a job says why, "
-            "`trainer.device: cpu` does without"
+            "the profile requests GPUs and PyTorch sees none in this job; run `modis-dist doctor` in a job, or set "
+            "`trainer.device: cpu`"
         )
 
 
 def threads_of(study: Study, site: Site) -> int:
-    """CPU threads of a pack: what the study says, or all that a task is given."""
+    """Return the CPU threads of a pack: as set in the study, or all of the task."""
     return min(study.sweep.resources.cpus or site.cpus, cores())
 
 
 def train_pack(out: Path, number: int) -> None:
-    """Train the pack of a number to its end, or continue it.
+    """Train or resume the pack of a number.
 
-    Raises ``Interrupted`` after a signal, with its state saved, ``PackFailed`` where the training itself crashed,
-    ``NodeFailed`` where a GPU did, and what else goes wrong as it is: the same pack is sent again, with its checkpoint.
+    Raises ``Interrupted`` after a signal, with a checkpoint saved; ``PackFailed`` if the training itself failed;
+    ``NodeFailed`` if a GPU did; other errors as they are, which leave the pack to `resume`.
     """
-    submission, study, site = kept.load(out), kept.study_of(out), kept.site_of(out)
+    submission, study, site = load(out), study_of(out), site_of(out)
     with job(out, f"pack-{number}", site) as flag:
-        pack = kept.packs_of(out, submission)[number]
+        pack = packs_of(out, submission)[number]
         if not unfinished_packs(out, [pack]):
             return
         threads = load_pack(save_pack(out, pack, threads=threads_of(study, site)))[1]
@@ -137,7 +142,7 @@ def train_pack(out: Path, number: int) -> None:
 
 
 class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
-    """An executor that begins nothing more once a signal came between two of its turns."""
+    """An executor that starts no further packs once a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
@@ -151,20 +156,20 @@ class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """See ``Executor.execute``."""
         if reason := self._flag.requested():
-            raise Interrupted(f"{reason}; what is done is kept")
+            raise Interrupted(f"{reason}; finished trials are kept")
         return self._executor.execute(packs, out=out, store=store)
 
 
 class AfterArray(AbstractContextManager["AfterArray"]):
-    """The executor of the last job: packs of the array were trained by others; refits it trains here."""
+    """Executor of the last job: packs of the array were trained by its tasks; the refit trains in this job."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
-        submission, study, site = kept.load(out), kept.study_of(out), kept.site_of(out)
-        self._numbers = {pack.id: n for n, pack in enumerate(kept.packs_of(out, submission))}
+        submission, study, site = load(out), study_of(out), site_of(out)
+        self._numbers = {pack.id: n for n, pack in enumerate(packs_of(out, submission))}
         resources = study.sweep.resources.model_copy(update={"cpus": threads_of(study, site)})
-        self._here = LocalExecutor(resources)
-        self.slots, self.threads = self._here.slots, self._here.threads
+        self._local = LocalExecutor(resources)
+        self.slots, self.threads = self._local.slots, self._local.threads
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
@@ -172,33 +177,33 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``. Raises ``RunFailed`` where packs of the array neither ended nor crashed.
+        """See ``Executor.execute``. Raises ``RunFailed`` if packs of the array neither finished nor crashed.
 
-        So it does where many members of crashed packs are to be trained alone: an array trains them together.
+        Also if many trials of crashed packs must be retried alone, which an array does in parallel.
         """
         reasons: dict[str, str] = {}
-        lost, here = [], []
+        incomplete, local_packs = [], []
         for pack in packs:
             if pack.id not in self._numbers:
-                here.append(pack)
+                local_packs.append(pack)
             elif (why := self._crash_of(pack)) is not None:
                 reasons |= crash_reasons(pack, why, out=out)
             else:
-                lost.append(pack)
-        if lost:
+                incomplete.append(pack)
+        if incomplete:
             raise RunFailed(
-                f"{len(lost)} of {len(packs)} packs of the array are not done and did not crash by themselves "
-                f"(cancelled, killed, lost, out of time or requeues, or a fault of machine, disk or data; `modis-dist "
-                f"status {out}` says why); `modis-dist resume {out}` sends them again from their last checkpoints"
+                f"{len(incomplete)} of {len(packs)} packs of the array are not done and their training did not "
+                f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
+                f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
             )
-        if len(alone := [pack for pack in here if pack.judged_on == "validation"]) > FEW:
+        if len(alone := [pack for pack in local_packs if pack.judged_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
-                f"{len(alone)} trials of packs that crashed are to be trained one by one; `modis-dist resume {out}` "
-                "sends them as an array, what is done is not trained twice"
+                f"{len(alone)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
+                "them as an array and keeps finished trials"
             )
-        return reasons | dict(self._here.execute(here, out=out, store=store))
+        return reasons | dict(self._local.execute(local_packs, out=out, store=store))
 
     def _crash_of(self, pack: Pack) -> str | None:
-        """Why the array's task could not train a pack; None where that was no fault of the training."""
-        note = read_note(kept.folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
+        """Return why the training of a pack failed; None if it did not."""
+        note = read_note(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
         return note.reason if note is not None and note.state == "failed" else None

@@ -25,7 +25,7 @@ Models = Literal["chosen", "all"]
 
 @dataclass(frozen=True)
 class Fetched:
-    """What was brought."""
+    """Result of a fetch."""
 
     files: int
     problems: tuple[str, ...]  # with MLflow
@@ -94,7 +94,7 @@ def _stays(name: str) -> bool:
 
 
 def _same(path: Path, copy: Path) -> bool:
-    """Whether a copy is as large and as old as the file."""
+    """Return whether a copy has the size and modification time of the file."""
     try:
         one, other = path.stat(), copy.stat()
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""What a job says of itself: one small file for each, whole at any moment, that survives being queued again."""
+"""Status file of a job: state, starts and reason, written atomically and kept when the job is requeued."""
 
 import json
 import os
@@ -14,30 +14,30 @@ from modis_dist.runtime.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.runtime.files import write_json
 
 State = Literal["running", "saved", "done", "failed", "broken", "given up"]
-BEGUN = ".begun"  # of the file that a job's script leaves until Python has noted its begin
+BEGUN = ".begun"  # suffix of the file that marks a job whose script runs and whose Python has not started yet
 NOT_DONE: frozenset[State] = frozenset({"failed", "broken", "given up"})
 
 
 class PackFailed(RunFailed):
-    """The training of a pack failed, as it would anywhere; what else ends a job is the fault of its surroundings."""
+    """The training of a pack failed and would fail on any machine."""
 
 
 @dataclass(frozen=True)
 class Note:
-    """The last word of a job."""
+    """Content of the status file of a job."""
 
     state: State
-    starts: int  # counted here: Slurm's own count begins anew where an administrator requeues
+    starts: int  # Slurm's restart count is reset when an administrator requeues
     reason: str | None
     job: str
     host: str
     time: float  # seconds since 1970
-    code: str  # digest of the program that wrote it
-    faults: int = 0  # starts that a machine failed
+    code: str  # digest of the source code
+    faults: int = 0  # starts that ended by an error of the machine
 
 
 def read_note(path: Path) -> Note | None:
-    """The note in a file; None where there is none that can be read."""
+    """Return the note in a file; None if it is missing or unreadable."""
     try:
         return Note(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -46,10 +46,10 @@ def read_note(path: Path) -> Note | None:
 
 @contextmanager
 def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
-    """Note how the work of the block begins and ends.
+    """Write the status file at the start and end of the block.
 
-    Raises ``RunFailed`` before the block where the work was begun anew more often than allowed; what the block raises
-    is noted and passed on.
+    Raises ``RunFailed`` before the block if the job was requeued more often than allowed; errors of the block are
+    written and raised again.
     """
     path.with_suffix(BEGUN).unlink(missing_ok=True)
     before = read_note(path)
@@ -57,9 +57,9 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
     starts, faults = (before.starts, before.faults) if before else (0, 0)
     note = Note("running", 1 + starts, None, job, socket.gethostname(), time.time(), code, faults)
     if note.starts > requeues + 1:
-        reason = f"was queued again {requeues} times, as often as the profile's `requeues` allows, and is not done"
+        reason = f"requeued {requeues} times, the limit of requeues in the profile, and not done"
         _write(path, replace(note, state="given up", reason=reason))
-        raise RunFailed(f"{reason}; `modis-dist resume` sends it again from its last checkpoint")
+        raise RunFailed(f"{reason}; `modis-dist resume` resumes it from its last checkpoint")
     _write(path, note)
     try:
         yield

@@ -1,7 +1,7 @@
-"""The scripts that Slurm runs: options of sbatch, the site's own lines, one command. Pure text.
+"""Job scripts: options of sbatch, the site's setup lines, one command. Pure text.
 
-The command takes the place of the shell, so that Slurm's signals reach it directly. Paths stand in single quotes; what
-a profile may say is checked where it is read (``config.cluster``).
+The command replaces the shell (exec), so that Slurm's signals reach it directly. Paths are quoted; values of a profile
+are validated in ``config.cluster``.
 """
 
 import re
@@ -22,9 +22,9 @@ VARIABLE = re.compile(r"\$\{?(\w+)\}?")
 
 
 def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indices: Sequence[int] = ()) -> str:
-    """A job of a submission: tasks of an array with some indices, each ``first`` below its pack's, or a single job.
+    """Return the script of an array, whose task INDEX trains pack ``first`` + INDEX, or of a single job.
 
-    ``name`` is that of the study, ``out`` the absolute folder of its results.
+    ``name``: the study. ``out``: the absolute output folder.
     """
     lines = ["#!/bin/bash", f"# Study {name}, {_of_kind(kind, first, indices)}; written by modis-dist {__version__}."]
     options = [f"--job-name={name}{'-finish' * (kind == 'finish')}", *requests(site, nodes=_nodes(site, kind))]
@@ -33,36 +33,41 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     if kind == "array":
         options += [f"--array={ranges(indices)}%{site.at_once}"]
     lines += [f"#SBATCH {option}" for option in options]
-    lines += ["umask 077", "trap '' USR1  # until the program listens", f"touch {_begun(kind, first)}"]
+    lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_begun(kind, first)}"]
     lines += ["set -e", *site.setup]
     if site.scratch is not None:
-        scratch = VARIABLE.sub(r"${\1:?is not set here; scratch of the profile names it}", site.scratch)
+        scratch = VARIABLE.sub(r"${\1:?not set on this node, used by scratch of the profile}", site.scratch)
         lines += [f'export TMPDIR="{scratch}"', 'mkdir -p "$TMPDIR"']
     else:
-        lines += ['[ -d "${TMPDIR:-/tmp}" ] || unset TMPDIR  # of the machine that submitted']
+        lines += ['[ -d "${TMPDIR:-/tmp}" ] || unset TMPDIR  # set by the submitting machine']
     return "\n".join([*lines, f"exec {command(site, kind=kind, out=out, first=first)}", ""])
 
 
+def options_of(text: str) -> list[str]:
+    """Return the options of sbatch in a script."""
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
+
+
 def command(site: Site, *, kind: Kind, out: Path, first: int = 0) -> str:
-    """What a job runs, as a line of shell."""
+    """Return the command of a job as a line of shell."""
     words = [*python(site), "-m", "modis_dist", "job", kind, str(out)]
     task = f' "$(({first} + SLURM_ARRAY_TASK_ID))"' if first else ' "$SLURM_ARRAY_TASK_ID"'
     return shlex.join(words) + (task if kind == "array" else "")
 
 
 def _begun(kind: Kind, first: int) -> str:
-    """A file that is there until Python has begun."""
+    """Return the file that exists until Python has started."""
     name = f"pack-$(({first} + SLURM_ARRAY_TASK_ID))" if kind == "array" else kind
     return f'"{STATUS}/{name}{BEGUN}"'
 
 
 def python(site: Site) -> list[str]:
-    """The words that start Python in a job."""
+    """Return the words that start Python in a job."""
     return list(site.python) if site.python is not None else [sys.executable]
 
 
 def requests(site: Site, *, nodes: int) -> list[str]:
-    """The options of sbatch that say where a job runs and what it gets."""
+    """Return the options of sbatch for the resources of a job."""
     named = {"partition": site.partition, "account": site.account, "qos": site.qos, "constraint": site.constraint}
     options = [f"--{option}={value}" for option, value in named.items() if value is not None]
     options += [f"--nodes={nodes}", "--ntasks-per-node=1", f"--cpus-per-task={site.cpus}"]
@@ -74,7 +79,7 @@ def requests(site: Site, *, nodes: int) -> list[str]:
 
 
 def ranges(indices: Sequence[int]) -> str:
-    """Ascending numbers as sbatch writes them: ``0-3,7``."""
+    """Return ascending numbers in the notation of sbatch: ``0-3,7``."""
     runs: list[list[int]] = []
     for index in indices:
         if runs and index == runs[-1][1] + 1:
@@ -93,5 +98,5 @@ def _of_kind(kind: Kind, first: int, indices: Sequence[int]) -> str:
         case "array":
             return f"packs {ranges([first + index for index in indices])} of submission/submission.json"
         case "finish":
-            return "the choice among its trials, the refit and the test"
-    return "from its first trial to its test, on all nodes of the job"
+            return "selection, refit and test"
+    return "all trials, selection, refit and test on the nodes of this job"

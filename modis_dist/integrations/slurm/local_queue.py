@@ -1,4 +1,9 @@
-"""The jobs of a submission on this machine, by submitit's controller: the same path without Slurm."""
+"""Jobs of a submission on this machine, run by submitit's local controller.
+
+``submitit.local.local.start_controller`` is public. To find a controller whose sender was killed, two names that
+submitit gives it are read as well: the module ``submitit.local._local`` that it runs, and the environment variable
+``SUBMITIT_LOCAL_COMMAND`` that holds its command.
+"""
 
 import os
 import shlex
@@ -12,7 +17,7 @@ from pathlib import Path
 from threading import Thread
 
 import psutil
-from submitit import LocalExecutor
+from submitit.local.local import start_controller
 
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.slurm.queue import Job
@@ -20,11 +25,12 @@ from modis_dist.runtime.errors import Interrupted
 from modis_dist.runtime.processes import running_process
 from modis_dist.runtime.signals import Flag, on_signal
 
-FOREVER_MIN = 10 * 365 * 24 * 60  # nobody else waits for this machine, and submitit's end of time saves nothing
+NO_LIMIT_MIN = 10 * 365 * 24 * 60  # nobody waits for this machine, and submitit's time limit saves nothing
+CONTROLLER, COMMAND_VARIABLE = "submitit.local._local", "SUBMITIT_LOCAL_COMMAND"
 
 
 class LocalQueue:
-    """This machine. A job's number is that of a process, and when it began."""
+    """A queue on this machine. A job id is the process id and start time of its controller."""
 
     def __init__(self, site: Site) -> None:
         self._site = site
@@ -35,20 +41,22 @@ class LocalQueue:
         script.write_text(text)
         words = [sys.executable, "-m", "modis_dist", "job", "here", str(script)]
         words += [f"--task={task}" for task in tasks] + [f"--after={number}" for number in after]
-        executor = LocalExecutor(folder=folder / "logs")
-        executor.update_parameters(timeout_min=FOREVER_MIN, stderr_to_stdout=True)
-        executor.parameters["gpus_per_node"] = self._site.gpus
-        job = executor._submit_command(shlex.join(words))
-        Thread(target=job._process.wait, name="reap", daemon=True).start()  # for as long as somebody waits here
-        return _number(psutil.Process(int(job.job_id)))
+        controller = start_controller(
+            folder / "logs",
+            shlex.join(words),
+            cuda_devices=",".join(map(str, range(self._site.gpus))),
+            timeout_min=NO_LIMIT_MIN,
+            stderr_to_stdout=True,
+        )
+        Thread(target=controller.wait, name="reap", daemon=True).start()  # no zombie while this process lives
+        return _number(psutil.Process(controller.pid))
 
     def marked(self, mark: str) -> str | None:
         """See ``Queue.marked``."""
         for process in psutil.process_iter(["cmdline", "environ"]):
-            if f"{mark}.sh" in ((process.info["environ"] or {}).get("SUBMITIT_LOCAL_COMMAND") or ""):
-                words = process.info["cmdline"] or []
-                if "submitit.local._local" in words:
-                    return _number(process)
+            command = (process.info["environ"] or {}).get(COMMAND_VARIABLE) or ""
+            if f"{mark}.sh" in command and CONTROLLER in (process.info["cmdline"] or []):
+                return _number(process)
         return None
 
     def jobs(self, numbers: Sequence[str]) -> dict[str, Job]:
@@ -64,17 +72,15 @@ class LocalQueue:
 
 
 def run_here(script: Path, *, tasks: Sequence[int], after: Sequence[str]) -> None:
-    """Run a job's script here once other jobs have ended: once, or for each task of an array.
+    """Run a job's script on this machine after other jobs have ended: once, or for each task of an array.
 
-    A task that fails does not keep the next one from running. Raises ``Interrupted`` after a signal, when the script
-    that runs has ended.
+    Later tasks run even if one fails. Raises ``Interrupted`` after a signal, once the running script has ended.
     """
     logs, flag = script.parent.parent / "logs", Flag()
     with on_signal(flag.set):
         while any(map(_process, after)) and flag.requested() is None:
             time.sleep(0.2)
-        turns: Sequence[int | None] = tasks or [None]
-        for task in turns:
+        for task in tasks or (None,):
             if flag.requested() is None:
                 with (logs / f"{script.stem}{'' if task is None else f'_{task}'}.log").open("ab") as log:
                     _run(script, task, log.fileno(), flag)
@@ -93,7 +99,7 @@ def _run(script: Path, task: int | None, log: int, flag: Flag) -> None:
         stdout=log,
         stderr=log,
         start_new_session=True,
-    ) as running:  # a session of its own: a terminal's signals come once, from here
+    ) as running:  # in a new session: a terminal's signals arrive once, from this process
         while running.poll() is None:
             if flag.requested():
                 running.send_signal(signal.SIGTERM)
@@ -106,6 +112,6 @@ def _number(process: psutil.Process) -> str:
 
 
 def _process(number: str) -> psutil.Process | None:
-    """The process of a job, where it still runs."""
+    """Return the controller of a job while it runs."""
     pid, _, started = number.partition("-")
     return running_process(int(pid), started=float(started))

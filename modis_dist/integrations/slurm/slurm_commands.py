@@ -1,49 +1,66 @@
-"""Slurm's own commands: what they print, or in one line why they failed."""
+"""Runs Slurm's commands: returns what they print, or one line on why they failed."""
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from modis_dist.runtime.finding import Finding
 from modis_dist.runtime.text import shown
 
-ANSWER_S = 60.0  # Slurm's commands give up by themselves before
-OF_JOBS, OF_CLUSTER = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")
+TIMEOUT_S = 60.0  # Slurm's commands give up earlier
+JOB_VARIABLES, CLUSTER_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a command printed."""
+class Answer:
+    """Output of a command."""
 
     text: str
-    remark: str = ""  # on standard error
-    error: str = ""  # why it failed, in one line; empty where it did not
+    remark: str = ""  # standard error
+    error: str = ""  # one line on why it failed; empty on success
 
 
-def ask(*command: str) -> Told:
-    """What one of Slurm's commands says; never raises."""
+def ask(*command: str) -> Answer:
+    """Run a command and return its output; never raises."""
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=ANSWER_S, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
+    except FileNotFoundError:
+        return Answer("", error=f"{command[0]} not found on PATH")
     except OSError as error:
-        return Told("", error=str(error.strerror))
+        return Answer("", error=str(error.strerror))
     except subprocess.TimeoutExpired:
-        return Told("", error=f"did not answer for {ANSWER_S:.0f} s")
-    return Told(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
+        return Answer("", error=f"no answer within {TIMEOUT_S:.0f} s")
+    return Answer(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
 
 
-def one_line(said: str, program: str) -> str:
-    """What a command complained of, in one line without its name."""
-    lines = [line.removeprefix(f"{program}: ").removeprefix("error: ").strip() for line in said.splitlines()]
-    return shown("; ".join(line for line in lines if line) or f"{program} failed without a word")
+def one_line(stderr: str, program: str) -> str:
+    """Return standard error as one line without the program's name."""
+    lines = [line.removeprefix(f"{program}: ").removeprefix("error: ").strip() for line in stderr.splitlines()]
+    return shown("; ".join(line for line in lines if line) or f"{program} failed without a message")
+
+
+def check_request(options: Sequence[str], *, check: str = "sbatch --test-only") -> Finding:
+    """Return whether Slurm would accept a job with these options of sbatch; submits nothing."""
+    with without_job_variables():
+        answer = ask("sbatch", "--test-only", *options, "--wrap=true")
+    fix = (
+        "run this on a login node, after `module load slurm` if the site needs it; change the key of the profile that "
+        "Slurm names (partition, account, qos, time, max_array, options)"
+    )
+    return Finding.of(check, answer.error or one_line(answer.remark, "sbatch"), ok=not answer.error, fix=fix)
 
 
 @contextmanager
-def without_defaults() -> Iterator[None]:
-    """No variables, the user's or of a job that this is in, by which sbatch would overrule what stands in a script."""
-    others = [name for name in os.environ if name.startswith(OF_JOBS) and name not in OF_CLUSTER]
-    held = {name: os.environ.pop(name) for name in others}
+def without_job_variables() -> Iterator[None]:
+    """Hide the variables of the user or an outer job by which sbatch would override the options of a script."""
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name.startswith(JOB_VARIABLES) and name not in CLUSTER_VARIABLES
+    }
     try:
         yield
     finally:
-        os.environ.update(held)
+        os.environ.update(hidden)

@@ -1,4 +1,4 @@
-"""What tests of submissions share: a store, stand-ins for Slurm's commands, a folder."""
+"""Fixtures for tests of submissions: a store, fake Slurm commands, an output folder."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Slurm's commands for tests: small programs on PATH that keep what they know in one file. They run no job."""
+"""Fake Slurm commands: small programs on PATH that share one state file. They run no job."""
 
 import json
 import os
@@ -9,12 +9,8 @@ from typing import Any
 
 import pytest
 
-PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "sinfo", "sacctmgr")
+PROGRAMS = ("sbatch", "squeue", "sacct", "scancel", "scontrol", "srun", "sinfo")
 SACCT = "JobID|State|NodeList"
-PARTITION = (
-    "PartitionName=gpu Default=YES GraceTime=60 MaxNodes=UNLIMITED MaxTime=4-04:00:00 PreemptMode=OFF State=UP "
-    "TotalNodes=2 QoS=N/A"
-)
 
 SHIM = r"""
 import fcntl, json, os, re, sys
@@ -44,6 +40,8 @@ def sbatch():
     environment = sorted(name for name in os.environ if name.startswith(OF_JOBS))
     if "--test-only" in arguments:
         state["tested"].append(environment)
+        if state["refuses"]:
+            leave(1, error=state["refuses"])
         to_come = "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 10 processors on nodes n1 in partition gpu\n"
         leave(error=to_come)
     told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
@@ -96,17 +94,7 @@ def sinfo():
     leave(say="".join(f"{line}\n" for line in state["nodes"]))
 
 
-def sacctmgr():
-    if isinstance(state["accounts"], str):
-        leave(1, error=state["accounts"])
-    leave(say="".join(f"{line}\n" for line in state["qos" if "qos" in arguments else "accounts"]))
-
-
 def scontrol():
-    if "partition" in arguments:
-        leave(say=state["partition"] + "\n")
-    if arguments[0] == "show":
-        leave(say="Configuration data as of today\nMaxArraySize            = %d\nMaxJobCount = 9\n" % state["limit"])
     leave()
 
 
@@ -119,7 +107,7 @@ globals()[program]()
 
 
 class FakeSlurm:
-    """A queue in a folder; every method changes or tells what its programs know."""
+    """A queue in a folder; the methods read and change the state of its programs."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self._path, self.bin = folder / "state.json", folder / "bin"
@@ -128,48 +116,49 @@ class FakeSlurm:
             shim = self.bin / program
             shim.write_text(f"#!{sys.executable} -IS\n{SHIM}")
             shim.chmod(0o700)
-        empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None, "limit": 1001}
-        cluster: dict[str, Any] = {"partition": PARTITION, "nodes": ["40|192000|gpu:v100:4"] * 2}
-        cluster |= {"accounts": [], "qos": [], "tested": []}
+        empty: dict[str, Any] = {"next": 1000, "jobs": {}, "calls": [], "sbatch": [], "squeue": None}
+        cluster: dict[str, Any] = {"nodes": ["2"], "refuses": "", "tested": []}
         self._write(empty | cluster | {"sacct": [SACCT]})
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
 
     def be(self, **faults: Any) -> None:
-        """How programs answer: ``sbatch`` a list of what it says instead, one for each call, after a + once it has
-        accepted the job; ``squeue`` its error; ``sacct`` its lines, or its error; ``limit`` of arrays; ``nodes``,
-        ``accounts`` (or an error) and ``qos`` the lines of sinfo and sacctmgr."""
+        """Set answers.
+
+        ``sbatch``: a list of errors, one per call, with a + if the job is accepted all the same. ``squeue``: its error.
+        ``sacct``: its lines or its error. ``refuses``: the error of ``sbatch --test-only``. ``nodes``: lines of sinfo.
+        """
         self._write(self._read() | faults)
 
     def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:
-        """A job in the queue."""
-        held = self._read()
-        before = held["jobs"].get(number, {"comment": ""})
-        held["jobs"][number] = before | {"state": state, "tasks": list(tasks), "reason": reason, "nodes": nodes}
-        self._write(held)
+        """Put a job into the queue."""
+        content = self._read()
+        before = content["jobs"].get(number, {"comment": ""})
+        content["jobs"][number] = before | {"state": state, "tasks": list(tasks), "reason": reason, "nodes": nodes}
+        self._write(content)
 
     def end(self) -> None:
-        """All jobs have left the queue."""
+        """Remove all jobs from the queue."""
         self._write(self._read() | {"jobs": {}})
 
     @property
     def jobs(self) -> Mapping[str, Any]:
-        """What is in the queue, by number, with the options of sbatch and the script."""
-        found: dict[str, Any] = self._read()["jobs"]
-        return found
+        """Jobs in the queue by id, with their options of sbatch and script."""
+        jobs: dict[str, Any] = self._read()["jobs"]
+        return jobs
 
     @property
     def tested(self) -> list[list[str]]:
-        """The variables of jobs that sbatch saw each time it was only asked."""
-        found: list[list[str]] = self._read()["tested"]
-        return found
+        """Job variables in the environment of each `sbatch --test-only`."""
+        variables: list[list[str]] = self._read()["tested"]
+        return variables
 
     def calls(self, program: str) -> list[list[str]]:
-        """The arguments of every call of a program."""
+        """Arguments of every call of a program."""
         return [call[1:] for call in self._read()["calls"] if call[0] == program]
 
     def _read(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads(self._path.read_text())
-        return found
+        content: dict[str, Any] = json.loads(self._path.read_text())
+        return content
 
     def _write(self, state: Mapping[str, Any]) -> None:
         self._path.write_text(json.dumps(state))

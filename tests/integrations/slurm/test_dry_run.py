@@ -1,4 +1,4 @@
-"""What `submit --dry-run` prints of the paper's TCGA grid, whole. Its times are made up here, for they are measured."""
+"""Whole output of `submit --dry-run` for the paper's TCGA grid, with fixed times instead of measured ones."""
 
 import sys
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.data.store.writer import StoreWriter
-from modis_dist.integrations.slurm import checks, queue
-from modis_dist.planning import estimate
+from modis_dist.integrations.slurm import queue
+from modis_dist.planning import probe
 from modis_dist.runtime.version import __version__
 from modis_dist.train import prepare
 from tests.integrations.slurm.fake_slurm import PROGRAMS
@@ -22,7 +22,7 @@ ROWS = 400
 
 @pytest.fixture(scope="module")
 def tcga(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of the shape of the paper's, with few rows, and random."""
+    """A random store with the shape of the paper's and few rows."""
     folder, random = tmp_path_factory.mktemp("tcga") / "store", np.random.default_rng(0)
     with StoreWriter(folder, source={"kind": "random"}) as store:
         for modality, features in FEATURES.items():
@@ -34,13 +34,13 @@ def tcga(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_stand_ins_for_slurm_answer_for_every_program_of_slurm_that_is_asked() -> None:
-    assert {*queue.PROGRAMS, *checks.PROGRAMS, "sacct", "sacctmgr"} <= set(PROGRAMS)
+def test_the_fake_slurm_has_every_program_that_is_used() -> None:
+    assert {*queue.PROGRAMS, "sacct", "sinfo"} <= set(PROGRAMS)
 
 
 @pytest.mark.parametrize("profile", ["generic_gpu", "jean_zay"])
 @pytest.mark.usefixtures("slurm")
-def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_and_disk(
+def test_the_dry_run_of_the_papers_grid_prints_its_golden_file(
     profile: str,
     tcga: Path,
     tmp_path: Path,
@@ -48,18 +48,18 @@ def test_the_dry_run_of_the_papers_grid_on_gpus_tells_its_trials_packs_scripts_a
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(estimate, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
-    monkeypatch.setattr(estimate, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
-    monkeypatch.setattr(estimate, "seconds_per_save", lambda size, _: size / 5e8)
+    monkeypatch.setattr(probe, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
+    monkeypatch.setattr(probe, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
+    monkeypatch.setattr(probe, "seconds_per_save", lambda size, _: size / 5e8)
     monkeypatch.setattr(prepare, "perf_counter", lambda: 0.0)
     site = tmp_path / "site.yaml"
     site.write_text((ROOT / "cluster" / f"{profile}.yaml").read_text().replace("CHANGE_ME", "mine"))
     words = ["submit", str(ROOT / "tune_spaces" / "tcga10.yaml"), "--cluster", str(site), "--out", "/scratch/me/tcga10"]
     few_rows = "preprocess.modalities={methylation: [standardise], mrna: [standardise], mirna: [standardise]}"
     assert command([*words, "--set", f"data.store={tcga}", "--set", few_rows, "--dry-run"]) == 0
-    said = (
+    stdout = (
         capsys.readouterr()
         .out.replace(sys.executable, "python3")
         .replace(f"modis-dist {__version__}", "modis-dist VERSION")
     )
-    assert said.splitlines() == (GOLDEN / f"tcga10_{profile}.txt").read_text().splitlines()
+    assert stdout.splitlines() == (GOLDEN / f"tcga10_{profile}.txt").read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Whose fault it was that a job failed, and what follows: of the training, of its machine, of all around it."""
+"""Failures of jobs by cause (training, machine, surroundings) and what follows."""
 
 import errno
 import os
@@ -19,10 +19,10 @@ from modis_dist.execution.local import LocalExecutor
 from modis_dist.execution.run_pack import Pack, save_pack
 from modis_dist.integrations.ray import head_watch, multi_node, tune
 from modis_dist.integrations.slurm import array as array_job
-from modis_dist.integrations.slurm import submission
+from modis_dist.integrations.slurm import submission, submit
 from modis_dist.integrations.slurm.job_notes import Note, read_note
 from modis_dist.integrations.slurm.submission import load
-from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.runtime.errors import DataError, DiskFailed, MachineFailed, NodeFailed, RunFailed
 from modis_dist.runtime.files import write_json
 from modis_dist.study import manifest
@@ -74,9 +74,9 @@ def full(*_: object, **__: object) -> Any:
 
 
 def note_of(out: Path, name: str) -> Note:
-    found = read_note(out / "submission" / "status" / f"{name}.json")
-    assert found is not None
-    return found
+    note = read_note(out / "submission" / "status" / f"{name}.json")
+    assert note is not None
+    return note
 
 
 # --- of the training or not -------------------------------------------------------------------------------------
@@ -95,18 +95,18 @@ def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> Not
 
 
 @pytest.mark.parametrize("what", [*SURROUNDINGS, *OF_GPU])
-def test_a_fault_of_its_surroundings_leaves_a_pack_to_resume_and_does_not_call_it_crashed(
+def test_an_error_outside_the_training_leaves_a_pack_to_resume(
     what: str, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
     note = trained((SURROUNDINGS | OF_GPU)[what], out, monkeypatch)
     assert note.state == "broken" and note.reason and not list(out.glob("packs/*/error.txt"))
-    with pytest.raises(RunFailed, match=r"`modis-dist resume .* sends them again from their last checkpoints"):
+    with pytest.raises(RunFailed, match="`modis-dist resume "):
         array_job.AfterArray(out).execute(submission.packs_of(out, load(out))[:1], out=out, store=store)
 
 
 @pytest.mark.parametrize("what", OF_TRAINING)
-def test_a_failure_of_the_training_itself_is_told_as_the_crash_of_its_pack(
+def test_an_error_of_the_training_fails_its_pack(
     what: str, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
@@ -130,11 +130,11 @@ def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSl
         array_job.AfterArray(out).execute([pack], out=out, store=store)
 
 
-def test_a_stack_that_a_full_quota_stopped_keeps_its_checkpoint_and_is_never_trained_apart(
+def test_a_full_quota_keeps_the_checkpoint_and_the_stack_together(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", gpu=False)
-    held = submission.submit(stacked, site(), form="array", out=out)
+    before = submit.submit(stacked, site(), form="array", out=out)
     with monkeypatch.context() as patch:
         patch.setattr(Training, "_stop_requested", lambda self: "asked" if self.state.updates > 4 else None)
         with pytest.raises(Exception, match="saved"):
@@ -147,13 +147,13 @@ def test_a_stack_that_a_full_quota_stopped_keeps_its_checkpoint_and_is_never_tra
     assert saved and note_of(out, "pack-0").state == "broken"
     with pytest.raises(RunFailed, match="modis-dist resume"):
         finish(out)
-    assert manifest.load(out / "manifest.json").packs == held.packs and len(held.packs[0]) == 4
+    assert manifest.load(out / "manifest.json").packs == before.packs and len(before.packs[0]) == 4
     assert list(out.glob("packs/*/last/step-*")) == saved
     slurm.end()
-    assert submission.resume(out).packs == held.packs
+    assert submit.resume(out).packs == before.packs
 
 
-def test_a_full_disk_ends_a_study_on_one_machine_and_with_room_again_its_stack_goes_on_whole(
+def test_a_full_disk_ends_a_study_and_its_stack_resumes_together(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "tuned"
@@ -167,7 +167,7 @@ def test_a_full_disk_ends_a_study_on_one_machine_and_with_room_again_its_stack_g
     assert manifest.load(out / "manifest.json").packs == (stack,)
 
 
-def test_a_worker_of_ray_tells_what_the_disk_refused_apart_from_a_crash(
+def test_a_disk_error_in_a_ray_worker_is_not_a_crash(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack = Pack(planned(store, tmp_path).manifest.trials[:2])
@@ -180,7 +180,7 @@ def test_a_worker_of_ray_tells_what_the_disk_refused_apart_from_a_crash(
     tune.raise_disk_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
 
 
-def test_members_of_crashed_stacks_are_trained_alone_by_the_last_job_where_they_are_few_else_resume_sends_them(
+def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
     store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
@@ -203,7 +203,7 @@ def fails(out: Path, error: Exception, **keys: Any) -> None:
         raise error
 
 
-def test_a_job_on_a_sick_node_is_queued_again_without_that_node_twice_and_then_left_to_the_user(
+def test_a_job_on_a_failed_node_is_requeued_twice_without_that_node(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
@@ -218,9 +218,7 @@ def test_a_job_on_a_sick_node_is_queued_again_without_that_node_twice_and_then_l
     assert len(slurm.calls("scontrol")) == 4 and (note.state, note.starts, note.faults) == ("broken", 3, 3)
 
 
-def test_a_job_avoids_no_node_where_its_partition_has_few_or_its_ray_was_lost_and_none_is_to_blame(
-    slurm: FakeSlurm, store: Path, out: Path
-) -> None:
+def test_no_node_is_excluded_in_a_small_partition_or_if_ray_was_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
     has_nodes(slurm, 2)
     fails(out, NodeFailed("PyTorch sees no GPU"))
@@ -229,7 +227,7 @@ def test_a_job_avoids_no_node_where_its_partition_has_few_or_its_ray_was_lost_an
     assert slurm.calls("scontrol") == [["requeue", "7"]] * 2
 
 
-def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
+def test_a_ray_that_does_not_start_or_is_lost_is_a_machine_failure(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ended: Any = SimpleNamespace(poll=lambda: 1)
@@ -244,7 +242,7 @@ def test_a_ray_that_does_not_start_or_is_lost_is_the_fault_of_machines(
     over.set()
 
 
-def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor_and_tries_another_node(
+def test_a_job_without_its_gpus_does_not_train_on_the_cpu_and_is_requeued(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
@@ -252,13 +250,15 @@ def test_a_job_without_the_gpus_it_was_given_does_not_train_on_the_processor_and
     with pytest.raises(RunFailed, match="PyTorch sees none in this job"), array_job.job(out, "finish", site(gpus=1)):
         pytest.fail("it began")
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
-    found = standing(out)
-    assert "PyTorch sees none" in found.failed["finish"] and "mend first" not in found.advice, "its jobs still wait"
+    status = submission_status(out)
+    assert "PyTorch sees none" in status.failed["finish"] and "modis-dist resume" not in status.advice, (
+        "its jobs still wait"
+    )
     slurm.end()
-    assert "mend first what made a job fail" in standing(out).advice
+    assert "modis-dist resume" in submission_status(out).advice
 
 
-def test_an_error_of_the_gpu_in_training_has_its_task_try_another_node(
+def test_a_gpu_error_during_training_requeues_the_task_on_another_node(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
@@ -266,20 +266,20 @@ def test_an_error_of_the_gpu_in_training_has_its_task_try_another_node(
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
 
 
-def test_a_sick_machine_uses_up_requeues_as_any_disturbance_does(slurm: FakeSlurm, store: Path, out: Path) -> None:
+def test_machine_failures_count_as_requeues(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
     fails(out, MachineFailed("Ray's own processes are gone"), requeues=0)
     assert not slurm.calls("scontrol")
 
 
-def test_the_signal_that_slurm_sends_a_job_which_it_queues_again_does_not_end_it_before_all_was_asked(
+def test_sigterm_of_a_requeue_does_not_end_the_job_before_the_node_is_excluded(
     store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
 
-    def asked(*, without: str | None) -> bool:
+    def asked(*, exclude: str | None) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
-        return without is None
+        return exclude is None
 
     monkeypatch.setattr(array_job, "requeue", asked)
     before = signal.getsignal(signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""What jobs say of themselves, and what they do when they are interrupted. On stand-ins for Slurm's commands."""
+"""Status files of jobs, and interrupted jobs, with fake Slurm commands."""
 
 import logging
 import os
@@ -17,7 +17,7 @@ from modis_dist.integrations.slurm import array as array_job
 from modis_dist.integrations.slurm import submission
 from modis_dist.integrations.slurm.job_notes import Note, PackFailed, noted, read_note
 from modis_dist.integrations.slurm.submission import load
-from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.runtime.errors import Interrupted, RunFailed
 from tests.integrations.processes import wait_for
 from tests.integrations.slurm.fake_slurm import FakeSlurm
@@ -40,63 +40,61 @@ def begun(path: Path, *, requeues: int, how: BaseException | None = None) -> Not
                 raise how
     except (Interrupted, RunFailed):
         pass
-    found = read_note(path)
-    assert found is not None
-    return found
+    note = read_note(path)
+    assert note is not None
+    return note
 
 
 @pytest.mark.usefixtures("in_job")
-def test_a_job_notes_how_it_ended_and_how_often_it_was_begun(tmp_path: Path) -> None:
+def test_a_status_file_has_the_end_and_the_number_of_starts_of_a_job(tmp_path: Path) -> None:
     path = tmp_path / "pack-0.json"
     assert read_note(path) is None
-    told = [
+    notes = [
         begun(path, requeues=9, how=how)
         for how in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
     ]
-    assert [(note.state, note.starts, note.reason) for note in told] == [
+    assert [(note.state, note.starts, note.reason) for note in notes] == [
         ("saved", 1, "got SIGTERM"),
         ("failed", 2, "step 3: loss is nan"),
         ("broken", 3, "no GPU"),
         ("done", 4, None),
     ]
-    assert {(note.job, note.code) for note in told} == {("7", "c")}
+    assert {(note.job, note.code) for note in notes} == {("7", "c")}
 
 
 @pytest.mark.usefixtures("slurm")
 @pytest.mark.parametrize("requeues", [0, 2])
-def test_a_job_that_was_queued_again_too_often_gives_up_before_it_begins_and_status_says_so(
+def test_a_job_that_was_requeued_too_often_gives_up_and_status_shows_it(
     requeues: int, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submitted(store, out)
     path = out / "submission" / "status" / "pack-1.json"
     stopped = [begun(path, requeues=requeues, how=Interrupted("x")).starts for _ in range(requeues + 1)]
     assert stopped == list(range(1, requeues + 2))
-    told = rf"queued again {requeues} times, as often as the profile's `requeues` allows"
-    with pytest.raises(RunFailed, match=told), noted(path, code="c", requeues=requeues):
+    notes = rf"requeued {requeues} times, .*`modis-dist resume`"
+    with pytest.raises(RunFailed, match=notes), noted(path, code="c", requeues=requeues):
         pytest.fail("it began")
     assert begun(path, requeues=requeues).state == "given up"
-    found = standing(out)
-    assert found.failed.keys() == {"pack-1"}
+    status = submission_status(out)
+    assert status.failed.keys() == {"pack-1"}
     assert command(["status", str(out)]) == 0
-    assert "failed: job pack-1: was queued again" in capsys.readouterr().out
+    assert "failed: job pack-1: requeued " in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("slurm")
-def test_the_last_job_does_not_take_a_pack_that_was_given_up_or_cancelled_for_crashed(store: Path, out: Path) -> None:
+def test_a_pack_that_was_given_up_or_cancelled_is_not_crashed(store: Path, out: Path) -> None:
     submitted(store, out)
     for number, how in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
         begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, how=how)
     packs = submission.packs_of(out, load(out))
     executor = array_job.AfterArray(out)
     assert executor.execute([packs[1]], out=out, store=store) == {packs[1].trials[0].id: "out of memory"}
-    with pytest.raises(
-        RunFailed, match=r"3 of 4 packs of the array are not done and did not crash by themselves .*modis-dist resume"
-    ):
+    with pytest.raises(RunFailed, match=r"3 of 4 packs .*modis-dist resume"):
         executor.execute(packs, out=out, store=store)
 
 
 @pytest.mark.usefixtures("in_job", "slurm")
-def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning(store: Path, out: Path) -> None:
+def test_a_signal_stops_an_executor_between_packs(store: Path, out: Path) -> None:
     submitted(store, out)
     before = signal.getsignal(signal.SIGUSR1)
     with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
@@ -107,7 +105,7 @@ def test_a_signal_between_two_turns_of_an_executor_keeps_the_next_from_beginning
 
 
 @pytest.mark.usefixtures("in_job")
-def test_a_job_asks_again_to_be_queued_where_slurm_does_not_answer_at_once(
+def test_requeueing_is_retried_while_slurm_does_not_answer(
     slurm: FakeSlurm, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
@@ -120,25 +118,25 @@ def test_a_job_asks_again_to_be_queued_where_slurm_does_not_answer_at_once(
 
 
 @pytest.mark.usefixtures("in_job", "slurm")
-def test_a_job_of_another_program_says_so_and_goes_on(
+def test_a_job_with_other_source_code_warns_and_continues(
     store: Path,
     out: Path,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    held = submitted(store, out)
+    before = submitted(store, out)
     caplog.clear()
     with array_job.job(out, "finish", site()):
         assert not caplog.records
     monkeypatch.setattr(array_job, "code", lambda: "other")
     with array_job.job(out, "finish", site()):
-        assert f"this program (other) is not the one that submitted ({held.code}, version" in caplog.text
+        assert f"(other) differs from the submitting one ({before.code}, version" in caplog.text
     note = read_note(out / "submission" / "status" / "finish.json")
     assert note is not None and note.code == "other" and note.starts == 2
-    assert standing(out).other_program == ("finish",)
+    assert submission_status(out).other_code == ("finish",)
     assert command(["status", str(out)]) == 0
-    assert "changed after submitting; 1 job(s) ran changed: finish\n" in capsys.readouterr().out
+    assert re.search(r"^warning: 1 job\(s\) .*: finish$", capsys.readouterr().out, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +144,7 @@ def test_a_job_of_another_program_says_so_and_goes_on(
     [("RUNNING", "None", True), ("COMPLETING", "TimeLimit", True), ("CANCELLED", "None", False)],
 )
 @pytest.mark.usefixtures("in_job")
-def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
+def test_an_interrupted_job_is_requeued_unless_it_was_cancelled(
     state: str,
     reason: str,
     again: bool,
@@ -159,20 +157,20 @@ def test_a_job_that_was_interrupted_is_queued_again_unless_it_was_cancelled(
     slurm.put("7", state, reason=reason)
     with caplog.at_level(logging.WARNING), pytest.raises(Interrupted), array_job.job(out, "finish", site()):
         raise Interrupted("got SIGUSR1")
-    assert ("queued again" if again else "Slurm has decided what becomes of this job") in caplog.text
+    assert ("not requeued" in caplog.text) is not again and "requeued" in caplog.text
     assert (["requeue", "7"] in slurm.calls("scontrol")) is again
 
 
 def blocked(process: int) -> int:
-    """The signals that a process holds back, a bit each."""
-    found = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
-    assert found is not None
-    return int(found[1], 16)
+    """Return the blocked signals of a process as a bit mask."""
+    match = re.search(r"SigBlk:\s*(\w+)", Path(f"/proc/{process}/status").read_text())
+    assert match is not None
+    return int(match[1], 16)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
 @pytest.mark.usefixtures("in_job")
-def test_a_warning_that_comes_while_a_job_is_loading_is_not_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
+def test_a_signal_during_import_is_not_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
     slurm.put("7", "RUNNING")
     words = shlex.join([*COMMAND, "job", "array", str(out), "0"])
@@ -188,7 +186,7 @@ def test_a_warning_that_comes_while_a_job_is_loading_is_not_lost(slurm: FakeSlur
 
 
 @pytest.mark.usefixtures("in_job")
-def test_a_job_that_fails_is_not_queued_again(slurm: FakeSlurm, store: Path, out: Path) -> None:
+def test_a_failed_job_is_not_requeued(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
     slurm.put("7", "RUNNING")
     with pytest.raises(RunFailed), array_job.job(out, "finish", site()):

@@ -1,4 +1,4 @@
-"""The scripts of jobs: text that is compared whole, and run by a real shell with whatever paths people have."""
+"""Job scripts: compared with golden files, and run by a real shell with unusual paths."""
 
 import json
 import os
@@ -63,14 +63,14 @@ NASTY = {
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_a_script_is_what_stands_in_its_golden_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_script_equals_its_golden_file(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(job_script, "__version__", "1.2.3")
     site, settings = SCRIPTS[name]
     assert script(site, name="toy", out=OUT, **settings) == (GOLDEN / f"{name}.sh").read_text()
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
-def test_options_of_sbatch_stand_before_the_first_command_where_alone_sbatch_reads_them(name: str) -> None:
+def test_sbatch_options_precede_the_first_command(name: str) -> None:
     site, settings = SCRIPTS[name]
     lines = script(site, name="toy", out=OUT, **settings).splitlines()
     first = next(number for number, line in enumerate(lines) if not line.startswith("#"))
@@ -78,11 +78,11 @@ def test_options_of_sbatch_stand_before_the_first_command_where_alone_sbatch_rea
     assert sum(line.startswith("#SBATCH --signal=B:USR1@") for line in lines) == 1
 
 
-def test_ranges_name_every_index_once() -> None:
+def test_ranges_contain_every_index_once() -> None:
     assert ranges([0, 1, 2, 3, 7]) == "0-3,7" and ranges([5]) == "5" and ranges([1, 3, 4, 9]) == "1,3-4,9"
 
 
-def test_without_words_for_python_a_job_is_run_by_the_python_that_submitted_it() -> None:
+def test_the_default_python_of_a_job_is_the_submitting_one() -> None:
     assert python(Site()) == [sys.executable]
     assert command(Site(), kind="finish", out=OUT).split()[0] == sys.executable
 
@@ -114,8 +114,8 @@ def started(text: str, folder: Path, **environment: str) -> "subprocess.Popen[st
 def ended(text: str, folder: Path, **environment: str) -> tuple[int, str]:
     """Exit code and output of a script."""
     with started(text, folder, **environment) as running:
-        said, complaint = running.communicate(timeout=60)
-    return running.returncode, said + complaint
+        stdout, complaint = running.communicate(timeout=60)
+    return running.returncode, stdout + complaint
 
 
 def here(folder: Path, body: str, **settings: Any) -> Site:
@@ -124,33 +124,31 @@ def here(folder: Path, body: str, **settings: Any) -> Site:
 
 @pytest.mark.parametrize("kind", ["array", "finish"])
 @pytest.mark.parametrize("name", NASTY)
-def test_a_path_reaches_the_program_as_it_is_and_the_shell_reads_nothing_in_it(
-    name: str, kind: Any, tmp_path: Path
-) -> None:
+def test_the_shell_passes_any_path_unchanged(name: str, kind: Any, tmp_path: Path) -> None:
     out = tmp_path / NASTY[name]
     site = here(tmp_path, "print(json.dumps(sys.argv[1:]))")
     text = script(site, kind=kind, name="toy", out=out, first=40, indices=(2,))
-    code, said = ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")
+    code, stdout = ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")
     task = ["42"] if kind == "array" else []
-    assert code == 0 and json.loads(said) == ["-m", "modis_dist", "job", kind, str(out), *task]
+    assert code == 0 and json.loads(stdout) == ["-m", "modis_dist", "job", kind, str(out), *task]
     assert not (tmp_path / "canary").exists()
 
 
 @pytest.mark.parametrize("name", [name for name in NASTY if name != "newline"])
-def test_words_of_python_reach_the_shell_as_words(name: str, tmp_path: Path) -> None:
+def test_each_word_of_python_is_one_argument(name: str, tmp_path: Path) -> None:
     words = (program(tmp_path, "print(json.dumps(sys.argv[1:]))"), NASTY[name], "python")
-    code, said = ended(script(Site(python=words), kind="finish", name="toy", out=tmp_path / "out"), tmp_path)
-    assert code == 0 and json.loads(said)[:2] == [NASTY[name], "python"]
+    code, stdout = ended(script(Site(python=words), kind="finish", name="toy", out=tmp_path / "out"), tmp_path)
+    assert code == 0 and json.loads(stdout)[:2] == [NASTY[name], "python"]
     assert not (tmp_path / "canary").exists()
 
 
-def test_the_program_takes_the_place_of_the_shell_so_that_signals_reach_it(tmp_path: Path) -> None:
+def test_the_program_replaces_the_shell_and_receives_signals(tmp_path: Path) -> None:
     text = script(here(tmp_path, "print(os.getpid())"), kind="finish", name="toy", out=tmp_path)
     with started(text, tmp_path) as running:
         assert int(running.communicate(timeout=60)[0]) == running.pid
 
 
-def test_a_warning_that_comes_before_the_program_listens_does_not_end_the_job(tmp_path: Path) -> None:
+def test_a_signal_before_python_starts_does_not_end_the_job(tmp_path: Path) -> None:
     setup = ("touch began", "for k in $(seq 200); do test -e go && break; sleep 0.05; done")
     text = script(here(tmp_path, "print('listens')", setup=setup), kind="finish", name="toy", out=tmp_path)
     with started(text, tmp_path) as running:
@@ -162,38 +160,38 @@ def test_a_warning_that_comes_before_the_program_listens_does_not_end_the_job(tm
         assert running.communicate(timeout=60) == ("listens\n", "") and running.returncode == 0
 
 
-def test_a_line_of_setup_that_fails_ends_the_job_with_its_exit_code_before_the_program(tmp_path: Path) -> None:
+def test_a_failing_setup_line_ends_the_job_with_its_exit_code(tmp_path: Path) -> None:
     site = here(tmp_path, "print('started')", setup=("echo first", "(exit 7)", "echo never"))
-    code, said = ended(script(site, kind="finish", name="toy", out=tmp_path), tmp_path)
-    assert code == 7 and said == "first\n"
+    code, stdout = ended(script(site, kind="finish", name="toy", out=tmp_path), tmp_path)
+    assert code == 7 and stdout == "first\n"
 
 
-def test_what_setup_makes_is_there_for_the_program_and_scratch_is_made_for_it_alone(tmp_path: Path) -> None:
+def test_the_program_sees_the_environment_of_setup_and_a_private_scratch_folder(tmp_path: Path) -> None:
     body = "print(json.dumps([os.environ['A'], os.environ['TMPDIR'], oct(os.stat(os.environ['TMPDIR']).st_mode)]))"
     site = here(tmp_path, body, setup=("export A='x y'",), scratch="$SITE_SCRATCH/deep")
-    code, said = ended(
+    code, stdout = ended(
         script(site, kind="finish", name="toy", out=tmp_path), tmp_path, SITE_SCRATCH=str(tmp_path / "a b")
     )
-    assert code == 0 and json.loads(said) == ["x y", str(tmp_path / "a b" / "deep"), "0o40700"]
+    assert code == 0 and json.loads(stdout) == ["x y", str(tmp_path / "a b" / "deep"), "0o40700"]
 
 
-def test_where_scratch_names_a_variable_that_a_node_lacks_the_job_says_so_and_the_program_is_not_started(
+def test_an_unset_variable_in_scratch_ends_the_job_before_the_program(
     tmp_path: Path,
 ) -> None:
     site = here(tmp_path, "print('started')", scratch="$NO_SCRATCH/deep")
     with started(script(site, kind="finish", name="toy", out=tmp_path), tmp_path, NO_SCRATCH="") as running:
-        said, complaint = running.communicate(timeout=60)
-    assert running.returncode != 0 and said == ""
-    assert "NO_SCRATCH: is not set here; scratch of the profile names it" in complaint
+        stdout, complaint = running.communicate(timeout=60)
+    assert running.returncode != 0 and stdout == ""
+    assert "NO_SCRATCH: " in complaint
 
 
-def test_a_folder_for_temporary_files_that_only_the_other_machine_has_is_not_used(tmp_path: Path) -> None:
+def test_a_tmpdir_that_the_node_does_not_have_is_unset(tmp_path: Path) -> None:
     text = script(here(tmp_path, "print(os.environ.get('TMPDIR'))"), kind="finish", name="toy", out=tmp_path)
     assert ended(text, tmp_path, TMPDIR=str(tmp_path / "gone")) == (0, "None\n")
     assert ended(text, tmp_path, TMPDIR=str(tmp_path)) == (0, f"{tmp_path}\n")
 
 
-def test_a_script_leaves_a_file_by_which_a_job_is_known_that_never_began(tmp_path: Path) -> None:
+def test_a_script_marks_a_job_whose_python_has_not_started(tmp_path: Path) -> None:
     site = here(tmp_path, "", setup=("(exit 7)",))
     for kind, name in (("array", "pack-42"), ("finish", "finish"), ("allocation", "allocation")):
         text = script(site, kind=kind, name="toy", out=tmp_path, first=40, indices=(2,))
@@ -201,7 +199,7 @@ def test_a_script_leaves_a_file_by_which_a_job_is_known_that_never_began(tmp_pat
         assert (tmp_path / "status" / f"{name}.begun").exists()
 
 
-def test_logs_of_tasks_have_names_of_their_own_in_the_folder_for_logs() -> None:
+def test_every_task_has_its_own_log() -> None:
     both = [script(CPU, kind=kind, name="toy", out=OUT, indices=(0,)) for kind in ("array", "finish")]
     assert f"#SBATCH --output={LOGS}/%A_%a.log\n" in both[0] and f"#SBATCH --output={LOGS}/%j.log\n" in both[1]
     assert all("#SBATCH --open-mode=append\n" in text for text in both)

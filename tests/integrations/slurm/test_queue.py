@@ -1,4 +1,4 @@
-"""What is believed of Slurm's commands: what they say of jobs, what they refuse, and where they say nothing."""
+"""Slurm's queue: states of jobs, refusals, missing answers."""
 
 import os
 from collections import Counter
@@ -36,13 +36,13 @@ def sent(folder: Path, *after: str) -> str:
 # --- asking -----------------------------------------------------------------------------------------------------
 
 
-def test_squeue_tells_what_is_and_sacct_how_that_ended_which_squeue_forgot(slurm: FakeSlurm) -> None:
+def test_live_jobs_come_from_squeue_and_ended_ones_from_sacct(slurm: FakeSlurm) -> None:
     slurm.put("7", "RUNNING", tasks=[5, 6], nodes="n1")
     slurm.put("8", "PENDING", reason="Dependency")
     slurm.put("9", "RUNNING")  # another study's
     slurm.be(sacct=[SACCT, "7_0|COMPLETED|n2", "7_1|CANCELLED by 0|None assigned", "7_[5-9%2]|FAILED|n3", "8|FAILED|"])
-    found = SlurmQueue().jobs(["7", "8"])
-    assert {name: (job.state, job.live) for name, job in found.items()} == {
+    jobs = SlurmQueue().jobs(["7", "8"])
+    assert {name: (job.state, job.live) for name, job in jobs.items()} == {
         "7_0": ("COMPLETED", False),
         "7_1": ("CANCELLED", False),
         "7_5": ("RUNNING", True),
@@ -50,9 +50,9 @@ def test_squeue_tells_what_is_and_sacct_how_that_ended_which_squeue_forgot(slurm
         "8": ("PENDING", True),
         **{f"7_{task}": ("FAILED", False) for task in (7, 8, 9)},
     }
-    assert found["7_5"].nodes == "n1" and found["7_0"].nodes == "n2"
-    assert found["8"].reason == "Dependency" and found["7_5"].reason == ""
-    assert Counter(job.state for job in found.values()) == {
+    assert jobs["7_5"].nodes == "n1" and jobs["7_0"].nodes == "n2"
+    assert jobs["8"].reason == "Dependency" and jobs["7_5"].reason == ""
+    assert Counter(job.state for job in jobs.values()) == {
         "COMPLETED": 1,
         "CANCELLED": 1,
         "RUNNING": 2,
@@ -61,7 +61,7 @@ def test_squeue_tells_what_is_and_sacct_how_that_ended_which_squeue_forgot(slurm
     }
 
 
-def test_a_job_that_waits_again_after_its_node_was_lost_is_live(slurm: FakeSlurm) -> None:
+def test_a_job_that_is_pending_again_after_a_node_failure_is_live(slurm: FakeSlurm) -> None:
     slurm.put("7", "PENDING", reason="BeginTime")
     slurm.be(sacct=[SACCT, "7|NODE_FAIL|n1"])
     assert SlurmQueue().jobs(["7"]) == {"7": Job("7", "PENDING", "BeginTime", "")}
@@ -69,26 +69,26 @@ def test_a_job_that_waits_again_after_its_node_was_lost_is_live(slurm: FakeSlurm
 
 
 @pytest.mark.parametrize("lost", ["RUNNING", "PENDING", "REQUEUED"])
-def test_a_job_that_only_accounting_takes_for_live_is_not_waited_for(lost: str, slurm: FakeSlurm) -> None:
+def test_a_job_that_is_live_in_sacct_only_is_left_out(lost: str, slurm: FakeSlurm) -> None:
     slurm.be(sacct=[SACCT, f"7|{lost}|n1", "8|COMPLETED|n1"])
     assert {name: job.state for name, job in SlurmQueue().jobs(["7", "8"]).items()} == {"8": "COMPLETED"}
 
 
 @pytest.mark.parametrize("answer", ["Slurm accounting storage is disabled\n", [], [SACCT]])
-def test_without_accounting_squeue_alone_is_believed(answer: str | list[str], slurm: FakeSlurm) -> None:
+def test_without_accounting_jobs_come_from_squeue(answer: str | list[str], slurm: FakeSlurm) -> None:
     slurm.put("7", "RUNNING", tasks=[0])
     slurm.be(sacct=answer)
     assert set(SlurmQueue().jobs(["7"])) == {"7_0"}
 
 
-def test_without_sacct_squeue_alone_is_believed(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_sacct_jobs_come_from_squeue(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     slurm.put("7", "RUNNING")
     (slurm.bin / "sacct").unlink()
     monkeypatch.setenv("PATH", str(slurm.bin))
     assert set(SlurmQueue().jobs(["7"])) == {"7"}
 
 
-def test_where_nothing_was_sent_nothing_is_asked(slurm: FakeSlurm) -> None:
+def test_without_job_ids_slurm_is_not_queried(slurm: FakeSlurm) -> None:
     assert SlurmQueue().jobs([]) == {}
     SlurmQueue().cancel([])
     assert not slurm.calls("squeue") and not slurm.calls("sacct") and not slurm.calls("scancel")
@@ -112,7 +112,7 @@ def test_where_nothing_was_sent_nothing_is_asked(slurm: FakeSlurm) -> None:
         "SIGNALING",
     ],
 )
-def test_a_job_in_such_a_state_has_not_ended(state: str) -> None:
+def test_a_job_in_this_state_is_live(state: str) -> None:
     assert Job("1", state).live
 
 
@@ -131,35 +131,35 @@ def test_a_job_in_such_a_state_has_not_ended(state: str) -> None:
         "REVOKED",
     ],
 )
-def test_a_job_in_such_a_state_has_ended(state: str) -> None:
+def test_a_job_in_this_state_has_ended(state: str) -> None:
     assert not Job("1", state).live
 
 
-def test_a_controller_that_is_down_makes_the_state_unknown_and_says_what_to_do(slurm: FakeSlurm) -> None:
+def test_the_state_is_unknown_while_the_controller_is_down(slurm: FakeSlurm) -> None:
     slurm.be(squeue=DOWN, sacct=[SACCT, "7|FAILED|n1"])
     with pytest.raises(QueueUnknown) as caught:
         SlurmQueue().jobs(["7"])
-    told = "squeue: Unable to contact slurm controller (connect failure); nothing was changed, try again later"
-    assert str(caught.value) == told and caught.value.exit_code == RunFailed.exit_code
+    assert "Unable to contact slurm controller (connect failure)" in str(caught.value)
+    assert caught.value.exit_code == RunFailed.exit_code
 
 
-def test_a_command_that_hangs_or_is_missing_makes_the_state_unknown(
+def test_the_state_is_unknown_if_a_command_hangs_or_is_missing(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(slurm_commands, "ANSWER_S", 0.2)
+    monkeypatch.setattr(slurm_commands, "TIMEOUT_S", 0.2)
     (slurm.bin / "squeue").write_text("#!/bin/sh\nexec sleep 20\n")
-    with pytest.raises(QueueUnknown, match="squeue: did not answer for"):
+    with pytest.raises(QueueUnknown, match="squeue"):
         SlurmQueue().marked("modis-1")
     (slurm.bin / "squeue").unlink()
     monkeypatch.setenv("PATH", str(slurm.bin))
-    with pytest.raises(QueueUnknown, match="squeue is not on this machine; ask on a login node"):
+    with pytest.raises(QueueUnknown, match="squeue"):
         SlurmQueue().marked("modis-1")
 
 
 # --- submitting -------------------------------------------------------------------------------------------------
 
 
-def test_a_script_goes_to_sbatch_as_it_is_and_no_pickle_is_written(slurm: FakeSlurm, folder: Path) -> None:
+def test_a_script_is_submitted_unchanged_and_no_pickle_is_written(slurm: FakeSlurm, folder: Path) -> None:
     assert sent(folder) == "1000" and sent(folder, "5", "6") == "1001"
     first, second = slurm.jobs["1000"], slurm.jobs["1001"]
     assert first["text"] == SCRIPT and first["tasks"] == [0, 1, 2]
@@ -169,15 +169,12 @@ def test_a_script_goes_to_sbatch_as_it_is_and_no_pickle_is_written(slurm: FakeSl
     assert not list(folder.rglob("*.pkl")) and not list(folder.rglob("*pickle*"))
 
 
-def test_what_sbatch_refuses_is_told_in_its_own_words(
-    slurm: FakeSlurm, folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_refusal_of_sbatch_is_quoted(slurm: FakeSlurm, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refusal = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: bad name\n"
     slurm.be(sbatch=[refusal])
     with pytest.raises(UserError) as caught:
         sent(folder)
-    told = "sbatch: invalid partition specified: nope; Batch job submission failed: bad name"
-    assert str(caught.value) == told
+    assert str(caught.value) == "sbatch: invalid partition specified: nope; Batch job submission failed: bad name"
     assert not slurm.jobs and capsys.readouterr() == ("", "")
 
 
@@ -188,38 +185,36 @@ def test_a_job_that_was_accepted_although_sbatch_timed_out_is_found_by_its_mark(
     assert len(slurm.calls("sbatch")) == 1 and set(slurm.jobs) == {"999", "1000"}
 
 
-def test_a_job_whose_number_sbatch_does_not_tell_is_found_by_its_mark(slurm: FakeSlurm, folder: Path) -> None:
+def test_a_job_whose_id_sbatch_does_not_print_is_found_by_its_mark(slurm: FakeSlurm, folder: Path) -> None:
     genuine = slurm.bin / "sbatch"
     genuine.write_text(genuine.read_text().replace("Submitted batch job", "thank you for"))
     assert sent(folder) == "1000" and len(slurm.calls("sbatch")) == 1
 
 
-def test_a_job_that_timed_out_and_never_shows_up_was_not_submitted(slurm: FakeSlurm, folder: Path) -> None:
+def test_a_job_that_timed_out_and_never_appears_was_not_submitted(slurm: FakeSlurm, folder: Path) -> None:
     slurm.be(sbatch=[LATE])
     with pytest.raises(UserError, match=r"Socket timed out on send/recv operation"):
         sent(folder)
 
 
-def test_where_sbatch_and_squeue_are_both_silent_nobody_says_that_the_job_was_not_submitted(
-    slurm: FakeSlurm, folder: Path
-) -> None:
+def test_if_sbatch_and_squeue_do_not_answer_the_submission_is_unknown(slurm: FakeSlurm, folder: Path) -> None:
     slurm.be(sbatch=[f"+{LATE}"], squeue=DOWN)
     with pytest.raises(QueueUnknown, match="Socket timed out"):
         sent(folder)
 
 
 @pytest.mark.parametrize("program", ["sbatch", "squeue", "scancel", "scontrol", "srun"])
-def test_on_a_machine_without_slurm_nothing_is_sent_and_another_profile_is_named(
+def test_without_slurm_nothing_is_submitted_and_the_local_profile_is_named(
     program: str, slurm: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (slurm.bin / program).unlink()
     monkeypatch.setenv("PATH", str(slurm.bin))
-    with pytest.raises(UserError, match=f"{program} is not on this machine: .*--cluster cluster/local.yaml") as caught:
+    with pytest.raises(UserError, match=f"{program} not found on PATH: .*--cluster cluster/local.yaml") as caught:
         sent(folder)
     assert caught.value.exit_code == 2 and not slurm.jobs
 
 
-def test_variables_of_sbatch_do_not_overrule_the_script(
+def test_sbatch_variables_do_not_override_the_script(
     slurm: FakeSlurm, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SBATCH_PARTITION", "other")
@@ -240,7 +235,7 @@ def test_variables_of_sbatch_do_not_overrule_the_script(
     ("state", "asked"),
     [("RUNNING", True), ("PENDING", False), ("COMPLETING", False), ("CANCELLED", False)],
 )
-def test_only_a_running_job_is_queued_again(
+def test_only_a_running_job_is_requeued(
     state: str, asked: bool, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
@@ -249,14 +244,12 @@ def test_only_a_running_job_is_queued_again(
     assert (["requeue", "7"] in slurm.calls("scontrol")) is asked
 
 
-def test_a_job_that_was_cancelled_and_is_gone_is_not_queued_again(
-    slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_cancelled_job_is_not_requeued(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     assert requeue() is False and not slurm.calls("scontrol")
 
 
-def test_the_task_that_has_the_number_of_its_array_queues_itself_again_and_no_other_task(
+def test_the_task_with_the_id_of_its_array_requeues_only_itself(
     slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in {"SLURM_JOB_ID": "7", "SLURM_ARRAY_JOB_ID": "7", "SLURM_ARRAY_TASK_ID": "2"}.items():

@@ -1,4 +1,4 @@
-"""A study from `submit` to `fetch`, its jobs run one after the other on this machine: disturbed, it ends the same."""
+"""A study from `submit` to `fetch` with local jobs; a disturbed study equals an undisturbed one."""
 
 import json
 import shutil
@@ -21,7 +21,7 @@ from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm import fetch
 from modis_dist.integrations.slurm.job_notes import read_note
 from modis_dist.integrations.slurm.local_queue import LocalQueue
-from modis_dist.integrations.slurm.submission_status import standing
+from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.report import drawing
 from modis_dist.study import manifest
 from modis_dist.train.journal import read
@@ -70,7 +70,7 @@ main(sys.argv[3:])
 
 @pytest.fixture(autouse=True)
 def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wait, "LOOK_S", 0.2)
+    monkeypatch.setattr(wait, "POLL_S", 0.2)
 
 
 class SubmittedStudy:
@@ -122,46 +122,46 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     (place.folder / "slow").touch()
     assert place.submit() == 0
     assert wait_for(lambda: list(place.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
-    assert standing(place.out).state == "running"
+    assert submission_status(place.out).state == "running"
     assert place.submit() == 2, "while jobs live"
     assert command(["resume", str(place.out)]) == 2, "while jobs live"
     assert command(["cancel", str(place.out)]) == 0
-    assert wait_for(lambda: standing(place.out).state == "stopped", seconds=PATIENCE_S)
+    assert wait_for(lambda: submission_status(place.out).state == "stopped", seconds=PATIENCE_S)
     first, second = (read_note(place.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
     assert first is not None and first.state == "saved" and "SIGTERM" in str(first.reason) and second is None
     assert not (place.out / "summary.json").exists()
     (place.folder / "slow").unlink()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(wait, "LOOK_S", 0.2)
+        patch.setattr(wait, "POLL_S", 0.2)
         assert command(["resume", str(place.out), "--wait"]) == 0
     yield place, place.tune()
 
 
-def test_a_study_that_was_cancelled_and_resumed_ends_as_one_that_nobody_disturbed(
+def test_a_cancelled_and_resumed_study_equals_an_undisturbed_one(
     resumed: tuple[SubmittedStudy, Path],
 ) -> None:
     place, calm = resumed
     assert compared(place.out, calm) == []
-    assert standing(place.out).state == "finished" and standing(place.out).restarts == 0
+    assert submission_status(place.out).state == "finished" and submission_status(place.out).restarts == 0
 
 
-def test_a_finished_submission_says_what_to_do_with_it_and_is_not_submitted_again(
+def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again(
     resumed: tuple[SubmittedStudy, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     place, _ = resumed
     assert command(["status", str(place.out)]) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "toy: finished, submitted as array; stage: done" in said and "trials: 8: 8 done" in said
-    assert f"next: modis-dist fetch {place.out} --to DIR" in said
+    stdout = " ".join(capsys.readouterr().out.split())
+    assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8: 8 done" in stdout
+    assert f"next: modis-dist fetch {place.out} --to DIR" in stdout
     assert command(["status", str(place.out), "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["state"] == "finished" and told["submission"]["failed"] == {} and told["trials"] == {"done": 8}
-    assert [job["kind"] for job in told["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
+    output = json.loads(capsys.readouterr().out)
+    assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
+    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
     assert place.submit() == 2
-    assert "was submitted before" in capsys.readouterr().err
+    assert "`modis-dist resume`" in capsys.readouterr().err
 
 
-def test_nothing_that_jobs_wrote_is_readable_by_others_or_a_pickle(resumed: tuple[SubmittedStudy, Path]) -> None:
+def test_files_of_jobs_are_private_and_not_pickles(resumed: tuple[SubmittedStudy, Path]) -> None:
     files = [path for path in resumed[0].out.rglob("*") if not path.is_symlink()]
     assert len(files) > 80 and not [path for path in files if path.stat().st_mode & 0o077]
     assert not [path for path in files if "pickle" in path.name or path.suffix in {".pkl", ".pt"}]
@@ -188,7 +188,7 @@ def home(resumed: tuple[SubmittedStudy, Path], tmp_path_factory: pytest.TempPath
     return folder
 
 
-def test_fetch_copies_results_and_leaves_checkpoints_and_what_is_of_that_machine(
+def test_fetch_copies_results_without_checkpoints_and_machine_files(
     resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     out = resumed[0].out
@@ -206,7 +206,7 @@ def held(folder: Path, pattern: str) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
 
 
-def test_the_best_model_of_every_trial_is_fetched_where_asked_for_and_the_size_is_told_before(
+def test_models_all_fetches_the_best_model_of_every_trial_after_printing_the_size(
     resumed: tuple[SubmittedStudy, Path], home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, copy = resumed[0].out, tmp_path / "all"
@@ -245,11 +245,9 @@ def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
     assert {path: path.stat().st_mtime_ns for path in times} == times
 
 
-def test_what_was_fetched_is_a_finished_study_and_cannot_cancel_the_jobs_of_the_other(
-    home: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_fetched_study_is_finished_and_has_no_jobs_to_cancel(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command(["status", str(home)]) == 0 and "toy: finished; stage: done" in capsys.readouterr().out
-    assert command(["cancel", str(home)]) == 2 and "nothing was submitted from here" in capsys.readouterr().err
+    assert command(["cancel", str(home)]) == 2 and f"{home}: " in capsys.readouterr().err
 
 
 def test_a_fetched_model_predicts(resumed: tuple[SubmittedStudy, Path], home: Path, tmp_path: Path) -> None:
@@ -257,7 +255,7 @@ def test_a_fetched_model_predicts(resumed: tuple[SubmittedStudy, Path], home: Pa
     assert command(["predict", str(home), store, "--out", str(tmp_path / "p.parquet")]) == 0
 
 
-def test_fetch_refuses_a_folder_inside_and_another_study(
+def test_fetch_refuses_a_folder_inside_the_output_folder_and_one_of_another_study(
     resumed: tuple[SubmittedStudy, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = resumed[0].out
@@ -284,15 +282,15 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 ) -> None:
     monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
     assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
-    said = capsys.readouterr().err
-    assert "is on a network file system (nfs4)" in said and "local disk" in said
+    stderr = capsys.readouterr().err
+    assert "is on a network file system (nfs4)" in stderr and "local disk" in stderr
     assert (tmp_path / "there" / "summary.json").exists() and not (tmp_path / "there" / "mlflow.db").exists()
 
 
 # --- crashes ----------------------------------------------------------------------------------------------------
 
 
-def test_a_trial_that_crashes_fails_alone_with_exit_code_4_and_resume_trains_it_where_its_records_are_looked_for(
+def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = SubmittedStudy(tmp_path, **SMALL)
@@ -325,7 +323,7 @@ def local(tmp_path: Path, **keys: Any) -> tuple[LocalQueue, Path]:
     return LocalQueue(Site(executor="local", **keys)), folder
 
 
-def test_a_job_of_this_machine_is_not_ended_by_the_time_limit_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
+def test_a_local_job_has_no_time_limit_and_the_next_one_waits_for_it(tmp_path: Path) -> None:
     queue, folder = local(tmp_path, time="00:00:31", warning_s=10)
     script = "#!/bin/bash\nsleep 4\necho $SLURM_ARRAY_TASK_ID >> order\n"
     first = queue.submit(script, folder=folder, mark="modis-a", tasks=[3], after=[])
@@ -338,7 +336,7 @@ def test_a_job_of_this_machine_is_not_ended_by_the_time_limit_and_the_next_one_w
     assert (folder / "order").read_text() == "3\nlast\n"
 
 
-def test_a_task_that_fails_does_not_keep_the_next_from_running_and_a_cancelled_job_starts_none(tmp_path: Path) -> None:
+def test_local_tasks_run_after_a_failed_one_but_not_after_a_cancel(tmp_path: Path) -> None:
     queue, folder = local(tmp_path)
     failing = "#!/bin/bash\necho $SLURM_ARRAY_TASK_ID >> order\nexit 3\n"
     number = queue.submit(failing, folder=folder, mark="modis-a", tasks=[0, 1], after=[])

@@ -1,4 +1,4 @@
-"""A small study on its way to a cluster."""
+"""A small study for tests of submissions."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,7 +8,7 @@ from modis_dist.config import parse
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.evaluate.results import write_result
-from modis_dist.integrations.slurm import submission
+from modis_dist.integrations.slurm import submission, submit
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.study.plan import Plan, plan
 from tests import toy_results
@@ -30,20 +30,20 @@ def planned(store: Path, out: Path) -> Plan:
 
 
 def submitted(store: Path, out: Path, **keys: Any) -> submission.Submission:
-    return submission.submit(planned(store, out), site(**keys), form="array", out=out)
+    return submit.submit(planned(store, out), site(**keys), form="array", out=out)
 
 
 def finish_packs(out: Path, numbers: Sequence[int]) -> None:
-    """As if the tasks of these packs had ended."""
+    """Write results as if the tasks of these packs had finished."""
     conclude(out, [trial for number in numbers for trial in load(out).packs[number]])
 
 
 def conclude(out: Path, trials: Sequence[str]) -> None:
-    """As if these trials had a result."""
+    """Write a result for these trials."""
     for trial in trials:
         (out / "trials" / trial).mkdir(parents=True)
         write_result(out / "trials" / trial, toy_results.result(trial))
 
 
-def rows(sent: Sequence[submission.Sent]) -> list[tuple[str, int, tuple[int, ...]]]:
+def rows(sent: Sequence[submission.SentJob]) -> list[tuple[str, int, tuple[int, ...]]]:
     return [(job.kind, job.first, job.indices) for job in sent]

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Study toy, from its first trial to its test, on all nodes of the job; written by modis-dist 1.2.3.
+# Study toy, all trials, selection, refit and test on the nodes of this job; written by modis-dist 1.2.3.
 #SBATCH --job-name=toy
 #SBATCH --partition=gpu_p13
 #SBATCH --account=abc@v100
@@ -18,12 +18,12 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@300
 umask 077
-trap '' USR1  # until the program listens
+trap '' USR1  # until Python handles it
 touch "status/allocation.begun"
 set -e
 module purge
 module load python/3.11 cuda
 source "$HOME/modis/bin/activate"
-export TMPDIR="${JOBSCRATCH:?is not set here; scratch of the profile names it}/tmp"
+export TMPDIR="${JOBSCRATCH:?not set on this node, used by scratch of the profile}/tmp"
 mkdir -p "$TMPDIR"
 exec singularity exec 'my image.sif' python -m modis_dist job allocation /scratch/me/toy

@@ -19,12 +19,12 @@
 #SBATCH --signal=B:USR1@300
 #SBATCH --array=0-3,7%4
 umask 077
-trap '' USR1  # until the program listens
+trap '' USR1  # until Python handles it
 touch "status/pack-$((0 + SLURM_ARRAY_TASK_ID)).begun"
 set -e
 module purge
 module load python/3.11 cuda
 source "$HOME/modis/bin/activate"
-export TMPDIR="${JOBSCRATCH:?is not set here; scratch of the profile names it}/tmp"
+export TMPDIR="${JOBSCRATCH:?not set on this node, used by scratch of the profile}/tmp"
 mkdir -p "$TMPDIR"
 exec python3 -m modis_dist job array /scratch/me/toy "$SLURM_ARRAY_TASK_ID"

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Study toy, the choice among its trials, the refit and the test; written by modis-dist 1.2.3.
+# Study toy, selection, refit and test; written by modis-dist 1.2.3.
 #SBATCH --job-name=toy-finish
 #SBATCH --partition=gpu_p13
 #SBATCH --account=abc@v100
@@ -18,12 +18,12 @@
 #SBATCH --requeue
 #SBATCH --signal=B:USR1@300
 umask 077
-trap '' USR1  # until the program listens
+trap '' USR1  # until Python handles it
 touch "status/finish.begun"
 set -e
 module purge
 module load python/3.11 cuda
 source "$HOME/modis/bin/activate"
-export TMPDIR="${JOBSCRATCH:?is not set here; scratch of the profile names it}/tmp"
+export TMPDIR="${JOBSCRATCH:?not set on this node, used by scratch of the profile}/tmp"
 mkdir -p "$TMPDIR"
 exec python3 -m modis_dist job finish /scratch/me/toy
