@@ -449,9 +449,10 @@ class Run(Section):
         for modality, net in self.model.modalities.items():
             kinds = [step.kind for step in self.preprocess.steps(modality)]
             if net.likelihood in COUNTS:
-                allowed, right = "[log1p], with variance before or after it", set(kinds) - {"variance"} == {"log1p"}
+                allowed = "[log1p], with variance_filter before or after it"
+                right = set(kinds) - {"variance_filter"} == {"log1p"}
             else:
-                allowed, right = "none, [impute] or [variance]", set(kinds) <= {"impute", "variance"}
+                allowed, right = "none, [impute] or [variance_filter]", set(kinds) <= {"impute", "variance_filter"}
             if net.likelihood != "gaussian" and not right:
                 raise ValueError(
                     f"model.modalities.{modality}.likelihood {net.likelihood} needs preprocess.modalities.{modality}: "

@@ -41,5 +41,5 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
                 reason = try_pack(pack, out=out, store=store, stop=flag, threads=self.threads)
                 reasons |= crash_reasons(pack, reason, out=out)
                 if stopped := flag.requested():
-                    raise Interrupted(f"{stopped}; the same command continues")
+                    raise Interrupted(f"{stopped}; rerun the same command to resume")
         return reasons

@@ -31,12 +31,12 @@ def test_a_plan_fits_no_principal_components_but_knows_their_number_and_size(
     found = planned(store, tmp_path, PCA)
     assert {width for shape in found.shapes.values() for width in shape.features.values()} == {3}
     data = next(iter(found.data.values()))
-    assert data.left_out > 0 and data.takes(0.0) == data.seconds
-    assert data.takes(seconds_per_multiplication()) > data.seconds
+    assert data.multiplications > 0 and data.total_seconds(0.0) == data.seconds
+    assert data.total_seconds(seconds_per_multiplication()) > data.seconds
 
 
 def test_the_sizes_of_a_plan_equal_those_of_the_prepared_data(store: Path, tmp_path: Path) -> None:
-    for steps in (PCA, "preprocess.default=[{kind: variance, features: 4}, {kind: pca, components: 4}]"):
+    for steps in (PCA, "preprocess.default=[{kind: variance_filter, features: 4}, {kind: pca, components: 4}]"):
         found = planned(store, tmp_path, steps)
         trial = found.manifest.trials[0]
         made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, storage="memory"))

@@ -152,7 +152,7 @@ LR = {"optim.lr": {"choices": [1e-3]}}
         ({"search": "random", "space": {"seed": {"low": 1, "high": 9}}}, "seed: cannot be swept"),
         (
             {"search": "random", "space": LR, "conditions": {"a": {"optim.lr": 1}}},
-            "optim.lr is set by both sweep.space and sweep.conditions",
+            "optim.lr is set by both the space and a condition",
         ),
         ({"pruning": {"min_epochs": 4}}, "sweep.pruning.min_epochs: must be < optim.epochs (4)"),
         ({"pruning": {"factor": 1}}, "sweep.pruning.factor: must be >= 2 (got 1)"),

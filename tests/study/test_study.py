@@ -54,7 +54,7 @@ def test_the_summary_has_what_scripts_read(done: Path) -> None:
     for part in ("test", "baseline"):
         assert summary[part]["balanced_accuracy"]["n"] == 2
         assert {f"balanced_accuracy/{m}" for m in toy.SIZES} <= set(summary[part])
-    assert 0 <= summary["test"]["probe"]["knn"]["mean"] <= 1
+    assert 0 <= summary["conditions"][0]["probe"]["knn"]["mean"] <= 1
     assert summary["mlflow"] == {"uri": None, "experiment": None}, "it is not tracked"
 
 
@@ -357,7 +357,7 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     assert 0 < len(finished) < 7
     said = [line for line in (tmp_path / "stderr.txt").read_text().splitlines() if not line.startswith("note: MLflow")]
     assert said[0] == "SIGINT: saving, then stopping; a second one stops at once"
-    assert said[1].startswith("got SIGINT") and said[1].endswith("the same command continues") and len(said) == 2
+    assert said[1].startswith("got SIGINT") and said[1].endswith("rerun the same command to resume") and len(said) == 2
     states = _mlflow_states(out)
     assert status == 75 and [state for name, state in states if name.startswith("toy")] == ["KILLED"]
     assert sum(state == "FINISHED" for _, state in states) == len(finished)

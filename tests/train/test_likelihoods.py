@@ -137,7 +137,7 @@ def test_the_default_preprocessing_is_refused_for_counts() -> None:
         parse.build(Run, {"model": {"modalities": {"rna": {"likelihood": "poisson"}}}}, source="x.yaml")
 
 
-@pytest.mark.parametrize("steps", [["log1p"], ["log1p", {"kind": "variance", "features": 3}]])
+@pytest.mark.parametrize("steps", [["log1p"], ["log1p", {"kind": "variance_filter", "features": 3}]])
 def test_counts_may_be_preprocessed_by_log1p_and_variance(steps: list[object]) -> None:
     tree = {
         "model": {"modalities": {"rna": {"likelihood": "poisson"}}},

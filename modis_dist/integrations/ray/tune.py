@@ -70,7 +70,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         if stop.exists():
             reason = stop.read_text()
             stop.unlink()
-            raise Interrupted(f"{reason}; the same command continues")
+            raise Interrupted(f"{reason}; rerun the same command to resume")
         reasons: dict[str, str] = {}
         for pack, folder in zip(packs, folders, strict=True):
             reasons |= crash_reasons(pack, outcomes.get(folder, WORKER_DIED), out=out)

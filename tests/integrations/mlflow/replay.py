@@ -53,6 +53,12 @@ class Replay:
                     if record["trial"] in chosen and record.get("step", last) <= last and line not in written:
                         file.write(line)
 
+    def journal(self, name: str) -> Path:
+        """The journal of the pack that trains a trial."""
+        return next(
+            path for path in self.folder.glob("packs/*/journal.jsonl") if any(r["trial"] == name for r in read(path))
+        )
+
     def results(self, trials: list[str]) -> None:
         """Finish trials: the rest of their journals and their folders."""
         self.epochs(10**9, trials)

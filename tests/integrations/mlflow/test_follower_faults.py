@@ -192,7 +192,7 @@ def test_a_study_ends_the_same_without_its_server_and_says_that_mlflow_catches_u
     assert command(["tune", str(calm), "--out", str(tmp_path / "calm")]) == 0
     uri = tracked.gate.uri
     disturbed = write_study(
-        tmp_path / "study.yaml", store, mlflow={"tracking_uri": uri, "experiment": "down"}, **settings
+        tmp_path / "study.yaml", store, mlflow={"tracking_uri": uri, "experiment_name": "down"}, **settings
     )
     out = tmp_path / "out"
     tracked.gate.be("refuse")

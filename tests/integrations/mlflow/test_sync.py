@@ -144,9 +144,8 @@ def test_a_pruned_trial_that_is_trained_further_is_running_again_and_has_every_e
     sync(replay.folder)
     assert parent_and_trials(replay.database)[1][name].status == "KILLED"
     path.unlink()
-    pack = next(replay.folder.glob("packs/*/journal.jsonl"))
     with driver(replay.folder):
-        with JournalWriter(pack) as journal:
+        with JournalWriter(replay.journal(name)) as journal:
             journal.metrics(name, step=100, values={"train/total_g": 1.0})
         sync(replay.folder)
         assert parent_and_trials(replay.database)[1][name].status == "RUNNING"
@@ -181,11 +180,10 @@ def test_a_trial_that_moved_to_a_pack_of_its_own_has_every_epoch_once(replay: Re
 def test_odd_names_and_values_are_sent_and_the_rest_of_a_batch_that_mlflow_refuses(
     replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, name = next(replay.folder.parent.glob("out")) / "packs", replay.search[0]
+    name = replay.search[0]
     replay.epochs(2)
-    journal = next(path.glob("*/journal.jsonl"))
     odd = {"loss": math.nan, "up": math.inf, "recall[Luminal A]": 0.5, "recall(Luminal A)": 0.25, "//": 1.0, "é": 2.0}
-    with JournalWriter(journal) as writer:
+    with JournalWriter(replay.journal(name)) as writer:
         writer.metrics(name, step=3, values=odd)
         with monkeypatch.context() as patch:
             patch.setattr(time, "time_ns", lambda: -5_000_000)
@@ -418,7 +416,7 @@ def test_a_process_killed_while_mlflow_creates_its_tables_leaves_nothing_that_st
     ],
 )
 def test_an_address_that_cannot_work_is_refused_before_anything_is_sent(uri: str) -> None:
-    with pytest.raises(ConfigError, match=r"sweep\.mlflow\.uri") as caught:
+    with pytest.raises(ConfigError, match=r"sweep\.mlflow\.tracking_uri") as caught:
         mlflow_store.checked(uri)
     assert "secret" not in str(caught.value) and ";" in str(caught.value)  # what is wrong; what to do
 

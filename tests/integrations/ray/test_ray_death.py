@@ -53,10 +53,10 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
         assert driver.wait(60) == 75, (out.parent / "stderr.txt").read_text()
         assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
     assert watch.folder is not None and not watch.folder.exists()
-    assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; the same command continues"
+    assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; rerun the same command to resume"
 
 
-@pytest.mark.long
+@pytest.mark.exhaustive
 def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -42,8 +42,6 @@ from pathlib import Path
 
 here = Path(__file__).parent
 if sys.argv[4] != "here":
-    from modis_dist.cli import tune
-    from modis_dist.integrations.mlflow.mirror import NullMirror
     from modis_dist.report import drawing
     from modis_dist.execution import run_pack
     from modis_dist.train.journal import JournalWriter
