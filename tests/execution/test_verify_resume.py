@@ -32,6 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(folder: Path, capsys: Captured) -> None:
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert command(["verify-resume", str(folder), "--kills", "2", "--seed", "1", "--json"]) == 0
@@ -41,6 +42,7 @@ def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(fo
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_run_whose_ranks_are_killed_in_turn_is_bit_identical(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -347,6 +347,7 @@ def _mlflow_states(out: Path) -> list[tuple[str, str]]:
         return database.execute("select name, status from runs").fetchall()
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_path: Path) -> None:
     store = write_store(tmp_path / "store")
     settings = {"packing": {"enabled": False}, "folds": 3, "mlflow": {}}

@@ -255,6 +255,7 @@ def test_rows_of_every_measurement_have_the_common_keys() -> None:
     assert row == {**dict.fromkeys(KEYS), "ours_ms": 3.0, "way": "stacked"}
 
 
+@pytest.mark.slow
 def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys) -> None:
     size = ["--rows", "200", "--features", "20", "--row-group-rows", "100", "--folder", str(tmp_path)]
     work = ["--turns", "1", "--places", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
@@ -281,6 +282,7 @@ def test_a_study_is_timed_three_ways(capsys) -> None:
         assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])
 
 
+@pytest.mark.slow
 def test_every_combination_asked_for_is_a_row(capsys) -> None:
     asked = ["--batches", "4", "5", "--precisions", "fp32", "bf16"]
     assert main(["step", "--shapes", "tiny", "--threads", "1", "--turns", "1", "--json", *asked]) == 0

@@ -89,6 +89,7 @@ def anonymous() -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
+@pytest.mark.slow
 def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_than_twice_as_much(
     wide: Path, tmp_path: Path
 ) -> None:

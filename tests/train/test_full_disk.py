@@ -126,6 +126,7 @@ def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor
 USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run([*USER_NAMESPACE, "true"], check=False).returncode:
         pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")

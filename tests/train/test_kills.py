@@ -16,6 +16,7 @@ from tests.train import kills, toy
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.mark.slow
 def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> None:
     soak = [sys.executable, "tools/soak.py", "--kills", "240", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -25,6 +26,7 @@ def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> No
     assert tally["lives"] == tally["kills"] + tally["stops"] + tally["runs"]
 
 
+@pytest.mark.slow
 def test_after_kills_of_ranks_the_others_end_by_themselves_and_no_bit_differs() -> None:
     soak = [sys.executable, "tools/soak.py", "--ranks", "2", "--kills", "10", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -139,6 +139,7 @@ def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any
     return train(world, folder)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "step"), [(1, 1), (0, 6), (1, 9)])
 def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
     rank: int, step: int, tmp_path: Path, calm: Any
@@ -153,6 +154,7 @@ def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
     assert all(torch.equal(got[name], tensor) for name, tensor in calm[1].items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path) -> None:
     began = time.monotonic()

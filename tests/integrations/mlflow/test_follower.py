@@ -88,6 +88,7 @@ def test_it_writes_that_a_study_whose_driver_was_killed_is_killed_and_ends(repla
     replay.assert_complete()
 
 
+@pytest.mark.slow
 def test_it_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
     write_study(replay.folder / "study.yaml", replay.folder, mlflow={"tracking_uri": "http://127.0.0.1:9"})
     follower = Follower(replay.folder)

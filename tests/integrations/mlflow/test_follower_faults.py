@@ -72,6 +72,7 @@ def ended(process: Any, folder: Path) -> None:
 # --- a server ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "500", "hang", "slow"])
 def test_a_server_that_is_unreachable_beyond_the_end_of_a_study_gets_everything_when_it_is_back(
     fault: Fault, tracked: Tracked, study: Replay
@@ -90,6 +91,7 @@ def test_a_server_that_is_unreachable_beyond_the_end_of_a_study_gets_everything_
     study.assert_complete(tracked.server.database)
 
 
+@pytest.mark.slow
 def test_a_server_that_fails_now_and_then_and_is_killed_gets_everything_once(tracked: Tracked, study: Replay) -> None:
     chance = random.Random(0)
     tracked.gate.be("open")
@@ -113,6 +115,7 @@ def test_a_server_that_fails_now_and_then_and_is_killed_gets_everything_once(tra
 # --- a file -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["locked", "read-only"])
 def test_a_database_that_cannot_be_written_is_filled_later(fault: str, replay: Replay) -> None:
     if fault == "read-only" and os.geteuid():
@@ -138,6 +141,7 @@ def test_a_database_that_cannot_be_written_is_filled_later(fault: str, replay: R
 # --- followers --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
     replay: Replay, finished: Path, empty_database: Path, tmp_path: Path
 ) -> None:
@@ -167,6 +171,7 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
     assert found == wanted
 
 
+@pytest.mark.slow
 def test_two_followers_at_once_send_everything_once(replay: Replay) -> None:
     with driver(replay.folder):
         followers = [follower_process(replay.folder, replay.uri) for _ in range(2)]
@@ -182,6 +187,7 @@ def test_two_followers_at_once_send_everything_once(replay: Replay) -> None:
 # --- a study ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_study_ends_the_same_without_its_server_and_says_that_mlflow_catches_up_alone(
     tracked: Tracked, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

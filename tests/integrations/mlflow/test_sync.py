@@ -260,6 +260,7 @@ def breaking(number: int, *, after: bool) -> Callable[[pytest.MonkeyPatch], list
     return patch
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stub_load")
 @pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
 def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
@@ -374,6 +375,7 @@ def _connect(uri: str, barrier: Any) -> None:
     mlflow_store.connect(uri)
 
 
+@pytest.mark.slow
 def test_two_processes_may_create_the_database_at_once(tmp_path: Path) -> None:
     context = multiprocessing.get_context("spawn")
     barrier = context.Barrier(2)

@@ -59,7 +59,7 @@ def leftovers(out: Path) -> list[Path]:
     return list(out.glob(f"{PREFIX}*"))
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_that_ray_unchanged(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
@@ -77,7 +77,7 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
     assert ours == theirs
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_without_ray(
     ray: TwoNodes, run: Path, tmp_path: Path
 ) -> None:
@@ -104,6 +104,7 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name
 
 
+@pytest.mark.slow
 def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:

@@ -38,7 +38,7 @@ def timeless(out: Path) -> dict[str, Any]:
     return {key: value for key, value in told.items() if key not in {"seconds", "mlflow"}}
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_though_a_worker_is_killed(tmp_path: Path) -> None:
     store, killed = write_store(tmp_path / "store"), list[int]()
     for executor in ("local", "ray"):

@@ -56,7 +56,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
     assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; rerun the same command to resume"
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -79,7 +79,7 @@ def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less
     assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
 def test_a_training_whose_ray_node_dies_exits_with_an_error(tmp_path: Path) -> None:
     tree = json.loads(json.dumps(toy.TREE))

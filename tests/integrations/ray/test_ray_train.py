@@ -72,6 +72,7 @@ def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[
             driver.wait()
 
 
+@pytest.mark.slow
 @needs_two_cores
 def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identical_to_undisturbed_ones(
     run: Path, tmp_path: Path

@@ -135,6 +135,7 @@ def study(tmp_path: Path) -> Path:
     return write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
 
 
+@pytest.mark.slow
 def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_study_resumes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +214,7 @@ def test_tmp_is_used_where_the_temporary_folder_has_a_path_too_long_for_sockets(
         assert short_parent() == Path(parent if fits else "/tmp")
 
 
+@pytest.mark.slow
 def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_process_or_file(
     tmp_path: Path,
 ) -> None:

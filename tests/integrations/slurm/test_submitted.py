@@ -288,6 +288,7 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 # --- crashes ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
