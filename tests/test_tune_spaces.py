@@ -129,9 +129,7 @@ def ten_cancers(path: Path, features: dict[str, int]) -> Path:
     return path
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param("intersim", marks=pytest.mark.exhaustive), "intersim_losses", "tcga10_small"]
-)
+@pytest.mark.parametrize("name", [pytest.param("intersim", marks=pytest.mark.slow), "intersim_losses", "tcga10_small"])
 def test_a_study_runs_to_its_report(name: str, tmp_path: Path) -> None:
     loaded = study(name)
     if loaded.data.simulate is not None:

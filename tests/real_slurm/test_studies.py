@@ -81,7 +81,6 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_equals_a_local_run_and
     assert not readable_by_others(study.out)
 
 
-@pytest.mark.exhaustive
 def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
     in_cluster: Cluster, place: Path, tmp_path: Path
 ) -> None:
@@ -120,7 +119,6 @@ def test_a_training_above_its_time_limit_is_requeued_and_equals_a_local_run(
     assert re.search("got SIG(USR1|TERM); saved", study.logs())
 
 
-@pytest.mark.exhaustive
 def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Path, tmp_path: Path) -> None:
     profile = write_profile(tmp_path / "profile.yaml", at_once=1)
     out, home = tmp_path / "it's $(out)", tmp_path / "here"

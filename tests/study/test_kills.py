@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_after_kills_of_drivers_and_a_worker_no_trial_is_lost_or_doubled_and_results_are_bit_identical() -> None:
     soak = [sys.executable, "tools/soak.py", "--sweep", "local", "ray", "--kills", "5", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -271,12 +271,12 @@ def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys)
     assert rows["train, disk"]["steps_s"] > 0 and list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_study_is_timed_three_ways(capsys) -> None:
-    assert main(["sweep", "--samples", "90", "--epochs", "1", "--json"]) == 0
+    assert main(["sweep", "--samples", "90", "--epochs", "1", "--folds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     stacked, single, alone = (row["packs"] for row in rows)
-    assert stacked < single == 12 + 1 and alone == 12, "a refit is one more"
+    assert stacked < single == 3 + 1 and alone == 3, "a refit is one more"
     assert rows[2]["ratio"] == 1 and all(0 < row["training"] < 1 for row in rows)
     for row in rows:
         assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])

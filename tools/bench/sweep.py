@@ -32,6 +32,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """What can be asked for."""
     parser.add_argument("--samples", type=int, default=1200, help="of the simulated data; 1200")
     parser.add_argument("--epochs", type=int, default=60, help="of each training; 60")
+    parser.add_argument("--folds", type=int, default=4, help="folds of the study, with three trials each; 4")
 
 
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
@@ -39,7 +40,7 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "study.yaml"
-        path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs)))
+        path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs, folds=asked.folds)))
         found = {
             "tune, stacked": as_study(path, folder / "stacked"),
             "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
@@ -58,15 +59,15 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
             }
 
 
-def study(*, samples: int, epochs: int) -> dict[str, Any]:
-    """Three weights in four folds: twelve trials."""
+def study(*, samples: int, epochs: int, folds: int) -> dict[str, Any]:
+    """Return a study of three weights in some folds."""
     return {
         "name": "throughput",
         "data": {"simulate": {"samples": samples, "classes": 5, "seed": 1}},
         "model": {"latent": 32, "ratios": [0.5, 0.25]},
         "optim": {"epochs": epochs},
         "trainer": {"checkpoint_every": 10},
-        "sweep": {"grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "folds": 4},
+        "sweep": {"grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "folds": folds},
     }
 
 

@@ -206,7 +206,7 @@ def statuses(out: Path) -> list[str]:
     return [run.status for run in runs(out / "mlflow.db")] if (out / "mlflow.db").exists() else []
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 def test_a_study_that_is_killed_counts_as_killed_and_its_next_start_completes_it(killed: Path) -> None:
     until(lambda: set(statuses(killed)) <= {"KILLED", "FINISHED"})
     arguments = ["tune", str(killed.parent / "study.yaml"), "--out", str(killed), "--set", "optim.epochs=120"]

@@ -160,7 +160,7 @@ def test_the_unused_callbacks_exist_in_ray_train() -> None:
     subprocess.run([sys.executable, "-c", text], check=True)
 
 
-@pytest.mark.exhaustive
+@pytest.mark.slow
 @needs_two_cores
 def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
