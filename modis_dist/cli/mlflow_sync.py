@@ -1,35 +1,28 @@
 """`modis-dist mlflow-sync`: send a study to MLflow, once or for as long as it runs."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, print_json
+from modis_dist.cli.options import Json, OutputFolder, print_json
 
 
 def mlflow_sync(
-    directory: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="Output folder of a study.", show_default=False, exists=True, file_okay=False
-        ),
-    ],
+    directory: OutputFolder,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Repeat at idle priority until the study has ended and all is sent.")
+        bool, typer.Option("--follow", help="Repeat at idle priority until the study has ended and MLflow is complete.")
     ] = False,
     uri: Annotated[
         str | None,
-        typer.Option(
-            "--uri", metavar="URI", help="Another tracking URI than `sweep.mlflow.tracking_uri`.", show_default=False
-        ),
+        typer.Option("--uri", metavar="URI", help="Tracking URI; default: the study's.", show_default=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Send MLflow what it lacks of a study: parameters, metrics, figures and the delivered model.
+    """Send parameters, metrics, figures and the delivered model of a study to MLflow.
 
-    `tune` starts this command with `--follow` in the background, `ui` and `fetch` do the same once. Run it by hand
-    after MLflow was down, or to fill another store. It may be stopped and repeated at any time; nothing is sent twice.
+    Only what MLflow lacks is sent, so the command may be stopped and repeated at any time. `tune` runs it in the
+    background with `--follow`; `ui` and `fetch` run it once. Run it by hand after MLflow was down, or to fill another
+    tracking server.
 
     Example: `modis-dist mlflow-sync runs/mine`
 
@@ -47,7 +40,7 @@ def mlflow_sync(
         raise
     except Exception as error:
         problem = describe(error, directory, uri)
-        raise RunFailed(f"MLflow: {problem}; nothing is lost, run the same command again") from error
+        raise RunFailed(f"MLflow: {problem}; rerun the same command") from error
     if as_json:
         print_json(asdict(result))
         return

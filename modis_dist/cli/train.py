@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, ModelFolder, RayAddress, Set, StoreFolder, print_json
+from modis_dist.cli.options import Json, OutputFolder, RayAddress, Set, StoreFolder, print_json, say
 from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def train(
 
     On a Ray cluster: `modis-dist train run.yaml --out runs/one --workers 4 --ray node1:6379`
     """
-    from modis_dist.cli.display import run_bar
+    from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
     from modis_dist.data.store.open_store import named_store
 
@@ -45,8 +45,8 @@ def train(
         raise UserError("--ray: a single worker trains in this process; set the number with --workers")
     named_store(parsed.data, source=str(run))  # raises for a missing store before torch is loaded
 
-    with run_bar(parsed.optim.epochs) as bar:
-        result = _train(parsed, out.absolute(), str(run), bar, ray)
+    with progress_bars() as bars:
+        result = _train(parsed, out.absolute(), str(run), RunBar(bars, parsed.optim.epochs), ray)
     if as_json:
         print_json(result)
         return
@@ -76,7 +76,7 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
     return result
 
 
-def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
+def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False) -> None:
     """Evaluate a trained model on a store: on test rows of the store it was trained with, on all rows of any other.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
@@ -112,12 +112,11 @@ def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: s
     from modis_dist.report.tables import class_table, evaluation_table, probe_line, translation_table
     from modis_dist.report.terminal import show, stdout
 
-    console = stdout()
     titled = [
         (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
         ("By class", class_table(evaluation["classification"])),
         ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]
-    show(titled, console)
+    show(titled, stdout())
     if evaluation["probe"] is not None:
-        console.print(probe_line(evaluation["probe"]), soft_wrap=True)
+        say(probe_line(evaluation["probe"]))

@@ -1,18 +1,17 @@
-"""``modis-dist ui DIR``: the MLflow pages of a study in a browser."""
+"""`modis-dist ui`: serve the MLflow UI of a study."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from modis_dist.cli.options import OutputFolder
+
 
 def ui(
-    directory: Annotated[
-        Path, typer.Argument(help="Output folder of a study or of one of its trials.", show_default=False)
-    ],
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0 takes a free one.")] = 0,
+    directory: OutputFolder,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port on 127.0.0.1; 0: any free port.")] = 0,
 ) -> None:
-    """Bring MLflow up to date with a study and serve its pages on this machine until Ctrl-C.
+    """Update the MLflow store of a study and serve the MLflow UI on this machine until Ctrl-C.
 
     Example: `modis-dist ui runs/quickstart`
     """

@@ -34,7 +34,7 @@ def verify_resume(
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """
-    from modis_dist.cli.display import run_bar
+    from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
     from modis_dist.data.store.open_store import named_store
 
@@ -47,9 +47,10 @@ def verify_resume(
     from modis_dist.execution.verify_resume import verify
     from modis_dist.runtime.signals import on_signal
 
-    with on_signal(_interrupt), TemporaryDirectory(prefix="verify-") as folder, run_bar(2 * epochs) as bar:
+    with on_signal(_interrupt), TemporaryDirectory(prefix="verify-") as folder, progress_bars() as bars:
+        reporter = RunBar(bars, 2 * epochs)
         verdict = verify(
-            parsed, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=bar
+            parsed, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=reporter
         )
     if as_json:
         print_json(asdict(verdict) | {"equal": verdict.equal})

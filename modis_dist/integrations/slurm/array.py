@@ -1,13 +1,12 @@
-"""Work of the jobs of an array: each task trains one pack; the last job selects, refits and tests."""
+"""Jobs of an array: each task trains one pack; the last job selects, refits and tests."""
 
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -141,27 +140,21 @@ def train_pack(out: Path, number: int) -> None:
             raise
 
 
-class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
+class StopBetweenPacks:
     """An executor that starts no further packs once a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
         self.slots, self.threads = executor.slots, executor.threads
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
-
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``."""
         if reason := self._flag.requested():
             raise Interrupted(f"{reason}; finished trials are kept")
         return self._executor.execute(packs, out=out, store=store)
 
 
-class AfterArray(AbstractContextManager["AfterArray"]):
-    """Executor of the last job: packs of the array were trained by its tasks; the refit trains in this job."""
+class AfterArray:
+    """Executor of the last job: tasks trained the packs of the array; this job trains the refit."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -171,15 +164,11 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         self._local = LocalExecutor(resources)
         self.slots, self.threads = self._local.slots, self._local.threads
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
-
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``. Raises ``RunFailed`` if packs of the array neither finished nor crashed.
+        """Return why trials crashed, by id. Trains only packs that are not in the array.
 
-        Also if many trials of crashed packs must be retried alone, which an array does in parallel.
+        Raises ``RunFailed`` if packs of the array neither finished nor crashed, or if many trials of crashed packs must
+        be retried alone, which an array does in parallel.
         """
         reasons: dict[str, str] = {}
         incomplete, local_packs = [], []

@@ -21,7 +21,7 @@ NEVER = (  # reasons that do not end while the queue moves on; limits of what ru
     ),
     (r"DependencyNeverSatisfied", "an earlier job never ended"),
 )
-FIXES = {
+FIXES = {  # by the state that a job ended in
     "OUT_OF_MEMORY": "out of memory: raise memory in the profile",
     "TIMEOUT": "time limit reached before it had saved: raise warning_s, or time, in the profile",
     "DEADLINE": "deadline reached: raise it in options of the profile",
@@ -37,8 +37,3 @@ def why_never(state: str, reason: str) -> str | None:
         if re.fullmatch(pattern, reason):
             return f"{reason}: {fix}"
     return None
-
-
-def fix_of_end(state: str) -> str | None:
-    """Return the fix for a job that ended in a state; None if there is none."""
-    return FIXES.get(state)

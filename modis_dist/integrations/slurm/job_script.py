@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.cluster import Site
-from modis_dist.integrations.slurm.job_notes import BEGUN
+from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.runtime.version import __version__
 
 Kind = Literal["array", "finish", "allocation"]
@@ -33,7 +33,7 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     if kind == "array":
         options += [f"--array={ranges(indices)}%{site.at_once}"]
     lines += [f"#SBATCH {option}" for option in options]
-    lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_begun(kind, first)}"]
+    lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_starting_file(kind, first)}"]
     lines += ["set -e", *site.setup]
     if site.scratch is not None:
         scratch = VARIABLE.sub(r"${\1:?not set on this node, used by scratch of the profile}", site.scratch)
@@ -55,10 +55,10 @@ def command(site: Site, *, kind: Kind, out: Path, first: int = 0) -> str:
     return shlex.join(words) + (task if kind == "array" else "")
 
 
-def _begun(kind: Kind, first: int) -> str:
+def _starting_file(kind: Kind, first: int) -> str:
     """Return the file that exists until Python has started."""
     name = f"pack-$(({first} + SLURM_ARRAY_TASK_ID))" if kind == "array" else kind
-    return f'"{STATUS}/{name}{BEGUN}"'
+    return f'"{STATUS}/{name}{STARTING}"'
 
 
 def python(site: Site) -> list[str]:

@@ -5,7 +5,8 @@ sent, scripts, logs, and a status file per job.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import secrets
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modis_dist.config.cluster import Site, load_site
@@ -29,7 +30,7 @@ class SentJob:
     """One job that was sent, or was about to be."""
 
     kind: Kind
-    mark: str  # unique; the queue finds the job by it
+    mark: str = field(default_factory=lambda: f"modis-{secrets.token_hex(8)}")  # the queue finds the job by it
     first: int = 0  # of an array: the pack of index 0
     indices: tuple[int, ...] = ()
     number: str | None = None  # job id of the queue; None if it is unknown whether the queue has the job

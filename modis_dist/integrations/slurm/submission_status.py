@@ -8,8 +8,8 @@ from shlex import quote
 from typing import Literal
 
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.integrations.slurm.failure_reasons import fix_of_end, why_never
-from modis_dist.integrations.slurm.job_notes import BEGUN, NOT_DONE, Note, read_note
+from modis_dist.integrations.slurm.failure_reasons import FIXES, why_never
+from modis_dist.integrations.slurm.job_notes import NOT_DONE, STARTING, Note, read_note
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
 from modis_dist.integrations.slurm.submission import Submission, folder_of, load, queue_of, site_of
@@ -136,14 +136,14 @@ class _Seen:
 
     def ended(self) -> dict[str, str]:
         """Return why jobs ended that wrote nothing, or of whose end the queue knows more."""
-        unstarted = sorted(path.stem for path in self._folder.glob(f"*{BEGUN}"))
+        unstarted = sorted(path.stem for path in self._folder.glob(f"*{STARTING}"))
         reasons = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in unstarted}
         for name, job in self.jobs.items():
             note = self.notes.get(name)
             wrote = f"{note.reason}; " if note and note.state in NOT_DONE else ""
             if note and note.state == "done":
                 continue
-            if fix := fix_of_end(job.state):
+            if fix := FIXES.get(job.state):
                 reasons[name] = f"{wrote}job {job.state}; {fix}"
             elif self.silent(name):
                 reasons[name] = "job FAILED without writing a status file"
@@ -156,13 +156,13 @@ class _Seen:
         return (
             self.jobs[name].state == "FAILED"
             and name not in self.notes
-            and not (self._folder / f"{name}{BEGUN}").exists()
+            and not (self._folder / f"{name}{STARTING}").exists()
         )
 
     def fixes(self) -> str:
         """Return what to change after how jobs ended, each fix once."""
         ended = [name for name in self.jobs if name not in self.notes or self.notes[name].state != "done"]
-        fixes = [fix_of_end(self.jobs[name].state) for name in ended]
+        fixes = [FIXES.get(self.jobs[name].state) for name in ended]
         if any(map(self.silent, ended)):
             fixes.append(
                 f"do the nodes see {quote(str(self.out))}? run `srun ls` on it, or submit to an --out on a file "

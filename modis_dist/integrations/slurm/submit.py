@@ -3,7 +3,7 @@
 A job is recorded before it is sent, with a mark by which the queue finds it, so that no job is sent twice.
 """
 
-import secrets
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +13,9 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.parse import dump
 from modis_dist.execution.run_pack import unfinished_packs
 from modis_dist.integrations.slurm.form import Form, check_profile
-from modis_dist.integrations.slurm.job_notes import BEGUN
+from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, script
 from modis_dist.integrations.slurm.queue import NotSeen, Queue
-from modis_dist.integrations.slurm.shared_fs import warn_of_local
 from modis_dist.integrations.slurm.submission import (
     SentJob,
     Submission,
@@ -30,6 +29,7 @@ from modis_dist.integrations.slurm.submission import (
     study_of,
 )
 from modis_dist.runtime.errors import ModisError, UserError
+from modis_dist.runtime.file_systems import OF_ONE_MACHINE, file_system
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.runtime.text import shown
@@ -118,9 +118,9 @@ def _send_job(
 def jobs_of(form: Form, packs: Sequence[int], site: Site) -> list[SentJob]:
     """Return the jobs that train packs and end the study, in order."""
     if form == "allocation":
-        return [SentJob("allocation", _mark())]
-    arrays = [SentJob("array", _mark(), first, indices) for first, indices in chunks(packs, site.max_array)]
-    return [*arrays, SentJob("finish", _mark())]
+        return [SentJob("allocation")]
+    arrays = [SentJob("array", first=first, indices=indices) for first, indices in chunks(packs, site.max_array)]
+    return [*arrays, SentJob("finish")]
 
 
 def chunks(numbers: Sequence[int], size: int) -> list[tuple[int, tuple[int, ...]]]:
@@ -151,11 +151,16 @@ def _script(study: str, site: Site, job: SentJob, out: Path) -> str:
 
 
 def _warn_of_local(planned: Plan, site: Site, out: Path) -> None:
-    warn_of_local({"--out": out, "the store": planned.store.path.absolute()}, site)
-
-
-def _mark() -> str:
-    return f"modis-{secrets.token_hex(8)}"
+    """Log a warning if other nodes may not see the output folder or the store."""
+    store = planned.store.path.absolute()
+    kinds = {f"--out: {out}": file_system(out), f"the store: {store}": file_system(store)}
+    local = [f"{folder} ({kind})" for folder, kind in kinds.items() if kind in OF_ONE_MACHINE]
+    if local and site.executor == "slurm":
+        logging.getLogger(__name__).warning(
+            "on a local file system: %s; if the nodes do not see it, jobs fail without a message. Use folders on a "
+            "shared file system, unless this machine exports these",
+            " and ".join(local),
+        )
 
 
 def adopt(out: Path, submission: Submission, queue: Queue) -> Submission:
@@ -197,7 +202,7 @@ def resume(out: Path, site: Site | None = None) -> Submission:
 @contextmanager
 def _without_old_notes(folder: Path) -> Iterator[None]:
     """Remove the status files of earlier jobs; restore them if the block fails."""
-    earlier = {path: path.read_text() for path in (*folder.glob("*.json"), *folder.glob(f"*{BEGUN}"))}
+    earlier = {path: path.read_text() for path in (*folder.glob("*.json"), *folder.glob(f"*{STARTING}"))}
     for path in earlier:
         path.unlink()
     try:
