@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
@@ -62,14 +62,12 @@ def on_this_machine() -> Finding:
     """Return the result of an all-reduce between two processes over loopback."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder, size = Path(name), 2
-        with _processes(_command([], folder), size):
-            pass
+        _run(_command([], folder), size)
         return all_reduce_finding(answers(folder, size), ["process 1", "process 2"], remark="")
 
 
-@contextmanager
-def _processes(command: Sequence[str], size: int) -> Iterator[None]:
-    """Start processes with the variables of Slurm's tasks; they have ended after the block."""
+def _run(command: Sequence[str], size: int) -> None:
+    """Run processes with the variables of Slurm's tasks; kill those that exceed the time limit."""
     shared = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}
     running = [
         subprocess.Popen(
@@ -81,7 +79,6 @@ def _processes(command: Sequence[str], size: int) -> Iterator[None]:
         for rank in range(size)
     ]
     try:
-        yield
         for process in running:
             process.wait(LIMIT_S + GRACE_S)
     finally:
