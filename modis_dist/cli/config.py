@@ -49,7 +49,7 @@ def model(
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Count the parameters of every network. Reads the data only if the study does not state all sizes.
+    """Count the parameters of each network. Reads the data only if the study does not state all sizes.
 
     Example: `modis-dist model tune_spaces/intersim.yaml`
     """

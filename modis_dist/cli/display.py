@@ -39,13 +39,11 @@ class _StandardError:
         return getattr(sys.stderr, name)
 
     def write(self, text: str) -> int:
-        """Write text, ignoring errors."""
         with suppress(OSError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, ignoring errors."""
         with suppress(OSError):
             sys.stderr.flush()
 

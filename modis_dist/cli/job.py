@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from modis_dist.study.interfaces import Executor
 
 app = typer.Typer(help="Commands that Slurm jobs run.", no_args_is_help=True)
-Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, show_default=False)]
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Output or rendezvous folder.", exists=True, file_okay=False, show_default=False
+    ),
+]
 MLFLOW_PATIENCE_S = 60.0  # Slurm ends all processes with the job
 
 
 @app.command()
-def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
+def array(directory: Out, pack: Annotated[int, typer.Argument(min=0, metavar="PACK", help="Pack number.")]) -> None:
     """Train one pack of an array."""
     from modis_dist.integrations.slurm.array import train_pack
 
@@ -64,8 +69,8 @@ def _run(directory: Path, executor: "Executor") -> "Summary":
 @app.command()
 def node(
     rendezvous: Out,
-    cpus: Annotated[int, typer.Option(min=1)] = 1,
-    gpus: Annotated[int, typer.Option(min=0)] = 0,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs.")] = 0,
 ) -> None:
     """Start Ray on this node of the job."""
     from modis_dist.integrations.ray.multi_node import serve

@@ -23,7 +23,7 @@ Set = Annotated[
     ),
 ]
 Wait = Annotated[bool, typer.Option("--wait", help="Block until the study finishes; exit with its status code.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
 RayAddress = Annotated[
     str | None,
     typer.Option("--ray", metavar="HOST:PORT", help="Address of a running Ray cluster; default: start a private one."),

@@ -1,4 +1,4 @@
-"""`modis-dist train` and `modis-dist evaluate`: one run without a study."""
+"""`modis-dist train` and `modis-dist evaluate`: a single run without a study."""
 
 from pathlib import Path
 from shlex import quote
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Settings of the run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False, file_okay=False)
+        Path, typer.Option("--out", metavar="DIR", help="Output folder.", show_default=False, file_okay=False)
     ],
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Worker processes; sets trainer.workers."),
+        typer.Option("--workers", metavar="N", min=1, help="Number of worker processes (trainer.workers)."),
     ] = None,
     ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or resume it where it stopped. The run.yaml of a finished run can be trained again.
+    """Train a single run without a study, or resume it. Accepts the run.yaml of a finished run.
 
     Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
 
@@ -77,7 +77,7 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
 
 
 def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Evaluate a trained model on a store: on test rows of the store it was trained with, on all rows of any other.
+    """Evaluate a trained model on a store. Of the store that it was trained on, only test rows are used.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """

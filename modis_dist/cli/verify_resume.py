@@ -19,18 +19,20 @@ DIFFERENCES_SHOWN = 5
 def verify_resume(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run.yaml, or a folder with one.", show_default=False, exists=True),
+        typer.Argument(
+            metavar="RUN", help="A run.yaml, or a folder that contains one.", show_default=False, exists=True
+        ),
     ],
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs to train.")] = 2,
     kills: Annotated[int, typer.Option("--kills", min=1, help="Number of kills.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Seed that draws the steps to kill at.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the steps to kill at.")] = 0,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train a run for a few epochs, with and without kills, and check that the results are bit-identical.
+    """Check that a run that is killed and resumed gives bit-identical results.
 
-    Uses your data, device, precision and number of workers, in a temporary folder; the run's own folder is only read.
-    Exits with 0 if the results are bit-identical, with 3 if not.
+    Trains the run twice for a few epochs in a temporary folder, with its data, device, precision and number of workers:
+    once undisturbed, once killed and resumed. Exits with 0 if the results are bit-identical, with 3 if not.
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """
@@ -40,7 +42,7 @@ def verify_resume(
 
     file = run / "run.yaml" if run.is_dir() else run
     if not file.exists():
-        raise DataError(f"{run}: no run.yaml there; give a run.yaml, or the folder of a trial or a trained run")
+        raise DataError(f"{run}: no run.yaml in this folder; give a run.yaml, or the output folder of a trial or run")
     parsed = load_run(file, settings or [])
     named_store(parsed.data, source=str(file))  # raises for a missing store before torch is loaded
 
@@ -61,8 +63,7 @@ def verify_resume(
 
 
 def _interrupt(reason: str) -> None:
-    """Stop at once: there is nothing to save."""
-    raise Interrupted(f"{reason}; there is no result, and no files are left; the same command starts again")
+    raise Interrupted(f"{reason}; temporary files were removed; rerun the same command")
 
 
 def _print(verdict: "Verdict") -> None:

@@ -94,7 +94,8 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
     Errors are written to ``mlflow-sync.json`` and retried with growing pauses. Raises ``RunFailed`` if the study has
     ended and MLflow refuses the request or has not answered for an hour.
     """
-    _lower_priority()
+    with suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
     with mlflow_store.only_writer(folder, wait=True):
         study: StudySync | None = None
         with suppress(OSError, DataError):
@@ -142,11 +143,6 @@ def _unblock_signals() -> None:
         signal.signal(number, signal.SIG_IGN)  # discards a pending signal
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
-
-
-def _lower_priority() -> None:
-    with suppress(OSError):  # a sandbox may forbid it
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 
 
 def _use_idle_cores() -> None:

@@ -12,7 +12,6 @@ lists the features of every modality as optional columns, since a call has those
 modality raises ``DataError``.
 """
 
-import hashlib
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -21,9 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import modis_dist
+from modis_dist.config.parse import digest as tree_digest
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.files import sha256
 from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
@@ -127,12 +128,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
 
 def digest(model_folder: Path) -> str:
     """Return the SHA-256 over names and bytes of a model's files."""
-    total = hashlib.sha256()
-    for path in _files(model_folder):
-        total.update(f"{path.relative_to(model_folder)}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
+    return tree_digest({str(path.relative_to(model_folder)): sha256(path) for path in _files(model_folder)})
 
 
 def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -> Any:

@@ -69,15 +69,12 @@ class Runs:
         return str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
-        """Set a closed run to running."""
         self.client.update_run(run_id, status="RUNNING")
 
     def close(self, run_id: str, status: Status, *, end_ms: int | None = None) -> None:
-        """Set the final status of a run."""
         self.client.set_terminated(run_id, status, end_time=end_ms)
 
     def is_deleted(self, run_id: str) -> bool:
-        """Return whether a run was deleted in MLflow."""
         from mlflow import MlflowException
 
         try:
@@ -121,7 +118,6 @@ class Runs:
             self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags; old values are replaced."""
         for tag, text in tags.items():
             self.client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
 
@@ -137,7 +133,8 @@ class Runs:
                 if path.is_dir():
                     self.client.log_artifacts(run_id, str(path), artifact_path=path.name)
                 else:
-                    self.client.log_artifact(run_id, str(path), artifact_path=_kind(path))
+                    kind = "figures" if path.suffix in FIGURES else "tables" if path.suffix in TABLES else None
+                    self.client.log_artifact(run_id, str(path), artifact_path=kind)
             except Exception as error:
                 if not is_permanent(error) and getattr(error, "errno", None) not in UNREADABLE:
                     raise
@@ -176,11 +173,6 @@ def _artifact_location(uri: str, folder: Path) -> str | None:
     artifacts = folder / "mlflow-artifacts"
     artifacts.mkdir(mode=0o700, exist_ok=True)
     return artifacts.as_uri()
-
-
-def _kind(path: Path) -> str | None:
-    """Return the artifact folder for a file."""
-    return "figures" if path.suffix in FIGURES else "tables" if path.suffix in TABLES else None
 
 
 def _user() -> str:

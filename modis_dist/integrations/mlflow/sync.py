@@ -240,7 +240,7 @@ class StudySync:
             self._runs.set_tags(self._parent, {"study": self._study.name, "data": self._manifest.fingerprint})
 
     def _close_dropped(self) -> None:
-        """Close runs of trials that are no longer part of the study."""
+        """Close the runs of trials that are no longer part of the study."""
         for name, run in self._existing.items():
             if run.info.status == "RUNNING" and name not in {*self._trials, *self._refit_ids}:
                 self._runs.close(run.info.run_id, "KILLED")

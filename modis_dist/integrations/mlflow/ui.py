@@ -125,7 +125,6 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
 
 
 def _wait(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    """Block until the server answers."""
     end = time.monotonic() + START_S
     while server.poll() is None and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
@@ -145,7 +144,6 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Raise ``KeyboardInterrupt`` on SIGTERM."""
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield

@@ -139,7 +139,7 @@ def _is_node_of(process: psutil.Process, port: int) -> bool:
 
 
 def connection_error(error: BaseException) -> str:
-    """Return the reason in one line why a connection to Ray failed."""
+    """Return in one line why a connection to Ray failed."""
     texts, cause = [str(error)], error.__cause__ or error.__context__
     while cause is not None:
         texts.append(str(cause))

@@ -62,7 +62,6 @@ def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequ
 
 
 def _wait_for_nodes(rendezvous: Path, running: "subprocess.Popen[bytes]", *, nodes: int) -> None:
-    """Wait until every node has joined."""
     end = time.monotonic() + JOIN_S
     expected = {JOINED.format(number) for number in range(nodes)}
     while missing := expected - names_in(rendezvous, me="driver"):

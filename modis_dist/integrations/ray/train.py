@@ -211,7 +211,7 @@ def _train_run_on_rank(spec: RankSpec, settings: Mapping[str, Any]) -> Result | 
 
 
 class _Watcher:
-    """Reports the epochs of a training on ranks, and logs their restarts."""
+    """Reports the epochs of a training on ranks and logs its restarts."""
 
     def __init__(self, out: Path, epochs: int, reporter: Reporter) -> None:
         self._journal = JournalWatcher(out / JOURNAL, reporter, epochs=epochs)
@@ -219,7 +219,6 @@ class _Watcher:
         self._logged = len(self._restarts())
 
     def look(self) -> None:
-        """Report what is new."""
         self._journal.look()
         for line in self._restarts()[self._logged :]:
             logging.getLogger(__name__).warning("%s", line)

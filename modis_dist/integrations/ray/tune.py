@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from tempfile import mkdtemp
-from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
@@ -49,9 +48,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Return the threads of each worker if ``packs`` packs share all cores."""
         return self._cluster.threads(workers=packs * self._workers, gpus=self._gpus)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
@@ -215,7 +212,6 @@ def _note_start(storage: Path, pack: str) -> None:
 
 
 def _starts(storage: Path, pack: str) -> int:
-    """Return how often a pack was started."""
     starts = storage / f"starts-{Path(pack).name}"
     return starts.stat().st_size if starts.exists() else 0
 

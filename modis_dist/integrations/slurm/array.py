@@ -114,15 +114,15 @@ def _require_gpus(study: Study, site: Site) -> None:
 
 
 def threads_of(study: Study, site: Site) -> int:
-    """Return the CPU threads of a pack: as set in the study, or all of the task."""
+    """Return the CPU threads of a pack: ``sweep.resources.cpus``, or all cores of the task."""
     return min(study.sweep.resources.cpus or site.cpus, cores())
 
 
 def train_pack(out: Path, number: int) -> None:
-    """Train or resume the pack of a number.
+    """Train or resume the pack with a number.
 
-    Raises ``Interrupted`` after a signal, with a checkpoint saved; ``PackFailed`` if the training itself failed;
-    ``NodeFailed`` if a GPU did; other errors as they are, which leave the pack to `resume`.
+    Raises ``Interrupted`` after a signal, with a checkpoint saved; ``PackFailed`` if the training failed;
+    ``NodeFailed`` if a GPU failed; other errors unchanged, after which `resume` submits the pack again.
     """
     submission, study, site = load(out), study_of(out), site_of(out)
     with job(out, f"pack-{number}", site) as flag:
@@ -141,7 +141,7 @@ def train_pack(out: Path, number: int) -> None:
 
 
 class StopBetweenPacks:
-    """An executor that starts no further packs once a signal has set the flag."""
+    """An executor that starts no packs after a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
@@ -181,9 +181,9 @@ class AfterArray:
                 incomplete.append(pack)
         if incomplete:
             raise RunFailed(
-                f"{len(incomplete)} of {len(packs)} packs of the array are not done and their training did not "
-                f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
-                f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
+                f"{len(incomplete)} of {len(packs)} packs of the array are unfinished (cancelled, killed, out of time, "
+                f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
+                f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
         if len(alone := [pack for pack in local_packs if pack.judged_on == "validation"]) > MAX_ALONE:
             raise RunFailed(

@@ -21,7 +21,7 @@ UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def check_capacity(planned: Plan, site: Site) -> list[Finding]:
-    """Return whether the largest pack fits the memory of a job and of a GPU; nothing for a local profile."""
+    """Check that the largest pack fits the memory of a job and of a GPU; no findings for a local profile."""
     packs, gpu = planned.packs(), site.gpus > 0 and planned.study.trainer.device != "cpu"
     if site.executor == "local" or not packs:
         return []
@@ -35,7 +35,7 @@ def check_capacity(planned: Plan, site: Site) -> list[Finding]:
 
 
 def memory_of(site: Site) -> int | None:
-    """Return the memory of a job in bytes; None if the profile does not say."""
+    """Return the memory of a job in bytes; None if the profile does not set it."""
     return int(site.memory[:-1]) * UNITS[site.memory[-1]] if site.memory else None
 
 
@@ -47,7 +47,7 @@ def refuse_if_too_large(findings: Sequence[Finding], study: Study) -> None:
 
 
 def check_saving(seconds: float, site: Site) -> Finding:
-    """Return whether a checkpoint is written between the warning and the time limit."""
+    """Check that a checkpoint is written between the warning signal and the time limit."""
     warning_s = min(3600, 10 * round(seconds / SAVING_SHARE / 10 + 1))
     return Finding.of(
         SAVING,

@@ -52,7 +52,7 @@ def allocation_slots(study: Study, site: Site) -> int:
 
 
 def check_profile(study: Study, site: Site, *, form: Form) -> None:
-    """Raise ``ConfigError`` if a study needs more than a job of the profile has, or names no usable MLflow store."""
+    """Raise ``ConfigError`` if a study needs more than a job of the profile has, or its tracking URI cannot be used."""
     cluster = _cluster(study, site, nodes=site.nodes if form == "allocation" else 1)
     resources, trainer = study.sweep.resources, study.trainer
     if trainer.workers == 1:

@@ -27,7 +27,8 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     ``name``: the study. ``out``: the absolute output folder.
     """
     lines = ["#!/bin/bash", f"# Study {name}, {_of_kind(kind, first, indices)}; written by modis-dist {__version__}."]
-    options = [f"--job-name={name}{'-finish' * (kind == 'finish')}", *requests(site, nodes=_nodes(site, kind))]
+    nodes = site.nodes if kind == "allocation" else 1
+    options = [f"--job-name={name}{'-finish' * (kind == 'finish')}", *requests(site, nodes=nodes)]
     options += [f"--output={LOGS}/{'%A_%a' if kind == 'array' else '%j'}.log", "--open-mode=append", "--requeue"]
     options += [f"--signal=B:USR1@{site.warning_s}"]
     if kind == "array":
@@ -87,10 +88,6 @@ def ranges(indices: Sequence[int]) -> str:
         else:
             runs.append([index, index])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-
-
-def _nodes(site: Site, kind: Kind) -> int:
-    return site.nodes if kind == "allocation" else 1
 
 
 def _of_kind(kind: Kind, first: int, indices: Sequence[int]) -> str:

@@ -52,12 +52,12 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """True if it is pending, running, or will run again."""
+        """True if the job is pending or running, or will run again."""
         return self.state in LIVE or self.state.startswith(LIVE_PREFIXES)
 
     @property
     def runs(self) -> bool:
-        """True if it has nodes now."""
+        """True if the job has nodes now."""
         return self.live and self.state not in PENDING and not self.state.startswith(PENDING_PREFIXES)
 
 

@@ -14,7 +14,7 @@ from modis_dist.integrations.slurm.job_script import LOGS, STATUS
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
 from modis_dist.integrations.slurm.submission import Submission, folder_of, load, queue_of, site_of
 from modis_dist.runtime.text import shown
-from modis_dist.study.status import Live, Status, status
+from modis_dist.study.status import Status, status
 
 State = Literal["waiting", "running", "stuck", "finished", "stopped", "unknown"]
 LIVE: frozenset[State] = frozenset({"waiting", "running", "stuck"})
@@ -101,16 +101,11 @@ class _JobView:
         self.jobs = {name: jobs[number] for name, number in ids.items() if number in jobs}
         self._packs = {sequence_digest(ids): f"pack-{number}" for number, ids in enumerate(submission.packs)}
 
-    @property
-    def trains(self) -> Live:
-        """A function that returns whether the job of a pack runs: its task, or the last job for packs without one."""
+    def trains(self, pack: str) -> bool:
+        """Return whether the job of a pack runs: its task, or the last job for packs without one."""
         last = "finish" if self.submission.form == "array" else self.submission.form
-
-        def trains(pack: str) -> bool:
-            job = self.jobs.get(self._packs.get(pack, last))
-            return job is not None and job.runs
-
-        return trains
+        job = self.jobs.get(self._packs.get(pack, last))
+        return job is not None and job.runs
 
     def states(self) -> Iterator[JobStates]:
         """Yield the states of every job of the last submit or resume."""

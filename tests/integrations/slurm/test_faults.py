@@ -126,7 +126,7 @@ def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSl
     slurm.end()
     slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
     pack = submission.packs_of(out, load(out))[1]
-    with pytest.raises(RunFailed, match="1 of 1 packs of the array are not done"):
+    with pytest.raises(RunFailed, match="1 of 1 packs"):
         array_job.AfterArray(out).execute([pack], out=out, store=store)
 
 
