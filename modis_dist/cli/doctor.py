@@ -33,13 +33,11 @@ def doctor(
 
     from modis_dist.config.cluster import load_site
     from modis_dist.integrations.doctor.checks import examine
-    from modis_dist.integrations.slurm.job_script import requests
     from modis_dist.runtime.errors import RunFailed
 
     site = load_site(cluster) if cluster is not None else None
-    options = requests(site, nodes=site.nodes) if site is not None else []
     findings = []
-    for finding in examine(site, requests=options, folder=out or Path(), profile=str(cluster)):
+    for finding in examine(site, folder=out or Path(), profile=str(cluster)):
         findings.append(finding)
         if not as_json:
             print_finding(finding)

@@ -24,7 +24,7 @@ MLFLOW_PATIENCE_S = 60.0  # Slurm ends all processes with the job
 @app.command()
 def array(directory: Out, pack: Annotated[int, typer.Argument(min=0, metavar="PACK", help="Pack number.")]) -> None:
     """Train one pack of an array."""
-    from modis_dist.integrations.slurm.array import train_pack
+    from modis_dist.integrations.slurm.jobs import train_pack
 
     train_pack(directory, pack)
 
@@ -32,7 +32,7 @@ def array(directory: Out, pack: Annotated[int, typer.Argument(min=0, metavar="PA
 @app.command()
 def finish(directory: Out) -> None:
     """Select the best configuration of an array, refit and test."""
-    from modis_dist.integrations.slurm.array import AfterArray, StopBetweenPacks, job
+    from modis_dist.integrations.slurm.jobs import AfterArray, StopBetweenPacks, job
     from modis_dist.integrations.slurm.submission import site_of
 
     with job(directory, "finish", site_of(directory)) as flag:
@@ -44,8 +44,7 @@ def finish(directory: Out) -> None:
 def allocation(directory: Out) -> None:
     """Run a study on all nodes of this job."""
     from modis_dist.integrations.ray.tune import RayExecutor
-    from modis_dist.integrations.slurm.allocation import ray_of_job
-    from modis_dist.integrations.slurm.array import StopBetweenPacks, job
+    from modis_dist.integrations.slurm.jobs import StopBetweenPacks, job, ray_of_job
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
     study, site = study_of(directory), site_of(directory)

@@ -16,6 +16,7 @@ from pathlib import Path
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.doctor import machine
 from modis_dist.integrations.doctor.all_reduce import LIMIT_S, Answers, Done, answers
+from modis_dist.integrations.slurm.job_script import requests
 from modis_dist.integrations.slurm.slurm_commands import ask, check_request, one_line
 from modis_dist.runtime.finding import Finding
 from modis_dist.runtime.text import shown
@@ -25,13 +26,10 @@ PREFIX = ".modis-doctor-"
 GRACE_S = 5.0  # for processes to end after their time limit
 
 
-def examine(
-    site: Site | None, *, requests: Sequence[str], folder: Path, profile: str = "PROFILE.yaml"
-) -> Iterator[Finding]:
+def examine(site: Site | None, *, folder: Path, profile: str = "PROFILE.yaml") -> Iterator[Finding]:
     """Yield each finding when it is known.
 
-    ``requests``: the profile's options of sbatch. ``folder``: the output folder, existing or not. ``profile``: path of
-    the profile as the user wrote it.
+    ``folder``: the output folder, existing or not. ``profile``: path of the profile as the user wrote it.
     """
     folder = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     on_slurm = site is not None and site.executor == "slurm"
@@ -39,22 +37,23 @@ def examine(
     yield from machine.gpus(requested=site.gpus if site is not None and site.python is None else 0)
     yield machine.temporary_space()
     yield from machine.output_folder(folder)
+    options = requests(site, nodes=site.nodes) if site is not None else []
     if on_slurm:
-        yield check_request(requests)
+        yield check_request(options)
     local = site is not None and site.executor == "local"
     if "SLURM_JOB_ID" in os.environ and not local and shutil.which("srun") is not None:
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         yield from over_allocation(list(site.python or ()) if site is not None else [], folder, nodes=nodes)
     elif on_slurm:
-        yield not_allocated(requests, profile, folder)
+        yield not_allocated(options, profile, folder)
     else:
         yield on_this_machine()
 
 
-def not_allocated(requests: Sequence[str], profile: str, folder: Path) -> Finding:
+def not_allocated(options: Sequence[str], profile: str, folder: Path) -> Finding:
     """Return the command that runs the checks on the nodes of a profile."""
     doctor = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
-    fix = f"run doctor on the nodes: {shlex.join(['salloc', *requests, *doctor])}"
+    fix = f"run doctor on the nodes: {shlex.join(['salloc', *options, *doctor])}"
     return Finding(ALL_REDUCE, "warning", "not tested: not in a Slurm job; nodes may differ from this machine", fix)
 
 

@@ -18,7 +18,7 @@ from modis_dist.execution import run_pack
 from modis_dist.execution.local import LocalExecutor
 from modis_dist.execution.run_pack import Pack, save_pack
 from modis_dist.integrations.ray import head_watch, multi_node, tune
-from modis_dist.integrations.slurm import array as array_job
+from modis_dist.integrations.slurm import jobs as array_job
 from modis_dist.integrations.slurm import submission, submit
 from modis_dist.integrations.slurm.job_notes import Note, read_note
 from modis_dist.integrations.slurm.submission import load

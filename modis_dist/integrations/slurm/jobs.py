@@ -1,4 +1,4 @@
-"""Jobs of an array: each task trains one pack; the last job selects, refits and tests."""
+"""Jobs of a submission: tasks of an array, each training one pack, the job after the array, and an allocation."""
 
 import logging
 import os
@@ -14,7 +14,7 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.execution.local import LocalExecutor
 from modis_dist.execution.resource_errors import is_gpu_error, is_training_error
-from modis_dist.execution.resources import cores
+from modis_dist.execution.resources import Cluster, Node, cores
 from modis_dist.execution.run_pack import (
     Pack,
     crash_reasons,
@@ -25,8 +25,11 @@ from modis_dist.execution.run_pack import (
     study_layout,
     unfinished_packs,
 )
+from modis_dist.integrations.ray.existing_cluster import ray_at
+from modis_dist.integrations.ray.multi_node import ray_on_nodes
+from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
 from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
-from modis_dist.integrations.slurm.job_script import STATUS
+from modis_dist.integrations.slurm.job_script import STATUS, python
 from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
 from modis_dist.integrations.slurm.submission import folder_of, load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
@@ -196,3 +199,16 @@ class AfterArray:
         """Return why the training of a pack failed; None if it did not."""
         note = read_note(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
         return note.reason if note is not None and note.state == "failed" else None
+
+
+@contextmanager
+def ray_of_job(out: Path, site: Site) -> Iterator[RayBackend]:
+    """Start Ray in this job: on one node it listens on loopback only, on several it requires a token."""
+    if site.nodes == 1:
+        yield PrivateRay(Cluster("this job", (Node(min(site.cpus, cores()), site.gpus),)))
+        return
+    with (
+        ray_on_nodes(folder_of(out), nodes=site.nodes, cpus=site.cpus, gpus=site.gpus, python=python(site)) as address,
+        ray_at(address) as backend,
+    ):
+        yield backend
