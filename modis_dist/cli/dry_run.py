@@ -1,5 +1,6 @@
 """Printing of `--dry-run`: the plan of a study (`tune`) and its jobs (`submit`)."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from modis_dist.cli.options import say
@@ -73,15 +74,10 @@ def _packs(estimate: "StudyEstimate") -> "Table":
     table = empty("packs")
     columns = ["trials", "steps per training", "time", "saving", "memory", *["GPU"] * on_gpu, "disk"]
     numbers(table, *columns, *["scratch"] * on_disk)
-    rows: dict[tuple[str, ...], int] = {}
-    for stage, pack in [
-        *(("", pack) for pack in estimate.packs),
-        *((", refit", pack) for pack in estimate.refit_packs),
-    ]:
-        row = (stage, *_cells(pack, on_gpu=on_gpu, on_disk=on_disk))
-        rows[row] = rows.get(row, 0) + 1
-    for (stage, *cells), count in rows.items():
-        add(table, f"{count}{stage}", *cells)
+    for stage, stage_packs in (("", estimate.packs), (", refit", estimate.refit_packs)):
+        rows = Counter(tuple(_cells(pack, on_gpu=on_gpu, on_disk=on_disk)) for pack in stage_packs)
+        for cells, count in rows.items():
+            add(table, f"{count}{stage}", *cells)
     note = "saving: time spent on checkpoints; memory: computed from sizes, not measured"
     return finished(table, f"{note}; scratch: features in the temporary folder" if on_disk else note)
 
