@@ -93,7 +93,7 @@ def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False)
 
 
 def _note_training_rows(result: "StoreEvaluation") -> str:
-    """Print a note on rows the model may have been trained on; returns the name of the evaluated rows."""
+    """Print a note on rows that the model may have been trained on; return the name of the evaluated rows."""
     left_out = result["training_rows_left_out"]
     if result["rows"] != "all" or left_out == 0:
         return result["rows"]

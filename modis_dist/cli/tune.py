@@ -165,6 +165,4 @@ def report(summary: "Summary", folder: Path, *, as_json: bool) -> None:
         say(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")
     if failures := summary["failures"]:
         reasons = "; ".join(shown(reason) for reason in sorted(set(failures.values()))[:3])
-        raise SweepIncomplete(
-            f"{len(failures)} trials failed ({reasons}); the others are finished and kept in {folder}"
-        )
+        raise SweepIncomplete(f"{len(failures)} trials failed ({reasons}); results of the others are in {folder}")

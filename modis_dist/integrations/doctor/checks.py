@@ -51,14 +51,14 @@ def examine(site: Site | None, *, folder: Path, profile: str = "PROFILE.yaml") -
 
 
 def not_allocated(options: Sequence[str], profile: str, folder: Path) -> Finding:
-    """Return the command that runs the checks on the nodes of a profile."""
+    """Report that nodes were not tested, with the command that tests the nodes of a profile."""
     doctor = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
     fix = f"run doctor on the nodes: {shlex.join(['salloc', *options, *doctor])}"
     return Finding(ALL_REDUCE, "warning", "not tested: not in a Slurm job; nodes may differ from this machine", fix)
 
 
 def on_this_machine() -> Finding:
-    """Return the result of an all-reduce between two processes over loopback."""
+    """Check an all-reduce between two processes over loopback."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder, size = Path(name), 2
         _run(_command([], folder), size)
@@ -87,7 +87,7 @@ def _run(command: Sequence[str], size: int) -> None:
 
 
 def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[Finding]:
-    """Return the results of an all-reduce between all nodes of this job, and of a lock between them in a folder."""
+    """Check an all-reduce between all nodes of this job, and a lock between them in a folder."""
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
             inside, names = Path(name), _node_names(nodes)
@@ -100,7 +100,7 @@ def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[
 
 
 def locks_between(seen: Answers, names: Sequence[str]) -> list[Finding]:
-    """Return whether a lock of the first node excludes the others; nothing if none of them could try."""
+    """Check that a lock of the first node excludes the others; no finding if none of them could try."""
     tried = {names[rank]: done.excluded for rank, done in seen.done.items() if done.excluded is not None}
     if not tried:
         return []
@@ -146,7 +146,7 @@ def _node_names(nodes: int) -> list[str]:
 
 
 def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> Finding:
-    """Return the result of an all-reduce; ``names``: of the processes, ``remark``: the error of srun."""
+    """Report the result of an all-reduce; ``names``: of the processes, ``remark``: the error of srun."""
     absent = [name for rank, name in enumerate(names) if rank not in seen.started]
     if absent:
         fix = (

@@ -92,7 +92,7 @@ def save(model_folder: Path, destination: Path, *, modality: str, identity: Any 
 
 
 def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, name: str) -> str:
-    """Log a model as an output of a run, unless the same files are logged; returns MLflow's id of the model."""
+    """Log a model as an output of a run, unless the same files are logged; return the id of the model."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 

@@ -146,7 +146,7 @@ class _TrialRun:
 
 
 class StudySync:
-    """One study and its MLflow store. ``update`` sends what is new since the last call; the first sends all that lacks.
+    """One study and its MLflow store. ``update`` sends what MLflow lacks, after the first call only what is new.
 
     After an exception create a new object, which reads from the store what was sent. The caller must hold
     ``only_writer``.
@@ -175,7 +175,7 @@ class StudySync:
         self._close_dropped()
 
     def update(self, progress: Progress = lambda _done, _total: None) -> SyncResult:
-        """Send what MLflow lacks. Raises what MLflow raises."""
+        """Send what MLflow lacks and return the state. Raises what MLflow raises."""
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0

@@ -217,7 +217,7 @@ def _starts(storage: Path, pack: str) -> int:
 
 
 def pack_mistakes(resources: Resources, *, device: str, cluster: Cluster, workers: int) -> list[str]:
-    """Return a problem for every resource of which a pack, each with so many workers, needs more than Ray has."""
+    """Return a problem for each resource of which a pack, with all its workers, needs more than the cluster has."""
     cpus = resources.cpus or workers
     threads = max(1, cpus // workers) if workers > 1 else 1
     problems = worker_mistakes(workers, threads=threads, device=device, cluster=cluster)

@@ -46,7 +46,7 @@ class LocalQueue:
     def marked(self, mark: str) -> str | None:
         for process in psutil.process_iter(["cmdline"]):
             words = process.info["cmdline"] or []
-            if tuple(words[1:5]) == COMMAND and words[5].endswith(f"/{mark}.sh"):
+            if tuple(words[1:5]) == COMMAND and any(word.endswith(f"/{mark}.sh") for word in words[5:]):
                 return _number(process)
         return None
 

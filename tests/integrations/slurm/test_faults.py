@@ -237,7 +237,7 @@ def test_a_ray_that_does_not_start_or_is_lost_is_a_machine_failure(
     monkeypatch.setattr(head_watch, "PATIENCE_S", 0.0)
     monkeypatch.setattr(head_watch.atexit, "register", lambda _: None)
     over = threading.Event()
-    with pytest.raises(MachineFailed, match="Ray's own processes are gone"):
+    with pytest.raises(MachineFailed):
         head_watch.while_ray_lives(over.wait)
     over.set()
 
