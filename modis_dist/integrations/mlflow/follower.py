@@ -94,8 +94,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
     Errors are written to ``mlflow-sync.json`` and retried with growing pauses. Raises ``RunFailed`` if the study has
     ended and MLflow refuses the request or has not answered for an hour.
     """
-    with suppress(OSError):  # a sandbox may forbid it
-        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
+    _lower_priority()
     with mlflow_store.only_writer(folder, wait=True):
         study: StudySync | None = None
         with suppress(OSError, DataError):
@@ -143,6 +142,11 @@ def _unblock_signals() -> None:
         signal.signal(number, signal.SIG_IGN)  # discards a pending signal
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
+
+
+def _lower_priority() -> None:
+    with suppress(OSError):  # a sandbox may forbid it
+        os.setpriority(os.PRIO_PROCESS, 0, LOWEST)
 
 
 def _use_idle_cores() -> None:

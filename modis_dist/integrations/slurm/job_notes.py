@@ -57,7 +57,7 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
     starts, faults = (before.starts, before.faults) if before else (0, 0)
     note = Note("running", 1 + starts, None, job, socket.gethostname(), time.time(), code, faults)
     if note.starts > requeues + 1:
-        reason = f"not finished after {requeues} requeues, the limit in the profile (requeues)"
+        reason = f"requeued {requeues} times, the limit in the profile (requeues), and not finished"
         _write(path, replace(note, state="given up", reason=reason))
         raise RunFailed(f"{reason}; `modis-dist resume` resumes it from its last checkpoint")
     _write(path, note)

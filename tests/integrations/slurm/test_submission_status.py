@@ -32,7 +32,7 @@ NEVER = {
     "QOSMaxGRESPerJob": "change cpus, gpus, memory or nodes",
     "AssocMaxCpuPerJobLimit": "change cpus, gpus, memory or nodes",
     "QOSMinCpuNotSatisfied": "change cpus, gpus, memory or nodes",
-    "AssocGrpCPUMinutesLimit": "hours of the account",
+    "AssocGrpCPUMinutesLimit": "set another account",
     "BadConstraints": "constraint",
     "InvalidAccount": "account",
 }
