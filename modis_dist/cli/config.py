@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from modis_dist.cli.options import Json, Set, print_json
+from modis_dist.cli.options import Json, Set, StudyFile, print_json
 from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -45,11 +45,11 @@ def config(
 
 
 def model(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study or run.", show_default=False)],
+    study: StudyFile,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Count the parameters of every network. Reads the data only if the study does not state all sizes.
+    """Count the parameters of each network. Reads the data only if the study does not state all sizes.
 
     Example: `modis-dist model tune_spaces/intersim.yaml`
     """

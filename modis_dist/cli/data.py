@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, print_json
+from modis_dist.cli.options import Json, StoreFolder, print_json, say
 from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ app = typer.Typer(help="Import, check, describe and simulate data.", no_args_is_
 simulate_app = typer.Typer(help="Simulate a data set.", no_args_is_help=True)
 app.add_typer(simulate_app, name="simulate")
 
-StorePath = Annotated[Path, typer.Argument(metavar="STORE", help="Store folder.")]
 OutPath = Annotated[Path, typer.Option("--out", metavar="STORE", help="Store folder to create; must not exist.")]
 
 
@@ -36,24 +35,24 @@ def import_(
 
     Example: `modis-dist data import tables --out mystore`
     """
-    from modis_dist.cli.display import modality_bars
+    from modis_dist.cli.display import named_bars
     from modis_dist.data.importers.convert import import_source
 
-    with modality_bars() as progress:
+    with named_bars() as progress:
         import_source(source, out, progress=progress)
     _print_created(out)
 
 
 @app.command()
-def check(store: StorePath, as_json: Json = False) -> None:
+def check(store: StoreFolder, as_json: Json = False) -> None:
     """Verify a store: shard hashes, page checksums, columns, values and ids.
 
     Example: `modis-dist data check mystore`
     """
-    from modis_dist.cli.display import modality_bars
+    from modis_dist.cli.display import named_bars
     from modis_dist.data.store.coverage import verify
 
-    with modality_bars() as progress:
+    with named_bars() as progress:
         verified = verify(store, progress=progress)
     modalities = {
         name: {"rows": table.rows, "features": len(table.features), "shards": len(table.shards)}
@@ -68,16 +67,16 @@ def check(store: StorePath, as_json: Json = False) -> None:
 
 
 @app.command()
-def describe(store: StorePath, as_json: Json = False) -> None:
+def describe(store: StoreFolder, as_json: Json = False) -> None:
     """Summarise a store: rows per class and modality, labels, pairing, values and splits.
 
     Example: `modis-dist data describe mystore`
     """
-    from modis_dist.cli.display import modality_bars
+    from modis_dist.cli.display import named_bars
     from modis_dist.data.store.coverage import measure
     from modis_dist.data.store.reader import Store
 
-    with modality_bars() as progress:
+    with named_bars() as progress:
         coverage = measure(Store.open(store), progress=progress)
     if as_json:
         print_json(coverage.as_tree())
@@ -135,12 +134,12 @@ def _print_created(out: Path) -> None:
 def _print_coverage(coverage: "Coverage") -> None:
     from modis_dist.report.terminal import show, stdout
 
-    console = stdout()
-    show([("Rows by class and modality", _class_table(coverage)), ("Modalities", _modality_table(coverage))], console)
+    tables = [("Rows by class and modality", _class_table(coverage)), ("Modalities", _modality_table(coverage))]
+    show(tables, stdout())
     for count, samples in coverage.by_modality_count.items():
-        console.print(f"{samples:,} samples have rows in {count} of {len(coverage.modalities)} modalities")
+        say(f"{samples:,} samples have rows in {count} of {len(coverage.modalities)} modalities")
     for line in coverage.notices:
-        console.print(f"notice: {line}", markup=False, soft_wrap=True)
+        say(f"notice: {line}")
 
 
 def _class_table(coverage: "Coverage") -> "Table":

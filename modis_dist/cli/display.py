@@ -39,58 +39,31 @@ class _StandardError:
         return getattr(sys.stderr, name)
 
     def write(self, text: str) -> int:
-        """Write text, ignoring errors."""
         with suppress(OSError):
             sys.stderr.write(text)
         return len(text)
 
     def flush(self) -> None:
-        """Flush, ignoring errors."""
         with suppress(OSError):
             sys.stderr.flush()
 
 
 @contextmanager
-def sweep_bars() -> Iterator["SweepBars"]:
-    """Show one bar per stage of a study."""
-    with _bars() as bars:
-        yield SweepBars(bars)
-
-
-@contextmanager
-def run_bar(epochs: int) -> Iterator["RunBar"]:
-    """Show a bar for one training."""
-    with _bars() as bars:
-        yield RunBar(bars, epochs)
-
-
-@contextmanager
-def rows_bar() -> Iterator[Callable[[int, int], None]]:
-    """Show a bar for rows; yield a callback that takes the rows done and the total."""
-    with _bars() as bars:
-        task = bars.add_task("rows", total=None, status="")
-
-        def update(done: int, rows: int) -> None:
-            bars.update(task, completed=done, total=rows, status=f"{done} of {rows}")
-
-        yield update
-
-
-@contextmanager
-def modality_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Show one bar per modality; yield a callback that takes the modality, the amount done and the total."""
-    with _bars() as bars:
+def named_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Show one bar per name; yield a callback that takes a name, the amount done and the total."""
+    with progress_bars() as bars:
         tasks: dict[str, TaskID] = {}
 
-        def update(modality: str, done: int, total: int) -> None:
-            if modality not in tasks:
-                tasks[modality] = bars.add_task(modality, status="")
-            bars.update(tasks[modality], completed=done, total=total)
+        def update(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bars.add_task(name, status="")
+            bars.update(tasks[name], completed=done, total=total)
 
         yield update
 
 
-def _bars() -> Progress:
+def progress_bars() -> Progress:
+    """Return progress bars for standard error, to be used in a ``with`` block."""
     console = errors()
     return Progress(
         TextColumn("{task.description:<8}"),
@@ -105,7 +78,7 @@ def _bars() -> Progress:
 
 
 class SweepBars:
-    """Progress of a study."""
+    """Progress of a study, with one bar per stage."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, print_json
+from modis_dist.cli.options import Json, print_json, say
 
 if TYPE_CHECKING:
     from modis_dist.runtime.finding import Finding
@@ -21,7 +21,7 @@ def doctor(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Output folder to check; default: this folder.", file_okay=False),
+        typer.Option("--out", metavar="DIR", help="Output folder to check; default: current folder.", file_okay=False),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -33,13 +33,11 @@ def doctor(
 
     from modis_dist.config.cluster import load_site
     from modis_dist.integrations.doctor.checks import examine
-    from modis_dist.integrations.slurm.job_script import requests
     from modis_dist.runtime.errors import RunFailed
 
     site = load_site(cluster) if cluster is not None else None
-    options = requests(site, nodes=site.nodes) if site is not None else []
     findings = []
-    for finding in examine(site, requests=options, folder=out or Path(), profile=str(cluster)):
+    for finding in examine(site, folder=out or Path(), profile=str(cluster)):
         findings.append(finding)
         if not as_json:
             print_finding(finding)
@@ -56,8 +54,7 @@ def print_finding(finding: "Finding") -> None:
 
     from modis_dist.report.terminal import stdout
 
-    console = stdout()
     level = Text(f"{finding.level:<{LEVEL_WIDTH}}", style=STYLES[finding.level])
-    console.print(level + Text(f"{finding.check:<{CHECK_WIDTH}}{finding.message}"), soft_wrap=True)
+    stdout().print(level + Text(f"{finding.check:<{CHECK_WIDTH}}{finding.message}"), soft_wrap=True)
     if finding.fix:
-        console.print(" " * LEVEL_WIDTH + finding.fix, markup=False, soft_wrap=True)
+        say(" " * LEVEL_WIDTH + finding.fix)

@@ -1,6 +1,9 @@
 """Printing of `--dry-run`: the plan of a study (`tune`) and its jobs (`submit`)."""
 
+from collections import Counter
 from typing import TYPE_CHECKING
+
+from modis_dist.cli.options import say
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -17,21 +20,20 @@ def print_plan(estimate: "StudyEstimate") -> None:
     from modis_dist.cli.display import duration, size
     from modis_dist.report.terminal import show, stdout
 
-    console = stdout()
-    show([(f"{estimate.study}: {estimate.trials} trials", _trials(estimate))], console)
+    show([(f"{estimate.study}: {estimate.trials} trials", _trials(estimate))], stdout())
     if estimate.trials > TRIALS_SHOWN:
-        console.print(f"... and {estimate.trials - TRIALS_SHOWN} more; --json lists all")
-    show([("Packs to train, then the refit", _packs(estimate))], console)
-    _say(
+        say(f"... and {estimate.trials - TRIALS_SHOWN} more; --json lists all")
+    show([("Packs to train, then the refit", _packs(estimate))], stdout())
+    say(
         f"{estimate.done} of {estimate.trials} trials are done. The other trials ({len(estimate.packs)} packs, "
         f"{estimate.slots} at a time) and the refit take about {duration(estimate.seconds)} on "
         f"{estimate.measured_on}, without early stopping or pruning, and {size(estimate.bytes)} of disk."
     )
     if estimate.later_trials:
-        _say(f"{estimate.later_trials} trials of later rounds depend on results; each round is counted like the first.")
+        say(f"{estimate.later_trials} trials of later rounds depend on results; each round is counted like the first.")
     if estimate.scratch:
-        _say(_features_on_disk(estimate))
-    _say("Dry run: nothing was started.")
+        say(_features_on_disk(estimate))
+    say("Dry run: nothing was started.")
 
 
 def print_submission(estimate: "SubmissionEstimate", site: "Site") -> None:
@@ -39,21 +41,15 @@ def print_submission(estimate: "SubmissionEstimate", site: "Site") -> None:
     from modis_dist.cli.doctor import print_finding
 
     print_plan(estimate.plan)
-    _say(f"form: {estimate.form} ({estimate.why})")
-    _say(f"cost: {_cost(estimate, site)}")
+    say(f"form: {estimate.form} ({estimate.why})")
+    say(f"cost: {_cost(estimate, site)}")
     if estimate.longest_s > site.seconds and site.executor == "slurm":
-        _say(f"time limit: {_time_limit(estimate, site)}")
+        say(f"time limit: {_time_limit(estimate, site)}")
     for finding in estimate.findings:
         print_finding(finding)
     for name, text in estimate.scripts.items():
-        _say(f"--- {name}")
-        _say(text.rstrip())
-
-
-def _say(line: str) -> None:
-    from modis_dist.report.terminal import stdout
-
-    stdout().print(line, markup=False, highlight=False, soft_wrap=True)
+        say(f"--- {name}")
+        say(text.rstrip())
 
 
 def _trials(estimate: "StudyEstimate") -> "Table":
@@ -78,15 +74,10 @@ def _packs(estimate: "StudyEstimate") -> "Table":
     table = empty("packs")
     columns = ["trials", "steps per training", "time", "saving", "memory", *["GPU"] * on_gpu, "disk"]
     numbers(table, *columns, *["scratch"] * on_disk)
-    rows: dict[tuple[str, ...], int] = {}
-    for stage, pack in [
-        *(("", pack) for pack in estimate.packs),
-        *((", refit", pack) for pack in estimate.refit_packs),
-    ]:
-        row = (stage, *_cells(pack, on_gpu=on_gpu, on_disk=on_disk))
-        rows[row] = rows.get(row, 0) + 1
-    for (stage, *cells), count in rows.items():
-        add(table, f"{count}{stage}", *cells)
+    for stage, stage_packs in (("", estimate.packs), (", refit", estimate.refit_packs)):
+        rows = Counter(tuple(_cells(pack, on_gpu=on_gpu, on_disk=on_disk)) for pack in stage_packs)
+        for cells, count in rows.items():
+            add(table, f"{count}{stage}", *cells)
     note = "saving: time spent on checkpoints; memory: computed from sizes, not measured"
     return finished(table, f"{note}; scratch: features in the temporary folder" if on_disk else note)
 

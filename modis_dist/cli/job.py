@@ -1,45 +1,50 @@
-"""`modis-dist job ...`: the commands inside Slurm jobs. Users run `modis-dist submit`."""
+"""`modis-dist job`: commands that Slurm jobs run. Users run `modis-dist submit`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-app = typer.Typer(help="The commands inside Slurm jobs.", no_args_is_help=True)
-Out = Annotated[Path, typer.Argument(metavar="DIR", exists=True, file_okay=False, show_default=False)]
+from modis_dist.cli.tune import report, run
+
+if TYPE_CHECKING:
+    from modis_dist.report.study_results import Summary
+    from modis_dist.study.interfaces import Executor
+
+app = typer.Typer(help="Commands that Slurm jobs run.", no_args_is_help=True)
+Out = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", help="Output or rendezvous folder.", exists=True, file_okay=False, show_default=False
+    ),
+]
 MLFLOW_PATIENCE_S = 60.0  # Slurm ends all processes with the job
 
 
 @app.command()
-def array(directory: Out, pack: Annotated[int, typer.Argument(min=0)]) -> None:
+def array(directory: Out, pack: Annotated[int, typer.Argument(min=0, metavar="PACK", help="Pack number.")]) -> None:
     """Train one pack of an array."""
-    from modis_dist.integrations.slurm.array import train_pack
+    from modis_dist.integrations.slurm.jobs import train_pack
 
     train_pack(directory, pack)
 
 
 @app.command()
 def finish(directory: Out) -> None:
-    """Select among the trials that an array trained, refit and test."""
-    from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
-    from modis_dist.integrations.slurm.array import AfterArray, StopBetweenPacks, job
-    from modis_dist.integrations.slurm.submission import site_of, study_of
+    """Select the best configuration of an array, refit and test."""
+    from modis_dist.integrations.slurm.jobs import AfterArray, StopBetweenPacks, job
+    from modis_dist.integrations.slurm.submission import site_of
 
-    with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
-        source = directory / "submission" / "study.yaml"
-        executor_with_stop = StopBetweenPacks(executor, flag)
-        summary = run(study_of(directory), directory, executor_with_stop, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
-    print_summary(summary, directory)
-    fail_if_incomplete(summary, directory)
+    with job(directory, "finish", site_of(directory)) as flag:
+        summary = _run(directory, StopBetweenPacks(AfterArray(directory), flag))
+    report(summary, directory, as_json=False)
 
 
 @app.command()
 def allocation(directory: Out) -> None:
-    """Train a study on all nodes of this job."""
-    from modis_dist.cli.tune import fail_if_incomplete, print_summary, run
+    """Run a study on all nodes of this job."""
     from modis_dist.integrations.ray.tune import RayExecutor
-    from modis_dist.integrations.slurm.allocation import ray_of_job
-    from modis_dist.integrations.slurm.array import StopBetweenPacks, job
+    from modis_dist.integrations.slurm.jobs import StopBetweenPacks, job, ray_of_job
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
     study, site = study_of(directory), site_of(directory)
@@ -49,39 +54,44 @@ def allocation(directory: Out) -> None:
         ray_of_job(directory, site) as backend,
         RayExecutor(resources, backend=backend, device=device, workers=workers) as executor,
     ):
-        source, executor_with_stop = directory / "submission" / "study.yaml", StopBetweenPacks(executor, flag)
-        summary = run(study, directory, executor_with_stop, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
-    print_summary(summary, directory)
-    fail_if_incomplete(summary, directory)
+        summary = _run(directory, StopBetweenPacks(executor, flag))
+    report(summary, directory, as_json=False)
+
+
+def _run(directory: Path, executor: "Executor") -> "Summary":
+    from modis_dist.config.parse import load_study
+
+    source = directory / "submission" / "study.yaml"
+    return run(load_study(source), directory, executor, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
 
 
 @app.command()
 def node(
     rendezvous: Out,
-    cpus: Annotated[int, typer.Option(min=1)] = 1,
-    gpus: Annotated[int, typer.Option(min=0)] = 0,
+    cpus: Annotated[int, typer.Option(min=1, help="CPU cores.")] = 1,
+    gpus: Annotated[int, typer.Option(min=0, help="GPUs.")] = 0,
 ) -> None:
-    """Run Ray on this node of a job."""
+    """Start Ray on this node of the job."""
     from modis_dist.integrations.ray.multi_node import serve
 
     serve(rendezvous, cpus=cpus, gpus=gpus)
 
 
 @app.command()
-def here(
-    script: Annotated[Path, typer.Argument(exists=True, dir_okay=False)],
-    task: Annotated[list[int] | None, typer.Option()] = None,
-    after: Annotated[list[str] | None, typer.Option()] = None,
+def local(
+    script: Annotated[Path, typer.Argument(metavar="SCRIPT", help="Job script.", exists=True, dir_okay=False)],
+    task: Annotated[list[int] | None, typer.Option(help="Index of an array task; may be repeated.")] = None,
+    after: Annotated[list[str] | None, typer.Option(help="Id of a job to wait for; may be repeated.")] = None,
 ) -> None:
-    """Run a job script on this machine after other jobs have ended."""
-    from modis_dist.integrations.slurm.local_queue import run_here
+    """Run a job script on this machine, after other jobs have ended."""
+    from modis_dist.integrations.slurm.local_queue import run_local
 
-    run_here(script, tasks=task or (), after=after or ())
+    run_local(script, tasks=task or (), after=after or ())
 
 
 @app.command("all-reduce")
 def all_reduce(folder: Out) -> None:
-    """Take part in the all-reduce check of `modis-dist doctor`."""
+    """Run one process of the all-reduce check of `modis-dist doctor`."""
     from modis_dist.integrations.doctor.all_reduce import take_part
 
     take_part(folder)

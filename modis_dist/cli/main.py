@@ -15,13 +15,12 @@ from modis_dist.cli import (
     data,
     doctor,
     job,
-    mlflow_sync,
+    mlflow,
     predict,
     status,
     submit,
     train,
     tune,
-    ui,
     verify_resume,
 )
 from modis_dist.runtime.errors import ModisError
@@ -59,8 +58,8 @@ app.command("embed")(predict.embed)
 app.command("translate")(predict.translate)
 app.command("model")(config.model)
 app.command("config")(config.config)
-app.command("ui")(ui.ui)
-app.command("mlflow-sync")(mlflow_sync.mlflow_sync)
+app.command("ui")(mlflow.ui)
+app.command("mlflow-sync")(mlflow.mlflow_sync)
 app.command("doctor")(doctor.doctor)
 app.add_typer(job.app, name="job", hidden=True)
 
@@ -76,7 +75,7 @@ def root(
     version: bool = typer.Option(
         False, "--version", help="Print the version and exit.", callback=_print_version, is_eager=True
     ),
-    debug: bool = typer.Option(False, "--debug", help="Show tracebacks of errors."),
+    debug: bool = typer.Option(False, "--debug", help="Show the traceback of an error."),
 ) -> None:
     """Options common to all commands."""
 

@@ -1,4 +1,4 @@
-"""Options shared by several commands, and JSON output."""
+"""Options shared by several commands, and output of lines and JSON."""
 
 import json
 from pathlib import Path
@@ -6,29 +6,44 @@ from typing import Annotated, Any
 
 import typer
 
-Set = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Override a key, e.g. optim.lr=1e-3. Repeatable."),
-]
-Wait = Annotated[bool, typer.Option("--wait", help="Block until the study finishes; exit with its exit code.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-RayAddress = Annotated[
-    str | None,
-    typer.Option(
-        "--ray", metavar="HOST:PORT", help="Connect to a running Ray cluster; by default a private one is started."
-    ),
-]
-ModelFolder = Annotated[
+StudyFile = Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="Study configuration.", show_default=False)]
+OutputFolder = Annotated[
     Path,
     typer.Argument(
-        metavar="DIR", help="Output folder of a run or study.", show_default=False, exists=True, file_okay=False
+        metavar="DIR", help="Output folder of a study or run.", show_default=False, exists=True, file_okay=False
     ),
 ]
 StoreFolder = Annotated[
     Path, typer.Argument(metavar="STORE", help="Store folder.", show_default=False, exists=True, file_okay=False)
+]
+Set = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a configuration key, e.g. optim.lr=1e-3; may be repeated."
+    ),
+]
+Wait = Annotated[bool, typer.Option("--wait", help="Block until the study finishes; exit with its status code.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON.")]
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", metavar="HOST:PORT", help="Address of a running Ray cluster; default: start a private one."),
 ]
 
 
 def print_json(value: Any) -> None:
     """Print one JSON document on standard output."""
     typer.echo(json.dumps(value, indent=2, allow_nan=False))
+
+
+def say(line: str) -> None:
+    """Print a line on standard output, without markup and line breaks."""
+    from modis_dist.report.terminal import stdout
+
+    stdout().print(line, markup=False, soft_wrap=True)
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error, without markup and line breaks."""
+    from modis_dist.cli.display import errors
+
+    errors().print(line, markup=False)

@@ -1,12 +1,13 @@
 """`modis-dist predict`, `embed` and `translate`: apply a trained model to a store and write a Parquet file."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import ModelFolder, StoreFolder
+from modis_dist.cli.options import OutputFolder, StoreFolder
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -18,7 +19,7 @@ Out = Annotated[
 ]
 
 
-def predict(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
+def predict(directory: OutputFolder, store: StoreFolder, out: Out) -> None:
     """Predict class and probabilities for every row of the model's modalities.
 
     Example: `modis-dist predict runs/quickstart mystore --out classes.parquet`
@@ -26,7 +27,7 @@ def predict(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
     _write(directory, store, out, lambda model, frame, modality: model.predict(frame, modality=modality))
 
 
-def embed(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
+def embed(directory: OutputFolder, store: StoreFolder, out: Out) -> None:
     """Compute the latent mean of every row of the model's modalities.
 
     Example: `modis-dist embed runs/quickstart mystore --out latent.parquet`
@@ -35,7 +36,7 @@ def embed(directory: ModelFolder, store: StoreFolder, out: Out) -> None:
 
 
 def translate(
-    directory: ModelFolder,
+    directory: OutputFolder,
     store: StoreFolder,
     out: Out,
     source: Annotated[str, typer.Option("--from", metavar="A", help="Source modality.", show_default=False)],
@@ -46,11 +47,7 @@ def translate(
     Example: `modis-dist translate runs/quickstart mystore --from mirna --to rppa --out rppa.parquet`
     """
     _write(
-        directory,
-        store,
-        out,
-        lambda model, frame, modality: model.translate(frame, source=modality, target=target),
-        only=[source],
+        directory, store, out, lambda model, frame, _: model.translate(frame, source=source, target=target), [source]
     )
 
 
@@ -59,23 +56,17 @@ def _write(
     store: Path,
     out: Path,
     work: "Callable[[Predictor, pd.DataFrame, str], pd.DataFrame]",
-    *,
     only: Sequence[str] | None = None,
 ) -> None:
     """Apply ``work`` to the store in batches, with a progress bar."""
     import modis_dist
-    from modis_dist.cli.display import rows_bar
+    from modis_dist.cli.display import named_bars
     from modis_dist.data.store.reader import Store
     from modis_dist.evaluate.batch_predict import apply_to_store
 
     model, opened = modis_dist.load(directory), Store.open(store)
-    with rows_bar() as progress:
+    with named_bars() as progress:
         apply_to_store(
-            model,
-            opened,
-            out=out,
-            predict=lambda frame, modality: work(model, frame, modality),
-            only=only,
-            progress=progress,
+            model, opened, out=out, predict=partial(work, model), only=only, progress=partial(progress, "rows")
         )
     typer.echo(f"wrote {out}")

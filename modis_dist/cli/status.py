@@ -1,12 +1,9 @@
 """`modis-dist status DIR`: progress and state of a study, a submission or a training."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING
 
-import typer
-
-from modis_dist.cli.options import Json, Wait, print_json
+from modis_dist.cli.options import Json, OutputFolder, Wait, print_json, say
 from modis_dist.cli.wait import wait_for_end
 
 if TYPE_CHECKING:
@@ -20,16 +17,11 @@ BAR_WIDTH = 30
 
 
 def status(
-    directory: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DIR", help="Output folder of a study or a run.", show_default=False, exists=True, file_okay=False
-        ),
-    ],
+    directory: OutputFolder,
     wait: Wait = False,
     as_json: Json = False,
 ) -> None:
-    """Show the progress of a study or a training: trials, time left, failures, next step. Changes nothing.
+    """Show the progress of a study or run: trials, time left, failures and the next step. Changes nothing.
 
     Example: `modis-dist status runs/quickstart`
 
@@ -57,43 +49,34 @@ def status(
             _print_submission(on_cluster, now=time.time())
         return
     if wait:
-        raise UserError(
-            f"--wait: {shown(str(directory))}: no submission in this folder; only submissions can be waited for"
-        )
+        raise UserError(f"--wait: {shown(str(directory))}: no submission in this folder; omit --wait")
     progress = status_of(directory)
     if as_json:
         print_json(asdict(progress))
         return
     by = f" by process {progress.holder.pid} on {progress.holder.host}" if progress.holder else ""
-    _say(f"{progress.name}: {progress.state}{by}; stage: {progress.stage}")
+    say(f"{progress.name}: {progress.state}{by}; stage: {progress.stage}")
     _print(progress, now=time.time())
-    _say(f"next: {progress.advice}")
+    say(f"next: {progress.advice}")
 
 
 def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
     from modis_dist.runtime.text import shown
 
-    _say(
-        f"{submission.study.name}: {submission.state}, submitted as {submission.form}; stage: {submission.study.stage}"
-    )
+    name, stage = submission.study.name, submission.study.stage
+    say(f"{name}: {submission.state}, submitted as {submission.form}; stage: {stage}")
     _print(submission.study, now=now, tasks=submission.tasks)
     for jobs in submission.jobs:
         states = ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "no longer in the queue"
-        _say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.reason})' if jobs.reason else ''}")
+        say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.reason})' if jobs.reason else ''}")
     if submission.restarts:
-        _say(f"requeued: {submission.restarts} times in total")
+        say(f"requeued: {submission.restarts} times in total")
     if submission.other_code:
         few = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
-        _say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
+        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
     for name, reason in list(submission.failed.items())[:FAILURES_SHOWN]:
-        _say(f"failed: job {name}: {shown(reason)}")
-    _say(f"next: {submission.advice}")
-
-
-def _say(line: str) -> None:
-    from modis_dist.report.terminal import stdout
-
-    stdout().print(line, markup=False, soft_wrap=True)
+        say(f"failed: job {name}: {shown(reason)}")
+    say(f"next: {submission.advice}")
 
 
 def _print(progress: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> None:
@@ -101,12 +84,11 @@ def _print(progress: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> N
     from modis_dist.report.terminal import stdout
     from modis_dist.runtime.text import shown
 
-    console, say = stdout(), _say
     say(f"trials: {_counted(progress.trials)}")
     if progress.refits:
         say(f"refits: {_counted(progress.refits)}")
     if any(pack.state == "running" for pack in progress.packs):
-        console.print(_bars(progress, {task.pack: task for task in tasks}))
+        stdout().print(_bars(progress, {task.pack: task for task in tasks}))
     if progress.last_sign is not None:
         say(f"last written: {duration(now - progress.last_sign)} ago")
     if (progress.state == "running" or progress.eta_s is not None) and progress.stage != "done":

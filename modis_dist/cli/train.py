@@ -1,4 +1,4 @@
-"""`modis-dist train` and `modis-dist evaluate`: one run without a study."""
+"""`modis-dist train` and `modis-dist evaluate`: a single run without a study."""
 
 from pathlib import Path
 from shlex import quote
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, ModelFolder, RayAddress, Set, StoreFolder, print_json
+from modis_dist.cli.options import Json, OutputFolder, RayAddress, Set, StoreFolder, print_json, say
 from modis_dist.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 def train(
-    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Settings of the run.", show_default=False)],
+    run: Annotated[Path, typer.Argument(metavar="RUN.yaml", help="Run configuration.", show_default=False)],
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Folder for the results.", show_default=False, file_okay=False)
+        Path, typer.Option("--out", metavar="DIR", help="Output folder.", show_default=False, file_okay=False)
     ],
     workers: Annotated[
         int | None,
-        typer.Option("--workers", metavar="N", min=1, help="Worker processes; sets trainer.workers."),
+        typer.Option("--workers", metavar="N", min=1, help="Number of worker processes (trainer.workers)."),
     ] = None,
     ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train one run, or resume it where it stopped. The run.yaml of a finished run can be trained again.
+    """Train a single run without a study, or resume it. Accepts the run.yaml of a finished run.
 
     Example: `modis-dist train run.yaml --out runs/one --set optim.lr=1e-3`
 
     On a Ray cluster: `modis-dist train run.yaml --out runs/one --workers 4 --ray node1:6379`
     """
-    from modis_dist.cli.display import run_bar
+    from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
     from modis_dist.data.store.open_store import named_store
 
@@ -45,8 +45,8 @@ def train(
         raise UserError("--ray: a single worker trains in this process; set the number with --workers")
     named_store(parsed.data, source=str(run))  # raises for a missing store before torch is loaded
 
-    with run_bar(parsed.optim.epochs) as bar:
-        result = _train(parsed, out.absolute(), str(run), bar, ray)
+    with progress_bars() as bars:
+        result = _train(parsed, out.absolute(), str(run), RunBar(bars, parsed.optim.epochs), ray)
     if as_json:
         print_json(result)
         return
@@ -76,8 +76,8 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
     return result
 
 
-def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Evaluate a trained model on a store: on test rows of the store it was trained with, on all rows of any other.
+def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False) -> None:
+    """Evaluate a trained model on a store. Of the store that it was trained on, only test rows are used.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """
@@ -93,7 +93,7 @@ def evaluate(directory: ModelFolder, store: StoreFolder, as_json: Json = False) 
 
 
 def _note_training_rows(result: "StoreEvaluation") -> str:
-    """Print a note on rows the model may have been trained on; returns the name of the evaluated rows."""
+    """Print a note on rows that the model may have been trained on; return the name of the evaluated rows."""
     left_out = result["training_rows_left_out"]
     if result["rows"] != "all" or left_out == 0:
         return result["rows"]
@@ -112,12 +112,11 @@ def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: s
     from modis_dist.report.tables import class_table, evaluation_table, probe_line, translation_table
     from modis_dist.report.terminal import show, stdout
 
-    console = stdout()
     titled = [
         (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
         ("By class", class_table(evaluation["classification"])),
         ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]
-    show(titled, console)
+    show(titled, stdout())
     if evaluation["probe"] is not None:
-        console.print(probe_line(evaluation["probe"]), soft_wrap=True)
+        say(probe_line(evaluation["probe"]))

@@ -1,4 +1,4 @@
-"""`modis-dist tune`: the main job, a study from its YAML file to its summary."""
+"""`modis-dist tune`: run a study from its YAML file to its summary."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,79 +7,76 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from modis_dist.cli.options import Json, RayAddress, Set, print_json
-from modis_dist.runtime.errors import UserError
+from modis_dist.cli.options import Json, RayAddress, Set, StudyFile, print_json, say, warn
+from modis_dist.runtime.errors import SweepIncomplete, UserError
+from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
     from modis_dist.config.study import Study
     from modis_dist.integrations.mlflow.follower import Follower
     from modis_dist.report.study_results import Summary
     from modis_dist.study.interfaces import Executor, Tracking
-    from modis_dist.study.plan import Plan
 
 MLFLOW_PATIENCE_S = 5.0
 CONFIGURATIONS_SHOWN = 20
 
 
 def tune(
-    study: Annotated[Path, typer.Argument(metavar="STUDY.yaml", help="The study.", show_default=False)],
+    study: StudyFile,
     out: Annotated[
         Path | None,
-        typer.Option("--out", metavar="DIR", help="Folder for the results; runs/NAME by default.", file_okay=False),
+        typer.Option("--out", metavar="DIR", help="Output folder; default: runs/NAME.", file_okay=False),
     ] = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print trials, packs, time and disk; start nothing.")
+        bool, typer.Option("--dry-run", help="Print trials, packs, time and disk space; start nothing.")
     ] = False,
     ray: RayAddress = None,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train every trial of a study, choose, refit, test. Running it again continues where it stopped.
+    """Train all trials of a study, select the best configuration, refit and test it. Rerun to resume.
 
     Example: `modis-dist tune tune_spaces/quickstart.yaml --dry-run`
 
-    On the nodes of a Ray: `modis-dist tune my_study.yaml --ray node1:6379`
+    On a running Ray cluster: `modis-dist tune my_study.yaml --ray node1:6379`
     """
-    from modis_dist.cli.dry_run import print_plan
-    from modis_dist.config.parse import load_study
-    from modis_dist.data.store.open_store import named_store
-    from modis_dist.study.manifest import expand
-
-    wanted = load_study(study, settings or [])
-    expand(wanted, "", source=str(study))  # needs no data
-    named_store(wanted.data, source=str(study))  # what is missing is said before ray and torch are loaded
-    folder = (out or Path("runs") / wanted.name).absolute()
+    loaded = load_and_check(study, settings)
+    folder = (out or Path("runs") / loaded.name).absolute()
     if (folder / "submission" / "submission.json").exists() and not dry_run:
         from modis_dist.integrations.slurm.submit import refuse_while_live
 
         refuse_while_live(folder)
-    with _executor(wanted, ray) as executor:
+    with _executor(loaded, ray) as executor:
         if dry_run:
             import tempfile
             from dataclasses import asdict
 
+            from modis_dist.cli.dry_run import print_plan
             from modis_dist.planning.estimate import START_UP_S, Nodes, estimate_plan, planning_folder
+            from modis_dist.study.plan import plan
 
             scratch = None if ray else Path(tempfile.gettempdir())
             slots = executor.slots
             nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
-            with planning_folder(wanted, folder) as place:
-                planned = _plan(wanted, place, executor, study)
-                estimate = estimate_plan(planned, place, nodes, start_s=START_UP_S[wanted.sweep.executor])
+            with planning_folder(loaded, folder) as temporary:
+                planned = plan(loaded, out=temporary, slots=slots, source=str(study))
+                estimate = estimate_plan(planned, temporary, nodes, start_s=START_UP_S[loaded.sweep.executor])
             print_json(asdict(estimate)) if as_json else print_plan(estimate)
             return
-        summary = run(wanted, folder, executor, study)
-    if as_json:
-        print_json(summary)
-    else:
-        print_summary(summary, folder)
-    fail_if_incomplete(summary, folder)
+        summary = run(loaded, folder, executor, study)
+    report(summary, folder, as_json=as_json)
 
 
-def _plan(study: "Study", folder: Path, executor: "Executor", source: Path) -> "Plan":
-    from modis_dist.study.plan import plan
+def load_and_check(path: Path, settings: list[str] | None) -> "Study":
+    """Load a study and report mistakes that are found without its data, before ray and torch are imported."""
+    from modis_dist.config.parse import load_study
+    from modis_dist.data.store.open_store import named_store
+    from modis_dist.study.manifest import expand
 
-    return plan(study, out=folder, slots=executor.slots, source=str(source))
+    study = load_study(path, settings or [])
+    expand(study, "", source=str(path))
+    named_store(study.data, source=str(path))
+    return study
 
 
 def run(
@@ -87,28 +84,28 @@ def run(
 ) -> "Summary":
     """Run a study from its first trial to its summary, with progress bars and MLflow.
 
-    ``mlflow_patience_s``: wait at most this long for MLflow in the end; where processes may stay it catches up alone.
+    ``mlflow_patience_s``: maximum time to wait for the MLflow follower at the end; it then continues in the background.
     """
-    from modis_dist.cli.display import errors, sweep_bars
+    from modis_dist.cli.display import SweepBars, progress_bars
     from modis_dist.integrations.mlflow.follower import Follower
+    from modis_dist.study.plan import plan
     from modis_dist.study.run import run_study
 
-    planned = _plan(study, folder, executor, source)
+    planned = plan(study, out=folder, slots=executor.slots, source=str(source))
     if planned.outdated:
-        errors().print(
-            f"note: {len(planned.outdated)} trials of an earlier start are not part of this study any more; "
-            f"their results stay in {folder / 'trials'}",
-            markup=False,
+        warn(
+            f"note: {len(planned.outdated)} trials of an earlier run are no longer part of this study; their results "
+            f"stay in {folder / 'trials'}"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     follower = Follower(folder)
     tracking = _tracking(study, folder, follower)
     try:
-        with sweep_bars() as bars:
-            return run_study(planned, out=folder, executor=executor, display=bars, tracking=tracking)
+        with progress_bars() as bars:
+            return run_study(planned, out=folder, executor=executor, display=SweepBars(bars), tracking=tracking)
     finally:
         for problem in follower.wait(mlflow_patience_s):
-            errors().print(f"note: MLflow: {problem}", markup=False)
+            warn(f"note: MLflow: {problem}")
 
 
 @contextmanager
@@ -118,23 +115,22 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
         from modis_dist.execution.local import LocalExecutor
 
         if ray is not None:
-            raise UserError("--ray: the study trains in this process; --set sweep.executor=ray has it use a Ray")
-        with LocalExecutor(resources, workers=workers) as executor:
-            yield executor
+            raise UserError("--ray: sweep.executor is local; add --set sweep.executor=ray")
+        yield LocalExecutor(resources, workers=workers)
     else:
         from modis_dist.integrations.ray.existing_cluster import ray_at
         from modis_dist.integrations.ray.tune import RayExecutor
 
+        device = study.trainer.device
         with (
-            ray_at(ray) as place,
-            RayExecutor(resources, backend=place, device=study.trainer.device, workers=workers) as executor,
+            ray_at(ray) as backend,
+            RayExecutor(resources, backend=backend, device=device, workers=workers) as executor,
         ):
             yield executor
 
 
 def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking | None":
     """Return where the study is tracked: by default in a SQLite file, except on a network file system."""
-    from modis_dist.cli.display import errors
     from modis_dist.integrations.mlflow.store import checked, default_uri, without_password
     from modis_dist.runtime.file_systems import NETWORK, file_system
     from modis_dist.study.interfaces import Tracking
@@ -143,44 +139,30 @@ def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking |
     if not settings.enabled:
         return None
     if settings.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
-        submitted = (folder / "submission" / "submission.json").exists()
-        later = f"`modis-dist mlflow-sync {folder} --uri sqlite:////LOCAL/mlflow.db` fills a database later"
-        if submitted:
-            later = f"`modis-dist fetch {folder} --to DIR`, on a local disk, fills a database"
-        errors().print(
-            f"note: {folder} is on a network file system ({kind}), where MLflow's SQLite gets damaged: no MLflow. "
-            f"All metrics are in packs/*/journal.jsonl; {later}.",
-            markup=False,
+        command = f"modis-dist mlflow-sync {folder} --uri sqlite:////LOCAL/mlflow.db"
+        if (folder / "submission" / "submission.json").exists():
+            command = f"modis-dist fetch {folder} --to LOCAL_DIR"
+        warn(
+            f"note: MLflow is off: {folder} is on a network file system ({kind}), which damages SQLite databases. All "
+            f"metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
         )
         return None
     uri = checked(settings.tracking_uri or default_uri(folder))
     return Tracking(without_password(uri), settings.experiment_name or study.name, follower.start)
 
 
-def print_summary(summary: "Summary", folder: Path) -> None:
-    """The tables of a finished study."""
+def report(summary: "Summary", folder: Path, *, as_json: bool) -> None:
+    """Print the results of a finished study. Raises ``SweepIncomplete`` if trials failed."""
     from modis_dist.report.study import models, resumed_elsewhere, tables
     from modis_dist.report.terminal import show, stdout
 
-    console = stdout()
-    show(tables(summary, most=CONFIGURATIONS_SHOWN), console)
-    for line in [*models(summary), *resumed_elsewhere(summary)]:
-        console.print(line, markup=False, soft_wrap=True)
-    console.print(
-        f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.",
-        markup=False,
-        soft_wrap=True,
-    )
-
-
-def fail_if_incomplete(summary: "Summary", folder: Path) -> None:
-    """Raise ``SweepIncomplete`` where trials failed."""
-    from modis_dist.runtime.errors import SweepIncomplete
-    from modis_dist.runtime.text import shown
-
-    failures = summary["failures"]
-    if failures:
+    if as_json:
+        print_json(summary)
+    else:
+        show(tables(summary, most=CONFIGURATIONS_SHOWN), stdout())
+        for line in [*models(summary), *resumed_elsewhere(summary)]:
+            say(line)
+        say(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")
+    if failures := summary["failures"]:
         reasons = "; ".join(shown(reason) for reason in sorted(set(failures.values()))[:3])
-        raise SweepIncomplete(
-            f"{len(failures)} trials failed ({reasons}); the others are finished and kept in {folder}"
-        )
+        raise SweepIncomplete(f"{len(failures)} trials failed ({reasons}); results of the others are in {folder}")

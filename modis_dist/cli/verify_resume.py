@@ -19,37 +19,40 @@ DIFFERENCES_SHOWN = 5
 def verify_resume(
     run: Annotated[
         Path,
-        typer.Argument(metavar="RUN", help="A run.yaml, or a folder with one.", show_default=False, exists=True),
+        typer.Argument(
+            metavar="RUN", help="A run.yaml, or a folder that contains one.", show_default=False, exists=True
+        ),
     ],
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs to train.")] = 2,
     kills: Annotated[int, typer.Option("--kills", min=1, help="Number of kills.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Seed that draws the steps to kill at.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed of the steps to kill at.")] = 0,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
-    """Train a run for a few epochs, with and without kills, and check that the results are bit-identical.
+    """Check that a run that is killed and resumed gives bit-identical results.
 
-    Uses your data, device, precision and number of workers, in a temporary folder; the run's own folder is only read.
-    Exits with 0 if the results are bit-identical, with 3 if not.
+    Trains the run twice for a few epochs in a temporary folder, with its data, device, precision and number of workers:
+    once undisturbed, once killed and resumed. Exits with 0 if the results are bit-identical, with 3 if not.
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """
-    from modis_dist.cli.display import run_bar
+    from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
     from modis_dist.data.store.open_store import named_store
 
     file = run / "run.yaml" if run.is_dir() else run
     if not file.exists():
-        raise DataError(f"{run}: no run.yaml there; give a run.yaml, or the folder of a trial or a trained run")
+        raise DataError(f"{run}: no run.yaml in this folder; give a run.yaml, or the output folder of a trial or run")
     parsed = load_run(file, settings or [])
     named_store(parsed.data, source=str(file))  # raises for a missing store before torch is loaded
 
     from modis_dist.execution.verify_resume import verify
     from modis_dist.runtime.signals import on_signal
 
-    with on_signal(_interrupt), TemporaryDirectory(prefix="verify-") as folder, run_bar(2 * epochs) as bar:
+    with on_signal(_interrupt), TemporaryDirectory(prefix="verify-") as folder, progress_bars() as bars:
+        reporter = RunBar(bars, 2 * epochs)
         verdict = verify(
-            parsed, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=bar
+            parsed, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=reporter
         )
     if as_json:
         print_json(asdict(verdict) | {"equal": verdict.equal})
@@ -60,8 +63,7 @@ def verify_resume(
 
 
 def _interrupt(reason: str) -> None:
-    """Stop at once: there is nothing to save."""
-    raise Interrupted(f"{reason}; there is no result, and no files are left; the same command starts again")
+    raise Interrupted(f"{reason}; temporary files were removed; rerun the same command")
 
 
 def _print(verdict: "Verdict") -> None:

@@ -1,10 +1,10 @@
-"""`--wait` of `submit`, `resume` and `status`: block until a submission has ended."""
+"""`--wait` of `submit`, `resume` and `status`: block until the jobs of a submission have ended."""
 
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from modis_dist.cli.options import print_json
+from modis_dist.cli.options import warn
 
 if TYPE_CHECKING:
     from modis_dist.integrations.slurm.submission_status import SubmissionStatus
@@ -14,8 +14,8 @@ IN_PROGRESS = frozenset({"running", "waiting", "unknown"})
 
 
 def wait_for_end(folder: Path, *, as_json: bool) -> None:
-    """Block until no job of a submission runs or will run. Raises the error of the study, or ``Interrupted``."""
-    from modis_dist.cli.tune import fail_if_incomplete, print_summary
+    """Block until no job of a submission is pending or running. Raises the error of the study, or ``Interrupted``."""
+    from modis_dist.cli.tune import report
     from modis_dist.report.study_results import read_summary
     from modis_dist.runtime.errors import Interrupted, RunFailed
 
@@ -30,19 +30,19 @@ def wait_for_end(folder: Path, *, as_json: bool) -> None:
         raise RunFailed(f"{folder}: {status.advice}; its logs are in {folder / 'submission' / 'logs'}")
     summary = read_summary(folder)
     assert summary is not None, "a finished study has a summary"
-    print_json(summary) if as_json else print_summary(summary, folder)
-    fail_if_incomplete(summary, folder)
+    report(summary, folder, as_json=as_json)
 
 
 def _final_status(folder: Path) -> "SubmissionStatus":
-    from modis_dist.cli.display import errors, sweep_bars
+    from modis_dist.cli.display import SweepBars, progress_bars
     from modis_dist.integrations.slurm.submission_status import submission_status
 
-    with sweep_bars() as bars:
+    with progress_bars() as progress:
+        bars = SweepBars(progress)
         shown, problem = None, ""
         while (status := submission_status(folder)).state in IN_PROGRESS:
             if status.state == "unknown" and status.advice != problem:
-                errors().print(f"waiting: {status.advice}", markup=False, soft_wrap=True)
+                warn(f"waiting: {status.advice}")
             problem = status.advice if status.state == "unknown" else ""
             packs = status.study.packs
             epochs = sum(pack.epochs or 0 for pack in packs)

@@ -44,7 +44,7 @@ class StopFile:
 
 
 @contextmanager
-def on_signal(act: Callable[[str], None]) -> Iterator[None]:
+def on_signal(act: Callable[[str], object]) -> Iterator[None]:
     """Call ``act`` with the name of the first signal of each kind and log it; later ones act as before the block.
 
     For the main thread only. SIGHUP is handled unless it is already ignored (``nohup``).

@@ -1,8 +1,8 @@
 """One process of doctor's all-reduce: time the all-reduce between all processes, and try a lock between them.
 
-The processes find each other in a shared folder: each writes a file when it starts and one when it is done, which tells
-processes that never started from those that could not connect. Slurm numbers its tasks; on one machine doctor sets the
-same variables. Tasks of Slurm connect over the network, as the ranks of a training do, others over loopback.
+The processes find each other in a shared folder: each writes a file when it starts and one when it is done, which shows
+whether a process never started or could not connect. Slurm sets rank and world size; on one machine doctor sets the
+same variables. Tasks of Slurm connect over the network, like the ranks of a training, others over loopback.
 """
 
 import fcntl
@@ -62,9 +62,9 @@ def take_part(folder: Path) -> None:
             if rank == 0:
                 _open_rendezvous(folder, size)
             _wait_for(folder, rank, [RENDEZVOUS])
-            meeting = _read(folder / RENDEZVOUS)
+            rendezvous = _read(folder / RENDEZVOUS)
             excluded = _is_locked(lock) if rank else None
-            gloo_s, nccl_s = _times(meeting["address"], torch.device(meeting["device"]), rank, size)
+            gloo_s, nccl_s = _times(rendezvous["address"], torch.device(rendezvous["device"]), rank, size)
         done = Done(host, gloo_s, nccl_s, excluded=excluded)
     except Exception as error:
         write_json(folder / f"done-{rank}.json", asdict(Done(host, error=f"{type(error).__name__}: {error}")))

@@ -10,12 +10,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.doctor import machine
 from modis_dist.integrations.doctor.all_reduce import LIMIT_S, Answers, Done, answers
+from modis_dist.integrations.slurm.job_script import requests
 from modis_dist.integrations.slurm.slurm_commands import ask, check_request, one_line
 from modis_dist.runtime.finding import Finding
 from modis_dist.runtime.text import shown
@@ -25,13 +26,10 @@ PREFIX = ".modis-doctor-"
 GRACE_S = 5.0  # for processes to end after their time limit
 
 
-def examine(
-    site: Site | None, *, requests: Sequence[str], folder: Path, profile: str = "PROFILE.yaml"
-) -> Iterator[Finding]:
+def examine(site: Site | None, *, folder: Path, profile: str = "PROFILE.yaml") -> Iterator[Finding]:
     """Yield each finding when it is known.
 
-    ``requests``: the profile's options of sbatch. ``folder``: the output folder, existing or not. ``profile``: path of
-    the profile as the user wrote it.
+    ``folder``: the output folder, existing or not. ``profile``: path of the profile as the user wrote it.
     """
     folder = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.is_dir())
     on_slurm = site is not None and site.executor == "slurm"
@@ -39,37 +37,36 @@ def examine(
     yield from machine.gpus(requested=site.gpus if site is not None and site.python is None else 0)
     yield machine.temporary_space()
     yield from machine.output_folder(folder)
+    options = requests(site, nodes=site.nodes) if site is not None else []
     if on_slurm:
-        yield check_request(requests)
+        yield check_request(options)
     local = site is not None and site.executor == "local"
     if "SLURM_JOB_ID" in os.environ and not local and shutil.which("srun") is not None:
         nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
         yield from over_allocation(list(site.python or ()) if site is not None else [], folder, nodes=nodes)
     elif on_slurm:
-        yield not_allocated(requests, profile, folder)
+        yield not_allocated(options, profile, folder)
     else:
         yield on_this_machine()
 
 
-def not_allocated(requests: Sequence[str], profile: str, folder: Path) -> Finding:
-    """Return the command that runs the checks on the nodes of a profile."""
+def not_allocated(options: Sequence[str], profile: str, folder: Path) -> Finding:
+    """Report that nodes were not tested, with the command that tests the nodes of a profile."""
     doctor = ["modis-dist", "doctor", "--cluster", profile, "--out", str(folder)]
-    fix = f"run doctor on the nodes: {shlex.join(['salloc', *requests, *doctor])}"
+    fix = f"run doctor on the nodes: {shlex.join(['salloc', *options, *doctor])}"
     return Finding(ALL_REDUCE, "warning", "not tested: not in a Slurm job; nodes may differ from this machine", fix)
 
 
 def on_this_machine() -> Finding:
-    """Return the result of an all-reduce between two processes over loopback."""
+    """Check an all-reduce between two processes over loopback."""
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder, size = Path(name), 2
-        with _processes(_command([], folder), size):
-            pass
+        _run(_command([], folder), size)
         return all_reduce_finding(answers(folder, size), ["process 1", "process 2"], remark="")
 
 
-@contextmanager
-def _processes(command: Sequence[str], size: int) -> Iterator[None]:
-    """Start processes with the variables of Slurm's tasks; they have ended after the block."""
+def _run(command: Sequence[str], size: int) -> None:
+    """Run processes with the variables of Slurm's tasks; kill those that exceed the time limit."""
     shared = {name: value for name, value in os.environ.items() if name != "SLURM_JOB_ID"}
     running = [
         subprocess.Popen(
@@ -81,7 +78,6 @@ def _processes(command: Sequence[str], size: int) -> Iterator[None]:
         for rank in range(size)
     ]
     try:
-        yield
         for process in running:
             process.wait(LIMIT_S + GRACE_S)
     finally:
@@ -91,7 +87,7 @@ def _processes(command: Sequence[str], size: int) -> Iterator[None]:
 
 
 def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[Finding]:
-    """Return the results of an all-reduce between all nodes of this job, and of a lock between them in a folder."""
+    """Check an all-reduce between all nodes of this job, and a lock between them in a folder."""
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
             inside, names = Path(name), _node_names(nodes)
@@ -104,7 +100,7 @@ def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[
 
 
 def locks_between(seen: Answers, names: Sequence[str]) -> list[Finding]:
-    """Return whether a lock of the first node excludes the others; nothing if none of them could try."""
+    """Check that a lock of the first node excludes the others; no finding if none of them could try."""
     tried = {names[rank]: done.excluded for rank, done in seen.done.items() if done.excluded is not None}
     if not tried:
         return []
@@ -150,7 +146,7 @@ def _node_names(nodes: int) -> list[str]:
 
 
 def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> Finding:
-    """Return the result of an all-reduce; ``names``: of the processes, ``remark``: the error of srun."""
+    """Report the result of an all-reduce; ``names``: of the processes, ``remark``: the error of srun."""
     absent = [name for rank, name in enumerate(names) if rank not in seen.started]
     if absent:
         fix = (

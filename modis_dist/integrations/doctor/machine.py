@@ -38,7 +38,7 @@ LOCK_IS_HELD = 3
 
 
 def versions(installed: Callable[[str], str] = metadata.version) -> Finding:
-    """Return whether every required package is installed in a supported version."""
+    """Check that every required package is installed in a supported version."""
     listed = [f"Python {sys.version.split()[0]}", f"modis_dist {__version__}"]
     listed += [f"{name} {_version(name, installed) or 'missing'}" for name in SHOWN_PACKAGES]
     try:
@@ -67,7 +67,7 @@ def _version(name: str, installed: Callable[[str], str]) -> str | None:
 
 
 def gpus(*, requested: int) -> list[Finding]:
-    """Return whether PyTorch runs on the GPUs of this machine. ``requested``: GPUs of a job of the profile."""
+    """Check that PyTorch runs on the GPUs of this machine. ``requested``: GPUs of a job of the profile."""
     if torch.version.cuda is None:
         return [without_cuda(driver=has_driver(), requested=requested)]
     with warnings.catch_warnings(record=True) as caught:
@@ -91,12 +91,11 @@ def gpus(*, requested: int) -> list[Finding]:
 
 
 def has_driver(device: Path = DRIVER) -> bool:
-    """Return whether this machine has an NVIDIA driver."""
     return device.exists() or shutil.which("nvidia-smi") is not None
 
 
 def without_cuda(*, driver: bool, requested: int) -> Finding:
-    """Return the finding for a PyTorch without CUDA: an error if there is a GPU or jobs request one."""
+    """Report a PyTorch without CUDA: an error if there is a GPU or jobs request one."""
     message = f"PyTorch {torch.__version__} is built without CUDA"
     if driver:
         message += ", this machine has an NVIDIA driver"
@@ -107,7 +106,7 @@ def without_cuda(*, driver: bool, requested: int) -> Finding:
 
 
 def no_gpu(caught: Sequence[str], *, driver: bool) -> Finding:
-    """Return the finding for a PyTorch with CUDA that sees no GPU; ``caught``: its warnings."""
+    """Report a PyTorch with CUDA that sees no GPU; ``caught``: its warnings."""
     if not driver:
         return Finding("GPUs", "ok", "none on this machine")
     message = f"NVIDIA driver found, but PyTorch sees no GPU{': ' if caught else ''}{shown('; '.join(caught))}"
@@ -119,7 +118,7 @@ def no_gpu(caught: Sequence[str], *, driver: bool) -> Finding:
 
 
 def architecture(devices: Sequence[tuple[str, tuple[int, int]]], built_for: Sequence[str], *, build: str) -> Finding:
-    """Return whether a PyTorch build has code for each device, given by name and compute capability."""
+    """Check that a PyTorch build has code for each device, given by name and compute capability."""
     names = ", ".join(f"{name} (sm_{major}{minor})" for name, (major, minor) in devices)
     missing = [f"sm_{major}{minor}" for _, (major, minor) in devices if not _runs((major, minor), built_for)]
     fix = (
@@ -130,7 +129,7 @@ def architecture(devices: Sequence[tuple[str, tuple[int, int]]], built_for: Sequ
 
 
 def _runs(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Machine code runs on later devices of its generation, PTX on all later ones; with an ``a`` on its own only."""
+    """Return whether a device runs code: SASS of its generation, PTX of any earlier one; ``sm_90a`` only on itself."""
     for kind, major, minor, exact in re.findall(r"\b(sm|compute)_(\d+)(\d)(a?)\b", " ".join(built_for)):
         target = (int(major), int(minor))
         later = not exact and target < capability and (kind == "compute" or target[0] == capability[0])
@@ -143,7 +142,7 @@ def _runs(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
 
 
 def temporary_space() -> Finding:
-    """Return whether the folder for temporary files, with Ray's sockets and objects, is writable and has space."""
+    """Check that the folder for temporary files, with Ray's sockets and objects, is writable and has space."""
     folder = short_parent()
     fix = f"set TMPDIR to a folder on a local disk with {SPACE_BYTES // GIGABYTE} GB free, or delete old files there"
     if not os.access(folder, os.W_OK | os.X_OK):
@@ -154,7 +153,7 @@ def temporary_space() -> Finding:
 
 
 def output_folder(folder: Path) -> list[Finding]:
-    """Return whether an output folder is writable, has locks and can be private."""
+    """Check that an output folder is writable, supports locks and can be private."""
     try:
         with tempfile.TemporaryDirectory(prefix=".modis-doctor-", dir=folder) as inside:
             return [locks(Path(inside)), permissions(Path(inside))]
@@ -164,7 +163,7 @@ def output_folder(folder: Path) -> list[Finding]:
 
 
 def locks(folder: Path) -> Finding:
-    """Return whether a lock of this process excludes another process."""
+    """Check that a lock of this process excludes another process."""
     path, problem = folder / "lock", ""
     try:
         with path.open("a") as file:
@@ -191,7 +190,7 @@ def lock_is_held(path: Path) -> bool:
 
 
 def permissions(folder: Path) -> Finding:
-    """Return whether new folders can be private."""
+    """Check that new folders can be private."""
     inside = folder / "private"
     inside.mkdir(mode=0o700)
     bits = inside.stat().st_mode & 0o777

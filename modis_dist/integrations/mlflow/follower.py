@@ -1,7 +1,7 @@
-"""The process that follows a run folder and keeps MLflow up to date, on cores that nobody else uses.
+"""A separate idle-priority process that follows a run folder and keeps MLflow up to date.
 
-MLflow costs milliseconds of CPU time per epoch and trial, and seconds to import. In a separate process at idle priority
-it takes neither the interpreter nor a core from a training. The run folder is all that driver and follower share.
+MLflow costs milliseconds of CPU time per epoch and trial, and seconds to import; here it delays no training. Driver and
+follower share only the run folder.
 """
 
 import json
@@ -35,7 +35,7 @@ GIVE_UP_S = 3600.0  # after the end of the study
 
 
 class Follower:
-    """A follower of a run folder, as `tune` starts it. It outlives the driver until MLflow has everything."""
+    """The follower that `tune` starts for a run folder. It outlives the driver until MLflow is complete."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder.absolute()
@@ -43,7 +43,7 @@ class Follower:
         self._exit_status: int | None = None
 
     def start(self) -> None:
-        """Start the process, in a session of its own and with signals to the driver's job blocked."""
+        """Start the process in a new session, with the signals of the driver's job blocked."""
         command = [sys.executable, "-m", "modis_dist", "mlflow-sync", str(self._folder), "--follow"]
         log = str(self._folder / LOG)
         streams = [
@@ -52,29 +52,29 @@ class Follower:
             (os.POSIX_SPAWN_DUP2, 1, 2),
         ]
         environment = {**os.environ, **ONE_THREAD}
-        with suppress(OSError):  # the study runs without it, too
+        with suppress(OSError):  # the study runs without it
             self._pid = os.posix_spawn(
                 sys.executable, command, environment, file_actions=streams, setsid=True, setsigmask=LEFT_TO_DRIVER
             )
 
     def wait(self, seconds: float) -> list[str]:
-        """Wait a limited time for the process to end; returns a line for each problem, also for not having ended."""
+        """Wait for the process to end, at most some seconds; return the problems, also if it still runs."""
         if not self._pid:
             return []
         end = time.monotonic() + seconds
         while not self._has_ended():
             if time.monotonic() > end:
                 problem = "".join(f"{problem}; " for problem in self._problems())
-                catching_up = f"process {self._pid} sends the rest of this study in the background and ends by itself"
+                catching_up = f"process {self._pid} sends the remaining metrics in the background and then exits"
                 return [f"{problem}{catching_up}; `modis-dist mlflow-sync {self._folder}` completes it at any time"]
             time.sleep(POLL_S / 10)
         problems = self._problems()
         if self._exit_status and not problems:
-            problems = [f"the process that sends this study has failed; see {self._folder / LOG}"]
+            problems = [f"the process that sends this study failed; see {self._folder / LOG}"]
         return problems
 
     def _problems(self) -> list[str]:
-        with suppress(Exception):  # of a damaged file the log tells
+        with suppress(Exception):  # the log names a damaged file
             return list(read_state(self._folder)["problems"])
         return []
 
@@ -89,10 +89,10 @@ class Follower:
 
 
 def follow(folder: Path, uri: str | None = None) -> SyncResult:
-    """Keep MLflow up to date until the study has ended and MLflow has everything; returns the state at the end.
+    """Keep MLflow up to date until the study has ended and MLflow is complete; return the final state.
 
-    Errors are retried with growing pauses, and written to ``mlflow-sync.json``. Raises ``RunFailed`` where the study
-    has ended and MLflow refuses or has not answered for an hour.
+    Errors are written to ``mlflow-sync.json`` and retried with growing pauses. Raises ``RunFailed`` if the study has
+    ended and MLflow refuses the request or has not answered for an hour.
     """
     _lower_priority()
     with mlflow_store.only_writer(folder, wait=True):
@@ -112,14 +112,14 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S), was_running=True)
             except Exception as error:
                 _use_idle_cores()
-                study = None  # the next one finds in MLflow what was sent
+                study = None  # a new one reads from MLflow what was sent
                 problem = describe(error, folder, uri)
                 with suppress(OSError, DataError):
                     write_state(folder, problems=[problem], delivered="")
                 running = is_running(folder)
                 ended_at = float("inf") if running else min(ended_at, began)
-                over = not running and (is_permanent(error) or time.monotonic() - ended_at > GIVE_UP_S)
-                if over or not (folder / "manifest.json").exists():
+                gave_up = not running and (is_permanent(error) or time.monotonic() - ended_at > GIVE_UP_S)
+                if gave_up or not (folder / "manifest.json").exists():
                     raise RunFailed(problem) from error
                 print(json.dumps({"problem": problem}), file=sys.stderr, flush=True)  # noqa: T201  # the log
                 _rest(folder, pause, was_running=running)
@@ -127,19 +127,19 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
 
 
 def _rest(folder: Path, seconds: float, *, was_running: bool) -> None:
-    """Sleep, but no longer than a running study runs; then signals are heard again."""
+    """Sleep until the study starts or ends, at most some seconds; unblock signals when it has ended."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and is_running(folder) == was_running:
         time.sleep(min(POLL_S, left))
     if not is_running(folder):
-        _hear_signals()
+        _unblock_signals()
 
 
-def _hear_signals() -> None:
-    """End on signals again, those that came while the study ran excepted."""
+def _unblock_signals() -> None:
+    """Let later signals end this process; those that are pending were meant for the driver."""
     blocked = {number for number in LEFT_TO_DRIVER if number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
     for number in blocked:
-        signal.signal(number, signal.SIG_IGN)  # discards a pending one
+        signal.signal(number, signal.SIG_IGN)  # discards a pending signal
         signal.signal(number, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
 
@@ -150,10 +150,10 @@ def _lower_priority() -> None:
 
 
 def _use_idle_cores() -> None:
-    """Use cores that nobody else wants, and .3 % of one that a training wants too (weights of Linux: 3 to 1024).
+    """Switch to the idle scheduling policy: at most .3 % of a core that a training uses (Linux weights 3 to 1024).
 
-    The lowest priority alone has a weight of 15, too much for a whole training but good enough for importing MLflow.
-    Later threads inherit it.
+    The lowest priority alone has weight 15, which is acceptable only while MLflow is imported. Later threads inherit
+    the policy.
     """
     if hasattr(os, "SCHED_IDLE"):
         with suppress(OSError):

@@ -12,7 +12,7 @@ lists the features of every modality as optional columns, since a call has those
 modality raises ``DataError``.
 """
 
-import hashlib
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -20,9 +20,11 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import modis_dist
+from modis_dist.config.parse import digest as tree_digest
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import DataError
+from modis_dist.runtime.files import sha256
 from modis_dist.runtime.text import shown
 
 if TYPE_CHECKING:
@@ -61,20 +63,36 @@ def example(predictor: "Predictor", modality: str) -> "pd.DataFrame":
     return zeros
 
 
-def save(model_folder: Path, destination: Path, *, example: "pd.DataFrame", modality: str) -> None:
+def save(model_folder: Path, destination: Path, *, modality: str, identity: Any = None) -> None:
     """Write the model of a finished run as an MLflow model folder; ``destination`` must not exist.
 
-    ``modality`` is the default for calls without ``params``, and that of ``example``. Raises ``DataError`` where the
-    run's folder has no model.
+    ``modality`` is the default for calls without ``params`` and that of the input example; ``identity`` is an
+    ``mlflow.models.Model``. Raises ``DataError`` if the run's folder has no model.
     """
     mlflow_store.prepare()
-    from mlflow.models import Model
+    import mlflow.pyfunc
 
-    _save(model_folder, destination, example=example, modality=modality, identity=Model())
+    with TemporaryDirectory() as folder:
+        copy = Path(folder, "modis")
+        for path in _files(model_folder):
+            target = copy / path.relative_to(model_folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, target)
+        predictor = modis_dist.load(copy)  # the copy must load without the original
+        input_example = example(predictor, modality)
+        mlflow.pyfunc.save_model(
+            destination,
+            loader_module=__name__,
+            data_path=str(copy),
+            mlflow_model=identity,
+            signature=_signature(predictor, input_example, modality),
+            input_example=input_example,
+            pip_requirements=[f"modis-dist=={modis_dist.__version__}"],
+        )
 
 
 def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, name: str) -> str:
-    """Log a model as an output of a run, unless the same files are logged; returns MLflow's id of the model."""
+    """Log a model as an output of a run, unless the same files are logged; return the id of the model."""
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -83,12 +101,11 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
         if logged.source_run_id == run_id and str(logged.status) == "READY":
             return str(logged.model_id)
         if logged.source_run_id == run_id:
-            client.delete_logged_model(logged.model_id)  # of a process that was killed
+            client.delete_logged_model(logged.model_id)  # incomplete: the process was killed
     predictor = modis_dist.load(model_folder)
-    modality = predictor.modalities[0]
     record = client.create_logged_model(
         experiment_id,
-        name=_model_name(name),
+        name=re.sub(r"[/:.%\"']", "-", name),
         source_run_id=run_id,
         model_type="classifier",
         tags={"mlflow.note.content": _note(predictor), DIGEST: files},
@@ -99,7 +116,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
         )
         with TemporaryDirectory() as folder:
             saved = Path(folder, "model")
-            _save(model_folder, saved, example=example(predictor, modality), modality=modality, identity=identity)
+            save(model_folder, saved, modality=predictor.modalities[0], identity=identity)
             client.log_model_artifacts(record.model_id, str(saved))
         client.log_outputs(run_id, [LoggedModelOutput(record.model_id, step=0)])
     except BaseException:
@@ -111,33 +128,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
 
 def digest(model_folder: Path) -> str:
     """Return the SHA-256 over names and bytes of a model's files."""
-    total = hashlib.sha256()
-    for path in _files(model_folder):
-        total.update(f"{path.relative_to(model_folder)}\0{path.stat().st_size}\0".encode())
-        with path.open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
-
-
-def _save(model_folder: Path, destination: Path, *, example: "pd.DataFrame", modality: str, identity: Any) -> None:
-    import mlflow.pyfunc
-
-    with TemporaryDirectory() as folder:
-        copy = Path(folder, "modis")
-        for path in _files(model_folder):
-            target = copy / path.relative_to(model_folder)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, target)
-        predictor = modis_dist.load(copy)  # the copy must load without the original
-        mlflow.pyfunc.save_model(
-            destination,
-            loader_module=__name__,
-            data_path=str(copy),
-            mlflow_model=identity,
-            signature=_signature(predictor, example, modality),
-            input_example=example,
-            pip_requirements=[f"modis-dist=={modis_dist.__version__}"],
-        )
+    return tree_digest({str(path.relative_to(model_folder)): sha256(path) for path in _files(model_folder)})
 
 
 def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -> Any:
@@ -171,7 +162,3 @@ def _files(model_folder: Path) -> Iterator[Path]:
     for part in PARTS:
         path = model_folder / part
         yield from sorted(file for file in [path, *path.rglob("*")] if file.is_file())
-
-
-def _model_name(name: str) -> str:
-    return "".join("-" if letter in "/:.%\"'" else letter for letter in name)

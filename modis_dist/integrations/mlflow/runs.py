@@ -1,6 +1,6 @@
 """Search, create, write and close the runs of one MLflow experiment.
 
-Keeps no state of trials; must not know what a study is made of.
+Knows nothing of studies and trials.
 """
 
 import errno
@@ -20,7 +20,7 @@ Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 FOLDER = "modis.folder"
 NOTE = "mlflow.note.content"
 NOT_UPLOADED = "modis.not_uploaded"
-KIND = {"mlflow.experimentKind": "custom_model_development"}  # else the pages begin with those for language models
+KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI opens pages for language models
 MAX_METRICS = 1000  # per request, as are parameters
 MAX_PARAMS = 100
 FIGURES = {".png", ".svg", ".pdf", ".html"}
@@ -31,18 +31,18 @@ UNREADABLE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, 
 
 
 class Runs:
-    """Runs of an experiment, which is created where it is missing; artifacts go to ``folder`` unless a server has them.
+    """Runs of an experiment, which is created if it is missing; artifacts go to ``folder`` unless a server stores them.
 
-    Raises ``ConfigError`` where the experiment was deleted, and what MLflow raises.
+    Raises ``ConfigError`` if the experiment was deleted, and what MLflow raises.
     """
 
     def __init__(self, *, uri: str, experiment: str, folder: Path) -> None:
-        self._client = mlflow_store.connect(uri)
+        self.client = mlflow_store.connect(uri)
         self._folder = folder
-        existing = self._client.get_experiment_by_name(experiment)
+        existing = self.client.get_experiment_by_name(experiment)
         if existing is None:
             location = _artifact_location(uri, folder)
-            self.experiment_id = str(self._client.create_experiment(experiment, artifact_location=location, tags=KIND))
+            self.experiment_id = str(self.client.create_experiment(experiment, artifact_location=location, tags=KIND))
         elif existing.lifecycle_stage == "active":
             self.experiment_id = str(existing.experiment_id)
         else:
@@ -50,54 +50,42 @@ class Runs:
             raise ConfigError([problem], source="sweep.mlflow.experiment_name")
         self._close_abandoned()
 
-    @property
-    def client(self) -> Any:
-        """The MLflow client."""
-        return self._client
-
     def search(self, query: str) -> list[Any]:
-        """Return all matching runs that are not deleted, newest first."""
+        """Return matching active runs, newest first."""
         runs, token = [], None
         while True:
-            page = self._client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
+            page = self.client.search_runs([self.experiment_id], query, max_results=1000, page_token=token)
             runs += page
             token = page.token
             if not token:
                 return runs
 
-    def get(self, run_id: str) -> Any:
-        """Return a run as it is now."""
-        return self._client.get_run(run_id)
-
     def create(self, name: str, tags: Mapping[str, str], *, start_ms: int | None = None) -> str:
-        """Create a running run; returns its id."""
+        """Create a run with status RUNNING and return its id."""
         fixed = {FOLDER: str(self._folder), "mlflow.user": _user(), "mlflow.source.name": "modis-dist"}
         clean = {mlflow_text.key(tag): mlflow_text.value(text) for tag, text in tags.items()}
         label = mlflow_text.value(name)
-        run = self._client.create_run(self.experiment_id, start_time=start_ms, run_name=label, tags=fixed | clean)
+        run = self.client.create_run(self.experiment_id, start_time=start_ms, run_name=label, tags=fixed | clean)
         return str(run.info.run_id)
 
     def reopen(self, run_id: str) -> None:
-        """Set a closed run to running."""
-        self._client.update_run(run_id, status="RUNNING")
+        self.client.update_run(run_id, status="RUNNING")
 
     def close(self, run_id: str, status: Status, *, end_ms: int | None = None) -> None:
-        """Set the final status of a run."""
-        self._client.set_terminated(run_id, status, end_time=end_ms)
+        self.client.set_terminated(run_id, status, end_time=end_ms)
 
     def is_deleted(self, run_id: str) -> bool:
-        """Return whether a run was deleted in MLflow."""
         from mlflow import MlflowException
 
         try:
-            return bool(self._client.get_run(run_id).info.lifecycle_stage == "deleted")
+            return bool(self.client.get_run(run_id).info.lifecycle_stage == "deleted")
         except MlflowException as error:
             return bool(error.error_code == "RESOURCE_DOES_NOT_EXIST")
 
     def logged(self, run_id: str) -> set[tuple[str, int]]:
         """Return key and step of every metric value of a run."""
-        keys = self.get(run_id).data.metrics
-        return {(key, metric.step) for key in keys for metric in self._client.get_metric_history(run_id, key)}
+        keys = self.client.get_run(run_id).data.metrics
+        return {(key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)}
 
     def send_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
         """Log the metrics of journal records with their own times: MLflow keeps identical values once."""
@@ -113,40 +101,40 @@ class Runs:
     def send_values(
         self, run_id: str, values: Mapping[str, float], *, time_ms: int, model_id: str | None = None
     ) -> None:
-        """Log single values at step 0 of a run, and of a model where given; values that it has are left out."""
+        """Log values that a run lacks at step 0, also for a model if given."""
         from mlflow.entities import Metric
 
-        known = self.get(run_id).data.metrics
+        known = self.client.get_run(run_id).data.metrics
         named = {mlflow_text.key(name): float(number) for name, number in values.items()}
         new = {key: number for key, number in named.items() if repr(known.get(key)) != repr(number)}  # nan equals nan
         self._send_metrics(run_id, [Metric(key, new[key], time_ms, 0, model_id=model_id) for key in new])
 
     def send_params(self, run_id: str, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
-        """Log the parameters of a nested tree that the run lacks; MLflow allows no change of a parameter."""
+        """Log the parameters of a nested tree that are not ``known``: MLflow parameters are immutable."""
         from mlflow.entities import Param
 
         new = [Param(name, text) for name, text in mlflow_text.flat(params).items() if name not in known]
         for start in range(0, len(new), MAX_PARAMS):
-            self._client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
+            self.client.log_batch(run_id, params=new[start : start + MAX_PARAMS])
 
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set tags; old values are replaced."""
         for tag, text in tags.items():
-            self._client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
+            self.client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
 
     def note(self, run_id: str, markdown: str) -> None:
         """Set the description on the run's page."""
-        self._client.set_tag(run_id, NOTE, markdown)
+        self.client.set_tag(run_id, NOTE, markdown)
 
     def upload(self, run_id: str, artifacts: Sequence[Path]) -> list[str]:
-        """Upload files and folders; returns a line for each that cannot be stored. Raises where a retry may help."""
+        """Upload files and folders; return a problem for each that cannot be stored. Raises if a retry may help."""
         problems = []
         for path in artifacts:
             try:
                 if path.is_dir():
-                    self._client.log_artifacts(run_id, str(path), artifact_path=path.name)
+                    self.client.log_artifacts(run_id, str(path), artifact_path=path.name)
                 else:
-                    self._client.log_artifact(run_id, str(path), artifact_path=_kind(path))
+                    kind = "figures" if path.suffix in FIGURES else "tables" if path.suffix in TABLES else None
+                    self.client.log_artifact(run_id, str(path), artifact_path=kind)
             except Exception as error:
                 if not is_permanent(error) and getattr(error, "errno", None) not in UNREADABLE:
                     raise
@@ -154,7 +142,7 @@ class Runs:
         return problems
 
     def _close_abandoned(self) -> None:
-        """Close as KILLED the runs of other folders whose driver died without a process left to say so."""
+        """Set to KILLED the runs of other folders whose driver died and whose follower did, too."""
         for run in self.search("attributes.status = 'RUNNING'"):
             folder = run.data.tags.get(FOLDER, str(self._folder))
             if folder != str(self._folder) and (driver := holder(Path(folder))) and driver.alive is False:
@@ -162,7 +150,7 @@ class Runs:
 
     def _send_metrics(self, run_id: str, metrics: Sequence[Any]) -> None:
         for start in range(0, len(metrics), MAX_METRICS):
-            self._client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
+            self.client.log_batch(run_id, metrics=metrics[start : start + MAX_METRICS])
 
 
 def is_permanent(error: Exception) -> bool:
@@ -185,11 +173,6 @@ def _artifact_location(uri: str, folder: Path) -> str | None:
     artifacts = folder / "mlflow-artifacts"
     artifacts.mkdir(mode=0o700, exist_ok=True)
     return artifacts.as_uri()
-
-
-def _kind(path: Path) -> str | None:
-    """Return the artifact folder for a file."""
-    return "figures" if path.suffix in FIGURES else "tables" if path.suffix in TABLES else None
 
 
 def _user() -> str:

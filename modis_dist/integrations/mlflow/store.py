@@ -9,7 +9,7 @@ import re
 import secrets
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
@@ -45,12 +45,12 @@ class Busy(DataError):
 
 
 def default_uri(folder: Path) -> str:
-    """Return the address of the SQLite file in a run folder."""
+    """Return the tracking URI of the SQLite file in a run folder."""
     return f"sqlite:///{folder.absolute()}/{DATABASE}"
 
 
 def checked(uri: str) -> str:
-    """Return the address. Raises ``ConfigError`` where MLflow refuses it or SQLite would be damaged."""
+    """Return the tracking URI. Raises ``ConfigError`` if MLflow refuses it or SQLite would be damaged."""
     if find_spec("mlflow") is None:
         _refuse("mlflow is not installed; `pip install mlflow` or set sweep.mlflow.enabled=false")
     scheme = re.match(r"([a-z]+)(\+\w+)?:", uri)
@@ -67,17 +67,17 @@ def checked(uri: str) -> str:
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """Return the file of a SQLite address, or None for a server."""
+    """Return the file of a SQLite URI; None for a server."""
     return Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
 
 
 def without_password(uri: str) -> str:
-    """Return the address for display."""
+    """Return a tracking URI for display."""
     return re.sub(r"//([^/@:]*):[^/]*@", r"//\1:***@", uri)
 
 
 def scrubbed(text: str, uri: str) -> str:
-    """Return a message without the password of the address."""
+    """Return a message without the password of a tracking URI."""
     secret = re.search(r"//[^/@:]*:([^/]*)@", uri)
     text = text.replace(uri, without_password(uri))
     return text.replace(secret[1], "***") if secret and secret[1] else text
@@ -119,7 +119,7 @@ def _make_tables(uri: str) -> Any:
 
 
 def _is_new(path: Path) -> bool:
-    """Return whether the file is missing or empty. Raises ``ConfigError`` where it is not a SQLite database."""
+    """Return whether a database file is missing or empty. Raises ``ConfigError`` if it is not a SQLite database."""
     if not path.exists():
         return True
     with path.open("rb") as file:
@@ -134,7 +134,7 @@ def _replacing(path: Path) -> Iterator[Path]:
     """Yield another file that replaces the path at the end: MLflow cannot repair half of its tables."""
     for leftover in path.parent.glob(f".{path.name}.new-*"):
         leftover.unlink()
-    unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow caches stores by address
+    unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow caches stores by URI
     os.close(os.open(unfinished, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     yield unfinished
     unfinished.replace(path)
@@ -142,29 +142,25 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Be the only process that sends a run folder to MLflow. Without ``wait``, raises ``Busy`` where another one is."""
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(_locked(folder / WRITER_LOCK, wait=wait))
-        except BlockingIOError:
-            raise Busy(f"{shown(str(folder))}: another process is sending this study to MLflow") from None
+    """Be the only process that sends a run folder to MLflow. Raises ``Busy`` if another one is, unless ``wait``."""
+    with _locked(folder / WRITER_LOCK, wait=wait):
         yield
 
 
 @contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[None]:
-    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o600)) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            raise Busy(f"{shown(str(path.parent))}: another process is sending this study to MLflow") from None
         yield
-    finally:
-        os.close(file)
 
 
 def _check_sqlite(uri: str) -> None:
     path = sqlite_path(uri)
     if path is None or not path.is_absolute():
-        _refuse(f"the path of a SQLite address must be absolute (got {shown(uri)}); use sqlite:////path/{DATABASE}")
+        _refuse(f"the path of a SQLite URI must be absolute (got {shown(uri)}); use sqlite:////path/{DATABASE}")
     if set("?%") & set(str(path)):
         _refuse(f"a SQLite path cannot contain ? or % (got {shown(str(path))}); choose another folder")
     if not path.parent.is_dir():

@@ -1,11 +1,11 @@
-"""Brings an MLflow store up to date with the run folder of a study.
+"""Update an MLflow store from the run folder of a study.
 
 The run folder is the source of truth: manifest, pack journals, results, summary, figures, delivered model. ``sync``
-compares it with what the store holds and sends the rest, so it may be called at any time and as often as wanted; after
-a crash, the next call completes what is missing. Must not know how trainings run, nor Ray.
+compares it with the store and sends the difference, so it is idempotent and the next call completes what a crash left
+incomplete. Knows nothing of Ray or of how trainings run.
 
-The study is a parent run, each trial a nested run. Runs are found by tags, never by name. A closed run carries a digest
-of the file that closed it (``result.json``, ``summary.json``); as long as it matches, the run is not looked at again.
+The study is a parent run, each trial a nested run. Runs are found by tags, never by name. A closed run has as a tag the
+digest of the file that closed it (``result.json``, ``summary.json``); while it matches, the run is skipped.
 """
 
 import hashlib
@@ -68,10 +68,10 @@ class SyncResult:
 
 
 def sync(folder: Path, uri: str | None = None, *, progress: Progress = lambda _done, _total: None) -> SyncResult:
-    """Send MLflow what it lacks of the study in a run folder; without ``uri`` to where the study asks for.
+    """Send what MLflow lacks of the study in a run folder, to the study's tracking URI or ``uri``.
 
-    Raises ``Busy`` while another process does this, ``DataError`` where the folder holds no study, ``ConfigError`` for
-    an address that cannot be used, and what MLflow raises.
+    Raises ``Busy`` if another process sends this study, ``DataError`` if the folder has no study, ``ConfigError`` for a
+    URI that cannot be used, and what MLflow raises.
     """
     with mlflow_store.only_writer(folder):
         try:
@@ -83,25 +83,25 @@ def sync(folder: Path, uri: str | None = None, *, progress: Progress = lambda _d
 
 
 def describe(error: Exception, folder: Path, uri: str | None = None) -> str:
-    """Return an error as one line without the password of the address."""
+    """Return an error as one line, without the password of the tracking URI."""
     with suppress(Exception):
         uri = uri or tracking_uri(folder)
     return shown(mlflow_store.scrubbed(str(error) or type(error).__name__, uri or ""))
 
 
 def is_running(folder: Path) -> bool:
-    """Return whether a process trains in the folder; one on another machine is taken to be alive."""
+    """Return whether a process trains in the folder; one on another machine is assumed to be alive."""
     driver = holder(folder)
     return driver is not None and driver.alive is not False
 
 
 def tracking_uri(folder: Path) -> str:
-    """Return the address a study asks for: ``sweep.mlflow.tracking_uri``, or a SQLite file in its folder."""
+    """Return the tracking URI of a study: ``sweep.mlflow.tracking_uri``, or a SQLite file in its folder."""
     return load_study(folder / "study.yaml").sweep.mlflow.tracking_uri or mlflow_store.default_uri(folder)
 
 
 def was_delivered(folder: Path, uri: str) -> bool:
-    """Return whether MLflow at an address has everything of a finished study."""
+    """Return whether MLflow at a tracking URI has everything of a finished study."""
     state = read_state(folder)
     return bool(state["delivered"]) and (state["uri"], state["delivered"]) == (
         mlflow_store.without_password(uri),
@@ -120,11 +120,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         return state
     except (ValueError, TypeError):
-        raise DataError(f"{shown(str(folder / STATE))}: damaged; remove it to send the study anew") from None
+        raise DataError(f"{shown(str(folder / STATE))}: damaged; remove it to send the study as a new run") from None
 
 
 def write_state(folder: Path, **changes: Any) -> None:
-    """Change some keys of what ``read_state`` returns; only for the process that holds ``only_writer``."""
+    """Change keys of the state that ``read_state`` returns. The caller must hold ``only_writer``."""
     before = read_state(folder)
     if before | changes != before:
         write_json(folder / STATE, before | changes)
@@ -141,15 +141,15 @@ class _TrialRun:
     delivered: str = ""
     logged: set[tuple[str, int]] | None = None  # metric and step that an earlier process sent; None: not looked up
     steps: set[int] = field(default_factory=set)  # epochs that this process sent
-    result_time: int = 0  # of the ``result.json`` that was taken into account
+    result_time: int = 0  # modification time of the ``result.json`` that was sent
     refused: list[str] = field(default_factory=list)
 
 
 class StudySync:
-    """One study and its MLflow store. ``update`` sends what is new since the last call, the first call all that lacks.
+    """One study and its MLflow store. ``update`` sends what MLflow lacks, after the first call only what is new.
 
-    After an exception the object must not be used again: a new one finds in the store what was sent. One at a time per
-    run folder (``only_writer``).
+    After an exception create a new object, which reads from the store what was sent. The caller must hold
+    ``only_writer``.
     """
 
     def __init__(self, folder: Path, uri: str | None = None) -> None:
@@ -157,9 +157,7 @@ class StudySync:
         if not all((folder / name).is_file() for name in ("manifest.json", "study.yaml")):
             raise DataError(f"{shown(str(folder))}: no study was started here; give the output folder of `tune`")
         self._study = load_study(folder / "study.yaml")
-        self._uri = mlflow_store.checked(
-            uri or self._study.sweep.mlflow.tracking_uri or mlflow_store.default_uri(folder)
-        )
+        self._uri = mlflow_store.checked(uri or tracking_uri(folder))
         self._experiment = self._study.sweep.mlflow.experiment_name or self._study.name
         self._runs = Runs(uri=self._uri, experiment=self._experiment, folder=self._folder)
         self._study_id = read_state(folder)["study_id"] or secrets.token_hex(8)
@@ -177,7 +175,7 @@ class StudySync:
         self._close_dropped()
 
     def update(self, progress: Progress = lambda _done, _total: None) -> SyncResult:
-        """Send what MLflow lacks. Raises what MLflow raises."""
+        """Send what MLflow lacks and return the state. Raises what MLflow raises."""
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0
@@ -210,7 +208,7 @@ class StudySync:
         )
 
     def _read_manifest(self) -> None:
-        """Take up trials and packs that are new in the manifest; it is replaced whenever packs change."""
+        """Add trials and packs that are new in the manifest, which is replaced when packs change."""
         path = self._folder / "manifest.json"
         time = path.stat().st_mtime_ns
         if time != self._manifest_time:
@@ -242,13 +240,13 @@ class StudySync:
             self._runs.set_tags(self._parent, {"study": self._study.name, "data": self._manifest.fingerprint})
 
     def _close_dropped(self) -> None:
-        """Close runs of trials that are no longer part of the study."""
+        """Close the runs of trials that are no longer part of the study."""
         for name, run in self._existing.items():
             if run.info.status == "RUNNING" and name not in {*self._trials, *self._refit_ids}:
                 self._runs.close(run.info.run_id, "KILLED")
 
     def _close_parent(self, summary: Mapping[str, Any], digest: str) -> list[str]:
-        """Close the parent, with summary, reports and model where the study is finished; returns problems."""
+        """Close the parent, for a finished study with summary, reports and model; return the problems."""
         if not summary:
             if self._sent or self._parent_status == "RUNNING":
                 self._runs.note(self._parent, self._overview({}))
@@ -282,7 +280,7 @@ class StudySync:
         return problems
 
     def _overview(self, metrics: Mapping[str, float]) -> str:
-        """Result and trials as Markdown, for the parent's page."""
+        """Return result and trials as Markdown, for the parent's page."""
         runs = self._runs.search(f"tags.`{STUDY}` = '{self._study_id}' and tags.`{PARENT}` = '{self._parent}'")
         runs.sort(key=lambda run: run.info.start_time)
         done = sum(run.info.status == "FINISHED" for run in runs)
@@ -297,7 +295,7 @@ class StudySync:
     # --- nested runs ------------------------------------------------------------------------------------------------
 
     def _update_trials(self, progress: Progress) -> list[str]:
-        """Send new records and close the runs of trials with a result; returns what was refused."""
+        """Send new records and close the runs of trials with a result; return the problems."""
         results = {name: _modified(self._result_file(name)) for name in self._trials}  # before journals
         records: dict[str, list[Record]] = {name: [] for name in self._trials}
         for reader in self._readers.values():
@@ -312,7 +310,7 @@ class StudySync:
         return problems
 
     def _update_trial(self, state: _TrialRun, records: Sequence[Record], result_time: int) -> None:
-        """Send new records; where a result was written, at ``result_time``, close the run."""
+        """Send new records; if a result was written, at ``result_time``, close the run."""
         if result_time and result_time == state.result_time:
             return
         self._find_run(state)
@@ -330,7 +328,7 @@ class StudySync:
             self._end(state, json.loads(result), digest)
 
     def _find_run(self, state: _TrialRun) -> None:
-        """Take up the run of an earlier process."""
+        """Continue the run of an earlier process."""
         run = self._existing.pop(state.trial.id, None)
         if run is None:
             return
@@ -355,18 +353,21 @@ class StudySync:
             state.status, state.delivered = "RUNNING", ""
 
     def _missing(self, state: _TrialRun, records: Sequence[Record]) -> list[Record]:
-        """Return what MLflow lacks of the records."""
+        """Return the records that MLflow lacks."""
         if records and state.logged is None:
             state.logged = self._runs.logged(state.run_id) if state.run_id else set()
-        missing = []
+        missing: list[Record] = []
         for record in records:
             if record["step"] not in state.steps:  # a trial that moved to another pack has epochs in both journals
                 state.steps.add(record["step"])
-                missing.append(_without(record, state.logged or set()))
-        return [record for record in missing if record["values"]]
+                logged = state.logged or set()
+                values = record["values"].items()
+                new = {name: value for name, value in values if (mlflow_text.key(name), record["step"]) not in logged}
+                missing += [{**record, "values": new}] if new else []
+        return missing
 
     def _send(self, state: _TrialRun, batch: Sequence[Record]) -> None:
-        """Send records; where MLflow refuses one, the others all the same."""
+        """Send records; if MLflow refuses one, send the others."""
         try:
             self._runs.send_records(state.run_id, batch)
             self._sent += sum(len(record["values"]) for record in batch)
@@ -395,7 +396,7 @@ class StudySync:
         state.delivered = digest
 
     def _close_unfinished(self, failures: Mapping[str, str]) -> None:
-        """Close the runs of trials without a result: as FAILED where they crashed, else as KILLED."""
+        """Close the runs of trials without a result: as FAILED if they crashed, else as KILLED."""
         for name, state in self._trials.items():
             if state.result_time:
                 continue
@@ -418,7 +419,7 @@ class StudySync:
 
 
 def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
-    """Return the refit with an id, which is all that the manifest has of it; None before it has begun."""
+    """Return the refit with an id; None before it starts. The manifest has only the id."""
     path = folder / "trials" / name / "run.yaml"
     if not path.exists():
         return None
@@ -429,18 +430,18 @@ def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
 
 
 def _finished(folder: Path, trials: Iterable[str]) -> dict[str, Any]:
-    """Return the summary of a finished study; empty where the study was interrupted."""
+    """Return the summary of a finished study; empty if the study was interrupted."""
     try:
         summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
     except (OSError, ValueError):
         return {}
     without_result = {name for name in trials if not (folder / "trials" / name / "result.json").exists()}
-    killed = holder(folder) is not None  # then the summary may be of an earlier start, and a retry have been killed
+    killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
     return {} if (killed and without_result) or without_result - set(summary["failures"]) else summary
 
 
 def _study_digest(folder: Path) -> str:
-    """Return a digest of manifest and summary; empty where one is missing."""
+    """Return a digest of manifest and summary; empty if one is missing."""
     try:
         return _digest((folder / "manifest.json").read_bytes() + (folder / SUMMARY).read_bytes())
     except FileNotFoundError:
@@ -452,7 +453,7 @@ def _digest(content: bytes) -> str:
 
 
 def _modified(path: Path) -> int:
-    """Return the time of a file in nanoseconds; 0 where there is none."""
+    """Return the modification time of a file in nanoseconds; 0 if there is no file."""
     try:
         return path.stat().st_mtime_ns
     except FileNotFoundError:
@@ -464,7 +465,7 @@ def _modified_ms(path: Path) -> int:
 
 
 def _checkpoint(trial: Path) -> dict[str, str]:
-    """Path and SHA-256 of a trial's best model as tags; no tags where its checkpoint is not in the folder."""
+    """Return path and SHA-256 of a trial's best model as tags; no tags if its checkpoint is not in the folder."""
     for path in sorted((trial / "best").glob("step-*/manifest.json"), reverse=True):
         sha256 = json.loads(path.read_text())["sha256"].get("model.safetensors", "")
         return {CHECKPOINT: str(path.parent), CHECKPOINT_SHA256: sha256}
@@ -472,7 +473,7 @@ def _checkpoint(trial: Path) -> dict[str, str]:
 
 
 def _test_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
-    """Mean test metrics as ``test/<name>``, with several conditions ``test/<condition>/<name>``."""
+    """Return mean test metrics as ``test/<name>``, with several conditions ``test/<condition>/<name>``."""
     several = len(summary["conditions"]) > 1
     return {
         f"test/{condition['condition'] + '/' if several else ''}{name}": value
@@ -482,24 +483,13 @@ def _test_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The final metrics over all modalities; those per modality are on the run's own page."""
+    """Return the final metrics over all modalities, without those per modality."""
     final = {name.removeprefix(FINAL): value for name, value in metrics.items() if name.startswith(FINAL)}
     return {name: value for name, value in final.items() if "/" not in name}
 
 
-def _without(record: Record, logged: set[tuple[str, int]]) -> Record:
-    """The record without metrics that are logged for its step."""
-    if not logged:
-        return record
-    step = record["step"]
-    return {
-        **record,
-        "values": {n: v for n, v in record["values"].items() if (mlflow_text.key(n), step) not in logged},
-    }
-
-
 def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Consecutive records with at most 1000 metrics together, or a single record."""
+    """Yield consecutive records with at most 1000 metrics together, or a single record."""
     batch: list[Record] = []
     size = 0
     for record in records:

@@ -9,7 +9,7 @@ from typing import Any
 
 from modis_dist.runtime.text import markdown
 
-MAX_VALUE = 500  # what the strictest servers take
+MAX_VALUE = 500  # limit of the strictest servers
 MAX_NAME = 250
 MAX_TABLE = 3500  # characters; a whole note may have 8000
 MAX_ROWS = 100
@@ -67,7 +67,7 @@ def numbers(metrics: Mapping[str, float]) -> str:
 
 
 def plain(text: str) -> str:
-    """Text that Markdown shows as it is."""
+    """Return text escaped for Markdown, on one line."""
     return markdown(" ".join(text.split()))
 
 

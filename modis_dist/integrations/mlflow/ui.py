@@ -1,4 +1,4 @@
-"""Serves the MLflow pages of a study, on loopback and for its user only."""
+"""Serve the MLflow UI of a study, on loopback and for its user only."""
 
 import os
 import secrets
@@ -12,7 +12,6 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from rich.console import Console
 
@@ -25,25 +24,24 @@ from modis_dist.runtime.text import shown
 HOST = "127.0.0.1"
 START_S = 120.0
 STOP_S = 10.0
-LEVELS = 3  # of folders from a trial up to its study
+LEVELS = 3  # folders from a trial to its study
 LOG = "mlflow-ui.log"
 
 
 def serve(folder: Path, *, port: int) -> int:
-    """Bring MLflow up to date and show the study of a folder until Ctrl-C; port 0 takes a free one.
+    """Update MLflow and serve its UI for the study of a folder until Ctrl-C; port 0 is any free port.
 
-    Returns the exit code. Raises ``DataError`` where nothing was tracked and ``RunFailed`` where the server does not
-    start.
+    Returns the exit code. Raises ``DataError`` if nothing was tracked, ``RunFailed`` if the server does not start.
     """
     root, uri = find(folder)
     console, errors = Console(highlight=False), Console(stderr=True, highlight=False)
     is_server = mlflow_store.sqlite_path(uri) is None
     if is_server:
-        console.print(f"This study is tracked on a server: {uri}", markup=False, soft_wrap=True)
-    with errors.status("bringing MLflow up to date"):
-        problem = _bring_up_to_date(root, uri)
+        console.print(f"tracking server: {uri}", markup=False, soft_wrap=True)
+    with errors.status("updating MLflow"):
+        problem = _update(root, uri)
     if problem:
-        errors.print(f"note: MLflow may lack the newest metrics: {problem}", markup=False, soft_wrap=True)
+        errors.print(f"note: MLflow is not up to date: {problem}", markup=False, soft_wrap=True)
     if is_server:
         return 0
     if not (root / mlflow_store.DATABASE).is_file() and uri == mlflow_store.default_uri(root):
@@ -60,9 +58,7 @@ def serve(folder: Path, *, port: int) -> int:
 
 
 def find(folder: Path) -> tuple[Path, str]:
-    """Return the run folder that a folder belongs to, and the address where its study is tracked."""
-    if not folder.is_dir():
-        raise DataError(f"{shown(str(folder))}: no such folder")
+    """Return the run folder that contains a folder, and the tracking URI of its study."""
     for root in [folder.resolve(), *folder.resolve().parents][:LEVELS]:
         if (root / mlflow_store.DATABASE).is_file():
             return root, mlflow_store.default_uri(root)
@@ -71,21 +67,20 @@ def find(folder: Path) -> tuple[Path, str]:
     raise DataError(f"{shown(str(folder))}: no MLflow database; give the output folder of a study")
 
 
-def _bring_up_to_date(root: Path, uri: str) -> str:
-    """Send MLflow what it lacks, unless a follower does; returns what went wrong."""
-    if not (root / "manifest.json").is_file():
-        return ""
+def _update(root: Path, uri: str) -> str:
+    """Send what MLflow lacks, unless a follower does; return the problem, empty if there is none."""
     try:
-        sync(root, uri)
+        if (root / "manifest.json").is_file():
+            sync(root, uri)
     except mlflow_store.Busy:
-        return ""
+        pass
     except Exception as error:
         return describe(error, root, uri)
     return ""
 
 
 def first_page(uri: str) -> str:
-    """Return the page of the newest experiment's runs; by default MLflow opens its pages for language models."""
+    """Return the page with the runs of the newest experiment; MLflow's default page is for language models."""
     path = mlflow_store.sqlite_path(uri)
     try:
         with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
@@ -114,7 +109,7 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
     try:
         server = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,  # end of file tells the server that this process ended
+            stdin=subprocess.PIPE,  # the server stops at its end of file, when this process is gone
             stdout=output,
             stderr=output,
             env=environment,
@@ -130,7 +125,6 @@ def _server(uri: str, port: int, log: Path, token: str) -> Iterator[tuple["subpr
 
 
 def _wait(server: "subprocess.Popen[bytes]", url: str, log: Path) -> None:
-    """Block until the server answers."""
     end = time.monotonic() + START_S
     while server.poll() is None and time.monotonic() < end:
         with suppress(OSError), urllib.request.urlopen(f"{url}/health", timeout=5) as answer:
@@ -150,12 +144,7 @@ def _stop(server: "subprocess.Popen[bytes]") -> None:
 
 @contextmanager
 def _sigterm_as_interrupt() -> Iterator[None]:
-    """Stop the server on a plain `kill`, too."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:

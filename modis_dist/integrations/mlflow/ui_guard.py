@@ -1,7 +1,7 @@
-"""Token check in front of the MLflow pages, since every user of a shared machine can connect to its loopback address.
+"""Token check in front of the MLflow UI, because every user of a shared machine can connect to its loopback address.
 
 ``mlflow server`` gives this file to gunicorn as its configuration; ``post_worker_init`` is a hook of gunicorn. Under
-gunicorn MLflow serves its pages and tracking API only, not its assistant, which runs shell commands.
+gunicorn MLflow serves only its UI and tracking API, not its assistant, which runs shell commands.
 """
 
 import hmac
@@ -26,21 +26,18 @@ Application = Callable[[Environ, Any], Iterable[bytes]]
 def post_worker_init(worker: Any) -> None:
     """Wrap the application of a worker in the token check."""
     worker.wsgi = guarded(worker.wsgi, token=os.environ[TOKEN], page=os.environ[PAGE])
-    threading.Thread(target=_end_with_the_command, name="modis-dist ui", daemon=True).start()
+    threading.Thread(target=_end_with_parent, name="modis-dist ui", daemon=True).start()
 
 
-def _end_with_the_command() -> None:
-    """Kill the server's process group once the `modis-dist ui` command has ended.
-
-    That command holds the other end of standard input, a pipe.
-    """
+def _end_with_parent() -> None:
+    """Kill the server's process group when `modis-dist ui`, which holds the other end of standard input, has ended."""
     while os.read(0, 1):
         pass
     os.killpg(0, signal.SIGKILL)
 
 
 def guarded(application: Application, *, token: str, page: str) -> Application:
-    """Return the application behind a token: once as ``?token=``, which redirects to ``page``, then as a cookie."""
+    """Return the application behind a token, first as ``?token=``, which redirects to ``page``, then as a cookie."""
 
     def answer(environ: Environ, start_response: Any) -> Iterable[bytes]:
         name = f"modis-ui-{environ['SERVER_PORT']}"  # browsers share cookies between ports

@@ -35,7 +35,7 @@ ADDRESS = re.compile(r"(?P<host>[A-Za-z0-9._-]+|\[[0-9a-fA-F:.]+\]):(?P<port>[0-
 
 @contextmanager
 def ray_at(address: str | None) -> Iterator[RayBackend]:
-    """Connect to the Ray at ``HOST:PORT`` for the time of the block; without an address yield a private Ray."""
+    """Connect to the Ray cluster at ``HOST:PORT`` during the block; without an address yield a private cluster."""
     if address is None:
         yield PrivateRay()
         return
@@ -76,8 +76,8 @@ class ExistingRay:
 
     @property
     def cluster(self) -> Cluster:
-        """Return its nodes."""
-        return Cluster(f"the Ray at {self.address}", tuple(node.resources for node in self.nodes))
+        """Nodes of the cluster."""
+        return Cluster(f"the Ray cluster at {self.address}", tuple(node.resources for node in self.nodes))
 
     @contextmanager
     def ready(self, *, out: Path, store: Path) -> Iterator[Path]:
@@ -108,7 +108,7 @@ def _connect(address: str, workers: Mapping[str, str]) -> None:
         reason = error.strerror or error
         raise UserError(f"--ray: cannot connect to {address} ({reason}); is that Ray cluster running?") from None
     if not any(_is_node_of(process, port) for process in psutil.process_iter(["cmdline"])):
-        raise UserError(f"--ray: this machine is no node of the Ray at {address}; run the command on one of its nodes")
+        raise UserError(f"--ray: this machine is not a node of the cluster at {address}; use one of its nodes")
     import ray
 
     try:
@@ -139,7 +139,7 @@ def _is_node_of(process: psutil.Process, port: int) -> bool:
 
 
 def connection_error(error: BaseException) -> str:
-    """Return in one line why Ray refused the connection."""
+    """Return in one line why a connection to Ray failed."""
     texts, cause = [str(error)], error.__cause__ or error.__context__
     while cause is not None:
         texts.append(str(cause))

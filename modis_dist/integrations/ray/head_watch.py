@@ -1,4 +1,4 @@
-"""Notice that Ray's head, or its node on this machine, has died: Ray reports it after a minute, or never."""
+"""Detection of a dead Ray head, or node on this machine, which Ray reports after a minute or never."""
 
 import atexit
 import os
@@ -19,10 +19,10 @@ PATIENCE_S = 5.0  # a busy machine may answer late
 
 
 def while_ray_lives(work: Callable[[], T]) -> T:
-    """Call ``work`` in another thread; returns or raises what it does.
+    """Call ``work`` in another thread and return its result.
 
-    Raises ``MachineFailed`` if Ray's head, or its node on this machine, does not listen for some seconds: ``work`` may
-    then wait forever.
+    Raises its errors, and ``MachineFailed`` if Ray's head or its node on this machine stops listening for some seconds:
+    ``work`` may then wait forever.
     """
     listeners = _listeners()
     result: Future[T] = Future()
@@ -35,8 +35,7 @@ def while_ray_lives(work: Callable[[], T]) -> T:
         elif time.monotonic() - last > PATIENCE_S:
             atexit.register(_exit_now)
             raise MachineFailed(
-                "Ray's own processes are gone (killed by the user, or out of memory?); checkpoints are kept, rerun the "
-                "same command"
+                "Ray has died (killed by the user, or out of memory?); checkpoints are kept: rerun the same command"
             )
     return result.result()
 

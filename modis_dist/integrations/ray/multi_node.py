@@ -1,8 +1,8 @@
 """A private Ray cluster on all nodes of a Slurm job: a process on each node starts and ends Ray there.
 
-The rendezvous folder, which all nodes see, holds the token, the head's address, a file per node that joined, and at the
-end the stop file. Stopping is not a signal: Slurm signals every process of the job when the driver is to save, and for
-that Ray must still run.
+The rendezvous folder, which all nodes see, contains the token, the head's address, a file per node that joined, and at
+the end the stop file. A signal cannot stop Ray: Slurm signals every process of the job when the driver must save, and
+the driver needs Ray for that.
 """
 
 import os
@@ -36,13 +36,13 @@ IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1)
 
 @contextmanager
 def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequence[str]) -> Iterator[str]:
-    """Start Ray on all nodes of this process's job; yields ``HOST:PORT`` of its head. Ray ends with the block.
+    """Start Ray on all nodes of this Slurm job and yield ``HOST:PORT`` of its head. Ray ends with the block.
 
     ``folder`` is on a file system that all nodes see. Raises ``MachineFailed`` if Ray fails on a node, ``Interrupted``
-    if a node does not join in time: in a requeued job the nodes may.
+    if a node does not join in time, so that the job is requeued.
     """
     rendezvous = folder / f"ray-{os.environ['SLURM_JOB_ID']}"
-    shutil.rmtree(rendezvous, ignore_errors=True)  # of the same job, before it was requeued
+    shutil.rmtree(rendezvous, ignore_errors=True)  # left by the same job before it was requeued
     rendezvous.mkdir(mode=0o700)
     write_text(rendezvous / TOKEN, secrets.token_hex(32))
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(rendezvous / TOKEN)}
@@ -55,12 +55,13 @@ def ray_on_nodes(folder: Path, *, nodes: int, cpus: int, gpus: int, python: Sequ
             yield (rendezvous / ADDRESS).read_text()
         finally:
             (rendezvous / STOP_FILE).touch()
-            _end(running)
+            with suppress(subprocess.TimeoutExpired):
+                running.wait(END_S)
+            running.kill()
             shutil.rmtree(rendezvous, ignore_errors=True)
 
 
 def _wait_for_nodes(rendezvous: Path, running: "subprocess.Popen[bytes]", *, nodes: int) -> None:
-    """Wait until every node has joined."""
     end = time.monotonic() + JOIN_S
     expected = {JOINED.format(number) for number in range(nodes)}
     while missing := expected - names_in(rendezvous, me="driver"):
@@ -71,12 +72,6 @@ def _wait_for_nodes(rendezvous: Path, running: "subprocess.Popen[bytes]", *, nod
                 f"{len(missing)} of {nodes} nodes did not join Ray within {JOIN_S:.0f} s; see the job's log"
             )
         time.sleep(POLL_S)
-
-
-def _end(running: "subprocess.Popen[bytes]") -> None:
-    with suppress(subprocess.TimeoutExpired):
-        running.wait(END_S)
-    running.kill()
 
 
 def serve(rendezvous: Path, *, cpus: int, gpus: int) -> None:

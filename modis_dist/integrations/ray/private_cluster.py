@@ -1,6 +1,6 @@
-"""A private Ray on this machine: on loopback, with a token and a temporary folder of its own, removed at the end.
+"""A private Ray cluster on this machine: on loopback, with a token and a temporary folder that is removed at the end.
 
-By default Ray listens on all interfaces, opens its folders to everybody and connects to ``RAY_ADDRESS``.
+By default Ray listens on all interfaces, makes its folders readable to everybody and connects to ``RAY_ADDRESS``.
 """
 
 import logging
@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,6 +26,7 @@ PREFIX = "modis-"
 SOCKET_BYTES = 107  # of a Unix socket's path, at most
 RAY_BYTES = 81  # that Ray's socket paths add to the temporary folder
 SHORT = Path("/tmp")
+RAY_TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray caches the first that it reads
 DRIVER_ENVIRONMENT: Mapping[str, str | None] = {  # besides that of workers; None removes a variable
     "RAY_ADDRESS": None,
     "RAY_AIR_NEW_OUTPUT": "0",
@@ -37,33 +37,32 @@ DRIVER_ENVIRONMENT: Mapping[str, str | None] = {  # besides that of workers; Non
 
 
 class RayBackend(Protocol):
-    """The Ray that workers run on."""
+    """The Ray cluster that workers run on."""
 
     @property
     def cluster(self) -> Cluster:
-        """Return its nodes."""
+        """Nodes of the cluster."""
         ...
 
     def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:
-        """Connect to Ray, whose workers must see these folders; yields a temporary folder that all of them see."""
+        """Connect to Ray, whose workers must see these folders; yield a temporary folder that all workers see."""
         ...
 
 
 @dataclass(frozen=True)
 class PrivateRay:
-    """A Ray on this machine, started when it is needed."""
+    """A private Ray cluster on this machine, started by ``ready``."""
 
     cluster: Cluster = field(default_factory=this_machine)
 
     def ready(self, *, out: Path, store: Path) -> AbstractContextManager[Path]:  # noqa: ARG002
-        """Start Ray; all workers are on this machine and see the folders."""
         (node,) = self.cluster.nodes
         return private_cluster(cpus=node.cores, gpus=node.gpus)
 
 
 @contextmanager
 def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
-    """Start Ray, stop it at the end; yields a temporary folder that no other user may enter."""
+    """Start Ray and stop it at the end; yield a temporary folder that no other user may enter."""
     with temporary_folder(short_parent()) as folder, _reaper(folder), environment(_private(folder)):
         import ray
 
@@ -152,7 +151,7 @@ def _private(folder: Path) -> dict[str, str | None]:
     """Return the environment of the driver, which every process of a private Ray inherits."""
     token = folder / ray_reaper.TOKEN
     token.touch(mode=0o600)
-    token.write_text(_token())
+    token.write_text(RAY_TOKEN)
     return {
         **worker_environment(),
         **DRIVER_ENVIRONMENT,
@@ -162,12 +161,6 @@ def _private(folder: Path) -> dict[str, str | None]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_memory_monitor_refresh_ms": "0",  # Tune would take its kills for errors and end the study
     }
-
-
-@cache
-def _token() -> str:
-    """Return one token for the life of this process: Ray caches the first it reads."""
-    return secrets.token_hex(32)
 
 
 @contextmanager

@@ -1,7 +1,7 @@
-"""Ray Train starts the ranks of one training and restarts all of them when one dies.
+"""Start the ranks of one training with Ray Train and restart all of them when one dies.
 
-Ray places the ranks and watches them. Rendezvous, computation and checkpoints are this package's own: only the outcome
-of a training passes through Ray.
+Ray places and monitors the ranks. Rendezvous, computation and checkpoints do not use Ray, which passes on only the
+result of a training.
 """
 
 import logging
@@ -30,7 +30,7 @@ from modis_dist.train.callbacks import NullReporter, Reporter
 from modis_dist.train.process_group import RankSpec, rendezvous_file, rendezvous_port
 
 T = TypeVar("T")
-RESTARTS = 2  # of all ranks, after the death of one
+RESTARTS = 2  # of all ranks, after one has died
 STOP = "stop"
 RESTART_LOG = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 UNUSED_CALLBACKS = (  # Ray Train starts an actor for each
@@ -49,11 +49,11 @@ def on_ranks(
     folder: Path,
     restart_log: Path,
 ) -> T:
-    """Call ``work(spec, settings)`` on every rank, in processes of the running Ray; returns what rank 0 returned.
+    """Call ``work(spec, settings)`` on every rank in workers of the running Ray; return the result of rank 0.
 
-    After a death all ranks restart; ``work`` resumes from its checkpoint. ``folder`` is private and shared by the
-    ranks; ``restart_log`` gets a line for every death. Raises what ``work`` raises for the user, and ``RunFailed`` if
-    ranks died too often.
+    When a rank dies all ranks restart, and ``work`` resumes from its checkpoint. ``folder`` is private and visible to
+    all ranks; ``restart_log`` gets a line per restart. Raises the ``ModisError`` of ``work``, ``RunFailed`` after too
+    many restarts.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -120,7 +120,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
     if spec.rank == 0:
         for earlier in parent.iterdir():
             if earlier != rendezvous:  # Ray may have noticed a death before the other ranks did
-                _log_restart("a rank died; was it killed, by the user or for want of memory?", earlier, restart_log)
+                _log_restart("a rank died (killed by the user, or out of memory?)", earlier, restart_log)
     try:
         return {"value": config["work"](spec, config["settings"]), "error": None}
     except RankLost as error:
@@ -139,7 +139,7 @@ def _port(context: Any) -> str | None:
 
 
 def _log_restart(reason: str, rendezvous: Path, restart_log: Path) -> None:
-    """Write why the ranks restart; only the first rank to notice writes."""
+    """Log why the ranks restart, once per rendezvous."""
     with suppress(FileExistsError):
         (rendezvous / "lost").touch(exist_ok=False)
         line = f"{time.strftime('%Y-%m-%d %H:%M:%S')} {reason}; all ranks restart from the last checkpoint\n"
@@ -148,16 +148,16 @@ def _log_restart(reason: str, rendezvous: Path, restart_log: Path) -> None:
 
 
 def _failure_message(error: Any) -> str:
-    """Return in one line why the ranks died once too often."""
+    """Return in one line why the last restart failed."""
     failures = getattr(error, "worker_failures", None) or {}
     texts = [str(getattr(failure, "cause", failure)) for failure in failures.values()]
     lost = next((text for text in texts if "rank " in text and " of " in text), None)
     reason = (lost or (texts[0] if texts else str(error))).strip().splitlines()[-1]
-    return f"after {RESTARTS} restarts: {shown(reason)}; the same command resumes from the last checkpoint"
+    return f"after {RESTARTS} restarts: {shown(reason)}; rerun the same command to resume from the last checkpoint"
 
 
 def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> Result:
-    """Call ``train_run`` on as many workers as the run asks for; returns its result and raises what it raises."""
+    """Call ``train_run`` on ``trainer.workers`` ranks; return its result and raise its errors."""
     from modis_dist.config.parse import to_tree
     from modis_dist.data.store.open_store import open_store
 
@@ -187,17 +187,12 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
             restart_log=out / RESTART_LOG,
         )
         watcher = _Watcher(out, run.optim.epochs, reporter)
-        with on_signal(partial(ask_to_stop, stop)), watching(watcher.look):
+        with on_signal(stop.write_text), watching(watcher.look):
             if reason := flag.requested():  # while Ray was starting
-                raise Interrupted(f"{reason}; nothing was trained; the same command starts again")
+                raise Interrupted(f"{reason}; nothing was trained; rerun the same command")
             result: Result | None = while_ray_lives(training)
     assert result is not None, "rank 0 has the result"
     return result
-
-
-def ask_to_stop(file: Path, reason: str) -> None:
-    """Create the file that every rank and worker looks for."""
-    file.write_text(reason)
 
 
 def _train_run_on_rank(spec: RankSpec, settings: Mapping[str, Any]) -> Result | None:
@@ -216,7 +211,7 @@ def _train_run_on_rank(spec: RankSpec, settings: Mapping[str, Any]) -> Result | 
 
 
 class _Watcher:
-    """Reports the epochs of a training on ranks, and logs their restarts."""
+    """Reports the epochs of a training on ranks and logs its restarts."""
 
     def __init__(self, out: Path, epochs: int, reporter: Reporter) -> None:
         self._journal = JournalWatcher(out / JOURNAL, reporter, epochs=epochs)
@@ -224,7 +219,6 @@ class _Watcher:
         self._logged = len(self._restarts())
 
     def look(self) -> None:
-        """Report what is new."""
         self._journal.look()
         for line in self._restarts()[self._logged :]:
             logging.getLogger(__name__).warning("%s", line)

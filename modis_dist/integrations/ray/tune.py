@@ -1,16 +1,13 @@
-"""An executor that trains packs on Ray: every pack is one Tune trial, run in a reused worker.
+"""An executor that trains packs on Ray: each pack is one Tune trial in a reused worker.
 
-The list of trials and their state stay in the study's folder; Ray gets the packs that are left and restarts a worker
-that dies.
+Trials and their state stay in the study's folder; Ray receives the unfinished packs and restarts workers that die.
 """
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
-from types import TracebackType
 from typing import Any
 
 from modis_dist.config.study import Resources
@@ -19,7 +16,7 @@ from modis_dist.execution.resources import Cluster, resource_mistakes, worker_mi
 from modis_dist.execution.run_pack import Pack, crash_reasons, load_pack, save_pack, try_pack
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
-from modis_dist.integrations.ray.train import RESTART_LOG, STOP, ask_to_stop, on_ranks
+from modis_dist.integrations.ray.train import RESTART_LOG, STOP, on_ranks
 from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed
 from modis_dist.runtime.signals import StopFile, on_signal
 from modis_dist.runtime.text import shown
@@ -36,7 +33,8 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     def __init__(self, resources: Resources, *, backend: RayBackend, device: str = "auto", workers: int = 1) -> None:
         self._backend = backend
         self._cluster = backend.cluster.without_gpus() if device == "cpu" else backend.cluster
-        _check(resources, device=device, cluster=self._cluster, workers=workers)
+        if problems := pack_mistakes(resources, device=device, cluster=self._cluster, workers=workers):
+            raise ConfigError(problems, source="study")
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, self._cluster.gpus)
         self._workers = workers
         most_packs = max(1, self._cluster.slots(threads=1, gpus=self._gpus) // workers)
@@ -50,17 +48,15 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         """Return the threads of each worker if ``packs`` packs share all cores."""
         return self._cluster.threads(workers=packs * self._workers, gpus=self._gpus)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._exit.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
+        """Train packs; return why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
-        with on_signal(partial(ask_to_stop, stop)):
+        with on_signal(stop.write_text):
             limit = self._concurrency(packs, out=out, store=store)
             threads = self._threads(limit.packs)
             folders = [str(save_pack(out, pack, threads=threads)) for pack in packs]
@@ -99,7 +95,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     ) -> dict[str, str | None]:
         """Return None or the crash reason of each pack, no entry for one whose worker died too often.
 
-        When a worker dies between two packs, Tune gives up the next one, which had not started; it gets another turn.
+        When a worker dies between two packs, Tune gives up the next one, which had not started; it is submitted again.
         """
         storage, outcomes, left = Path(mkdtemp(dir=self._folder)), dict[str, str | None](), folders
         for turn in range(DEATHS + 1):
@@ -169,7 +165,7 @@ def _exception_line(error: object) -> str | None:
 
 
 def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one pack in a worker of Ray; returns the pack, its crash reason or None, and its disk error or None."""
+    """Train one pack in a Ray worker; return the pack, its crash reason or None, and its disk error or None."""
     os.umask(0o077)
     _note_start(Path(config["storage"]), config["pack"])
     reason: str | None = None
@@ -216,20 +212,18 @@ def _note_start(storage: Path, pack: str) -> None:
 
 
 def _starts(storage: Path, pack: str) -> int:
-    """Return how often a pack was started."""
     starts = storage / f"starts-{Path(pack).name}"
     return starts.stat().st_size if starts.exists() else 0
 
 
-def _check(resources: Resources, *, device: str, cluster: Cluster, workers: int) -> None:
+def pack_mistakes(resources: Resources, *, device: str, cluster: Cluster, workers: int) -> list[str]:
+    """Return a problem for each resource of which a pack, with all its workers, needs more than the cluster has."""
     cpus = resources.cpus or workers
     threads = max(1, cpus // workers) if workers > 1 else 1
     problems = worker_mistakes(workers, threads=threads, device=device, cluster=cluster)
     if workers > 1 and cluster.gpus and (resources.gpus or 1.0) != 1.0:
-        problems.append("sweep.resources.gpus: with several workers each has one GPU; leave it out")
+        problems.append("sweep.resources.gpus: with several workers each has one GPU; remove this key")
     if cpus % workers:
-        problems.append(f"sweep.resources.cpus: {cpus} cannot be shared out among {workers} workers")
+        problems.append(f"sweep.resources.cpus: {cpus} is not a multiple of trainer.workers ({workers})")
     of_one_node = resources if workers == 1 else resources.model_copy(update={"cpus": None})
-    problems += resource_mistakes(of_one_node, cluster=cluster)
-    if problems:
-        raise ConfigError(problems, source="study")
+    return problems + resource_mistakes(of_one_node, cluster=cluster)

@@ -21,7 +21,7 @@ UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def check_capacity(planned: Plan, site: Site) -> list[Finding]:
-    """Return whether the largest pack fits the memory of a job and of a GPU; nothing for a local profile."""
+    """Check that the largest pack fits the memory of a job and of a GPU; no findings for a local profile."""
     packs, gpu = planned.packs(), site.gpus > 0 and planned.study.trainer.device != "cpu"
     if site.executor == "local" or not packs:
         return []
@@ -31,11 +31,24 @@ def check_capacity(planned: Plan, site: Site) -> list[Finding]:
         return (on_gpu if gpu else on_processor)(pack, planned.store, shape, limit=memory_of(site))
 
     largest = max(packs, key=lambda pack: (footprint(pack).host, footprint(pack).gpu))
-    return [_node_memory(largest, footprint, site), *([_gpu_memory(largest, footprint)] if gpu else [])]
+    size, limit = footprint(largest), memory_of(site)
+    stacked = f"for {len(largest.trials)} stacked trials"
+    message = f"about {size.host / 1e9:.1f} GB {stacked}"
+    if limit is None:
+        findings = [Finding(MEMORY, "ok", f"{message}; a job gets the site's default")]
+    else:
+        fix = "raise memory in the profile" + _fewer_trials(largest, lambda part: footprint(part).host <= limit)
+        findings = [Finding.of(MEMORY, f"{message}, a job has {site.memory}", ok=size.host <= limit, fix=fix)]
+    if gpu:
+        fix = "jobs fail on smaller GPUs: select a larger one with gpu_kind or constraint"
+        fix += _fewer_trials(largest, lambda part: footprint(part).gpu <= SMALL_GPU, suffix=" for 16 GB")
+        message, fits = f"about {size.gpu / 1e9:.1f} GB {stacked}", size.gpu <= SMALL_GPU
+        findings.append(Finding.of(GPU_MEMORY, message, ok=fits, fix=fix, level="warning"))
+    return findings
 
 
 def memory_of(site: Site) -> int | None:
-    """Return the memory of a job in bytes; None if the profile does not say."""
+    """Return the memory of a job in bytes; None if the profile does not set it."""
     return int(site.memory[:-1]) * UNITS[site.memory[-1]] if site.memory else None
 
 
@@ -47,7 +60,7 @@ def refuse_if_too_large(findings: Sequence[Finding], study: Study) -> None:
 
 
 def check_saving(seconds: float, site: Site) -> Finding:
-    """Return whether a checkpoint is written between the warning and the time limit."""
+    """Check that a checkpoint is written between the warning signal and the time limit."""
     warning_s = min(3600, 10 * round(seconds / SAVING_SHARE / 10 + 1))
     return Finding.of(
         SAVING,
@@ -56,23 +69,6 @@ def check_saving(seconds: float, site: Site) -> Finding:
         fix=f"set warning_s: {warning_s} in the profile, or the time limit may end a job before it has saved",
         level="warning",
     )
-
-
-def _node_memory(pack: Pack, footprint: Callable[[Pack], Footprint], site: Site) -> Finding:
-    needed, limit = footprint(pack).host, memory_of(site)
-    message = f"about {needed / 1e9:.1f} GB for {len(pack.trials)} stacked trials"
-    if limit is None:
-        return Finding(MEMORY, "ok", f"{message}; a job gets the site's default")
-    fix = "raise memory in the profile" + _fewer_trials(pack, lambda part: footprint(part).host <= limit)
-    return Finding.of(MEMORY, f"{message}, a job has {site.memory}", ok=needed <= limit, fix=fix)
-
-
-def _gpu_memory(pack: Pack, footprint: Callable[[Pack], Footprint]) -> Finding:
-    needed = footprint(pack).gpu
-    fix = "jobs fail on smaller GPUs: select a larger one with gpu_kind or constraint"
-    fix += _fewer_trials(pack, lambda part: footprint(part).gpu <= SMALL_GPU, suffix=" for 16 GB")
-    message = f"about {needed / 1e9:.1f} GB for {len(pack.trials)} stacked trials"
-    return Finding.of(GPU_MEMORY, message, ok=needed <= SMALL_GPU, fix=fix, level="warning")
 
 
 def _fewer_trials(pack: Pack, fits: Callable[[Pack], bool], *, suffix: str = "") -> str:

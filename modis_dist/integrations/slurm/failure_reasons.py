@@ -1,29 +1,29 @@
-"""Fixes for jobs, from Slurm's words: why a job is pending, or how it ended. Pure text."""
+"""Fixes for jobs, by Slurm's reason for a pending job or the state in which a job ended."""
 
 import re
 
 HELD = re.compile(r"held|JobHeld(User|Admin)", re.IGNORECASE)
 HELD_STATES = ("REQUEUE_HOLD", "SPECIAL_EXIT")
-NEVER = (  # reasons that do not end while the queue moves on; limits of what runs at once do
+NEVER = (  # reasons that waiting does not remove, unlike limits on what runs at once
     (r"(QOS|Assoc)MaxWall\w*|PartitionTimeLimit", "time exceeds the limit of one job; lower it in the profile"),
     (
         r"(QOS|Assoc)Max\w+Per(Job|Node)\w*|QOSMin\w+|MaxMemPerLimit|PartitionNodeLimit",
-        "one job may not request so much, or so little; change cpus, gpus, memory or nodes in the profile",
+        "the request of one job is above or below a limit; change cpus, gpus, memory or nodes in the profile",
     ),
     (
         r"(QOS|Assoc)Grp(?!\w*Run)\w*Minutes\w*|QOSUsageThreshold",
-        "the hours of the account are used up; set another account",
+        "the budget of the account is used up; set another account",
     ),
-    (r"BadConstraints", "no node has what is requested; change constraint, gpus, memory or cpus in the profile"),
+    (r"BadConstraints", "no node satisfies the request; change constraint, gpus, memory or cpus in the profile"),
     (
         r"InvalidAccount|InvalidQOS|QOSNotAllowed|AccountNotAllowed",
         "account, qos and partition do not match; change them in the profile",
     ),
-    (r"DependencyNeverSatisfied", "an earlier job never ended"),
+    (r"DependencyNeverSatisfied", "the job that it depends on cannot complete"),
 )
-FIXES = {
+FIXES = {  # by the state that a job ended in
     "OUT_OF_MEMORY": "out of memory: raise memory in the profile",
-    "TIMEOUT": "time limit reached before it had saved: raise warning_s, or time, in the profile",
+    "TIMEOUT": "time limit reached before a checkpoint was saved: raise warning_s, or time, in the profile",
     "DEADLINE": "deadline reached: raise it in options of the profile",
 }
 
@@ -37,8 +37,3 @@ def why_never(state: str, reason: str) -> str | None:
         if re.fullmatch(pattern, reason):
             return f"{reason}: {fix}"
     return None
-
-
-def fix_of_end(state: str) -> str | None:
-    """Return the fix for a job that ended in a state; None if there is none."""
-    return FIXES.get(state)

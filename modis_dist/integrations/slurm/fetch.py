@@ -1,9 +1,8 @@
-"""Bringing the results of a submission home: copied, and MLflow filled there by one writer from the journals."""
+"""Copies the results of a submission to a local folder and fills an MLflow database there."""
 
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -17,98 +16,79 @@ from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
 
-# Checkpoints, simulated data, what is of that machine, and the list of jobs: the copy is a study without a cluster.
-LEFT_THERE = ("last", "scripts", "submission.json", "ray-*", "store-*", "mlflow*", ".*", LOCK)
-BEST = "best"  # of each trial its best model; that of the chosen one is in ``model`` too
+# Checkpoints, simulated data and files of the cluster: the copy is a study without a submission.
+NOT_COPIED = ("last", "scripts", "submission.json", "ray-*", "store-*", "mlflow*", ".*", LOCK)
+BEST = "best"  # folder with the best model of a trial; the delivered model is in ``model``
 Models = Literal["chosen", "all"]
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """Result of a fetch."""
-
-    files: int
-    problems: tuple[str, ...]  # with MLflow
+Progress = Callable[[str, int, int], None]  # stage, amount done, total
 
 
 def fetch(
-    out: Path,
-    home: Path,
-    *,
-    models: Models,
-    announced: Callable[[int, int], None],
-    told: Callable[[str, int, int], None],
-) -> Fetched:
-    """Copy what is new of a submission's results to ``home`` and fill the MLflow store there.
+    out: Path, destination: Path, *, models: Models, announce: Callable[[int, int], None], progress: Progress
+) -> tuple[int, list[str]]:
+    """Copy new results of a submission and fill the MLflow database in the copy.
 
-    May be repeated while the study runs. ``announced`` is called with the files and bytes that are to be copied, before
-    they are; ``told`` with a stage, what is done of it and what there is. Raises ``UserError`` where ``home`` cannot
-    hold it, ``DataError`` where nothing was submitted from ``out``.
+    May be repeated while the study runs. ``announce`` is called with the number of files and bytes before they are
+    copied. Returns the number of copied files and the problems with MLflow. Raises ``UserError`` if the destination
+    cannot be used, ``DataError`` if nothing was submitted from ``out``.
     """
     load(out)
-    if home.resolve().is_relative_to(out.resolve()):
-        raise UserError(f"--to: {shown(str(home))} is inside {shown(str(out))}; take a folder elsewhere")
-    if (home / "manifest.json").exists() and _study_in(home) != _study_in(out):
-        raise UserError(f"--to: {shown(str(home))} holds another study; take another folder")
-    home.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with locked(home, patience_s=0):
-        wanted = [path for path in _files(out, models) if not _same(path, home / path.relative_to(out))]
-        announced(len(wanted), sum(map(_size, wanted)))
-        for number, path in enumerate(wanted, start=1):
-            _copy(path, home / path.relative_to(out))
-            told("files", number, len(wanted))
-    return Fetched(len(wanted), tuple(_curves(home, out, told)))  # without the lock: nobody trains here
+    if destination.resolve().is_relative_to(out.resolve()):
+        raise UserError(f"--to: {shown(str(destination))} is inside {shown(str(out))}; use another folder")
+    if (destination / "manifest.json").exists() and _study_in(destination) != _study_in(out):
+        raise UserError(f"--to: {shown(str(destination))} contains another study; use another folder")
+    destination.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with locked(destination, patience_s=0):
+        copies = {path: destination / path.relative_to(out) for path in _files(out, models)}
+        stamps = {path: _stamp(path) for path in copies}
+        new = {path: stamp for path, stamp in stamps.items() if stamp and stamp != _stamp(copies[path])}
+        announce(len(new), sum(size for size, _ in new.values()))
+        for number, path in enumerate(new, start=1):
+            _copy(path, copies[path])
+            progress("files", number, len(new))
+    return len(new), _fill(destination, out, progress)  # without the lock, which would mean a running study
 
 
-def _curves(home: Path, out: Path, told: Callable[[str, int, int], None]) -> list[str]:
-    """Fill MLflow at home, unless a server has all of it from the jobs, or the disk does not do; what went wrong."""
+def _fill(copy: Path, out: Path, progress: Progress) -> list[str]:
+    """Fill the MLflow database of the copy, unless a server has everything from the jobs; return the problems."""
     uri = study_of(out).sweep.mlflow.tracking_uri
     if uri is not None and sqlite_path(uri) is None and was_delivered(out, uri):
         return []
-    kind = file_system(home)
-    if kind in NETWORK:
-        why = (
-            f"{shown(str(home))} is on a network file system ({kind}), where its SQLite would be damaged: it was "
-            "left out; fetch to a local disk, e.g. of your own computer, to see the curves"
-        )
-        return [why]
-    return _fill(home, told)
+    if (kind := file_system(copy)) in NETWORK:
+        problem = f"{shown(str(copy))} is on a network file system ({kind}), which damages SQLite databases"
+        return [f"no database: {problem}; fetch to a local disk, e.g. of your own computer, to see the metrics"]
+    uri = default_uri(copy)
+    try:
+        return list(sync(copy, uri, progress=lambda done, total: progress("MLflow", done, total)).problems)
+    except Exception as error:
+        return [f"{describe(error, copy, uri)}; rerun the same command"]
 
 
 def _files(out: Path, models: Models) -> Iterator[Path]:
-    for place, folders, names in os.walk(out):
-        trial = Path(place).parent.name == "trials"
-        folders[:] = sorted(n for n in folders if not _stays(n) and not (trial and n == BEST and models == "chosen"))
-        yield from (Path(place) / name for name in sorted(names) if not _stays(name))
+    for folder, subfolders, names in os.walk(out):
+        skipped = {BEST} if models == "chosen" and Path(folder).parent.name == "trials" else set()
+        subfolders[:] = sorted(name for name in subfolders if not _is_excluded(name) and name not in skipped)
+        yield from (Path(folder) / name for name in sorted(names) if not _is_excluded(name))
 
 
-def _size(path: Path) -> int:
+def _is_excluded(name: str) -> bool:
+    return any(Path(name).match(pattern) for pattern in NOT_COPIED)
+
+
+def _stamp(path: Path) -> tuple[int, int] | None:
+    """Return size and modification time of a file; None if there is none."""
     try:
-        return path.stat().st_size
-    except FileNotFoundError:  # its successor comes next time
-        return 0
-
-
-def _stays(name: str) -> bool:
-    return any(Path(name).match(pattern) for pattern in LEFT_THERE)
-
-
-def _same(path: Path, copy: Path) -> bool:
-    """Return whether a copy has the size and modification time of the file."""
-    try:
-        one, other = path.stat(), copy.stat()
+        return path.stat().st_size, path.stat().st_mtime_ns
     except FileNotFoundError:
-        return False
-    return (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
+        return None
 
 
 def _copy(path: Path, copy: Path) -> None:
-    """As a whole, private, with the file's time. One that is gone by now is left out: its successor comes next time."""
+    """Copy a file atomically, private and with its times; a file that was replaced is copied by the next call."""
     copy.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = copy.with_name(f".{copy.name}.{os.getpid()}.tmp")
     try:
-        shutil.copyfile(path, temporary)
-        shutil.copystat(path, temporary)
+        shutil.copy2(path, temporary)
         temporary.chmod(0o600)
         temporary.replace(copy)
     except FileNotFoundError:
@@ -120,13 +100,3 @@ def _copy(path: Path, copy: Path) -> None:
 def _study_in(folder: Path) -> str:
     listed = manifest.load(folder / "manifest.json")
     return digest([listed.study, listed.fingerprint])
-
-
-def _fill(home: Path, told: Callable[[str, int, int], None]) -> list[str]:
-    """Send the copied study to the database at home; returns what went wrong."""
-    uri = default_uri(home)
-    try:
-        result = sync(home, uri, progress=lambda done, total: told("MLflow", done, total))
-    except Exception as error:
-        return [f"{describe(error, home, uri)}; run the same command again"]
-    return list(result.problems)

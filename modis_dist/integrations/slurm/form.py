@@ -5,8 +5,9 @@ from typing import Literal
 
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import OptunaSearch, Study
-from modis_dist.execution.resources import Cluster, Node, resource_mistakes, worker_mistakes
+from modis_dist.execution.resources import Cluster, Node, resource_mistakes
 from modis_dist.integrations.mlflow.store import checked
+from modis_dist.integrations.ray.tune import pack_mistakes
 from modis_dist.runtime.errors import ConfigError, UserError
 
 Form = Literal["array", "allocation"]
@@ -29,7 +30,7 @@ def form_of(study: Study, site: Site, *, requested: Form | None) -> tuple[Form, 
             raise UserError(f"sweep: {dependent}, and a local profile runs one job at a time; use `modis-dist tune`")
         return "array", "this machine runs one job at a time"
     if dependent or idle_gpus:
-        return "allocation", f"{dependent or idle_gpus}"
+        return "allocation", str(dependent or idle_gpus)
     trials, slots = _trials(study), allocation_slots(study, site)
     if trials <= slots:
         return "allocation", f"{site.nodes} node(s) train all {trials} trials at once"
@@ -51,15 +52,13 @@ def allocation_slots(study: Study, site: Site) -> int:
 
 
 def check_profile(study: Study, site: Site, *, form: Form) -> None:
-    """Raise ``ConfigError`` if a study needs more than a job of the profile has, or names no usable MLflow store."""
+    """Raise ``ConfigError`` if a study needs more than a job of the profile has, or its tracking URI cannot be used."""
     cluster = _cluster(study, site, nodes=site.nodes if form == "allocation" else 1)
     resources, trainer = study.sweep.resources, study.trainer
     if trainer.workers == 1:
         problems = resource_mistakes(resources, cluster=cluster)
-    else:  # the cores of a pack are those of all its workers
-        problems = resource_mistakes(resources.model_copy(update={"cpus": None}), cluster=cluster)
-        threads = max(1, (resources.cpus or trainer.workers) // trainer.workers)
-        problems += worker_mistakes(trainer.workers, threads=threads, device=trainer.device, cluster=cluster)
+    else:
+        problems = pack_mistakes(resources, device=trainer.device, cluster=cluster, workers=trainer.workers)
     if trainer.device.startswith("cuda") and not cluster.gpus:
         problems.append(f"trainer.device: {trainer.device} asked for, {cluster.has('gpus')}; set gpus in the profile")
     if trainer.precision == "fp16" and not cluster.gpus:

@@ -14,7 +14,7 @@ from modis_dist.runtime.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.runtime.files import write_json
 
 State = Literal["running", "saved", "done", "failed", "broken", "given up"]
-BEGUN = ".begun"  # suffix of the file that marks a job whose script runs and whose Python has not started yet
+STARTING = ".starting"  # suffix of the file that exists while a job's script runs and its Python has not started
 NOT_DONE: frozenset[State] = frozenset({"failed", "broken", "given up"})
 
 
@@ -51,13 +51,13 @@ def noted(path: Path, *, code: str, requeues: int) -> Iterator[None]:
     Raises ``RunFailed`` before the block if the job was requeued more often than allowed; errors of the block are
     written and raised again.
     """
-    path.with_suffix(BEGUN).unlink(missing_ok=True)
+    path.with_suffix(STARTING).unlink(missing_ok=True)
     before = read_note(path)
-    job = os.environ.get("SLURM_JOB_ID") or os.environ.get("SUBMITIT_LOCAL_JOB_ID", "")
+    job = os.environ.get("SLURM_JOB_ID", "")
     starts, faults = (before.starts, before.faults) if before else (0, 0)
     note = Note("running", 1 + starts, None, job, socket.gethostname(), time.time(), code, faults)
     if note.starts > requeues + 1:
-        reason = f"requeued {requeues} times, the limit of requeues in the profile, and not done"
+        reason = f"requeued {requeues} times, the limit in the profile (requeues), and not finished"
         _write(path, replace(note, state="given up", reason=reason))
         raise RunFailed(f"{reason}; `modis-dist resume` resumes it from its last checkpoint")
     _write(path, note)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.cluster import Site
-from modis_dist.integrations.slurm.job_notes import BEGUN
+from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.runtime.version import __version__
 
 Kind = Literal["array", "finish", "allocation"]
@@ -27,13 +27,14 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     ``name``: the study. ``out``: the absolute output folder.
     """
     lines = ["#!/bin/bash", f"# Study {name}, {_of_kind(kind, first, indices)}; written by modis-dist {__version__}."]
-    options = [f"--job-name={name}{'-finish' * (kind == 'finish')}", *requests(site, nodes=_nodes(site, kind))]
+    nodes = site.nodes if kind == "allocation" else 1
+    options = [f"--job-name={name}{'-finish' * (kind == 'finish')}", *requests(site, nodes=nodes)]
     options += [f"--output={LOGS}/{'%A_%a' if kind == 'array' else '%j'}.log", "--open-mode=append", "--requeue"]
     options += [f"--signal=B:USR1@{site.warning_s}"]
     if kind == "array":
         options += [f"--array={ranges(indices)}%{site.at_once}"]
     lines += [f"#SBATCH {option}" for option in options]
-    lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_begun(kind, first)}"]
+    lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_starting_file(kind, first)}"]
     lines += ["set -e", *site.setup]
     if site.scratch is not None:
         scratch = VARIABLE.sub(r"${\1:?not set on this node, used by scratch of the profile}", site.scratch)
@@ -55,10 +56,10 @@ def command(site: Site, *, kind: Kind, out: Path, first: int = 0) -> str:
     return shlex.join(words) + (task if kind == "array" else "")
 
 
-def _begun(kind: Kind, first: int) -> str:
+def _starting_file(kind: Kind, first: int) -> str:
     """Return the file that exists until Python has started."""
     name = f"pack-$(({first} + SLURM_ARRAY_TASK_ID))" if kind == "array" else kind
-    return f'"{STATUS}/{name}{BEGUN}"'
+    return f'"{STATUS}/{name}{STARTING}"'
 
 
 def python(site: Site) -> list[str]:
@@ -87,10 +88,6 @@ def ranges(indices: Sequence[int]) -> str:
         else:
             runs.append([index, index])
     return ",".join(str(low) if low == high else f"{low}-{high}" for low, high in runs)
-
-
-def _nodes(site: Site, kind: Kind) -> int:
-    return site.nodes if kind == "allocation" else 1
 
 
 def _of_kind(kind: Kind, first: int, indices: Sequence[int]) -> str:

@@ -1,7 +1,7 @@
 """Slurm's queue: submit, list, cancel, requeue.
 
-submitit runs sbatch and parses sacct; jobs are scripts of our own, nothing is pickled. States come from squeue and
-sacct, because submitit reports a job that is pending again as finished.
+submitit runs sbatch and parses sacct; jobs are shell scripts, nothing is pickled. States come from squeue and sacct,
+because submitit reports a requeued job as finished.
 """
 
 import os
@@ -52,12 +52,12 @@ class Job:
 
     @property
     def live(self) -> bool:
-        """True if it is pending, running, or will run again."""
+        """True if the job is pending or running, or will run again."""
         return self.state in LIVE or self.state.startswith(LIVE_PREFIXES)
 
     @property
     def runs(self) -> bool:
-        """True if it has nodes now."""
+        """True if the job has nodes now."""
         return self.live and self.state not in PENDING and not self.state.startswith(PENDING_PREFIXES)
 
 
@@ -85,10 +85,7 @@ class SlurmQueue:
     """Slurm's queue. Methods raise ``QueueUnknown`` if Slurm does not answer."""
 
     def submit(self, text: str, *, folder: Path, mark: str, tasks: Sequence[int], after: Sequence[str]) -> str:  # noqa: ARG002
-        """See ``Queue.submit``; the script states its tasks. The mark is the job's comment.
-
-        Raises ``UserError`` with Slurm's message if it refuses the job.
-        """
+        """Submit a script, which states its tasks; the mark is the job's comment. Raises ``UserError`` if refused."""
         _require_programs()
         script = folder / "scripts" / f"{mark}.sh"
         script.write_text(text)
@@ -123,13 +120,12 @@ class SlurmQueue:
         raise NotSeen(f"sbatch: {message}")
 
     def marked(self, mark: str) -> str | None:
-        """See ``Queue.marked``."""
         lines = _query("squeue", "-h", "-u", str(os.getuid()), "-o", "%F|%k").splitlines()
         comments = (line.split("|", 1) for line in lines)
         return next((number for number, comment in comments if comment == mark), None)
 
     def jobs(self, numbers: Sequence[str]) -> dict[str, Job]:
-        """See ``Queue.jobs``. squeue knows live jobs; sacct, if accounting is on, those that squeue forgot.
+        """Return live jobs from squeue and, if accounting is on, ended jobs from sacct.
 
         A job that is live in sacct but not in squeue is left out: accounting lags behind or lost its end.
         """
@@ -144,7 +140,6 @@ class SlurmQueue:
         return {name: job for name, job in jobs.items() if name not in arrays}  # sacct lists a new array as one job
 
     def cancel(self, numbers: Sequence[str]) -> None:
-        """See ``Queue.cancel``."""
         if numbers:
             _query("scancel", *numbers)
 

@@ -1,4 +1,4 @@
-"""Runs Slurm's commands: returns what they print, or one line on why they failed."""
+"""Calls of Slurm's commands, with their output or a one-line error."""
 
 import os
 import subprocess
@@ -42,7 +42,7 @@ def one_line(stderr: str, program: str) -> str:
 
 
 def check_request(options: Sequence[str], *, check: str = "sbatch --test-only") -> Finding:
-    """Return whether Slurm would accept a job with these options of sbatch; submits nothing."""
+    """Check that Slurm would accept a job with these options of sbatch; submit nothing."""
     with without_job_variables():
         answer = ask("sbatch", "--test-only", *options, "--wrap=true")
     fix = (

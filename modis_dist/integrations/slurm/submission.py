@@ -5,7 +5,8 @@ sent, scripts, logs, and a status file per job.
 """
 
 import json
-from dataclasses import asdict, dataclass
+import secrets
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from modis_dist.config.cluster import Site, load_site
@@ -26,10 +27,10 @@ FOLDER = "submission"
 
 @dataclass(frozen=True)
 class SentJob:
-    """One job that was sent, or was about to be."""
+    """A job that was sent, or was about to be sent."""
 
     kind: Kind
-    mark: str  # unique; the queue finds the job by it
+    mark: str = field(default_factory=lambda: f"modis-{secrets.token_hex(8)}")  # the queue finds the job by it
     first: int = 0  # of an array: the pack of index 0
     indices: tuple[int, ...] = ()
     number: str | None = None  # job id of the queue; None if it is unknown whether the queue has the job
@@ -49,13 +50,13 @@ class Submission:
 
     @property
     def latest(self) -> tuple[SentJob, ...]:
-        """The jobs of the last submit or resume."""
+        """Jobs of the last submit or resume."""
         ends = [number for number, job in enumerate(self.sent[:-1]) if job.kind != "array"]
         return self.sent[ends[-1] + 1 :] if ends else self.sent
 
     @property
     def numbers(self) -> list[str]:
-        """The job ids of all jobs."""
+        """Ids of all jobs."""
         return [job.number for job in self.sent if job.number is not None]
 
 

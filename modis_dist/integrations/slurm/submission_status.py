@@ -8,13 +8,13 @@ from shlex import quote
 from typing import Literal
 
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.integrations.slurm.failure_reasons import fix_of_end, why_never
-from modis_dist.integrations.slurm.job_notes import BEGUN, NOT_DONE, Note, read_note
+from modis_dist.integrations.slurm.failure_reasons import FIXES, why_never
+from modis_dist.integrations.slurm.job_notes import NOT_DONE, STARTING, Note, read_note
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
 from modis_dist.integrations.slurm.submission import Submission, folder_of, load, queue_of, site_of
 from modis_dist.runtime.text import shown
-from modis_dist.study.status import Live, Status, status
+from modis_dist.study.status import Status, status
 
 State = Literal["waiting", "running", "stuck", "finished", "stopped", "unknown"]
 LIVE: frozenset[State] = frozenset({"waiting", "running", "stuck"})
@@ -50,39 +50,39 @@ class SubmissionStatus:
     form: str
     state: State  # stuck: no job will start without a change; unknown: the queue does not answer
     jobs: tuple[JobStates, ...]
-    tasks: tuple[Task, ...]  # those that the queue knows
+    tasks: tuple[Task, ...]  # those that the queue lists
     restarts: int  # of all jobs since they were sent
     failed: Mapping[str, str]  # job -> why it failed, or was not requeued
-    other_code: tuple[str, ...]  # jobs that ran with other source code than that which submitted
+    other_code: tuple[str, ...]  # jobs that ran other source code than the submitting one
     advice: str
 
 
 def submission_status(out: Path) -> SubmissionStatus:
     """Return the status of the submission of an output folder. Raises ``DataError`` if there is none."""
-    submission, jobs, silent = load(out), dict[str, Job](), ""
+    submission, jobs, queue_error = load(out), dict[str, Job](), ""
     try:  # before the files are read: a job that ends meanwhile has written everything
         jobs = queue_of(site_of(out)).jobs(submission.numbers)
     except QueueUnknown as error:
-        silent = str(error)
-    seen = _Seen(out, submission, jobs)
-    study = status(out) if silent else status(out, live=seen.trains)
-    state: State = "unknown" if silent else _state(study, list(jobs.values()))
-    failed = dict(seen.failed()) | ({} if silent or state in LIVE else seen.ended())
+        queue_error = str(error)
+    view = _JobView(out, submission, jobs)
+    study = status(out) if queue_error else status(out, live=view.trains)
+    state: State = "unknown" if queue_error else _state(study, list(jobs.values()))
+    failed = dict(view.failed()) | ({} if queue_error or state in LIVE else view.ended())
     return SubmissionStatus(
         study=study,
         form=submission.form,
         state=state,
-        jobs=() if silent else tuple(seen.states()),
-        tasks=tuple(seen.tasks()),
-        restarts=sum(note.starts - 1 for note in seen.notes.values()),
-        failed={name: f"{why} (log: {seen.logs[name]})" if name in seen.logs else why for name, why in failed.items()},
-        other_code=tuple(name for name, note in seen.notes.items() if note.code != submission.code),
-        advice=silent or _advice(seen, state, study, failed),
+        jobs=() if queue_error else tuple(view.states()),
+        tasks=tuple(view.tasks()),
+        restarts=sum(note.starts - 1 for note in view.notes.values()),
+        failed={name: f"{why} (log: {view.logs[name]})" if name in view.logs else why for name, why in failed.items()},
+        other_code=tuple(name for name, note in view.notes.items() if note.code != submission.code),
+        advice=queue_error or _advice(view, state, study, failed),
     )
 
 
-class _Seen:
-    """State of the jobs that were sent last, from the queue and the folder, by the name of their status files."""
+class _JobView:
+    """Jobs of the last submit or resume in queue and folder, by the name of their status files."""
 
     def __init__(self, out: Path, submission: Submission, jobs: Mapping[str, Job]) -> None:
         self.out, self.submission, self.all = out, submission, jobs
@@ -101,19 +101,14 @@ class _Seen:
         self.jobs = {name: jobs[number] for name, number in ids.items() if number in jobs}
         self._packs = {sequence_digest(ids): f"pack-{number}" for number, ids in enumerate(submission.packs)}
 
-    @property
-    def trains(self) -> Live:
-        """A function that returns whether the job of a pack runs: its task, or the last job for packs without one."""
+    def trains(self, pack: str) -> bool:
+        """Return whether the job of a pack runs: its task, or the last job for packs without one."""
         last = "finish" if self.submission.form == "array" else self.submission.form
-
-        def trains(pack: str) -> bool:
-            job = self.jobs.get(self._packs.get(pack, last))
-            return job is not None and job.runs
-
-        return trains
+        job = self.jobs.get(self._packs.get(pack, last))
+        return job is not None and job.runs
 
     def states(self) -> Iterator[JobStates]:
-        """Count the states of every job that was sent last."""
+        """Yield the states of every job of the last submit or resume."""
         for sent in self.submission.latest:
             if sent.number is not None:
                 jobs = [job for name, job in self.all.items() if name.partition("_")[0] == sent.number]
@@ -122,50 +117,50 @@ class _Seen:
                 yield JobStates(sent.kind, sent.number, states, ", ".join(reasons))
 
     def tasks(self) -> Iterator[Task]:
-        """List the tasks that the queue knows, by pack."""
+        """Yield the tasks that the queue lists, by pack."""
         for pack, name in self._packs.items():
             if (job := self.jobs.get(name)) is not None:
                 restarts = self.notes[name].starts - 1 if name in self.notes else 0
                 yield Task(pack, job.id, job.state, job.nodes, restarts, str(self.logs[name]))
 
     def failed(self) -> Iterator[tuple[str, str]]:
-        """List the reasons that jobs wrote themselves."""
+        """Yield the reasons that jobs wrote."""
         for name, note in self.notes.items():
             if note.state in NOT_DONE:
                 yield name, note.reason or ""
 
     def ended(self) -> dict[str, str]:
-        """Return why jobs ended that wrote nothing, or of whose end the queue knows more."""
-        unstarted = sorted(path.stem for path in self._folder.glob(f"*{BEGUN}"))
+        """Return why jobs ended that wrote no reason, or whose end the queue explains better."""
+        unstarted = sorted(path.stem for path in self._folder.glob(f"*{STARTING}"))
         reasons = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in unstarted}
         for name, job in self.jobs.items():
             note = self.notes.get(name)
             wrote = f"{note.reason}; " if note and note.state in NOT_DONE else ""
             if note and note.state == "done":
                 continue
-            if fix := fix_of_end(job.state):
+            if fix := FIXES.get(job.state):
                 reasons[name] = f"{wrote}job {job.state}; {fix}"
-            elif self.silent(name):
+            elif self.left_no_trace(name):
                 reasons[name] = "job FAILED without writing a status file"
             elif job.state == "FAILED" and note and note.state == "running":
                 reasons[name] = "job FAILED, killed before it could write a reason"
         return reasons
 
-    def silent(self, name: str) -> bool:
+    def left_no_trace(self, name: str) -> bool:
         """Return whether a job failed without a trace in the folder."""
         return (
             self.jobs[name].state == "FAILED"
             and name not in self.notes
-            and not (self._folder / f"{name}{BEGUN}").exists()
+            and not (self._folder / f"{name}{STARTING}").exists()
         )
 
     def fixes(self) -> str:
-        """Return what to change after how jobs ended, each fix once."""
+        """Return what to change, from how jobs ended, each fix once."""
         ended = [name for name in self.jobs if name not in self.notes or self.notes[name].state != "done"]
-        fixes = [fix_of_end(self.jobs[name].state) for name in ended]
-        if any(map(self.silent, ended)):
+        fixes = [FIXES.get(self.jobs[name].state) for name in ended]
+        if any(map(self.left_no_trace, ended)):
             fixes.append(
-                f"do the nodes see {quote(str(self.out))}? run `srun ls` on it, or submit to an --out on a file "
+                f"check that the nodes see {quote(str(self.out))} (`srun ls`), or submit to an --out on a file "
                 "system that all nodes share"
             )
         return "; ".join(dict.fromkeys(fix for fix in fixes if fix))
@@ -194,16 +189,16 @@ def _blocked(jobs: Iterable[Job]) -> list[Job]:
     return [job for job in jobs if job.live and not job.runs and why_never(job.state, job.reason)]
 
 
-def _advice(seen: _Seen, state: State, study: Status, failed: Mapping[str, str]) -> str:
-    folder = quote(str(seen.out))
-    if not seen.submission.numbers:
+def _advice(view: _JobView, state: State, study: Status, failed: Mapping[str, str]) -> str:
+    folder = quote(str(view.out))
+    if not view.submission.numbers:
         return "the submission was refused or interrupted; run the same `modis-dist submit` again"
     match state:
         case "running" | "waiting":
-            return f"{_why_blocked(seen)}wait; `modis-dist cancel {folder}` saves checkpoints and cancels the jobs"
+            return f"{_why_blocked(view)}wait; `modis-dist cancel {folder}` saves checkpoints and cancels the jobs"
         case "stuck":
             return (
-                f"{_why_blocked(seen)}to change the profile: modis-dist cancel {folder}, then modis-dist resume "
+                f"{_why_blocked(view)}to change the profile: modis-dist cancel {folder}, then modis-dist resume "
                 f"{folder} --cluster PROFILE.yaml"
             )
         case "finished" if study.failures:
@@ -212,16 +207,16 @@ def _advice(seen: _Seen, state: State, study: Status, failed: Mapping[str, str])
             return f"modis-dist fetch {folder} --to DIR"
     if not failed:
         return f"no job is in the queue; continue with: modis-dist resume {folder}"
-    fixes = f" ({what})" if (what := seen.fixes()) else ""
+    fixes = f" ({what})" if (what := view.fixes()) else ""
     return (
         f"no job is in the queue; fix what made a job fail{fixes}, then: modis-dist resume {folder} (with --cluster "
         "PROFILE.yaml to change the profile)"
     )
 
 
-def _why_blocked(seen: _Seen) -> str:
+def _why_blocked(view: _JobView) -> str:
     """Return the jobs that will not start and the fix: each reason with its first job; empty if there are none."""
-    blocked = _blocked(seen.all.values())
+    blocked = _blocked(view.all.values())
     reasons = {why_never(job.state, job.reason): job.id for job in reversed(blocked)}
     listed = ", ".join(f"{job}: {why}" for why, job in reasons.items())
     return f"{len(blocked)} job(s) will not start: {listed}; " if blocked else ""

@@ -3,7 +3,7 @@
 A job is recorded before it is sent, with a mark by which the queue finds it, so that no job is sent twice.
 """
 
-import secrets
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,10 +13,9 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.parse import dump
 from modis_dist.execution.run_pack import unfinished_packs
 from modis_dist.integrations.slurm.form import Form, check_profile
-from modis_dist.integrations.slurm.job_notes import BEGUN
+from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, script
 from modis_dist.integrations.slurm.queue import NotSeen, Queue
-from modis_dist.integrations.slurm.shared_fs import warn_of_local
 from modis_dist.integrations.slurm.submission import (
     SentJob,
     Submission,
@@ -30,6 +29,7 @@ from modis_dist.integrations.slurm.submission import (
     study_of,
 )
 from modis_dist.runtime.errors import ModisError, UserError
+from modis_dist.runtime.file_systems import OF_ONE_MACHINE, file_system
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.runtime.text import shown
@@ -41,7 +41,7 @@ from modis_dist.study.plan import Plan, ids_of
 
 
 def submit(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
-    """Submit a study. Raises ``UserError`` if one was submitted from this folder before, or Slurm refuses a job."""
+    """Submit a study. Raises ``UserError`` if one was already submitted from this folder, or Slurm refuses a job."""
     folder = folder_of(out)
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0), locked(folder, patience_s=0):
@@ -51,7 +51,7 @@ def submit(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
 
 
 def refuse_if_submitted(out: Path) -> None:
-    """Raise ``UserError`` if a study was submitted from a folder before, or Slurm cannot use its path."""
+    """Raise ``UserError`` if a study was already submitted from a folder, or Slurm cannot use its path."""
     if "%" in str(out):
         raise UserError(f"--out: {shown(str(out))}: Slurm treats % in a path as a pattern; use a folder without %")
     if not is_submitted(out):
@@ -61,8 +61,8 @@ def refuse_if_submitted(out: Path) -> None:
     if submission.sent:
         refuse_if_live(out, submission, queue)
         raise UserError(
-            f"{out}: already submitted; `modis-dist status` shows its state, `modis-dist resume` submits what is not "
-            "done; use another --out for another study"
+            f"{out}: already submitted; `modis-dist status` shows its state, `modis-dist resume` submits the "
+            "unfinished part; use another --out for another study"
         )
 
 
@@ -98,7 +98,7 @@ def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Subm
             numbers.append(str(submission.sent[-1].number))
     except UserError as error:
         queue.cancel(numbers)
-        uncertain = load(out).sent[-1:] if isinstance(error, NotSeen) else ()  # its mark may find it later
+        uncertain = load(out).sent[-1:] if isinstance(error, NotSeen) else ()  # the queue may list its mark later
         save(out, replace(before, sent=(*before.sent, *uncertain)))
         raise UserError(f"{error}; nothing was submitted") from None
     return submission
@@ -118,13 +118,13 @@ def _send_job(
 def jobs_of(form: Form, packs: Sequence[int], site: Site) -> list[SentJob]:
     """Return the jobs that train packs and end the study, in order."""
     if form == "allocation":
-        return [SentJob("allocation", _mark())]
-    arrays = [SentJob("array", _mark(), first, indices) for first, indices in chunks(packs, site.max_array)]
-    return [*arrays, SentJob("finish", _mark())]
+        return [SentJob("allocation")]
+    arrays = [SentJob("array", first=first, indices=indices) for first, indices in chunks(packs, site.max_array)]
+    return [*arrays, SentJob("finish")]
 
 
 def chunks(numbers: Sequence[int], size: int) -> list[tuple[int, tuple[int, ...]]]:
-    """Split ascending pack numbers into arrays: the pack of index 0, and indices below ``size``."""
+    """Split ascending pack numbers into arrays: for each the pack of index 0, and its indices below ``size``."""
     arrays: list[tuple[int, tuple[int, ...]]] = []
     for number in numbers:
         if not arrays or number - arrays[-1][0] >= size:
@@ -135,7 +135,7 @@ def chunks(numbers: Sequence[int], size: int) -> list[tuple[int, tuple[int, ...]
 
 
 def scripts_of(planned: Plan, site: Site, *, form: Form, out: Path) -> dict[str, str]:
-    """Return one script for each kind of job that would be sent; warns as ``submit`` does."""
+    """Return one script per kind of job that would be sent; warn as ``submit`` does."""
     _warn_of_local(planned, site, out)
     jobs = jobs_of(form, range(len(unfinished_packs(out, planned.packs()))), site)
     scripts = {}
@@ -151,15 +151,20 @@ def _script(study: str, site: Site, job: SentJob, out: Path) -> str:
 
 
 def _warn_of_local(planned: Plan, site: Site, out: Path) -> None:
-    warn_of_local({"--out": out, "the store": planned.store.path.absolute()}, site)
-
-
-def _mark() -> str:
-    return f"modis-{secrets.token_hex(8)}"
+    """Log a warning if other nodes may not see the output folder or the store."""
+    store = planned.store.path.absolute()
+    kinds = {f"--out: {out}": file_system(out), f"the store: {store}": file_system(store)}
+    local = [f"{folder} ({kind})" for folder, kind in kinds.items() if kind in OF_ONE_MACHINE]
+    if local and site.executor == "slurm":
+        logging.getLogger(__name__).warning(
+            "on a local file system: %s; if the nodes do not see it, jobs fail without a message. Use folders on a "
+            "shared file system, unless this machine exports these",
+            " and ".join(local),
+        )
 
 
 def adopt(out: Path, submission: Submission, queue: Queue) -> Submission:
-    """Add the job ids of jobs whose sender was killed before it could record them."""
+    """Add the ids of jobs whose sender was killed before it recorded them."""
     if all(job.number is not None for job in submission.sent):
         return submission
     jobs = [job if job.number is not None else replace(job, number=queue.marked(job.mark)) for job in submission.sent]
@@ -172,7 +177,7 @@ def adopt(out: Path, submission: Submission, queue: Queue) -> Submission:
 
 
 def resume(out: Path, site: Site | None = None) -> Submission:
-    """Submit what is not done, with another profile if one is given.
+    """Submit the unfinished part of a study, with another profile if one is given.
 
     Raises ``UserError`` if jobs are pending or running, ``ConfigError`` if the profile does not suit the study.
     """
@@ -188,7 +193,7 @@ def resume(out: Path, site: Site | None = None) -> Submission:
         if site is not None:
             write_text(folder_of(out) / "cluster.yaml", dump(site))
         submission = replace(submission, version=__version__, code=code())
-        if submission.form == "array":  # the last job may have arranged anew the members of packs that crashed
+        if submission.form == "array":  # the last job may have rearranged packs that crashed
             submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
         with _without_old_notes(folder_of(out) / STATUS):
             return send(out, submission, site or before, queue=queue)
@@ -197,7 +202,7 @@ def resume(out: Path, site: Site | None = None) -> Submission:
 @contextmanager
 def _without_old_notes(folder: Path) -> Iterator[None]:
     """Remove the status files of earlier jobs; restore them if the block fails."""
-    earlier = {path: path.read_text() for path in (*folder.glob("*.json"), *folder.glob(f"*{BEGUN}"))}
+    earlier = {path: path.read_text() for path in (*folder.glob("*.json"), *folder.glob(f"*{STARTING}"))}
     for path in earlier:
         path.unlink()
     try:

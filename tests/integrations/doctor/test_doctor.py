@@ -164,7 +164,7 @@ def test_the_all_reduce_is_over_the_allocation_or_else_on_this_machine(
     monkeypatch.setattr(doctor, "on_this_machine", lambda: Finding("all-reduce", "ok", "here"))
     monkeypatch.setattr(doctor, "not_allocated", lambda *_: Finding("all-reduce", "ok", "not allocated"))
     monkeypatch.setattr(doctor, "over_allocation", lambda *_, nodes: [Finding("all-reduce", "ok", f"{nodes} nodes")])
-    assert of(list(doctor.examine(site, requests=[], folder=tmp_path)), "all-reduce").message == where
+    assert of(list(doctor.examine(site, folder=tmp_path)), "all-reduce").message == where
 
 
 def test_outside_an_allocation_the_fix_is_an_salloc_command() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from modis_dist.cli.main import run as command
-from modis_dist.integrations.slurm import array as array_job
+from modis_dist.integrations.slurm import jobs as array_job
 from modis_dist.integrations.slurm import submission
 from modis_dist.integrations.slurm.job_notes import Note, PackFailed, noted, read_note
 from modis_dist.integrations.slurm.submission import load

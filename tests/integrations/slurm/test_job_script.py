@@ -196,7 +196,7 @@ def test_a_script_marks_a_job_whose_python_has_not_started(tmp_path: Path) -> No
     for kind, name in (("array", "pack-42"), ("finish", "finish"), ("allocation", "allocation")):
         text = script(site, kind=kind, name="toy", out=tmp_path, first=40, indices=(2,))
         assert ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")[0] == 7
-        assert (tmp_path / "status" / f"{name}.begun").exists()
+        assert (tmp_path / "status" / f"{name}.starting").exists()
 
 
 def test_every_task_has_its_own_log() -> None:

@@ -428,7 +428,7 @@ def test_a_job_that_ends_before_python_starts_is_shown_with_its_last_line(
 ) -> None:
     submitted(store, out)
     folder = out / "submission"
-    (folder / "status" / "pack-1.begun").touch()
+    (folder / "status" / "pack-1.starting").touch()
     (folder / "logs" / "1000_1.log").write_text("slurmstepd: x\nmodule: command not found\n\n")
     assert submission_status(out).failed == {}, "it may be loading"
     slurm.end()
@@ -447,7 +447,7 @@ def test_resume_prints_only_the_jobs_that_it_sent(
     slurm.end()
     assert command(["resume", str(out)]) == 0
     stdout = capsys.readouterr().out
-    assert stdout.splitlines()[0].endswith("(what was not done): array 1003, array 1004, finish 1005")
+    assert stdout.splitlines()[0].endswith(": array 1003, array 1004, finish 1005")
 
 
 def test_resume_uses_the_packs_as_arranged_after_a_crash(slurm: FakeSlurm, store: Path, out: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from modis_dist.cli import wait
 from modis_dist.cli.main import run as command
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.integrations.slurm import shared_fs, submit
+from modis_dist.integrations.slurm import submit
 from modis_dist.integrations.slurm.failure_reasons import why_never
 from modis_dist.integrations.slurm.job_notes import Note, State
 from modis_dist.integrations.slurm.submission import load
@@ -32,7 +32,7 @@ NEVER = {
     "QOSMaxGRESPerJob": "change cpus, gpus, memory or nodes",
     "AssocMaxCpuPerJobLimit": "change cpus, gpus, memory or nodes",
     "QOSMinCpuNotSatisfied": "change cpus, gpus, memory or nodes",
-    "AssocGrpCPUMinutesLimit": "hours of the account",
+    "AssocGrpCPUMinutesLimit": "set another account",
     "BadConstraints": "constraint",
     "InvalidAccount": "account",
 }
@@ -153,7 +153,7 @@ def test_submit_and_dry_run_warn_of_local_file_systems(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(shared_fs, "file_system", lambda _: kind)
+    monkeypatch.setattr(submit, "file_system", lambda _: kind)
     submit.scripts_of(planned(store, out), site(), form="array", out=out)
     submitted(store, out)
     names = [f"--out: {out} ({kind}) and the store: {store} ({kind})" in text for text in caplog.messages]
@@ -183,8 +183,9 @@ def test_status_wait_exits_with_the_code_of_the_study(
     monkeypatch.setattr(wait, "time", SimpleNamespace(sleep=ends))
     assert command(["status", str(out), "--wait", "--json"]) == 4
     captured = capsys.readouterr()
-    assert json.loads(captured.out)["failures"] == {"x": "loss is nan"}
-    assert "1 trials failed (loss is nan)" in captured.err
+    assert (
+        json.loads(captured.out)["failures"] == {"x": "loss is nan"} and "1 trials failed (loss is nan)" in captured.err
+    )
 
 
 @pytest.mark.usefixtures("slurm")

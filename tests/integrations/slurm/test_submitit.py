@@ -1,16 +1,9 @@
 """Contract with submitit: fails if a new release changes what this package uses."""
 
-import shlex
-from pathlib import Path
-from typing import Any
-
 import pytest
 from submitit.core.utils import FailedJobError
 from submitit.helpers import CommandFunction
-from submitit.local import local
 from submitit.slurm.slurm import SlurmInfoWatcher
-
-from modis_dist.integrations.slurm.local_queue import COMMAND_VARIABLE, CONTROLLER
 
 
 def test_a_failed_command_raises_its_standard_error() -> None:
@@ -28,19 +21,3 @@ def test_rows_of_sacct_are_read_by_job_and_column() -> None:
         "7_0": ("CANCELLED by 1", "n1"),
         "8": ("COMPLETED", "n2"),
     }
-
-
-def test_a_local_controller_has_the_module_and_the_variable_by_which_it_is_found(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[list[str], dict[str, str]]] = []
-
-    def popen(command: list[str], *, env: dict[str, str], **_: Any) -> None:
-        calls.append((command, env))
-
-    monkeypatch.setattr(local.subprocess, "Popen", popen)
-    command = shlex.join(["python", "a b.sh"])
-    local.start_controller(tmp_path, command, cuda_devices="0,1", timeout_min=1, stderr_to_stdout=True)
-    ((words, environment),) = calls
-    assert CONTROLLER in words
-    assert environment[COMMAND_VARIABLE] == command and environment["CUDA_VISIBLE_DEVICES"] == "0,1"

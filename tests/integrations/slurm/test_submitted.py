@@ -41,7 +41,7 @@ import sys, time
 from pathlib import Path
 
 here = Path(__file__).parent
-if sys.argv[4] != "here":
+if sys.argv[4] != "local":
     from modis_dist.report import drawing
     from modis_dist.execution import run_pack
     from modis_dist.train.journal import JournalWriter
@@ -268,7 +268,7 @@ def test_fetch_refuses_a_folder_inside_the_output_folder_and_one_of_another_stud
     before = manifest.load(out / "manifest.json")
     other.out.mkdir()
     manifest.save(other.out / "manifest.json", manifest.Manifest("other", before.fingerprint, (), (), ()))
-    assert "holds another study; take another folder" in refused(other.out)
+    assert f"--to: {other.out}" in refused(other.out)
     assert [path.name for path in other.out.iterdir()] == ["manifest.json"]
 
 

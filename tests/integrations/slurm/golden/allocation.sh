@@ -19,7 +19,7 @@
 #SBATCH --signal=B:USR1@300
 umask 077
 trap '' USR1  # until Python handles it
-touch "status/allocation.begun"
+touch "status/allocation.starting"
 set -e
 module purge
 module load python/3.11 cuda

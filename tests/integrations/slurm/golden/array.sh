@@ -20,7 +20,7 @@
 #SBATCH --array=0-3,7%4
 umask 077
 trap '' USR1  # until Python handles it
-touch "status/pack-$((0 + SLURM_ARRAY_TASK_ID)).begun"
+touch "status/pack-$((0 + SLURM_ARRAY_TASK_ID)).starting"
 set -e
 module purge
 module load python/3.11 cuda

@@ -12,7 +12,7 @@
 #SBATCH --array=0-1,5,9-11%10
 umask 077
 trap '' USR1  # until Python handles it
-touch "status/pack-$((1000 + SLURM_ARRAY_TASK_ID)).begun"
+touch "status/pack-$((1000 + SLURM_ARRAY_TASK_ID)).starting"
 set -e
 [ -d "${TMPDIR:-/tmp}" ] || unset TMPDIR  # set by the submitting machine
 exec python3 -m modis_dist job array /scratch/me/toy "$((1000 + SLURM_ARRAY_TASK_ID))"

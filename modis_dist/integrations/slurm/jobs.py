@@ -1,13 +1,12 @@
-"""Work of the jobs of an array: each task trains one pack; the last job selects, refits and tests."""
+"""Jobs of a submission: tasks of an array, each training one pack, the job after the array, and an allocation."""
 
 import logging
 import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -15,7 +14,7 @@ from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.execution.local import LocalExecutor
 from modis_dist.execution.resource_errors import is_gpu_error, is_training_error
-from modis_dist.execution.resources import cores
+from modis_dist.execution.resources import Cluster, Node, cores
 from modis_dist.execution.run_pack import (
     Pack,
     crash_reasons,
@@ -26,8 +25,11 @@ from modis_dist.execution.run_pack import (
     study_layout,
     unfinished_packs,
 )
+from modis_dist.integrations.ray.existing_cluster import ray_at
+from modis_dist.integrations.ray.multi_node import ray_on_nodes
+from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
 from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
-from modis_dist.integrations.slurm.job_script import STATUS
+from modis_dist.integrations.slurm.job_script import STATUS, python
 from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
 from modis_dist.integrations.slurm.submission import folder_of, load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
@@ -115,15 +117,15 @@ def _require_gpus(study: Study, site: Site) -> None:
 
 
 def threads_of(study: Study, site: Site) -> int:
-    """Return the CPU threads of a pack: as set in the study, or all of the task."""
+    """Return the CPU threads of a pack: ``sweep.resources.cpus``, or all cores of the task."""
     return min(study.sweep.resources.cpus or site.cpus, cores())
 
 
 def train_pack(out: Path, number: int) -> None:
-    """Train or resume the pack of a number.
+    """Train or resume the pack with a number.
 
-    Raises ``Interrupted`` after a signal, with a checkpoint saved; ``PackFailed`` if the training itself failed;
-    ``NodeFailed`` if a GPU did; other errors as they are, which leave the pack to `resume`.
+    Raises ``Interrupted`` after a signal, with a checkpoint saved; ``PackFailed`` if the training failed;
+    ``NodeFailed`` if a GPU failed; other errors unchanged, after which `resume` submits the pack again.
     """
     submission, study, site = load(out), study_of(out), site_of(out)
     with job(out, f"pack-{number}", site) as flag:
@@ -141,27 +143,21 @@ def train_pack(out: Path, number: int) -> None:
             raise
 
 
-class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
-    """An executor that starts no further packs once a signal has set the flag."""
+class StopBetweenPacks:
+    """An executor that starts no packs after a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
         self.slots, self.threads = executor.slots, executor.threads
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
-
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``."""
         if reason := self._flag.requested():
             raise Interrupted(f"{reason}; finished trials are kept")
         return self._executor.execute(packs, out=out, store=store)
 
 
-class AfterArray(AbstractContextManager["AfterArray"]):
-    """Executor of the last job: packs of the array were trained by its tasks; the refit trains in this job."""
+class AfterArray:
+    """Executor of the last job: tasks trained the packs of the array; this job trains the refit."""
 
     def __init__(self, out: Path) -> None:
         self._out = out
@@ -171,15 +167,11 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         self._local = LocalExecutor(resources)
         self.slots, self.threads = self._local.slots, self._local.threads
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
-
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """See ``Executor.execute``. Raises ``RunFailed`` if packs of the array neither finished nor crashed.
+        """Return why trials crashed, by id. Trains only packs that are not in the array.
 
-        Also if many trials of crashed packs must be retried alone, which an array does in parallel.
+        Raises ``RunFailed`` if packs of the array neither finished nor crashed, or if many trials of crashed packs must
+        be retried alone, which an array does in parallel.
         """
         reasons: dict[str, str] = {}
         incomplete, local_packs = [], []
@@ -192,9 +184,9 @@ class AfterArray(AbstractContextManager["AfterArray"]):
                 incomplete.append(pack)
         if incomplete:
             raise RunFailed(
-                f"{len(incomplete)} of {len(packs)} packs of the array are not done and their training did not "
-                f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
-                f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
+                f"{len(incomplete)} of {len(packs)} packs of the array are unfinished (cancelled, killed, out of time, "
+                f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
+                f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
         if len(alone := [pack for pack in local_packs if pack.judged_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
@@ -207,3 +199,16 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         """Return why the training of a pack failed; None if it did not."""
         note = read_note(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
         return note.reason if note is not None and note.state == "failed" else None
+
+
+@contextmanager
+def ray_of_job(out: Path, site: Site) -> Iterator[RayBackend]:
+    """Start Ray in this job: on one node it listens on loopback only, on several it requires a token."""
+    if site.nodes == 1:
+        yield PrivateRay(Cluster("this job", (Node(min(site.cpus, cores()), site.gpus),)))
+        return
+    with (
+        ray_on_nodes(folder_of(out), nodes=site.nodes, cpus=site.cpus, gpus=site.gpus, python=python(site)) as address,
+        ray_at(address) as backend,
+    ):
+        yield backend
