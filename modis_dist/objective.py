@@ -96,15 +96,12 @@ class Terms:
     parts: dict[str, Tensor] = field(default_factory=dict)
     total: Tensor | float = 0.0
 
-    def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of this rank's rows; a term per modality is summed over modalities in the total."""
-        self._add(name, value, weight, counted=True)
+    def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0, *, shared: bool = False) -> None:
+        """Add a term of this rank's rows or, if ``shared``, of the global batch: rank 0 reports what all compute.
 
-    def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of the global batch, which every rank computes and rank 0 reports."""
-        self._add(name, value, weight, counted=self.world.rank == 0)
-
-    def _add(self, name: str, value: Tensor, weight: Tensor | float, *, counted: bool) -> None:
+        A term per modality is summed over modalities in the total.
+        """
+        counted = not shared or self.world.rank == 0
         weighted = weight * (value.sum(1) if value.dim() == 2 else value)
         self.loss = self.loss + weighted
         self.parts[name] = value.detach() if counted else torch.zeros_like(value)
@@ -148,7 +145,7 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         output = _of_all_ranks(of_rank, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         value = _adversarial(output, batch.label, weights, side="discriminator")
-        terms.add_shared("adversarial_d", value, weights.adversarial)
+        terms.add("adversarial_d", value, weights.adversarial, shared=True)
         _add_class_terms(terms, output, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
@@ -178,7 +175,7 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
         value = _adversarial(output, batch.label, weights, side="encoder")
-        terms.add_shared("adversarial_g", value, weights.adversarial)
+        terms.add("adversarial_g", value, weights.adversarial, shared=True)
         _add_class_terms(terms, output, batch.label, weights, suffix="g")
     return terms
 
@@ -206,9 +203,9 @@ def _add_class_terms(
     terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
     """L_C and L_clustering, summed over modalities."""
-    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label)
+    terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label, shared=True)
     value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
-    terms.add_shared(f"clustering_{suffix}", value, weights.clustering)
+    terms.add(f"clustering_{suffix}", value, weights.clustering, shared=True)
 
 
 def _adversarial(
