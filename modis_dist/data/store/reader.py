@@ -81,18 +81,13 @@ class Store:
     stamps: Mapping[str, Stamp] = field(repr=False)  # of every shard when it was verified
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
+    def open(cls, path: Path, *, cached: bool = True) -> "Store":
         """Open a store and verify size, content and schema of every shard.
 
-        Shards whose size and modification time match an earlier verification are not hashed again, if the folder is
-        writable. Raises ``DataError``.
+        If ``cached``, shards whose size and modification time match an earlier verification are not hashed again (that
+        needs a writable folder). Raises ``DataError``.
         """
-        return _open(path, trusted=_read_verified(path))
-
-    @classmethod
-    def open_uncached(cls, path: Path) -> "Store":
-        """Open a store and hash every shard, ignoring earlier verifications."""
-        return _open(path, trusted={})
+        return _open(path, trusted=_read_verified(path) if cached else {})
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -127,12 +122,7 @@ class Store:
     def index(self, modality: str) -> Index:
         """Return the metadata of all rows of a modality."""
         parts = [self._index(table) for _, table in self._row_groups(modality, columns=META)]
-        return Index(
-            np.concatenate([part.sample_id for part in parts]),
-            np.concatenate([part.group_id for part in parts]),
-            np.concatenate([part.label for part in parts]),
-            np.concatenate([part.split for part in parts]),
-        )
+        return Index(*(np.concatenate([getattr(part, name) for part in parts]) for name in META))
 
     def read(self, modality: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return features [n, p] of all rows, or of ``rows`` in their order; reads only the row groups needed.
@@ -174,7 +164,10 @@ class Store:
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
                     if _overlaps(positions, start, rows):
-                        yield start, _checked(file.read_row_group(number, columns=list(columns)), rows)
+                        group = file.read_row_group(number, columns=list(columns))
+                        if group.num_rows != rows:
+                            raise ValueError(f"row group {number} has {group.num_rows} rows, expected {rows}")
+                        yield start, group
                     start += rows
 
     def _index(self, table: pa.Table) -> Index:
@@ -219,12 +212,6 @@ def _overlaps(positions: NDArray[np.int64] | None, start: int, rows: int) -> boo
         return True
     first, last = np.searchsorted(positions, [start, start + rows])
     return bool(first < last)
-
-
-def _checked(table: pa.Table, rows: int) -> pa.Table:
-    if table.num_rows != rows:
-        raise ValueError(f"a row group has {table.num_rows} rows, expected {rows}")
-    return table
 
 
 @contextmanager
