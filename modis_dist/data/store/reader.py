@@ -261,30 +261,23 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
-            raise KeyError("format")
+            raise ValueError("not the manifest of a store")
+        if raw.get("version") != VERSION:
+            version = shown(raw.get("version"))
+            raise DataError(f"{where}: format version {version}, expected {VERSION}; repeat the import")
+        tables = {entry["name"]: _table(entry) for entry in raw["modalities"]}
+        classes = tuple(raw["classes"])
+        if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
+            raise ValueError("wrong fingerprint")
+        return raw | {"tables": tables, "classes": classes, "created": dict(raw["created"])}
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{shown(str(path))}: not a store (no {MANIFEST}); create one with `modis-dist data import`"
         ) from None
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where}: damaged, or not the manifest of a store; restore it or repeat the import") from error
-    if raw.get("version") != VERSION:
-        raise DataError(f"{where}: format version {shown(raw.get('version'))}, expected {VERSION}; repeat the import")
-    return _parsed(raw, where)
-
-
-def _parsed(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        tables = {entry["name"]: _table(entry) for entry in raw["modalities"]}
-        classes = tuple(raw["classes"])
-        if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
-            raise ValueError("wrong fingerprint")
-        created = dict(raw["created"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: damaged ({shown(str(error))}); restore it or repeat the import") from error
-    return {"tables": tables, "classes": classes, "fingerprint": raw["fingerprint"], "created": created}
 
 
 def _table(entry: dict[str, Any]) -> ModalityTable:
