@@ -92,6 +92,7 @@ class Site(Section):
     python: tuple[Line, ...] | None = item(
         None,
         "command that starts Python in a job, e.g. [singularity, exec, my.sif, python]; default: the submitting Python",
+        min_length=1,
     )
     scratch: Scratch | None = item(None, "folder for temporary files on a node, e.g. $JOBSCRATCH; default: /tmp")
 
@@ -119,13 +120,6 @@ class Site(Section):
                 raise ValueError("each must be one line of printable characters")
             if line.lstrip().startswith("#SBATCH"):
                 raise ValueError("#SBATCH has no effect here; put the option in options")
-        return value
-
-    @field_validator("python")
-    @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and not value:
-            raise ValueError("must have at least one word; remove the key to use the submitting Python")
         return value
 
     @field_validator("*")

@@ -225,7 +225,7 @@ def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, t
         ({"gpu_kind": "v100"}, "gpu_kind: requires gpus of 1 or more"),
         ({"time": "00:02:00"}, "warning_s: must be shorter than time (00:02:00)"),
         ({"executor": "local", "nodes": 2}, "nodes: must be 1 for a local profile"),
-        ({"python": []}, "python: must have at least one word; remove the key to use the submitting Python"),
+        ({"python": []}, "python: must have at least 1 element(s) (got [])"),
         ({"tiem": "04:00:00"}, "tiem: unknown key; did you mean 'time'?"),
         ({"executor": "slrum"}, "executor: must be 'slurm' or 'local' (got 'slrum'); did you mean 'slurm'?"),
         ({"setup": "module load x"}, "setup: must be a list (got 'module load x'); write [module load x]"),

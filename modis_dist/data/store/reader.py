@@ -269,7 +269,8 @@ def _manifest(path: Path) -> dict[str, Any]:
         classes = tuple(raw["classes"])
         if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
             raise ValueError("wrong fingerprint")
-        return raw | {"tables": tables, "classes": classes, "created": dict(raw["created"])}
+        created, fingerprint = dict(raw["created"]), raw["fingerprint"]
+        return {"tables": tables, "classes": classes, "fingerprint": fingerprint, "created": created}
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{shown(str(path))}: not a store (no {MANIFEST}); create one with `modis-dist data import`"
