@@ -11,7 +11,7 @@ Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of 
 l latent dimensions, k classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence
-from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
+from modis_dist.model.networks import DiscriminatorOutput, Modis, Side
 
 
 @dataclass(frozen=True)
@@ -133,9 +133,12 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
+    sizes = [x.shape[1] for x in batch.x]
     with frozen(model.sides["vaes"]):
         with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
-            z, vjps = _sample(model, batch.x, world.local(batch.noise_d))
+            noise = torch.split(world.local(batch.noise_d), sizes, 1)
+            draws = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]  # type: ignore[operator]
+        z = torch.cat([draw for draw, _ in draws], 1)
         if penalised:
             signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.local(batch.signs)
             of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
@@ -149,9 +152,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         _add_class_terms(terms, output, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
-            gradients = torch.split(gradient, [x.shape[1] for x in batch.x], 1)
+            gradients = torch.split(gradient, sizes, 1)
             if through_x:
-                gradients = tuple(vjp(part) for vjp, part in zip(vjps, gradients, strict=True))
+                gradients = tuple(vjp(part) for (_, vjp), part in zip(draws, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
         # A slot reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
@@ -184,13 +187,6 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
     """Autocast to the lower precision of the rules, if they have one."""
     dtype = rules.autocast_dtype if allowed else None
     return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
-
-
-def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> tuple[Tensor, list[Vjp]]:
-    """Latents [r, n, l] drawn for this rank's rows, and for each modality the vector-Jacobian product of its draw."""
-    parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
-    samples = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
-    return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]
 
 
 def _of_all_ranks(of_rank: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:

@@ -57,12 +57,12 @@ _never_freed: list[Any] = []
 
 
 @contextmanager
-def join_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+def join_process_group(spec: RankSpec, *, device: torch.device) -> Iterator[World]:
     """Join the process group if there are several ranks; yields the world. Raises as ``init_process_group``."""
     if spec.size == 1:
         yield World()
         return
-    with init_process_group(spec, device=device, timeout_s=timeout_s) as world:
+    with init_process_group(spec, device=device) as world:
         yield world
 
 
