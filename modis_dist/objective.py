@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """What may differ between slots of one stack; every tensor but the prior is [r]."""
+    """Loss weights, which may differ between slots of one stack; every tensor but the prior is [r]."""
 
     beta: Float[Tensor, " r"]
     adversarial: Float[Tensor, " r"]
@@ -63,19 +63,19 @@ class Weights:
 
     @cached_property
     def any_penalised(self) -> bool:
-        """Whether any slot has a gradient penalty."""
+        """True if any slot has a gradient penalty."""
         return bool((self.lambda_r > 0).any())
 
     @cached_property
     def slots(self) -> dict[str, Int[Tensor, " _"]]:
         """Slots of each kind of adversarial loss, on the device."""
-        of_kind = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
-        return {kind: torch.tensor(slots, device=self.beta.device) for kind, slots in of_kind.items()}
+        slots = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
+        return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in slots.items()}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the slots of one stack share."""
+    """Settings of the objective that all slots of one stack share."""
 
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
@@ -141,11 +141,11 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         z = torch.cat([draw for draw, _ in draws], 1)
         if penalised:
             signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.local(batch.signs)
-            of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
+            local, gradient = model.discriminator.with_input_gradient(z, signs)
         else:
             with _autocast(rules, batch):
-                of_rank = model.discriminator(z)
-        output = _of_all_ranks(of_rank, batch, world)
+                local = model.discriminator(z)
+        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         value = _adversarial(output, batch.label, weights, side="discriminator")
         terms.add("adversarial_d", value, weights.adversarial, shared=True)
@@ -170,8 +170,8 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
         with _autocast(rules, batch):
             outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
             mu, logvar, z = (torch.cat([getattr(o, name) for o in outputs], 1) for name in ("mu", "logvar", "z"))
-            of_rank = model.discriminator(z)
-        output = _of_all_ranks(of_rank, batch, world)
+            local = model.discriminator(z)
+        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         errors = [-2 * o.likelihood.log_prob(o.target).mean(-1).sum(1) for o in outputs]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
@@ -189,9 +189,9 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
     return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _of_all_ranks(of_rank: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
+def _gathered(local: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
     """Gather the output for the global batch, each [r, m, b, ...], in the precision of losses."""
-    parts = [part.to(batch.noise_d.dtype) for part in (of_rank.h, of_rank.modality, of_rank.label)]
+    parts = [part.to(batch.noise_d.dtype) for part in (local.h, local.modality, local.label)]
     return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
 
 
@@ -207,7 +207,7 @@ def _add_class_terms(
 def _adversarial(
     output: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
-    """The adversarial loss of each slot, of the kind it asks for."""
+    """Return the adversarial loss of each slot, by its kind."""
     by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
     known = _confident(output, label, weights.confidence) if by_class else label
     if len(weights.slots) == 1:
@@ -225,7 +225,7 @@ def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
 
 
 def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
-    """The true class, or where unlabelled the predicted class if its probability reaches the confidence, else -1."""
+    """Return the class; of unlabelled rows the predicted one if its probability reaches the confidence, else -1."""
     top, predicted = output.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

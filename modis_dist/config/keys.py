@@ -91,9 +91,9 @@ def explain(key: str, tree: type[BaseModel] = Study) -> str:
     known = list(every_key(tree))
     key = _without_names(key, known)
     section, _, kind = key.rpartition(".")
-    of_kind = [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
-    if of_kind:  # a kind of step, such as ``scenario.hide_labels``
-        return "\n".join([key, *_of_one_kind(of_kind)])
+    steps = [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
+    if steps:  # a kind of step, such as ``scenario.hide_labels``
+        return "\n".join([key, *_explained_step(steps)])
     entries = [entry for entry in known if entry.path == key]
     if not entries:
         hint = nearest(key, _siblings(key, known)) or other_section_hint(key, tree)
@@ -124,7 +124,7 @@ def _without_names(key: str, known: list[Key]) -> str:
     return key
 
 
-def _of_one_kind(keys: list[Key]) -> list[str]:
+def _explained_step(keys: list[Key]) -> list[str]:
     lines = [f"  {entry.field.description}" for entry in keys if _last(entry) == "kind"]
     for entry in keys:
         if _last(entry) != "kind":

@@ -35,12 +35,12 @@ class Section(BaseModel):
         """Turn booleans into text, which number fields refuse; pydantic would read ``true`` as the number 1."""
         if not isinstance(value, dict):
             return value
-        without_bools = {
+        converted = {
             key: _bools_as_text(given)
             for key, given in value.items()
             if key in cls.model_fields and not _mentions(cls.model_fields[key].annotation, (bool, str, Any))
         }
-        return value | without_bools
+        return value | converted
 
 
 def _bools_as_text(value: Any) -> Any:

@@ -115,8 +115,8 @@ class Vae(nn.Module):
     def _vjp(
         self, hidden: Sequence[Tensor], deviation: Tensor, gradient: Float[Tensor, "r b l"]
     ) -> Float[Tensor, "r b p"]:
-        of_z = gradient.mT
-        rows = self.mu.vjp(of_z) + self.logvar.vjp(0.5 * deviation * of_z)
+        gradient = gradient.mT
+        rows = self.mu.vjp(gradient) + self.logvar.vjp(0.5 * deviation * gradient)
         *layers, last = self.encoder
         return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
 
