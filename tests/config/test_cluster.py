@@ -11,7 +11,7 @@ import pytest
 
 from modis_dist.cli.main import run
 from modis_dist.config import yaml12
-from modis_dist.config.cluster import OURS, Site, load_site
+from modis_dist.config.cluster import RESERVED_OPTIONS, Site, load_site
 from modis_dist.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ def test_an_option_that_is_not_one_long_option_is_refused(value: str, tmp_path: 
     assert problem.startswith("options[1]: must be one long option of sbatch")
 
 
-@pytest.mark.parametrize("name", [*OURS, "part", "outp", "arr", "acc", "wra", "depend", "job"])
+@pytest.mark.parametrize("name", [*RESERVED_OPTIONS, "part", "outp", "arr", "acc", "wra", "depend", "job"])
 @pytest.mark.parametrize("value", ["", "=1"])
 def test_an_option_of_the_submission_is_refused_also_by_the_start_of_its_name(
     name: str, value: str, tmp_path: Path
