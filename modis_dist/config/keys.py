@@ -191,12 +191,9 @@ def _limits_in(annotation: Any) -> list[str]:
     """Return the limits of the elements of a list or of the alternative to none."""
     if models_in(annotation):
         return []
-    limits = _limits(annotation.__metadata__[0].metadata) if _is_field(annotation) else []
+    is_field = get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], FieldInfo)
+    limits = _limits(annotation.__metadata__[0].metadata) if is_field else []
     return limits + [limit for argument in get_args(annotation)[:1] for limit in _limits_in(argument)]
-
-
-def _is_field(annotation: Any) -> bool:
-    return get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], FieldInfo)
 
 
 def _words(annotation: Any) -> str:

@@ -78,7 +78,6 @@ def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float
     os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
     store = _store(spec)
     presence = _Presence(store, rank, size, timeout_s)
-    presence.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
@@ -118,7 +117,10 @@ def _is_connection_error(why: str) -> bool:
 
 
 class _Presence:
-    """Presence of ranks in the store of the rendezvous: a key for each rank that joined, and one for each that left."""
+    """Presence of ranks in the store of the rendezvous: a key for each rank that joined, and one for each that left.
+
+    Creating it announces this rank and blocks until every rank has joined.
+    """
 
     def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
         self._store = store
@@ -126,10 +128,7 @@ class _Presence:
         self._timeout_s = timeout_s
         self._others = [other for other in range(size) if other != rank]
         store.set(f"here/{rank}", f"{os.getpid()} {socket.gethostname()}")
-
-    def wait_for_all(self) -> None:
-        """Block until every rank has joined."""
-        self._store.wait([f"here/{other}" for other in self._others], timedelta(seconds=WAIT_S))
+        store.wait([f"here/{other}" for other in self._others], timedelta(seconds=WAIT_S))
 
     def announce(self, word: str) -> None:
         """See ``distributed.Presence``."""

@@ -171,17 +171,9 @@ class StoreWriter:
             self.note("no labelled rows")
         if len(self._modalities) == 1:
             self.note("only one modality; training needs at least two")
-        elif not self._any_shared_sample():
+        samples = [sample for m in self._modalities.values() for sample in self._ledger.samples(m.where)]
+        if len(self._modalities) > 1 and len(set(samples)) == len(samples):
             self.note("no sample has rows in two modalities; translation cannot be evaluated")
-
-    def _any_shared_sample(self) -> bool:
-        seen: set[str] = set()
-        for modality in self._modalities.values():
-            ids = set(self._ledger.samples(modality.where))
-            if not seen.isdisjoint(ids):
-                return True
-            seen |= ids
-        return False
 
 
 class _ModalityWriter:
