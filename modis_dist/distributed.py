@@ -27,10 +27,10 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Presence(Protocol):
-    """Tells which ranks still run."""
+    """Announcements of the ranks, and detection of lost ones."""
 
     def announce(self, word: str) -> None:
-        """Tell the other ranks that this one reached a point; each word is announced once."""
+        """Announce to the other ranks that this one reached a point; each word is announced once."""
         ...
 
     def wait_for(self, rank: int, word: str) -> None:
@@ -50,7 +50,7 @@ class World:
 
     @property
     def alone(self) -> bool:
-        """Whether this is the only rank, without a process group."""
+        """True for the only rank, which has no process group."""
         return self.host_group is None
 
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
@@ -155,11 +155,11 @@ class _AllReduce(torch.autograd.Function):
 def _layout(world: World, modalities: int, rows: int, device: torch.device) -> tuple[list[int], Tensor]:
     """Row counts of the ranks, and where each row of the global batch is among their rows, padded to one length."""
     blocks = [[world.block(m, rows, rank=rank) for m in range(modalities)] for rank in range(world.size)]
-    counts = [sum(block.stop - block.start for block in of_rank) for of_rank in blocks]
+    counts = [sum(block.stop - block.start for block in rank_blocks) for rank_blocks in blocks]
     position = torch.empty(modalities, rows, dtype=torch.long)
-    for rank, of_rank in enumerate(blocks):
+    for rank, rank_blocks in enumerate(blocks):
         start = rank * max(counts)
-        for modality, block in enumerate(of_rank):
+        for modality, block in enumerate(rank_blocks):
             length = block.stop - block.start
             position[modality, block] = torch.arange(start, start + length)
             start += length

@@ -11,7 +11,7 @@ Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of 
 l latent dimensions, k classes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,7 +26,7 @@ from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.vae import kl_divergence
-from modis_dist.model.networks import DiscriminatorOutput, Modis, Side, Vjp
+from modis_dist.model.networks import DiscriminatorOutput, Modis, Side
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Weights:
-    """What may differ between slots of one stack; every tensor but the prior is [r]."""
+    """Loss weights, which may differ between slots of one stack; every tensor but the prior is [r]."""
 
     beta: Float[Tensor, " r"]
     adversarial: Float[Tensor, " r"]
@@ -63,19 +63,19 @@ class Weights:
 
     @cached_property
     def any_penalised(self) -> bool:
-        """Whether any slot has a gradient penalty."""
+        """True if any slot has a gradient penalty."""
         return bool((self.lambda_r > 0).any())
 
     @cached_property
     def slots(self) -> dict[str, Int[Tensor, " _"]]:
         """Slots of each kind of adversarial loss, on the device."""
-        of_kind = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
-        return {kind: torch.tensor(slots, device=self.beta.device) for kind, slots in of_kind.items()}
+        slots = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
+        return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in slots.items()}
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the slots of one stack share."""
+    """Settings of the objective that all slots of one stack share."""
 
     kl_reduction: Literal["sum", "mean"] = "sum"
     penalty: Literal["sum", "each"] = "sum"
@@ -96,15 +96,12 @@ class Terms:
     parts: dict[str, Tensor] = field(default_factory=dict)
     total: Tensor | float = 0.0
 
-    def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of this rank's rows; a term per modality is summed over modalities in the total."""
-        self._add(name, value, weight, counted=True)
+    def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0, *, shared: bool = False) -> None:
+        """Add a term of this rank's rows or, if ``shared``, of the global batch: rank 0 reports what all compute.
 
-    def add_shared(self, name: str, value: Tensor, weight: Tensor | float = 1.0) -> None:
-        """Add a term of the global batch, which every rank computes and rank 0 reports."""
-        self._add(name, value, weight, counted=self.world.rank == 0)
-
-    def _add(self, name: str, value: Tensor, weight: Tensor | float, *, counted: bool) -> None:
+        A term per modality is summed over modalities in the total.
+        """
+        counted = not shared or self.world.rank == 0
         weighted = weight * (value.sum(1) if value.dim() == 2 else value)
         self.loss = self.loss + weighted
         self.parts[name] = value.detach() if counted else torch.zeros_like(value)
@@ -136,25 +133,28 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
     through_x = rules.penalty_on == "x" and penalised
+    sizes = [x.shape[1] for x in batch.x]
     with frozen(model.sides["vaes"]):
         with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
-            z, vjps = _sample(model, batch.x, world.local(batch.noise_d))
+            noise = torch.split(world.local(batch.noise_d), sizes, 1)
+            draws = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]  # type: ignore[operator]
+        z = torch.cat([draw for draw, _ in draws], 1)
         if penalised:
             signs = z.new_ones(*z.shape[:2], len(batch.x)) if batch.signs is None else world.local(batch.signs)
-            of_rank, gradient = model.discriminator.with_input_gradient(z, signs)
+            local, gradient = model.discriminator.with_input_gradient(z, signs)
         else:
             with _autocast(rules, batch):
-                of_rank = model.discriminator(z)
-        output = _of_all_ranks(of_rank, batch, world)
+                local = model.discriminator(z)
+        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         value = _adversarial(output, batch.label, weights, side="discriminator")
-        terms.add_shared("adversarial_d", value, weights.adversarial)
+        terms.add("adversarial_d", value, weights.adversarial, shared=True)
         _add_class_terms(terms, output, batch.label, weights, suffix="d")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
-            gradients = torch.split(gradient, [x.shape[1] for x in batch.x], 1)
+            gradients = torch.split(gradient, sizes, 1)
             if through_x:
-                gradients = tuple(vjp(part) for vjp, part in zip(vjps, gradients, strict=True))
+                gradients = tuple(vjp(part) for (_, vjp), part in zip(draws, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
         # A slot reports the same terms alone and beside others, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
@@ -170,15 +170,15 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
         with _autocast(rules, batch):
             outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
             mu, logvar, z = (torch.cat([getattr(o, name) for o in outputs], 1) for name in ("mu", "logvar", "z"))
-            of_rank = model.discriminator(z)
-        output = _of_all_ranks(of_rank, batch, world)
+            local = model.discriminator(z)
+        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         errors = [-2 * o.likelihood.log_prob(o.target).mean(-1).sum(1) for o in outputs]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
         value = _adversarial(output, batch.label, weights, side="encoder")
-        terms.add_shared("adversarial_g", value, weights.adversarial)
+        terms.add("adversarial_g", value, weights.adversarial, shared=True)
         _add_class_terms(terms, output, batch.label, weights, suffix="g")
     return terms
 
@@ -189,16 +189,9 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
     return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _sample(model: Modis, inputs: Sequence[Tensor], noise: Float[Tensor, "r n l"]) -> tuple[Tensor, list[Vjp]]:
-    """Latents [r, n, l] drawn for this rank's rows, and for each modality the vector-Jacobian product of its draw."""
-    parts = torch.split(noise, [x.shape[1] for x in inputs], 1)
-    samples = [vae.sample_with_vjp(x, part) for vae, x, part in zip(model.vaes, inputs, parts, strict=True)]  # type: ignore[operator]
-    return torch.cat([z for z, _ in samples], 1), [vjp for _, vjp in samples]
-
-
-def _of_all_ranks(of_rank: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
+def _gathered(local: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
     """Gather the output for the global batch, each [r, m, b, ...], in the precision of losses."""
-    parts = [part.to(batch.noise_d.dtype) for part in (of_rank.h, of_rank.modality, of_rank.label)]
+    parts = [part.to(batch.noise_d.dtype) for part in (local.h, local.modality, local.label)]
     return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
 
 
@@ -206,15 +199,15 @@ def _add_class_terms(
     terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
     """L_C and L_clustering, summed over modalities."""
-    terms.add_shared(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label)
+    terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label, shared=True)
     value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
-    terms.add_shared(f"clustering_{suffix}", value, weights.clustering)
+    terms.add(f"clustering_{suffix}", value, weights.clustering, shared=True)
 
 
 def _adversarial(
     output: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> Float[Tensor, " r"]:
-    """The adversarial loss of each slot, of the kind it asks for."""
+    """Return the adversarial loss of each slot, by its kind."""
     by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
     known = _confident(output, label, weights.confidence) if by_class else label
     if len(weights.slots) == 1:
@@ -232,7 +225,7 @@ def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
 
 
 def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
-    """The true class, or where unlabelled the predicted class if its probability reaches the confidence, else -1."""
+    """Return the class; of unlabelled rows the predicted one if its probability reaches the confidence, else -1."""
     top, predicted = output.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

@@ -22,7 +22,7 @@ OPTION = r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:=+@&|*\[\]/%-]+)?"
 VARIABLE = r"\$(?:[A-Za-z_][A-Za-z0-9_]*|\{[A-Za-z_][A-Za-z0-9_]*\})"
 SCRATCH = rf"(?:/|{VARIABLE})(?:[A-Za-z0-9_./-]|{VARIABLE})*"  # shell variables, no shell commands
 REPLACE = "CHANGE_ME"  # placeholder in shipped profiles
-OURS = (  # options that a key of the profile or the submission itself sets
+RESERVED_OPTIONS = (  # options that a key of the profile or the submission itself sets
     *("account", "array", "chdir", "clusters", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency"),
     *("error", "export", "export-file", "gid", "gpus", "gpus-per-node", "gpus-per-task", "gres", "help", "input"),
     *("job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode"),
@@ -92,22 +92,23 @@ class Site(Section):
     python: tuple[Line, ...] | None = item(
         None,
         "command that starts Python in a job, e.g. [singularity, exec, my.sif, python]; default: the submitting Python",
+        min_length=1,
     )
     scratch: Scratch | None = item(None, "folder for temporary files on a node, e.g. $JOBSCRATCH; default: /tmp")
 
     @field_validator("time", mode="before")
     @classmethod
-    def _of_slurm(cls, value: object) -> str:
+    def _valid_time(cls, value: object) -> str:
         if not isinstance(value, str) or not TIME.fullmatch(value) or not _seconds(value):
             raise ValueError(f"must be [days-]hours:minutes:seconds, above 0 (got {shown(value)})")
         return value
 
     @field_validator("options")
     @classmethod
-    def _not_ours(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+    def _not_reserved(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for option in value:
             name = option.removeprefix("--").partition("=")[0]
-            if any(ours.startswith(name) for ours in OURS):  # sbatch accepts abbreviations
+            if any(reserved.startswith(name) for reserved in RESERVED_OPTIONS):  # sbatch accepts abbreviations
                 raise ValueError(f"--{name} is set by a key of the profile, or by the submission itself")
         return value
 
@@ -121,16 +122,9 @@ class Site(Section):
                 raise ValueError("#SBATCH has no effect here; put the option in options")
         return value
 
-    @field_validator("python")
-    @classmethod
-    def _some(cls, value: tuple[str, ...] | None) -> tuple[str, ...] | None:
-        if value is not None and not value:
-            raise ValueError("must have at least one word; remove the key to use the submitting Python")
-        return value
-
     @field_validator("*")
     @classmethod
-    def _replaced(cls, value: Any) -> Any:
+    def _without_placeholder(cls, value: Any) -> Any:
         """Refuse the placeholder of shipped profiles."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and REPLACE in text:
@@ -138,7 +132,7 @@ class Site(Section):
         return value
 
     @model_validator(mode="after")
-    def _fits_together(self) -> "Site":
+    def _consistent(self) -> "Site":
         if self.gpu_kind is not None and not self.gpus:
             raise ValueError("gpu_kind: requires gpus of 1 or more")
         if self.warning_s >= self.seconds:

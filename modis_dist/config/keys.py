@@ -90,9 +90,10 @@ def explain(key: str, tree: type[BaseModel] = Study) -> str:
     """
     known = list(every_key(tree))
     key = _without_names(key, known)
-    of_kind = _of_kind(key, known)
-    if of_kind:
-        return "\n".join([key, *_of_one_kind(of_kind)])
+    section, _, kind = key.rpartition(".")
+    steps = [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
+    if steps:  # a kind of step, such as ``scenario.hide_labels``
+        return "\n".join([key, *_explained_step(steps)])
     entries = [entry for entry in known if entry.path == key]
     if not entries:
         hint = nearest(key, _siblings(key, known)) or other_section_hint(key, tree)
@@ -100,7 +101,7 @@ def explain(key: str, tree: type[BaseModel] = Study) -> str:
         raise ConfigError([f"{shown(key)}: unknown key{hint}"], source="--explain")
     lines = [key]
     for kinds, field in _by_meaning(entries):
-        lines += [f"  {kinds}{field.description}", *(f"    {name + ':':<9}{fact}" for name, fact in _facts(field))]
+        lines += [f"  {kinds}{field.description}", *_facts(field)]
     below = [entry for entry in known if entry.path.startswith(key + ".") and "." not in entry.path[len(key) + 1 :]]
     return "\n".join([*lines, *_listed(below)])
 
@@ -123,19 +124,11 @@ def _without_names(key: str, known: list[Key]) -> str:
     return key
 
 
-def _of_kind(key: str, known: list[Key]) -> list[Key]:
-    """Return the keys of one kind of step, for a key such as ``scenario.hide_labels``."""
-    section, _, kind = key.rpartition(".")
-    return [entry for entry in known if entry.kind == kind and entry.path.rpartition(".")[0] == section]
-
-
-def _of_one_kind(keys: list[Key]) -> list[str]:
+def _explained_step(keys: list[Key]) -> list[str]:
     lines = [f"  {entry.field.description}" for entry in keys if _last(entry) == "kind"]
     for entry in keys:
         if _last(entry) != "kind":
-            facts = _facts(entry.field)
-            lines += [f"  {_last(entry)}: {entry.field.description}"]
-            lines += [f"    {name + ':':<9}{fact}" for name, fact in facts]
+            lines += [f"  {_last(entry)}: {entry.field.description}", *_facts(entry.field)]
     return lines
 
 
@@ -176,7 +169,8 @@ def _last(entry: Key) -> str:
     return entry.path.rsplit(".", 1)[-1]
 
 
-def _facts(field: FieldInfo) -> list[tuple[str, str]]:
+def _facts(field: FieldInfo) -> list[str]:
+    """Return a line each for type, unit, range, length and default, as far as the field has them."""
     extra = field.json_schema_extra
     facts = {
         "type": _words(field.annotation),
@@ -185,7 +179,7 @@ def _facts(field: FieldInfo) -> list[tuple[str, str]]:
         "length": "".join(f"at least {m.min_length}" for m in field.metadata if type(m) is MinLen),
         "default": "none (required)" if field.is_required() else _plain(field.default),
     }
-    return [(name, fact) for name, fact in facts.items() if fact]
+    return [f"    {name + ':':<9}{fact}" for name, fact in facts.items() if fact]
 
 
 def _limits(metadata: list[Any]) -> list[str]:
@@ -197,12 +191,9 @@ def _limits_in(annotation: Any) -> list[str]:
     """Return the limits of the elements of a list or of the alternative to none."""
     if models_in(annotation):
         return []
-    limits = _limits(annotation.__metadata__[0].metadata) if _is_field(annotation) else []
+    is_field = get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], FieldInfo)
+    limits = _limits(annotation.__metadata__[0].metadata) if is_field else []
     return limits + [limit for argument in get_args(annotation)[:1] for limit in _limits_in(argument)]
-
-
-def _is_field(annotation: Any) -> bool:
-    return get_origin(annotation) is Annotated and isinstance(annotation.__metadata__[0], FieldInfo)
 
 
 def _words(annotation: Any) -> str:

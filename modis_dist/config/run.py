@@ -35,12 +35,12 @@ class Section(BaseModel):
         """Turn booleans into text, which number fields refuse; pydantic would read ``true`` as the number 1."""
         if not isinstance(value, dict):
             return value
-        without_bools = {
+        converted = {
             key: _bools_as_text(given)
             for key, given in value.items()
             if key in cls.model_fields and not _mentions(cls.model_fields[key].annotation, (bool, str, Any))
         }
-        return value | without_bools
+        return value | converted
 
 
 def _bools_as_text(value: Any) -> Any:
@@ -144,7 +144,9 @@ class Pca(Section):
     kind: Literal["pca"] = item("pca", "project onto principal components, fitted on training rows")
     components: int = item(..., "number of components", unit="components", ge=1)
     solver: Literal["auto", "randomized", "incremental"] = item(
-        "auto", "scikit-learn solver; auto: full, or incremental for large data"
+        "auto",
+        "scikit-learn solver; auto: full, or incremental for large data. incremental reads blocks of rows; randomized "
+        "holds two copies of all rows in memory",
     )
     seed: int = item(0, "seed of the randomized solver", ge=0, lt=2**31)
 

@@ -39,7 +39,7 @@ class Packing(Section):
     max_trials: int | None = item(
         None,
         "maximum number of trials per pack; default: 8 (on a GPU 32), or fewer, so that the networks of a pack take at "
-        "most 1.5 GB (fits a GPU of 16 GB). `tune --dry-run` compares pack sizes",
+        "most 1.5 GB (fits a GPU of 16 GB)",
         unit="trials",
         ge=1,
         le=4096,

@@ -38,13 +38,14 @@ def apply(
     classes: Sequence[str],
     seed: int,
 ) -> Selected:
-    """Apply the steps in order and return the training rows of every modality; ``seed`` is for steps without one.
+    """Apply the steps in order to sorted ``rows``; return the training rows of every modality.
 
+    ``seed`` is for steps without one.
     A class or pair with fewer rows than the number to keep keeps all rows. Raises ``ConfigError`` with all unknown
     classes and modalities, and for modalities without training rows.
     """
     _check_names(steps, sorted(indexes), list(classes))
-    selected = {name: _all_rows(index, rows[name]) for name, index in indexes.items()}
+    selected = {name: TrainingRows(rows[name], index.label[rows[name]]) for name, index in indexes.items()}
     for step in steps:
         step_seed = None if isinstance(step, DropPairs) else step.seed
         key = (step.kind, seed if step_seed is None else step_seed)
@@ -67,11 +68,6 @@ def absent_pairs(
     """Return the (class, modality) pairs without training rows; rows with a hidden label count for their class."""
     present = {name: set(indexes[name].label[training.rows].tolist()) for name, training in selected.items()}
     return [(label, name) for code, label in enumerate(classes) for name in selected if code not in present[name]]
-
-
-def _all_rows(index: Index, rows: Rows) -> TrainingRows:
-    ordered = np.sort(np.asarray(rows, dtype=np.int64))
-    return TrainingRows(ordered, index.label[ordered].astype(np.int64))
 
 
 # --- steps that keep a number of rows or labels per class and modality ------------------------------------------

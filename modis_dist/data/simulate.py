@@ -52,20 +52,16 @@ def simulate(settings: Simulate, out: Path) -> None:
     """
     sizes = class_sizes(settings.samples, settings.classes)
     with threadpool_limits(1):  # rounding depends on the number of threads
-        _simulate(settings, sizes, out)
-
-
-def _simulate(settings: Simulate, sizes: NDArray[np.int64], out: Path) -> None:
-    table_seed, shift_seed, order_seed, *row_seeds = np.random.SeedSequence(settings.seed).spawn(6)
-    folder = settings.reference
-    tables = generated(np.random.default_rng(table_seed)) if folder is None else from_folder(Path(folder))
-    shifted = shifted_features(tables, settings.classes, np.random.default_rng(shift_seed))
-    labels = np.random.default_rng(order_seed).permutation(np.repeat(np.arange(settings.classes), sizes))
-    source = {"kind": "simulate", "settings": settings.model_dump(mode="json")}
-    with StoreWriter(out, source=source) as writer:
-        for omic, seed in zip(OMICS, row_seeds, strict=True):
-            means = class_means(tables, omic, shifted[omic], settings.delta)
-            _write_omic(writer, tables, omic, means, labels, np.random.default_rng(seed))
+        table_seed, shift_seed, order_seed, *row_seeds = np.random.SeedSequence(settings.seed).spawn(6)
+        folder = settings.reference
+        tables = generated(np.random.default_rng(table_seed)) if folder is None else from_folder(Path(folder))
+        shifted = shifted_features(tables, settings.classes, np.random.default_rng(shift_seed))
+        labels = np.random.default_rng(order_seed).permutation(np.repeat(np.arange(settings.classes), sizes))
+        source = {"kind": "simulate", "settings": settings.model_dump(mode="json")}
+        with StoreWriter(out, source=source) as writer:
+            for omic, seed in zip(OMICS, row_seeds, strict=True):
+                means = class_means(tables, omic, shifted[omic], settings.delta)
+                _write_omic(writer, tables, omic, means, labels, np.random.default_rng(seed))
 
 
 def class_sizes(samples: int, classes: int) -> NDArray[np.int64]:

@@ -36,17 +36,13 @@ def partition(indexes: Mapping[str, Index], split: Split, *, classes: Sequence[s
     cohort = _Cohort.of(indexes)
     test = _test_groups(cohort, indexes, split)
     validation = _validation_groups(cohort, ~test, split, classes)
-    parts = {name: _rows(cohort.group_of_row[name], test, validation) for name in indexes}
+    masks = (~(test | validation), validation, test)
+    parts = {name: Partition(*(np.flatnonzero(mask[cohort.group_of_row[name]]) for mask in masks)) for name in indexes}
     for name, part in parts.items():
         if len(part.train) == 0:
             counts = f"{len(part.test)} test and {len(part.validation)} validation rows of {len(indexes[name])}"
             raise DataError(f"data.split: modality {shown(name)} has no training rows ({counts}); change the fractions")
     return parts
-
-
-def _rows(group: Rows, test: Mask, validation: Mask) -> Partition:
-    held_out = test | validation
-    return Partition(*(np.flatnonzero(mask[group]) for mask in (~held_out, validation, test)))
 
 
 # --- groups ---------------------------------------------------------------------------------------------------

@@ -70,8 +70,7 @@ def class_conditional_encoder(logits: Float[Tensor, "r m b m"], label: Int[Tenso
 
 def _lead(logits: Tensor) -> Tensor:
     """lead[r, j, b, i] = d_i[b, i] - d_j[b, i]: by how much critic i prefers its own modality's row."""
-    own = logits.diagonal(dim1=1, dim2=3)  # [r, b, i]
-    return own.unsqueeze(1) - logits
+    return logits.diagonal(dim1=1, dim2=3).unsqueeze(1) - logits
 
 
 def _mean_of_others(values: Tensor) -> Tensor:
@@ -84,12 +83,12 @@ def _mean_of_others(values: Tensor) -> Tensor:
 def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     """Mean over i != j and all pairs of rows (b of i, c of j) of one class; 0 where there is no such pair."""
     modalities = logits.shape[1]
-    own = logits.diagonal(dim1=1, dim2=3)  # [r, b, i]
-    lead = own[:, None, :, None, :] - logits[:, :, None, :, :]  # [r, j, b, c, i]
-    other = label[:, :, None, :, None]  # of row c of modality j
-    mine = label.transpose(1, 2)[:, None, :, None, :]  # of row b of modality i
+    matching = logits.diagonal(dim1=1, dim2=3)  # [r, b, i]
+    lead = matching[:, None, :, None, :] - logits[:, :, None, :, :]  # [r, j, b, c, i]
+    label_c = label[:, :, None, :, None]  # of row c of modality j
+    label_b = label.transpose(1, 2)[:, None, :, None, :]  # of row b of modality i
     apart = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
-    same = (other == mine) & (mine >= 0) & apart
+    same = (label_c == label_b) & (label_b >= 0) & apart
     values = torch.where(same, F.softplus(sign * lead), 0.0)
     return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
 

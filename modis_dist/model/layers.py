@@ -14,14 +14,16 @@ from torch.nn import functional as F
 
 from modis_dist.distributed import ALONE, World
 
+MOMENTUM = 0.1  # of running statistics, as in torch.nn.BatchNorm1d
+
 
 class StackedLinear(nn.Module):
     """R affine maps: weight [r, o, i], bias [r, o]."""
 
-    def __init__(self, slots: int, inputs: int, outputs: int, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(self, slots: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.empty(slots, outputs, inputs, dtype=dtype))
-        self.bias = nn.Parameter(torch.empty(slots, outputs, dtype=dtype))
+        self.weight = nn.Parameter(torch.empty(slots, outputs, inputs))
+        self.bias = nn.Parameter(torch.empty(slots, outputs))
 
     def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:
         """Map the rows of each slot."""
@@ -49,24 +51,14 @@ class StackedBatchNorm(nn.Module):
     running_mean: Tensor
     running_var: Tensor
 
-    def __init__(
-        self,
-        slots: int,
-        features: int,
-        *,
-        eps: float,
-        momentum: float = 0.1,
-        dtype: torch.dtype = torch.float32,
-        world: World = ALONE,
-    ) -> None:
+    def __init__(self, slots: int, features: int, *, eps: float, world: World = ALONE) -> None:
         super().__init__()
         self.world = world
         self.eps = eps
-        self.momentum = momentum
-        self.weight = nn.Parameter(torch.ones(slots, features, dtype=dtype))
-        self.bias = nn.Parameter(torch.zeros(slots, features, dtype=dtype))
-        self.register_buffer("running_mean", torch.zeros(slots, features, dtype=dtype))
-        self.register_buffer("running_var", torch.ones(slots, features, dtype=dtype))
+        self.weight = nn.Parameter(torch.ones(slots, features))
+        self.bias = nn.Parameter(torch.zeros(slots, features))
+        self.register_buffer("running_mean", torch.zeros(slots, features))
+        self.register_buffer("running_var", torch.ones(slots, features))
 
     def forward(self, x: Float[Tensor, "1 c b"]) -> Float[Tensor, "1 c b"]:
         """In training normalise by the statistics of the global batch, else by the running ones."""
@@ -74,7 +66,7 @@ class StackedBatchNorm(nn.Module):
         weight, bias = self.weight.view(-1), self.bias.view(-1)
         if self.training and not self.world.alone:
             return self._over_ranks(x, mean, var, weight, bias)
-        return torch.native_batch_norm(x, weight, bias, mean, var, self.training, self.momentum, self.eps)[0]
+        return torch.native_batch_norm(x, weight, bias, mean, var, self.training, MOMENTUM, self.eps)[0]
 
     def _over_ranks(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise by the rows of all ranks.
@@ -87,8 +79,8 @@ class StackedBatchNorm(nn.Module):
         rows = sums[-1]
         shift, square = (sums[:-1] / rows).view(2, -1)
         variance = (square - shift.square()).clamp_min(0)
-        mean.add_(self.momentum * shift.detach())
-        var.lerp_((variance * rows / (rows - 1)).detach(), self.momentum)
+        mean.add_(MOMENTUM * shift.detach())
+        var.lerp_((variance * rows / (rows - 1)).detach(), MOMENTUM)
         scale = torch.rsqrt(variance + self.eps) * weight
         y = torch.addcmul(bias.unsqueeze(-1), centred - shift.unsqueeze(-1), scale.unsqueeze(-1))
         return y.to(x.dtype).unsqueeze(0)
@@ -102,21 +94,11 @@ class Hidden(nn.Module):
     """``Linear -> BatchNorm -> LeakyReLU``, or without the normalisation where ``eps`` is None."""
 
     def __init__(
-        self,
-        slots: int,
-        inputs: int,
-        outputs: int,
-        *,
-        eps: float | None,
-        slope: float,
-        dtype: torch.dtype = torch.float32,
-        world: World = ALONE,
+        self, slots: int, inputs: int, outputs: int, *, eps: float | None, slope: float, world: World = ALONE
     ) -> None:
         super().__init__()
-        self.linear = StackedLinear(slots, inputs, outputs, dtype=dtype)
-        self.norm: StackedBatchNorm | None = None
-        if eps is not None:
-            self.norm = StackedBatchNorm(slots, outputs, eps=eps, dtype=dtype, world=world)
+        self.linear = StackedLinear(slots, inputs, outputs)
+        self.norm = None if eps is None else StackedBatchNorm(slots, outputs, eps=eps, world=world)
         self.slope = slope
 
     def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:

@@ -64,32 +64,29 @@ class Vae(nn.Module):
         eps: float,
         slope: float,
         kind: str = "gaussian",
-        dtype: torch.dtype = torch.float32,
         world: World = ALONE,
     ) -> None:
         super().__init__()
         self.kind, self.counts = kind, kind in COUNTS  # of the likelihood
 
         def hidden_layer(i: int, o: int) -> Hidden:
-            return Hidden(slots, i, o, eps=eps, slope=slope, dtype=dtype, world=world)
+            return Hidden(slots, i, o, eps=eps, slope=slope, world=world)
 
         down = [features, *hidden]
         up = [latent, *reversed(hidden)]
         self.encoder = nn.Sequential(
-            *(hidden_layer(i, o) for i, o in pairwise(down[:-1])),
-            StackedLinear(slots, down[-2], down[-1], dtype=dtype),
+            *(hidden_layer(i, o) for i, o in pairwise(down[:-1])), StackedLinear(slots, down[-2], down[-1])
         )
-        self.mu = StackedLinear(slots, down[-1], latent, dtype=dtype)
-        self.logvar = StackedLinear(slots, down[-1], latent, dtype=dtype)
+        self.mu = StackedLinear(slots, down[-1], latent)
+        self.logvar = StackedLinear(slots, down[-1], latent)
         self.decoder = nn.Sequential(
-            *(hidden_layer(i, o) for i, o in pairwise(up)),
-            StackedLinear(slots, up[-1], features, dtype=dtype),
+            *(hidden_layer(i, o) for i, o in pairwise(up)), StackedLinear(slots, up[-1], features)
         )
         if self.counts:
-            self.register_buffer("library", torch.ones(slots, 1, dtype=dtype))  # of the median training row
+            self.register_buffer("library", torch.ones(slots, 1))  # of the median training row
         self.log_theta: nn.Parameter | None = None  # dispersion
         if kind == "negative_binomial":
-            self.log_theta = nn.Parameter(torch.zeros(slots, features, dtype=dtype))
+            self.log_theta = nn.Parameter(torch.zeros(slots, features))
 
     def forward(self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]) -> VaeOutput:
         """Encode rows, draw z = mu + sigma * noise, decode it; in the precision of ``torch.autocast`` around."""
@@ -118,8 +115,8 @@ class Vae(nn.Module):
     def _vjp(
         self, hidden: Sequence[Tensor], deviation: Tensor, gradient: Float[Tensor, "r b l"]
     ) -> Float[Tensor, "r b p"]:
-        of_z = gradient.mT
-        rows = self.mu.vjp(of_z) + self.logvar.vjp(0.5 * deviation * of_z)
+        gradient = gradient.mT
+        rows = self.mu.vjp(gradient) + self.logvar.vjp(0.5 * deviation * gradient)
         *layers, last = self.encoder
         return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
 
@@ -161,22 +158,14 @@ class Discriminator(nn.Module):
     """Shared trunk on z, a modality head and a class head."""
 
     def __init__(
-        self,
-        slots: int,
-        latent: int,
-        hidden: Sequence[int],
-        *,
-        modalities: int,
-        classes: int,
-        slope: float,
-        dtype: torch.dtype = torch.float32,
+        self, slots: int, latent: int, hidden: Sequence[int], *, modalities: int, classes: int, slope: float
     ) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            *(Hidden(slots, i, o, eps=None, slope=slope, dtype=dtype) for i, o in pairwise([latent, *hidden]))
+            *(Hidden(slots, i, o, eps=None, slope=slope) for i, o in pairwise([latent, *hidden]))
         )
-        self.modality = StackedLinear(slots, hidden[-1], modalities, dtype=dtype)
-        self.label = StackedLinear(slots, hidden[-1], classes, dtype=dtype)
+        self.modality = StackedLinear(slots, hidden[-1], modalities)
+        self.label = StackedLinear(slots, hidden[-1], classes)
 
     def forward(self, z: Float[Tensor, "r n l"]) -> DiscriminatorOutput:
         """Last hidden activations, modality logits and class logits."""
@@ -232,7 +221,6 @@ class Modis(nn.Module):
                 eps=shape.eps,
                 slope=shape.slope,
                 kind=shape.likelihood.get(m, "gaussian"),
-                dtype=dtype,
                 world=world,
             )
             for m, p in shape.features.items()
@@ -244,8 +232,8 @@ class Modis(nn.Module):
             modalities=len(shape.features),
             classes=shape.classes,
             slope=shape.slope,
-            dtype=dtype,
         )
+        self.to(dtype)
         self.sides = {"vaes": _side(self.vaes), "discriminator": _side(self.discriminator)}
 
     def vae(self, modality: str) -> Vae:

@@ -106,7 +106,7 @@ def _write(path: Path, tensors: Tensors) -> None:
 
 
 def newest(folder: Path) -> Path | None:
-    """For a training to resume from: the valid checkpoint with the highest step; renames damaged ones above it.
+    """Return the valid checkpoint with the highest step, to resume from; rename damaged ones above it.
 
     Returns None if there was never one. So that a training never restarts by accident, raises ``DataError`` if all are
     damaged or one has another format version, and ``DiskFailed`` if one cannot be read; nothing is changed then.
@@ -141,7 +141,7 @@ def newest(folder: Path) -> Path | None:
 
 
 def latest(folder: Path) -> Path | None:
-    """For readers: the checkpoint with the highest step, or None. Changes nothing, so a training may be running.
+    """Return the checkpoint with the highest step, or None. Changes nothing, so a training may be running.
 
     Raises ``DataError`` if it cannot be used; an older model never silently replaces it.
     """

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import fields
 from functools import cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, NamedTuple
 from weakref import ReferenceType, ref
 
 import torch
@@ -24,31 +24,17 @@ WARM_UP = 3  # steps before capture, in which libraries allocate what they need 
 CAPTURABLE_WARNING = "This instance was constructed with capturable=True"  # of an optimiser, in steps before capture
 
 
-class Capture(Protocol):
-    """Runs a step before its capture, and captures it."""
-
-    failed: bool  # a capture failed: no other is tried
-
-    def warm_up(self, step: Callable[[], Terms]) -> Terms:
-        """Run a step on the stream on which it will be captured."""
-        ...
-
-    def capture(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
-        """Return a function that replays the step, and the terms that it writes. Capture does not run the step."""
-        ...
-
-
 class GraphCapture:
-    """CUDA graphs on a stream of their own."""
+    """Captures steps as CUDA graphs on a stream of their own."""
 
     _unfinished: ClassVar[list[torch.cuda.CUDAGraph]] = []  # kept alive: the allocator keeps using them
 
     def __init__(self, device: torch.device) -> None:
-        self.failed = False
+        self.failed = False  # if a capture failed, no other is tried
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, step: Callable[[], Terms]) -> Terms:
-        """See ``Capture.warm_up``."""
+        """Run a step on the stream on which it will be captured."""
         current = torch.cuda.current_stream(self._stream.device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream), warnings.catch_warnings():
@@ -58,7 +44,7 @@ class GraphCapture:
         return terms
 
     def capture(self, step: Callable[[], Terms]) -> tuple[Callable[[], object], Terms]:
-        """See ``Capture.capture``."""
+        """Return a function that replays the step, and the terms that it writes. Capture does not run the step."""
         graph = torch.cuda.CUDAGraph()
         try:
             # The outer context restores the stream: where capture fails, `torch.cuda.graph` does not.
@@ -81,7 +67,7 @@ def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
 
 
 @cache
-def capture_for(device: torch.device) -> Capture | None:
+def capture_for(device: torch.device) -> GraphCapture | None:
     """Return the capture of steps on a device, or None where steps are not captured.
 
     One per process: libraries and the allocator hold memory for every stream until the process ends.
@@ -123,7 +109,7 @@ class CapturedStep:
     Holds no reference to the learner, whose memory is freed as soon as it is dropped.
     """
 
-    def __init__(self, capture: Capture, inputs: Inputs) -> None:
+    def __init__(self, capture: GraphCapture, inputs: Inputs) -> None:
         self._capture = capture
         self._inputs = inputs
         self.invalidate()
@@ -181,10 +167,6 @@ def _tensors(batch: Batch) -> Iterator[Tensor]:
 
 
 def _copy(batch: Batch) -> Batch:
-    copies: dict[str, object] = {}
-    for field in fields(batch):
-        value = getattr(batch, field.name)
-        copies[field.name] = tuple(x.clone() for x in value) if isinstance(value, tuple) else value
-        if isinstance(value, Tensor):
-            copies[field.name] = value.clone()
-    return Batch(**copies)  # type: ignore[arg-type]
+    copies = iter([tensor.clone() for tensor in _tensors(batch)])
+    x = tuple(next(copies) for _ in batch.x)
+    return Batch(x, *copies)

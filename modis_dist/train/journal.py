@@ -39,8 +39,8 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
     def __init__(self, path: Path) -> None:
         self._path = path
         self._waiting: deque[bytes] = deque()
-        self._torn = _ends_in_the_middle_of_a_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        self._torn = os.fstat(self._file).st_size > 0  # maybe, by a killed writer; readers skip empty lines
 
     def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of one epoch (``step``) of a trial."""
@@ -104,7 +104,7 @@ class JournalReader:
         self.skipped = 0  # lines that were torn or corrupt
 
     def new(self) -> list[Record]:
-        """Valid records since the last call, whole lines only.
+        """Return the valid records since the last call, whole lines only.
 
         A resumed training repeats the epochs after its checkpoint, with the same numbers: only the first metrics of a
         trial and step are returned.
@@ -134,7 +134,7 @@ class JournalReader:
 
 
 def read(path: Path) -> list[Record]:
-    """All valid records of a journal in the order written; see ``JournalReader``."""
+    """Return all valid records of a journal in the order written; see ``JournalReader``."""
     return JournalReader(path).new()
 
 
@@ -150,17 +150,6 @@ def _now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
-def _ends_in_the_middle_of_a_line(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            if file.seek(0, os.SEEK_END) == 0:
-                return False
-            file.seek(-1, os.SEEK_END)
-            return file.read(1) != b"\n"
-    except FileNotFoundError:
-        return False
-
-
 def _line(record: Record) -> bytes:
     text = _canonical(_strict(record))
     return f'{{"crc": "{zlib.crc32(text.encode()):08x}", "record": {text}}}\n'.encode()
@@ -171,7 +160,7 @@ def _canonical(record: Any) -> str:
 
 
 def _strict(value: Any) -> Any:
-    """The value with NaN and infinity as strings."""
+    """Return the value with NaN and infinity as strings."""
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, Mapping):
@@ -182,7 +171,7 @@ def _strict(value: Any) -> Any:
 
 
 def _record(line: bytes) -> Record | None:
-    """The record of a line, or None if the line is damaged."""
+    """Return the record of a line, or None if the line is damaged."""
     try:
         outer = json.loads(line, parse_constant=_refuse)
         record, crc = outer["record"], outer["crc"]

@@ -50,13 +50,16 @@ def epoch_order(
     rows, oversampled, and unlabelled rows fill the rest. Such two-stream batches are usual in semi-supervised learning
     (Tarvainen and Valpola 2017): a few labels seen once an epoch carry too little weight.
     """
-    known = torch.nonzero(label >= 0).squeeze(1)
-    several = labelled_rows(len(known), len(label), batch_size=batch_size, share=share)
-    if not several:
+    labelled = torch.nonzero(label >= 0).squeeze(1)
+    oversampled = labelled_rows(len(labelled), len(label), batch_size=batch_size, share=share)
+    if not oversampled:
         return row_order(len(label), steps * batch_size, seed=seed, epoch=epoch, modality=modality)
-    others = torch.nonzero(label < 0).squeeze(1)
+    unlabelled = torch.nonzero(label < 0).squeeze(1)
     streams = []
-    for rows, count, name in ((known, several, "labelled"), (others, batch_size - several, "unlabelled")):
+    for rows, count, name in (
+        (labelled, oversampled, "labelled"),
+        (unlabelled, batch_size - oversampled, "unlabelled"),
+    ):
         order = row_order(len(rows), steps * count, seed=mix(seed, name), epoch=epoch, modality=modality)
         streams.append(rows[order].view(steps, count))
     return torch.cat(streams, 1).flatten()
@@ -144,8 +147,8 @@ class Loader:
         """Values [r, m, steps * b] of rows, given those of each slot and modality."""
         return torch.stack(
             [
-                torch.stack([of_slot[m][rows] for m, rows in zip(self.modalities, orders, strict=True)])
-                for of_slot, orders in zip(values, order, strict=True)
+                torch.stack([slot_values[m][rows] for m, rows in zip(self.modalities, orders, strict=True)])
+                for slot_values, orders in zip(values, order, strict=True)
             ]
         )
 

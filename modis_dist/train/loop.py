@@ -20,7 +20,7 @@ from modis_dist.train import checkpoint
 from modis_dist.train.callbacks import Callbacks
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.loader import Loader
-from modis_dist.train.loss_log import LossLog, NonFinite
+from modis_dist.train.loss_log import LossLog
 from modis_dist.train.prepare import shape
 from modis_dist.train.progress import Progress
 from modis_dist.train.stack import Member, best_model, set_library_sizes, stack_weights
@@ -94,23 +94,25 @@ class Training:
         world: World,
         until: int | None,
     ) -> None:
-        first = members[0]
+        run, prepared = members[0].run, members[0].prepared
         self.members = list(members)
-        self.run = first.run
+        self.run = run
         self.folder = folder
         self.callbacks = callbacks if world.rank == 0 else Callbacks(stop=callbacks.stop)
         self.world = world
         self.device = device
         self.dtype = dtype
-        self.until = first.run.optim.epochs if until is None else until
-        sizes = {m: len(pipeline.features_out) for m, pipeline in first.prepared.pipelines.items()}
-        self.shape = shape(first.run, sizes, len(first.prepared.classes))
+        self.until = run.optim.epochs if until is None else until
+        sizes = {m: len(pipeline.features_out) for m, pipeline in prepared.pipelines.items()}
+        self.shape = shape(run, sizes, len(prepared.classes))
         self.progress = [Progress(member.trial) for member in members]
-        objective = first.run.objective
-        autocast_dtype = AUTOCAST_DTYPES[first.run.trainer.precision]
+        self.identity = {"trials": [member.trial for member in members]}  # of the checkpoints of this training
+        self.machine = machine(device, ranks=world.size)
+        objective = run.objective
+        autocast_dtype = AUTOCAST_DTYPES[run.trainer.precision]
         self.rules = Rules(objective.kl_reduction, objective.penalty_outputs, objective.penalty_inputs, autocast_dtype)
         self.stop_reason: str | None = None
-        self.validated = first.prepared.validation is not None
+        self.validated = prepared.validation is not None
 
     # --- starting and resuming ------------------------------------------------------------------------------
 
@@ -128,14 +130,18 @@ class Training:
                 self.callbacks.tracker.event(member.trial, kind="start", values={"epoch": 0})
             return
         saved = checkpoint.load(path)
-        self._check_identity(saved.state["identity"], path)
+        if saved.state["identity"] != self.identity:
+            raise DataError(
+                f"{path}: belongs to another training (settings or data differ); use another output folder, or the "
+                "settings it was started with"
+            )
         self.progress = [Progress(**values) for values in saved.state["progress"]]
         self._compare_machine(saved.state["machine"])
         state = TrainState(self.shape, saved.state["members"], setup)
         state.restore(saved)
         self._adopt(state)
         self.log.restore(saved.state["sums"])
-        self._drop([slot for slot, p in enumerate(self._active()) if p.status == "done"])
+        self._drop([slot for slot, progress in enumerate(self._active()) if progress.status == "done"])
 
     def prune(self, reasons: Mapping[str, str]) -> None:
         """Drop the members that were pruned."""
@@ -144,22 +150,8 @@ class Training:
             progress.status, progress.reason = "pruned", reasons[progress.trial]
         self._drop(slots)
 
-    def identity(self) -> dict[str, Any]:
-        """The training that a checkpoint belongs to."""
-        return {"trials": [member.trial for member in self.members]}
-
-    def _check_identity(self, saved: Mapping[str, Any], path: Path) -> None:
-        if saved != self.identity():
-            raise DataError(
-                f"{path}: belongs to another training (settings or data differ); use another output folder, or the "
-                "settings it was started with"
-            )
-
-    def _machine(self) -> dict[str, Any]:
-        return machine(self.device, ranks=self.world.size)
-
     def _compare_machine(self, before: Mapping[str, Any]) -> None:
-        changes = changed(before, self._machine())
+        changes = changed(before, self.machine)
         if changes:
             logging.getLogger(__name__).warning(
                 "%s: resumed on different hardware or software (%s); results may not be bit-identical",
@@ -203,7 +195,7 @@ class Training:
         return bool(self.state.members) and self.state.epoch < self.until
 
     def rate(self) -> float:
-        """Learning rate of the next step as a share of ``optim.lr``: 1, or from 1 to 0 along half a cosine."""
+        """Return the next step's learning rate as a share of ``optim.lr``: 1, or half a cosine from 1 to 0."""
         optim = self.run.optim
         if optim.lr_schedule == "constant":
             return 1.0
@@ -216,7 +208,7 @@ class Training:
         """
         self.stop_reason = self._stop_requested()
         if self.log.full() or self.stop_reason:
-            self._drop_failed(self.log.flush(update=self.state.updates))
+            self._flush_losses()
         if self.state.step_in_epoch < self.loader.steps:
             self._stop_if_requested()
         return self.state
@@ -239,7 +231,9 @@ class Training:
     def _active(self) -> list[Progress]:
         return [self.progress[i] for i in self.state.members]
 
-    def _drop_failed(self, failures: Sequence[NonFinite]) -> None:
+    def _flush_losses(self) -> None:
+        """Add the window of losses to the sums; members with a non-finite loss fail."""
+        failures = self.log.flush(update=self.state.updates)
         for failure in failures:
             self._fail(failure.slot, str(failure))
         self._drop([failure.slot for failure in failures])
@@ -269,7 +263,7 @@ class Training:
 
     def end_epoch(self) -> None:
         """End the epoch: mean losses, validation, best model, early stopping, checkpoint."""
-        self._drop_failed(self.log.flush(update=self.state.updates))
+        self._flush_losses()
         self._drop_non_finite()
         if not self.running():
             return
@@ -339,15 +333,11 @@ class Training:
         stopped = early is not None and self.validated and progress.waited >= early.patience
         return stopped or self.state.epoch >= self.run.optim.epochs
 
-    def _checkpoint(self) -> Checkpoint:
-        """The stack as a checkpoint."""
-        return self.state.checkpoint(
-            identity=self.identity(), machine=self._machine(), progress=self.progress, sums=self.log.state()
-        )
-
     def _save(self, save: Callable[[Path, Checkpoint], T]) -> T:
         """Write the last checkpoint of the stack on rank 0."""
-        content = self._checkpoint()
+        content = self.state.checkpoint(
+            identity=self.identity, machine=self.machine, progress=self.progress, sums=self.log.state()
+        )
         return self.world.broadcast_when_done(lambda: save(self.folder / "last", content))
 
     def _write_best(self, slot: int) -> None:

@@ -1,4 +1,4 @@
-"""Where features are stored during a training: in memory or on disk, on the device or on the host.
+"""Storage of features during a training: in memory or on disk, on the device or on the host.
 
 No choice changes a result: values and batches are the same.
 """

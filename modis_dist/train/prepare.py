@@ -68,7 +68,7 @@ class Cohort:
     selection: Selection
     features: Mapping[str, tuple[str, ...]]
     x: Mapping[str, Matrix]
-    storage: FeatureStorage = "memory"  # where what is made of them is kept
+    storage: FeatureStorage = "memory"  # of the features prepared from them
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class Prepared:
     test: Subset | None
     absent_pairs: tuple[tuple[str, str], ...]  # (class, modality) without a training row
     key: str = ""  # ``data_key`` of the run
-    storage: FeatureStorage = "memory"  # where features are kept
+    storage: FeatureStorage = "memory"  # of the features
 
     def class_shares(self) -> NDArray[np.float64]:
         """Share of each class among the labelled training rows; shape [K]."""
@@ -106,7 +106,7 @@ class Prepared:
 
 
 def select(store: Store, data: Data) -> Selection:
-    """The modalities and classes that ``data`` names. Raises ``ConfigError`` for unknown names."""
+    """Return the modalities and classes that ``data`` names. Raises ``ConfigError`` for unknown names."""
     modalities = data.modalities or store.modalities
     _known("data.modalities", modalities, store.modalities, source=str(store.path))
     if len(modalities) < 2:
@@ -129,7 +129,7 @@ def select(store: Store, data: Data) -> Selection:
 
 
 def selections(store: Store) -> SelectionOf:
-    """``select`` for runs of one store, cached; runs of a sweep may use different modalities and classes."""
+    """Return a cached ``select`` for runs of one store; runs of a sweep may use different modalities and classes."""
     known: dict[tuple[object, object], Selection] = {}
 
     def selection_of(run: Run) -> Selection:
@@ -142,21 +142,18 @@ def selections(store: Store) -> SelectionOf:
 
 
 def load_cohort(store: Store, data: Data, *, storage: FeatureStorage) -> Cohort:
-    """The rows that ``data`` names, with their features; ``storage`` keeps those that are prepared."""
+    """Return the rows that ``data`` names and their features; ``storage`` is that of prepared features."""
     selection = select(store, data)
     names = {m: store.features(m) for m in selection.modalities}
     if storage == "disk":
         return Cohort(
             selection, names, {m: RowView(StoredRows(store, m), r) for m, r in selection.rows.items()}, storage
         )
-    x: dict[str, Matrix] = {}
-    for modality, rows in selection.rows.items():
-        x[modality] = store.read(modality, None if len(rows) == store.rows(modality) else rows)
-    return Cohort(selection, names, x, storage)
+    return Cohort(selection, names, {m: store.read(m, rows) for m, rows in selection.rows.items()}, storage)
 
 
 def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
-    """The split of a run's rows, and its training rows after the scenario."""
+    """Return the split of a run's rows, and its training rows after the scenario."""
     parts = partition(selection.index, run.data.split, classes=selection.classes)
     training = {modality: part.train for modality, part in parts.items()}
     chosen = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
@@ -164,7 +161,7 @@ def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition],
 
 
 def row_counts(run: Run, selection: Selection) -> RowCounts:
-    """Sizes of a run's split, cached: hundreds of trials share a few splits."""
+    """Return the sizes of a run's split, cached: hundreds of trials share a few splits."""
     key = data_key(run, selection.fingerprint)
     if key not in selection.counted:
         selection.counted[key] = _counted(*training_rows(run, selection))
@@ -178,7 +175,7 @@ def _counted(parts: Mapping[str, Partition], chosen: Mapping[str, TrainingRows])
 
 
 def data_key(run: Run, fingerprint: str) -> str:
-    """A digest, equal for two runs with the same rows, labels and features."""
+    """Return a digest that is equal for two runs with the same rows, labels and features."""
     redrawn = any(getattr(step, "seed", 0) is None for step in run.scenario)
     tree = to_tree(run)
     data = {key: value for key, value in tree["data"].items() if key not in {"store", "simulate"}}
@@ -236,21 +233,17 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
         sizes = prepared_bytes(run, _counted(parts, chosen), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
         refuse_insufficient_scratch((sum(sizes) + max(sizes)) * run.trainer.workers)
-    pipelines: dict[str, Pipeline] = {}
-    train_x: dict[str, Features] = {}
-    for modality in selection.modalities:
-        raw = RowView(cohort.x[modality], chosen[modality].rows)
-        steps = run.preprocess.steps(modality)
-        pipelines[modality] = preprocess.fit(steps, raw, features=cohort.features[modality], modality=modality)
-        train_x[modality] = pipelines[modality].apply(raw, storage=cohort.storage)
-    names = {m: selection.index[m].sample_id[chosen[m].rows] for m in selection.modalities}
-    train = Subset(train_x, {m: chosen[m].label for m in selection.modalities}, names)
+    train = {m: RowView(cohort.x[m], part.rows) for m, part in chosen.items()}
+    pipelines = {
+        m: preprocess.fit(run.preprocess.steps(m), x, features=cohort.features[m], modality=m) for m, x in train.items()
+    }
+    rows, labels = ({m: getattr(part, name) for m, part in chosen.items()} for name in ("rows", "label"))
     return Prepared(
         selection.classes,
         pipelines,
-        train,
-        _prepared_subset(cohort, pipelines, parts, "validation"),
-        _prepared_subset(cohort, pipelines, parts, "test") if test else None,
+        _subset(cohort, pipelines, rows, labels),
+        _held_out(cohort, pipelines, {m: part.validation for m, part in parts.items()}),
+        _held_out(cohort, pipelines, {m: part.test for m, part in parts.items()}) if test else None,
         tuple(absent),
         data_key(run, selection.fingerprint),
         cohort.storage,
@@ -279,10 +272,10 @@ def _refuse_values(run: Run, cohort: Cohort) -> None:
 
 
 def prepared_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, test: bool) -> dict[str, int]:
-    """Bytes of the prepared features of every modality, given its number of raw ``features``."""
+    """Return the bytes of the prepared features of every modality, given its number of raw ``features``."""
     sizes = {}
-    for modality, held_out in counts.validation.items():
-        rows = counts.train[modality] + held_out + (counts.test[modality] if test else 0)
+    for modality, validation_rows in counts.validation.items():
+        rows = counts.train[modality] + validation_rows + (counts.test[modality] if test else 0)
         width = _prepared_width(run.preprocess.steps(modality), features[modality])
         sizes[modality] = BYTES_PER_VALUE * rows * width
     return sizes
@@ -352,34 +345,31 @@ def stated_shape(run: Run) -> Shape | None:
     return build_shape(run, {m: stated[m] for m in run.data.modalities or stated}, run.model.classes)
 
 
-def _prepared_subset(
-    cohort: Cohort, pipelines: Mapping[str, Pipeline], parts: Mapping[str, Partition], name: str
-) -> Subset | None:
-    rows: dict[str, Rows] = {modality: getattr(part, name) for modality, part in parts.items()}
-    if not any(len(r) for r in rows.values()):
+def _held_out(cohort: Cohort, pipelines: Mapping[str, Pipeline], rows: Mapping[str, Rows]) -> Subset | None:
+    """Return the subset of rows with their stored labels, or None without rows."""
+    if not any(map(len, rows.values())):
         return None
-    index = cohort.selection.index
-    x = {m: pipelines[m].apply(RowView(cohort.x[m], rows[m]), storage=cohort.storage) for m in index}
-    label = {m: index[m].label[rows[m]] for m in index}
-    return Subset(x, label, {m: index[m].sample_id[rows[m]] for m in index})
+    return _subset(cohort, pipelines, rows, {m: cohort.selection.index[m].label[rows[m]] for m in rows})
+
+
+def _subset(
+    cohort: Cohort, pipelines: Mapping[str, Pipeline], rows: Mapping[str, Rows], label: Mapping[str, Rows]
+) -> Subset:
+    x = {m: pipelines[m].apply(RowView(cohort.x[m], rows[m]), storage=cohort.storage) for m in rows}
+    return Subset(x, label, {m: cohort.selection.index[m].sample_id[rows[m]] for m in rows})
 
 
 def _rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
     """``training_rows``, checked. Raises ``ConfigError`` or ``DataError`` if they are too few."""
     _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
     parts, chosen = training_rows(run, selection)
-    _refuse_too_few(chosen, run)
-    return parts, chosen
-
-
-def _refuse_too_few(chosen: Mapping[str, TrainingRows], run: Run) -> None:
-    """BatchNorm and the pairing loss need two different rows."""
     for modality, part in chosen.items():
-        if len(part.rows) < 2:
+        if len(part.rows) < 2:  # which BatchNorm and the pairing loss need
             raise DataError(
                 f"{run.name}: modality {shown(modality)} has {len(part.rows)} training row(s) left; 2 are needed; "
                 "change data.split or scenario"
             )
+    return parts, chosen
 
 
 def _known(key: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str], *, source: str) -> None:

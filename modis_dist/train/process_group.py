@@ -35,8 +35,8 @@ POLL_S = 0.05
 SETTLE_S = 5.0  # for every rank that still runs to notice that another is lost
 FILE = "file://"
 
-# By default PyTorch's NCCL watchdog thread ends the process when a collective is late, without a message of ours.
-# Blocking in the calling thread, as gloo does, raises there instead, and starts no watchdog.
+# By default PyTorch's NCCL watchdog thread ends the process when a collective is late, without a useful message.
+# Blocking in the calling thread, as gloo does, raises there and starts no watchdog.
 NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
@@ -57,12 +57,12 @@ _never_freed: list[Any] = []
 
 
 @contextmanager
-def join_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
+def join_process_group(spec: RankSpec, *, device: torch.device) -> Iterator[World]:
     """Join the process group if there are several ranks; yields the world. Raises as ``init_process_group``."""
     if spec.size == 1:
         yield World()
         return
-    with init_process_group(spec, device=device, timeout_s=timeout_s) as world:
+    with init_process_group(spec, device=device) as world:
         yield world
 
 
@@ -78,7 +78,6 @@ def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float
     os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
     store = _store(spec)
     presence = _Presence(store, rank, size, timeout_s)
-    presence.wait_for_all()
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     limit = timedelta(seconds=timeout_s)
     dist.init_process_group(backend, store=PrefixStore("ranks", store), rank=rank, world_size=size, timeout=limit)
@@ -105,7 +104,7 @@ def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float
 
 
 def _store(spec: RankSpec) -> Store:
-    """The store of the rendezvous. PyTorch would cut a path at # or ?, so files are opened directly."""
+    """Return the store of the rendezvous. PyTorch would cut a path at # or ?, so files are opened directly."""
     if spec.address.startswith(FILE):
         return FileStore(spec.address.removeprefix(FILE), spec.size)
     store: Store = next(rendezvous(spec.address, spec.rank, spec.size, timeout=timedelta(seconds=WAIT_S)))[0]
@@ -118,7 +117,10 @@ def _is_connection_error(why: str) -> bool:
 
 
 class _Presence:
-    """Presence of ranks in the store of the rendezvous: a key for each rank that joined, and one for each that left."""
+    """Presence of ranks in the store of the rendezvous: a key for each rank that joined, and one for each that left.
+
+    Creating it announces this rank and blocks until every rank has joined.
+    """
 
     def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
         self._store = store
@@ -126,10 +128,7 @@ class _Presence:
         self._timeout_s = timeout_s
         self._others = [other for other in range(size) if other != rank]
         store.set(f"here/{rank}", f"{os.getpid()} {socket.gethostname()}")
-
-    def wait_for_all(self) -> None:
-        """Block until every rank has joined."""
-        self._store.wait([f"here/{other}" for other in self._others], timedelta(seconds=WAIT_S))
+        store.wait([f"here/{other}" for other in self._others], timedelta(seconds=WAIT_S))
 
     def announce(self, word: str) -> None:
         """See ``distributed.Presence``."""
@@ -155,10 +154,10 @@ class _Presence:
             self._store.set(f"left/{self._rank}", why)
 
     def lost(self, *, waited_s: float) -> str:
-        """Describe the ranks that neither train nor left; if all left, those that failed for a reason of their own."""
+        """Describe the ranks that neither train nor left; if all left, those that failed with another error."""
         deadline = time.monotonic() + SETTLE_S
         missing = self._missing()
-        while missing and time.monotonic() < deadline and not any(self._is_gone(other) for other in missing):
+        while missing and time.monotonic() < deadline and not any(GONE in self._describe(r, 0.0) for r in missing):
             time.sleep(0.1)
             missing = self._missing()
         if missing:
@@ -172,9 +171,6 @@ class _Presence:
             return [other for other in self._others if not self._store.check([f"left/{other}"])]
         except Exception:
             return [0]  # rank 0 serves a TCP store
-
-    def _is_gone(self, rank: int) -> bool:
-        return GONE in self._describe(rank, 0.0)
 
     def _name(self, rank: int) -> str:
         return f"rank {rank} of {len(self._others) + 1}"
@@ -191,7 +187,7 @@ class _Presence:
         try:
             status = psutil.Process(int(pid)).status()
         except psutil.NoSuchProcess:
-            return f"{name} {GONE}; it may have been killed, by a user or for lack of memory"
+            status = psutil.STATUS_ZOMBIE
         if status == psutil.STATUS_ZOMBIE:
             return f"{name} {GONE}; it may have been killed, by a user or for lack of memory"
         why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
@@ -199,13 +195,13 @@ class _Presence:
 
 
 def _interface(address: str) -> str:
-    """Name of the network interface with an address of this machine."""
+    """Return the name of the network interface with an address of this machine."""
     interfaces = psutil.net_if_addrs().items()
     return next(name for name, has in interfaces if any(a.address.partition("%")[0] == address for a in has))
 
 
 def address_towards(url: str) -> str:
-    """The address of this machine from which it reaches a ``tcp://`` address."""
+    """Return the address of this machine from which it reaches a ``tcp://`` address."""
     remote = urlsplit(url)
     assert remote.hostname is not None
     family, kind, _, _, destination = socket.getaddrinfo(remote.hostname, remote.port, type=socket.SOCK_DGRAM)[0]
@@ -215,12 +211,12 @@ def address_towards(url: str) -> str:
 
 
 def rendezvous_file(folder: Path) -> str:
-    """A rendezvous address in a private folder that all ranks see."""
+    """Return a rendezvous address in a private folder that all ranks see."""
     return f"{FILE}{folder / 'ranks'}"
 
 
 def rendezvous_port(address: str) -> str:
-    """A rendezvous address with a free port on this machine, rank 0's, for ranks on other machines."""
+    """Return a rendezvous address with a free port on this machine, rank 0's, for ranks on other machines."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family) as listener:
         listener.bind((address, 0))

@@ -35,10 +35,10 @@ class Progress:
         if value is None:
             return False
         improved = improves(value, self.best_value, metric=metric, margin=margin)
-        closer = error is not None and improves(error, self.best_error, metric="reconstruction_mse")
+        lower_error = error is not None and improves(error, self.best_error, metric="reconstruction_mse")
         if improved:
             self.waited = 0
-        if improved or (value == self.best_value and closer):
+        if improved or (value == self.best_value and lower_error):
             self.best_value, self.best_error, self.best_epoch = value, error, self.epochs
             return True
         return False

@@ -6,10 +6,10 @@ import torch
 
 
 def mix(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part and on their order."""
+    """Return a 63-bit seed that depends on every part and on their order."""
     return int.from_bytes(blake2b(ascii(parts).encode(), digest_size=8).digest(), "big") >> 1
 
 
-def generator(*parts: int | str, device: str = "cpu") -> torch.Generator:
-    """A generator seeded with ``mix`` of the parts."""
-    return torch.Generator(device=device).manual_seed(mix(*parts))
+def generator(*parts: int | str) -> torch.Generator:
+    """Return a CPU generator seeded with ``mix`` of the parts."""
+    return torch.Generator().manual_seed(mix(*parts))

@@ -113,7 +113,7 @@ class TrainState:
         return {"d": self.updates - self.adversary.steps(), "g": self.updates - self.vaes.steps()}
 
     def finite(self) -> list[bool]:
-        """For each slot, whether all its parameters and statistics are finite."""
+        """Return for each slot True if all its parameters and statistics are finite."""
         checks = [t.flatten(1).isfinite().all(1) for t in self.model_tensors().values()]
         return [bool(ok) for ok in torch.stack(checks).all(0).cpu()]
 

@@ -30,9 +30,9 @@ class ValidationRows:
         self._dtype = dtype
         self._classes = prepared[0].classes
         self._subsets: list[Subset] = []
-        for of_slot in prepared:
-            assert of_slot.validation is not None, "validation needs validation rows"
-            self._subsets.append(of_slot.validation)
+        for part in prepared:
+            assert part.validation is not None, "validation needs validation rows"
+            self._subsets.append(part.validation)
         distinct = {id(subset): subset for subset in self._subsets}
         values = sum(x.size for subset in distinct.values() for x in subset.x.values())
         storage = storage_device(values * dtype.itemsize, device)
@@ -40,19 +40,16 @@ class ValidationRows:
         self._x = {m: [features[id(subset)][m] for subset in self._subsets] for m in prepared[0].train.x}
 
     def _stored(self, subset: Subset, storage: torch.device) -> dict[str, Tensor]:
-        """This rank's rows of a subset."""
+        """Return this rank's rows of a subset."""
         dtype = self._dtype if storage == self._device else None
-        return {m: torch.as_tensor(x[self._block(m)]).to(storage, dtype) for m, x in subset.x.items()}
-
-    def _block(self, modality: str) -> slice:
-        """This rank's block of rows, as long as the slot with the most rows needs."""
-        return self._world.block(0, self._longest(modality))
+        blocks = {m: self._world.block(0, self._longest(m)) for m in subset.x}
+        return {m: torch.as_tensor(x[blocks[m]]).to(storage, dtype) for m, x in subset.x.items()}
 
     def _longest(self, modality: str) -> int:
         return max(len(subset.x[modality]) for subset in self._subsets)
 
     def _parts(self, modality: str) -> Iterator[Tensor]:
-        """This rank's rows [r, n, p] on the device, padded, in parts that fit the networks; at least one part."""
+        """Yield this rank's rows [r, n, p] on the device, padded, in parts that fit the networks; at least one part."""
         parts = self._x[modality]
         longest, step = max(map(len, parts)), rows_at_once(parts[0].shape[1], most=ROWS_AT_ONCE)
         for start in range(0, max(longest, 1), step):
@@ -64,7 +61,7 @@ class ValidationRows:
                 yield torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
     def validate(self, model: Modis) -> list[dict[str, float]]:
-        """Metrics of each slot: ``balanced_accuracy`` etc., and ``reconstruction_mse`` overall and by modality.
+        """Return the metrics of each slot: ``balanced_accuracy`` etc., ``reconstruction_mse`` overall and by modality.
 
         Errors are on the scale of the networks' input: of counts, that of log(1 + count). Metrics that are undefined or
         not finite are left out. The same on every rank.
@@ -73,7 +70,7 @@ class ValidationRows:
         predicted: list[dict[str, ClassPredictions]] = [{} for _ in self._subsets]
         errors: list[dict[str, float]] = [{} for _ in self._subsets]
         for modality in self._x:
-            label, error = self._of_all_ranks(_forward(model, modality, self._parts(modality)), modality)
+            label, error = self._gathered(_forward(model, modality, self._parts(modality)), modality)
             for r, subset in enumerate(self._subsets):
                 n = len(subset.x[modality])
                 predicted[r][modality] = ClassPredictions(subset.label[modality], label[r, :n].numpy())
@@ -83,9 +80,9 @@ class ValidationRows:
         each = list(zip(predicted, errors, strict=True))
         return self._world.broadcast(lambda: [self._metrics(scored, error) for scored, error in each])
 
-    def _of_all_ranks(self, of_rank: tuple[Tensor, Tensor], modality: str) -> tuple[Tensor, Tensor]:
-        """Predicted classes and errors [r, n] of all rows, on the host."""
-        pairs = torch.stack(of_rank, -1)  # classes as floats, in which small integers are exact
+    def _gathered(self, rows: tuple[Tensor, Tensor], modality: str) -> tuple[Tensor, Tensor]:
+        """Return predicted classes and errors [r, n] of all rows, on the host."""
+        pairs = torch.stack(rows, -1)  # classes as floats, in which small integers are exact
         (gathered,) = self._world.gather([pairs], 1, self._longest(modality))
         label, error = gathered.squeeze(1).cpu().unbind(-1)
         return label.long(), error
@@ -99,7 +96,7 @@ class ValidationRows:
 
 @torch.no_grad()
 def _forward(model: Modis, modality: str, parts: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Predicted classes and squared reconstruction errors of this rank's rows, each [r, n] and double."""
+    """Return predicted classes and squared reconstruction errors of this rank's rows, each [r, n] and double."""
     vae = model.vae(modality)
     label, error = [], []
     for rows in parts:

@@ -11,7 +11,7 @@ import pytest
 
 from modis_dist.cli.main import run
 from modis_dist.config import yaml12
-from modis_dist.config.cluster import OURS, Site, load_site
+from modis_dist.config.cluster import RESERVED_OPTIONS, Site, load_site
 from modis_dist.runtime.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -170,7 +170,7 @@ def test_an_option_that_is_not_one_long_option_is_refused(value: str, tmp_path: 
     assert problem.startswith("options[1]: must be one long option of sbatch")
 
 
-@pytest.mark.parametrize("name", [*OURS, "part", "outp", "arr", "acc", "wra", "depend", "job"])
+@pytest.mark.parametrize("name", [*RESERVED_OPTIONS, "part", "outp", "arr", "acc", "wra", "depend", "job"])
 @pytest.mark.parametrize("value", ["", "=1"])
 def test_an_option_of_the_submission_is_refused_also_by_the_start_of_its_name(
     name: str, value: str, tmp_path: Path
@@ -225,7 +225,7 @@ def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, t
         ({"gpu_kind": "v100"}, "gpu_kind: requires gpus of 1 or more"),
         ({"time": "00:02:00"}, "warning_s: must be shorter than time (00:02:00)"),
         ({"executor": "local", "nodes": 2}, "nodes: must be 1 for a local profile"),
-        ({"python": []}, "python: must have at least one word; remove the key to use the submitting Python"),
+        ({"python": []}, "python: must have at least 1 element(s) (got [])"),
         ({"tiem": "04:00:00"}, "tiem: unknown key; did you mean 'time'?"),
         ({"executor": "slrum"}, "executor: must be 'slurm' or 'local' (got 'slrum'); did you mean 'slurm'?"),
         ({"setup": "module load x"}, "setup: must be a list (got 'module load x'); write [module load x]"),

@@ -103,5 +103,5 @@ def test_text_blocks_are_bounded_for_long_names(tmp_path: Path, monkeypatch: pyt
     held.insert(0, "sample_id", [f"s{i}" for i in range(400)])
     held.insert(1, "label", "a")
     held.to_csv(tmp_path / "mirna.csv", index=False)
-    (source,) = tables.csv(tmp_path / "mirna.csv", "mirna")
+    (source,) = tables.text(tmp_path / "mirna.csv", "mirna", delimiter=",")
     assert len([*source.pieces(tmp_path)]) >= 2

@@ -128,7 +128,7 @@ def test_a_decoder_recovers_the_parameters_of_simulated_data(kind: str) -> None:
 
 
 def test_a_whole_vae_with_counts_gives_its_library_size_to_its_likelihood() -> None:
-    vae = Vae(2, 5, (6,), 3, eps=0.8, slope=0.2, kind="negative_binomial", dtype=torch.float64)
+    vae = Vae(2, 5, (6,), 3, eps=0.8, slope=0.2, kind="negative_binomial").double()
     initialise(vae, [1, 2])
     x = COUNT.log1p()
     output = vae(x, normal(2, 4, 3))

@@ -113,7 +113,7 @@ def normalised(layer: StackedBatchNorm, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("replicates", [1, 3])
 def test_batch_norm_is_that_of_torch_over_several_steps_then_with_running_statistics(replicates: int) -> None:
-    ours = StackedBatchNorm(replicates, 4, eps=0.8, dtype=torch.float64)
+    ours = StackedBatchNorm(replicates, 4, eps=0.8).double()
     theirs = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(replicates)]
     with torch.no_grad():
         for r, plain_norm in enumerate(theirs):

@@ -7,6 +7,7 @@ rules. Nothing is joined, renamed or dropped implicitly.
 import os
 import stat
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from modis_dist.data.importers import anndata_files, tables
@@ -19,10 +20,10 @@ from modis_dist.runtime.text import listed, shown
 
 READERS: Mapping[str, Callable[[Path, str], list[Source]]] = {
     ".parquet": tables.parquet,
-    ".csv": tables.csv,
-    ".csv.gz": tables.csv,
-    ".tsv": tables.tsv,
-    ".tsv.gz": tables.tsv,
+    ".csv": partial(tables.text, delimiter=","),
+    ".csv.gz": partial(tables.text, delimiter=","),
+    ".tsv": partial(tables.text, delimiter="\t"),
+    ".tsv.gz": partial(tables.text, delimiter="\t"),
     ".h5ad": anndata_files.h5ad,
     ".h5mu": anndata_files.h5mu,
 }
@@ -54,11 +55,8 @@ def import_source(source: Path, out: Path, *, progress: Progress) -> None:
     """
     files, ignored = _files(source)
     sources = _opened(files)
-    record = {
-        "kind": "import",
-        "path": str(source.absolute()),
-        "files": {modality.modality: modality.where for modality in sources},
-    }
+    names = {modality.modality: modality.where for modality in sources}
+    record = {"kind": "import", "path": str(source.absolute()), "files": names}
     with StoreWriter(out, source=record) as writer:
         if ignored:
             writer.note(f"ignored: {listed(ignored)}")

@@ -46,14 +46,12 @@ def parquet(path: Path, modality: str) -> list[Source]:
     return [Source(modality, where, names, partial(_parquet_pieces, path, names, where))]
 
 
-def csv(path: Path, modality: str) -> list[Source]:
-    """Return the modality of a comma-separated file (may be gzip-compressed)."""
-    return _text(path, modality, ",")
-
-
-def tsv(path: Path, modality: str) -> list[Source]:
-    """Return the modality of a tab-separated file (may be gzip-compressed)."""
-    return _text(path, modality, "\t")
+def text(path: Path, modality: str, *, delimiter: str) -> list[Source]:
+    """Return the modality of a delimited text file (may be gzip-compressed)."""
+    where = shown(path.name)
+    header = _header(path, where, delimiter)
+    names = _columns(header, where)
+    return [Source(modality, where, names, partial(_text_pieces, path, tuple(header), where, delimiter))]
 
 
 def _columns(names: Sequence[str], where: str) -> tuple[str, ...]:
@@ -70,9 +68,9 @@ def _columns(names: Sequence[str], where: str) -> tuple[str, ...]:
 def _refuse_type(field: pa.Field, where: str) -> None:
     kind = field.type.value_type if pa.types.is_dictionary(field.type) else field.type
     number = pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind)
-    text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+    is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
     if field.name in META:
-        if not (number or text or (pa.types.is_boolean(kind) and field.name == "label")):
+        if not (number or is_text or (pa.types.is_boolean(kind) and field.name == "label")):
             raise DataError(f"{where}: column {field.name} has type {field.type}; convert it to text")
     elif not number or kind is not field.type:
         raise DataError(
@@ -138,13 +136,6 @@ def _as_float32(column: pa.Array, name: str, where: str, *, first_row: int) -> p
 
 
 # --- text -----------------------------------------------------------------------------------------------------
-
-
-def _text(path: Path, modality: str, delimiter: str) -> list[Source]:
-    where = shown(path.name)
-    header = _header(path, where, delimiter)
-    names = _columns(header, where)
-    return [Source(modality, where, names, partial(_text_pieces, path, tuple(header), where, delimiter))]
 
 
 def _header(path: Path, where: str, delimiter: str) -> list[str]:

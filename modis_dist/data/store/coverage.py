@@ -96,7 +96,7 @@ def verify(path: Path, *, progress: Progress) -> Store:
     Raises ``DataError`` for the first problem: a missing or modified shard, a wrong page checksum, an infinite value,
     or invalid names, ids, labels, groups or splits.
     """
-    store = Store.open_uncached(path)
+    store = Store.open(path, cached=False)
     ledger = Ledger()
     for name in store.modalities:
         check_features(store.features(name), name)

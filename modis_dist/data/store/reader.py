@@ -81,18 +81,13 @@ class Store:
     stamps: Mapping[str, Stamp] = field(repr=False)  # of every shard when it was verified
 
     @classmethod
-    def open(cls, path: Path) -> "Store":
+    def open(cls, path: Path, *, cached: bool = True) -> "Store":
         """Open a store and verify size, content and schema of every shard.
 
-        Shards whose size and modification time match an earlier verification are not hashed again, if the folder is
-        writable. Raises ``DataError``.
+        If ``cached``, shards whose size and modification time match an earlier verification are not hashed again (that
+        needs a writable folder). Raises ``DataError``.
         """
-        return _open(path, trusted=_read_verified(path))
-
-    @classmethod
-    def open_uncached(cls, path: Path) -> "Store":
-        """Open a store and hash every shard, ignoring earlier verifications."""
-        return _open(path, trusted={})
+        return _open(path, trusted=_read_verified(path) if cached else {})
 
     @property
     def notices(self) -> tuple[str, ...]:
@@ -127,12 +122,7 @@ class Store:
     def index(self, modality: str) -> Index:
         """Return the metadata of all rows of a modality."""
         parts = [self._index(table) for _, table in self._row_groups(modality, columns=META)]
-        return Index(
-            np.concatenate([part.sample_id for part in parts]),
-            np.concatenate([part.group_id for part in parts]),
-            np.concatenate([part.label for part in parts]),
-            np.concatenate([part.split for part in parts]),
-        )
+        return Index(*(np.concatenate([getattr(part, name) for part in parts]) for name in META))
 
     def read(self, modality: str, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         """Return features [n, p] of all rows, or of ``rows`` in their order; reads only the row groups needed.
@@ -174,7 +164,10 @@ class Store:
                 for number in range(file.num_row_groups):
                     rows = file.metadata.row_group(number).num_rows
                     if _overlaps(positions, start, rows):
-                        yield start, _checked(file.read_row_group(number, columns=list(columns)), rows)
+                        group = file.read_row_group(number, columns=list(columns))
+                        if group.num_rows != rows:
+                            raise ValueError(f"row group {number} has {group.num_rows} rows, expected {rows}")
+                        yield start, group
                     start += rows
 
     def _index(self, table: pa.Table) -> Index:
@@ -219,12 +212,6 @@ def _overlaps(positions: NDArray[np.int64] | None, start: int, rows: int) -> boo
         return True
     first, last = np.searchsorted(positions, [start, start + rows])
     return bool(first < last)
-
-
-def _checked(table: pa.Table, rows: int) -> pa.Table:
-    if table.num_rows != rows:
-        raise ValueError(f"a row group has {table.num_rows} rows, expected {rows}")
-    return table
 
 
 @contextmanager
@@ -274,30 +261,24 @@ def _manifest(path: Path) -> dict[str, Any]:
     try:
         raw = json.loads(file.read_text(encoding="utf-8"))
         if raw["format"] != FORMAT:
-            raise KeyError("format")
+            raise ValueError("not the manifest of a store")
+        if raw.get("version") != VERSION:
+            version = shown(raw.get("version"))
+            raise DataError(f"{where}: format version {version}, expected {VERSION}; repeat the import")
+        tables = {entry["name"]: _table(entry) for entry in raw["modalities"]}
+        classes = tuple(raw["classes"])
+        if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
+            raise ValueError("wrong fingerprint")
+        created, fingerprint = dict(raw["created"]), raw["fingerprint"]
+        return {"tables": tables, "classes": classes, "fingerprint": fingerprint, "created": created}
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{shown(str(path))}: not a store (no {MANIFEST}); create one with `modis-dist data import`"
         ) from None
     except OSError as error:
         raise DataError(f"{where}: cannot be read ({error.strerror})") from error
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{where}: damaged, or not the manifest of a store; restore it or repeat the import") from error
-    if raw.get("version") != VERSION:
-        raise DataError(f"{where}: format version {shown(raw.get('version'))}, expected {VERSION}; repeat the import")
-    return _parsed(raw, where)
-
-
-def _parsed(raw: dict[str, Any], where: str) -> dict[str, Any]:
-    try:
-        tables = {entry["name"]: _table(entry) for entry in raw["modalities"]}
-        classes = tuple(raw["classes"])
-        if fingerprint_of(classes, tables) != raw["fingerprint"] or len(tables) != len(raw["modalities"]):
-            raise ValueError("wrong fingerprint")
-        created = dict(raw["created"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{where}: damaged ({shown(str(error))}); restore it or repeat the import") from error
-    return {"tables": tables, "classes": classes, "fingerprint": raw["fingerprint"], "created": created}
 
 
 def _table(entry: dict[str, Any]) -> ModalityTable:

@@ -4,7 +4,6 @@ The store is written to a hidden private folder beside the target and renamed wh
 """
 
 import errno
-import json
 import os
 import shutil
 import socket
@@ -15,7 +14,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import IO
 
 import numpy as np
 import pyarrow as pa
@@ -42,7 +41,7 @@ from modis_dist.data.store.rules import (
     natural_order,
 )
 from modis_dist.runtime.errors import DataError
-from modis_dist.runtime.files import sha256, sync, write_text
+from modis_dist.runtime.files import sha256, sync, write_json
 from modis_dist.runtime.text import listed, shown
 from modis_dist.runtime.version import __version__
 
@@ -141,16 +140,22 @@ class StoreWriter:
             if not tables[name].rows:
                 raise DataError(f"{modality.where}: no rows")
         self._add_notices()
+        time = datetime.now(UTC).isoformat(timespec="seconds")
         classes = tuple(sorted(self._ledger.labels, key=natural_order))
-        write_text(self.folder / MANIFEST, _manifest_text(classes, tables, self._created()))
+        program = f"modis-dist {__version__}"
+        manifest = {
+            "format": FORMAT,
+            "version": VERSION,
+            "fingerprint": fingerprint_of(classes, tables),
+            "created": {"time": time, "program": program, "source": self.source, "notices": self.notices},
+            "classes": classes,
+            "modalities": [{"name": name, **asdict(table)} for name, table in tables.items()],
+        }
+        write_json(self.folder / MANIFEST, manifest)
         sync(self.folder)
         self._refuse_existing()
         self.folder.rename(self.out)
         sync(self.out.parent)
-
-    def _created(self) -> dict[str, Any]:
-        time = datetime.now(UTC).isoformat(timespec="seconds")
-        return {"time": time, "program": f"modis-dist {__version__}", "source": self.source, "notices": self.notices}
 
     def _add_notices(self) -> None:
         for modality in self._modalities.values():
@@ -166,17 +171,9 @@ class StoreWriter:
             self.note("no labelled rows")
         if len(self._modalities) == 1:
             self.note("only one modality; training needs at least two")
-        elif not self._any_shared_sample():
+        samples = [sample for m in self._modalities.values() for sample in self._ledger.samples(m.where)]
+        if len(self._modalities) > 1 and len(set(samples)) == len(samples):
             self.note("no sample has rows in two modalities; translation cannot be evaluated")
-
-    def _any_shared_sample(self) -> bool:
-        seen: set[str] = set()
-        for modality in self._modalities.values():
-            ids = set(self._ledger.samples(modality.where))
-            if not seen.isdisjoint(ids):
-                return True
-            seen |= ids
-        return False
 
 
 class _ModalityWriter:
@@ -268,18 +265,6 @@ class _ModalityWriter:
         path = self._folder / f"part-{len(self._shards):05d}.parquet"
         rows = self.rows - sum(shard.rows for shard in self._shards)
         self._shards.append(Shard(path.name, rows, path.stat().st_size, sha256(path)))
-
-
-def _manifest_text(classes: tuple[str, ...], tables: Mapping[str, ModalityTable], created: Mapping[str, Any]) -> str:
-    manifest = {
-        "format": FORMAT,
-        "version": VERSION,
-        "fingerprint": fingerprint_of(classes, tables),
-        "created": created,
-        "classes": classes,
-        "modalities": [{"name": name, **asdict(table)} for name, table in tables.items()],
-    }
-    return json.dumps(manifest, indent=1, allow_nan=False) + "\n"
 
 
 # --- files ----------------------------------------------------------------------------------------------------
