@@ -144,9 +144,7 @@ class Pca(Section):
     kind: Literal["pca"] = item("pca", "project onto principal components, fitted on training rows")
     components: int = item(..., "number of components", unit="components", ge=1)
     solver: Literal["auto", "randomized", "incremental"] = item(
-        "auto",
-        "scikit-learn solver; auto: full, or incremental for large data. incremental reads blocks of rows; randomized "
-        "holds two copies of all rows in memory",
+        "auto", "scikit-learn solver; auto: full, or incremental for large data"
     )
     seed: int = item(0, "seed of the randomized solver", ge=0, lt=2**31)
 

@@ -1,18 +1,20 @@
 """Preprocessing of features: steps are fitted on training rows, applied to any rows and inverted for translations.
 
-Computes in float64 on blocks of rows and returns float32, so memory does not grow with the data (the full and
-randomized solvers of ``pca`` excepted). Missing values (NaN) are ignored when fitting and pass through every step but
-``impute``; none may be left at the end. Independent of how rows are split and where features are stored.
+Computes in float64 on blocks of rows and returns float32, so memory does not grow with the data. Missing values (NaN)
+are ignored when fitting and pass through every step but ``impute``; none may be left at the end. Independent of how
+rows are split and where features are stored.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from modis_dist.config.run import Impute, Log1p, MinMax, Pca, PreprocessStep, Standardise, VarianceFilter
+from modis_dist.data.pca import randomized_pca
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, materialise, slices
 from modis_dist.data.store.index import Features
 from modis_dist.runtime.errors import DataError
@@ -22,6 +24,7 @@ Block = NDArray[np.float64]
 
 VALUES_FOR_MEDIANS = 1 << 26  # values per block of features (512 MiB of float64); each block is a pass over all rows
 VALUES_FOR_FULL_PCA = 1 << 24  # `auto` is incremental above; the full solver holds several copies of all values
+VALUES_FOR_RANDOMIZED_PCA = 1 << 26  # above, blockwise with several passes; below, two copies in memory (1 GiB)
 STEPS = frozenset({"standardise", "minmax", "log1p", "impute", "variance_filter", "pca"})
 
 
@@ -280,6 +283,10 @@ def _pca(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
     rows, features = len(x), len(before.features_out)
     _refuse_components(step, before.modality, rows=rows, features=features)
     _refuse_missing(before, x)
+    if step.solver == "randomized" and rows * features > VALUES_FOR_RANDOMIZED_PCA:
+        shape, blocks = (rows, features), partial(_blocks, before, x)
+        mean, components = randomized_pca(blocks, shape, components=step.components, seed=step.seed)
+        return Fitted("pca", {"mean": mean, "components": components})
     incremental = step.solver == "incremental" or (step.solver == "auto" and rows * features > VALUES_FOR_FULL_PCA)
     model = (_incremental_pca if incremental else _in_memory_pca)(step, before, x)
     return Fitted("pca", {"mean": model.mean_, "components": model.components_})

@@ -51,6 +51,7 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     """Run a test with data in one block and in many blocks."""
     monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", request.param)
     monkeypatch.setattr(preprocess, "VALUES_FOR_MEDIANS", request.param)
+    monkeypatch.setattr(preprocess, "VALUES_FOR_RANDOMIZED_PCA", request.param)
     yield
 
 
@@ -269,6 +270,24 @@ def test_fitting_and_applying_need_little_more_memory_than_the_result(
         assert tracemalloc.get_traced_memory()[1] < out.nbytes + x.nbytes / 2
     finally:
         tracemalloc.stop()
+
+
+def test_components_of_large_data_need_little_memory_and_are_correct(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    x = random_rows(0, rows=5_000, features=400)
+    step = {"kind": "pca", "components": 2, "solver": "randomized"}
+    at_once = fitted(x, "standardise", step).steps[-1].arrays
+    monkeypatch.setattr(arrays, "VALUES_PER_BLOCK", 50_000)
+    monkeypatch.setattr(preprocess, "VALUES_FOR_RANDOMIZED_PCA", 100_000)
+    tracemalloc.start()
+    try:
+        in_blocks = fitted(x, "standardise", step).steps[-1].arrays
+        assert tracemalloc.get_traced_memory()[1] < x.nbytes / 2
+    finally:
+        tracemalloc.stop()
+    for name, values in at_once.items():
+        assert np.allclose(in_blocks[name], values, rtol=0, atol=1e-9)
 
 
 def test_checks_do_not_hold_the_counts_of_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
