@@ -1,4 +1,4 @@
-"""How far the steps of several ranks are from those of one: the largest difference of any parameter or statistic.
+"""Largest difference of any parameter or statistic between the steps of several ranks and those of one rank.
 
     python tools/rank_equality.py            # one, two and three ranks, float64 and float32
     python tools/rank_equality.py --json

@@ -345,7 +345,7 @@ def test_values_near_the_limit_of_float32_are_scaled_without_a_warning() -> None
 def test_missing_values_at_the_end_are_refused_with_the_first_five_features() -> None:
     x = random_rows(0)
     x[[3, 59], 2:9] = np.nan
-    message = r"modality rna: missing values .*7 features \(f2, f3, f4, f5, f6, \.\.\.\); .*impute"
+    message = r"modality rna: .*\b7 .*\(f2, f3, f4, f5, f6, \.\.\.\); .*impute"
     for written in (["standardise"], [{"kind": "pca", "components": 2}], []):
         with pytest.raises(DataError, match=message):
             fitted(x, *written).apply(x)
@@ -355,7 +355,7 @@ def test_missing_values_in_new_rows_are_named_by_the_features_before_pca() -> No
     x = random_rows(0)
     new = x[:4].copy()
     new[2, 5] = np.nan
-    with pytest.raises(DataError, match=r"missing values .*1 feature \(f5\)"):
+    with pytest.raises(DataError, match=r"modality rna: .*\b1 .*\(f5\)"):
         fitted(x, "standardise", {"kind": "pca", "components": 2}, "standardise").apply(new)
 
 
@@ -363,7 +363,7 @@ def test_a_feature_without_any_value_cannot_be_imputed() -> None:
     x = random_rows(0)
     x[:, 4] = np.nan
     for value in ("mean", "median"):
-        with pytest.raises(DataError, match=r"modality rna: impute: .*1 feature \(f4\)"):
+        with pytest.raises(DataError, match=r"modality rna: impute: .*\b1 .*\(f4\)"):
             fitted(x, {"kind": "impute", "strategy": value})
     assert "f4" not in fitted(x, {"kind": "variance_filter", "features": 11}, "impute").features_out
 
@@ -373,7 +373,7 @@ def test_log1p_refuses_negative_values_by_feature_and_number_of_rows() -> None:
     x = random_rows(0)
     x[[1, 30, 50], 6] = -0.5
     x[2, 8] = -3
-    message = r"modality rna: log1p: .*2 features \(f6, f8\) \(f6: 3 rows\)"
+    message = r"modality rna: log1p: .*\b2 .*\(f6, f8\).*\bf6: 3 "
     with pytest.raises(DataError, match=message):
         fitted(x, "log1p")
     with pytest.raises(DataError, match=message):
@@ -385,7 +385,7 @@ def test_infinite_values_are_refused() -> None:
     x = random_rows(0)
     x[5, 3] = -np.inf
     for written in (["standardise"], []):
-        with pytest.raises(DataError, match=r"modality rna: infinite values .*1 feature \(f3\)"):
+        with pytest.raises(DataError, match=r"modality rna: .*infinite.*\b1 .*\(f3\)"):
             fitted(x, *written).apply(x)
 
 
@@ -397,7 +397,7 @@ def test_results_beyond_float32_are_refused() -> None:
 
 def test_more_components_than_rows_or_features_are_refused_with_the_limit() -> None:
     for rows, features, limit in ((60, 12, 12), (5, 12, 5)):
-        message = f"modality rna: pca: .*13.* {rows} training rows x {features} features is {limit};"
+        message = f"modality rna: pca: .*13.*\\b{rows} .*\\b{features} .*\\b{limit}\\b"
         with pytest.raises(DataError, match=message):
             fitted(random_rows(0, rows, features), {"kind": "pca", "components": 13})
 

@@ -215,12 +215,12 @@ def test_none_leaves_no_test_rows() -> None:
 def test_a_stored_split_that_divides_a_patient_is_refused() -> None:
     rna = index_of([("a1", "patient", 0), ("b", "b", 0)], ["test", "train"])
     cnv = index_of([("a2", "patient", 0)], ["train"])
-    with pytest.raises(DataError, match=r"split: 1 groups .*\(patient\)"):
+    with pytest.raises(DataError, match=r"split: .*\b1\b.*\(patient\)"):
         partition({"rna": rna, "cnv": cnv}, Split(test="stored"))
 
 
 def test_a_stored_split_without_test_rows_is_refused() -> None:
-    with pytest.raises(DataError, match=r"split: no row .*'test'.*data\.split\.test"):
+    with pytest.raises(DataError, match=r"split: .*'test'.*data\.split\.test"):
         partition(one_class_a_group(10, 2), Split(test="stored"))
 
 
@@ -228,9 +228,9 @@ def test_a_class_with_fewer_groups_than_folds_is_refused_by_name_and_count() -> 
     rows = [(f"s{number}", f"g{number}", int(number < 3)) for number in range(40)]
     indexes = {"rna": index_of(rows), "cnv": index_of(rows)}
     split = Split(test="none", folds=5, fold=0)
-    with pytest.raises(DataError, match=r"class KIRC has 3 .*5 folds"):
+    with pytest.raises(DataError, match=r"\bKIRC\b.*\b3 .*\b5 folds"):
         partition(indexes, split, classes=["BRCA", "KIRC"])
-    with pytest.raises(DataError, match="class number 1 has 3 "):
+    with pytest.raises(DataError, match=r"\b1 has 3 "):
         partition(indexes, split)
 
 
@@ -243,7 +243,7 @@ def test_unlabelled_groups_need_not_fill_the_folds() -> None:
 def test_a_modality_without_training_rows_is_refused() -> None:
     rows = [(f"s{number}", f"g{number}", 0) for number in range(3)]
     indexes = {"rna": index_of(rows, ["train", "test", "train"]), "cnv": index_of(rows[1:2], ["test"])}
-    with pytest.raises(DataError, match=r"data\.split: modality cnv .*\(1 test and 0 validation rows of 1\)"):
+    with pytest.raises(DataError, match=r"data\.split: .*\bcnv\b.*\b1 test .*\b0 validation .*\b1\b"):
         partition(indexes, Split(test="stored"))
 
 

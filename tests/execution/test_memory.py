@@ -1,4 +1,4 @@
-"""How many packs fit: the memory of a job, what a pack takes, and what is made of the two."""
+"""Number of concurrent packs: memory of the job, memory of a pack, and the limit from both."""
 
 import logging
 from dataclasses import replace

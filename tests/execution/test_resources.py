@@ -1,4 +1,4 @@
-"""How many workers find room on some nodes, against placing them one by one."""
+"""Number of workers that fit on given nodes, compared with placing them one by one."""
 
 from itertools import product
 

@@ -19,7 +19,7 @@ UNEVEN = {"a": 320, "b": 64, "c": 64}
 
 
 def numbers(batch: Batch, modality: int, replicate: int = 0) -> list[int]:
-    """Which rows a batch holds: the toy data are numbered in their first feature."""
+    """Return the row numbers in a batch: the first feature of the toy data is the row number."""
     return batch.x[modality][replicate, :, 0].int().tolist()
 
 

@@ -88,7 +88,7 @@ def markdown(table: Table) -> tuple[str, list[str]]:
 
 
 def terms(notes: list[str]) -> list[str]:
-    """What notes define: the text before the colon."""
+    """Return the terms that notes define: the text before the colon."""
     return [note.partition(":")[0] for note in notes]
 
 

@@ -57,7 +57,7 @@ def told(listener: Listener) -> str:
 
 
 def asked(listener: Listener, line: str) -> str:
-    """What the listener says to a line."""
+    """Return the listener's answer to a line."""
     assert listener.stdin is not None
     listener.stdin.write(f"{line}\n")
     listener.stdin.flush()

@@ -143,7 +143,7 @@ class Driver:
         self._status: int | None = None
 
     def ended(self) -> bool:
-        """Whether it has."""
+        """Return True if the driver has ended."""
         if self._status is None:
             child, status = os.waitpid(self.process.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if child else None
@@ -168,7 +168,7 @@ class Driver:
 
 
 def trains(process: psutil.Process) -> bool:
-    """Whether a process is a worker of Ray that has something to do; an agent of Ray's takes the node with it."""
+    """Return True for a Ray worker that trains; killing an agent of Ray ends the whole node."""
     try:
         name = " ".join(process.cmdline()).strip()
     except psutil.NoSuchProcess:
@@ -180,7 +180,7 @@ def trains(process: psutil.Process) -> bool:
 
 
 def compared(out: Path, calm: Path) -> list[str]:
-    """What differs between the folders of two finished studies."""
+    """Return the differences between the folders of two finished studies."""
     found = []
     ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, calm))
     if ours.keys() != theirs.keys():

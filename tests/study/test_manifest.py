@@ -99,7 +99,7 @@ def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_manifest_of_another_format_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "manifest.json"
     file.write_text('{"version": 1, "study": "x", "fingerprint": "x", "trials": [], "packs": [], "refit_packs": []}')
-    with pytest.raises(DataError, match=r"manifest\.json: format version 1;"):
+    with pytest.raises(DataError, match=r"manifest\.json: .*\b1\b"):
         manifest.load(file)
 
 

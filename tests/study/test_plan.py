@@ -1,4 +1,4 @@
-"""What a study comes to before anything is trained: the sizes of its networks, and what the data refuse."""
+"""Plan of a study before training: sizes of its networks, and refusals because of the data."""
 
 from pathlib import Path
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,9 @@ def write_journal(folder: Path, trials: Sequence[str], times_s: Sequence[float],
     folder.mkdir(parents=True, exist_ok=True)
     writer = JournalWriter(folder / "journal.jsonl")
     for step, at in enumerate(times_s, start=1):
-        monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda at=at: int(1000 * at))
+        monkeypatch.setattr(
+            "modis_dist.train.journal.time", SimpleNamespace(time_ns=lambda at=at: int(1000 * at) * 1_000_000)
+        )
         for trial in trials:
             writer.metrics(trial, step=step, values={"loss": 1.0})
     writer.close()

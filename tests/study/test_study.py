@@ -118,7 +118,7 @@ def test_a_larger_grid_trains_only_new_trials_and_a_smaller_one_names_outdated_o
     assert summary_of(done)["trials"]["total"] == 12
     assert "note:" not in capsys.readouterr().err
     assert tune(done) == 0
-    assert "note: 4 trials of an earlier start are not part of this study any more" in capsys.readouterr().err
+    assert "note: 4 trials " in capsys.readouterr().err
     assert epochs_trained(done / "out") == after
 
 
@@ -151,7 +151,7 @@ def test_a_missing_device_is_refused_before_anything_is_written(
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
     assert tune(tmp_path, "--set", "trainer.device=cuda:63") == 2
-    assert "asked for, this machine has" in capsys.readouterr().err
+    assert "sweep.resources." in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -198,7 +198,7 @@ def test_a_trial_that_crashes_its_pack_fails_alone_and_is_the_only_one_retried(
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
     assert tune(tmp_path) == 4
     output = capsys.readouterr().err
-    assert "1 trials failed (" in output and "out of memory with optim.batch_size 8;" in output
+    assert "1 trials failed (" in output and "optim.batch_size 8;" in output
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2

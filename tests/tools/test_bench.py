@@ -31,7 +31,7 @@ QUICK = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--turns", "2",
 @pytest.fixture(autouse=True)
 def _little_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Turns of a single piece of work on one thread; then the other tests' threads again."""
-    monkeypatch.setattr("tools.bench.measure._pieces", lambda *_: 1)
+    monkeypatch.setattr("tools.bench.measure.pieces_per_turn", lambda *_: 1)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -168,7 +168,7 @@ def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
 @pytest.mark.parametrize(("times", "others"), [((2.0, 3.0, 1.0), 1.0), ((2.0, 0.9, 1.0), 0.0), ((2.0, 0.0, 1.0), None)])
 def test_what_others_use_is_what_the_cores_did_less_what_we_did(monkeypatch, times, others) -> None:
     told = iter([(0.0, 0.0, 0.0), times])
-    monkeypatch.setattr("tools.bench.measure._times", lambda: next(told))
+    monkeypatch.setattr("tools.bench.measure.cpu_times", lambda: next(told))
     assert Watch().others() == others
 
 

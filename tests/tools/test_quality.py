@@ -1,6 +1,7 @@
-"""When a schedule is as good as another one ends, from curves that are made up."""
+"""Epochs until a schedule reaches another one's final metric, from synthetic curves."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -39,7 +40,7 @@ def test_curves_and_their_seconds_are_read_from_a_study(tmp_path: Path, monkeypa
     pack = tmp_path / "packs" / "p"
     pack.mkdir(parents=True)
     clock = iter([1000, 3500, 4500])
-    monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda: next(clock))
+    monkeypatch.setattr("modis_dist.train.journal.time", SimpleNamespace(time_ns=lambda: next(clock) * 1_000_000))
     with JournalWriter(pack / "journal.jsonl") as journal:
         journal.event("t", kind="start", values={"epoch": 0})
         for epoch in (1, 2):

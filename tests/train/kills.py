@@ -56,7 +56,7 @@ Answer = Callable[[str], bytes]  # marker -> what to do there
 
 @dataclass
 class Tally:
-    """What was done and what came of it."""
+    """Counts of lives and kills, and the differences found."""
 
     lives: int = 0
     kills: int = 0
@@ -191,7 +191,7 @@ def _plan(kinds: list[Kind], chance: random.Random) -> Iterator[tuple[Kind, Answ
 
 
 def compared(out: Path, calm: Path) -> list[str]:
-    """What differs between the folders of two finished trainings."""
+    """Return the differences between the folders of two finished trainings."""
     found = []
     for folder in sorted({p.parent.parent for p in calm.rglob("step-*")}):
         found += differences(out / folder.relative_to(calm), folder)

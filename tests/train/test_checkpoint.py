@@ -137,7 +137,7 @@ def of_version(path: Path, version: object) -> Path:
 def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path: Path, version: int) -> None:
     path = of_version(checkpoint.save(tmp_path, made(1)), version)
     for _ in range(2):
-        with pytest.raises(DataError, match=f"format version {version}; this program reads .* nothing was changed"):
+        with pytest.raises(DataError, match=rf"{path.name}: .*\b{version}\b.*\b{checkpoint.VERSION}\b"):
             checkpoint.newest(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
     assert checkpoint.newest(of_version(path, checkpoint.VERSION).parent) == path
@@ -166,7 +166,7 @@ def test_a_disk_that_refuses_for_a_moment_costs_no_checkpoint(
 def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
     path = of_version(checkpoint.save(tmp_path, made(1)), 99)
     for read in (checkpoint.load, lambda path: checkpoint.latest(path.parent)):
-        with pytest.raises(DataError, match="step-00000001: format version 99"):
+        with pytest.raises(DataError, match=r"step-00000001: .*\b99\b"):
             read(path)
 
 

@@ -113,10 +113,10 @@ def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> 
 
     def spoilt(self: Learner, given: Any, how: Any, rules: Any) -> Any:
         nonlocal calls
-        if self.networks is self._model.vaes:
+        if "0.mu.weight" in dict(self.networks.named_parameters()):  # the VAEs
             calls += 1
             if world.rank == world.size - 1 and calls <= steps:
-                handle = self._parameters[0].register_hook(lambda gradient: gradient * float("inf"))
+                handle = next(self.networks.parameters()).register_hook(lambda gradient: gradient * float("inf"))
                 try:
                     return phase(self, given, how, rules)
                 finally:

@@ -29,10 +29,10 @@ class Command(Protocol):
     __doc__: str | None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """What can be asked for."""
+        """Add the options of this command."""
 
     def rows(self, asked: argparse.Namespace) -> Iterator[Row]:
-        """What was found, line by line."""
+        """Yield the rows of the measurement."""
 
 
 COMMANDS: dict[str, Command] = {

@@ -32,7 +32,7 @@ CHUNK = 16 << 20  # bytes that are read from a file at once
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How large, where, and what is trained."""
+    """Add the options: size of the data, feature storage, and the training."""
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--features", type=int, default=4_000)
     parser.add_argument("--row-group-rows", type=int, default=5_000, help="of the source")

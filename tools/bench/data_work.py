@@ -1,4 +1,4 @@
-"""What the measurements of large data do in processes of their own, and what these take."""
+"""Work of the measurements of large data, each in a separate process, with its time and memory."""
 
 import subprocess
 import sys
@@ -54,7 +54,7 @@ app()
 
 
 def alone(work: Callable[..., Row], *arguments: object) -> Row:
-    """What a function returns in a new process: a child's peak counts from what its parent held at a fork."""
+    """Call a function in a new process and return its result: after a fork, the peak memory includes the parent's."""
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
     child = spawn.Process(target=_answer, args=(theirs, work, arguments))
@@ -144,7 +144,7 @@ class Clock:
         self.times: list[float] = []
 
     def requested(self) -> str | None:
-        """Why to stop, or None."""
+        """Return the reason to stop, or None."""
         self.times.append(time.perf_counter())
         return None if len(self.times) < self._steps else "enough is known"
 

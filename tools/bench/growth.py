@@ -1,4 +1,4 @@
-"""How the time of a step grows with one size at a time, and the exponent b of time ~ size^b.
+"""Time of a step as one size at a time grows, and the exponent b of time ~ size^b.
 
 From a system of three modalities of 256 features, 64 latent dimensions and 64 rows, one size is varied: rows of a
 batch, latent dimensions, modalities, features, replicates of a stack, ranks. b is the slope of least squares in
@@ -34,7 +34,7 @@ SIZES: Mapping[str, Sequence[int]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is varied and how it is measured."""
+    """Add the options: sizes to vary, and the measurement."""
     parser.add_argument("--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes, one after the other")
     options.of_measurement(parser, turns=15)
 

@@ -52,7 +52,7 @@ class Measured:
 
     @property
     def quiet(self) -> bool | None:
-        """Whether the machine was this measurement's; None where that is not known."""
+        """True if other processes used few of the cores; None if unknown."""
         return None if self.others is None else self.others <= QUIET * len(os.sched_getaffinity(0))
 
 
@@ -63,17 +63,17 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._before = _times()
+        self._before = cpu_times()
 
     def others(self) -> float | None:
         """In cores; None where the system's counters stand still."""
-        passed, busy, own = (now - before for now, before in zip(_times(), self._before, strict=True))
+        passed, busy, own = (now - before for now, before in zip(cpu_times(), self._before, strict=True))
         if busy <= 0.5 * own:
             return None
         return max(0.0, busy - own) / passed
 
 
-def _times() -> tuple[float, float, float]:
+def cpu_times() -> tuple[float, float, float]:
     """Seconds: the clock, busy time of the cores, CPU time of this process and its children."""
     every = psutil.cpu_times(percpu=True)
     cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
@@ -96,7 +96,7 @@ def repeated(step: Callable[[], object]) -> Work:
 
 def interleaved(works: Mapping[str, Work], *, turns: int, device: torch.device, turn_s: float = TURN_S) -> Measured:
     """Every work in every turn, forwards and backwards alternately, after it has warmed up."""
-    times = {name: _pieces(work, device, turn_s) for name, work in works.items()}
+    times = {name: pieces_per_turn(work, device, turn_s) for name, work in works.items()}
     held: dict[str, list[float]] = {name: [] for name in works}
     watch = Watch()
     for turn in range(turns):
@@ -105,8 +105,8 @@ def interleaved(works: Mapping[str, Work], *, turns: int, device: torch.device, 
     return Measured({name: tuple(ms) for name, ms in held.items()}, watch.others())
 
 
-def _pieces(work: Work, device: torch.device, turn_s: float) -> int:
-    """How many pieces of a work fill a turn; warms it up."""
+def pieces_per_turn(work: Work, device: torch.device, turn_s: float) -> int:
+    """Return the number of calls that fill a turn, after a warm-up."""
     took = [_seconds(work, 1, device) for _ in range(WARM_UP_CALLS)]
     return max(1, round(turn_s / took[-1]))
 

@@ -15,19 +15,19 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def of_shapes(parser: argparse.ArgumentParser) -> None:
-    """Which systems; every combination is a row."""
+    """Add the options that choose systems; every combination is a row."""
     parser.add_argument("--shapes", nargs="+", choices=CASES, default=["intersim", "tcga10", "tiny"], help="systems")
     parser.add_argument("--batches", nargs="+", type=at_least_2, default=[32, 512], help="rows of each modality")
 
 
 def of_measurement(parser: argparse.ArgumentParser, *, turns: int) -> None:
-    """How it is measured."""
+    """Add the options of the measurement."""
     of_settings(parser)
     parser.add_argument("--turns", type=positive, default=turns, help=f"of each side, the median counts; {turns}")
 
 
 def of_settings(parser: argparse.ArgumentParser) -> None:
-    """How it is trained; every combination is a row."""
+    """Add the options of the training; every combination is a row."""
     parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["fp32"], help="of networks")
     parser.add_argument("--threads", nargs="+", type=positive, default=[CORES], help="of the processor; all by default")
     parser.add_argument("--loss", choices=get_args(Loss), default="published", help="adversarial loss")

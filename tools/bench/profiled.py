@@ -1,4 +1,4 @@
-"""Which operators the time of our step goes to, and which groups of them. Ours only.
+"""Time of one step of modis_dist by operator and by group of operators.
 
 Each setting gives a row for each group (its operator is `all`), then rows of the operators that take most. `ms` and
 `calls` are of one step: an operator's own time, without those that it calls, on the processor or, on a GPU, of its
@@ -40,7 +40,7 @@ GROUP_OF = {f"aten::{name}": group for group, names in GROUPS.items() for name i
 
 @dataclass(frozen=True)
 class Spent:
-    """What an operator takes of one step."""
+    """Time and calls of an operator in one step."""
 
     operator: str
     calls: float

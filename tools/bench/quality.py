@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def end(self) -> float:
-        """What it ends with."""
+        """Mean of the last epochs."""
         return fmean(self.values[-LAST:])
 
     def reaches(self, aim: float) -> int | None:
@@ -49,7 +49,7 @@ class Curve:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be asked for."""
+    """Add the options of this command."""
     parser.add_argument("study", type=Path, help="study whose conditions are schedules, the published one first")
     parser.add_argument("--out", type=Path, default=None, help="folder of the study; a temporary one by default")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the study")

@@ -1,4 +1,4 @@
-"""How far a step is from what its arithmetic and its memory traffic take by themselves on this machine, now.
+"""Time of a step compared with the time of its arithmetic and memory traffic alone, measured on this machine.
 
 Two floors. Products: every matrix product that the method needs (counted in counts.py), each timed by itself with that
 many rows and in that precision. Adam: 28 bytes a parameter (parameter and two moments read and written, the gradient

@@ -1,4 +1,4 @@
-"""What is measured: the systems of the paper, a tiny one, and systems of any size; one setting of a measurement.
+"""Systems to measure: those of the paper, a tiny one, and systems of any size; settings of a measurement.
 
 Sizes and weights are those of the paper's tables S1 to S3. Knows nothing of how anything is computed.
 """
@@ -46,7 +46,7 @@ class Setting:
         return AUTOCAST_DTYPES[self.precision]
 
     def columns(self) -> dict[str, Any]:
-        """What names this line."""
+        """Return the columns that identify this row."""
         return {"shape": self.name, "batch": self.batch, "precision": self.precision, "threads": self.threads}
 
 

@@ -29,7 +29,7 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be asked for."""
+    """Add the options of this command."""
     parser.add_argument("--samples", type=int, default=1200, help="of the simulated data; 1200")
     parser.add_argument("--epochs", type=int, default=60, help="of each training; 60")
 

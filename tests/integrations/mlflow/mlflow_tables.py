@@ -1,4 +1,4 @@
-"""What MLflow has of a study, read from its tables by hand, and what it should have."""
+"""Rows of a study in MLflow's own tables, and the rows that are expected."""
 
 import sqlite3
 from collections.abc import Sequence

@@ -104,7 +104,7 @@ def test_it_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
 
 
 def blocks(process: psutil.Process, number: signal.Signals) -> bool:
-    """Whether a signal waits for the process to hear it."""
+    """Return True if the process blocks a signal."""
     (mask,) = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigBlk" in line]
     return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 

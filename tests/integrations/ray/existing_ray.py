@@ -25,7 +25,7 @@ PATIENCE_S = 60.0
 
 
 class TwoNodes:
-    """Where it is, and the environment that is let in."""
+    """A Ray cluster of two nodes: its address, and the environment with its token."""
 
     def __init__(self, folder: Path) -> None:
         self.address = f"{NODES[0]}:{_free_port()}"
@@ -68,7 +68,7 @@ class TwoNodes:
         return [name for name in named if name not in OF_RAY]
 
     def nodes(self) -> int:
-        """How many of its nodes run, with a head."""
+        """Return the number of running nodes, the head included."""
         names = [Path(line.partition(" ")[0]).name for line in self.commands()]
         return names.count("raylet") if "gcs_server" in names else 0
 

@@ -148,7 +148,7 @@ def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
     with socket.create_server(("127.0.0.1", 0)) as listening:
         address = f"127.0.0.1:{listening.getsockname()[1]}"
         assert command(["tune", str(study), "--out", str(tmp_path / "out"), "--ray", address]) == 2
-    assert f"no node of the Ray at {address};" in capsys.readouterr().err
+    assert address in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -191,9 +191,9 @@ def test_packs_are_distributed_over_nodes_and_each_fits_on_one() -> None:
     assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)
     assert _shape(RayExecutor(Resources(cpus=4), backend=place)) == (1, 4)
     assert _shape(RayExecutor(Resources(), backend=place, workers=3)) == (2, 1)
-    with pytest.raises(ConfigError, match="5 asked for, the Ray at a:1 has 6 core"):
+    with pytest.raises(ConfigError, match=r"sweep\.resources\.cpus: 5 .*a:1.*\b6\b"):
         RayExecutor(Resources(cpus=5), backend=place)
-    with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) asked for, the Ray at a:1 has 6 core"):
+    with pytest.raises(ConfigError, match=r"trainer\.workers: 7 .*a:1.*\b6\b"):
         RayExecutor(Resources(), backend=place, workers=7)
 
 

@@ -23,7 +23,7 @@ def checkpoints(out: Path) -> set[Path]:
 
 
 def killed_in(arguments: list[str], out: Path, victim: str) -> str:
-    """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
+    """Return the output of a command; ``victim``, a process of its Ray, is killed at its first checkpoint."""
     output, before = out.parent / "said.txt", checkpoints(out)
     with output.open("w") as file:
         driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)

@@ -169,7 +169,7 @@ def test_files_of_jobs_are_private_and_not_pickles(resumed: tuple[SubmittedStudy
 
 
 def in_mlflow(database: Path) -> dict[str, list[Any]]:
-    """What MLflow has of a study, times left out."""
+    """Return MLflow's rows of a study without times."""
     queries = {
         "runs": "select name, status from runs",
         "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",
