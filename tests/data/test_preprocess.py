@@ -55,9 +55,9 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield
 
 
-def close(got: Features, wanted: Any) -> bool:
+def close(got: Features, expected: Any) -> bool:
     assert got.dtype == np.float32
-    return bool(np.allclose(got, wanted, rtol=1e-5, atol=1e-5))
+    return bool(np.allclose(got, expected, rtol=1e-5, atol=1e-5))
 
 
 # --- scikit-learn's answers -------------------------------------------------------------------------------------
@@ -85,8 +85,8 @@ def test_minmax_equals_scikit_learn_and_training_rows_are_between_0_and_1() -> N
 def test_impute_equals_scikit_learn(value: str) -> None:
     x = random_rows(0)
     x[np.random.default_rng(2).random(x.shape) < 0.3] = np.nan
-    wanted = SimpleImputer(strategy=value).fit_transform(x.astype(np.float64))
-    assert close(fitted(x, {"kind": "impute", "strategy": value}).apply(x), wanted)
+    expected = SimpleImputer(strategy=value).fit_transform(x.astype(np.float64))
+    assert close(fitted(x, {"kind": "impute", "strategy": value}).apply(x), expected)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -115,8 +115,8 @@ def test_variance_filter_keeps_the_most_variable_features_in_order() -> None:
 def test_ties_in_variance_keep_the_first_features() -> None:
     x = np.tile(random_rows(0, features=2), (1, 50))
     first = int(np.argmax(x.var(axis=0)))
-    kept = tuple(f"f{first + 2 * number}" for number in range(5))
-    assert fitted(x, {"kind": "variance_filter", "features": 5}).features_out == kept
+    remaining = tuple(f"f{first + 2 * number}" for number in range(5))
+    assert fitted(x, {"kind": "variance_filter", "features": 5}).features_out == remaining
 
 
 @pytest.mark.usefixtures("blocks")
@@ -128,9 +128,9 @@ def test_pca_equals_scikit_learn_up_to_sign(solver: str) -> None:
     x = (scores @ rng.normal(size=(4, 15)) + rng.normal(size=15)).astype(np.float32)
     model = PCA(3).fit(x.astype(np.float64))
     got = fitted(x, {"kind": "pca", "components": 3, "solver": solver})
-    wanted = model.transform(x.astype(np.float64))
-    aligned = got.apply(x) * np.sign((got.apply(x) * wanted).sum(axis=0))
-    assert np.abs(aligned - wanted).max() < 0.01 * np.abs(wanted).max()
+    expected = model.transform(x.astype(np.float64))
+    aligned = got.apply(x) * np.sign((got.apply(x) * expected).sum(axis=0))
+    assert np.abs(aligned - expected).max() < 0.01 * np.abs(expected).max()
     assert got.features_out == ("pc1", "pc2", "pc3")
 
 
@@ -171,17 +171,17 @@ def test_inverse_of_pca_is_the_projection_on_its_components() -> None:
     x = random_rows(0)
     model = PCA(3).fit(x.astype(np.float64))
     pipeline = fitted(x, {"kind": "pca", "components": 3})
-    wanted = model.inverse_transform(model.transform(x.astype(np.float64)))
-    assert np.allclose(pipeline.inverse(pipeline.apply(x)), wanted, rtol=1e-4, atol=1e-5 * x.max())
+    expected = model.inverse_transform(model.transform(x.astype(np.float64)))
+    assert np.allclose(pipeline.inverse(pipeline.apply(x)), expected, rtol=1e-4, atol=1e-5 * x.max())
 
 
 def test_dropped_features_are_restored_as_their_training_mean() -> None:
     x = random_rows(0)
     pipeline = fitted(x, {"kind": "variance_filter", "features": 5}, "standardise")
-    kept = [int(name[1:]) for name in pipeline.features_out]
-    gone = np.setdiff1d(np.arange(12), kept)
+    remaining = [int(name[1:]) for name in pipeline.features_out]
+    gone = np.setdiff1d(np.arange(12), remaining)
     back = pipeline.inverse(pipeline.apply(x))
-    assert np.allclose(back[:, kept], x[:, kept], rtol=1e-4)
+    assert np.allclose(back[:, remaining], x[:, remaining], rtol=1e-4)
     assert np.allclose(back[:, gone], x[:, gone].mean(axis=0, dtype=np.float64), rtol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_a_stored_pipeline_is_bit_identical(seed: int, written: list[Any]) -> No
         return
     arrays, description = pipeline.to_arrays()
     again = Pipeline.from_arrays(
-        {name: np.frombuffer(held.tobytes(), held.dtype).reshape(held.shape) for name, held in arrays.items()},
+        {name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape) for name, array in arrays.items()},
         json.loads(json.dumps(description)),
     )
     y = pipeline.apply(x)

@@ -205,8 +205,8 @@ def test_base_means_mix_upstream_mean_and_base_mean_by_the_correlation(params: P
 
 def _rewrite(folder: Path, name: str, columns: dict[str, list[object]]) -> None:
     file = folder / f"{name}.parquet"
-    held = pq.read_table(file).to_pydict() | columns
-    pq.write_table(pa.table(held), file)
+    values = pq.read_table(file).to_pydict() | columns
+    pq.write_table(pa.table(values), file)
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ def test_the_original_tables_give_the_published_statistics(shared: Path, tmp_pat
         shifted[omic] = shifts > 1
         assert np.abs(shifts - 2 * shifted[omic]).max() < 0.1
         sample = np.cov(x[label == 0], rowvar=False)
-        found = np.linalg.norm(sample - tables.covariance[omic]) / np.linalg.norm(tables.covariance[omic])
-        assert found == pytest.approx(error, rel=0.15)
+        deviation = np.linalg.norm(sample - tables.covariance[omic]) / np.linalg.norm(tables.covariance[omic])
+        assert deviation == pytest.approx(error, rel=0.15)
     counts = shifted["methylation"].sum(axis=1)
     assert (np.abs(counts - 73.4) < 4 * np.sqrt(367 * 0.2 * 0.8)).all()
     for k in range(5):

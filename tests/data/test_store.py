@@ -41,9 +41,9 @@ def matrix(seed: int, rows: int = ROWS) -> NDArray[np.float32]:
 
 
 def write_store(out: Path) -> dict[str, NDArray[np.float32]]:
-    held = {name: matrix(seed) for seed, name in enumerate(("mirna", "cnv"))}
+    matrices = {name: matrix(seed) for seed, name in enumerate(("mirna", "cnv"))}
     with StoreWriter(out, source={"kind": "test"}) as writer:
-        for name, x in held.items():
+        for name, x in matrices.items():
             writer.begin(name, [f"g{i}" for i in range(FEATURES)])
             for start in range(0, ROWS, 7):
                 rows = range(start, min(ROWS, start + 7))
@@ -55,7 +55,7 @@ def write_store(out: Path) -> dict[str, NDArray[np.float32]]:
                     split=["" if i % 3 == 0 else "train" if i // 2 % 2 else "test" for i in rows],
                     x=x[start : start + 7],
                 )
-    return held
+    return matrices
 
 
 @pytest.fixture
@@ -76,14 +76,14 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_values_are_read_bit_identical_and_in_order(tmp_path: Path) -> None:
-    held = write_store(tmp_path / "store")
+    matrices = write_store(tmp_path / "store")
     opened = Store.open(tmp_path / "store")
     assert opened.modalities == ("mirna", "cnv")
     assert opened.features("cnv") == ("g0", "g1", "g2", "g3", "g4")
-    for name, x in held.items():
-        found = opened.read(name)
-        assert found.dtype == np.float32 and found.flags.c_contiguous
-        assert found.tobytes() == x.tobytes()
+    for name, x in matrices.items():
+        values = opened.read(name)
+        assert values.dtype == np.float32 and values.flags.c_contiguous
+        assert values.tobytes() == x.tobytes()
 
 
 def test_classes_are_in_natural_order_and_null_labels_are_unlabelled(folder: Path) -> None:
@@ -117,8 +117,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, NDArray[np
     folder = tmp_path_factory.mktemp("module") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module, "ROW_GROUP_ROWS", 8)
-        held = write_store(folder)
-    return Store.open(folder), held["mirna"]
+        matrices = write_store(folder)
+    return Store.open(folder), matrices["mirna"]
 
 
 @given(rows=st.lists(st.integers(0, ROWS - 1), max_size=40))
@@ -339,7 +339,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_300_single_bit_flips_in_shards_are_all_found_on_opening(folder: Path) -> None:
+def test_opening_a_store_detects_300_single_bit_flips_in_shards(folder: Path) -> None:
     rng = random.Random(0)
     shards = sorted(folder.rglob("part-*.parquet"))
     Store.open(folder)

@@ -76,16 +76,16 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
         packs_of(store, tmp_path, trainer={"device": device}, model={"discriminator": [4096, 4096]}),
     )
     before = sorted(tmp_path.iterdir())
-    one, other = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
-    assert one is not None and other is not None
+    of_small, of_large = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
+    assert of_small is not None and of_large is not None
     parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
-    grown = other.gpu - one.gpu if device == "cuda" else other.host - one.host
+    grown = of_large.gpu - of_small.gpu if device == "cuda" else of_large.host - of_small.host
     assert 4 * parameters < grown < 16 * parameters
-    assert one.host > 200e6
+    assert of_small.host > 200e6
     if device == "cuda":
-        assert CONTEXT < one.gpu < other.gpu < one.gpu_total
+        assert CONTEXT < of_small.gpu < of_large.gpu < of_small.gpu_total
     else:
-        assert one.host < 3 * estimate_host_bytes(small, Store.open(store)) and one.gpu == 0
+        assert of_small.host < 3 * estimate_host_bytes(small, Store.open(store)) and of_small.gpu == 0
     assert sorted(tmp_path.iterdir()) == before
 
 

@@ -64,10 +64,10 @@ def test_training_rows_are_excluded_from_another_store(done: Path, tmp_path: Pat
     other = Store.open(write_store(tmp_path / "other", samples=120))
     ids = [name for m in other.modalities for name in other.index(m).sample_id]
     known = sum(name in sample_ids(done) for name in ids)
-    judged = evaluate_folder(done / "run", other.path)
-    counted = judged["evaluation"]["classification"]
-    assert 100 < known == judged["training_rows_left_out"]
-    assert judged["rows"] == "all" and counted["n"] + counted["unlabelled"] == len(ids) - known
+    scores = evaluate_folder(done / "run", other.path)
+    counted = scores["evaluation"]["classification"]
+    assert 100 < known == scores["training_rows_left_out"]
+    assert scores["rows"] == "all" and counted["n"] + counted["unlabelled"] == len(ids) - known
     capsys.readouterr()
     assert command(["evaluate", str(done / "run"), str(other.path)]) == 0
     assert f"note: {known} rows " in capsys.readouterr().err
@@ -89,10 +89,10 @@ def test_without_the_training_store_a_warning_says_that_training_rows_may_be_eva
 
 
 def test_on_its_own_store_all_training_rows_are_excluded(done: Path) -> None:
-    judged = evaluate_folder(done / "run", done / "store")
+    scores = evaluate_folder(done / "run", done / "store")
     result = json.loads((done / "run" / "result.json").read_text())
-    assert judged["rows"] == "test"
-    assert judged["training_rows_left_out"] == sum(result["training_rows"].values())
+    assert scores["rows"] == "test"
+    assert scores["training_rows_left_out"] == sum(result["training_rows"].values())
 
 
 def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) -> None:
@@ -159,8 +159,8 @@ def test_a_run_file_that_was_edited_does_not_define_the_training_split(done: Pat
     tree = yaml12.read(file)
     tree["data"]["split"]["seed"] = 5
     file.write_text(yaml12.dump(tree))
-    judged = evaluate_folder(tmp_path / "run", done / "store")
-    assert (judged["rows"], judged["training_rows_left_out"]) == ("all", None), "training rows may be among these"
+    scores = evaluate_folder(tmp_path / "run", done / "store")
+    assert (scores["rows"], scores["training_rows_left_out"]) == ("all", None), "training rows may be among these"
 
 
 def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
@@ -224,16 +224,16 @@ def test_a_store_without_rows_is_refused(
 
 
 def test_progress_is_reported_up_to_the_last_row(done: Path, tmp_path: Path) -> None:
-    model, told = Predictor.open(done / "run"), []
+    model, progress_calls = Predictor.open(done / "run"), []
     apply_to_store(
         model,
         Store.open(done / "store"),
         out=tmp_path / "e.parquet",
         predict=lambda frame, modality: model.embed(frame, modality=modality),
         only=["cnv", "rppa"],
-        progress=lambda rows, whole: told.append((rows, whole)),
+        progress=lambda rows, whole: progress_calls.append((rows, whole)),
     )
-    assert told == [(90, 150), (150, 150)]
+    assert progress_calls == [(90, 150), (150, 150)]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "mirna/part-00000.parquet", "mirna/new.parquet"])
@@ -251,9 +251,9 @@ def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
 def test_a_missing_parent_folder_is_an_error_of_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "nowhere" / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    assert str(out.parent) in said and ".tmp" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert str(out.parent) in stderr and ".tmp" not in stderr
 
 
 def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: Path, capsys: Captured) -> None:

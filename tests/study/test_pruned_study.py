@@ -62,10 +62,10 @@ def summary_of(out: Path) -> Summary:
 
 def trials_of(out: Path) -> dict[str, list[Trial]]:
     """The trials of each configuration, by its settings."""
-    found: dict[str, list[Trial]] = {}
+    trials_by_name: dict[str, list[Trial]] = {}
     for trial in manifest.load(out / "manifest.json").trials:
-        found.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
-    return found
+        trials_by_name.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
+    return trials_by_name
 
 
 def timeless(summary: Summary) -> Summary:
@@ -74,12 +74,12 @@ def timeless(summary: Summary) -> Summary:
 
 def epochs_read(out: Path) -> dict[str, list[int]]:
     """The epochs of every trial, as the journals are read."""
-    found: dict[str, list[int]] = {}
+    epochs: dict[str, list[int]] = {}
     for path in out.glob("packs/*/journal.jsonl"):
         for record in journal.read(path):
             if record["kind"] == "metrics":
-                found.setdefault(record["trial"], []).append(record["step"])
-    return found
+                epochs.setdefault(record["trial"], []).append(record["step"])
+    return epochs
 
 
 def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_histories(
@@ -87,7 +87,7 @@ def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_hist
 ) -> None:
     def mean_at(trials: list[Trial], epoch: int) -> float:
         rows = [read_history(whole / "trials" / trial.id)[:epoch] for trial in trials]
-        return sum(max(row["val/balanced_accuracy"] or 0 for row in held) for held in rows) / len(rows)
+        return sum(max(row["val/balanced_accuracy"] or 0 for row in history) for history in rows) / len(rows)
 
     everyone = trials_of(whole)
     assert everyone.keys() == trials_of(pruned).keys() and len(everyone) == 9
@@ -97,7 +97,7 @@ def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_hist
     assert left == {key: None if key == winner else 6 if key in three else 2 for key in everyone}
 
 
-def test_a_configuration_that_goes_on_is_bit_identical_to_one_without_pruning(whole: Path, pruned: Path) -> None:
+def test_a_promoted_configuration_is_bit_identical_to_one_without_pruning(whole: Path, pruned: Path) -> None:
     (survivor,) = [g for g in summary_of(pruned)["groups"] if g["pruned"] is None]
     for name in survivor["trials"]:
         ours, theirs = (read_history(out / "trials" / name) for out in (pruned, whole))
@@ -116,9 +116,9 @@ def test_a_pruned_trial_has_a_result_with_the_reason_and_no_evaluation(pruned: P
         assert of == {2: 9, 6: 3}[epoch] and rank > of // 3
         ranks.append((epoch, rank))
         for name in group["trials"]:
-            held = json.loads((pruned / "trials" / name / "result.json").read_text())
-            assert held["status"] == "pruned" and held["epochs"] == epoch and held["evaluation"] is None
-            assert held["reason"] == f"pruned at epoch {epoch}: {group['mean']:.3f}, rank {rank} of {of}"
+            result = json.loads((pruned / "trials" / name / "result.json").read_text())
+            assert result["status"] == "pruned" and result["epochs"] == epoch and result["evaluation"] is None
+            assert result["reason"] == f"pruned at epoch {epoch}: {group['mean']:.3f}, rank {rank} of {of}"
             assert len(read_history(pruned / "trials" / name)) == epoch
             assert not (pruned / "trials" / name / "best").exists()
     assert sorted(ranks) == [(2, rank) for rank in range(4, 10)] + [(6, 2), (6, 3)]
@@ -213,7 +213,7 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
         "packing": {"max_trials": 4},
         "folds": 1,
     }
-    undisturbed = study_here(tmp_path / "calm", store, "optim.epochs=3", **sweep)
+    undisturbed = study_here(tmp_path / "undisturbed", store, "optim.epochs=3", **sweep)
     assert {(g["pruned"] or {}).get("epoch") for g in undisturbed["groups"]} == {None, 1, 2}
     assert all(condition["test"] for condition in undisturbed["conditions"])
     watched = (
@@ -237,9 +237,9 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
                 deaths += 1
     assert 10 < deaths < 200
     assert timeless(ended) == timeless(undisturbed) and timeless(summary_of(tmp_path / "out")) == timeless(undisturbed)
-    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "calm")
+    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "undisturbed")
     assert read == expected and all(steps == list(range(1, len(steps) + 1)) for steps in read.values())
-    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "calm/manifest.json")
+    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "undisturbed/manifest.json")
 
 
 def test_rounds_are_proposed_from_the_results_of_those_before(store: Path, tmp_path: Path) -> None:

@@ -1,9 +1,9 @@
-"""Our training beside a plain implementation of what was published, measured in one run.
+"""Training with modis_dist compared with a plain implementation of the published method, measured in one run.
 
 Both sides take turns, forwards and backwards, so that a disturbance or a slower clock meets both; times are medians
 over the turns. `ratio` is the baseline's time over ours: above 1 it is time saved. `ratio_low` and `ratio_high` are
-quartiles of the turns' own ratios. `others` is how many cores other processes used meanwhile; a row with `quiet` NO is
-to be measured again. Compare ratios, never milliseconds of two runs.
+quartiles of the turns' own ratios. `others` is the number of cores that other processes used; measure a row
+with `quiet` NO again. Compare ratios, never milliseconds of two runs.
 
 A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(asked)`, which yields a
 dictionary for each line; put it into COMMANDS.
@@ -56,31 +56,31 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = (command.__doc__ or "").strip()
-        held = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=text.partition("\n")[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_options(held)
-        held.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+        command.add_options(subparser)
+        subparser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     return main_parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
+    """Run the measurement and print its rows."""
     asked = parser().parse_args(arguments)
-    found: list[Row] = []
+    rows: list[Row] = []
     for row in COMMANDS[asked.command].rows(asked):
-        found.append(row)
+        rows.append(row)
         print(", ".join(f"{key} {show.cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
-    if not found:
-        raise SystemExit("nothing to measure: the rows fill no batch of that size")
+    if not rows:
+        raise SystemExit("nothing to measure: --rows is smaller than the batch size; raise --rows or lower --batches")
     if asked.json:
-        print(show.as_json(found))
+        print(show.as_json(rows))
     else:
         where = f"{model(asked)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
-        print(f"{asked.command}: {where}\n\n{show.as_table(found)}")
+        print(f"{asked.command}: {where}\n\n{show.as_table(rows)}")
     return 0
 
 

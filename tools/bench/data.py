@@ -35,13 +35,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options: size of the data, feature storage, and the training."""
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--features", type=int, default=4_000)
-    parser.add_argument("--row-group-rows", type=int, default=5_000, help="of the source")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
-    parser.add_argument("--turns", type=int, default=3, help="of the readers")
-    parser.add_argument("--places", nargs="*", default=["memory", "disk"], help="trainer.feature_storage of trainings")
-    parser.add_argument("--width", type=int, default=200, help="of the hidden layer of the wide modality")
+    parser.add_argument("--row-group-rows", type=int, default=5_000, help="rows per row group of the source")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
+    parser.add_argument("--turns", type=int, default=3, help="turns of the readers")
+    parser.add_argument(
+        "--places", nargs="*", default=["memory", "disk"], help="values of trainer.feature_storage to train with"
+    )
+    parser.add_argument("--width", type=int, default=200, help="hidden width of the wide modality")
     parser.add_argument("--batch", type=int, default=32, help="rows of each modality in a batch")
-    parser.add_argument("--steps", type=int, default=100, help="of each training")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each training")
 
 
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
@@ -57,10 +59,10 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
         store = Store.open(folder)
         yield from _reading(store, asked)
         os.environ["TMPDIR"] = name
-        for place in asked.places:
+        for storage in asked.places:
             watch = Watch()
-            found = alone(train, folder, place, asked.width, asked.batch, asked.steps)
-            yield {"work": f"train, {place}", "batch": asked.batch} | found | {"others": watch.others()}
+            measured = alone(train, folder, storage, asked.width, asked.batch, asked.steps)
+            yield {"work": f"train, {storage}", "batch": asked.batch} | measured | {"others": watch.others()}
 
 
 def _with_rates(row: Row, asked: argparse.Namespace) -> Row:
@@ -92,8 +94,10 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
                 readers[name]()
                 times.setdefault((name, cache), []).append(time.perf_counter() - begin)
     others = watch.others()
-    for (name, cache), found in sorted(times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))):
-        seconds, plain = median(found), median(times["pyarrow", cache])
+    for (name, cache), measured in sorted(
+        times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))
+    ):
+        seconds, plain = median(measured), median(times["pyarrow", cache])
         row: Row = {"work": f"{name}, {cache}", "ours_ms": 1e3 * seconds}
         if name not in ("disk", "pyarrow"):
             row |= {"baseline_ms": 1e3 * plain, "ratio": plain / seconds}
@@ -132,8 +136,8 @@ def _spans(store: Store) -> Iterator[np.ndarray]:
 
 
 def _read_blocks(store: Store) -> None:
-    held = StoredRows(store, WIDE)
-    _exhaust(held[block] for block in slices(*held.shape))
+    rows = StoredRows(store, WIDE)
+    _exhaust(rows[block] for block in slices(*rows.shape))
 
 
 def _exhaust(parts: Iterator[object]) -> None:

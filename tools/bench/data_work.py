@@ -61,12 +61,12 @@ def alone(work: Callable[..., Row], *arguments: object) -> Row:
     child.start()
     theirs.close()
     try:
-        found: Row = ours.recv()
+        row: Row = ours.recv()
     except EOFError:
         raise SystemExit(f"{work.__name__} failed") from None
     finally:
         child.join()
-    return found
+    return row
 
 
 def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[object, ...]) -> None:
@@ -87,8 +87,8 @@ def command(*words: str | Path) -> Row:
 def memory(*names: str) -> list[int]:
     """Figures of this process, in bytes: VmHWM, the most memory it had; RssAnon, what belongs to no file now."""
     lines = [line.partition(":") for line in Path("/proc/self/status").read_text().splitlines()]
-    found = {name: value.split() for name, _, value in lines}
-    return [1024 * int(found[name][0]) for name in names]
+    fields = {name: value.split() for name, _, value in lines}
+    return [1024 * int(fields[name][0]) for name in names]
 
 
 class OwnMemory:
@@ -159,7 +159,7 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
         "trainer": {"feature_storage": asked, "device": "cpu", "checkpoint_every": 1000},
     }
     run = parse.build(Run, tree, source="bench")
-    with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
+    with OwnMemory() as memory_use, tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
         prepared = prepare(run, load_cohort(opened, run.data, storage=storage_of(run, opened)))
         seconds = time.perf_counter() - begin
@@ -186,5 +186,5 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
         "batches_s": 1 / median(np.diff(times)),
         "steps_s": 1 / median(np.diff(clock.times)),
         "peak_MiB": memory("VmHWM")[0] // MIB,
-        "own_MiB": own.most // MIB,
+        "own_MiB": memory_use.most // MIB,
     }

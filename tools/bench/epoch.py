@@ -25,7 +25,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Shapes, how they are measured, and how many rows."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=5)
-    parser.add_argument("--rows", type=options.positive, help="rows of each modality at most; all of the data set's")
+    parser.add_argument("--rows", type=options.positive, help="maximum rows per modality (default all of the data set)")
 
 
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
@@ -36,8 +36,8 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
         if not steps:
             continue
         with apart({"baseline": theirs, "ours": our}, (setting, asked.rows), device=setting.device) as works:
-            found = interleaved(works, turns=asked.turns, device=setting.device)
-        yield side_by_side(setting, found) | {"steps": steps}
+            times = interleaved(works, turns=asked.turns, device=setting.device)
+        yield side_by_side(setting, times) | {"steps": steps}
 
 
 def theirs(asked: tuple[Setting, int | None]) -> Work:

@@ -35,7 +35,9 @@ SIZES: Mapping[str, Sequence[int]] = {
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options: sizes to vary, and the measurement."""
-    parser.add_argument("--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes, one after the other")
+    parser.add_argument(
+        "--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes to vary, one at a time (default all)"
+    )
     options.of_measurement(parser, turns=15)
 
 
@@ -50,7 +52,7 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def name(sizes: Mapping[str, int]) -> str:
-    """A system of equal modalities in a word."""
+    """Short name of a system of equal modalities."""
     return f"{sizes['modalities']}x{sizes['features']}/{sizes['latent']}"
 
 
@@ -89,17 +91,17 @@ def _of_ranks(start: Setting, *, turns: int) -> list[Row]:
     watch = Watch()
     with ExitStack() as alive:
         works = {f"ours {size}": alive.enter_context(ranks.stepping(start, size=size)) for size in settings}
-        found = interleaved(works, turns=turns, device=start.device)
+        times = interleaved(works, turns=turns, device=start.device)
     # The ranks' own time is known when they have ended.
-    return lines("ranks", settings, replace(found, others=watch.others()))
+    return lines("ranks", settings, replace(times, others=watch.others()))
 
 
-def lines(varied: str, settings: Mapping[int, Setting], found: Measured) -> list[Row]:
+def lines(varied: str, settings: Mapping[int, Setting], times: Measured) -> list[Row]:
     """A row for each size, all with the exponents of their table."""
-    ours = _medians("ours", settings, found)
-    baseline = _medians("baseline", settings, found)
+    ours = _medians("ours", settings, times)
+    baseline = _medians("baseline", settings, times)
     slopes = {"exponent": exponent(ours), "baseline_exponent": exponent(baseline) if baseline else None}
-    told = disturbance(found)
+    noise = disturbance(times)
     return [
         {
             **setting.columns(),
@@ -109,11 +111,11 @@ def lines(varied: str, settings: Mapping[int, Setting], found: Measured) -> list
             "ours_ms": ours[size],
             "ratio": baseline[size] / ours[size] if baseline else None,
             **slopes,
-            **told,
+            **noise,
         }
         for size, setting in settings.items()
     ]
 
 
-def _medians(side: str, sizes: Mapping[int, Any], found: Measured) -> dict[int, float]:
-    return {size: found.median_ms(f"{side} {size}") for size in sizes if f"{side} {size}" in found.ms}
+def _medians(side: str, sizes: Mapping[int, Any], times: Measured) -> dict[int, float]:
+    return {size: times.median_ms(f"{side} {size}") for size in sizes if f"{side} {size}" in times.ms}

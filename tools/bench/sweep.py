@@ -30,8 +30,8 @@ CORES = len(os.sched_getaffinity(0))
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of this command."""
-    parser.add_argument("--samples", type=int, default=1200, help="of the simulated data; 1200")
-    parser.add_argument("--epochs", type=int, default=60, help="of each training; 60")
+    parser.add_argument("--samples", type=int, default=1200, help="samples of the simulated data (default 1200)")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of each training (default 60)")
 
 
 def rows(asked: argparse.Namespace) -> Iterator[Row]:
@@ -40,13 +40,13 @@ def rows(asked: argparse.Namespace) -> Iterator[Row]:
         folder = Path(name)
         path = folder / "study.yaml"
         path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs)))
-        found = {
+        times = {
             "tune, stacked": as_study(path, folder / "stacked"),
             "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
             "train, one by one": one_by_one(folder / "stacked", folder / "alone"),
         }
-        singly_s = found["train, one by one"][0]
-        for way, (wall_s, core_s, packs) in found.items():
+        singly_s = times["train, one by one"][0]
+        for way, (wall_s, core_s, packs) in times.items():
             yield {
                 "way": way,
                 "packs": packs,

@@ -48,11 +48,11 @@ def history(out: Path) -> list[dict[str, float]]:
 
 def ranks_of(driver: int) -> list[psutil.Process]:
     """Processes of Ray below the driver that train."""
-    found = []
+    ranks = []
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
-    return found
+            ranks += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+    return ranks
 
 
 def said_text(folder: Path) -> str:
@@ -63,8 +63,8 @@ def said_text(folder: Path) -> str:
 @contextmanager
 def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, whose words go to a file in the folder."""
-    with (folder / "said.txt").open("w") as said:
-        driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+    with (folder / "said.txt").open("w") as log_file:
+        driver = subprocess.Popen(command_line, stdout=log_file, stderr=log_file, start_new_session=True)
         try:
             yield driver
         finally:
@@ -78,7 +78,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
 ) -> None:
     settings = ["optim.epochs=60", "trainer.log_every=5"]
     arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
-    out, undisturbed, alone = tmp_path / "disturbed", tmp_path / "calm", tmp_path / "one"
+    out, undisturbed, alone = tmp_path / "disturbed", tmp_path / "undisturbed", tmp_path / "one"
     command_line = [*COMMAND, *arguments, "--out", str(out)]
     train_two_ranks(run, undisturbed, settings)
     with started(command_line, tmp_path) as driver:
@@ -111,12 +111,12 @@ def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
     soon = reached(out) + 5
     with started(command_line, out.parent) as driver:
         assert wait_for_epoch(out, soon), said_text(out.parent)
-        held: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
-        assert held in {process.pid for process in ranks_of(driver.pid)}
-        os.kill(held, signal.SIGSTOP)
+        pid: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
+        assert pid in {process.pid for process in ranks_of(driver.pid)}
+        os.kill(pid, signal.SIGSTOP)
         assert driver.wait(240) == 0, said_text(out.parent)
-    assert not psutil.pid_exists(held) or psutil.Process(held).status() == psutil.STATUS_ZOMBIE
-    return held
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return pid
 
 
 def test_a_locked_folder_is_refused_before_ray_starts(
@@ -171,10 +171,10 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
 
     def kill_one_and_count() -> None:
         while not over.is_set():
-            held = ranks_of(os.getpid())
-            ranks.append(len(held))
-            if held and not killed and list(out.glob("packs/*/last/step-*")):
-                killed.append(held[-1].pid)
+            processes_of_ranks = ranks_of(os.getpid())
+            ranks.append(len(processes_of_ranks))
+            if processes_of_ranks and not killed and list(out.glob("packs/*/last/step-*")):
+                killed.append(processes_of_ranks[-1].pid)
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.05)
 

@@ -112,11 +112,11 @@ def test_an_error_of_the_training_fails_its_pack(
     submitted(store, out)
     error = OF_TRAINING[what]
     note = trained(error, out, monkeypatch)
-    (kept,) = out.glob("packs/*/error.txt")
-    assert note.state == "failed" and "Traceback" in kept.read_text() and str(error) in kept.read_text()
+    (error_file,) = out.glob("packs/*/error.txt")
+    assert note.state == "failed" and "Traceback" in error_file.read_text() and str(error) in error_file.read_text()
     pack = submission.packs_of(out, load(out))[0]
-    said = array_job.AfterArray(out).execute([pack], out=out, store=store)
-    assert said == {pack.trials[0].id: f"{type(error).__name__}: {error}"}
+    failures = array_job.AfterArray(out).execute([pack], out=out, store=store)
+    assert failures == {pack.trials[0].id: f"{type(error).__name__}: {error}"}
 
 
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED", "NODE_FAIL", "CANCELLED by 0"])
@@ -173,10 +173,10 @@ def test_a_disk_error_in_a_ray_worker_is_not_a_crash(
     pack = Pack(planned(store, tmp_path).manifest.trials[:2])
     config = {"pack": str(save_pack(tmp_path, pack, threads=1)), "out": str(tmp_path), "store": str(store)}
     monkeypatch.setattr(run_pack, "fit", full)
-    said = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
-    assert said["crashed"] is None and os.strerror(errno.EDQUOT) in said["disk_error"]
+    reported = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
+    assert reported["crashed"] is None and os.strerror(errno.EDQUOT) in reported["disk_error"]
     with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
-        tune.raise_disk_failure([SimpleNamespace(metrics=None), SimpleNamespace(metrics=said)])
+        tune.raise_disk_failure([SimpleNamespace(metrics=None), SimpleNamespace(metrics=reported)])
     tune.raise_disk_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
 
 

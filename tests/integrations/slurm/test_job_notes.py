@@ -178,10 +178,10 @@ def test_a_signal_during_import_is_not_lost(slurm: FakeSlurm, store: Path, out: 
     try:
         assert wait_for(lambda: blocked(job.pid) & 1 << signal.SIGUSR1 - 1, seconds=60)
         job.send_signal(signal.SIGUSR1)
-        _, said = job.communicate(timeout=120)
+        _, stderr = job.communicate(timeout=120)
     finally:
         job.kill()
-    assert job.returncode == 75 and "SIGUSR1" in said, said
+    assert job.returncode == 75 and "SIGUSR1" in stderr, stderr
     assert ["requeue", "7"] in slurm.calls("scontrol")
 
 

@@ -101,10 +101,10 @@ def test_allocation_slots_are_counted_in_gpus_or_cores(store: Path) -> None:
 
 
 def test_trials_are_counted_over_conditions_folds_replicates_and_samples(store: Path) -> None:
-    both = {"conditions": {"a": {}, "b": {"objective.penalty_weight": 1.0}}, "folds": 2, "replicates": 3}
+    combined = {"conditions": {"a": {}, "b": {"objective.penalty_weight": 1.0}}, "folds": 2, "replicates": 3}
     space = {"objective.beta": {"low": 0.1, "high": 0.9}}
-    drawn = both | {"grid": {}, "space": space, "search": {"kind": "random", "configurations": 5}}
-    for sweep, trials in ((both, 24), (drawn, 60)):
+    drawn = combined | {"grid": {}, "space": space, "search": {"kind": "random", "configurations": 5}}
+    for sweep, trials in ((combined, 24), (drawn, 60)):
         assert form_of(study(store, **sweep), site(cpus=trials), requested=None)[0] == "allocation"
         assert form_of(study(store, **sweep), site(cpus=trials - 1), requested=None)[0] == "array"
 

@@ -30,7 +30,7 @@ def test_rows_of_sacct_are_read_by_job_and_column() -> None:
     }
 
 
-def test_a_local_controller_has_the_module_and_the_variable_by_which_it_is_found(
+def test_a_local_controller_sets_its_module_and_environment_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[list[str], dict[str, str]]] = []
