@@ -30,7 +30,7 @@ from modis_dist.train.loop import fit
 from modis_dist.train.loss_log import LossLog
 from modis_dist.train.state import Setup, TrainState
 from tests.numeric import toy_system
-from tests.study.toy_study import study_here, tree, write_store
+from tests.study.toy_study import run_toy_study, tree, write_store
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -84,7 +84,7 @@ def test_features_that_wait_beside_the_gpu_train_to_the_same_bits(
 
 def test_two_packs_that_share_a_gpu_are_bit_identical_to_separate_ones(tmp_path: Path) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "shared"
-    alone = study_here(tmp_path / "alone", store, packing={"enabled": False})
+    alone = run_toy_study(tmp_path / "alone", store, packing={"enabled": False})
     wanted = tree(store, executor="ray", packing={"enabled": False}, resources={"gpus": 0.5})
     study, place = build(Study, wanted, source="study.yaml"), PrivateRay(Cluster("this machine", (Node(2, 1),)))
     with RayExecutor(study.sweep.resources, backend=place) as executor:

@@ -89,10 +89,10 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
     assert sorted(tmp_path.iterdir()) == before
 
 
-def fit(packs: list[Pack], limit: ConcurrencyLimit, place: Path, store: Path, **changes: object) -> ConcurrencyLimit:
+def fit(packs: list[Pack], limit: ConcurrencyLimit, folder: Path, store: Path, **changes: object) -> ConcurrencyLimit:
     """``packs_that_fit`` on this machine, but for some changes."""
     settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
-    return packs_that_fit(packs, limit, out=place, store=store, **settings)
+    return packs_that_fit(packs, limit, out=folder, store=store, **settings)
 
 
 def test_packs_that_certainly_fit_are_not_measured(

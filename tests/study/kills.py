@@ -45,7 +45,7 @@ def soak(
     tally, chance = Tally(), random.Random(seed)
     undisturbed = Study(folder, "undisturbed", store, "local")
     status = undisturbed.live().wait()
-    assert status == 0, f"the undisturbed study ended with {status}: {undisturbed.said()}"
+    assert status == 0, f"the undisturbed study ended with {status}: {undisturbed.last_line()}"
     for executor in cycle(executors):
         if tally.kills >= kills:
             break
@@ -55,7 +55,7 @@ def soak(
         while (status := _life(study, chance, tally, most=most, report=report)) is None:
             pass
         if status:
-            tally.differences.append(f"study {tally.runs}: ended with {status}: {study.said()}")
+            tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
         else:
             tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, undisturbed.out)]
         shutil.rmtree(study.out)
@@ -130,7 +130,7 @@ class Study:
             list(self.out.glob("trials/*/result.json"))
         )
 
-    def said(self) -> str:
+    def last_line(self) -> str:
         """Its last line."""
         return self._log.read_text().strip().rpartition("\n")[2]
 
@@ -209,7 +209,7 @@ def _listed(out: Path, undisturbed: Path) -> Iterator[str]:
         if names != Counter(name for pack in getattr(theirs, kind) for name in pack):
             yield f"{kind} with other trials: {sorted(names.elements())}"
     if recorded != expected:
-        yield f"journals: {sum(map(len, recorded.values()))} of {sum(map(len, expected.values()))} epochs, or other ones"
+        yield f"journals: {sum(map(len, recorded.values()))} of {sum(map(len, expected.values()))} epochs, or others"
 
 
 def _epochs(out: Path) -> tuple[manifest.Manifest, dict[str, list[Any]]]:

@@ -79,7 +79,7 @@ def write_result(out: Path, trial: str, **values: Any) -> None:
 
 
 @contextmanager
-def held(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
+def locked_by_child(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
     """The folders, locked by another process."""
     with subprocess.Popen([sys.executable, "-c", HOLD, *map(str, folders)], stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -106,7 +106,7 @@ def test_a_running_study_has_its_process_its_epochs_and_the_time_left_and_is_not
 ) -> None:
     (first, trials), (second, _) = packs_of(out)
     write_journal(first, trials, [10, 13, 16], monkeypatch)
-    with held(out, first) as child:
+    with locked_by_child(out, first) as child:
         before = content(out)
         shown = status(out)
         assert content(out) == before
@@ -125,7 +125,7 @@ def test_a_running_study_has_its_process_its_epochs_and_the_time_left_and_is_not
 
 
 def test_after_sigkill_a_study_is_dead_and_after_an_orderly_end_interrupted(out: Path) -> None:
-    with held(out) as child:
+    with locked_by_child(out) as child:
         child.kill()
         child.wait()
         shown = status(out)
@@ -181,7 +181,7 @@ def test_a_finished_study_with_crashed_trials_is_finished_and_advises_to_retry_t
 def test_a_single_training_has_the_same_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "run.yaml", parse.dump(toy.run()))
     write_journal(tmp_path, ["id"], [10, 12, 14], monkeypatch)
-    with held(tmp_path) as child:
+    with locked_by_child(tmp_path) as child:
         shown = status(tmp_path)
         assert (shown.kind, shown.state, shown.stage, shown.trials) == ("run", "running", "training", {"running": 1})
         assert (shown.packs[0].epoch, shown.packs[0].epochs, shown.eta_s) == (3, 4, 2.0)
@@ -214,7 +214,7 @@ def test_the_time_left_is_unknown_before_two_epochs_and_then_shared_by_the_runni
     (first, a), (second, b) = packs_of(out)
     write_journal(first, a, [10], monkeypatch)
     second.mkdir(parents=True)
-    with held(out, first, second):
+    with locked_by_child(out, first, second):
         assert status(out).eta_s is None
         write_journal(second, b, [20, 22], monkeypatch)
         assert status(out).eta_s == max((3 * 2 + 2 * 2) / 2, 3 * 2)

@@ -50,7 +50,7 @@ def tree(store: Path, **sweep: Any) -> dict[str, Any]:
     return base | {"sweep": settings}
 
 
-def study_here(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
+def run_toy_study(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
     """The study trained in this process; its summary."""
     torch.set_num_threads(1)
     study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")

@@ -34,7 +34,7 @@ from modis_dist.train.placement import choose_storage, fits_beside_training, gat
 from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
 from modis_dist.train.validation import ValidationRows
 from tests.execution.test_memory import packs_of
-from tests.study.toy_study import study_here, write_store
+from tests.study.toy_study import run_toy_study, write_store
 from tests.train import toy
 
 BESIDE = torch.device("cpu", 0)  # the host by another name, which is not equal to it
@@ -259,7 +259,7 @@ def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
     store: Store, tmp_path: Path, scratch: Path
 ) -> None:
     in_memory, on_disk = (
-        study_here(tmp_path / storage, store.path, "optim.epochs=2", f"trainer.feature_storage={storage}")
+        run_toy_study(tmp_path / storage, store.path, "optim.epochs=2", f"trainer.feature_storage={storage}")
         for storage in ("memory", "disk")
     )
     assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]

@@ -175,16 +175,18 @@ def slow(world: World, folder: Path, number: int) -> None:
     world.broadcast_when_done(lambda: os.kill(os.getpid(), number))
 
 
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")]
+)
 def test_a_first_rank_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
-    number: int, said: str, tmp_path: Path
+    number: int, expected: str, tmp_path: Path
 ) -> None:
     processes, pipes = start(2, slow, tmp_path, number, timeout_s=3.0)
     try:
         (_, error) = answers([pipes[1]])[0]
     finally:
         processes[0].kill()
-    assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and said in error
+    assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and expected in error
 
 
 def waiting(world: World, folder: Path) -> int:

@@ -5,7 +5,7 @@ over the turns. `ratio` is the baseline's time over ours: above 1 it is time sav
 quartiles of the turns' own ratios. `others` is the number of cores that other processes used; measure a row
 with `quiet` NO again. Compare ratios, never milliseconds of two runs.
 
-A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(asked)`, which yields a
+A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(arguments)`, which yields a
 dictionary for each line; put it into COMMANDS.
 """
 
@@ -31,7 +31,7 @@ class Command(Protocol):
     def add_options(self, parser: argparse.ArgumentParser) -> None:
         """Add the options of this command."""
 
-    def rows(self, asked: argparse.Namespace) -> Iterator[Row]:
+    def rows(self, arguments: argparse.Namespace) -> Iterator[Row]:
         """Yield the rows of the measurement."""
 
 
@@ -67,26 +67,26 @@ def parser() -> argparse.ArgumentParser:
     return main_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the measurement and print its rows."""
-    asked = parser().parse_args(arguments)
+    arguments = parser().parse_args(argv)
     rows: list[Row] = []
-    for row in COMMANDS[asked.command].rows(asked):
+    for row in COMMANDS[arguments.command].rows(arguments):
         rows.append(row)
         print(", ".join(f"{key} {show.cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
     if not rows:
         raise SystemExit("nothing to measure: --rows is smaller than the batch size; raise --rows or lower --batches")
-    if asked.json:
+    if arguments.json:
         print(show.as_json(rows))
     else:
-        where = f"{model(asked)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
-        print(f"{asked.command}: {where}\n\n{show.as_table(rows)}")
+        where = f"{model(arguments)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
+        print(f"{arguments.command}: {where}\n\n{show.as_table(rows)}")
     return 0
 
 
-def model(asked: argparse.Namespace) -> str:
+def model(arguments: argparse.Namespace) -> str:
     """Name of the processor or GPU."""
-    return str(machine(getattr(asked, "device", torch.device("cpu")), ranks=1)["model"])
+    return str(machine(getattr(arguments, "device", torch.device("cpu")), ranks=1)["model"])
 
 
 if __name__ == "__main__":

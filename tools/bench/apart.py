@@ -15,18 +15,18 @@ import torch
 from modis_dist.runtime.processes import end_with_parent
 from tools.bench.measure import Work
 
-Make = Callable[[Any], Work]  # of what is asked for; must be found by its name in a new process
+Make = Callable[[Any], Work]  # of what is arguments for; must be found by its name in a new process
 
 
 @contextmanager
-def apart(sides: Mapping[str, Make], asked: Any, *, device: torch.device) -> Iterator[dict[str, Work]]:
+def apart(sides: Mapping[str, Make], arguments: Any, *, device: torch.device) -> Iterator[dict[str, Work]]:
     """Works that are done elsewhere; their processes end with the block. What a side raises ends it with EOFError."""
     spawn = get_context("spawn")
     with ExitStack() as stack:
         works: dict[str, Work] = {}
         for name, make in sides.items():
             ours, theirs = spawn.Pipe()
-            process = spawn.Process(target=_serve, args=(theirs, make, asked, device), daemon=True)
+            process = spawn.Process(target=_serve, args=(theirs, make, arguments, device), daemon=True)
             process.start()
             theirs.close()
             stack.callback(process.join)
@@ -41,9 +41,9 @@ def _done(connection: Connection, times: int) -> None:
     connection.recv()
 
 
-def _serve(connection: Connection, make: Make, asked: Any, device: torch.device) -> None:
+def _serve(connection: Connection, make: Make, arguments: Any, device: torch.device) -> None:
     end_with_parent()
-    work = make(asked)
+    work = make(arguments)
     connection.send(None)
     while True:
         try:

@@ -46,35 +46,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--steps", type=int, default=100, help="steps of each training")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each command, reader and training."""
-    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source, folder = Path(name) / "source", Path(name) / "store"
         source.mkdir()
-        alone(make_source, source, asked.rows, asked.features, asked.row_group_rows)
+        alone(make_source, source, arguments.rows, arguments.features, arguments.row_group_rows)
         for words in (("import", source, "--out", folder), ("check", folder), ("describe", folder)):
             watch = Watch()
             row = {"work": f"data {words[0]}"} | command(*words)
-            yield _with_rates(row, asked) | {"others": watch.others()}
+            yield _with_rates(row, arguments) | {"others": watch.others()}
         store = Store.open(folder)
-        yield from _reading(store, asked)
+        yield from _reading(store, arguments)
         os.environ["TMPDIR"] = name
-        for storage in asked.places:
+        for storage in arguments.places:
             watch = Watch()
-            measured = alone(train, folder, storage, asked.width, asked.batch, asked.steps)
-            yield {"work": f"train, {storage}", "batch": asked.batch} | measured | {"others": watch.others()}
+            measured = alone(train, folder, storage, arguments.width, arguments.batch, arguments.steps)
+            yield {"work": f"train, {storage}", "batch": arguments.batch} | measured | {"others": watch.others()}
 
 
-def _with_rates(row: Row, asked: argparse.Namespace) -> Row:
-    values = asked.rows * asked.features
+def _with_rates(row: Row, arguments: argparse.Namespace) -> Row:
+    values = arguments.rows * arguments.features
     seconds = row["ours_ms"] / 1000
-    return row | {"rows_s": asked.rows / seconds, "MB_s": 4e-6 * values / seconds}
+    return row | {"rows_s": arguments.rows / seconds, "MB_s": 4e-6 * values / seconds}
 
 
 # --- readers --------------------------------------------------------------------------------------------------
 
 
-def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
+def _reading(store: Store, arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each reader, cold and warm."""
     files = [store.path / WIDE / shard.name for shard in store.table(WIDE).shards]
     readers: dict[str, Callable[[], None]] = {
@@ -86,7 +86,7 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
     }
     times: dict[tuple[str, str], list[float]] = {}
     watch = Watch()
-    for turn in range(asked.turns):
+    for turn in range(arguments.turns):
         for name in list(readers)[:: -1 if turn % 2 else 1]:
             _drop(files)
             for cache in ("cold", "warm"):
@@ -101,7 +101,7 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
         row: Row = {"work": f"{name}, {cache}", "ours_ms": 1e3 * seconds}
         if name not in ("disk", "pyarrow"):
             row |= {"baseline_ms": 1e3 * plain, "ratio": plain / seconds}
-        yield _with_rates(row, asked) | {"of_disk": median(times["disk", cache]) / seconds, "others": others}
+        yield _with_rates(row, arguments) | {"of_disk": median(times["disk", cache]) / seconds, "others": others}
 
 
 def _drop(files: list[Path]) -> None:

@@ -76,8 +76,8 @@ def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[objec
 def command(*words: str | Path) -> Row:
     """Seconds and peak memory of one `modis-dist data` command."""
     begin = time.monotonic()
-    asked = [sys.executable, "-c", COMMAND, *map(str, words)]
-    done = subprocess.run(asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    arguments = [sys.executable, "-c", COMMAND, *map(str, words)]
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     seconds = time.monotonic() - begin
     if done.returncode:
         raise SystemExit(f"{words[0]} ended with {done.returncode}: {done.stderr}")
@@ -149,14 +149,14 @@ class Clock:
         return None if len(self.times) < self._steps else "enough is known"
 
 
-def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
+def train(store: Path, storage: str, width: int, batch: int, steps: int) -> Row:
     """Seconds of preparing, batches alone and steps per second of a training on a store, and the memory it takes."""
     opened = Store.open(store)
     features = len(opened.features(WIDE))
     tree = {
         "model": {"latent": 16, "ratios": [width / features], "discriminator": [64]},
         "optim": {"batch_size": batch},
-        "trainer": {"feature_storage": asked, "device": "cpu", "checkpoint_every": 1000},
+        "trainer": {"feature_storage": storage, "device": "cpu", "checkpoint_every": 1000},
     }
     run = parse.build(Run, tree, source="bench")
     with OwnMemory() as memory_use, tempfile.TemporaryDirectory() as name:

@@ -41,14 +41,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.of_measurement(parser, turns=15)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every size of every table."""
-    for precision in asked.precisions:
-        for threads in asked.threads:
+    for precision in arguments.precisions:
+        for threads in arguments.threads:
             cpu_settings.use(threads)
-            start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, asked.device, asked.loss)
-            for varied in asked.vary:
-                yield from table(varied, start, turns=asked.turns)
+            start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, arguments.device, arguments.loss)
+            for varied in arguments.vary:
+                yield from table(varied, start, turns=arguments.turns)
 
 
 def name(sizes: Mapping[str, int]) -> str:

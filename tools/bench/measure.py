@@ -119,7 +119,7 @@ def _seconds(work: Work, times: int, device: torch.device) -> float:
 
 
 def _finished(device: torch.device) -> float:
-    """The time at which all that was asked of a device is done."""
+    """The time at which all that was arguments of a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()

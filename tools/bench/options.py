@@ -40,11 +40,13 @@ def of_settings(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
 
 
-def settings(asked: argparse.Namespace) -> Iterator[Setting]:
+def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
     """Yield every requested combination; sets the number of threads for each."""
-    for name, batch, precision, threads in product(asked.shapes, asked.batches, asked.precisions, asked.threads):
+    for name, batch, precision, threads in product(
+        arguments.shapes, arguments.batches, arguments.precisions, arguments.threads
+    ):
         cpu_settings.use(threads)
-        yield Setting(name, CASES[name], batch, precision, threads, asked.device, asked.loss)
+        yield Setting(name, CASES[name], batch, precision, threads, arguments.device, arguments.loss)
 
 
 def positive(text: str) -> int:

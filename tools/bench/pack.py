@@ -26,12 +26,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting and size."""
-    for setting in options.settings(asked):
-        stacks = {str(replicates): stack(setting, replicates=replicates) for replicates in asked.replicates}
-        times = interleaved({"alone": stack(setting, replicates=1), **stacks}, turns=asked.turns, device=setting.device)
-        for replicates in asked.replicates:
+    for setting in options.settings(arguments):
+        stacks = {str(replicates): stack(setting, replicates=replicates) for replicates in arguments.replicates}
+        times = interleaved(
+            {"alone": stack(setting, replicates=1), **stacks}, turns=arguments.turns, device=setting.device
+        )
+        for replicates in arguments.replicates:
             row = side_by_side(setting, of_one(times, replicates=replicates))
             yield row | {"replicates": replicates, "replicate_steps_per_s": 1000 / row["ours_ms"]}
 

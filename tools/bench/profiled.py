@@ -61,12 +61,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top", type=options.positive, default=15, help="number of operators shown (default 15)")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows of groups, then of operators, for every setting and size of a stack."""
-    for setting in options.settings(asked):
-        for replicates in asked.replicates:
-            operators = spent(setting, replicates=replicates, steps=asked.steps)
-            for row in shares(operators, top=asked.top):
+    for setting in options.settings(arguments):
+        for replicates in arguments.replicates:
+            operators = spent(setting, replicates=replicates, steps=arguments.steps)
+            for row in shares(operators, top=arguments.top):
                 yield setting.columns() | {"replicates": replicates} | row
 
 

@@ -55,12 +55,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the study")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """One row for each condition."""
     with tempfile.TemporaryDirectory() as folder:
-        out = asked.out or Path(folder) / "study"
+        out = arguments.out or Path(folder) / "study"
         if not (out / "summary.json").exists():
-            run("tune", asked.study, "--out", out, *(word for setting in asked.set for word in ("--set", setting)))
+            run(
+                "tune",
+                arguments.study,
+                "--out",
+                out,
+                *(word for setting in arguments.set for word in ("--set", setting)),
+            )
         curves_by_condition = curves(out)
     yield from compared(curves_by_condition)
 

@@ -38,14 +38,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.of_measurement(parser, turns=15)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting."""
-    for setting in options.settings(asked):
+    for setting in options.settings(arguments):
         watch = Watch()
-        products = products_ms(setting, turns=asked.turns)
-        bandwidth = bytes_per_ms(setting, turns=asked.turns)
+        products = products_ms(setting, turns=arguments.turns)
+        bandwidth = bytes_per_ms(setting, turns=arguments.turns)
         with apart(SIDES, setting, device=setting.device) as works:
-            times = interleaved(works, turns=asked.turns, device=setting.device)
+            times = interleaved(works, turns=arguments.turns, device=setting.device)
         step = side_by_side(setting, replace(times, others=watch.others()))
         yield step | floors(setting, products=products, bandwidth=bandwidth, ours_ms=step["ours_ms"])
 

@@ -34,12 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--epochs", type=int, default=60, help="epochs of each training (default 60)")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """The three ways, on the same store."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "study.yaml"
-        path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs)))
+        path.write_text(yaml12.dump(study(samples=arguments.samples, epochs=arguments.epochs)))
         times = {
             "tune, stacked": as_study(path, folder / "stacked"),
             "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),

@@ -83,11 +83,11 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
 ) -> None:
     out, alone = tmp_path / "nodes", tmp_path / "alone"
     arguments = ["train", str(run), "--workers", "2", "--ray", ray.address, "--out", str(out)]
-    with (tmp_path / "said.txt").open("w") as log_file:
+    with (tmp_path / "output.txt").open("w") as log_file:
         driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=log_file, stderr=log_file)
         try:
             checkpoints_of_run = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
-            assert checkpoints_of_run and driver.poll() is None, (tmp_path / "said.txt").read_text()
+            assert checkpoints_of_run and driver.poll() is None, (tmp_path / "output.txt").read_text()
             assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # a core each: one on either node
         finally:
             driver.kill()

@@ -24,7 +24,7 @@ def checkpoints(out: Path) -> set[Path]:
 
 def killed_in(arguments: list[str], out: Path, victim: str) -> str:
     """Return the output of a command; ``victim``, a process of its Ray, is killed at its first checkpoint."""
-    output, before = out.parent / "said.txt", checkpoints(out)
+    output, before = out.parent / "output.txt", checkpoints(out)
     with output.open("w") as file:
         driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)
         try:

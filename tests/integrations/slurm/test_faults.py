@@ -31,7 +31,7 @@ from modis_dist.train import checkpoint
 from modis_dist.train.loop import Training
 from tests.integrations.slurm.fake_slurm import SACCT, FakeSlurm
 from tests.integrations.slurm.toy_submission import planned, site, study, submitted
-from tests.study.toy_study import study_here
+from tests.study.toy_study import run_toy_study
 
 SURROUNDINGS = {
     "a full quota": OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"),
@@ -160,10 +160,10 @@ def test_a_full_disk_ends_a_study_and_its_stack_resumes_together(
     with monkeypatch.context() as patch:
         patch.setattr(run_pack, "fit", full)
         with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
-            study_here(out, store, grid={}, probe=False)
+            run_toy_study(out, store, grid={}, probe=False)
     (stack,) = manifest.load(out / "manifest.json").packs
     assert len(stack) == 2 and not list(out.glob("packs/*/error.txt"))
-    assert study_here(out, store, grid={}, probe=False)["trials"]["done"] == 2
+    assert run_toy_study(out, store, grid={}, probe=False)["trials"]["done"] == 2
     assert manifest.load(out / "manifest.json").packs == (stack,)
 
 

@@ -196,14 +196,14 @@ def test_fetch_copies_results_without_checkpoints_and_machine_files(
     for name in ("summary.json", "report.md", "manifest.json", "study.yaml"):
         assert (home / name).read_bytes() == (out / name).read_bytes()
     for pattern in ("trials/*/result.json", "packs/*/journal.jsonl", "model/best/*/*"):
-        assert held(home, pattern) == held(out, pattern) != {}
-    assert held(home, "trials/*/best/*/*") == {} != held(out, "trials/*/best/*/*")
+        assert file_contents(home, pattern) == file_contents(out, pattern) != {}
+    assert file_contents(home, "trials/*/best/*/*") == {} != file_contents(out, "trials/*/best/*/*")
     assert not list(home.rglob("last")) and not list(home.rglob("scripts")) and not list(home.rglob("*.tmp"))
     mine = [path for path in [home, *home.rglob("*")] if path.stat().st_mode & 0o077]
     assert not [path for path in mine if "mlflow" not in str(path.relative_to(home))]
 
 
-def held(folder: Path, pattern: str) -> dict[Path, bytes]:
+def file_contents(folder: Path, pattern: str) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
 
 
@@ -213,8 +213,8 @@ def test_models_all_fetches_the_best_model_of_every_trial_after_printing_the_siz
     out, copy = resumed[0].out, tmp_path / "all"
     shutil.copytree(home, copy)
     assert command(["fetch", str(out), "--to", str(copy), "--models", "all"]) == 0
-    models = held(out, "trials/*/best/*/*")
-    assert held(copy, "trials/*/best/*/*") == models
+    models = file_contents(out, "trials/*/best/*/*")
+    assert file_contents(copy, "trials/*/best/*/*") == models
     size = sum(map(len, models.values()))
     assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
 
