@@ -151,7 +151,7 @@ def test_a_missing_device_is_refused_before_anything_is_written(
 ) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
     assert tune(tmp_path, "--set", "trainer.device=cuda:63") == 2
-    assert "sweep.resources." in capsys.readouterr().err
+    assert "trainer.device: cuda:63 " in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

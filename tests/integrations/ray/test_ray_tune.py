@@ -338,5 +338,5 @@ def test_workers_have_one_thread_each_if_gpus_outnumber_cores() -> None:
 
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
 def test_too_many_resources_are_refused_before_ray_starts(asked: Resources) -> None:
-    with pytest.raises(ConfigError, match=r"sweep\.resources\.(cpus: 4096|gpus: 64) "):
+    with pytest.raises(ConfigError, match=r"sweep\.resources\.(cpus: 4096|gpus: 64)\b"):
         RayExecutor(asked, backend=PrivateRay())
