@@ -1,4 +1,4 @@
-"""What tests of every slice share."""
+"""Fixtures and options of all tests."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Where a test runs: on the CPU, and on a GPU where there is one."""
+"""Devices for tests: the CPU, and the GPU if there is one."""
 
 import pytest
 import torch

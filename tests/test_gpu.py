@@ -30,7 +30,7 @@ from modis_dist.train.loop import fit
 from modis_dist.train.loss_log import LossLog
 from modis_dist.train.state import Setup, TrainState
 from tests.numeric import toy_system
-from tests.study.toy_study import study_here, tree, write_store
+from tests.study.toy_study import run_toy_study, tree, write_store
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -56,12 +56,12 @@ def test_a_training_resumes_to_the_bit_on_the_device(tmp_path: Path) -> None:
     def members(folder: Path) -> list:
         return [toy.member(f"t{s}", toy.run(f"seed={s}"), folder) for s in range(2)]
 
-    calm, stopped = tmp_path / "calm", tmp_path / "stopped"
-    fit(members(calm), folder=calm, device=CUDA)
+    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
+    fit(members(undisturbed), folder=undisturbed, device=CUDA)
     with pytest.raises(Interrupted):
         fit(members(stopped), folder=stopped, device=CUDA, callbacks=Callbacks(stop=StopAt(7)))
     fit(members(stopped), folder=stopped, device=CUDA)
-    ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, calm))
+    ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, undisturbed))
     for part, tensors in theirs.items():
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
 
@@ -82,9 +82,9 @@ def test_features_that_wait_beside_the_gpu_train_to_the_same_bits(
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
 
 
-def test_two_packs_share_a_gpu_and_end_as_if_each_had_it_alone(tmp_path: Path) -> None:
+def test_two_packs_that_share_a_gpu_are_bit_identical_to_separate_ones(tmp_path: Path) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "shared"
-    alone = study_here(tmp_path / "alone", store, packing={"enabled": False})
+    alone = run_toy_study(tmp_path / "alone", store, packing={"enabled": False})
     wanted = tree(store, executor="ray", packing={"enabled": False}, resources={"gpus": 0.5})
     study, place = build(Study, wanted, source="study.yaml"), PrivateRay(Cluster("this machine", (Node(2, 1),)))
     with RayExecutor(study.sweep.resources, backend=place) as executor:
@@ -122,7 +122,7 @@ def test_after_a_failed_capture_steps_run_directly_with_one_warning() -> None:
     assert stream_restored and equal
 
 
-def test_a_whole_step_from_its_batch_to_the_log_of_its_losses_never_waits_for_the_gpu() -> None:
+def test_a_step_from_batch_to_loss_log_never_waits_for_the_gpu() -> None:
     data = toy_system.prepared(dict.fromkeys(toy_system.SHAPE.features, 60))
     loader = toy_system.loader([data, data], range(2), batch_size=toy_system.ROWS, share=0.25, device=CUDA)
     state = TrainState.start(toy_system.SHAPE, range(2), Setup(toy_system.OPTIM, CUDA, torch.float64))

@@ -1,8 +1,8 @@
-"""Writes the golden runs `tests/numeric/golden/*.json` anew: `python tools/golden.py`.
+"""Rewrite the golden runs `tests/numeric/golden/*.json`: `python tools/golden.py`.
 
-Run it only where the numbers are meant to change (another formula, another default of the toy system, another stream
-of random numbers), and say in the commit and in CHANGELOG.md why they do. A change that is meant to leave the numbers
-alone - a faster kernel, another order of operations - must pass against the files as they are.
+Run it only if the numbers should change (another formula, another default of the toy system, another stream
+of random numbers), and give the reason in the commit and in CHANGELOG.md. A change that should not alter
+numbers - a faster kernel, another order of operations - must pass with the existing files.
 """
 
 import sys
@@ -14,7 +14,7 @@ from tests.numeric import golden_runs, toy_system
 
 
 def main() -> None:
-    """One file for each adversarial loss."""
+    """Write one file for each adversarial loss."""
     golden_runs.FOLDER.mkdir(exist_ok=True)
     for kind in toy_system.KINDS:
         golden_runs.path(kind).write_text(golden_runs.text(kind), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""How far the steps of several ranks are from those of one: the largest difference of any parameter or statistic.
+"""Largest difference of any parameter or statistic between the steps of several ranks and those of one rank.
 
     python tools/rank_equality.py            # one, two and three ranks, float64 and float32
     python tools/rank_equality.py --json
@@ -48,9 +48,9 @@ def measured() -> list[dict[str, Any]]:
             ranks = on_ranks(size, all_cases, Path(folder) / str(size))
             for name in TYPES:
                 for case in CASES:
-                    held = [rank[name][case] for rank in ranks]
-                    apart = max(furthest(one, held[0]) for one in held)
-                    from_one = furthest(held[0], expected[name][case])
+                    states = [rank[name][case] for rank in ranks]
+                    apart = max(furthest(state, states[0]) for state in states)
+                    from_one = furthest(states[0], expected[name][case])
                     rows.append({"case": case, "type": name, "ranks": size, "from_one": from_one, "between": apart})
     return rows
 
@@ -66,9 +66,9 @@ def main() -> None:
     table = Table("case", *(f"{name}, {size} ranks" for name in TYPES for size in SIZES), "between ranks")
     for case in CASES:
         of_case = [row for row in rows if row["case"] == case]
-        found = {(row["type"], row["ranks"]): f"{row['from_one']:.1e}" for row in of_case}
+        largest = {(row["type"], row["ranks"]): f"{row['from_one']:.1e}" for row in of_case}
         between = max(row["between"] for row in of_case)
-        table.add_row(case, *(found[name, size] for name in TYPES for size in SIZES), f"{between:.0e}")
+        table.add_row(case, *(largest[name, size] for name in TYPES for size in SIZES), f"{between:.0e}")
     Console(width=140).print(table)
 
 

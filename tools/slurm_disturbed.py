@@ -85,34 +85,34 @@ def main() -> None:
     overrides = ["sweep.resources.cpus=1", "sweep.executor=local"]
     overrides += [f"optim.epochs={given.epochs}"] if given.epochs else []
     rows, log = [], Console(stderr=True)
-    with tempfile.TemporaryDirectory() as place, running() as cluster:
-        study = Path(place) / "study.yaml"
+    with tempfile.TemporaryDirectory() as folder, running() as cluster:
+        study = Path(folder) / "study.yaml"
         study.write_text(yaml12.dump(parse.to_tree(parse.load_study(STUDY, overrides))))
         began = time.monotonic()
-        command("tune", str(study), "--out", f"{place}/home")
-        home, at_home = summary(Path(place) / "home"), time.monotonic() - began
-        log.print(f"at home: {at_home:.0f} s")
+        command("tune", str(study), "--out", f"{folder}/home")
+        home, at_home = summary(Path(folder) / "home"), time.monotonic() - began
+        log.print(f"local run: {at_home:.0f} s")
         in_environment(cluster)
         for form in given.forms:
             undisturbed = None
             for disturbance in dict.fromkeys(["undisturbed", *given.disturbances]):
-                out = Path(place) / f"{form}-{disturbance.replace(' ', '-')}"
-                one = measured(cluster, study, out, form=form, disturbance=disturbance)
-                undisturbed = undisturbed or one["seconds"]
-                differs = [part for part in PARTS if one["found"][part] != home[part]]
+                out = Path(folder) / f"{form}-{disturbance.replace(' ', '-')}"
+                result = measured(cluster, study, out, form=form, disturbance=disturbance)
+                undisturbed = undisturbed or result["seconds"]
+                differs = [part for part in PARTS if result["found"][part] != home[part]]
                 rows.append(
                     {
                         "form": form,
                         "disturbance": disturbance,
-                        "seconds": round(one["seconds"], 1),
-                        "lost": round(one["seconds"] - undisturbed, 1),
-                        "started_again": one["starts"],
+                        "seconds": round(result["seconds"], 1),
+                        "lost": round(result["seconds"] - undisturbed, 1),
+                        "started_again": result["starts"],
                         "differs": differs,
                     }
                 )
                 log.print(rows[-1])
     if given.json:
-        print(json.dumps({"at_home": round(at_home, 1), "rows": rows}, indent=2))
+        print(json.dumps({"local_run": round(at_home, 1), "rows": rows}, indent=2))
     else:
         print_table(rows)
     if any(row["differs"] for row in rows):

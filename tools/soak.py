@@ -40,7 +40,7 @@ def main() -> int:
     """Kill, compare and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=1000, help="number of kills, at least (default 1000)")
-    parser.add_argument("--seed", type=int, default=0, help="seed that draws where to kill (default 0)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random kill times (default 0)")
     parser.add_argument("--ranks", type=int, default=1, help="number of ranks of a training (default 1)")
     parser.add_argument("--sweep", nargs="+", choices=["local", "ray"], help="kill studies with these executors")
     parser.add_argument("--json", action="store_true", help="print JSON for scripts")
@@ -59,7 +59,7 @@ def main() -> int:
             seed=options.seed,
             folder=folder,
             store=store,
-            told=lambda tally: bars.update(bar, completed=tally.kills),
+            report=lambda tally: bars.update(bar, completed=tally.kills),
         )
     seconds = {"seconds": time.monotonic() - start, "cpu_seconds": sum(os.times()[:4]) - cpu}
     report = asdict(tally) | {name: round(value, 1) for name, value in seconds.items()}

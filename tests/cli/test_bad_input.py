@@ -17,13 +17,13 @@ Captured = pytest.CaptureFixture[str]
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """Run in an empty folder."""
     before = os.umask(0o077)
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
-    yield here
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    yield folder
     os.umask(before)
 
 

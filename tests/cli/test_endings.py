@@ -87,7 +87,7 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
 def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, undisturbed = tmp_path / "out", tmp_path / "calm"
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     arguments = ["train", str(run), "--set", "optim.epochs=60", "--set", "trainer.checkpoint_every=1", "--out"]
 
     def ask(number: signal.Signals) -> None:

@@ -184,8 +184,8 @@ def test_the_examples_cover_every_command() -> None:
         inner = getattr(group, "commands", None)
         return [leaf for name, sub in inner.items() for leaf in leaves(sub, [*path, name])] if inner else [path]
 
-    found = leaves(typer.main.get_command(main.app), [])
-    assert sorted(leaf for leaf in found if leaf[0] != "job") == sorted(COMMANDS), "jobs are not for people"
+    paths = leaves(typer.main.get_command(main.app), [])
+    assert sorted(leaf for leaf in paths if leaf[0] != "job") == sorted(COMMANDS), "jobs are not for people"
 
 
 # --- processes ------------------------------------------------------------------------------------------------
@@ -219,7 +219,7 @@ def test_python_m_modis_dist_is_the_command_and_a_closed_pipe_ends_it_quietly(tm
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_a_broken_pipe_elsewhere_is_no_success(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
+def test_a_broken_pipe_that_is_not_stdout_is_an_error(monkeypatch: pytest.MonkeyPatch, capsys: Captured) -> None:
     assert raised(monkeypatch, BrokenPipeError(32, "Broken pipe")) == 2
     assert capsys.readouterr().err == "error: Broken pipe\n"
 
@@ -243,7 +243,7 @@ def test_shown_text_is_ascii_without_controls_and_at_most_200_characters() -> No
     assert len(shown("x" * 10_000)) == 200 and shown("x" * 200) == "x" * 200
 
 
-def test_the_nearest_name_is_offered_only_where_it_is_near() -> None:
+def test_only_a_similar_name_is_suggested() -> None:
     assert nearest("mrna", ["mirna", "cnv"]) == "; did you mean 'mirna'?"
     assert nearest("protein", ["mirna", "cnv"]) == ""
     assert nearest("a\x1b", ["a\x1bb"]) == "; did you mean 'a\\x1bb'?"

@@ -79,7 +79,7 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object
 
 
 @pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule.get("type") == "integer"])
-def test_a_whole_number_beyond_its_range_is_refused_and_its_ends_are_taken(key: str, tmp_path: Path) -> None:
+def test_an_integer_out_of_range_is_refused_and_the_bounds_are_accepted(key: str, tmp_path: Path) -> None:
     rule, around = RULES[key], {"time": "2-00:00:00"}
     for end, beyond in (("minimum", -1), ("maximum", 1)):
         if end in rule:
@@ -91,7 +91,7 @@ def test_a_whole_number_beyond_its_range_is_refused_and_its_ends_are_taken(key: 
 
 @pytest.mark.parametrize("key", WORDS)
 @pytest.mark.parametrize("value", INJECTIONS)
-def test_a_word_for_sbatch_that_a_shell_could_read_otherwise_is_refused(key: str, value: str, tmp_path: Path) -> None:
+def test_an_sbatch_argument_with_shell_syntax_is_refused(key: str, value: str, tmp_path: Path) -> None:
     (problem,) = told(tmp_path, {key: value, "gpus": 1})
     assert problem.startswith(f"{key}: ")
 
@@ -181,7 +181,7 @@ def test_an_option_of_the_submission_is_refused_also_by_the_start_of_its_name(
 
 @pytest.mark.parametrize("key", ["setup", "python"])
 @pytest.mark.parametrize("line", ["module load a\nrm -rf b", "a\r", "a\x1b[2J", "a\u2028b", "a\tb", "", "x" * 2001])
-def test_what_is_more_than_a_line_is_refused(key: str, line: str, tmp_path: Path) -> None:
+def test_a_value_of_several_lines_is_refused(key: str, line: str, tmp_path: Path) -> None:
     (problem,) = told(tmp_path, {key: ["true", line]})
     assert problem.startswith(key)
 
@@ -232,11 +232,11 @@ def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, t
         ({"account": 1234}, "account: must be a string (got 1234); write '1234' in quotes"),
     ],
 )
-def test_a_mistake_is_told_with_what_to_write(tree: dict[str, Any], problem: str, tmp_path: Path) -> None:
+def test_a_mistake_is_reported_with_the_value_to_write(tree: dict[str, Any], problem: str, tmp_path: Path) -> None:
     assert told(tmp_path, tree) == [problem]
 
 
-def test_every_mistake_of_a_profile_is_told_at_once(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_profile_are_reported_at_once(tmp_path: Path) -> None:
     problems = told(tmp_path, {"partition": "a b", "cpus": 0, "time": 90, "options": ["--mem=3G"], "tiem": 1})
     assert [problem.split(":")[0] for problem in problems] == ["partition", "cpus", "time", "options", "tiem"]
 
@@ -296,7 +296,7 @@ def test_a_resource_that_is_none_or_that_gpus_state_is_refused(value: str, tmp_p
     assert problem.startswith("gres[0]: must be name:number or name:kind:number, e.g. lscratch:100")
 
 
-def test_an_option_whose_name_only_begins_like_one_of_ours_is_taken() -> None:
+def test_an_option_that_only_shares_a_prefix_with_a_reserved_one_is_accepted() -> None:
     assert Site(options=("--nodefile=x", "--wait-all-nodes=1", "--gpu-bind=closest")).options[0] == "--nodefile=x"
 
 
@@ -325,7 +325,7 @@ def filled_in(shipped: Path, tmp_path: Path) -> Site:
 
 
 @pytest.mark.parametrize("shipped", PROFILES, ids=lambda path: path.stem)
-def test_a_shipped_profile_loads_once_it_is_filled_in_and_says_what_to_fill_in(shipped: Path, tmp_path: Path) -> None:
+def test_a_shipped_profile_names_its_placeholders_and_loads_once_filled_in(shipped: Path, tmp_path: Path) -> None:
     filled_in(shipped, tmp_path)
     values = re.sub(r"#.*", "", shipped.read_text())
     if "CHANGE_ME" not in values:
@@ -346,7 +346,7 @@ def test_the_lines_a_shipped_profile_offers_load_as_well(shipped: Path, tmp_path
         assert site.account == "my_project" and len(site.setup) == 2
 
 
-def test_the_shipped_profiles_are_what_their_names_say(tmp_path: Path) -> None:
+def test_the_shipped_profiles_match_their_names(tmp_path: Path) -> None:
     site = {path.stem: filled_in(path, tmp_path) for path in PROFILES}
     assert set(site) == {"local", "generic_cpu", "generic_gpu", "jean_zay"}
     assert site["local"].executor == "local" and site["generic_cpu"].gpus == 0 and site["generic_gpu"].gpus == 1

@@ -27,12 +27,15 @@ def random_cohort(
     for group, main in enumerate(rng.integers(classes, size=groups)):
         for sample in range(rng.integers(1, samples_per_group + 1)):
             label = int(main if rng.random() < 0.8 else rng.integers(classes))
-            there = rng.random(modalities) < 0.7
-            there[rng.integers(modalities)] = True
-            for number in np.flatnonzero(there):
+            measured = rng.random(modalities) < 0.7
+            measured[rng.integers(modalities)] = True
+            for number in np.flatnonzero(measured):
                 seen = -1 if rng.random() < unlabelled else label
                 rows[f"m{number}"].append((f"s{group}-{sample}", f"g{group}", seen))
-    return {name: index_of([held[i] for i in rng.permutation(len(held))]) for name, held in rows.items()}
+    return {
+        name: index_of([rows_of_modality[i] for i in rng.permutation(len(rows_of_modality))])
+        for name, rows_of_modality in rows.items()
+    }
 
 
 def reordered(indexes: Mapping[str, Index], seed: int) -> dict[str, Index]:

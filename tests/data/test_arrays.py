@@ -68,23 +68,26 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_arrays_on_disk_and_in_memory_are_equal(rows: int, features: int, size: int, seed: int) -> None:
     x = numbers(rows, features, seed)
     on_disk, in_memory = (materialise(x.shape, parts_of(x, size), storage=storage) for storage in ("disk", "memory"))
-    for held in (on_disk, in_memory):
-        assert type(held) is np.ndarray and held.flags.c_contiguous and held.flags.writeable
-        assert held.dtype == np.float32 and held.shape == x.shape and held.tobytes() == x.tobytes()
+    for array in (on_disk, in_memory):
+        assert type(array) is np.ndarray and array.flags.c_contiguous and array.flags.writeable
+        assert array.dtype == np.float32 and array.shape == x.shape and array.tobytes() == x.tobytes()
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.integers(0, ROWS - 1), max_size=40), st.integers(0, 40), st.integers(0, 40))
 def test_stored_rows_can_be_read_in_any_order(store: Store, rows: list[int], start: int, stop: int) -> None:
-    x, wanted = store.read("mirna"), np.array(rows, dtype=np.int64)
-    held, columns = StoredRows(store, "mirna"), np.array([3, 0, 1])
-    assert held.shape == x.shape and len(held) == ROWS
-    assert held[wanted].tobytes() == x[wanted].tobytes()
-    assert held[start:stop].tobytes() == x[start:stop].tobytes()
-    for taken, whole in ((RowView(held, wanted), x[wanted]), (RowView(held, wanted, columns), x[wanted][:, columns])):
+    x, selected = store.read("mirna"), np.array(rows, dtype=np.int64)
+    stored, columns = StoredRows(store, "mirna"), np.array([3, 0, 1])
+    assert stored.shape == x.shape and len(stored) == ROWS
+    assert stored[selected].tobytes() == x[selected].tobytes()
+    assert stored[start:stop].tobytes() == x[start:stop].tobytes()
+    for taken, whole in (
+        (RowView(stored, selected), x[selected]),
+        (RowView(stored, selected, columns), x[selected][:, columns]),
+    ):
         assert taken.shape == whole.shape and len(taken) == len(whole)
         assert taken[start:stop].tobytes() == whole[start:stop].tobytes()
-    twice = RowView(RowView(held, np.arange(0, ROWS, 2)), np.arange(4, 20, 3))
+    twice = RowView(RowView(stored, np.arange(0, ROWS, 2)), np.arange(4, 20, 3))
     assert twice[1:4].tobytes() == x[::2][4:20:3][1:4].tobytes()
 
 
@@ -116,12 +119,12 @@ def test_preprocessing_from_a_store_and_from_memory_is_bit_identical(
     chosen = Preprocess.model_validate({"default": steps}).default
     rows, others = np.arange(0, ROWS, 3), np.arange(1, ROWS, 3)
     x, stored = store.read("mirna"), StoredRows(store, "mirna")
-    wanted = preprocess.fit(chosen, x[rows], features=store.features("mirna"), modality="mirna")
-    found = preprocess.fit(chosen, RowView(stored, rows), features=store.features("mirna"), modality="mirna")
-    for one, other in zip(found.steps, wanted.steps, strict=True):
-        assert all(array.tobytes() == other.arrays[name].tobytes() for name, array in one.arrays.items())
+    expected = preprocess.fit(chosen, x[rows], features=store.features("mirna"), modality="mirna")
+    fitted = preprocess.fit(chosen, RowView(stored, rows), features=store.features("mirna"), modality="mirna")
+    for ours, theirs in zip(fitted.steps, expected.steps, strict=True):
+        assert all(array.tobytes() == theirs.arrays[name].tobytes() for name, array in ours.arrays.items())
     for part in (rows, others):
-        assert found.apply(RowView(stored, part), storage="disk").tobytes() == wanted.apply(x[part]).tobytes()
+        assert fitted.apply(RowView(stored, part), storage="disk").tobytes() == expected.apply(x[part]).tobytes()
 
 
 # --- nothing is left ----------------------------------------------------------------------------------------
@@ -129,11 +132,11 @@ def test_preprocessing_from_a_store_and_from_memory_is_bit_identical(
 
 def test_a_feature_file_is_unnamed_while_in_use(scratch: Path) -> None:
     x = numbers(50, 20)
-    held = materialise(x.shape, parts_of(x, 7), storage="disk")
-    assert [*scratch.iterdir()] == [] and (held == x).all()
+    array = materialise(x.shape, parts_of(x, 7), storage="disk")
+    assert [*scratch.iterdir()] == [] and (array == x).all()
     (mapped,) = mapped_from(scratch)
     assert mapped.endswith(" (deleted)")
-    del held
+    del array
     assert mapped_from(scratch) == []
 
 

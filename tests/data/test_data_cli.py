@@ -119,18 +119,18 @@ def test_check_finds_invalid_rows_of_another_writer(tmp_path: Path, monkeypatch:
 def test_describe_counts_like_pandas(store: Path, source: Path) -> None:
     tree = json.loads(run("describe", store, "--json").stdout)
     assert tree["classes"] == ["2", "10", "A", "B[red]"]
-    for name, held in (("mirna", pd.read_csv(source / "mirna.csv")), ("cnv", pd.read_parquet(source / "cnv.parquet"))):
-        found = tree["modalities"][name]
-        x = held.drop(columns=["sample_id", "group_id", "label", "split"], errors="ignore").to_numpy()
-        counts = held["label"].astype(object).value_counts()
-        assert {label: n for label, n in found["by_class"].items() if n} == counts.to_dict()
-        assert found["unlabelled"] == held["label"].isna().sum()
-        assert found["labelled_fraction"] == pytest.approx(held["label"].notna().mean())
-        assert (found["minimum"], found["maximum"]) == (np.nanmin(x), np.nanmax(x))
-        assert found["mean"] == pytest.approx(np.nanmean(x))
-        assert found["missing"] == np.isnan(x).sum()
-        assert found["missing_fraction"] == pytest.approx(np.isnan(x).mean())
-        assert found["groups"] == held["group_id"].nunique()
+    for name, table in (("mirna", pd.read_csv(source / "mirna.csv")), ("cnv", pd.read_parquet(source / "cnv.parquet"))):
+        described = tree["modalities"][name]
+        x = table.drop(columns=["sample_id", "group_id", "label", "split"], errors="ignore").to_numpy()
+        counts = table["label"].astype(object).value_counts()
+        assert {label: n for label, n in described["by_class"].items() if n} == counts.to_dict()
+        assert described["unlabelled"] == table["label"].isna().sum()
+        assert described["labelled_fraction"] == pytest.approx(table["label"].notna().mean())
+        assert (described["minimum"], described["maximum"]) == (np.nanmin(x), np.nanmax(x))
+        assert described["mean"] == pytest.approx(np.nanmean(x))
+        assert described["missing"] == np.isnan(x).sum()
+        assert described["missing_fraction"] == pytest.approx(np.isnan(x).mean())
+        assert described["groups"] == table["group_id"].nunique()
     assert tree["modalities"]["mirna"]["by_split"] == {"train": 3, "test": 2, "none": 1}
     assert tree["modalities"]["mirna"]["constant_features"] == 1
     assert tree["empty_pairs"] == [{"label": "B[red]", "modality": "cnv"}]
@@ -151,8 +151,8 @@ def test_a_modality_without_values_has_no_range(tmp_path: Path) -> None:
         writer.begin("mirna", ["a"])
         x = np.full((1, 1), np.nan, np.float32)
         writer.write("mirna", sample_id=["s"], group_id=["s"], label=[None], split=[""], x=x)
-    held: Coverage = measure(Store.open(tmp_path / "store"), progress=lambda *_: None)
-    assert held.modalities["mirna"].minimum is None and held.modalities["mirna"].missing_fraction == 1
+    coverage: Coverage = measure(Store.open(tmp_path / "store"), progress=lambda *_: None)
+    assert coverage.modalities["mirna"].minimum is None and coverage.modalities["mirna"].missing_fraction == 1
     assert run("describe", tmp_path / "store").exit_code == 0
     assert json.loads(run("describe", tmp_path / "store", "--json").stdout)["modalities"]["mirna"]["mean"] is None
 
@@ -177,5 +177,5 @@ def test_simulate_refuses_settings_out_of_range_by_their_key(tmp_path: Path) -> 
 def test_the_commands_import_nothing_heavy_until_they_run() -> None:
     heavy = "{'torch', 'pyarrow', 'numpy', 'pandas', 'anndata', 'sklearn'}"
     code = f"import sys, modis_dist.cli.data; print(sorted({heavy} & set(sys.modules)))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert found.stdout.strip() == "[]"
+    imported_modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert imported_modules.stdout.strip() == "[]"

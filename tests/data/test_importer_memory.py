@@ -27,7 +27,7 @@ def numbers() -> NDArray[np.float32]:
 
 def table(x: NDArray[np.float32]) -> pa.Table:
     meta = {"sample_id": [f"s{i}" for i in range(len(x))], "label": ["ab"[i % 2] for i in range(len(x))]}
-    return pa.table(meta | {name: x[:, place] for place, name in enumerate(NAMES)})
+    return pa.table(meta | {name: x[:, column] for column, name in enumerate(NAMES)})
 
 
 def write(path: Path, x: NDArray[np.float32], layout: str) -> None:
@@ -99,9 +99,9 @@ def test_a_file_is_read_in_the_memory_of_a_few_pieces(
 def test_text_blocks_are_bounded_for_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 1 << 14)
     monkeypatch.setattr(tables, "WIDE_BLOCK_BYTES", 1 << 14)
-    held = pd.DataFrame(np.zeros((400, 100)), columns=[f"{'n' * 100}{i}" for i in range(100)]).astype(int)
-    held.insert(0, "sample_id", [f"s{i}" for i in range(400)])
-    held.insert(1, "label", "a")
-    held.to_csv(tmp_path / "mirna.csv", index=False)
+    wide = pd.DataFrame(np.zeros((400, 100)), columns=[f"{'n' * 100}{i}" for i in range(100)]).astype(int)
+    wide.insert(0, "sample_id", [f"s{i}" for i in range(400)])
+    wide.insert(1, "label", "a")
+    wide.to_csv(tmp_path / "mirna.csv", index=False)
     (source,) = tables.text(tmp_path / "mirna.csv", "mirna", delimiter=",")
     assert len([*source.pieces(tmp_path)]) >= 2

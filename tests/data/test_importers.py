@@ -37,13 +37,13 @@ def frame(seed: int = 0, rows: int = 12) -> pd.DataFrame:
     return pd.concat([meta, pd.DataFrame(x, columns=FEATURES)], axis=1)
 
 
-def write(folder: Path, name: str, held: pd.DataFrame) -> None:
+def write(folder: Path, name: str, cells: pd.DataFrame) -> None:
     folder.mkdir(exist_ok=True)
     if name.endswith(".parquet"):
-        held.to_parquet(folder / name, index=False)
+        cells.to_parquet(folder / name, index=False)
     else:
         separator = "\t" if ".tsv" in name else ","
-        held.to_csv(folder / name, index=False, sep=separator)
+        cells.to_csv(folder / name, index=False, sep=separator)
 
 
 def imported(source: Path) -> Store:
@@ -75,23 +75,23 @@ def import_changed(tmp_path: Path, change: Mutation, name: str = "mirna.parquet"
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "csv.gz", "tsv.gz"])
 def test_every_table_format_gives_the_same_store(tmp_path: Path, suffix: str) -> None:
-    held = frame()
-    held.loc[3, "MYC"] = np.nan
-    write(tmp_path / "source", f"mirna.{suffix}", held)
+    cells = frame()
+    cells.loc[3, "MYC"] = np.nan
+    write(tmp_path / "source", f"mirna.{suffix}", cells)
     write(tmp_path / "source", "cnv.parquet", frame(1))
     store = imported(tmp_path / "source")
     assert store.modalities == ("cnv", "mirna")
     assert store.features("mirna") == tuple(FEATURES)
-    np.testing.assert_allclose(store.read("mirna"), held[FEATURES].to_numpy(np.float32), rtol=1e-6)
+    np.testing.assert_allclose(store.read("mirna"), cells[FEATURES].to_numpy(np.float32), rtol=1e-6)
     index = store.index("mirna")
-    for column, found in (("sample_id", index.sample_id), ("group_id", index.group_id), ("split", index.split)):
-        assert found.tolist() == held[column].tolist()
+    for column, column_values in (("sample_id", index.sample_id), ("group_id", index.group_id), ("split", index.split)):
+        assert column_values.tolist() == cells[column].tolist()
     assert store.classes == ("KIRC", "LUAD")
     assert index.label.tolist() == [[1, 0, -1][i % 3] for i in range(12)]
 
 
 def test_parquet_floats_are_imported_bit_identical(tmp_path: Path) -> None:
-    source = import_changed(tmp_path, lambda held: held)
+    source = import_changed(tmp_path, lambda cells: cells)
     assert imported(source).read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
 
 
@@ -116,7 +116,7 @@ def test_null_and_nan_both_count_as_missing(tmp_path: Path) -> None:
 
 
 def test_without_group_and_split_a_sample_is_its_own_group(tmp_path: Path) -> None:
-    source = import_changed(tmp_path, lambda held: held.drop(columns=["group_id", "split"]))
+    source = import_changed(tmp_path, lambda cells: cells.drop(columns=["group_id", "split"]))
     write(source, "cnv.parquet", frame(1).drop(columns=["group_id", "split"]))
     index = imported(source).index("mirna")
     assert index.group_id.tolist() == index.sample_id.tolist()
@@ -148,7 +148,7 @@ def test_a_label_means_one_class(value: object, name: str | None) -> None:
 
 def test_reserved_feature_names_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mirna\.parquet: .*'modality'"):
-        imported(import_changed(tmp_path, lambda held: held.assign(modality=1.0)))
+        imported(import_changed(tmp_path, lambda cells: cells.assign(modality=1.0)))
 
 
 @pytest.mark.parametrize("value", [-1, -1.0, "-1", "-1.0", -100, "-100"])
@@ -164,13 +164,13 @@ def test_non_integer_numbers_are_not_classes(value: object) -> None:
 
 
 def test_integer_sample_ids_become_text(tmp_path: Path) -> None:
-    source = import_changed(tmp_path, lambda held: held.assign(sample_id=range(100, 112)))
+    source = import_changed(tmp_path, lambda cells: cells.assign(sample_id=range(100, 112)))
     assert imported(source).index("mirna").sample_id.tolist() == [str(i) for i in range(100, 112)]
 
 
 def test_feature_names_may_be_any_unicode_and_contain_dots_slashes_and_markup(tmp_path: Path) -> None:
     names = {"TP53": "g", "BRCA1": "g.1", "MYC": "../β-actin\n", "EGFR": "<img src=x>"}
-    source = import_changed(tmp_path, lambda held: held.rename(columns=names))
+    source = import_changed(tmp_path, lambda cells: cells.rename(columns=names))
     store = imported(source)
     assert store.features("mirna") == tuple(names.values())
     assert store.read("mirna").tobytes() == frame()[FEATURES].to_numpy(np.float32).tobytes()
@@ -185,29 +185,29 @@ def test_metadata_columns_may_be_at_any_position(tmp_path: Path) -> None:
 
 
 def test_a_row_group_too_large_for_memory_gives_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = frame(rows=50)
-    source = import_changed(tmp_path, lambda _: held)
+    cells = frame(rows=50)
+    source = import_changed(tmp_path, lambda _: cells)
     monkeypatch.setattr(tables, "WHOLE_GROUP_BYTES", 100)
     monkeypatch.setattr(transpose, "COLUMN_BLOCK_BYTES", 3 * 4 * 50)
     monkeypatch.setattr(source_module, "PIECE_BYTES", 7 * 4 * len(FEATURES))
-    assert imported(source).read("mirna").tobytes() == held[FEATURES].to_numpy(np.float32).tobytes()
+    assert imported(source).read("mirna").tobytes() == cells[FEATURES].to_numpy(np.float32).tobytes()
 
 
 def test_several_row_groups_and_text_blocks_keep_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    held = frame(rows=200)
+    cells = frame(rows=200)
     monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 2000)
     monkeypatch.setattr(source_module, "PIECE_BYTES", 7 * 4 * len(FEATURES))
-    write(tmp_path / "source", "text.csv.gz", held)
-    pq.write_table(pa.Table.from_pandas(held), tmp_path / "source" / "wide.parquet", row_group_size=33)
+    write(tmp_path / "source", "text.csv.gz", cells)
+    pq.write_table(pa.Table.from_pandas(cells), tmp_path / "source" / "wide.parquet", row_group_size=33)
     store = imported(tmp_path / "source")
     for name in ("text", "wide"):
-        assert store.index(name).sample_id.tolist() == held["sample_id"].tolist()
-        np.testing.assert_allclose(store.read(name), held[FEATURES], rtol=1e-6)
+        assert store.index(name).sample_id.tolist() == cells["sample_id"].tolist()
+        np.testing.assert_allclose(store.read(name), cells[FEATURES], rtol=1e-6)
 
 
 def test_progress_ends_at_the_total(tmp_path: Path) -> None:
     seen: dict[str, tuple[int, int]] = {}
-    source = import_changed(tmp_path, lambda held: held, "mirna.csv")
+    source = import_changed(tmp_path, lambda cells: cells, "mirna.csv")
     import_source(source, tmp_path / "store", progress=lambda name, done, total: seen.update({name: (done, total)}))
     assert seen["cnv"] == (12, 12)
     assert seen["mirna"][0] == seen["mirna"][1] > 0
@@ -223,7 +223,7 @@ def test_one_modality_is_imported_with_a_notice(tmp_path: Path) -> None:
 
 def test_names_converted_by_a_spreadsheet_are_noticed(tmp_path: Path) -> None:
     names = {"TP53": "1-Mar", "MYC": "2.31E+13"}
-    store = imported(import_changed(tmp_path, lambda held: held.rename(columns=names)))
+    store = imported(import_changed(tmp_path, lambda cells: cells.rename(columns=names)))
     assert any(line.startswith("mirna.parquet: 2 ") and "1-Mar, 2.31E+13" in line for line in store.notices)
 
 
@@ -240,7 +240,7 @@ def test_numbered_features_are_not_taken_for_dates() -> None:
 def test_unshared_samples_similar_classes_and_ignored_files_are_noticed(tmp_path: Path) -> None:
     source = import_changed(
         tmp_path,
-        lambda held: held.assign(
+        lambda cells: cells.assign(
             sample_id=[f"other{i}" for i in range(12)],
             group_id=[f"q{i}" for i in range(12)],
             label=["luad", "LUAD"] * 6,
@@ -257,16 +257,16 @@ def test_unshared_samples_similar_classes_and_ignored_files_are_noticed(tmp_path
 
 
 def _set(row: int, column: str, value: object) -> Mutation:
-    def change(held: pd.DataFrame) -> pd.DataFrame:
-        held[column] = held[column].astype(object if isinstance(value, str) or value is None else np.float64)
-        held.loc[row, column] = value
-        return held
+    def change(cells: pd.DataFrame) -> pd.DataFrame:
+        cells[column] = cells[column].astype(object if isinstance(value, str) or value is None else np.float64)
+        cells.loc[row, column] = value
+        return cells
 
     return change
 
 
 def _renamed(**names: str) -> Mutation:
-    return lambda held: held.rename(columns=names)
+    return lambda cells: cells.rename(columns=names)
 
 
 WRONG: dict[str, tuple[Mutation, str]] = {
@@ -278,7 +278,7 @@ WRONG: dict[str, tuple[Mutation, str]] = {
     "missing id": (_set(4, "sample_id", None), "mirna.parquet, data row 5: sample_id is missing"),
     "empty id": (_set(4, "sample_id", ""), "mirna.parquet, data row 5: sample_id is missing"),
     "float id": (
-        lambda held: held.assign(sample_id=np.arange(12) / 2),
+        lambda cells: cells.assign(sample_id=np.arange(12) / 2),
         r"data row 1: sample_id .*float \(0.0\)",
     ),
     "duplicate id": (_set(4, "sample_id", "s1"), "data row 5: .*'s1'.*data row 2"),
@@ -292,22 +292,22 @@ WRONG: dict[str, tuple[Mutation, str]] = {
     ),
     "id twice by case": (_set(4, "sample_id", "S1"), "sample_id 'S1' and 's1' in cnv.parquet, data row 2"),
     "text feature": (
-        lambda held: held.assign(MYC="high"),
+        lambda cells: cells.assign(MYC="high"),
         "column 'MYC' .*type (large_)?string",
     ),
-    "bool feature": (lambda held: held.assign(MYC=True), "column 'MYC' .*type bool"),
+    "bool feature": (lambda cells: cells.assign(MYC=True), "column 'MYC' .*type bool"),
     "category feature": (
-        lambda held: held.assign(MYC=pd.Categorical(["a"] * 12)),
+        lambda cells: cells.assign(MYC=pd.Categorical(["a"] * 12)),
         "column 'MYC' .*type dictionary",
     ),
-    "date feature": (lambda held: held.assign(MYC=pd.Timestamp("2020-01-01")), "column 'MYC' has type timestamp"),
-    "list feature": (lambda held: held.assign(MYC=[[1.0]] * 12), "column 'MYC' has type list"),
+    "date feature": (lambda cells: cells.assign(MYC=pd.Timestamp("2020-01-01")), "column 'MYC' has type timestamp"),
+    "list feature": (lambda cells: cells.assign(MYC=[[1.0]] * 12), "column 'MYC' has type list"),
     "large integer": (
-        lambda held: held.assign(MYC=[2**24 + (i == 7) for i in range(12)]),
+        lambda cells: cells.assign(MYC=[2**24 + (i == 7) for i in range(12)]),
         "data row 8, column 'MYC': integer 16777217 .*16777216",
     ),
     "negative large integer": (
-        lambda held: held.assign(MYC=-(2**40)),
+        lambda cells: cells.assign(MYC=-(2**40)),
         "data row 1, column 'MYC': integer -1099511627776",
     ),
     "infinity": (
@@ -319,9 +319,9 @@ WRONG: dict[str, tuple[Mutation, str]] = {
         _set(0, "EGFR", 1e300),
         "data row 1, sample 's0', feature 'EGFR': .*3.4e38",
     ),
-    "no feature": (lambda held: held.drop(columns=FEATURES), "mirna.parquet: no feature columns"),
+    "no feature": (lambda cells: cells.drop(columns=FEATURES), "mirna.parquet: no feature columns"),
     "no row": (
-        lambda held: held.iloc[:0].astype(dict.fromkeys(FEATURES, np.float32)),
+        lambda cells: cells.iloc[:0].astype(dict.fromkeys(FEATURES, np.float32)),
         "mirna.parquet: no rows",
     ),
     "empty feature name": (_renamed(MYC=" "), "mirna.parquet: column 3 has no name"),
@@ -333,11 +333,11 @@ WRONG: dict[str, tuple[Mutation, str]] = {
     ),
     "saved index": (_renamed(MYC="Unnamed: 0"), "column 'Unnamed: 0' .*index"),
     "fraction label": (
-        lambda held: held.assign(label=[1.0, 1.5] * 6),
+        lambda cells: cells.assign(label=[1.0, 1.5] * 6),
         "data row 2: label '1.5'",
     ),
     "date label": (
-        lambda held: held.assign(label=pd.Timestamp("2020-01-01")),
+        lambda cells: cells.assign(label=pd.Timestamp("2020-01-01")),
         "column label .*type timestamp",
     ),
     "other label": (
@@ -348,7 +348,7 @@ WRONG: dict[str, tuple[Mutation, str]] = {
         _set(0, "group_id", "p9"),
         "data row 1: group_id of sample 's0' .*'p9'.*'p0' in cnv.parquet, data row 1",
     ),
-    "no group here": (lambda held: held.drop(columns="group_id"), "group_id of sample 's0' .*'s0'.*'p0' in cnv"),
+    "no group here": (lambda cells: cells.drop(columns="group_id"), "group_id of sample 's0' .*'s0'.*'p0' in cnv"),
     "split word": (_set(3, "split", "valid"), r"data row 4: split .*'valid'"),
     "group in both": (
         _set(1, "split", "train"),
@@ -360,8 +360,8 @@ WRONG: dict[str, tuple[Mutation, str]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_an_invalid_parquet_file_is_refused_by_name(tmp_path: Path, name: str) -> None:
     change, message = WRONG[name]
-    found = refusal(import_changed(tmp_path, change))
-    assert re.search(message, found), found
+    reported = refusal(import_changed(tmp_path, change))
+    assert re.search(message, reported), reported
 
 
 TEXT_WRONG: dict[str, tuple[str | bytes, str]] = {
@@ -401,15 +401,15 @@ def test_an_invalid_text_file_is_refused_by_name(tmp_path: Path, name: str) -> N
     text, message = TEXT_WRONG[name]
     write(tmp_path / "source", "zcnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.csv").write_bytes(text if isinstance(text, bytes) else text.encode())
-    found = refusal(tmp_path / "source")
-    assert re.search(message, found), found
+    reported = refusal(tmp_path / "source")
+    assert re.search(message, reported), reported
 
 
 def test_a_bad_cell_in_a_late_text_block_is_named_by_its_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "TEXT_BLOCK_BYTES", 1000)
-    held = frame(rows=300).astype({"MYC": object})
-    held.loc[250, "MYC"] = "many"
-    write(tmp_path / "source", "mirna.tsv.gz", held)
+    cells = frame(rows=300).astype({"MYC": object})
+    cells.loc[250, "MYC"] = "many"
+    write(tmp_path / "source", "mirna.tsv.gz", cells)
     assert "mirna.tsv.gz, line 252, column 'MYC': not a number: 'many'" in refusal(tmp_path / "source")
 
 
@@ -450,8 +450,8 @@ FOREIGN = {
 def test_a_file_of_another_format_is_identified(tmp_path: Path, content: bytes) -> None:
     write(tmp_path / "source", "cnv.parquet", frame(1))
     (tmp_path / "source" / "mirna.parquet").write_bytes(content)
-    found = refusal(tmp_path / "source")
-    assert "mirna.parquet" in found and re.search(FOREIGN[content], found), found
+    reported = refusal(tmp_path / "source")
+    assert "mirna.parquet" in reported and re.search(FOREIGN[content], reported), reported
 
 
 @pytest.mark.parametrize("share", [0.01, 0.5, 0.99])
@@ -501,14 +501,14 @@ def _loop(path: Path) -> None:
 def test_an_entry_that_is_not_a_file_is_refused_without_blocking(
     tmp_path: Path, make: Callable[[Path], None], message: str
 ) -> None:
-    source = import_changed(tmp_path, lambda held: held)
+    source = import_changed(tmp_path, lambda cells: cells)
     make(source / "x.parquet")
     assert re.search(f"x.parquet: .*{message}", refusal(source))
 
 
 @pytest.mark.parametrize("name", ["mirna.parquet.tmp", "mirna.csv.crdownload", "mirna.parquet.part"])
 def test_an_unfinished_copy_is_refused(tmp_path: Path, name: str) -> None:
-    source = import_changed(tmp_path, lambda held: held)
+    source = import_changed(tmp_path, lambda cells: cells)
     (source / name).write_text("x")
     assert f"{name}: " in refusal(source)
 
@@ -524,7 +524,7 @@ def test_an_unfinished_copy_is_refused(tmp_path: Path, name: str) -> None:
     ],
 )
 def test_a_file_name_that_cannot_name_a_modality_is_refused(tmp_path: Path, name: str, message: str) -> None:
-    source = import_changed(tmp_path, lambda held: held)
+    source = import_changed(tmp_path, lambda cells: cells)
     write(source, name, frame(2))
     assert message in refusal(source)
 
@@ -549,14 +549,14 @@ def test_a_mistake_in_the_last_file_leaves_the_source_unchanged_and_no_store(tmp
 needs_anndata = pytest.mark.skipif(importlib.util.find_spec("anndata") is None, reason="needs the extra anndata")
 
 
-def annotated(matrix: str, held: pd.DataFrame):  # type: ignore[no-untyped-def]
+def annotated(matrix: str, cells: pd.DataFrame):  # type: ignore[no-untyped-def]
     import anndata
     from scipy import sparse
 
     make = {"dense": np.asarray, "csr": sparse.csr_matrix, "csc": sparse.csc_matrix}[matrix]
-    obs = held[["label", "group_id", "split"]].set_axis(held["sample_id"].to_numpy(), axis=0)
+    obs = cells[["label", "group_id", "split"]].set_axis(cells["sample_id"].to_numpy(), axis=0)
     obs["label"] = pd.Categorical(obs["label"])
-    return anndata.AnnData(make(held[FEATURES].to_numpy()), obs=obs, var=pd.DataFrame(index=FEATURES))
+    return anndata.AnnData(make(cells[FEATURES].to_numpy()), obs=obs, var=pd.DataFrame(index=FEATURES))
 
 
 @needs_anndata
@@ -579,10 +579,10 @@ def test_a_mudata_file_gives_a_modality_each_with_common_labels(tmp_path: Path) 
     import mudata
 
     first, second = annotated("dense", frame()), annotated("csr", frame(1).iloc[2:9])
-    both = mudata.MuData({"rna": first, "atac": second})
-    both.obs["label"] = first.obs["label"]
-    del both["atac"].obs["label"]
-    both.write(tmp_path / "both.h5mu")
+    mdata = mudata.MuData({"rna": first, "atac": second})
+    mdata.obs["label"] = first.obs["label"]
+    del mdata["atac"].obs["label"]
+    mdata.write(tmp_path / "both.h5mu")
     store = imported(tmp_path / "both.h5mu")
     assert sorted(store.modalities) == ["atac", "rna"]
     assert store.read("atac").tobytes() == frame(1)[FEATURES].to_numpy(np.float32)[2:9].tobytes()
@@ -594,36 +594,38 @@ def test_a_mudata_file_gives_a_modality_each_with_common_labels(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda held: held.obs.drop(columns="label", inplace=True), "mirna.h5ad: obs has no column label"),
-        (lambda held: held.__setattr__("X", None), "mirna.h5ad: no matrix X"),
-        (lambda held: held.__setattr__("X", np.ones((12, 4), bool)), "mirna.h5ad: X has type bool"),
+        (lambda cells: cells.obs.drop(columns="label", inplace=True), "mirna.h5ad: obs has no column label"),
+        (lambda cells: cells.__setattr__("X", None), "mirna.h5ad: no matrix X"),
+        (lambda cells: cells.__setattr__("X", np.ones((12, 4), bool)), "mirna.h5ad: X has type bool"),
         (
-            lambda held: held.__setattr__("X", np.full((12, 4), 2**30)),
+            lambda cells: cells.__setattr__("X", np.full((12, 4), 2**30)),
             "mirna.h5ad, data row 1, column 'TP53': integer 1073741824",
         ),
         (
-            lambda held: held.__setattr__("X", np.full((12, 4), np.inf)),
+            lambda cells: cells.__setattr__("X", np.full((12, 4), np.inf)),
             "sample 's0', feature 'TP53': infinite",
         ),
-        (lambda held: held.__setattr__("obs_names", ["s0"] * 12), "data row 2: duplicate sample_id 's0'"),
+        (lambda cells: cells.__setattr__("obs_names", ["s0"] * 12), "data row 2: duplicate sample_id 's0'"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
 def test_an_invalid_anndata_file_is_refused_by_name(
     tmp_path: Path, change: Callable[[object], None], message: str
 ) -> None:
-    held = annotated("dense", frame())
-    change(held)
-    held.write_h5ad(tmp_path / "mirna.h5ad")
-    found = refusal(tmp_path / "mirna.h5ad")
-    assert message in found, found
+    cells = annotated("dense", frame())
+    change(cells)
+    cells.write_h5ad(tmp_path / "mirna.h5ad")
+    reported = refusal(tmp_path / "mirna.h5ad")
+    assert message in reported, reported
 
 
 @pytest.mark.parametrize("name", ["mirna.h5ad", "both.h5mu"])
 def test_without_the_extra_the_error_names_it(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda found, *a: None if found == "anndata" else real(found, *a))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda package, *a: None if package == "anndata" else real(package, *a)
+    )
     assert "pip install 'modis-dist[anndata]'" in refusal(tmp_path / name)
 
 
@@ -641,6 +643,6 @@ def test_the_real_tables_are_imported_bit_identical(tmp_path: Path, shared: Path
     store = Store.open(tmp_path / "store")
     assert len(store.classes) == 10
     for name in store.modalities:
-        held = pq.read_table(shared / "data" / "tcga10" / f"{name}.parquet").to_pandas()
-        np.testing.assert_array_equal(store.read(name), held[list(store.features(name))].to_numpy())
-        assert [store.classes[code] for code in store.index(name).label] == held["label"].tolist()
+        cells = pq.read_table(shared / "data" / "tcga10" / f"{name}.parquet").to_pandas()
+        np.testing.assert_array_equal(store.read(name), cells[list(store.features(name))].to_numpy())
+        assert [store.classes[code] for code in store.index(name).label] == cells["label"].tolist()

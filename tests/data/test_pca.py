@@ -38,8 +38,8 @@ def test_blockwise_components_equal_those_of_scikit_learn(rows: int, features: i
     seed, size = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 70))
     x = numbers(rows, features, seed)
     model = PCA(components, svd_solver="randomized", random_state=seed).fit(x)
-    mean, found = randomized_pca(blocks_of(x, size), x.shape, components=components, seed=seed)
-    assert np.allclose(mean, model.mean_) and np.allclose(found, model.components_, atol=1e-6)
+    mean, axes = randomized_pca(blocks_of(x, size), x.shape, components=components, seed=seed)
+    assert np.allclose(mean, model.mean_) and np.allclose(axes, model.components_, atol=1e-6)
 
 
 @pytest.mark.parametrize(("rows", "features"), [(300, 80), (80, 300)])
@@ -47,9 +47,9 @@ def test_components_with_clear_gaps_equal_those_of_a_full_decomposition(rows: in
     rng = np.random.default_rng(1)
     x = rng.normal(size=(rows, 4)) * [100, 30, 10, 3] @ rng.normal(size=(4, features)) + 7
     _, _, right = np.linalg.svd(x - x.mean(axis=0), full_matrices=False)
-    _, found = randomized_pca(blocks_of(x, 11), x.shape, components=3, seed=0)
-    assert np.allclose(np.abs(found @ right[:3].T), np.eye(3), atol=1e-9)
-    assert (np.take_along_axis(found, np.abs(found).argmax(axis=1, keepdims=True), axis=1) > 0).all()
+    _, axes = randomized_pca(blocks_of(x, 11), x.shape, components=3, seed=0)
+    assert np.allclose(np.abs(axes @ right[:3].T), np.eye(3), atol=1e-9)
+    assert (np.take_along_axis(axes, np.abs(axes).argmax(axis=1, keepdims=True), axis=1) > 0).all()
 
 
 @pytest.mark.parametrize(("components", "times"), [(3, 17), (8, 11)])

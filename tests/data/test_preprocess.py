@@ -55,9 +55,9 @@ def blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
     yield
 
 
-def close(got: Features, wanted: Any) -> bool:
+def close(got: Features, expected: Any) -> bool:
     assert got.dtype == np.float32
-    return bool(np.allclose(got, wanted, rtol=1e-5, atol=1e-5))
+    return bool(np.allclose(got, expected, rtol=1e-5, atol=1e-5))
 
 
 # --- scikit-learn's answers -------------------------------------------------------------------------------------
@@ -85,8 +85,8 @@ def test_minmax_equals_scikit_learn_and_training_rows_are_between_0_and_1() -> N
 def test_impute_equals_scikit_learn(value: str) -> None:
     x = random_rows(0)
     x[np.random.default_rng(2).random(x.shape) < 0.3] = np.nan
-    wanted = SimpleImputer(strategy=value).fit_transform(x.astype(np.float64))
-    assert close(fitted(x, {"kind": "impute", "strategy": value}).apply(x), wanted)
+    expected = SimpleImputer(strategy=value).fit_transform(x.astype(np.float64))
+    assert close(fitted(x, {"kind": "impute", "strategy": value}).apply(x), expected)
 
 
 @pytest.mark.usefixtures("blocks")
@@ -115,8 +115,8 @@ def test_variance_filter_keeps_the_most_variable_features_in_order() -> None:
 def test_ties_in_variance_keep_the_first_features() -> None:
     x = np.tile(random_rows(0, features=2), (1, 50))
     first = int(np.argmax(x.var(axis=0)))
-    kept = tuple(f"f{first + 2 * number}" for number in range(5))
-    assert fitted(x, {"kind": "variance_filter", "features": 5}).features_out == kept
+    remaining = tuple(f"f{first + 2 * number}" for number in range(5))
+    assert fitted(x, {"kind": "variance_filter", "features": 5}).features_out == remaining
 
 
 @pytest.mark.usefixtures("blocks")
@@ -128,9 +128,9 @@ def test_pca_equals_scikit_learn_up_to_sign(solver: str) -> None:
     x = (scores @ rng.normal(size=(4, 15)) + rng.normal(size=15)).astype(np.float32)
     model = PCA(3).fit(x.astype(np.float64))
     got = fitted(x, {"kind": "pca", "components": 3, "solver": solver})
-    wanted = model.transform(x.astype(np.float64))
-    aligned = got.apply(x) * np.sign((got.apply(x) * wanted).sum(axis=0))
-    assert np.abs(aligned - wanted).max() < 0.01 * np.abs(wanted).max()
+    expected = model.transform(x.astype(np.float64))
+    aligned = got.apply(x) * np.sign((got.apply(x) * expected).sum(axis=0))
+    assert np.abs(aligned - expected).max() < 0.01 * np.abs(expected).max()
     assert got.features_out == ("pc1", "pc2", "pc3")
 
 
@@ -171,17 +171,17 @@ def test_inverse_of_pca_is_the_projection_on_its_components() -> None:
     x = random_rows(0)
     model = PCA(3).fit(x.astype(np.float64))
     pipeline = fitted(x, {"kind": "pca", "components": 3})
-    wanted = model.inverse_transform(model.transform(x.astype(np.float64)))
-    assert np.allclose(pipeline.inverse(pipeline.apply(x)), wanted, rtol=1e-4, atol=1e-5 * x.max())
+    expected = model.inverse_transform(model.transform(x.astype(np.float64)))
+    assert np.allclose(pipeline.inverse(pipeline.apply(x)), expected, rtol=1e-4, atol=1e-5 * x.max())
 
 
 def test_dropped_features_are_restored_as_their_training_mean() -> None:
     x = random_rows(0)
     pipeline = fitted(x, {"kind": "variance_filter", "features": 5}, "standardise")
-    kept = [int(name[1:]) for name in pipeline.features_out]
-    gone = np.setdiff1d(np.arange(12), kept)
+    remaining = [int(name[1:]) for name in pipeline.features_out]
+    gone = np.setdiff1d(np.arange(12), remaining)
     back = pipeline.inverse(pipeline.apply(x))
-    assert np.allclose(back[:, kept], x[:, kept], rtol=1e-4)
+    assert np.allclose(back[:, remaining], x[:, remaining], rtol=1e-4)
     assert np.allclose(back[:, gone], x[:, gone].mean(axis=0, dtype=np.float64), rtol=1e-6)
 
 
@@ -209,7 +209,7 @@ def test_a_stored_pipeline_is_bit_identical(seed: int, written: list[Any]) -> No
         return
     arrays, description = pipeline.to_arrays()
     again = Pipeline.from_arrays(
-        {name: np.frombuffer(held.tobytes(), held.dtype).reshape(held.shape) for name, held in arrays.items()},
+        {name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape) for name, array in arrays.items()},
         json.loads(json.dumps(description)),
     )
     y = pipeline.apply(x)
@@ -345,7 +345,7 @@ def test_values_near_the_limit_of_float32_are_scaled_without_a_warning() -> None
 def test_missing_values_at_the_end_are_refused_with_the_first_five_features() -> None:
     x = random_rows(0)
     x[[3, 59], 2:9] = np.nan
-    message = r"modality rna: missing values .*7 features \(f2, f3, f4, f5, f6, \.\.\.\); .*impute"
+    message = r"modality rna: .*\b7 .*\(f2, f3, f4, f5, f6, \.\.\.\); .*impute"
     for written in (["standardise"], [{"kind": "pca", "components": 2}], []):
         with pytest.raises(DataError, match=message):
             fitted(x, *written).apply(x)
@@ -355,7 +355,7 @@ def test_missing_values_in_new_rows_are_named_by_the_features_before_pca() -> No
     x = random_rows(0)
     new = x[:4].copy()
     new[2, 5] = np.nan
-    with pytest.raises(DataError, match=r"missing values .*1 feature \(f5\)"):
+    with pytest.raises(DataError, match=r"modality rna: .*\b1 .*\(f5\)"):
         fitted(x, "standardise", {"kind": "pca", "components": 2}, "standardise").apply(new)
 
 
@@ -363,7 +363,7 @@ def test_a_feature_without_any_value_cannot_be_imputed() -> None:
     x = random_rows(0)
     x[:, 4] = np.nan
     for value in ("mean", "median"):
-        with pytest.raises(DataError, match=r"modality rna: impute: .*1 feature \(f4\)"):
+        with pytest.raises(DataError, match=r"modality rna: impute: .*\b1 .*\(f4\)"):
             fitted(x, {"kind": "impute", "strategy": value})
     assert "f4" not in fitted(x, {"kind": "variance_filter", "features": 11}, "impute").features_out
 
@@ -373,7 +373,7 @@ def test_log1p_refuses_negative_values_by_feature_and_number_of_rows() -> None:
     x = random_rows(0)
     x[[1, 30, 50], 6] = -0.5
     x[2, 8] = -3
-    message = r"modality rna: log1p: .*2 features \(f6, f8\) \(f6: 3 rows\)"
+    message = r"modality rna: log1p: .*\b2 .*\(f6, f8\).*\bf6: 3 "
     with pytest.raises(DataError, match=message):
         fitted(x, "log1p")
     with pytest.raises(DataError, match=message):
@@ -385,7 +385,7 @@ def test_infinite_values_are_refused() -> None:
     x = random_rows(0)
     x[5, 3] = -np.inf
     for written in (["standardise"], []):
-        with pytest.raises(DataError, match=r"modality rna: infinite values .*1 feature \(f3\)"):
+        with pytest.raises(DataError, match=r"modality rna: .*infinite.*\b1 .*\(f3\)"):
             fitted(x, *written).apply(x)
 
 
@@ -397,7 +397,7 @@ def test_results_beyond_float32_are_refused() -> None:
 
 def test_more_components_than_rows_or_features_are_refused_with_the_limit() -> None:
     for rows, features, limit in ((60, 12, 12), (5, 12, 5)):
-        message = f"modality rna: pca: .*13.* {rows} training rows x {features} features is {limit};"
+        message = f"modality rna: pca: .*13.*\\b{rows} .*\\b{features} .*\\b{limit}\\b"
         with pytest.raises(DataError, match=message):
             fitted(random_rows(0, rows, features), {"kind": "pca", "components": 13})
 

@@ -52,8 +52,8 @@ def counts(labels: Rows) -> list[int]:
 def ids(indexes: Mapping[str, Index], selected: Mapping[str, TrainingRows]) -> dict[str, dict[str, int]]:
     """Return the visible label of every sample, per modality."""
     return {
-        name: dict(zip(indexes[name].sample_id[held.rows], held.label.tolist(), strict=True))
-        for name, held in selected.items()
+        name: dict(zip(indexes[name].sample_id[index.rows], index.label.tolist(), strict=True))
+        for name, index in selected.items()
     }
 
 
@@ -88,10 +88,10 @@ def test_a_scenario_selects_training_rows_only_and_changes_no_class(
 ) -> None:
     selected = after(indexes, *written, seed=seed)
     assert list(selected) == list(indexes)
-    for name, held in selected.items():
-        stored = indexes[name].label[held.rows]
-        assert set(held.rows) <= set(training(indexes)[name]) and (np.diff(held.rows) > 0).all()
-        assert ((held.label == stored) | (held.label == -1)).all()
+    for name, index in selected.items():
+        stored = indexes[name].label[index.rows]
+        assert set(index.rows) <= set(training(indexes)[name]) and (np.diff(index.rows) > 0).all()
+        assert ((index.label == stored) | (index.label == -1)).all()
 
 
 @settings(max_examples=200, deadline=None)
@@ -100,7 +100,7 @@ def test_a_scenario_does_not_depend_on_the_order_of_rows_and_modalities(
     indexes: dict[str, Index], written: list[Any], seed: int
 ) -> None:
     other = reordered(indexes, seed)
-    everything = [{name: np.arange(len(held)) for name, held in cohort.items()} for cohort in (indexes, other)]
+    everything = [{name: np.arange(len(index)) for name, index in cohort.items()} for cohort in (indexes, other)]
     chosen = [
         apply(steps(*written), cohort, rows, classes=CLASSES, seed=seed)
         for cohort, rows in zip((indexes, other), everything, strict=True)
@@ -110,7 +110,7 @@ def test_a_scenario_does_not_depend_on_the_order_of_rows_and_modalities(
 
 def test_no_steps_keep_everything(paired: dict[str, Index]) -> None:
     selected = after(paired)
-    assert all(counts(held.label) == [0, 30, 30, 30, 30] for held in selected.values())
+    assert all(counts(index.label) == [0, 30, 30, 30, 30] for index in selected.values())
 
 
 def test_steps_without_a_seed_use_the_seed_of_the_run(paired: dict[str, Index]) -> None:
@@ -122,7 +122,7 @@ def test_steps_without_a_seed_use_the_seed_of_the_run(paired: dict[str, Index]) 
 
 def test_modalities_choose_their_rows_independently(paired: dict[str, Index]) -> None:
     selected = after(paired, {"kind": "subsample", "rows": 10})
-    assert len({tuple(held.rows) for held in selected.values()}) == 3
+    assert len({tuple(index.rows) for index in selected.values()}) == 3
 
 
 # --- hide_labels ------------------------------------------------------------------------------------------------
@@ -134,10 +134,10 @@ def test_the_hidden_fraction_is_exact_in_every_class_and_modality(
     indexes: dict[str, Index], thousandths: int, seed: int
 ) -> None:
     selected = after(indexes, {"kind": "hide_labels", "fraction": thousandths / 1000}, seed=seed)
-    for name, held in selected.items():
-        before = counts(indexes[name].label[held.rows])
+    for name, index in selected.items():
+        before = counts(indexes[name].label[index.rows])
         hidden = [half_up(thousandths / 1000, count) for count in before[1:]]
-        assert counts(held.label)[1:] == [count - gone for count, gone in zip(before[1:], hidden, strict=True)]
+        assert counts(index.label)[1:] == [count - gone for count, gone in zip(before[1:], hidden, strict=True)]
 
 
 @settings(max_examples=50, deadline=None)
@@ -155,7 +155,7 @@ def test_labels_kept_at_a_lower_level_are_among_those_at_a_higher_one(
 
 def test_keep_1_leaves_one_label_per_class_and_modality(paired: dict[str, Index]) -> None:
     selected = after(paired, {"kind": "hide_labels", "keep": 1})
-    assert all(counts(held.label) == [116, 1, 1, 1, 1] for held in selected.values())
+    assert all(counts(index.label) == [116, 1, 1, 1, 1] for index in selected.values())
 
 
 def test_fractions_are_decimal_and_half_rows_are_hidden() -> None:
@@ -180,7 +180,7 @@ def test_labels_are_hidden_in_the_named_classes_and_modalities_only(paired: dict
 
 def test_cut_class_keeps_n_rows_of_the_class_in_every_modality(paired: dict[str, Index]) -> None:
     selected = after(paired, {"kind": "cut_class", "label": "c2", "rows": 6})
-    assert all(counts(held.label) == [0, 30, 30, 6, 30] for held in selected.values())
+    assert all(counts(index.label) == [0, 30, 30, 6, 30] for index in selected.values())
 
 
 def test_cut_class_keeps_all_rows_of_a_smaller_class(paired: dict[str, Index]) -> None:
@@ -239,28 +239,28 @@ def by_brute_force(has: Sequence[Sequence[int]], modalities: int) -> int:
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=1, max_size=8), SEEDS)
 def test_unpairing_is_optimally_balanced(has: list[set[int]], seed: int) -> None:
-    rows = {f"m{m}": [(f"s{i}", f"s{i}", 0) for i, there in enumerate(has) if m in there] for m in range(3)}
+    rows = {f"m{m}": [(f"s{i}", f"s{i}", 0) for i, present in enumerate(has) if m in present] for m in range(3)}
     # A class that keeps every modality alive, whatever the first one does.
-    indexes = {name: index_of([*held, (f"only-{name}", f"only-{name}", 1)]) for name, held in rows.items()}
+    indexes = {name: index_of([*listed, (f"only-{name}", f"only-{name}", 1)]) for name, listed in rows.items()}
     everything = {name: np.arange(len(index)) for name, index in indexes.items()}
     selected = apply(steps("unpair"), indexes, everything, classes=CLASSES, seed=seed)
-    totals = [int((held.label == 0).sum()) for held in selected.values()]
+    totals = [int((listed.label == 0).sum()) for listed in selected.values()]
     assert sum(totals) == len(has)
-    assert sum(total**2 for total in totals) == by_brute_force([sorted(there) for there in has], 3)
+    assert sum(total**2 for total in totals) == by_brute_force([sorted(present) for present in has], 3)
 
 
 @settings(max_examples=100, deadline=None)
 @given(COHORTS, SEEDS)
 def test_every_sample_keeps_exactly_one_modality(indexes: dict[str, Index], seed: int) -> None:
-    before, kept = ids(indexes, after(indexes, seed=seed)), ids(indexes, after(indexes, "unpair", seed=seed))
-    samples = [sample for held in kept.values() for sample in held]
+    before, assigned = ids(indexes, after(indexes, seed=seed)), ids(indexes, after(indexes, "unpair", seed=seed))
+    samples = [sample for samples_of_modality in assigned.values() for sample in samples_of_modality]
     assert sorted(samples) == sorted(set().union(*before.values()))
 
 
 def test_classes_are_balanced_within_one_row(paired: dict[str, Index]) -> None:
     rows = {name: np.arange(100) for name in paired}
     selected = apply(steps("unpair"), paired, rows, classes=CLASSES, seed=0)
-    table = np.array([counts(held.label)[1:] for held in selected.values()])
+    table = np.array([counts(index.label)[1:] for index in selected.values()])
     assert table.sum(axis=0).tolist() == [25] * 4 and (table.max(axis=0) - table.min(axis=0) == 1).all()
     # The odd row does not always go to the same modality.
     assert len(set(table.argmax(axis=0))) > 1
@@ -277,13 +277,13 @@ def test_the_published_intersim_scenario_has_its_published_counts(shared: Path) 
     everything = {name: np.arange(len(index)) for name, index in indexes.items()}
     classes = [str(number) for number in range(1, 6)]
     unpaired = apply(steps("unpair"), indexes, everything, classes=classes, seed=0)
-    table = np.array([np.bincount(held.label) for held in unpaired.values()])
+    table = np.array([np.bincount(part.label) for part in unpaired.values()])
     assert table.sum() == 11_500 and (table.max(axis=0) - table.min(axis=0)).max() <= 1
     # 0.2 % of about 767 rows of a class in a modality is one or two labels.
     few = apply(
         steps("unpair", {"kind": "hide_labels", "fraction": 0.998}), indexes, everything, classes=classes, seed=0
     )
-    assert all(set(np.bincount(held.label[held.label >= 0])) <= {1, 2} for held in few.values())
+    assert all(set(np.bincount(part.label[part.label >= 0])) <= {1, 2} for part in few.values())
 
 
 # --- mistakes ---------------------------------------------------------------------------------------------------

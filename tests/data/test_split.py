@@ -44,7 +44,7 @@ def assert_whole(indexes: dict[str, Index], parts: dict[str, Partition]) -> None
     sides = ("train", "validation", "test")
     for name, part in parts.items():
         rows = [getattr(part, side) for side in sides]
-        assert all(held.dtype == np.int64 and (np.diff(held) > 0).all() for held in rows)
+        assert all(numbers.dtype == np.int64 and (np.diff(numbers) > 0).all() for numbers in rows)
         assert sorted(np.concatenate(rows)) == list(range(len(indexes[name])))
     drawn = [groups_of(indexes, parts, side) for side in sides]
     assert sum(map(len, drawn)) == len(set().union(*drawn))
@@ -109,10 +109,10 @@ def cells_of_groups(indexes: dict[str, Index]) -> dict[str, Counter[object]]:
     brings: dict[str, Counter[object]] = {}
     for name, index in indexes.items():
         for group, label in zip(index.group_id, index.label.tolist(), strict=True):
-            held = brings.setdefault(group, Counter({"groups": 1}))
-            held[name, label] += 1
-            held[name] += 1
-            held[label] = 1
+            cells = brings.setdefault(group, Counter({"groups": 1}))
+            cells[name, label] += 1
+            cells[name] += 1
+            cells[label] = 1
     return brings
 
 
@@ -123,12 +123,12 @@ def test_no_move_of_a_group_improves_the_split(indexes: dict[str, Index], fracti
     brings = cells_of_groups(indexes)
     test = groups_of(indexes, parts, "test")
     error: dict[object, float] = defaultdict(float)
-    for group, held in brings.items():
-        for cell, units in held.items():
+    for group, cells in brings.items():
+        for cell, units in cells.items():
             error[cell] += units * ((group in test) - fraction)
-    for group, held in brings.items():
+    for group, cells in brings.items():
         way = -1 if group in test else 1
-        assert sum((error[cell] + way * units) ** 2 - error[cell] ** 2 for cell, units in held.items()) > -1e-6
+        assert sum((error[cell] + way * units) ** 2 - error[cell] ** 2 for cell, units in cells.items()) > -1e-6
 
 
 @settings(max_examples=200, deadline=None)
@@ -153,12 +153,12 @@ def test_every_training_group_validates_in_exactly_one_fold(indexes: dict[str, I
         return
     for part in parts:
         assert_whole(indexes, part)
-    held = [groups_of(indexes, part, "validation") for part in parts]
-    everyone = groups_of(indexes, parts[0], "train") | held[0]
-    assert set().union(*held) == everyone and sum(map(len, held)) == len(everyone)
+    validated = [groups_of(indexes, part, "validation") for part in parts]
+    everyone = groups_of(indexes, parts[0], "train") | validated[0]
+    assert set().union(*validated) == everyone and sum(map(len, validated)) == len(everyone)
     assert len({frozenset(groups_of(indexes, part, "test")) for part in parts}) == 1
     largest = max(Counter(sample for index in indexes.values() for sample in index.group_id).values())
-    assert max(map(len, held)) - min(map(len, held)) <= max(4, largest)  # rows are shared out before groups
+    assert max(map(len, validated)) - min(map(len, validated)) <= max(4, largest)  # rows are shared out before groups
 
 
 # --- single cases ---------------------------------------------------------------------------------------------
@@ -215,12 +215,12 @@ def test_none_leaves_no_test_rows() -> None:
 def test_a_stored_split_that_divides_a_patient_is_refused() -> None:
     rna = index_of([("a1", "patient", 0), ("b", "b", 0)], ["test", "train"])
     cnv = index_of([("a2", "patient", 0)], ["train"])
-    with pytest.raises(DataError, match=r"split: 1 groups .*\(patient\)"):
+    with pytest.raises(DataError, match=r"split: .*\b1\b.*\(patient\)"):
         partition({"rna": rna, "cnv": cnv}, Split(test="stored"))
 
 
 def test_a_stored_split_without_test_rows_is_refused() -> None:
-    with pytest.raises(DataError, match=r"split: no row .*'test'.*data\.split\.test"):
+    with pytest.raises(DataError, match=r"split: .*'test'.*data\.split\.test"):
         partition(one_class_a_group(10, 2), Split(test="stored"))
 
 
@@ -228,9 +228,9 @@ def test_a_class_with_fewer_groups_than_folds_is_refused_by_name_and_count() -> 
     rows = [(f"s{number}", f"g{number}", int(number < 3)) for number in range(40)]
     indexes = {"rna": index_of(rows), "cnv": index_of(rows)}
     split = Split(test="none", folds=5, fold=0)
-    with pytest.raises(DataError, match=r"class KIRC has 3 .*5 folds"):
+    with pytest.raises(DataError, match=r"\bKIRC\b.*\b3 .*\b5 folds"):
         partition(indexes, split, classes=["BRCA", "KIRC"])
-    with pytest.raises(DataError, match="class number 1 has 3 "):
+    with pytest.raises(DataError, match=r"\b1 has 3 "):
         partition(indexes, split)
 
 
@@ -243,7 +243,7 @@ def test_unlabelled_groups_need_not_fill_the_folds() -> None:
 def test_a_modality_without_training_rows_is_refused() -> None:
     rows = [(f"s{number}", f"g{number}", 0) for number in range(3)]
     indexes = {"rna": index_of(rows, ["train", "test", "train"]), "cnv": index_of(rows[1:2], ["test"])}
-    with pytest.raises(DataError, match=r"data\.split: modality cnv .*\(1 test and 0 validation rows of 1\)"):
+    with pytest.raises(DataError, match=r"data\.split: .*\bcnv\b.*\b1 test .*\b0 validation .*\b1\b"):
         partition(indexes, Split(test="stored"))
 
 

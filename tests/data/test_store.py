@@ -1,5 +1,6 @@
 """The store: values are read bit-identical, and damaged stores are refused."""
 
+import errno
 import hashlib
 import json
 import os
@@ -40,9 +41,9 @@ def matrix(seed: int, rows: int = ROWS) -> NDArray[np.float32]:
 
 
 def write_store(out: Path) -> dict[str, NDArray[np.float32]]:
-    held = {name: matrix(seed) for seed, name in enumerate(("mirna", "cnv"))}
+    matrices = {name: matrix(seed) for seed, name in enumerate(("mirna", "cnv"))}
     with StoreWriter(out, source={"kind": "test"}) as writer:
-        for name, x in held.items():
+        for name, x in matrices.items():
             writer.begin(name, [f"g{i}" for i in range(FEATURES)])
             for start in range(0, ROWS, 7):
                 rows = range(start, min(ROWS, start + 7))
@@ -54,7 +55,7 @@ def write_store(out: Path) -> dict[str, NDArray[np.float32]]:
                     split=["" if i % 3 == 0 else "train" if i // 2 % 2 else "test" for i in rows],
                     x=x[start : start + 7],
                 )
-    return held
+    return matrices
 
 
 @pytest.fixture
@@ -75,14 +76,14 @@ def contents(folder: Path) -> dict[str, str]:
 
 
 def test_values_are_read_bit_identical_and_in_order(tmp_path: Path) -> None:
-    held = write_store(tmp_path / "store")
+    matrices = write_store(tmp_path / "store")
     opened = Store.open(tmp_path / "store")
     assert opened.modalities == ("mirna", "cnv")
     assert opened.features("cnv") == ("g0", "g1", "g2", "g3", "g4")
-    for name, x in held.items():
-        found = opened.read(name)
-        assert found.dtype == np.float32 and found.flags.c_contiguous
-        assert found.tobytes() == x.tobytes()
+    for name, x in matrices.items():
+        values = opened.read(name)
+        assert values.dtype == np.float32 and values.flags.c_contiguous
+        assert values.tobytes() == x.tobytes()
 
 
 def test_classes_are_in_natural_order_and_null_labels_are_unlabelled(folder: Path) -> None:
@@ -116,8 +117,8 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, NDArray[np
     folder = tmp_path_factory.mktemp("module") / "store"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module, "ROW_GROUP_ROWS", 8)
-        held = write_store(folder)
-    return Store.open(folder), held["mirna"]
+        matrices = write_store(folder)
+    return Store.open(folder), matrices["mirna"]
 
 
 @given(rows=st.lists(st.integers(0, ROWS - 1), max_size=40))
@@ -165,7 +166,7 @@ def test_no_rows_give_an_empty_matrix_and_rows_outside_are_refused(folder: Path)
 
 
 def test_an_unknown_modality_is_refused_with_the_nearest(folder: Path) -> None:
-    with pytest.raises(DataError, match="modality 'mirn'; did you mean 'mirna'"):
+    with pytest.raises(DataError, match=r"'mirn'; .*'mirna'"):
         Store.open(folder).rows("mirn")
 
 
@@ -214,7 +215,7 @@ def test_all_files_are_private_under_any_umask(tmp_path: Path) -> None:
 
 def test_an_existing_target_is_refused_and_unchanged(folder: Path) -> None:
     before = contents(folder)
-    with pytest.raises(DataError, match="store: already exists"):
+    with pytest.raises(DataError, match=f"{folder}: "):
         write_store(folder)
     assert contents(folder) == before
 
@@ -235,7 +236,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, monke
         raise OSError(28, "No space left on device", str(path))
 
     monkeypatch.setattr(writer_module, "_create", full)
-    with pytest.raises(DataError, match=r"\(No space left on device\); free "):
+    with pytest.raises(DataError, match=rf"store: .*{os.strerror(errno.ENOSPC)}"):
         write_store(tmp_path / "store")
     assert list(tmp_path.iterdir()) == []
 
@@ -246,7 +247,8 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_no
         StoreWriter(tmp_path / "store", source={}).__enter__()
         os._exit(0)
     os.waitpid(child, 0)
-    living = tmp_path / f"{writer_module._hidden_prefix(tmp_path / 'store')}x.tmp"
+    (dead,) = tmp_path.iterdir()
+    living = tmp_path / dead.name.replace(f".{child}.", f".{os.getpid()}.")
     living.mkdir()
     assert len(list(tmp_path.iterdir())) == 2
     write_store(tmp_path / "store")
@@ -254,9 +256,9 @@ def test_folders_of_killed_processes_are_removed_and_those_of_living_ones_are_no
 
 
 def test_a_store_without_a_modality_or_rows_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="a: no modality"), StoreWriter(tmp_path / "a", source={}):
+    with pytest.raises(DataError, match=f"{tmp_path / 'a'}: "), StoreWriter(tmp_path / "a", source={}):
         pass
-    with pytest.raises(DataError, match="mirna: no rows"), StoreWriter(tmp_path / "b", source={}) as writer:
+    with pytest.raises(DataError, match="mirna: "), StoreWriter(tmp_path / "b", source={}) as writer:
         writer.begin("mirna", ["a"])
     assert list(tmp_path.iterdir()) == []
 
@@ -269,7 +271,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
     short = folder / "cnv" / "part-00001.parquet"
     size = short.stat().st_size
     short.write_bytes(short.read_bytes()[:100])
-    with pytest.raises(DataError, match="2 of 8 shards") as caught:
+    with pytest.raises(DataError, match="2 of 8 ") as caught:
         Store.open(folder)
     assert "mirna/part-00002.parquet (missing)" in str(caught.value)
     assert f"cnv/part-00001.parquet (100 of {size} bytes)" in str(caught.value)
@@ -278,7 +280,7 @@ def test_missing_and_truncated_shards_are_all_named(folder: Path) -> None:
 def test_of_many_missing_shards_five_are_named_and_the_others_counted(folder: Path) -> None:
     for shard in folder.rglob("part-*.parquet"):
         shard.unlink()
-    with pytest.raises(DataError, match=r"8 of 8 shards [^/]*(/part[^/]*){5}, \.\.\.; "):
+    with pytest.raises(DataError, match=r"8 of 8 [^/]*(/part[^/]*){5}, \.\.\.; "):
         Store.open(folder)
 
 
@@ -287,7 +289,7 @@ def test_a_truncated_shard_is_refused(folder: Path, share: float) -> None:
     shard = folder / "mirna" / "part-00000.parquet"
     whole = shard.read_bytes()
     shard.write_bytes(whole[: int(share * len(whole))])
-    with pytest.raises(DataError, match=f"of {len(whole)} bytes"):
+    with pytest.raises(DataError, match=rf"mirna/part-00000\.parquet .*\b{len(whole)} bytes"):
         Store.open(folder)
 
 
@@ -337,7 +339,7 @@ def _flipped(data: bytes, rng: random.Random) -> bytes:
     return bytes(changed)
 
 
-def test_300_single_bit_flips_in_shards_are_all_found_on_opening(folder: Path) -> None:
+def test_opening_a_store_detects_300_single_bit_flips_in_shards(folder: Path) -> None:
     rng = random.Random(0)
     shards = sorted(folder.rglob("part-*.parquet"))
     Store.open(folder)
@@ -400,7 +402,7 @@ def test_300_bit_flips_in_the_manifest_never_open_other_data(folder: Path) -> No
         ("[]", "manifest.json: damaged"),
         ('{"format": "other"}', "manifest.json: damaged"),
         ("[" * 100_000, "manifest.json: damaged"),
-        ('{"format": "modis-dist store", "version": 99}', "manifest.json: format version 99"),
+        ('{"format": "modis-dist store", "version": 99}', r"manifest.json: .*\b99\b"),
         ('{"format": "modis-dist store", "version": 1}', "manifest.json: damaged"),
     ],
 )
@@ -422,7 +424,7 @@ def test_a_manifest_cannot_name_a_file_elsewhere(folder: Path, name: str) -> Non
 @pytest.mark.parametrize("path", ["absent", "file"])
 def test_a_path_that_is_not_a_store_is_refused_with_advice(tmp_path: Path, path: str) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(DataError, match=r"not a store .*modis-dist data import"):
+    with pytest.raises(DataError, match=rf"{tmp_path / path}: .*modis-dist data import"):
         Store.open(tmp_path / path)
 
 
@@ -430,7 +432,7 @@ def test_a_shard_that_changes_after_opening_is_refused_at_the_next_read(folder: 
     opened = Store.open(folder)
     shard = folder / "mirna" / "part-00000.parquet"
     os.utime(shard, ns=(0, 0))
-    with pytest.raises(DataError, match=rf"{shard}: modified"):
+    with pytest.raises(DataError, match=f"{shard}: "):
         opened.read("mirna")
 
 
@@ -439,10 +441,13 @@ def test_a_shard_that_changes_after_opening_is_refused_at_the_next_read(folder: 
 
 def test_an_unchanged_shard_is_hashed_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed: list[str] = []
-    real = store_module._verify_shard
-    monkeypatch.setattr(
-        store_module, "_verify_shard", lambda path, *a, **k: (hashed.append(path.name), real(path, *a, **k))
-    )
+    sha256 = store_module.sha256
+
+    def counted(path: Path) -> str:
+        hashed.append(path.name)
+        return sha256(path)
+
+    monkeypatch.setattr(store_module, "sha256", counted)
     Store.open(folder)
     assert len(hashed) == 8
     Store.open(folder)

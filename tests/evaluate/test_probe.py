@@ -24,14 +24,14 @@ def latents(rows: dict[str, int], shift: float, seed: int, *, width: int = 8) ->
 EQUAL = {"x": 600, "y": 600, "z": 600}
 
 
-def test_aligned_latents_cannot_be_told_apart():
+def test_the_probe_cannot_separate_aligned_latents():
     result = modality_probe(latents(EQUAL, 0, 0), latents(EQUAL, 0, 1), seed=0)
     assert result["perfect"] == pytest.approx(1 / 3)
     for name in BOTH:  # four standard errors of 1,800 coin tosses at 1/3
         assert abs(result[name] - 1 / 3) < 4 * math.sqrt(2 / 9 / 1800)
 
 
-def test_latents_far_apart_are_told_apart():
+def test_the_probe_separates_distant_latents():
     result = modality_probe(latents(EQUAL, 20, 0, width=2), latents(EQUAL, 20, 1, width=2), seed=0)
     assert [result[name] for name in BOTH] == [1.0, 1.0]
 
@@ -44,7 +44,7 @@ def test_the_linear_probe_reaches_the_optimum_of_two_shifted_gaussians():
     assert bayes - 0.06 < result["knn"] < bayes + 0.02
 
 
-def test_nearest_neighbours_see_a_difference_in_spread_that_no_line_shows():
+def test_nearest_neighbours_detect_a_difference_in_spread_that_is_not_linear():
     def rings(seed: int) -> dict[str, np.ndarray]:
         draw = np.random.default_rng(seed)
         return {m: (r * draw.normal(size=(500, 2))).astype(np.float32) for m, r in (("x", 0.2), ("y", 3.0))}

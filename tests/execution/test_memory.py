@@ -1,4 +1,4 @@
-"""How many packs fit: the memory of a job, what a pack takes, and what is made of the two."""
+"""Number of concurrent packs: memory of the job, memory of a pack, and the limit from both."""
 
 import logging
 from dataclasses import replace
@@ -76,23 +76,23 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
         packs_of(store, tmp_path, trainer={"device": device}, model={"discriminator": [4096, 4096]}),
     )
     before = sorted(tmp_path.iterdir())
-    one, other = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
-    assert one is not None and other is not None
+    of_small, of_large = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
+    assert of_small is not None and of_large is not None
     parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
-    grown = other.gpu - one.gpu if device == "cuda" else other.host - one.host
+    grown = of_large.gpu - of_small.gpu if device == "cuda" else of_large.host - of_small.host
     assert 4 * parameters < grown < 16 * parameters
-    assert one.host > 200e6
+    assert of_small.host > 200e6
     if device == "cuda":
-        assert CONTEXT < one.gpu < other.gpu < one.gpu_total
+        assert CONTEXT < of_small.gpu < of_large.gpu < of_small.gpu_total
     else:
-        assert one.host < 3 * estimate_host_bytes(small, Store.open(store)) and one.gpu == 0
+        assert of_small.host < 3 * estimate_host_bytes(small, Store.open(store)) and of_small.gpu == 0
     assert sorted(tmp_path.iterdir()) == before
 
 
-def fit(packs: list[Pack], limit: ConcurrencyLimit, place: Path, store: Path, **changes: object) -> ConcurrencyLimit:
+def fit(packs: list[Pack], limit: ConcurrencyLimit, folder: Path, store: Path, **changes: object) -> ConcurrencyLimit:
     """``packs_that_fit`` on this machine, but for some changes."""
     settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
-    return packs_that_fit(packs, limit, out=place, store=store, **settings)
+    return packs_that_fit(packs, limit, out=folder, store=store, **settings)
 
 
 def test_packs_that_certainly_fit_are_not_measured(

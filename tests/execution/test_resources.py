@@ -1,4 +1,4 @@
-"""How many workers find room on some nodes, against placing them one by one."""
+"""Number of workers that fit on given nodes, compared with placing them one by one."""
 
 from itertools import product
 
@@ -19,16 +19,16 @@ def placed(nodes: tuple[Node, ...], threads: int, gpus: float) -> int:
     left = [[1.0] * node.gpus for node in nodes]
     count = 0
     while True:
-        for place in range(len(nodes)):
-            whole = [gpu for gpu, free in enumerate(left[place]) if free > 1 - 1e-9]
-            shared = [gpu for gpu, free in enumerate(left[place]) if free > gpus - 1e-9]
+        for index in range(len(nodes)):
+            whole = [gpu for gpu, free in enumerate(left[index]) if free > 1 - 1e-9]
+            shared = [gpu for gpu, free in enumerate(left[index]) if free > gpus - 1e-9]
             enough = len(whole) >= gpus if gpus >= 1 else gpus == 0 or bool(shared)
-            if cores[place] >= threads and enough:
-                cores[place] -= threads
+            if cores[index] >= threads and enough:
+                cores[index] -= threads
                 for gpu in whole[: int(gpus)]:
-                    left[place][gpu] = 0.0
+                    left[index][gpu] = 0.0
                 if 0 < gpus < 1:
-                    left[place][shared[0]] -= gpus
+                    left[index][shared[0]] -= gpus
                 count += 1
                 break
         else:

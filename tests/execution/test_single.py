@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import sys
@@ -63,13 +64,13 @@ def test_training_rows_are_excluded_from_another_store(done: Path, tmp_path: Pat
     other = Store.open(write_store(tmp_path / "other", samples=120))
     ids = [name for m in other.modalities for name in other.index(m).sample_id]
     known = sum(name in sample_ids(done) for name in ids)
-    judged = evaluate_folder(done / "run", other.path)
-    counted = judged["evaluation"]["classification"]
-    assert 100 < known == judged["training_rows_left_out"]
-    assert judged["rows"] == "all" and counted["n"] + counted["unlabelled"] == len(ids) - known
+    scores = evaluate_folder(done / "run", other.path)
+    counted = scores["evaluation"]["classification"]
+    assert 100 < known == scores["training_rows_left_out"]
+    assert scores["rows"] == "all" and counted["n"] + counted["unlabelled"] == len(ids) - known
     capsys.readouterr()
     assert command(["evaluate", str(done / "run"), str(other.path)]) == 0
-    assert f"note: {known} rows with the sample or group id of a training row" in capsys.readouterr().err
+    assert f"note: {known} rows " in capsys.readouterr().err
 
 
 def test_without_the_training_store_a_warning_says_that_training_rows_may_be_evaluated(
@@ -88,10 +89,10 @@ def test_without_the_training_store_a_warning_says_that_training_rows_may_be_eva
 
 
 def test_on_its_own_store_all_training_rows_are_excluded(done: Path) -> None:
-    judged = evaluate_folder(done / "run", done / "store")
+    scores = evaluate_folder(done / "run", done / "store")
     result = json.loads((done / "run" / "result.json").read_text())
-    assert judged["rows"] == "test"
-    assert judged["training_rows_left_out"] == sum(result["training_rows"].values())
+    assert scores["rows"] == "test"
+    assert scores["training_rows_left_out"] == sum(result["training_rows"].values())
 
 
 def test_a_store_of_training_rows_only_is_refused(done: Path, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_a_run_without_validation_rows_names_the_command_that_evaluates_it(
     fixed = ["--set", "data.split.validation_fraction=0"]
     assert command(["train", str(done / "run.yaml"), "--out", str(out), *fixed]) == 0
     output = capsys.readouterr().out
-    assert "trained 2 epochs (no validation rows)" in output and "None" not in output
+    assert "2 epochs" in output and "validation" in output and "None" not in output
     line = next(line for line in output.splitlines() if "modis-dist evaluate" in line)
     assert command(line.split("modis-dist ")[1].split()) == 0, "the command that was named"
     assert "On test rows" in capsys.readouterr().out
@@ -158,8 +159,8 @@ def test_a_run_file_that_was_edited_does_not_define_the_training_split(done: Pat
     tree = yaml12.read(file)
     tree["data"]["split"]["seed"] = 5
     file.write_text(yaml12.dump(tree))
-    judged = evaluate_folder(tmp_path / "run", done / "store")
-    assert (judged["rows"], judged["training_rows_left_out"]) == ("all", None), "training rows may be among these"
+    scores = evaluate_folder(tmp_path / "run", done / "store")
+    assert (scores["rows"], scores["training_rows_left_out"]) == ("all", None), "training rows may be among these"
 
 
 def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
@@ -167,7 +168,7 @@ def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
 ) -> None:
     file, out = str(done / "run.yaml"), tmp_path / "out"
     assert command(["train", file, "--out", str(out), "--set", "model.classes=5"]) == 2
-    assert "model.classes: is 5, but the data has 3" in capsys.readouterr().err and not out.exists()
+    assert re.search(r"model\.classes: .*\b5\b.*\b3\b", capsys.readouterr().err) and not out.exists()
     before = sorted((done / "store").rglob("*"))
     assert command(["train", file, "--out", str(done / "store")]) == 2
     assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
@@ -219,20 +220,20 @@ def test_a_store_without_rows_is_refused(
     monkeypatch.setattr(Store, "rows", lambda *_: 0)
     out = tmp_path / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
-    assert "has no rows of mirna, cnv, rppa" in capsys.readouterr().err and not out.exists()
+    assert "mirna, cnv, rppa" in capsys.readouterr().err and not out.exists()
 
 
 def test_progress_is_reported_up_to_the_last_row(done: Path, tmp_path: Path) -> None:
-    model, told = Predictor.open(done / "run"), []
+    model, progress_calls = Predictor.open(done / "run"), []
     apply_to_store(
         model,
         Store.open(done / "store"),
         out=tmp_path / "e.parquet",
         predict=lambda frame, modality: model.embed(frame, modality=modality),
         only=["cnv", "rppa"],
-        progress=lambda rows, whole: told.append((rows, whole)),
+        progress=lambda rows, whole: progress_calls.append((rows, whole)),
     )
-    assert told == [(90, 150), (150, 150)]
+    assert progress_calls == [(90, 150), (150, 150)]
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "mirna/part-00000.parquet", "mirna/new.parquet"])
@@ -250,9 +251,9 @@ def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
 def test_a_missing_parent_folder_is_an_error_of_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "nowhere" / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: ") and said.count("\n") == 1
-    assert str(out.parent) in said and ".tmp" not in said
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: ") and stderr.count("\n") == 1
+    assert str(out.parent) in stderr and ".tmp" not in stderr
 
 
 def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -288,7 +289,7 @@ def test_out_of_memory_is_an_error_of_one_line_that_names_the_batch_size(done: P
     _, status = os.waitpid(child, 0)
     lines = output.read_text().splitlines()
     assert os.waitstatus_to_exitcode(status) == 3 and len(lines) == 1, lines
-    assert lines[0].startswith("error: ") and "out of memory with optim.batch_size 8;" in lines[0]
+    assert lines[0].startswith("error: ") and "optim.batch_size 8;" in lines[0]
 
 
 @pytest.mark.parametrize("full", [MemoryError("host"), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")])
@@ -301,4 +302,4 @@ def test_full_host_or_gpu_memory_fails_the_training(
     monkeypatch.setattr(run_pack, "fit", fit)
     assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
     output = capsys.readouterr().err
-    assert "out of memory with optim.batch_size 8" in output and output.count("\n") == 1
+    assert "optim.batch_size 8" in output and output.count("\n") == 1

@@ -57,11 +57,11 @@ def test_a_run_whose_ranks_are_killed_in_turn_is_bit_identical(
 def test_a_difference_exits_with_3_and_is_named(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
-    monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, found))
+    reported = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
+    monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, reported))
     assert command(["verify-resume", str(folder / "run.yaml")]) == 3
     output = capsys.readouterr()
-    assert "2 differences" in output.out and all(line in output.out for line in found)
+    assert "2 differences" in output.out and all(line in output.out for line in reported)
     assert output.err.startswith("error: ") and "epoch 2 train/total_g" in output.err and output.err.count("\n") == 1
 
 
@@ -144,7 +144,7 @@ def history(loss: float) -> dict:
 
 
 @pytest.mark.parametrize(
-    ("changes", "found"),
+    ("changes", "expected"),
     [
         ({"step": 5}, ["last: step 4 against 5"]),
         ({"tensors": {"model": {"a": torch.tensor([-0.0, 1.0]), "n": torch.tensor(3.0)}}}, ["last: model/a"]),
@@ -154,9 +154,9 @@ def history(loss: float) -> dict:
         ({"state": history(0.3)}, ["last: progress 0 history epoch 2 train/total_g: 0.25 against 0.3"]),
     ],
 )
-def test_a_difference_of_one_bit_is_found_and_named(tmp_path: Path, changes: dict, found: list[str] | None) -> None:
-    told = differences(saved(tmp_path / "one"), saved(tmp_path / "two", **changes))
-    assert len(told) == 2 if found is None else told == found
+def test_a_difference_of_one_bit_is_reported_by_name(tmp_path: Path, changes: dict, expected: list[str] | None) -> None:
+    reported = differences(saved(tmp_path / "one"), saved(tmp_path / "two", **changes))
+    assert len(reported) == 2 if expected is None else reported == expected
 
 
 def test_a_checkpoint_that_is_missing_on_one_side_is_a_difference(tmp_path: Path) -> None:

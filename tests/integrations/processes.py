@@ -7,7 +7,7 @@ import psutil
 
 
 def lives(process: psutil.Process) -> bool:
-    """Whether a process runs; one that waits to be reaped does not."""
+    """Return True if a process runs; a zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -15,7 +15,7 @@ def lives(process: psutil.Process) -> bool:
 
 
 def wait_for(condition: Callable[[], object], *, seconds: float, every_s: float = 0.05) -> bool:
-    """Whether a condition holds within some time."""
+    """Wait for a condition; return False if it does not hold in time."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         if condition():

@@ -1,4 +1,4 @@
-"""What the tests of formulas share."""
+"""Fixtures of the tests of formulas."""
 
 from collections.abc import Iterator
 

@@ -23,7 +23,7 @@ def run(kind: str) -> list[dict[str, float]]:
 
 
 def path(kind: str) -> Path:
-    """Where a golden run is stored."""
+    """Return the file of a golden run."""
     return FOLDER / f"{kind}.json"
 
 

@@ -96,7 +96,7 @@ def test_the_order_of_rows_does_not_matter_if_modalities_keep_step(kind: str, si
 @pytest.mark.parametrize("side", SIDES)
 @few
 @given(SEEDS)
-def test_losses_that_do_not_pair_rows_by_position_bear_any_order(kind: str, side: str, seed: int) -> None:
+def test_losses_that_do_not_pair_rows_are_invariant_to_row_order(kind: str, side: str, seed: int) -> None:
     logits, label = normal(1, 3, 5, 3, seed=seed), labels(1, 3, 5, seed=seed)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     moved, moved_label = logits.clone(), label.clone()

@@ -24,7 +24,7 @@ def network(name: str, slots: int, *, training: bool) -> tuple[nn.Module, tuple[
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
-    """What a network computes of its inputs."""
+    """Return the output of a network for its inputs."""
     if isinstance(result, VaeOutput):
         return result.mu, result.logvar, result.z, result.likelihood.mean
     return tuple(vars(result).values())

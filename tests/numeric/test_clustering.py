@@ -113,7 +113,7 @@ def test_the_order_of_rows_does_not_matter(seed: int) -> None:
 
 @few
 @given(SEEDS)
-def test_similarities_bear_rotation_shift_and_scale_of_h(seed: int) -> None:
+def test_similarities_are_invariant_to_rotation_shift_and_scale_of_h(seed: int) -> None:
     h = normal(6, 3, seed=seed)
     rotation, _ = torch.linalg.qr(normal(3, 3, seed=seed + 1))
     torch.testing.assert_close(kernel(7 * h @ rotation + 2), kernel(h), rtol=1e-7, atol=1e-9)

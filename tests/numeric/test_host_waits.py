@@ -48,7 +48,7 @@ def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: An
     assert not {TO_HOST, FROM_HOST} & set(done.names) and len(done.names) > 20
 
 
-def test_nor_in_a_whole_step_from_its_batch_to_the_log_of_its_losses() -> None:
+def test_a_step_from_batch_to_loss_log_moves_nothing_between_host_and_device() -> None:
     data = prepared(dict.fromkeys(SHAPE.features, 60))
     held = loader([data, data], range(2), batch_size=ROWS, share=0.25)
     log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)

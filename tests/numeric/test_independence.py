@@ -65,9 +65,10 @@ def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
 
 
 def undetermined(name: str) -> bool:
-    """Whether a tensor's true gradient is zero, so that Adam walks by its rounding: the normalisation takes a bias
+    """Return True if a tensor's true gradient is zero, so that Adam follows rounding errors.
 
-    before it away (its running mean follows), and a constant added to a critic changes no relativistic loss.
+    A normalisation cancels the bias before it (its running mean follows), and a constant added to a critic changes no
+    relativistic loss.
     """
     before_norm = name.startswith("vaes") and name.endswith(".linear.bias")
     return before_norm or name.endswith("running_mean") or name == "discriminator.modality.bias"

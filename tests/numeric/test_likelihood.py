@@ -67,7 +67,7 @@ def test_a_row_without_any_count_has_a_finite_log_probability(found: Poisson | N
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
-def test_what_an_encoder_sees_and_what_is_scored_are_inverses(kind: str) -> None:
+def test_input_and_score_transforms_are_inverses(kind: str) -> None:
     values = torch.arange(0, 500_000, 7.0).view(1, 1, -1)  # of float32
     seen = as_input(kind, values)
     assert torch.equal(target(kind, seen), values)
@@ -127,7 +127,7 @@ def test_a_decoder_recovers_the_parameters_of_simulated_data(kind: str) -> None:
         np.testing.assert_allclose(vae.log_theta.exp()[0].detach().numpy(), THETA, rtol=0.25)
 
 
-def test_a_whole_vae_with_counts_gives_its_library_size_to_its_likelihood() -> None:
+def test_a_vae_for_counts_passes_the_library_size_to_its_likelihood() -> None:
     vae = Vae(2, 5, (6,), 3, eps=0.8, slope=0.2, kind="negative_binomial").double()
     initialise(vae, [1, 2])
     x = COUNT.log1p()

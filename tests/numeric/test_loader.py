@@ -19,7 +19,7 @@ UNEVEN = {"a": 320, "b": 64, "c": 64}
 
 
 def numbers(batch: Batch, modality: int, replicate: int = 0) -> list[int]:
-    """Which rows a batch holds: the toy data are numbered in their first feature."""
+    """Return the row numbers in a batch: the first feature of the toy data is the row number."""
     return batch.x[modality][replicate, :, 0].int().tolist()
 
 
@@ -42,7 +42,7 @@ def test_row_order_is_a_permutation_and_a_pure_function(rows: int, seed: int, ep
 
 @few
 @given(st.integers(1, 20), st.integers(1, 100))
-def test_no_row_comes_again_before_all_others_came(rows: int, wanted: int) -> None:
+def test_no_row_repeats_before_all_others_were_drawn(rows: int, wanted: int) -> None:
     counts = Counter(row_order(rows, wanted, seed=1, epoch=2, modality="a").tolist())
     assert sum(counts.values()) == wanted
     assert max(counts.values()) - min(counts.get(n, 0) for n in range(rows)) <= 1
@@ -113,7 +113,7 @@ def hidden(held: Prepared, *, keep: int) -> Prepared:
     return replace(held, train=replace(held.train, label=label))
 
 
-def test_few_labelled_rows_fill_their_share_of_every_batch_and_come_equally_often() -> None:
+def test_few_labelled_rows_fill_their_fraction_of_every_batch_equally_often() -> None:
     held = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], share=0.25)
     for m in range(3):
         visits: Counter[int] = Counter()
@@ -128,7 +128,7 @@ def test_few_labelled_rows_fill_their_share_of_every_batch_and_come_equally_ofte
 
 
 @pytest.mark.parametrize(("keep", "share"), [(0, 0.25), (80, 0.25), (320, 0.9), (5, 0.0)])
-def test_batches_stay_as_drawn_where_no_row_or_enough_rows_are_labelled(keep: int, share: float) -> None:
+def test_batches_are_unchanged_if_no_row_or_enough_rows_are_labelled(keep: int, share: float) -> None:
     rows = dict.fromkeys(UNEVEN, 320)
     asked, plain = (loader([hidden(prepared(rows), keep=keep)], [3], share=s) for s in (share, 0.0))
     for m in range(3):
@@ -136,7 +136,7 @@ def test_batches_stay_as_drawn_where_no_row_or_enough_rows_are_labelled(keep: in
         assert sorted(epoch_of(asked, 2, m)) == list(range(320))
 
 
-def test_the_share_is_decided_for_every_modality_and_replicate_by_itself() -> None:
+def test_the_labelled_fraction_is_applied_per_modality_and_member() -> None:
     few_labels, many = prepared({"a": 320, "b": 64, "c": 64}), prepared({"a": 320, "b": 64, "c": 64}, seed=1)
     sets = [hidden(few_labels, keep=15), many]  # 15 of 64 is below a quarter, as is 15 of 320
     stack = loader(sets, [4, 4], share=0.25)
@@ -149,7 +149,7 @@ def test_the_share_is_decided_for_every_modality_and_replicate_by_itself() -> No
 
 @few
 @given(st.integers(2, 9), st.floats(0, 0.999), st.integers(1, 9), st.integers(0, 9))
-def test_any_share_leaves_room_for_an_unlabelled_row_and_fills_the_batch(
+def test_any_labelled_fraction_fills_the_batch_with_at_least_one_unlabelled_row(
     size: int, share: float, known: int, others: int
 ) -> None:
     label = torch.tensor([0] * known + [-1] * others)
@@ -222,7 +222,7 @@ def test_features_and_labels_are_those_of_the_same_training_row() -> None:
     assert numbers(batch, 0, 0) != numbers(batch, 0, 1)
 
 
-def test_a_batch_depends_on_its_place_alone() -> None:
+def test_a_batch_depends_only_on_epoch_and_step() -> None:
     held = loader([prepared(UNEVEN)], [3], signs=True)
     wanted = held.batch(epoch=4, step=1)
     held.batch(epoch=7, step=0)
@@ -260,7 +260,7 @@ def test_noise_is_standard_normal_and_new_in_every_phase_and_step() -> None:
     assert signs.mean().abs() < 0.06
 
 
-def test_signs_are_drawn_only_where_asked_for_and_leave_the_noise_alone() -> None:
+def test_signs_are_drawn_only_on_request_and_do_not_change_the_noise() -> None:
     without, drawn = (loader([prepared(UNEVEN)], [3], signs=s).batch(epoch=0, step=0) for s in (False, True))
     assert without.signs is None
     assert torch.equal(without.noise_d, drawn.noise_d)

@@ -108,7 +108,7 @@ def test_a_log_is_saved_and_restored_before_its_first_step_too() -> None:
     assert [len(row) for row in log.means()] == [7, 7]
 
 
-def test_a_window_not_looked_at_is_never_saved() -> None:
+def test_a_window_that_was_not_flushed_is_never_saved() -> None:
     log = fresh()
     log.record(*phases(steps(1)[0]))
     with pytest.raises(AssertionError, match="flush"):
@@ -130,7 +130,7 @@ def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
                 assert means[f"train/{key}"] == pytest.approx(float(value), rel=1e-12)
 
 
-def test_a_replicate_without_penalty_goes_on_after_the_only_one_with_it_left() -> None:
+def test_a_member_without_penalty_continues_after_the_only_one_with_penalty_stops() -> None:
     state = start([1, 2])
     log = LossLog(state.model.modalities, slots=2, window=1)
     log.record(*step(state, batch(1, replicates=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))

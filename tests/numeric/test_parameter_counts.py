@@ -32,7 +32,7 @@ def built(nets: dict[str, tuple[int, tuple[float, ...]]], *, latent: int, classe
     ],
     ids=["intersim", "tcga10"],
 )
-def test_parameter_counts_are_those_of_table_s2(nets, latent, classes, vaes, discriminator, total, replicates) -> None:
+def test_parameter_counts_equal_table_s2(nets, latent, classes, vaes, discriminator, total, replicates) -> None:
     model = built(nets, latent=latent, classes=classes, replicates=replicates)
     assert [count_parameters(model.vae(m)) for m in nets] == vaes
     assert count_parameters(model.discriminator) == discriminator

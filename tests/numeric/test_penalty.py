@@ -102,7 +102,7 @@ def test_penalty_enters_the_total_with_lambda_r_summed_over_modalities(penalty: 
     torch.testing.assert_close(heavy.total - light.total, share, rtol=1e-10, atol=1e-12)
 
 
-def test_a_replicate_without_penalty_reports_the_same_terms_alone_and_beside_others() -> None:
+def test_a_member_without_penalty_reports_the_same_terms_alone_and_in_a_stack() -> None:
     model, given = start([0, 1]).model, batch(2, replicates=2)
     beside = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=[0.0, 2.0]), Rules()).parts
     without = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=0.0), Rules()).parts
@@ -112,7 +112,7 @@ def test_a_replicate_without_penalty_reports_the_same_terms_alone_and_beside_oth
     assert beside["penalty"][1].gt(0).all()
 
 
-def test_random_signs_and_the_penalty_each_come_together_or_not_at_all() -> None:
+def test_signs_must_match_the_penalty_outputs() -> None:
     model = start().model
     for penalty, signs in (("sum", True), ("each", False)):
         with pytest.raises(AssertionError, match="signs"):

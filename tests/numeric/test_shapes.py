@@ -1,4 +1,4 @@
-"""What these tests call is called with the shapes that it promises."""
+"""Shape annotations are checked at run time in these tests."""
 
 import pytest
 import torch

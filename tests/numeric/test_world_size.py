@@ -53,7 +53,7 @@ CASES = {
 
 
 def block_of(world: World, whole: Batch) -> Batch:
-    """What a rank gets of a global batch."""
+    """Return a rank's part of a global batch."""
     rows = whole.label.shape[2]
     return replace(whole, x=tuple(x[:, world.block(m, rows)] for m, x in enumerate(whole.x)))
 
@@ -112,7 +112,7 @@ def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
     forward = StackedBatchNorm.forward
 
     def of_own_rows(layer: StackedBatchNorm, x: Tensor) -> Tensor:
-        """What ``torch.nn.BatchNorm1d`` under DDP does."""
+        """Normalise as ``torch.nn.BatchNorm1d`` under DDP does."""
         layer.world = ALONE
         return forward(layer, x)
 
@@ -122,7 +122,7 @@ def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
 def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """What every rank of a world found in all cases; a rank that meets nobody sends and receives all the same."""
+    """Return the results of every rank in all cases; a rank of a world of one sends and receives too."""
     size, device = request.param
     yield on_ranks(size, all_cases, tmp_path_factory.mktemp("world"), device, device=device)
 

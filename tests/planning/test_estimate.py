@@ -124,7 +124,7 @@ def test_a_dry_run_of_a_simulated_study_writes_nothing_to_an_existing_output_fol
 
 def test_the_local_executor_uses_the_requested_cores_and_refuses_more_than_the_machine_has() -> None:
     assert LocalExecutor(Resources(cpus=1)).threads == 1
-    with pytest.raises(ConfigError, match=r"sweep.resources.cpus: \d+ asked for, this machine has"):
+    with pytest.raises(ConfigError, match=rf"sweep\.resources\.cpus: {cores() + 1} .*\b{cores()}\b"):
         LocalExecutor(Resources(cpus=cores() + 1))
 
 

@@ -327,14 +327,14 @@ def test_hostile_names_are_drawn_as_they_are_written(tmp_path):
     assert dict(matplotlib.rcParams) == before
 
 
-def test_what_the_font_cannot_draw_is_escaped():
+def test_characters_missing_from_the_font_are_escaped():
     assert drawable("méthyl") == "méthyl"
     assert drawable("漢\u202e\x1b") == "\\u6f22\\u202e\\x1b"
     assert drawable("x" * 90) == "x" * 11 + "..." + "x" * 10
 
 
 @pytest.mark.parametrize("metric", ["mean_modality_balanced_accuracy", "reconstruction_mse", "nmi"])
-def test_the_axis_of_a_sweep_names_its_metric_whole(metric: str) -> None:
+def test_the_axis_of_a_sweep_has_the_full_name_of_its_metric(metric: str) -> None:
     row = configuration("all", 1e-3, 0.5) | {"params": {}}
     (axes,) = overview([row], metric=metric).axes
     assert axes.get_xlabel() and "..." not in axes.get_xlabel()

@@ -144,7 +144,7 @@ def test_a_study_of_one_condition_does_not_name_it():
     assert line.endswith("of beta=0.0001, seed 3.") and line in report(summary(condition("all"))).replace("\\", "")
 
 
-def test_a_study_that_tested_nothing_has_the_search_only():
+def test_a_study_without_a_test_shows_only_the_search():
     text = report(summary(UNTESTED, groups=[group("lost", 1e-4, None, n=0)]))
     assert text.count("\n## ") == 1 and models(summary(UNTESTED)) == []
 

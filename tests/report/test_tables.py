@@ -88,7 +88,7 @@ def markdown(table: Table) -> tuple[str, list[str]]:
 
 
 def terms(notes: list[str]) -> list[str]:
-    """What notes define: the text before the colon."""
+    """Return the terms that notes define: the text before the colon."""
     return [note.partition(":")[0] for note in notes]
 
 
@@ -166,7 +166,7 @@ def pruned(lr: float, mean: float, *, epoch: int) -> dict:
     return group("base", lr, mean) | {"pruned": {"epoch": epoch, "rank": 3, "of": 3}}
 
 
-def test_a_pruned_configuration_says_where_and_is_never_the_best():
+def test_a_pruned_configuration_names_its_rung_and_is_never_the_best():
     groups = [group("base", 1e-4, 0.81), pruned(1e-3, 0.9, epoch=20)]
     rows, notes = markdown(sweep_table(mark(groups, metric="balanced_accuracy")))
     assert "| base | lr=0.0001 | \\* 0.810 ± 0.010 | - | - | 5 of 5 |" in rows
@@ -341,7 +341,7 @@ def test_markup_in_other_tables_is_not_shown():
     assert plain_rows(table) == [["head"], ["x"], ["[red]y"]]
 
 
-def test_settings_are_named_by_their_last_part_where_that_is_clear():
+def test_settings_are_named_by_their_last_part_if_it_is_unique():
     params = {"optim.lr": 1e-3, "model.modalities.a.features": 5, "model.modalities.b.features": 6, "x.y": (1, 0.5)}
     expected = "lr=0.001, model.modalities.a.features=5, model.modalities.b.features=6, y=[1,0.5]"
     assert settings(params) == expected

@@ -57,7 +57,7 @@ def told(listener: Listener) -> str:
 
 
 def asked(listener: Listener, line: str) -> str:
-    """What the listener says to a line."""
+    """Return the listener's answer to a line."""
     assert listener.stdin is not None
     listener.stdin.write(f"{line}\n")
     listener.stdin.flush()
@@ -90,7 +90,7 @@ def test_after_the_block_every_signal_acts_as_before(listener: Listener) -> None
     assert listener.wait(60) == -signal.SIGTERM
 
 
-def test_a_hang_up_that_was_ignored_stays_ignored() -> None:
+def test_an_ignored_sighup_stays_ignored() -> None:
     with started("nohup") as listener:
         for _ in range(2):
             listener.send_signal(signal.SIGHUP)

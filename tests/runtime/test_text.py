@@ -20,5 +20,5 @@ def test_long_names_are_cut_in_the_middle(limit: int) -> None:
     assert len(text) == limit and text.startswith("aaa") and text.endswith("bbb") and "..." in text
 
 
-def test_markdown_shows_what_a_name_is_written_as() -> None:
+def test_markdown_shows_names_as_written() -> None:
     assert markdown("<b>|*x*_&") == r"&lt;b&gt;\|\*x\*\_&amp;"

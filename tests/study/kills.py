@@ -36,34 +36,34 @@ SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
 
 
 def soak(
-    kills: int, *, seed: int, folder: Path, store: Path, executors: Sequence[str], told: Callable[[Tally], None]
+    kills: int, *, seed: int, folder: Path, store: Path, executors: Sequence[str], report: Callable[[Tally], None]
 ) -> Tally:
     """Disturb studies, each executor's in turn, until so many processes are killed and the last study has ended.
 
-    With "ray" some of the victims are workers. ``told`` hears of every kill.
+    With "ray" some of the victims are workers. ``report`` is called after every kill.
     """
     tally, chance = Tally(), random.Random(seed)
-    calm = Study(folder, "calm", store, "local")
-    status = calm.live().wait()
-    assert status == 0, f"the undisturbed study ended with {status}: {calm.said()}"
+    undisturbed = Study(folder, "undisturbed", store, "local")
+    status = undisturbed.live().wait()
+    assert status == 0, f"the undisturbed study ended with {status}: {undisturbed.last_line()}"
     for executor in cycle(executors):
         if tally.kills >= kills:
             break
         tally.runs += 1
         study = Study(folder, f"study{tally.runs}", store, executor)
         most = min(kills, tally.kills + KILLS_OF_A_STUDY)
-        while (status := _life(study, chance, tally, most=most, told=told)) is None:
+        while (status := _life(study, chance, tally, most=most, report=report)) is None:
             pass
         if status:
-            tally.differences.append(f"study {tally.runs}: ended with {status}: {study.said()}")
+            tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
         else:
-            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, calm.out)]
+            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, undisturbed.out)]
         shutil.rmtree(study.out)
     return tally
 
 
 def _life(
-    study: "Study", chance: random.Random, tally: Tally, *, most: int, told: Callable[[Tally], None]
+    study: "Study", chance: random.Random, tally: Tally, *, most: int, report: Callable[[Tally], None]
 ) -> int | None:
     """One driver until it is killed (None) or ends by itself (its exit status)."""
     driver = study.live()
@@ -79,7 +79,7 @@ def _life(
         found.kill()
         tally.kills += 1
         tally.workers += victim == "worker"
-        told(tally)
+        report(tally)
         if victim == "driver":
             driver.wait()
             return None
@@ -130,7 +130,7 @@ class Study:
             list(self.out.glob("trials/*/result.json"))
         )
 
-    def said(self) -> str:
+    def last_line(self) -> str:
         """Its last line."""
         return self._log.read_text().strip().rpartition("\n")[2]
 
@@ -143,7 +143,7 @@ class Driver:
         self._status: int | None = None
 
     def ended(self) -> bool:
-        """Whether it has."""
+        """Return True if the driver has ended."""
         if self._status is None:
             child, status = os.waitpid(self.process.pid, os.WNOHANG)
             self._status = os.waitstatus_to_exitcode(status) if child else None
@@ -160,15 +160,15 @@ class Driver:
         """A worker of Ray that trains."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and not self.ended():
-            found = [p for p in self.process.children(recursive=True) if trains(p)]
-            if found:
-                return chance.choice(sorted(found, key=lambda process: process.pid))
+            processes = [p for p in self.process.children(recursive=True) if trains(p)]
+            if processes:
+                return chance.choice(sorted(processes, key=lambda process: process.pid))
             time.sleep(POLL_S)
         return None
 
 
 def trains(process: psutil.Process) -> bool:
-    """Whether a process is a worker of Ray that has something to do; an agent of Ray's takes the node with it."""
+    """Return True for a Ray worker that trains; killing an agent of Ray ends the whole node."""
     try:
         name = " ".join(process.cmdline()).strip()
     except psutil.NoSuchProcess:
@@ -179,44 +179,44 @@ def trains(process: psutil.Process) -> bool:
 # --- comparing ----------------------------------------------------------------------------------------------
 
 
-def compared(out: Path, calm: Path) -> list[str]:
-    """What differs between the folders of two finished studies."""
-    found = []
-    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, calm))
+def compared(out: Path, undisturbed: Path) -> list[str]:
+    """Return the differences between the folders of two finished studies."""
+    problems = []
+    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, undisturbed))
     if ours.keys() != theirs.keys():
         return [f"trials lost: {sorted(theirs.keys() - ours.keys())}, new: {sorted(ours.keys() - theirs.keys())}"]
     for name in sorted(theirs):
         if ours[name].read_bytes() != theirs[name].read_bytes():
-            found.append(f"trial {name}: another result.json")
-        found += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
-    if _summary(out) != _summary(calm):
-        found.append("another summary.json")
-    return [*found, *_listed(out, calm)]
+            problems.append(f"trial {name}: another result.json")
+        problems += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
+    if _summary(out) != _summary(undisturbed):
+        problems.append("another summary.json")
+    return [*problems, *_listed(out, undisturbed)]
 
 
 def _summary(out: Path) -> dict[str, Any]:
-    told = json.loads((out / "summary.json").read_text())
-    return {key: value for key, value in told.items() if key not in {"seconds", "mlflow"}}
+    summary = json.loads((out / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if key not in {"seconds", "mlflow"}}
 
 
-def _listed(out: Path, calm: Path) -> Iterator[str]:
+def _listed(out: Path, undisturbed: Path) -> Iterator[str]:
     """The list of trials, and every epoch of each in the records that the list leads to."""
-    (ours, told), (theirs, expected) = (_epochs(folder) for folder in (out, calm))
+    (ours, recorded), (theirs, expected) = (_epochs(folder) for folder in (out, undisturbed))
     if ours.trials != theirs.trials or Counter(t.id for t in ours.trials).most_common(1)[0][1] != 1:
         yield "another list of trials"
     for kind in ("packs", "refit_packs"):
         names = Counter(name for pack in getattr(ours, kind) for name in pack)
         if names != Counter(name for pack in getattr(theirs, kind) for name in pack):
             yield f"{kind} with other trials: {sorted(names.elements())}"
-    if told != expected:
-        yield f"journals: {sum(map(len, told.values()))} epochs against {sum(map(len, expected.values()))}, or others"
+    if recorded != expected:
+        yield f"journals: {sum(map(len, recorded.values()))} of {sum(map(len, expected.values()))} epochs, or others"
 
 
 def _epochs(out: Path) -> tuple[manifest.Manifest, dict[str, list[Any]]]:
-    held = manifest.load(out / "manifest.json")
-    found: dict[str, list[Any]] = {}
-    for pack in (*held.packs, *held.refit_packs):
+    listed = manifest.load(out / "manifest.json")
+    epochs: dict[str, list[Any]] = {}
+    for pack in (*listed.packs, *listed.refit_packs):
         for record in read(out / "packs" / sequence_digest(pack) / "journal.jsonl"):
             if record["kind"] == "metrics":
-                found.setdefault(record["trial"], []).append((record["step"], record["values"]))
-    return held, found
+                epochs.setdefault(record["trial"], []).append((record["step"], record["values"]))
+    return listed, epochs

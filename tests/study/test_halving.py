@@ -39,10 +39,10 @@ GROUPS = [  # means at the rung, in this order: .50 .70 undefined .65 .10 .70 .4
 ]
 
 
-def test_the_best_third_goes_on_the_first_of_equals_first_and_a_failed_trial_makes_its_group_last() -> None:
+def test_the_best_third_is_promoted_ties_by_order_and_groups_with_a_failed_trial_rank_last() -> None:
     made = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
-    assert [one["rank"] for one in made] == [4, 1, 7, 3, 6, 2, 5]
-    assert [one["goes_on"] for one in made] == [False, True, False, False, False, True, False], "7 // 3 = 2"
+    assert [row["rank"] for row in made] == [4, 1, 7, 3, 6, 2, 5]
+    assert [row["goes_on"] for row in made] == [False, True, False, False, False, True, False], "7 // 3 = 2"
     assert made[0] == {
         "epoch": 20,
         "mean": 0.5,
@@ -55,11 +55,11 @@ def test_the_best_third_goes_on_the_first_of_equals_first_and_a_failed_trial_mak
     assert made[2]["mean"] == 0.9 and made[2]["n"] == 1
 
 
-def test_a_lower_error_is_better_and_at_least_one_group_goes_on() -> None:
+def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
     made = verdicts([[3.0], [1.0], [2.0]], epoch=1, factor=4, metric="reconstruction_mse")
-    assert [one["goes_on"] for one in made] == [False, True, False]
+    assert [row["goes_on"] for row in made] == [False, True, False]
     nothing = verdicts([[None], [None]], epoch=1, factor=2, metric=NMI)
-    assert [one["goes_on"] for one in nothing] == [True, False] and nothing[0]["mean"] is None
+    assert [row["goes_on"] for row in nothing] == [True, False] and nothing[0]["mean"] is None
 
 
 @pytest.mark.parametrize(("groups", "factor", "left"), [(27, 3, [9, 3, 1, 1]), (10, 3, [3, 1, 1]), (9, 2, [4, 2, 1])])
@@ -67,7 +67,7 @@ def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, l
     living = [[float(n)] for n in range(groups)]
     for count in left:
         made = verdicts(living, epoch=1, factor=factor, metric=NMI)
-        living = [group for group, one in zip(living, made, strict=True) if one["goes_on"]]
+        living = [group for group, row in zip(living, made, strict=True) if row["goes_on"]]
         assert len(living) == count and living[-1] == [groups - 1.0]
 
 
@@ -83,7 +83,7 @@ def test_the_reason_names_epoch_value_and_rank() -> None:
 # --- decisions ----------------------------------------------------------------------------------------------
 
 
-def test_a_decision_is_found_by_its_subject(tmp_path: Path) -> None:
+def test_a_decision_is_looked_up_by_its_subject(tmp_path: Path) -> None:
     first: dict[str, Any] = {"rung": 20, "groups": "a"}
     assert decided(tmp_path, first) is None
     assert decide(tmp_path, first, {"verdicts": [1 / 3]}) == {"verdicts": [1 / 3]}

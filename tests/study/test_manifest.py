@@ -32,9 +32,9 @@ def trials(**sweep: object):
 def test_a_sweep_is_conditions_times_grid_times_folds_times_replicates() -> None:
     conditions = {"few": {"objective.penalty_weight": 1.0}, "many": {"objective.penalty_weight": 2.0}}
     grid = {"objective.beta": [1e-4, 1e-3, 1e-2], "optim.lr": [1e-4, 1e-3]}
-    found = trials(conditions=conditions, grid=grid, folds=5, replicates=3)
-    assert len(found) == 2 * 6 * 5 * 3 == len({t.id for t in found})
-    last = found[-1]
+    drawn = trials(conditions=conditions, grid=grid, folds=5, replicates=3)
+    assert len(drawn) == 2 * 6 * 5 * 3 == len({t.id for t in drawn})
+    last = drawn[-1]
     assert last.condition == "many" and last.params == {"objective.beta": 1e-2, "optim.lr": 1e-3}
     assert (last.run.data.split.fold, last.run.seed, last.run.objective.penalty_weight) == (4, 2, 2.0)
 
@@ -90,8 +90,8 @@ def test_a_sweep_without_validation_rows_is_refused() -> None:
 
 
 def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
-    found = trials()
-    listed = Manifest("toy", "data", found, (tuple(t.id for t in found[:2]), tuple(t.id for t in found[2:])))
+    drawn = trials()
+    listed = Manifest("toy", "data", drawn, (tuple(t.id for t in drawn[:2]), tuple(t.id for t in drawn[2:])))
     manifest.save(tmp_path / "manifest.json", listed)
     assert manifest.load(tmp_path / "manifest.json") == listed
 
@@ -99,7 +99,7 @@ def test_the_manifest_reads_back_as_it_was_written(tmp_path: Path) -> None:
 def test_a_manifest_of_another_format_version_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "manifest.json"
     file.write_text('{"version": 1, "study": "x", "fingerprint": "x", "trials": [], "packs": [], "refit_packs": []}')
-    with pytest.raises(DataError, match=r"manifest\.json: format version 1;"):
+    with pytest.raises(DataError, match=r"manifest\.json: .*\b1\b"):
         manifest.load(file)
 
 
@@ -130,25 +130,25 @@ def test_trials_that_differ_in_seed_fold_scenario_and_weights_share_a_stack() ->
 
 
 @pytest.mark.parametrize("key", ["optim.lr", "model.latent", "optim.batch_size", "optim.epochs"])
-def test_trials_that_differ_in_what_a_stack_shares_do_not(key: str) -> None:
+def test_trials_that_differ_in_settings_shared_by_a_stack_are_in_different_packs(key: str) -> None:
     selection = toy.cohort().selection
-    found = trials(grid={key: [1, 2] if key != "optim.batch_size" else [8, 4]}, folds=2)
-    assert len({stack_key(t, lambda _: selection) for t in found}) == 2
+    drawn = trials(grid={key: [1, 2] if key != "optim.batch_size" else [8, 4]}, folds=2)
+    assert len({stack_key(t, lambda _: selection) for t in drawn}) == 2
 
 
 @pytest.mark.parametrize(("precision", "stacks"), [("fp32", 1), ("bf16", 2)])
 def test_in_lower_precision_trials_with_and_without_a_penalty_are_not_stacked(precision: str, stacks: int) -> None:
     selection = toy.cohort().selection
-    found = trials(grid={"objective.penalty_weight": [0.0, 1.0, 2.0], "trainer.precision": [precision]})
-    assert len({stack_key(t, lambda _: selection) for t in found}) == stacks
+    drawn = trials(grid={"objective.penalty_weight": [0.0, 1.0, 2.0], "trainer.precision": [precision]})
+    assert len({stack_key(t, lambda _: selection) for t in drawn}) == stacks
 
 
 def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
     selection = toy.cohort().selection
-    found = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
+    drawn = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
     for slots in (1, 2, 5, 20):
-        packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
-        assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in found)
+        packs = arrange(drawn, lambda _: selection, most=lambda _: 8, slots=slots)
+        assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in drawn)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
         assert max(map(len, packs)) - min(map(len, packs)) <= 1
 
@@ -164,10 +164,10 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
     ],
 )
 def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: list[list[int]]) -> None:
-    selection, found = toy.cohort().selection, []
+    selection, drawn = toy.cohort().selection, []
     for latent, count in enumerate(groups, 2):
-        found += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)
-    packs = arrange(found, lambda _: selection, most=lambda _: 8, slots=slots)
+        drawn += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)
+    packs = arrange(drawn, lambda _: selection, most=lambda _: 8, slots=slots)
     by_group: dict[int, list[int]] = {}
     for pack in packs:
         by_group.setdefault(pack[0].run.model.latent, []).append(len(pack))
@@ -176,11 +176,11 @@ def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: l
 
 def test_packs_of_an_earlier_start_stay_and_only_trials_not_done_get_new_packs() -> None:
     selection = toy.cohort().selection
-    found = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
-    ids = [t.id for t in found]
+    drawn = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
+    ids = [t.id for t in drawn]
     earlier = [(ids[0], ids[1]), (ids[2], "gone")]
     packs = layout(
-        found,
+        drawn,
         lambda _: selection,
         earlier=earlier,
         done=lambda t: t.id == ids[2],
@@ -227,9 +227,9 @@ def result(value: float | None, *, status: str = "done") -> dict:
 
 
 def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicates() -> None:
-    found = trials(folds=3, replicates=2)
-    values = np.linspace(0.1, 0.9, len(found))
-    groups = grouped(found, {t.id: result(v) for t, v in zip(found, values, strict=True)}, {})
+    drawn = trials(folds=3, replicates=2)
+    values = np.linspace(0.1, 0.9, len(drawn))
+    groups = grouped(drawn, {t.id: result(v) for t, v in zip(drawn, values, strict=True)}, {})
     assert [g["mean"] for g in groups] == pytest.approx([values[:6].mean(), values[6:].mean()])
     assert groups[0]["sd"] == pytest.approx(values[:6].std(ddof=1)) and groups[0]["baseline"] == 0.5
     assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[1]["params"]
@@ -237,18 +237,18 @@ def test_groups_are_means_and_sample_standard_deviations_over_folds_and_replicat
 
 
 def test_a_group_with_a_missing_fold_is_shown_and_not_chosen() -> None:
-    found = trials(folds=2)
-    results = {found[0].id: result(0.5), found[1].id: result(0.5), found[2].id: result(0.9)}
-    results[found[3].id] = result(None, status="failed")
-    groups = grouped(found, results, {found[3].id: "step 7: kl/cnv is nan"})
+    drawn = trials(folds=2)
+    results = {drawn[0].id: result(0.5), drawn[1].id: result(0.5), drawn[2].id: result(0.9)}
+    results[drawn[3].id] = result(None, status="failed")
+    groups = grouped(drawn, results, {drawn[3].id: "step 7: kl/cnv is nan"})
     assert (groups[1]["n"], groups[1]["expected"], groups[1]["failed"]) == (1, 2, 1)
     assert groups[1]["reasons"] == ["step 7: kl/cnv is nan"]
     assert chosen(mark(groups, metric="balanced_accuracy"))["all"]["params"] == groups[0]["params"]
 
 
 def test_the_first_of_equal_groups_is_chosen() -> None:
-    found = trials(folds=1)
-    groups = grouped(found, {t.id: result(0.5) for t in found}, {})
+    drawn = trials(folds=1)
+    groups = grouped(drawn, {t.id: result(0.5) for t in drawn}, {})
     marked = mark(groups, metric="nmi")
     assert chosen(marked) == {"all": marked[0]}
 

@@ -1,4 +1,4 @@
-"""What a study comes to before anything is trained: the sizes of its networks, and what the data refuse."""
+"""Plan of a study before training: sizes of its networks, and refusals because of the data."""
 
 from pathlib import Path
 
@@ -28,20 +28,20 @@ def test_a_plan_fits_no_principal_components_but_knows_their_number_and_size(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "_pca", lambda *_: pytest.fail("they were learnt"))
-    found = planned(store, tmp_path, PCA)
-    assert {width for shape in found.shapes.values() for width in shape.features.values()} == {3}
-    data = next(iter(found.data.values()))
+    study_plan = planned(store, tmp_path, PCA)
+    assert {width for shape in study_plan.shapes.values() for width in shape.features.values()} == {3}
+    data = next(iter(study_plan.data.values()))
     assert data.multiplications > 0 and data.total_seconds(0.0) == data.seconds
     assert data.total_seconds(seconds_per_multiplication()) > data.seconds
 
 
 def test_the_sizes_of_a_plan_equal_those_of_the_prepared_data(store: Path, tmp_path: Path) -> None:
     for steps in (PCA, "preprocess.default=[{kind: variance_filter, features: 4}, {kind: pca, components: 4}]"):
-        found = planned(store, tmp_path, steps)
-        trial = found.manifest.trials[0]
-        made = prepare.prepare(trial.run, prepare.load_cohort(found.store, trial.run.data, storage="memory"))
+        study_plan = planned(store, tmp_path, steps)
+        trial = study_plan.manifest.trials[0]
+        made = prepare.prepare(trial.run, prepare.load_cohort(study_plan.store, trial.run.data, storage="memory"))
         widths = {modality: len(pipeline.features_out) for modality, pipeline in made.pipelines.items()}
-        assert found.shapes[trial.id].features == widths
+        assert study_plan.shapes[trial.id].features == widths
 
 
 REFUSED = {

@@ -14,7 +14,7 @@ from modis_dist.study import manifest
 from modis_dist.study.search import decisions
 from modis_dist.train import journal
 from modis_dist.train.stack import Member
-from tests.study.toy_study import study_here, write_store
+from tests.study.toy_study import run_toy_study, write_store
 
 Summary = dict[str, Any]
 SPACE = {
@@ -44,7 +44,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine configurations in two folds, all trained to the end."""
     out = tmp_path_factory.mktemp("whole") / "out"
-    study_here(out, store, EPOCHS, **RANDOM)
+    run_toy_study(out, store, EPOCHS, **RANDOM)
     return out
 
 
@@ -52,7 +52,7 @@ def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pruned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same, pruned."""
     out = tmp_path_factory.mktemp("pruned") / "out"
-    study_here(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    run_toy_study(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
     return out
 
 
@@ -62,10 +62,10 @@ def summary_of(out: Path) -> Summary:
 
 def trials_of(out: Path) -> dict[str, list[Trial]]:
     """The trials of each configuration, by its settings."""
-    found: dict[str, list[Trial]] = {}
+    trials_by_name: dict[str, list[Trial]] = {}
     for trial in manifest.load(out / "manifest.json").trials:
-        found.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
-    return found
+        trials_by_name.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
+    return trials_by_name
 
 
 def timeless(summary: Summary) -> Summary:
@@ -74,12 +74,12 @@ def timeless(summary: Summary) -> Summary:
 
 def epochs_read(out: Path) -> dict[str, list[int]]:
     """The epochs of every trial, as the journals are read."""
-    found: dict[str, list[int]] = {}
+    epochs: dict[str, list[int]] = {}
     for path in out.glob("packs/*/journal.jsonl"):
         for record in journal.read(path):
             if record["kind"] == "metrics":
-                found.setdefault(record["trial"], []).append(record["step"])
-    return found
+                epochs.setdefault(record["trial"], []).append(record["step"])
+    return epochs
 
 
 def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_histories(
@@ -87,7 +87,7 @@ def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_hist
 ) -> None:
     def mean_at(trials: list[Trial], epoch: int) -> float:
         rows = [read_history(whole / "trials" / trial.id)[:epoch] for trial in trials]
-        return sum(max(row["val/balanced_accuracy"] or 0 for row in held) for held in rows) / len(rows)
+        return sum(max(row["val/balanced_accuracy"] or 0 for row in history) for history in rows) / len(rows)
 
     everyone = trials_of(whole)
     assert everyone.keys() == trials_of(pruned).keys() and len(everyone) == 9
@@ -97,7 +97,7 @@ def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_hist
     assert left == {key: None if key == winner else 6 if key in three else 2 for key in everyone}
 
 
-def test_a_configuration_that_goes_on_is_bit_identical_to_one_without_pruning(whole: Path, pruned: Path) -> None:
+def test_a_promoted_configuration_is_bit_identical_to_one_without_pruning(whole: Path, pruned: Path) -> None:
     (survivor,) = [g for g in summary_of(pruned)["groups"] if g["pruned"] is None]
     for name in survivor["trials"]:
         ours, theirs = (read_history(out / "trials" / name) for out in (pruned, whole))
@@ -116,9 +116,9 @@ def test_a_pruned_trial_has_a_result_with_the_reason_and_no_evaluation(pruned: P
         assert of == {2: 9, 6: 3}[epoch] and rank > of // 3
         ranks.append((epoch, rank))
         for name in group["trials"]:
-            held = json.loads((pruned / "trials" / name / "result.json").read_text())
-            assert held["status"] == "pruned" and held["epochs"] == epoch and held["evaluation"] is None
-            assert held["reason"] == f"pruned at epoch {epoch}: {group['mean']:.3f}, rank {rank} of {of}"
+            result = json.loads((pruned / "trials" / name / "result.json").read_text())
+            assert result["status"] == "pruned" and result["epochs"] == epoch and result["evaluation"] is None
+            assert result["reason"] == f"pruned at epoch {epoch}: {group['mean']:.3f}, rank {rank} of {of}"
             assert len(read_history(pruned / "trials" / name)) == epoch
             assert not (pruned / "trials" / name / "best").exists()
     assert sorted(ranks) == [(2, rank) for rank in range(4, 10)] + [(6, 2), (6, 3)]
@@ -136,22 +136,22 @@ def test_groups_of_a_search_are_listed_from_best_to_worst_then_the_pruned(whole:
 
 def test_rerunning_a_finished_study_trains_nothing_and_gives_the_same_summary(store: Path, pruned: Path) -> None:
     before, read = timeless(summary_of(pruned)), epochs_read(pruned)
-    assert timeless(study_here(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)) == before
+    assert timeless(run_toy_study(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)) == before
     assert epochs_read(pruned) == read
     files = [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")]
-    study_here(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    run_toy_study(pruned, store, EPOCHS, **RANDOM, pruning=PRUNING)
     assert [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")] == files
 
 
 def test_a_pruned_study_trains_to_the_end_once_pruning_is_removed(store: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     few = {**RANDOM, "search": {**RANDOM["search"], "configurations": 4}}
-    first = study_here(out, store, EPOCHS, **few, pruning=PRUNING)
+    first = run_toy_study(out, store, EPOCHS, **few, pruning=PRUNING)
     assert first["trials"]["pruned"] == 6
-    more = study_here(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    more = run_toy_study(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
     assert [g["pruned"] for g in more["groups"]].count(None) == 1
     assert more["trials"]["done"] + more["trials"]["pruned"] == more["trials"]["total"] == 18
-    last = study_here(out, store, EPOCHS, **RANDOM)
+    last = run_toy_study(out, store, EPOCHS, **RANDOM)
     assert last["trials"] == {"total": 18, "done": 18, "failed": 0, "pruned": 0}
     assert all(len(read_history(out / "trials" / name)) == 7 for g in last["groups"] for name in g["trials"])
     assert {json.dumps(g["params"]) for g in last["groups"]} == {
@@ -174,13 +174,15 @@ def test_a_crashed_trial_ranks_its_group_last_also_when_rerun(
         return genuine(members, **settings)
 
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
-    first = study_here(tmp_path / "out", store, EPOCHS, **sweep)
+    first = run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)
     (lost,) = [group for group in first["groups"] if group["params"] == {"objective.beta": 1e-4}]
     assert lost["pruned"] == {"epoch": 2, "rank": 3, "of": 3} and (lost["n"], lost["failed"]) == (1, 1)
     assert first["trials"] == {"total": 6, "done": 2, "failed": 1, "pruned": 3}
     assert list(first["failures"].values()) == ["ZeroDivisionError: poisoned"]
     monkeypatch.setattr(run_pack, "fit", genuine)
-    assert timeless(study_here(tmp_path / "out", store, EPOCHS, **sweep)) == timeless(first), "what is decided stands"
+    assert timeless(run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)) == timeless(first), (
+        "what is decided stands"
+    )
 
 
 class Death(BaseException):
@@ -213,7 +215,7 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
         "packing": {"max_trials": 4},
         "folds": 1,
     }
-    undisturbed = study_here(tmp_path / "calm", store, "optim.epochs=3", **sweep)
+    undisturbed = run_toy_study(tmp_path / "undisturbed", store, "optim.epochs=3", **sweep)
     assert {(g["pruned"] or {}).get("epoch") for g in undisturbed["groups"]} == {None, 1, 2}
     assert all(condition["test"] for condition in undisturbed["conditions"])
     watched = (
@@ -231,22 +233,22 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
             for module, name in watched:
                 patch.setattr(module, name, mortal(getattr(module, name), lives, after=bool(life % 2)))
             try:
-                ended = study_here(tmp_path / "out", store, "optim.epochs=3", **sweep)
+                ended = run_toy_study(tmp_path / "out", store, "optim.epochs=3", **sweep)
                 break
             except Death:
                 deaths += 1
     assert 10 < deaths < 200
     assert timeless(ended) == timeless(undisturbed) and timeless(summary_of(tmp_path / "out")) == timeless(undisturbed)
-    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "calm")
+    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "undisturbed")
     assert read == expected and all(steps == list(range(1, len(steps) + 1)) for steps in read.values())
-    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "calm/manifest.json")
+    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "undisturbed/manifest.json")
 
 
 def test_rounds_are_proposed_from_the_results_of_those_before(store: Path, tmp_path: Path) -> None:
     search = {"kind": "optuna", "configurations": 5, "round_size": 3}
     sweep = {"probe": False, "grid": {}, "space": SPACE, "folds": 1}
-    few = study_here(tmp_path / "out", store, **sweep, search=search)
+    few = run_toy_study(tmp_path / "out", store, **sweep, search=search)
     assert len(few["groups"]) == 5
-    more = study_here(tmp_path / "out", store, **sweep, search={**search, "configurations": 6})
+    more = run_toy_study(tmp_path / "out", store, **sweep, search={**search, "configurations": 6})
     unmarked = [[{k: v for k, v in g.items() if k not in {"rank", "chosen"}} for g in s["groups"]] for s in (few, more)]
     assert [group for group in unmarked[1] if group in unmarked[0]] == unmarked[0] and len(unmarked[1]) == 6

@@ -27,7 +27,7 @@ SPACE = {
 
 
 def draws(count: int, *, seed: int = 0, **changes: dict[str, Any]) -> list[dict[str, Any]]:
-    space = {key: Dimension.model_validate(one) for key, one in {**SPACE, **changes}.items()}
+    space = {key: Dimension.model_validate(dimension) for key, dimension in {**SPACE, **changes}.items()}
     return [drawn(space, seed=seed, number=number) for number in range(count)]
 
 
@@ -41,39 +41,44 @@ def listed(configurations: int, *, seed: int = 0, **sweep: Any) -> tuple[Any, ..
 
 
 def test_a_logarithmic_range_is_drawn_evenly_in_its_logarithm_and_a_plain_one_evenly() -> None:
-    found = draws(2000)
-    exponents = [np.log10(one["optim.lr"]) for one in found]
+    drawn = draws(2000)
+    exponents = [np.log10(values_of_draw["optim.lr"]) for values_of_draw in drawn]
     assert stats.kstest(exponents, stats.uniform(loc=-5, scale=3).cdf).pvalue > 0.01
-    values = [one["objective.penalty_weight"] for one in found]
+    values = [values_of_draw["objective.penalty_weight"] for values_of_draw in drawn]
     assert stats.kstest(values, stats.uniform(scale=20).cdf).pvalue > 0.01
 
 
 def test_keys_are_drawn_independently_of_each_other() -> None:
-    found = draws(1000)
-    columns = [[one[key] for one in found] for key in ("optim.lr", "objective.penalty_weight", "optim.epochs")]
+    drawn = draws(1000)
+    columns = [
+        [values_of_draw[key] for values_of_draw in drawn]
+        for key in ("optim.lr", "objective.penalty_weight", "optim.epochs")
+    ]
     correlation = stats.spearmanr(np.array(columns).T).statistic
     assert np.abs(correlation - np.eye(3)).max() < 0.1
 
 
 def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> None:
-    found = draws(3000)
+    drawn = draws(3000)
     for key, values in (
         ("model.latent", [4, 8, 16]),
         ("optim.batch_size", [8, 24, 40]),
         ("objective.pseudo_label_threshold", [0.1, 0.3, 0.5, 0.7, 0.9]),
     ):
-        counts = Counter(one[key] for one in found)
+        counts = Counter(values_of_draw[key] for values_of_draw in drawn)
         assert sorted(counts) == values, "without the rounding error of a sum of steps"
         assert stats.chisquare(list(counts.values())).pvalue > 0.01
-    assert all(type(one[key]) is int for one in found for key in ("optim.batch_size", "optim.epochs"))
-    assert {one["optim.epochs"] for one in found} >= {2, 3, 39, 40}
-    assert all(2 <= one["optim.epochs"] <= 40 for one in found)
+    assert all(
+        type(values_of_draw[key]) is int for values_of_draw in drawn for key in ("optim.batch_size", "optim.epochs")
+    )
+    assert {values_of_draw["optim.epochs"] for values_of_draw in drawn} >= {2, 3, 39, 40}
+    assert all(2 <= values_of_draw["optim.epochs"] <= 40 for values_of_draw in drawn)
 
 
 def test_values_have_three_digits_so_that_tables_show_them_whole() -> None:
-    for one in draws(200):
+    for values_of_draw in draws(200):
         for key in ("optim.lr", "objective.penalty_weight"):
-            assert float(f"{one[key]:.3g}") == one[key]
+            assert float(f"{values_of_draw[key]:.3g}") == values_of_draw[key]
 
 
 def test_a_draw_depends_on_the_seed_its_number_and_its_own_range_only() -> None:
@@ -95,8 +100,8 @@ def test_more_configurations_keep_the_trials_of_the_first_ones() -> None:
 
 def test_every_condition_tries_the_same_configurations() -> None:
     conditions = {"few": {"objective.beta": 1e-3}, "many": {"objective.beta": 1e-2}}
-    found = listed(4, conditions=conditions)
-    params = {name: [t.params for t in found if t.condition == name] for name in conditions}
+    drawn = listed(4, conditions=conditions)
+    params = {name: [t.params for t in drawn if t.condition == name] for name in conditions}
     assert params["few"] == params["many"] and len(params["few"]) == 8
 
 
@@ -173,7 +178,7 @@ def test_an_invalid_search_is_refused_before_anything_starts(
 def test_a_rung_before_the_first_validation_is_refused() -> None:
     values = tree(Path("store"), pruning={"min_epochs": 2})
     values["trainer"]["validate_every"] = 3
-    with pytest.raises(ConfigError, match=r"must be >= trainer.validate_every \(3\)"):
+    with pytest.raises(ConfigError, match=r"trainer\.validate_every \(3\)"):
         expand(parse.build(Study, values, source="s"), "data", source="s")
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -63,7 +64,9 @@ def write_journal(folder: Path, trials: Sequence[str], times_s: Sequence[float],
     folder.mkdir(parents=True, exist_ok=True)
     writer = JournalWriter(folder / "journal.jsonl")
     for step, at in enumerate(times_s, start=1):
-        monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda at=at: int(1000 * at))
+        monkeypatch.setattr(
+            "modis_dist.train.journal.time", SimpleNamespace(time_ns=lambda at=at: int(1000 * at) * 1_000_000)
+        )
         for trial in trials:
             writer.metrics(trial, step=step, values={"loss": 1.0})
     writer.close()
@@ -76,7 +79,7 @@ def write_result(out: Path, trial: str, **values: Any) -> None:
 
 
 @contextmanager
-def held(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
+def locked_by_child(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
     """The folders, locked by another process."""
     with subprocess.Popen([sys.executable, "-c", HOLD, *map(str, folders)], stdout=subprocess.PIPE, text=True) as child:
         try:
@@ -90,9 +93,9 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
     return {str(p): (p.read_bytes(), p.stat().st_mtime_ns) for p in folder.rglob("*") if p.is_file()}
 
 
-def advised(found: Status) -> list[str]:
+def advised(shown: Status) -> list[str]:
     """The command that the advice ends with."""
-    return shlex.split(found.advice[found.advice.index("modis-dist ") :])
+    return shlex.split(shown.advice[shown.advice.index("modis-dist ") :])
 
 
 # --- states ---------------------------------------------------------------------------------------------------
@@ -103,32 +106,32 @@ def test_a_running_study_has_its_process_its_epochs_and_the_time_left_and_is_not
 ) -> None:
     (first, trials), (second, _) = packs_of(out)
     write_journal(first, trials, [10, 13, 16], monkeypatch)
-    with held(out, first) as child:
+    with locked_by_child(out, first) as child:
         before = content(out)
-        found = status(out)
+        shown = status(out)
         assert content(out) == before
         assert command(["status", str(out)]) == 0
-    assert (found.kind, found.name, found.state, found.stage) == ("study", "toy", "running", "search")
-    assert found.holder is not None and (found.holder.pid, found.holder.host) == (child.pid, socket.gethostname())
-    assert found.trials == {"running": 2, "waiting": 2}
-    assert [(p.id, p.state, p.epoch, p.epochs, p.seconds_per_epoch) for p in found.packs] == [
+    assert (shown.kind, shown.name, shown.state, shown.stage) == ("study", "toy", "running", "search")
+    assert shown.holder is not None and (shown.holder.pid, shown.holder.host) == (child.pid, socket.gethostname())
+    assert shown.trials == {"running": 2, "waiting": 2}
+    assert [(p.id, p.state, p.epoch, p.epochs, p.seconds_per_epoch) for p in shown.packs] == [
         (first.name, "running", 3, 4, 3.0),
         (second.name, "waiting", 0, 4, None),
     ]
-    assert found.eta_s == 1 * 3 + 4 * 3  # one pack at a time
+    assert shown.eta_s == 1 * 3 + 4 * 3  # one pack at a time
     printed = capsys.readouterr().out
     assert f"process {child.pid}" in printed and "3 of 4" in printed and "15 s" in printed
     assert f"kill -INT {child.pid}" in printed
 
 
 def test_after_sigkill_a_study_is_dead_and_after_an_orderly_end_interrupted(out: Path) -> None:
-    with held(out) as child:
+    with locked_by_child(out) as child:
         child.kill()
         child.wait()
-        found = status(out)
-        assert (found.state, found.eta_s, found.trials) == ("dead", None, {"waiting": 4})
-        assert found.holder is not None and found.holder.pid == child.pid and found.holder.alive is False
-        assert advised(found) == ["modis-dist", "tune", str(out / "study.yaml"), "--out", str(out)]
+        shown = status(out)
+        assert (shown.state, shown.eta_s, shown.trials) == ("dead", None, {"waiting": 4})
+        assert shown.holder is not None and shown.holder.pid == child.pid and shown.holder.alive is False
+        assert advised(shown) == ["modis-dist", "tune", str(out / "study.yaml"), "--out", str(out)]
     with locked(out, patience_s=0):
         assert holder(out) is not None
     assert holder(out) is None
@@ -143,8 +146,8 @@ def test_a_process_that_only_has_the_number_of_the_dead_one_is_not_it(out: Path)
 
 def test_a_process_on_another_machine_is_neither_called_alive_nor_dead(out: Path) -> None:
     (out / "lock").write_text(json.dumps({"pid": 1, "host": "node-17", "started": 5.0}))
-    found = status(out)
-    assert found.state == "elsewhere" and "node-17" in found.advice and "process 1 " in found.advice
+    shown = status(out)
+    assert shown.state == "elsewhere" and "node-17" in shown.advice and "process 1 " in shown.advice
 
 
 def test_results_of_every_kind_are_counted_and_failures_have_their_reasons(out: Path) -> None:
@@ -154,9 +157,9 @@ def test_results_of_every_kind_are_counted_and_failures_have_their_reasons(out: 
     write_result(out, pruned, status="pruned")
     crashed.mkdir(parents=True)
     (crashed / "error.txt").write_text("Traceback\n  frame\nMemoryError: out of it\n\n")
-    found = status(out)
-    assert found.trials == {"done": 1, "failed": 1, "pruned": 1, "crashed": 1}
-    assert found.failures == {failed: "loss is nan at step 3", odd: "MemoryError: out of it"}
+    shown = status(out)
+    assert shown.trials == {"done": 1, "failed": 1, "pruned": 1, "crashed": 1}
+    assert shown.failures == {failed: "loss is nan at step 3", odd: "MemoryError: out of it"}
     (out / "trials" / odd).mkdir()
     (out / "trials" / odd / "result.json").write_text('{"status": "do')
     assert status(out).trials["damaged"] == 1
@@ -167,10 +170,10 @@ def test_a_finished_study_with_crashed_trials_is_finished_and_advises_to_retry_t
     for trial in (*first, third):
         write_result(out, trial)
     write_json(out / "summary.json", {"failures": {crashed: "the worker died 3 times"}})
-    found = status(out)
-    assert (found.state, found.stage) == ("finished", "done")
-    assert found.failures == {crashed: "the worker died 3 times"}
-    assert found.advice.startswith("1 ") and advised(found)[:2] == ["modis-dist", "tune"]
+    shown = status(out)
+    assert (shown.state, shown.stage) == ("finished", "done")
+    assert shown.failures == {crashed: "the worker died 3 times"}
+    assert shown.advice.startswith("1 ") and advised(shown)[:2] == ["modis-dist", "tune"]
     (out / "lock").write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": 5.0}))
     assert status(out).state == "dead"  # killed while it tried the crashed one again
 
@@ -178,18 +181,18 @@ def test_a_finished_study_with_crashed_trials_is_finished_and_advises_to_retry_t
 def test_a_single_training_has_the_same_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_text(tmp_path / "run.yaml", parse.dump(toy.run()))
     write_journal(tmp_path, ["id"], [10, 12, 14], monkeypatch)
-    with held(tmp_path) as child:
-        found = status(tmp_path)
-        assert (found.kind, found.state, found.stage, found.trials) == ("run", "running", "training", {"running": 1})
-        assert (found.packs[0].epoch, found.packs[0].epochs, found.eta_s) == (3, 4, 2.0)
+    with locked_by_child(tmp_path) as child:
+        shown = status(tmp_path)
+        assert (shown.kind, shown.state, shown.stage, shown.trials) == ("run", "running", "training", {"running": 1})
+        assert (shown.packs[0].epoch, shown.packs[0].epochs, shown.eta_s) == (3, 4, 2.0)
         child.kill()
         child.wait()
-        found = status(tmp_path)
-        assert (found.state, found.trials) == ("dead", {"stopped": 1})
-        assert advised(found) == ["modis-dist", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path)]
+        shown = status(tmp_path)
+        assert (shown.state, shown.trials) == ("dead", {"stopped": 1})
+        assert advised(shown) == ["modis-dist", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path)]
     write_json(tmp_path / "result.json", {"status": "failed", "reason": "loss is nan"})
-    found = status(tmp_path)
-    assert (found.state, found.trials, found.failures) == ("finished", {"failed": 1}, {"toy": "loss is nan"})
+    shown = status(tmp_path)
+    assert (shown.state, shown.trials, shown.failures) == ("finished", {"failed": 1}, {"toy": "loss is nan"})
 
 
 # --- pace -----------------------------------------------------------------------------------------------------
@@ -211,7 +214,7 @@ def test_the_time_left_is_unknown_before_two_epochs_and_then_shared_by_the_runni
     (first, a), (second, b) = packs_of(out)
     write_journal(first, a, [10], monkeypatch)
     second.mkdir(parents=True)
-    with held(out, first, second):
+    with locked_by_child(out, first, second):
         assert status(out).eta_s is None
         write_journal(second, b, [20, 22], monkeypatch)
         assert status(out).eta_s == max((3 * 2 + 2 * 2) / 2, 3 * 2)
@@ -223,8 +226,8 @@ def test_a_partly_written_record_is_not_counted(out: Path, monkeypatch: pytest.M
     with (first / "journal.jsonl").open("ab") as file:
         file.truncate((first / "journal.jsonl").stat().st_size - 9)
     (out / "lock").write_text('{"pid": 12')
-    found = status(out)
-    assert found.packs[0].epoch == 3 and found.state == "interrupted"  # the other trial's line of epoch 3 is whole
+    shown = status(out)
+    assert shown.packs[0].epoch == 3 and shown.state == "interrupted"  # the other trial's line of epoch 3 is whole
 
 
 # --- refused --------------------------------------------------------------------------------------------------
@@ -237,7 +240,7 @@ def test_a_damaged_manifest_is_one_line_and_code_2(out: Path, text: str, capsys:
     assert capsys.readouterr().err.startswith(f"error: {out / 'manifest.json'}: ")
 
 
-def test_a_folder_where_nothing_was_started_is_one_line_and_code_2(
+def test_a_folder_without_a_run_exits_with_one_line_and_code_2(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert command(["status", str(tmp_path)]) == 2
@@ -253,9 +256,9 @@ def wait_for_epoch(folder: Path, child: "subprocess.Popen[bytes]") -> Status:
     end = time.monotonic() + 120
     while time.monotonic() < end and child.poll() is None:
         if (folder / "manifest.json").exists():
-            found = status(folder)
-            if any(pack.epoch for pack in found.packs):
-                return found
+            shown = status(folder)
+            if any(pack.epoch for pack in shown.packs):
+                return shown
         time.sleep(0.05)
     raise AssertionError("no epoch was seen")
 
@@ -264,12 +267,12 @@ def test_the_advice_for_a_killed_study_finishes_it(tmp_path: Path, capsys: pytes
     out = tmp_path / "the out"
     study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"))
     with subprocess.Popen([*BARE, "tune", str(study), "--out", str(out)], stderr=subprocess.DEVNULL) as driver:
-        found = wait_for_epoch(out, driver)
-        assert found.state == "running" and found.holder is not None and found.holder.pid == driver.pid
+        shown = wait_for_epoch(out, driver)
+        assert shown.state == "running" and shown.holder is not None and shown.holder.pid == driver.pid
         driver.send_signal(signal.SIGKILL)
-    found = status(out)
-    assert (found.state, sum(found.trials.values())) == ("dead", 4)
-    assert command(advised(found)[1:]) == 0
+    shown = status(out)
+    assert (shown.state, sum(shown.trials.values())) == ("dead", 4)
+    assert command(advised(shown)[1:]) == 0
     capsys.readouterr()
     assert command(["status", str(out), "--json"]) == 0
     finished = json.loads(capsys.readouterr().out)

@@ -23,12 +23,12 @@ METRIC = "balanced_accuracy"
 
 def outcomes(count: int) -> list[Outcome]:
     """The nearer a learning rate to 1e-3 the better; some pruned, some failed."""
-    found = []
+    results = []
     for number in range(count):
         params = drawn(SPACE, seed=3, number=number)
         mean = 1 - abs(log10(params["optim.lr"]) + 3) / 4
-        found.append(Outcome(params, None if number % 7 == 6 else mean, 20 if mean < 0.6 else None))
-    return found
+        results.append(Outcome(params, None if number % 7 == 6 else mean, 20 if mean < 0.6 else None))
+    return results
 
 
 def proposed(known: list[Outcome], *, count: int = 6, seed: int = 0, number: int = 2) -> list[dict[str, Any]]:
@@ -43,28 +43,30 @@ def test_the_same_results_lead_to_the_same_proposals_and_other_rounds_and_seeds_
 
 
 def test_proposals_lie_in_the_space_with_whole_numbers_and_three_digits() -> None:
-    for one in proposed(outcomes(15), count=40):
-        assert set(one) == set(SPACE)
-        assert 1e-5 <= one["optim.lr"] <= 1e-1 and float(f"{one['optim.lr']:.3g}") == one["optim.lr"]
-        assert one["optim.batch_size"] in (8, 24, 40) and type(one["optim.batch_size"]) is int
-        assert 2 <= one["model.latent"] <= 64 and type(one["model.latent"]) is int
-        assert one["model.ratios"] in [[1.0], [1.0, 0.5], [True]]
+    for proposal in proposed(outcomes(15), count=40):
+        assert set(proposal) == set(SPACE)
+        assert 1e-5 <= proposal["optim.lr"] <= 1e-1 and float(f"{proposal['optim.lr']:.3g}") == proposal["optim.lr"]
+        assert proposal["optim.batch_size"] in (8, 24, 40) and type(proposal["optim.batch_size"]) is int
+        assert 2 <= proposal["model.latent"] <= 64 and type(proposal["model.latent"]) is int
+        assert proposal["model.ratios"] in [[1.0], [1.0, 0.5], [True]]
 
 
 def test_proposals_are_nearer_to_the_best_than_random_draws() -> None:
     def distance(configurations: list[dict[str, Any]]) -> float:
-        return float(np.mean([abs(log10(one["optim.lr"]) + 3) for one in configurations]))
+        return float(np.mean([abs(log10(proposal["optim.lr"]) + 3) for proposal in configurations]))
 
     known = outcomes(30)
-    assert distance(proposed(known, count=20)) < 0.7 * distance([dict(one.params) for one in known])
+    assert distance(proposed(known, count=20)) < 0.7 * distance([dict(proposal.params) for proposal in known])
 
 
 def test_an_error_metric_is_minimised() -> None:
-    known = [Outcome(one.params, None if one.mean is None else 1 - one.mean) for one in outcomes(30)]
-    found = proposals(SPACE, known, count=20, seed=0, number=1, metric="reconstruction_mse")
-    assert np.mean([abs(log10(one["optim.lr"]) + 3) for one in found]) < 0.7
+    known = [
+        Outcome(proposal.params, None if proposal.mean is None else 1 - proposal.mean) for proposal in outcomes(30)
+    ]
+    proposed_values = proposals(SPACE, known, count=20, seed=0, number=1, metric="reconstruction_mse")
+    assert np.mean([abs(log10(proposal["optim.lr"]) + 3) for proposal in proposed_values]) < 0.7
 
 
 def test_proposals_are_made_without_any_result() -> None:
-    failed = [Outcome(one.params, None) for one in outcomes(4)]
+    failed = [Outcome(proposal.params, None) for proposal in outcomes(4)]
     assert len(proposed(failed)) == 6

@@ -22,11 +22,11 @@ BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis
 
 def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:
     """The toy cohort as a store; the first ``blind`` samples are test rows without a label, the others for training."""
-    held = toy.cohort(samples=samples)
+    cohort = toy.cohort(samples=samples)
     with StoreWriter(path, source={"kind": "toy"}) as writer:
-        for modality, index in held.selection.index.items():
+        for modality, index in cohort.selection.index.items():
             tested = [int(name.removeprefix("s")) < blind for name in index.sample_id]
-            writer.begin(modality, held.features[modality])
+            writer.begin(modality, cohort.features[modality])
             writer.write(
                 modality,
                 sample_id=list(index.sample_id),
@@ -36,7 +36,7 @@ def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: in
                     for k, unseen in zip(index.label, tested, strict=True)
                 ],
                 split=[("test" if unseen else "train") if blind else "" for unseen in tested],
-                x=held.x[modality],
+                x=cohort.x[modality],
             )
     return path
 
@@ -50,7 +50,7 @@ def tree(store: Path, **sweep: Any) -> dict[str, Any]:
     return base | {"sweep": settings}
 
 
-def study_here(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
+def run_toy_study(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
     """The study trained in this process; its summary."""
     torch.set_num_threads(1)
     study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")

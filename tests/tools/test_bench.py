@@ -31,7 +31,7 @@ QUICK = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--turns", "2",
 @pytest.fixture(autouse=True)
 def _little_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Turns of a single piece of work on one thread; then the other tests' threads again."""
-    monkeypatch.setattr("tools.bench.measure._pieces", lambda *_: 1)
+    monkeypatch.setattr("tools.bench.measure.pieces_per_turn", lambda *_: 1)
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -166,9 +166,9 @@ def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
 
 
 @pytest.mark.parametrize(("times", "others"), [((2.0, 3.0, 1.0), 1.0), ((2.0, 0.9, 1.0), 0.0), ((2.0, 0.0, 1.0), None)])
-def test_what_others_use_is_what_the_cores_did_less_what_we_did(monkeypatch, times, others) -> None:
+def test_cores_used_by_others_are_busy_cores_minus_our_own(monkeypatch, times, others) -> None:
     told = iter([(0.0, 0.0, 0.0), times])
-    monkeypatch.setattr("tools.bench.measure._times", lambda: next(told))
+    monkeypatch.setattr("tools.bench.measure.cpu_times", lambda: next(told))
     assert Watch().others() == others
 
 
@@ -235,7 +235,7 @@ def test_a_profile_counts_the_calls_of_one_step() -> None:
     assert sum(calls.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm", "baddbmm")) == counting.calls
 
 
-def test_ranks_step_when_they_are_told_and_end() -> None:
+def test_ranks_step_on_request_and_exit() -> None:
     with ranks.stepping(TINY, size=2) as work:
         work(2)
 
@@ -283,7 +283,7 @@ def test_a_study_is_timed_three_ways(capsys) -> None:
 
 
 @pytest.mark.slow
-def test_every_combination_asked_for_is_a_row(capsys) -> None:
+def test_every_requested_combination_is_a_row(capsys) -> None:
     asked = ["--batches", "4", "5", "--precisions", "fp32", "bf16"]
     assert main(["step", "--shapes", "tiny", "--threads", "1", "--turns", "1", "--json", *asked]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -1,6 +1,7 @@
-"""When a schedule is as good as another one ends, from curves that are made up."""
+"""Epochs until a schedule reaches another one's final metric, from synthetic curves."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -13,11 +14,11 @@ def curve(*values: float, s: float = 1.0) -> Curve:
     return Curve(values, tuple(s * epoch for epoch in range(1, len(values) + 1)))
 
 
-def test_a_schedule_is_compared_with_what_the_first_one_ends_with_less_half_a_point() -> None:
+def test_a_preset_is_compared_with_the_final_metric_of_the_first_minus_half_a_point() -> None:
     slow = [curve(0.2, 0.5, 0.8, 0.894, 0.896, 0.9, 0.9, 0.9, 0.9, 0.9), curve(*[0.5] * 5, *[0.7] * 5)]
     fast = [curve(0.6, 0.9, 0.95, s=2.0), curve(0.6, 0.7, 0.7, s=2.0)]
     first, second = compared({"published": slow, "fast": fast})
-    assert (first["schedule"], first["epochs"], first["reached"]) == ("published", 5.5, 2)  # epochs 5 and 6
+    assert (first["preset"], first["epochs"], first["reached"]) == ("published", 5.5, 2)  # epochs 5 and 6
     assert first["end"] == pytest.approx(0.8) and first["of_all"] == pytest.approx(10 / 5.5) and first["ratio"] == 1
     assert (second["epochs"], second["ours_ms"], second["reached"]) == (2, 4000, 2)
     assert (second["of_all"], second["ratio"]) == (2.5, 5.5 / 4)
@@ -39,7 +40,7 @@ def test_curves_and_their_seconds_are_read_from_a_study(tmp_path: Path, monkeypa
     pack = tmp_path / "packs" / "p"
     pack.mkdir(parents=True)
     clock = iter([1000, 3500, 4500])
-    monkeypatch.setattr("modis_dist.train.journal._now_ms", lambda: next(clock))
+    monkeypatch.setattr("modis_dist.train.journal.time", SimpleNamespace(time_ns=lambda: next(clock) * 1_000_000))
     with JournalWriter(pack / "journal.jsonl") as journal:
         journal.event("t", kind="start", values={"epoch": 0})
         for epoch in (1, 2):

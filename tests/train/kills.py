@@ -56,7 +56,7 @@ Answer = Callable[[str], bytes]  # marker -> what to do there
 
 @dataclass
 class Tally:
-    """What was done and what came of it."""
+    """Counts of lives and kills, and the differences found."""
 
     lives: int = 0
     kills: int = 0
@@ -75,9 +75,9 @@ class Kind:
         self.store = store
         self.folder = folder
         folder.mkdir()
-        self.calm = folder / "calm"
+        self.undisturbed = folder / "undisturbed"
         self.markers: list[str] = []
-        self.live(self.calm, self._note)
+        self.live(self.undisturbed, self._note)
         self._number = 0
 
     def _note(self, marker: str) -> bytes:
@@ -92,9 +92,9 @@ class Kind:
 
         def noted(marker: str) -> bytes:
             nonlocal last
-            said = answer(marker)
-            last = last if said == GO else marker
-            return said
+            reply = answer(marker)
+            last = last if reply == GO else marker
+            return reply
 
         status = None
         while status != 0:
@@ -103,7 +103,9 @@ class Kind:
             tally.kills += status == -signal.SIGKILL
             tally.stops += status == INTERRUPTED
         tally.runs += 1
-        tally.differences += [f"{self.name}, last disturbed at {last}: {what}" for what in compared(out, self.calm)]
+        tally.differences += [
+            f"{self.name}, last disturbed at {last}: {what}" for what in compared(out, self.undisturbed)
+        ]
         shutil.rmtree(out)
 
     def live(self, out: Path, answer: Answer) -> int:
@@ -119,12 +121,12 @@ class Kind:
         killed = False
         with os.fdopen(parent_hears, "rb", buffering=0) as stream:
             for line in iter(stream.readline, b""):
-                said = answer(line.decode().rstrip("\n"))
-                if said == KILL:
+                reply = answer(line.decode().rstrip("\n"))
+                if reply == KILL:
                     os.kill(child, signal.SIGKILL)
                     killed = True
                     break
-                os.write(parent_says, said)
+                os.write(parent_says, reply)
         os.close(parent_says)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
@@ -163,11 +165,11 @@ def once(marker: str) -> Answer:
     return answer
 
 
-def soak(kills: int, *, seed: int, folder: Path, store: Path, told: Callable[[Tally], None]) -> Tally:
+def soak(kills: int, *, seed: int, folder: Path, store: Path, report: Callable[[Tally], None]) -> Tally:
     """Disturb trainings of every kind until so many kills are done.
 
     First every kind is killed at each of its markers within one training; then kinds take turns in being killed once,
-    at a random marker, or at a random half of them. ``told`` hears of every training.
+    at a random marker, or at a random half of them. ``report`` is called after every training.
     """
     tally, chance = Tally(), random.Random(seed)
     kinds = [Kind(name, store, folder / str(number)) for number, name in enumerate(KINDS)]
@@ -175,7 +177,7 @@ def soak(kills: int, *, seed: int, folder: Path, store: Path, told: Callable[[Ta
         if tally.kills >= kills:
             return tally
         kind.disturbed(answer, tally)
-        told(tally)
+        report(tally)
     raise AssertionError("a plan has no end")
 
 
@@ -190,43 +192,43 @@ def _plan(kinds: list[Kind], chance: random.Random) -> Iterator[tuple[Kind, Answ
 # --- what is left behind ------------------------------------------------------------------------------------
 
 
-def compared(out: Path, calm: Path) -> list[str]:
-    """What differs between the folders of two finished trainings."""
-    found = []
-    for folder in sorted({p.parent.parent for p in calm.rglob("step-*")}):
-        found += differences(out / folder.relative_to(calm), folder)
-    for path in (*calm.rglob("result.json"), *calm.rglob("history.json")):
-        if (out / path.relative_to(calm)).read_bytes() != path.read_bytes():
-            found.append(f"{path.relative_to(calm)} is another")
-    found += [f"journal: {what}" for what in _journals(out, calm)]
-    names = {p.relative_to(calm) for p in calm.rglob("*")}
-    return found + [f"{path} is left over" for p in out.rglob("*") if (path := p.relative_to(out)) not in names]
+def compared(out: Path, undisturbed: Path) -> list[str]:
+    """Return the differences between the folders of two finished trainings."""
+    problems = []
+    for folder in sorted({p.parent.parent for p in undisturbed.rglob("step-*")}):
+        problems += differences(out / folder.relative_to(undisturbed), folder)
+    for path in (*undisturbed.rglob("result.json"), *undisturbed.rglob("history.json")):
+        if (out / path.relative_to(undisturbed)).read_bytes() != path.read_bytes():
+            problems.append(f"{path.relative_to(undisturbed)} is another")
+    problems += [f"journal: {what}" for what in _journals(out, undisturbed)]
+    names = {p.relative_to(undisturbed) for p in undisturbed.rglob("*")}
+    return problems + [f"{path} is left over" for p in out.rglob("*") if (path := p.relative_to(out)) not in names]
 
 
-def _journals(out: Path, calm: Path) -> Iterator[str]:
-    for path in calm.rglob("journal.jsonl"):
-        ours, theirs = journal.read(out / path.relative_to(calm)), journal.read(path)
+def _journals(out: Path, undisturbed: Path) -> Iterator[str]:
+    for path in undisturbed.rglob("journal.jsonl"):
+        ours, theirs = journal.read(out / path.relative_to(undisturbed)), journal.read(path)
         for kind in ("start", "metrics", "checkpoint", "end"):
-            held = [
+            lines_of_both = [
                 [_plain(record, folder) for record in records if record["kind"] == kind]
-                for records, folder in ((ours, out), (theirs, calm))
+                for records, folder in ((ours, out), (theirs, undisturbed))
             ]
-            if kind != "metrics":  # an event is told again where it is not known whether it had been told
-                held = [sorted(set(lines)) for lines in held]
-            if held[0] != held[1]:
-                yield f"{kind}: {len(held[0])} against {len(held[1])}, or with other values"
+            if kind != "metrics":  # an event is sent again if it is unknown whether it was sent
+                lines_of_both = [sorted(set(lines)) for lines in lines_of_both]
+            if lines_of_both[0] != lines_of_both[1]:
+                yield f"{kind}: {len(lines_of_both[0])} against {len(lines_of_both[1])}, or with other values"
 
 
 def _plain(record: journal.Record, folder: Path) -> str:
-    told = {key: value for key, value in record.items() if key != "time_ms"}
-    return json.dumps(told, sort_keys=True).replace(str(folder), "")
+    values = {key: value for key, value in record.items() if key != "time_ms"}
+    return json.dumps(values, sort_keys=True).replace(str(folder), "")
 
 
 # --- in the forked life -------------------------------------------------------------------------------------
 
 
 class Announcer:
-    """Says where the life is, and waits to be told to go on."""
+    """Report each marker and wait for the reply to continue."""
 
     def __init__(self, says: int, hears: int) -> None:
         self._says, self._hears = says, hears
@@ -244,8 +246,8 @@ class AtEveryStep:
 
     def __init__(self, at: Announcer, last: Path) -> None:
         self._at = at
-        found = checkpoint.latest(last)
-        self._step = checkpoint.load(found).step if found else 0
+        newest = checkpoint.latest(last)
+        self._step = checkpoint.load(newest).step if newest else 0
 
     def requested(self) -> str | None:
         self._step += 1
@@ -320,9 +322,9 @@ def _patch_checkpoints(at: Announcer) -> None:
 
     def forgotten(path: Path) -> None:
         """The last checkpoint of a pack; it is kept aside to be compared."""
-        kept = path.parent / "kept" / "last"
-        if path.exists() and not kept.exists():
-            shutil.copytree(path, kept)
+        backup = path.parent / "kept" / "last"
+        if path.exists() and not backup.exists():
+            shutil.copytree(path, backup)
         remove_folder(path)
 
     def removed(path: Path, **named: bool) -> None:

@@ -48,9 +48,9 @@ class Ranks:
         self.store = store
         self.folder = folder
         folder.mkdir()
-        self.calm = folder / "calm"
+        self.undisturbed = folder / "undisturbed"
         self.markers: list[str] = []
-        self.live(self.calm, None, self.markers.append)
+        self.live(self.undisturbed, None, self.markers.append)
         self._number = 0
 
     def disturbed(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
@@ -65,15 +65,15 @@ class Ranks:
             if ended[0] == 0:
                 break
         tally.runs += 1
-        tally.differences += [f"{self.name}, killed at {aims}: {what}" for what in compared(out, self.calm)]
+        tally.differences += [f"{self.name}, killed at {aims}: {what}" for what in compared(out, self.undisturbed)]
         shutil.rmtree(out)
 
     def _aims(self, chance: random.Random, kills: int) -> list[Aim]:
         """In the order of a training; half of them in what the first rank writes, with any rank as the victim."""
-        steps = [place for place, marker in enumerate(self.markers) if _is_step(marker)]
-        writes = [place for place, marker in enumerate(self.markers) if not _is_step(marker)]
+        steps = [index for index, marker in enumerate(self.markers) if _is_step(marker)]
+        writes = [index for index, marker in enumerate(self.markers) if not _is_step(marker)]
         places = sorted(chance.choice(chance.choice((steps, writes))) for _ in range(kills))
-        return [Aim(self.markers[place], chance.randrange(self.size)) for place in places]
+        return [Aim(self.markers[index], chance.randrange(self.size)) for index in places]
 
     def live(self, out: Path, aim: Aim | None, noted: Callable[[str], object] = lambda _: None) -> list[int]:
         """Fork one life, answer its markers and kill where the aim says; returns the exit code of every rank."""
@@ -85,16 +85,16 @@ class Ranks:
             killed = _answer([ours for ours, _ in pairs], children, aim, noted)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         for rank, code in enumerate(codes):
-            own = -signal.SIGKILL if aim and rank == aim.victim else RankLost.exit_code
-            assert code in ({0, own} if killed else {0}), f"{self.name}, {aim}: rank {rank} ended with {code}"
+            expected_code = -signal.SIGKILL if aim and rank == aim.victim else RankLost.exit_code
+            assert code in ({0, expected_code} if killed else {0}), f"{self.name}, {aim}: rank {rank} ended with {code}"
         return codes
 
     def _forked(self, rank: int, meeting: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
         child = os.fork()
         if child == 0:
             mine = pairs[rank][1]
-            for held in (one for pair in pairs for one in pair if one is not mine):
-                held.close()
+            for end in (pipe_end for pair in pairs for pipe_end in pair if pipe_end is not mine):
+                end.close()
             at = Announcer(mine.fileno(), mine.fileno())
             _announce_steps(rank, at)
             life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(meeting)))
@@ -117,38 +117,40 @@ def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Cal
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            raise AssertionError(f"{aim}: ranks {[ours.index(one) for one in left]} do not end by themselves")
-        for one in ready:
-            marker = _heard(one)
+            raise AssertionError(
+                f"{aim}: ranks {[ours.index(connection) for connection in left]} do not end by themselves"
+            )
+        for connection in ready:
+            marker = _heard(connection)
             if not marker:
-                left.remove(one)
-                one.close()
+                left.remove(connection)
+                connection.close()
                 continue
             noted(marker)
             if not killed and aim is not None and marker == aim.marker:
                 os.kill(children[aim.victim], signal.SIGKILL)
                 killed = True
             with suppress(BrokenPipeError):  # the victim's
-                one.send(GO)
+                connection.send(GO)
     return killed
 
 
-def _heard(one: socket) -> str:
+def _heard(connection: socket) -> str:
     """A marker; nothing from a rank that has ended."""
     with suppress(ConnectionResetError):
-        return one.recv(4096).decode().rstrip("\n")
+        return connection.recv(4096).decode().rstrip("\n")
     return ""
 
 
-def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, told: Callable[[Tally], None]) -> Tally:
-    """Disturb trainings on so many ranks until so many kills are done. ``told`` hears of every training."""
+def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, report: Callable[[Tally], None]) -> Tally:
+    """Disturb trainings on ``size`` ranks until ``kills`` kills are done; ``report`` is called after every training."""
     tally, chance = Tally(), random.Random(seed)
     kinds = [Ranks(name, size=size, store=store, folder=folder / str(n)) for n, name in enumerate(TRAINED)]
     for kind in cycle(kinds):
         if tally.kills >= kills:
             break
         kind.disturbed(chance, tally, kills=min(KILLS_OF_A_TRAINING, kills - tally.kills))
-        told(tally)
+        report(tally)
     return tally
 
 

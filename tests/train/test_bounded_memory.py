@@ -70,16 +70,16 @@ def train_and_tell(file: str, storage: str, out: str) -> None:
     first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)
     plain_baseline(member.prepared, member.prepared.validation)
-    found = [anonymous()]
-    Thread(target=watch, args=(found,), daemon=True).start()
+    peaks = [anonymous()]
+    Thread(target=watch, args=(peaks,), daemon=True).start()
     train_run(run, out=Path(out), source=file, reporter=NullReporter(), stop=NeverStop())
-    sys.stdout.write(f"{(max(found) - found[0]) // MIB}\n")
+    sys.stdout.write(f"{(max(peaks) - peaks[0]) // MIB}\n")
 
 
-def watch(found: list[int]) -> None:
+def watch(peaks: list[int]) -> None:
     """Note how much memory there is, for ever."""
     while True:
-        found.append(anonymous())
+        peaks.append(anonymous())
         time.sleep(0.005)
 
 

@@ -23,12 +23,12 @@ def made(step: int) -> Checkpoint:
     return Checkpoint(step, {"model": tensors, "optim": {"m": torch.zeros(2, 3)}}, {"epoch": step, "note": "ä"})
 
 
-def test_what_is_saved_is_read_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_checkpoint_reads_back_bit_identical(tmp_path: Path) -> None:
     checkpoint.save(tmp_path, made(7))
-    held = checkpoint.load(checkpoint.newest(tmp_path))
-    assert held.step == 7 and held.state == {"epoch": 7, "note": "ä"}
+    loaded = checkpoint.load(checkpoint.newest(tmp_path))
+    assert loaded.step == 7 and loaded.state == {"epoch": 7, "note": "ä"}
     for part, tensors in made(7).tensors.items():
-        assert all(torch.equal(held.tensors[part][name], tensor) for name, tensor in tensors.items())
+        assert all(torch.equal(loaded.tensors[part][name], tensor) for name, tensor in tensors.items())
 
 
 def test_a_predecessor_is_removed_only_after_its_successor_was_read_back(tmp_path: Path) -> None:
@@ -45,7 +45,7 @@ def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) 
     assert checkpoint.newest(tmp_path).name == "step-00000012"
 
 
-def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
+def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
     path = checkpoint.save(tmp_path, made(5))
     chance = random.Random(0)
     files = sorted(path.iterdir())
@@ -57,9 +57,9 @@ def test_a_flipped_bit_anywhere_is_noticed(tmp_path: Path) -> None:
         changed[chance.randrange(len(changed))] ^= 1 << chance.randrange(8)
         victim.write_bytes(changed)
         if checkpoint.problem(path) is None:
-            held = checkpoint.load(path)  # a flip in the manifest's white space changes nothing that is read
-            equal = all(torch.equal(held.tensors["model"][k], v) for k, v in made(5).tensors["model"].items())
-            silent += not (equal and held.state == made(5).state)
+            loaded = checkpoint.load(path)  # a flip in the manifest's white space changes nothing that is read
+            equal = all(torch.equal(loaded.tensors["model"][k], v) for k, v in made(5).tensors["model"].items())
+            silent += not (equal and loaded.state == made(5).state)
         victim.write_bytes(original)
     assert silent == 0
 
@@ -134,10 +134,10 @@ def of_version(path: Path, version: object) -> Path:
 
 
 @pytest.mark.parametrize("version", [2, 99])
-def test_a_checkpoint_of_another_version_is_refused_and_stays_where_it_is(tmp_path: Path, version: int) -> None:
+def test_a_checkpoint_of_another_version_is_refused_and_not_moved(tmp_path: Path, version: int) -> None:
     path = of_version(checkpoint.save(tmp_path, made(1)), version)
     for _ in range(2):
-        with pytest.raises(DataError, match=f"format version {version}; this program reads .* nothing was changed"):
+        with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))}: .*\b{version}\b.*\b{checkpoint.VERSION}\b"):
             checkpoint.newest(tmp_path)
     assert list(tmp_path.iterdir()) == [path]
     assert checkpoint.newest(of_version(path, checkpoint.VERSION).parent) == path
@@ -158,15 +158,15 @@ def test_a_disk_that_refuses_for_a_moment_costs_no_checkpoint(
         for _ in range(2):
             with pytest.raises(RunFailed) as refused:
                 checkpoint.newest(tmp_path)
-    said = str(refused.value)
-    assert os.strerror(number) in said and "\n" not in said
+    message = str(refused.value)
+    assert os.strerror(number) in message and "\n" not in message
     assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
 
 
 def test_a_checkpoint_of_another_version_is_named(tmp_path: Path) -> None:
     path = of_version(checkpoint.save(tmp_path, made(1)), 99)
     for read in (checkpoint.load, lambda path: checkpoint.latest(path.parent)):
-        with pytest.raises(DataError, match="step-00000001: format version 99"):
+        with pytest.raises(DataError, match=r"step-00000001: .*\b99\b"):
             read(path)
 
 
@@ -176,7 +176,7 @@ def test_a_file_that_the_manifest_does_not_name_is_not_read(tmp_path: Path) -> N
     assert checkpoint.load(path).tensors.keys() == {"model", "optim"}
 
 
-def test_whatever_is_damaged_the_newest_is_read_whole_or_the_one_before(tmp_path: Path) -> None:
+def test_after_any_damage_the_newest_intact_checkpoint_is_read(tmp_path: Path) -> None:
     chance = random.Random(1)
     for number in range(60):
         folder = tmp_path / str(number)
@@ -194,11 +194,11 @@ def test_whatever_is_damaged_the_newest_is_read_whole_or_the_one_before(tmp_path
                 victim.write_bytes(bytes(len(content)))
             case "gone":
                 victim.unlink()
-        held = checkpoint.load(checkpoint.newest(folder))
-        assert all(torch.equal(held.tensors["model"][k], v) for k, v in made(held.step).tensors["model"].items())
-        assert held.state == made(held.step).state
+        loaded = checkpoint.load(checkpoint.newest(folder))
+        assert all(torch.equal(loaded.tensors["model"][k], v) for k, v in made(loaded.step).tensors["model"].items())
+        assert loaded.state == made(loaded.step).state
         left = {path.name for path in folder.glob("step-*")}
-        assert left == ({newer.name} if held.step == 2 else {older.name, f"{newer.name}.bad"})
+        assert left == ({newer.name} if loaded.step == 2 else {older.name, f"{newer.name}.bad"})
 
 
 def test_removing_predecessors_that_a_killed_process_left_is_made_good(tmp_path: Path) -> None:

@@ -28,5 +28,5 @@ def faults(first: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
-def test_memory_that_a_step_frees_is_found_again_by_the_next_one() -> None:
+def test_memory_freed_by_a_step_is_reused_by_the_next() -> None:
     assert faults("cpu_settings.use(1)") < 0.05 * faults("torch.set_num_threads(1)")

@@ -26,7 +26,7 @@ class CannotCapture(Replays):
 
 def sums(given: Batch, _: Weights, __: Rules) -> Terms:
     """Terms that tell every tensor of a batch."""
-    held = [
+    totals = [
         *given.x,
         given.label,
         given.sample,
@@ -34,13 +34,13 @@ def sums(given: Batch, _: Weights, __: Rules) -> Terms:
         given.noise_g,
         *([] if given.signs is None else [given.signs]),
     ]
-    return Terms(torch.zeros(1), parts={str(n): tensor.sum() for n, tensor in enumerate(held)})
+    return Terms(torch.zeros(1), parts={str(n): tensor.sum() for n, tensor in enumerate(totals)})
 
 
-def same(found: Terms, given: Batch) -> bool:
+def same(terms: Terms, given: Batch) -> bool:
     expected: dict[str, Tensor] = sums(given, weights(), Rules()).parts
-    return found.parts.keys() == expected.keys() and all(
-        torch.equal(found.parts[name], expected[name]) for name in expected
+    return terms.parts.keys() == expected.keys() and all(
+        torch.equal(terms.parts[name], expected[name]) for name in expected
     )
 
 
@@ -95,7 +95,7 @@ def test_after_a_failed_capture_steps_run_directly_with_one_warning(caplog: pyte
     assert "operation not permitted when stream is capturing" in message
 
 
-def test_a_captured_side_is_replayed_where_the_other_cannot_be_captured() -> None:
+def test_a_captured_side_is_replayed_even_if_the_other_cannot_be_captured() -> None:
     capture, inputs, how = Replays(), Inputs(), weights()
     ours, theirs = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
     for number in range(WARM_UP + 1):
@@ -109,15 +109,17 @@ def test_a_captured_side_is_replayed_where_the_other_cannot_be_captured() -> Non
 
 def test_both_sides_share_input_buffers_that_are_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, given = Inputs(), batch(1, signs=True)
-    held = inputs.fill(given)
+    filled = inputs.fill(given)
     copies: list[Tensor] = []
     copy = Tensor.copy_
-    monkeypatch.setattr(Tensor, "copy_", lambda kept, *rest, **how: copies.append(kept) or copy(kept, *rest, **how))
-    assert inputs.fill(given) is held and not copies
+    monkeypatch.setattr(
+        Tensor, "copy_", lambda target, *rest, **how: copies.append(target) or copy(target, *rest, **how)
+    )
+    assert inputs.fill(given) is filled and not copies
     second = batch(2, signs=True)
-    assert inputs.fill(second) is held and inputs.fill(second) is held
+    assert inputs.fill(second) is filled and inputs.fill(second) is filled
     assert len(copies) == len(second.x) + 5
-    assert same(sums(held, weights(), Rules()), second)
+    assert same(sums(filled, weights(), Rules()), second)
 
 
 def test_a_batch_of_other_sizes_has_other_buffers_and_steps_that_read_the_first_are_captured_again() -> None:
@@ -139,10 +141,10 @@ def test_a_step_leaves_no_graph_behind_and_a_dropped_state_its_memory_at_once() 
     try:
         state = start()
         terms = state.adversary.learn(batch(), weights(), Rules())
-        assert terms.loss.grad_fn is None and not any(part.requires_grad for part in terms.parts.values())
+        assert not terms.loss.requires_grad and not any(part.requires_grad for part in terms.parts.values())
         state.vaes.learn(batch(), weights(), Rules())
-        held = [weakref.ref(state), weakref.ref(state.model.vaes[0].mu.weight)]
+        references = [weakref.ref(state), weakref.ref(state.model.vaes[0].mu.weight)]
         del state, terms
-        assert [one() for one in held] == [None, None]
+        assert [reference() for reference in references] == [None, None]
     finally:
         gc.enable()

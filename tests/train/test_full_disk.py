@@ -45,24 +45,24 @@ class AtEpoch:
         self.acts.get(epoch, lambda: None)()
 
 
-def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], mend: Callable[[], None]) -> AtEpoch:
+def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], repair: Callable[[], None]) -> AtEpoch:
     """Train the toy for five epochs on a disk that takes nothing in epochs two and three."""
-    reporter = AtEpoch(folder / "last", {1: spoil, 3: mend})
+    reporter = AtEpoch(folder / "last", {1: spoil, 3: repair})
     folder.mkdir()
     with JournalWriter(folder / "journal.jsonl") as journal:
         toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, callbacks=Callbacks(journal, reporter))
     return reporter
 
 
-def check_nothing_was_lost(folder: Path, calm: Path, reporter: AtEpoch, said: str) -> None:
+def check_nothing_was_lost(folder: Path, undisturbed: Path, reporter: AtEpoch, log: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
     assert reporter.held == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
-    warnings = [line for line in said.splitlines() if "bytes needed" in line]
+    warnings = [line for line in log.splitlines() if "bytes needed" in line]
     assert len(warnings) == 2 and all(first in line for line in warnings)
     steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
-    toy.train([toy.member("t", toy.run(*SETTINGS), calm)], calm)
-    assert differences(folder, calm) == differences(folder / "t", calm / "t") == []
+    toy.train([toy.member("t", toy.run(*SETTINGS), undisturbed)], undisturbed)
+    assert differences(folder, undisturbed) == differences(folder / "t", undisturbed / "t") == []
 
 
 def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
@@ -73,18 +73,18 @@ def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
 
     with monkeypatch.context() as patch:
         reporter = spoilt_in_between(
-            tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), mend=patch.undo
+            tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), repair=patch.undo
         )
-    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "calm", reporter, caplog.text)
+    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "undisturbed", reporter, caplog.text)
     assert "Input/output error (" in caplog.text
 
 
 @pytest.mark.parametrize("number", FAILING)
 @pytest.mark.parametrize("call", range(1, 7))
-def test_what_could_not_be_brought_to_the_disk_is_not_taken_for_saved(
+def test_a_checkpoint_whose_fsync_fails_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: int
 ) -> None:
-    kept = checkpoint.save(tmp_path, made(1))
+    saved = checkpoint.save(tmp_path, made(1))
     genuine, left = files.sync, [call]
 
     def failing(path: Path) -> None:
@@ -100,14 +100,14 @@ def test_what_could_not_be_brought_to_the_disk_is_not_taken_for_saved(
         except OSError as error:
             assert error.errno == number
     assert left[0] <= 0, "there are at least as many calls"
-    assert list(tmp_path.iterdir()) == [kept] and checkpoint.problem(kept) is None
+    assert list(tmp_path.iterdir()) == [saved] and checkpoint.problem(saved) is None
     assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
 
 
 def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = checkpoint.save(tmp_path, made(1))
+    saved = checkpoint.save(tmp_path, made(1))
     genuine = files.sync
 
     def rotting(path: Path) -> None:
@@ -118,7 +118,7 @@ def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor
     monkeypatch.setattr(files, "sync", rotting)
     with pytest.raises(OSError, match=r"step-00000002: model\.safetensors"):
         checkpoint.save(tmp_path, made(2))
-    assert checkpoint.newest(tmp_path) == kept
+    assert checkpoint.newest(tmp_path) == saved
 
 
 # --- a real small disk --------------------------------------------------------------------------------------
@@ -137,9 +137,9 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
     assert child.returncode == 0, child.stdout + child.stderr
 
 
-def on_a_small_disk(place: Path) -> None:
+def on_a_small_disk(folder: Path) -> None:
     """In a process with mounts of its own: the same on a disk of two megabytes, then by the command."""
-    disk, ballast = place / "disk", place / "disk" / "ballast"
+    disk, ballast = folder / "disk", folder / "disk" / "ballast"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 
@@ -152,39 +152,39 @@ def on_a_small_disk(place: Path) -> None:
                 except OSError as error:
                     assert error.errno == errno.ENOSPC
 
-    log = place / "log"
+    log = folder / "log"
     logging.basicConfig(filename=log)
-    reporter = spoilt_in_between(disk / "spoilt", spoil=fill, mend=ballast.unlink)
-    check_nothing_was_lost(disk / "spoilt", place / "calm", reporter, log.read_text())
+    reporter = spoilt_in_between(disk / "spoilt", spoil=fill, repair=ballast.unlink)
+    check_nothing_was_lost(disk / "spoilt", folder / "undisturbed", reporter, log.read_text())
     assert "No space left on device (" in log.read_text()
     shutil.rmtree(disk / "spoilt")
 
     run_pack.draw = lambda *_: None
     tree = json.loads(json.dumps(toy.TREE))
-    tree["data"]["store"] = str(write_store(place / "store"))
+    tree["data"]["store"] = str(write_store(folder / "store"))
     tree["optim"] |= {"epochs": 5, "batch_size": 16}
-    (place / "run.yaml").write_text(yaml12.dump(tree))
-    by_command(place, disk / "last", {4: fill}, "step 10: No space left on device (")
+    (folder / "run.yaml").write_text(yaml12.dump(tree))
+    by_command(folder, disk / "last", {4: fill}, "step 10: No space left on device (")
     ballast.unlink()
-    by_command(place, disk / "last", {}, "")
+    by_command(folder, disk / "last", {}, "")
     stop = lambda: (fill(), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
-    by_command(place, disk / "stop", {2: stop}, "error: got SIGTERM; ")
+    by_command(folder, disk / "stop", {2: stop}, "error: got SIGTERM; ")
     ballast.unlink()
-    by_command(place, disk / "stop", {}, "")
+    by_command(folder, disk / "stop", {}, "")
     assert differences(disk / "stop", disk / "last") == []
 
 
-def by_command(place: Path, out: Path, acts: Mapping[int, Callable[[], None]], message: str) -> None:
+def by_command(folder: Path, out: Path, acts: Mapping[int, Callable[[], None]], message: str) -> None:
     """Run ``modis-dist train``; with a message it must end with 3 and one line that holds it."""
     RunBar.progress = lambda _, **told: AtEpoch(out / "last", acts).progress(**told)  # type: ignore[method-assign]
-    before, said = os.dup(2), place / "stderr"
-    with said.open("w") as file:
+    before, stderr_file = os.dup(2), folder / "stderr"
+    with stderr_file.open("w") as file:
         os.dup2(file.fileno(), 2)
-        status = command(["train", str(place / "run.yaml"), "--out", str(out)])
+        status = command(["train", str(folder / "run.yaml"), "--out", str(out)])
         sys.stderr.flush()
         os.dup2(before, 2)
-    lines = [line for line in said.read_text().splitlines() if line.startswith("error: ")]
-    assert (status, len(lines)) == ((3, 1) if message else (0, 0)), said.read_text()
-    assert message in said.read_text() and "Traceback" not in said.read_text()
+    lines = [line for line in stderr_file.read_text().splitlines() if line.startswith("error: ")]
+    assert (status, len(lines)) == ((3, 1) if message else (0, 0)), stderr_file.read_text()
+    assert message in stderr_file.read_text() and "Traceback" not in stderr_file.read_text()
     if message:
         assert len(names(out / "last")) == 1

@@ -46,16 +46,16 @@ def trained(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("calm"))
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("undisturbed"))
 
 
 def nudge(folder: Path) -> None:
-    held = checkpoint.load(checkpoint.latest(folder / "t" / "best"))
+    loaded = checkpoint.load(checkpoint.latest(folder / "t" / "best"))
     shutil.rmtree(folder / "t" / "best")
-    first = next(iter(held.tensors["model"].values()))
+    first = next(iter(loaded.tensors["model"].values()))
     first.view(-1)[0] = first.view(-1)[0].nextafter(first.new_tensor(9.0))
-    checkpoint.save(folder / "t" / "best", held)
+    checkpoint.save(folder / "t" / "best", loaded)
 
 
 def cut_journal(folder: Path) -> None:
@@ -63,12 +63,12 @@ def cut_journal(folder: Path) -> None:
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"step":2' not in line))
 
 
-def test_twins_have_no_difference(calm: Path, tmp_path: Path) -> None:
-    assert kills.compared(trained(tmp_path), calm) == []
+def test_twins_have_no_difference(undisturbed: Path, tmp_path: Path) -> None:
+    assert kills.compared(trained(tmp_path), undisturbed) == []
 
 
 @pytest.mark.parametrize(
-    ("spoil", "found"),
+    ("spoil", "expected"),
     [
         (nudge, "best: model/"),
         (cut_journal, "journal: metrics: 1 against 2"),
@@ -76,7 +76,9 @@ def test_twins_have_no_difference(calm: Path, tmp_path: Path) -> None:
         (lambda folder: (folder / "last" / ".step-1.9.tmp").mkdir(), ".step-1.9.tmp is left over"),
     ],
 )
-def test_a_difference_is_found(calm: Path, tmp_path: Path, spoil: Callable[[Path], object], found: str) -> None:
+def test_a_difference_is_reported(
+    undisturbed: Path, tmp_path: Path, spoil: Callable[[Path], object], expected: str
+) -> None:
     spoil(trained(tmp_path))
-    (told,) = kills.compared(tmp_path, calm)
-    assert found in told
+    (difference,) = kills.compared(tmp_path, undisturbed)
+    assert expected in difference

@@ -39,19 +39,19 @@ def run(kind: str, *overrides: str) -> Run:
 
 def cohort(kind: str) -> Cohort:
     """The toy cohort with values that the likelihood has."""
-    held, rng = toy.cohort(), np.random.default_rng(1)
-    odds = held.x["mirna"]
+    gaussian, rng = toy.cohort(), np.random.default_rng(1)
+    odds = gaussian.x["mirna"]
     depth = rng.integers(50, 500, (len(odds), 1))
     counts = rng.poisson(depth * np.exp(odds) / np.exp(odds).sum(1, keepdims=True))
     values = (odds > 0) if kind == "bernoulli" else counts
-    return replace(held, x={**held.x, "mirna": values.astype(np.float32)})
+    return replace(gaussian, x={**gaussian.x, "mirna": values.astype(np.float32)})
 
 
 def members(kind: str, folder: Path, *overrides: str) -> list[Member]:
     """A stack of two."""
     runs = [run(kind, f"seed={seed}", *overrides) for seed in range(2)]
     data = prepare(runs[0], cohort(kind), test=True)
-    return [toy.member(f"t{seed}", held, folder, prepared=data) for seed, held in enumerate(runs)]
+    return [toy.member(f"t{seed}", settings, folder, prepared=data) for seed, settings in enumerate(runs)]
 
 
 @KINDS
@@ -72,8 +72,8 @@ def test_a_stack_is_trained_resumed_and_used(kind: str, tmp_path: Path) -> None:
 
     trained = members(kind, tmp_path / "whole", *LONG)
     predictor = Predictor.open(trained[0].folder)
-    found = evaluate(predictor, trained[0].prepared.test)["translation"]["mse"]
-    assert all(value > 0 for row in found.values() for value in row.values())
+    errors = evaluate(predictor, trained[0].prepared.test)["translation"]["mse"]
+    assert all(value > 0 for row in errors.values() for value in row.values())
     frame = pd.DataFrame(cohort(kind).x["cnv"][:5], columns=list(predictor.features("cnv")))
     translated = predictor.translate(frame, source="cnv", target="mirna").to_numpy()
     if kind == "bernoulli":
@@ -93,7 +93,7 @@ def test_reconstructions_of_counts_have_the_library_size_of_their_row(tmp_path: 
 
 
 @KINDS
-def test_members_of_a_stack_end_as_alone(kind: str, tmp_path: Path) -> None:
+def test_members_of_a_stack_are_bit_identical_to_single_trainings(kind: str, tmp_path: Path) -> None:
     stack = tmp_path / "stack"
     together = fit(members(kind, stack), folder=stack, device=toy.CPU, dtype=torch.float64)
     alone = tmp_path / "alone"
@@ -161,5 +161,5 @@ def test_a_value_that_the_likelihood_does_not_have_is_refused_by_its_place(kind:
 def test_the_best_model_knows_its_likelihoods(tmp_path: Path) -> None:
     trained = members("bernoulli", tmp_path)
     toy.train(trained, tmp_path)
-    held = checkpoint.load(checkpoint.latest(trained[0].folder / "best"))
-    assert held.state["shape"]["likelihood"] == {"mirna": "bernoulli", "cnv": "gaussian", "rppa": "gaussian"}
+    loaded = checkpoint.load(checkpoint.latest(trained[0].folder / "best"))
+    assert loaded.state["shape"]["likelihood"] == {"mirna": "bernoulli", "cnv": "gaussian", "rppa": "gaussian"}

@@ -53,8 +53,8 @@ def test_every_loss_term_falls_into_the_history_of_every_epoch(tmp_path: Path) -
 
 
 def test_training_stops_after_patience_validations_without_improvement(tmp_path: Path) -> None:
-    wanted = toy.run("optim.epochs=60", "trainer.early_stopping={patience: 3}")
-    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    settings = toy.run("optim.epochs=60", "trainer.early_stopping={patience: 3}")
+    (progress,) = toy.train([toy.member("t", settings, tmp_path)], tmp_path)
     values = [(row["val/balanced_accuracy"], -row["val/reconstruction_mse"]) for row in progress.history]
     assert progress.best_epoch == values.index(max(values)) + 1
     assert progress.epochs == int(np.argmax([value for value, _ in values])) + 1 + 3 < 60
@@ -64,8 +64,8 @@ def test_the_best_model_on_disk_is_that_of_the_best_epoch(tmp_path: Path) -> Non
     whole, short = tmp_path / "whole", tmp_path / "short"
     (progress,) = toy.train([toy.member("t", toy.run("optim.epochs=40", "optim.lr=5e-3"), whole)], whole)
     assert progress.best_epoch is not None and progress.best_epoch < 40, "a seed where the last is not the best"
-    wanted = toy.run(f"optim.epochs={progress.best_epoch}", "optim.lr=5e-3")
-    toy.train([toy.member("t", wanted, short)], short)
+    settings = toy.run(f"optim.epochs={progress.best_epoch}", "optim.lr=5e-3")
+    toy.train([toy.member("t", settings, short)], short)
     last = checkpoint.load(checkpoint.newest(short / "last"))
     best = checkpoint.load(checkpoint.newest(whole / "t" / "best"))
     assert best.state["epoch"] == progress.best_epoch
@@ -73,14 +73,14 @@ def test_the_best_model_on_disk_is_that_of_the_best_epoch(tmp_path: Path) -> Non
         assert torch.equal(tensor, last.tensors["model"][name]), name
 
 
-def test_a_replicate_learns_the_same_alone_and_in_a_stack(tmp_path: Path) -> None:
+def test_a_member_trains_identically_alone_and_in_a_stack(tmp_path: Path) -> None:
     runs = [toy.run(f"seed={s}", f"objective.penalty_weight={s + 1}", f"objective.beta={s * 1e-4}") for s in range(4)]
     runs[2] = toy.run("seed=2", "objective.adversarial_loss=cross_entropy")
     together = tmp_path / "together"
     stacked = toy.train([toy.member(f"t{s}", r, together) for s, r in enumerate(runs)], together)
-    for s, wanted in enumerate(runs):
+    for s, settings in enumerate(runs):
         alone = tmp_path / f"alone{s}"
-        (single,) = toy.train([toy.member("t", wanted, alone)], alone)
+        (single,) = toy.train([toy.member("t", settings, alone)], alone)
         for ours, theirs in zip(single.history, stacked[s].history, strict=True):
             for key in (k for k in ours if k.startswith("train/")):
                 assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), (s, key)
@@ -108,8 +108,8 @@ def test_members_of_a_stack_may_stop_at_different_epochs(tmp_path: Path) -> None
     stacked = toy.train([toy.member(f"t{s}", r, tmp_path) for s, r in enumerate(runs)], tmp_path)
     assert len({p.epochs for p in stacked}) > 1, "seeds that stop at different epochs"
     for s, progress in enumerate(stacked):
-        held = checkpoint.load(checkpoint.newest(tmp_path / f"t{s}" / "best"))
-        assert held.state["trial"] == f"t{s}" and held.state["epoch"] == progress.best_epoch
+        loaded = checkpoint.load(checkpoint.newest(tmp_path / f"t{s}" / "best"))
+        assert loaded.state["trial"] == f"t{s}" and loaded.state["epoch"] == progress.best_epoch
 
 
 def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
@@ -146,23 +146,23 @@ def test_a_value_that_is_no_number_is_never_the_best(odd: float, metric: str) ->
 
 
 def test_few_rows_make_one_step_an_epoch(tmp_path: Path) -> None:
-    wanted = toy.run("optim.batch_size=64", "optim.epochs=2")
-    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    settings = toy.run("optim.batch_size=64", "optim.epochs=2")
+    (progress,) = toy.train([toy.member("t", settings, tmp_path)], tmp_path)
     assert progress.status == "done" and checkpoint.newest(tmp_path / "last").name == "step-00000002"
 
 
-def test_among_equal_validations_the_best_reconstruction_is_kept_and_patience_goes_on(
+def test_equal_validation_metrics_are_ranked_by_reconstruction_and_patience_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told = iter([(0.5, 3.0), (0.9, 2.0), (0.9, 1.0), (0.8, 0.1), (0.9, 1.5)])
+    validations = iter([(0.5, 3.0), (0.9, 2.0), (0.9, 1.0), (0.8, 0.1), (0.9, 1.5)])
 
     def validate(*_: object) -> list[dict[str, float]]:
-        accuracy, error = next(told)
+        accuracy, error = next(validations)
         return [{"balanced_accuracy": accuracy, "reconstruction_mse": error}]
 
     monkeypatch.setattr(ValidationRows, "validate", validate)
-    wanted = toy.run("optim.epochs=25", "trainer.early_stopping={patience: 3}")
-    (progress,) = toy.train([toy.member("t", wanted, tmp_path)], tmp_path)
+    settings = toy.run("optim.epochs=25", "trainer.early_stopping={patience: 3}")
+    (progress,) = toy.train([toy.member("t", settings, tmp_path)], tmp_path)
     assert (progress.best_epoch, progress.best_value, progress.best_error) == (3, 0.9, 1.0)
     assert progress.epochs == 5, "three validations without a better metric since the second"
 
@@ -214,7 +214,7 @@ def test_continuing_with_other_threads_says_that_the_bits_may_differ(
     assert caplog.text == ""
 
 
-def test_continuing_on_another_processor_says_so_and_what_began_before_processors_were_noted_does_not(
+def test_resuming_on_another_cpu_is_noted_unless_the_first_cpu_is_unknown(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     members = [toy.member("t", toy.run(), tmp_path)]
@@ -238,21 +238,21 @@ def test_continuing_on_another_processor_says_so_and_what_began_before_processor
 
 
 def test_the_processor_is_named_as_the_system_names_it_or_by_its_architecture(tmp_path: Path) -> None:
-    told = tmp_path / "cpuinfo"
-    told.write_text(
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text(
         "processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC: 7763\nprocessor\t: 1\nmodel name\t: other\n"
     )
-    assert fingerprint.processor(told) == "AMD EPYC: 7763"
-    told.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
-    assert fingerprint.processor(told) == fingerprint.processor(tmp_path / "none") == platform.machine()
+    assert fingerprint.processor(cpuinfo) == "AMD EPYC: 7763"
+    cpuinfo.write_text("processor\t: 0\nCPU part\t: 0xd0c\n")
+    assert fingerprint.processor(cpuinfo) == fingerprint.processor(tmp_path / "none") == platform.machine()
 
 
-def test_asked_to_stop_at_the_last_step_of_an_epoch_the_epoch_is_closed_first(tmp_path: Path) -> None:
+def test_a_stop_at_the_last_step_of_an_epoch_completes_the_epoch_first(tmp_path: Path) -> None:
     member, steps = toy.member("t", toy.run(), tmp_path), 4
     with pytest.raises(Interrupted, match=f"step-{2 * steps:08d}"):
         toy.train([member], tmp_path, callbacks=Callbacks(stop=StopAt(2 * steps)))
-    held = checkpoint.load(checkpoint.newest(tmp_path / "last")).state
-    assert (held["epoch"], held["step_in_epoch"], len(held["progress"][0]["history"])) == (2, 0, 2)
+    loaded = checkpoint.load(checkpoint.newest(tmp_path / "last")).state
+    assert (loaded["epoch"], loaded["step_in_epoch"], len(loaded["progress"][0]["history"])) == (2, 0, 2)
 
 
 def stack(folder: Path) -> list:
@@ -264,38 +264,43 @@ def stack(folder: Path) -> list:
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in the last and best checkpoints."""
-    found = {}
+    tensors_by_name = {}
     for part in ("last", "t0/best", "t1/best"):
-        held = checkpoint.load(checkpoint.newest(folder / part))
-        found |= {f"{part}/{file}/{k}": v for file, tensors in held.tensors.items() for k, v in tensors.items()}
-    return found
+        loaded = checkpoint.load(checkpoint.newest(folder / part))
+        tensors_by_name |= {
+            f"{part}/{file}/{k}": v for file, tensors in loaded.tensors.items() for k, v in tensors.items()
+        }
+    return tensors_by_name
 
 
 def test_a_stack_that_waits_at_epochs_ends_with_the_same_bits(tmp_path: Path) -> None:
-    calm, waiting = tmp_path / "calm", tmp_path / "waiting"
-    expected = toy.train(stack(calm), calm)
+    undisturbed, waiting = tmp_path / "undisturbed", tmp_path / "waiting"
+    expected = toy.train(stack(undisturbed), undisturbed)
     for until in (1, 1, 3):
-        held = fit(stack(waiting), folder=waiting, device=toy.CPU, until=until)
-        assert all(one.epochs == until for one in held if one.status == "running") and held[0].status == "running"
+        loaded = fit(stack(waiting), folder=waiting, device=toy.CPU, until=until)
+        assert (
+            all(member.epochs == until for member in loaded if member.status == "running")
+            and loaded[0].status == "running"
+        )
     assert fit(stack(waiting), folder=waiting, device=toy.CPU) == expected
-    want, got = tensors_of(calm), tensors_of(waiting)
+    want, got = tensors_of(undisturbed), tensors_of(waiting)
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
 
 
-def test_a_pruned_member_leaves_the_stack_and_the_other_learns_what_it_would_have(tmp_path: Path) -> None:
+def test_a_pruned_member_leaves_the_stack_and_the_other_is_bit_identical(tmp_path: Path) -> None:
     shared, alone = tmp_path / "shared", tmp_path / "alone"
     fit(stack(shared), folder=shared, device=toy.CPU, until=2)
-    kept, left = fit(stack(shared), folder=shared, device=toy.CPU, pruned={"t1": "rank 2 of 2"})
+    remaining, left = fit(stack(shared), folder=shared, device=toy.CPU, pruned={"t1": "rank 2 of 2"})
     assert (left.status, left.reason, left.epochs, len(left.history)) == ("pruned", "rank 2 of 2", 2, 2)
-    assert kept.status == "done" and not (shared / "t1" / "best").exists()
+    assert remaining.status == "done" and not (shared / "t1" / "best").exists()
     (single,) = toy.train(stack(alone)[:1], alone)
-    assert single.epochs == kept.epochs > 2
-    for ours, theirs in zip(single.history, kept.history, strict=True):
+    assert single.epochs == remaining.epochs > 2
+    for ours, theirs in zip(single.history, remaining.history, strict=True):
         for key in (key for key in ours if key.startswith("train/")):
             assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), key
 
 
-def test_asked_to_stop_at_the_very_last_step_the_training_ends(tmp_path: Path) -> None:
+def test_a_stop_at_the_last_step_of_the_training_finishes_it(tmp_path: Path) -> None:
     member, steps = toy.member("t", toy.run("optim.epochs=1"), tmp_path), 4
     (progress,) = toy.train([member], tmp_path, callbacks=Callbacks(stop=StopAt(steps)))
     assert progress.status == "done"

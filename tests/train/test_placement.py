@@ -34,7 +34,7 @@ from modis_dist.train.placement import choose_storage, fits_beside_training, gat
 from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
 from modis_dist.train.validation import ValidationRows
 from tests.execution.test_memory import packs_of
-from tests.study.toy_study import study_here, write_store
+from tests.study.toy_study import run_toy_study, write_store
 from tests.train import toy
 
 BESIDE = torch.device("cpu", 0)  # the host by another name, which is not equal to it
@@ -90,19 +90,21 @@ def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
         ("disk", 1, 10 * GB, "disk"),
     ],
 )
-def test_features_go_to_the_disk_where_memory_is_short_or_as_asked(
+def test_features_are_stored_on_disk_if_memory_is_short_or_on_request(
     asked: str, needed: int, limit: int, right: str
 ) -> None:
     assert choose_storage(asked, needed, limit=limit) == right
 
 
 @pytest.mark.parametrize(("needed", "free", "right"), [(39, 80, True), (40, 80, True), (41, 80, False), (0, 0, True)])
-def test_features_stay_on_a_gpu_where_they_leave_half_of_what_is_free(needed: int, free: int, right: bool) -> None:
+def test_features_are_kept_on_a_gpu_if_they_leave_half_of_its_free_memory(needed: int, free: int, right: bool) -> None:
     assert fits_beside_training(needed * GB, free=free * GB) is right
 
 
 @pytest.mark.parametrize(("free", "kept_on"), [(80 * GB, "cuda"), (1 * GB, "cpu")])
-def test_what_does_not_fit_on_a_gpu_waits_beside_it(monkeypatch: pytest.MonkeyPatch, free: int, kept_on: str) -> None:
+def test_data_that_do_not_fit_on_a_gpu_stay_on_the_host(
+    monkeypatch: pytest.MonkeyPatch, free: int, kept_on: str
+) -> None:
     monkeypatch.setattr(placement, "_free_bytes", lambda _: free)
     assert placement.storage_device(8 * GB, torch.device("cuda")).type == kept_on
     assert placement.storage_device(8 * GB, toy.CPU) == toy.CPU
@@ -127,12 +129,12 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
 
 
 @pytest.mark.parametrize("judged_on", ["validation", "test"])
-def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
+def test_the_scratch_space_of_a_pack_is_that_of_its_folds_and_one_baseline(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: HeldOut
 ) -> None:
-    one, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
-    other = next(pack for pack in others if pack.trials[0].fold != one.trials[0].fold)
-    pack = Pack((*one.trials, *other.trials), judged_on)
+    first_pack, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
+    other = next(pack for pack in others if pack.trials[0].fold != first_pack.trials[0].fold)
+    pack = Pack((*first_pack.trials, *other.trials), judged_on)
     asked: list[int] = []
     written: list[int] = []
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)
@@ -140,11 +142,11 @@ def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of
     run_pack.prepare_members(pack, run_pack.study_layout(tmp_path, pack).trials, store=store.path)
     of_fold = [sum(part) for part in np.split(np.array(written), 2)]
     assert len(asked) == kinds_of_data(pack) == 2
-    of_baseline = [wanted - kept for wanted, kept in zip(asked, of_fold, strict=True)]
+    of_baseline = [total - of_training for total, of_training in zip(asked, of_fold, strict=True)]
     assert on_disk(pack, store, selections(store)) == sum(of_fold) + max(of_baseline)
 
 
-def test_where_features_are_kept_elsewhere_depends_on_the_memory_there(store: Store, tmp_path: Path) -> None:
+def test_feature_storage_depends_on_the_memory_limit(store: Store, tmp_path: Path) -> None:
     pack, *_ = packs_of(store.path, tmp_path)
     assert on_disk(pack, store, selections(store)) == 0 < on_disk(pack, store, selections(store), limit=1000)
 
@@ -192,13 +194,13 @@ def test_batches_are_the_same_to_the_bit_wherever_features_are(
         patch.setattr(loader_module, "storage_device", lambda *_: BESIDE)
         loaders.append(loader_of(streamed, runs))
     for epoch, step in ((0, 0), (1, loaders[0].steps - 1)):
-        wanted, *found = (held.batch(epoch=epoch, step=step) for held in loaders)
-        for batch in found:
-            assert all(torch.equal(a, b) for a, b in zip(batch.x, wanted.x, strict=True))
-            assert all(torch.equal(getattr(batch, n), getattr(wanted, n)) for n in ("label", "noise_d", "signs"))
+        expected, *batches = (loader.batch(epoch=epoch, step=step) for loader in loaders)
+        for batch in batches:
+            assert all(torch.equal(a, b) for a, b in zip(batch.x, expected.x, strict=True))
+            assert all(torch.equal(getattr(batch, n), getattr(expected, n)) for n in ("label", "noise_d", "signs"))
 
 
-def test_rows_gathered_on_the_host_are_those_asked_for() -> None:
+def test_rows_gathered_on_the_host_are_the_requested_ones() -> None:
     x = [torch.arange(12.0).view(6, 2), torch.arange(12.0, 24.0).view(6, 2)]
     rows = torch.tensor([[5, 0, 5], [1, 2, 3]])
     assert torch.equal(gather_to_device(x, rows, device=toy.CPU), torch.stack([x[r][rows[r]] for r in range(2)]))
@@ -211,13 +213,13 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
     runs = [toy.run() if same_rows else toy.run(f"data.split.seed={seed}") for seed in range(3)]
     sets = {storage: [in_place(run, store, storage) for run in runs] for storage in ("memory", "disk")}
     if same_rows:
-        sets = {storage: [held[0]] * 3 for storage, held in sets.items()}
+        sets = {storage: [validation_rows[0]] * 3 for storage, validation_rows in sets.items()}
     else:
         cut = {m: x[:-2] for m, x in sets["disk"][0].validation.x.items()}
-        for held in sets.values():  # replicates of unequal length are padded
-            short = held[0].validation
+        for validation_rows in sets.values():  # replicates of unequal length are padded
+            short = validation_rows[0].validation
             label = {m: y[:-2] for m, y in short.label.items()}
-            held[0] = replace(held[0], validation=replace(short, x=cut, label=label))
+            validation_rows[0] = replace(validation_rows[0], validation=replace(short, x=cut, label=label))
     torch.manual_seed(0)
     model = Modis(shape(runs[0], toy.SIZES, 3), slots=3)
     figures = []
@@ -239,14 +241,14 @@ def trained(store: Store, out: Path, storage: FeatureStorage) -> Path:
     return out
 
 
-def test_a_training_and_its_judgement_end_with_the_same_bits_and_leave_no_file(
+def test_a_training_and_its_evaluation_are_bit_identical_and_leave_no_file(
     store: Store, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(run_pack, "draw", lambda *_: None)
     in_memory, on_disk = (trained(store, tmp_path / storage, storage) for storage in ("memory", "disk"))
     assert differences(in_memory, on_disk) == []
-    one, other = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))
-    assert one == other and one["baseline"]["n"] > 0
+    of_memory, of_disk = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))
+    assert of_memory == of_disk and of_memory["baseline"]["n"] > 0
     assert evaluate_folder(in_memory, store.path) == evaluate_folder(on_disk, store.path)
     elsewhere = write_store(tmp_path / "other", samples=120)
     assert evaluate_folder(in_memory, elsewhere) == evaluate_folder(on_disk, elsewhere)
@@ -257,20 +259,20 @@ def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
     store: Store, tmp_path: Path, scratch: Path
 ) -> None:
     in_memory, on_disk = (
-        study_here(tmp_path / storage, store.path, "optim.epochs=2", f"trainer.feature_storage={storage}")
+        run_toy_study(tmp_path / storage, store.path, "optim.epochs=2", f"trainer.feature_storage={storage}")
         for storage in ("memory", "disk")
     )
     assert in_memory["failures"] == on_disk["failures"] == {} and in_memory["groups"] == on_disk["groups"]
     assert not any(path.is_file() for path in scratch.rglob("*"))
 
 
-def test_a_training_without_room_on_the_disk_is_refused_before_it_starts(
+def test_a_training_without_enough_scratch_space_is_refused_before_it_starts(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    told: list[int] = []
+    requested: list[int] = []
 
     def refuse(needed: int) -> None:
-        told.append(needed)
+        requested.append(needed)
         raise DataError("no room")
 
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", refuse)
@@ -278,6 +280,6 @@ def test_a_training_without_room_on_the_disk_is_refused_before_it_starts(
         trained(store, tmp_path / "run", "disk")
     assert not (tmp_path / "run").exists()
     monkeypatch.undo()
-    held = in_place(toy.run(), store, "memory")
-    sizes = {m: sum(getattr(held, part).x[m].nbytes for part in ("train", "validation")) for m in toy.SIZES}
-    assert told == [sum(sizes.values()) + max(sizes.values())]
+    prepared = in_place(toy.run(), store, "memory")
+    sizes = {m: sum(getattr(prepared, part).x[m].nbytes for part in ("train", "validation")) for m in toy.SIZES}
+    assert requested == [sum(sizes.values()) + max(sizes.values())]

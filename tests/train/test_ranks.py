@@ -39,27 +39,27 @@ def train(
         )
     except Interrupted as interruption:
         return [str(interruption)]
-    return [one.history for one in progress]
+    return [member.history for member in progress]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     """Everything in the last and best checkpoints."""
-    held = {part: checkpoint.load(checkpoint.newest(folder / part)) for part in ("last", "t0/best", "t1/best")}
+    checkpoints = {part: checkpoint.load(checkpoint.newest(folder / part)) for part in ("last", "t0/best", "t1/best")}
     return {
         f"{part}/{file}/{name}": tensor
-        for part, one in held.items()
-        for file, tensors in one.tensors.items()
+        for part, loaded in checkpoints.items()
+        for file, tensors in loaded.tensors.items()
         for name, tensor in tensors.items()
     }
 
 
 @pytest.fixture(scope="module")
-def calm(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
     """History and tensors of a training on two ranks that nothing disturbed."""
-    folder = tmp_path_factory.mktemp("calm")
-    found = on_ranks(2, train, folder)
-    assert found[0] == found[1]
-    return json.dumps(found[0]), tensors_of(folder)
+    folder = tmp_path_factory.mktemp("undisturbed")
+    results = on_ranks(2, train, folder)
+    assert results[0] == results[1]
+    return json.dumps(results[0]), tensors_of(folder)
 
 
 def here(world: World, folder: Path) -> tuple[int, bool]:
@@ -80,8 +80,8 @@ def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: 
     expected = train(World(), tmp_path / "1", torch.float64)
     want = tensors_of(tmp_path / "1")
     for size in (2, 3):
-        found = on_ranks(size, train, tmp_path / str(size), torch.float64)
-        for history in found:
+        results = on_ranks(size, train, tmp_path / str(size), torch.float64)
+        for history in results:
             for ours, theirs in zip(history, expected, strict=True):
                 assert [row.keys() for row in ours] == [row.keys() for row in theirs]
                 for row, right in zip(ours, theirs, strict=True):
@@ -92,33 +92,35 @@ def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: 
 
 
 @pytest.mark.parametrize("ranks", ALONE)
-def test_a_rank_that_meets_nobody_gives_the_answer_of_one_that_never_looked_and_continues_to_the_bit(
+def test_a_world_of_one_rank_equals_training_without_ranks_and_resumes_bit_identically(
     ranks: tuple[int, str], tmp_path: Path
 ) -> None:
     size, device = ranks
     torch.set_num_threads(1)
     (tmp_path / "cpu").mkdir()
     expected = train(World(), tmp_path / "cpu", torch.float64)
-    (calm,) = on_ranks(size, train, tmp_path / "calm", torch.float64, 0, device, device=device)
-    for ours, theirs in zip(calm, expected, strict=True):
+    (undisturbed,) = on_ranks(size, train, tmp_path / "undisturbed", torch.float64, 0, device, device=device)
+    for ours, theirs in zip(undisturbed, expected, strict=True):
         assert all(row == pytest.approx(right, rel=1e-6, abs=1e-7) for row, right in zip(ours, theirs, strict=True))
-    (said,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
-    assert said[0].startswith("told to; saved")
+    (message,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
+    assert message[0].startswith("told to; saved")
     (tmp_path / "stopped" / "ranks").unlink(missing_ok=True)
-    assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [calm]
-    want, got = tensors_of(tmp_path / "calm"), tensors_of(tmp_path / "stopped")
+    assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [undisturbed]
+    want, got = tensors_of(tmp_path / "undisturbed"), tensors_of(tmp_path / "stopped")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8])
-def test_a_stop_is_agreed_and_continued_to_the_bit(stop: int, tmp_path: Path, calm: Any) -> None:
-    said = on_ranks(2, train, tmp_path, torch.float32, stop)
-    assert said[0] == said[1] and said[0][0].startswith("told to; saved")
+def test_all_ranks_stop_at_the_same_step_and_resume_bit_identically(
+    stop: int, tmp_path: Path, undisturbed: Any
+) -> None:
+    messages = on_ranks(2, train, tmp_path, torch.float32, stop)
+    assert messages[0] == messages[1] and messages[0][0].startswith("told to; saved")
     (tmp_path / "ranks").unlink()
-    found = on_ranks(2, train, tmp_path)
-    assert json.dumps(found[0]) == calm[0]
+    results = on_ranks(2, train, tmp_path)
+    assert json.dumps(results[0]) == undisturbed[0]
     got = tensors_of(tmp_path)
-    assert all(torch.equal(got[name], tensor) for name, tensor in calm[1].items())
+    assert all(torch.equal(got[name], tensor) for name, tensor in undisturbed[1].items())
 
 
 def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any:
@@ -127,13 +129,13 @@ def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any
 
     batch, calls = Loader.batch, 0
 
-    def counted(self: Loader, **place: int) -> Any:
+    def counted(self: Loader, **position: int) -> Any:
         nonlocal calls
         calls += 1
         if world.rank == rank and calls == step:
             os.kill(os.getpid(), number)
             time.sleep(LIMIT_S if number == signal.SIGSTOP else 0)
-        return batch(self, **place)
+        return batch(self, **position)
 
     Loader.batch = counted  # type: ignore[method-assign]
     return train(world, folder)
@@ -142,16 +144,16 @@ def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "step"), [(1, 1), (0, 6), (1, 9)])
 def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
-    rank: int, step: int, tmp_path: Path, calm: Any
+    rank: int, step: int, tmp_path: Path, undisturbed: Any
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
     (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
     assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone" in error
     (tmp_path / "ranks").unlink()
-    found = on_ranks(2, train, tmp_path)
-    assert json.dumps(found[0]) == calm[0]
+    results = on_ranks(2, train, tmp_path)
+    assert json.dumps(results[0]) == undisturbed[0]
     got = tensors_of(tmp_path)
-    assert all(torch.equal(got[name], tensor) for name, tensor in calm[1].items())
+    assert all(torch.equal(got[name], tensor) for name, tensor in undisturbed[1].items())
 
 
 @pytest.mark.slow
@@ -175,16 +177,18 @@ def slow(world: World, folder: Path, number: int) -> None:
     world.broadcast_when_done(lambda: os.kill(os.getpid(), number))
 
 
-@pytest.mark.parametrize(("number", "said"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")])
+@pytest.mark.parametrize(
+    ("number", "expected"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")]
+)
 def test_a_first_rank_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
-    number: int, said: str, tmp_path: Path
+    number: int, expected: str, tmp_path: Path
 ) -> None:
     processes, pipes = start(2, slow, tmp_path, number, timeout_s=3.0)
     try:
         (_, error) = answers([pipes[1]])[0]
     finally:
         processes[0].kill()
-    assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and said in error
+    assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and expected in error
 
 
 def waiting(world: World, folder: Path) -> int:
@@ -198,8 +202,8 @@ def test_a_first_rank_that_only_takes_long_is_waited_for(tmp_path: Path) -> None
 
 def into_a_taken_folder(world: World, folder: Path) -> None:
     """As a training whose folder somebody else uses."""
-    with ExitStack() as held:
-        world.only_on_rank_0(lambda: held.enter_context(locked(folder / "taken", patience_s=0)))
+    with ExitStack() as stack:
+        world.only_on_rank_0(lambda: stack.enter_context(locked(folder / "taken", patience_s=0)))
 
 
 def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path) -> None:
@@ -213,8 +217,8 @@ def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
     os.environ["GLOO_SOCKET_IFNAME"] = interface
     with join_process_group(RankSpec(rank, 2, rendezvous_file(folder)), device=toy.CPU) as world:
         world.broadcast(lambda: 1)
-        found = psutil.Process().net_connections("tcp")
-        pipe.send([held.laddr.ip for held in found if held.status == psutil.CONN_LISTEN])
+        connections = psutil.Process().net_connections("tcp")
+        pipe.send([connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN])
 
 
 def test_ranks_that_meet_in_a_file_listen_on_loopback_whatever_interface_the_cluster_names(tmp_path: Path) -> None:
@@ -239,13 +243,13 @@ def poisoned(world: World, folder: Path) -> Any:
 
     batch, calls = Loader.batch, 0
 
-    def spoilt(self: Loader, **place: int) -> Any:
+    def spoilt(self: Loader, **position: int) -> Any:
         nonlocal calls
         calls += 1
-        found = batch(self, **place)
-        if world.rank == 1 and calls >= 3 and len(found.x[0]) == 2:
-            found.x[0][1, 0, 0] = float("nan")
-        return found
+        drawn = batch(self, **position)
+        if world.rank == 1 and calls >= 3 and len(drawn.x[0]) == 2:
+            drawn.x[0][1, 0, 0] = float("nan")
+        return drawn
 
     Loader.batch = spoilt  # type: ignore[method-assign]
     members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
@@ -284,6 +288,6 @@ def refusing(world: World, folder: Path) -> None:
     world.broadcast(refuse)
 
 
-def test_what_the_first_rank_refuses_is_refused_on_all(tmp_path: Path) -> None:
+def test_an_error_on_the_first_rank_is_raised_on_all(tmp_path: Path) -> None:
     _, pipes = start(3, refusing, tmp_path)
     assert all(error.startswith("RunFailed: on the first rank") for _, error in answers(pipes))

@@ -71,7 +71,7 @@ def test_a_training_captures_each_side_once_and_ends_as_one_without_capture(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    runs = [toy.run(FINE, *held) for held in settings]
+    runs = [toy.run(FINE, *overrides) for overrides in settings]
     progress, model = trained(tmp_path / "captured", runs, device)
     steps = checkpoint.load(checkpoint.newest(tmp_path / "captured" / "last")).state["updates"]
     assert (capture.captured, capture.warmed_up, capture.replayed) == (2, 2 * WARM_UP, 2 * (steps - WARM_UP))
@@ -104,9 +104,9 @@ def test_a_training_in_lower_precision_is_captured_and_trains_as_one_in_fp32(
     precision: str, device: torch.device, capture: Graphs | Replays, tmp_path: Path
 ) -> None:
     runs = [toy.run(f"trainer.precision={name}", "optim.epochs=6") for name in ("fp32", precision)]
-    found = [trained(tmp_path / run.trainer.precision, [run], device, dtype=torch.float32)[0][0] for run in runs]
+    results = [trained(tmp_path / run.trainer.precision, [run], device, dtype=torch.float32)[0][0] for run in runs]
     assert capture.captured == 4
-    full, lower = (last_losses(progress)["train/total_g"] for progress in found)
+    full, lower = (last_losses(progress)["train/total_g"] for progress in results)
     assert lower == pytest.approx(full, rel=0.1)
 
 
@@ -164,7 +164,7 @@ def test_terms_of_a_replayed_step_are_those_of_its_own_batch_for_both_sides(
         given = moved(batch(number), device)
         for side in (twin.adversary, twin.vaes):
             side.invalidate_graph()
-        for found, expected in zip(step(state, given, how, Rules()), step(twin, given, how, Rules()), strict=True):
+        for replayed, expected in zip(step(state, given, how, Rules()), step(twin, given, how, Rules()), strict=True):
             for name, value in expected.parts.items():
-                torch.testing.assert_close(found.parts[name], value, rtol=1e-7, atol=1e-9, msg=f"{number} {name}")
+                torch.testing.assert_close(replayed.parts[name], value, rtol=1e-7, atol=1e-9, msg=f"{number} {name}")
     assert capture.replayed == 2 * 3

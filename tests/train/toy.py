@@ -31,8 +31,8 @@ def cohort(*, samples: int = 90, seed: int = 0) -> Cohort:
     rng = np.random.default_rng(seed)
     label = np.arange(samples) % len(CLASSES)
     index, x = {}, {}
-    for place, (modality, features) in enumerate(SIZES.items()):
-        has = np.arange(samples) % 3 != 2 if place == 2 else np.ones(samples, bool)
+    for number, (modality, features) in enumerate(SIZES.items()):
+        has = np.arange(samples) % 3 != 2 if number == 2 else np.ones(samples, bool)
         means = rng.normal(size=(len(CLASSES), features)) * 1.5
         values = means[label] + rng.normal(size=(samples, features))
         ids = np.array([f"s{i}" for i in range(samples)], object)[has]

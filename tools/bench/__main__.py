@@ -1,11 +1,11 @@
-"""Our training beside a plain implementation of what was published, measured in one run.
+"""Training with modis_dist compared with a plain implementation of the published method, measured in one run.
 
 Both sides take turns, forwards and backwards, so that a disturbance or a slower clock meets both; times are medians
 over the turns. `ratio` is the baseline's time over ours: above 1 it is time saved. `ratio_low` and `ratio_high` are
-quartiles of the turns' own ratios. `others` is how many cores other processes used meanwhile; a row with `quiet` NO is
-to be measured again. Compare ratios, never milliseconds of two runs.
+quartiles of the turns' own ratios. `others` is the number of cores that other processes used; measure a row
+with `quiet` NO again. Compare ratios, never milliseconds of two runs.
 
-A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(asked)`, which yields a
+A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(arguments)`, which yields a
 dictionary for each line; put it into COMMANDS.
 """
 
@@ -29,10 +29,10 @@ class Command(Protocol):
     __doc__: str | None
 
     def add_options(self, parser: argparse.ArgumentParser) -> None:
-        """What can be asked for."""
+        """Add the options of this command."""
 
-    def rows(self, asked: argparse.Namespace) -> Iterator[Row]:
-        """What was found, line by line."""
+    def rows(self, arguments: argparse.Namespace) -> Iterator[Row]:
+        """Yield the rows of the measurement."""
 
 
 COMMANDS: dict[str, Command] = {
@@ -56,37 +56,37 @@ def parser() -> argparse.ArgumentParser:
     commands = main_parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
         text = (command.__doc__ or "").strip()
-        held = commands.add_parser(
+        subparser = commands.add_parser(
             name,
             help=text.partition("\n")[0],
             description=text,
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_options(held)
-        held.add_argument("--json", action="store_true", help="print a list of rows as JSON")
+        command.add_options(subparser)
+        subparser.add_argument("--json", action="store_true", help="print a list of rows as JSON")
     return main_parser
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and print."""
-    asked = parser().parse_args(arguments)
-    found: list[Row] = []
-    for row in COMMANDS[asked.command].rows(asked):
-        found.append(row)
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the measurement and print its rows."""
+    arguments = parser().parse_args(argv)
+    rows: list[Row] = []
+    for row in COMMANDS[arguments.command].rows(arguments):
+        rows.append(row)
         print(", ".join(f"{key} {show.cell(value)}" for key, value in row.items()), file=sys.stderr, flush=True)
-    if not found:
-        raise SystemExit("nothing to measure: the rows fill no batch of that size")
-    if asked.json:
-        print(show.as_json(found))
+    if not rows:
+        raise SystemExit("nothing to measure: --rows is smaller than the batch size; raise --rows or lower --batches")
+    if arguments.json:
+        print(show.as_json(rows))
     else:
-        where = f"{model(asked)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
-        print(f"{asked.command}: {where}\n\n{show.as_table(found)}")
+        where = f"{model(arguments)}, torch {torch.__version__}, {datetime.now(UTC):%Y-%m-%d}, code {version.code()}"
+        print(f"{arguments.command}: {where}\n\n{show.as_table(rows)}")
     return 0
 
 
-def model(asked: argparse.Namespace) -> str:
+def model(arguments: argparse.Namespace) -> str:
     """Name of the processor or GPU."""
-    return str(machine(getattr(asked, "device", torch.device("cpu")), ranks=1)["model"])
+    return str(machine(getattr(arguments, "device", torch.device("cpu")), ranks=1)["model"])
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The published training, written plainly: what a step and an epoch cost where nothing is done about it.
+"""Plain implementation of the published training, as the baseline of the measurements.
 
 Ordinary layers, a loop over modalities, vectorised within each; per-modality DataLoaders over per-row data sets; one
 Adam for everything. In the discriminator's step the encoders' graph is kept with their parameters' gradients, which are
@@ -193,7 +193,7 @@ class Baseline(nn.Module):
             h, modality, classes = self.discriminator(z)
             logits.append(modality)
             self._add_class_terms(terms, h, classes, label, name=f"d/{self.modalities[m]}")
-            terms.add(f"penalty/{self.modalities[m]}", self._penalty(m, x, noise), self.setting.case.lambda_r)
+            terms.add(f"penalty/{self.modalities[m]}", self._penalty(m, x, noise), self.setting.case.penalty_weight)
         terms.add("adversarial_d", adversarial(logits, loss=self.setting.loss, side="discriminator"))
         return self._take_step(terms, forget=self.vaes)
 
@@ -207,8 +207,8 @@ class Baseline(nn.Module):
                 mu, logvar = vae.encode(x)
                 z = sample(mu, logvar, noise)
                 x_hat = vae.decoder(z)
-                found = self.discriminator(z)
-            h, modality, classes = (part.to(x.dtype) for part in found)
+                predicted = self.discriminator(z)
+            h, modality, classes = (part.to(x.dtype) for part in predicted)
             logits.append(modality)
             terms.add(f"reconstruction/{name}", F.mse_loss(x_hat.to(x.dtype), x))
             terms.add(f"kl/{name}", kl_divergence(mu.to(x.dtype), logvar.to(x.dtype)), self.setting.case.beta)

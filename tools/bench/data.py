@@ -32,47 +32,49 @@ CHUNK = 16 << 20  # bytes that are read from a file at once
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """How large, where, and what is trained."""
+    """Add the options: size of the data, feature storage, and the training."""
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--features", type=int, default=4_000)
-    parser.add_argument("--row-group-rows", type=int, default=5_000, help="of the source")
-    parser.add_argument("--folder", type=Path, help="where the temporary folder is made")
-    parser.add_argument("--turns", type=int, default=3, help="of the readers")
-    parser.add_argument("--places", nargs="*", default=["memory", "disk"], help="trainer.feature_storage of trainings")
-    parser.add_argument("--width", type=int, default=200, help="of the hidden layer of the wide modality")
+    parser.add_argument("--row-group-rows", type=int, default=5_000, help="rows per row group of the source")
+    parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
+    parser.add_argument("--turns", type=int, default=3, help="turns of the readers")
+    parser.add_argument(
+        "--places", nargs="*", default=["memory", "disk"], help="values of trainer.feature_storage to train with"
+    )
+    parser.add_argument("--width", type=int, default=200, help="hidden width of the wide modality")
     parser.add_argument("--batch", type=int, default=32, help="rows of each modality in a batch")
-    parser.add_argument("--steps", type=int, default=100, help="of each training")
+    parser.add_argument("--steps", type=int, default=100, help="steps of each training")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each command, reader and training."""
-    with tempfile.TemporaryDirectory(dir=asked.folder) as name:
+    with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source, folder = Path(name) / "source", Path(name) / "store"
         source.mkdir()
-        alone(make_source, source, asked.rows, asked.features, asked.row_group_rows)
+        alone(make_source, source, arguments.rows, arguments.features, arguments.row_group_rows)
         for words in (("import", source, "--out", folder), ("check", folder), ("describe", folder)):
             watch = Watch()
             row = {"work": f"data {words[0]}"} | command(*words)
-            yield _with_rates(row, asked) | {"others": watch.others()}
+            yield _with_rates(row, arguments) | {"others": watch.others()}
         store = Store.open(folder)
-        yield from _reading(store, asked)
+        yield from _reading(store, arguments)
         os.environ["TMPDIR"] = name
-        for place in asked.places:
+        for storage in arguments.places:
             watch = Watch()
-            found = alone(train, folder, place, asked.width, asked.batch, asked.steps)
-            yield {"work": f"train, {place}", "batch": asked.batch} | found | {"others": watch.others()}
+            measured = alone(train, folder, storage, arguments.width, arguments.batch, arguments.steps)
+            yield {"work": f"train, {storage}", "batch": arguments.batch} | measured | {"others": watch.others()}
 
 
-def _with_rates(row: Row, asked: argparse.Namespace) -> Row:
-    values = asked.rows * asked.features
+def _with_rates(row: Row, arguments: argparse.Namespace) -> Row:
+    values = arguments.rows * arguments.features
     seconds = row["ours_ms"] / 1000
-    return row | {"rows_s": asked.rows / seconds, "MB_s": 4e-6 * values / seconds}
+    return row | {"rows_s": arguments.rows / seconds, "MB_s": 4e-6 * values / seconds}
 
 
 # --- readers --------------------------------------------------------------------------------------------------
 
 
-def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
+def _reading(store: Store, arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for each reader, cold and warm."""
     files = [store.path / WIDE / shard.name for shard in store.table(WIDE).shards]
     readers: dict[str, Callable[[], None]] = {
@@ -84,7 +86,7 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
     }
     times: dict[tuple[str, str], list[float]] = {}
     watch = Watch()
-    for turn in range(asked.turns):
+    for turn in range(arguments.turns):
         for name in list(readers)[:: -1 if turn % 2 else 1]:
             _drop(files)
             for cache in ("cold", "warm"):
@@ -92,12 +94,14 @@ def _reading(store: Store, asked: argparse.Namespace) -> Iterator[Row]:
                 readers[name]()
                 times.setdefault((name, cache), []).append(time.perf_counter() - begin)
     others = watch.others()
-    for (name, cache), found in sorted(times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))):
-        seconds, plain = median(found), median(times["pyarrow", cache])
+    for (name, cache), measured in sorted(
+        times.items(), key=lambda item: (item[0][1], list(readers).index(item[0][0]))
+    ):
+        seconds, plain = median(measured), median(times["pyarrow", cache])
         row: Row = {"work": f"{name}, {cache}", "ours_ms": 1e3 * seconds}
         if name not in ("disk", "pyarrow"):
             row |= {"baseline_ms": 1e3 * plain, "ratio": plain / seconds}
-        yield _with_rates(row, asked) | {"of_disk": median(times["disk", cache]) / seconds, "others": others}
+        yield _with_rates(row, arguments) | {"of_disk": median(times["disk", cache]) / seconds, "others": others}
 
 
 def _drop(files: list[Path]) -> None:
@@ -132,8 +136,8 @@ def _spans(store: Store) -> Iterator[np.ndarray]:
 
 
 def _read_blocks(store: Store) -> None:
-    held = StoredRows(store, WIDE)
-    _exhaust(held[block] for block in slices(*held.shape))
+    rows = StoredRows(store, WIDE)
+    _exhaust(rows[block] for block in slices(*rows.shape))
 
 
 def _exhaust(parts: Iterator[object]) -> None:

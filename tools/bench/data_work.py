@@ -1,4 +1,4 @@
-"""What the measurements of large data do in processes of their own, and what these take."""
+"""Work of the measurements of large data, each in a separate process, with its time and memory."""
 
 import subprocess
 import sys
@@ -54,19 +54,19 @@ app()
 
 
 def alone(work: Callable[..., Row], *arguments: object) -> Row:
-    """What a function returns in a new process: a child's peak counts from what its parent held at a fork."""
+    """Call a function in a new process and return its result: after a fork, the peak memory includes the parent's."""
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
     child = spawn.Process(target=_answer, args=(theirs, work, arguments))
     child.start()
     theirs.close()
     try:
-        found: Row = ours.recv()
+        row: Row = ours.recv()
     except EOFError:
         raise SystemExit(f"{work.__name__} failed") from None
     finally:
         child.join()
-    return found
+    return row
 
 
 def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[object, ...]) -> None:
@@ -76,8 +76,8 @@ def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[objec
 def command(*words: str | Path) -> Row:
     """Seconds and peak memory of one `modis-dist data` command."""
     begin = time.monotonic()
-    asked = [sys.executable, "-c", COMMAND, *map(str, words)]
-    done = subprocess.run(asked, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
+    arguments = [sys.executable, "-c", COMMAND, *map(str, words)]
+    done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
     seconds = time.monotonic() - begin
     if done.returncode:
         raise SystemExit(f"{words[0]} ended with {done.returncode}: {done.stderr}")
@@ -87,8 +87,8 @@ def command(*words: str | Path) -> Row:
 def memory(*names: str) -> list[int]:
     """Figures of this process, in bytes: VmHWM, the most memory it had; RssAnon, what belongs to no file now."""
     lines = [line.partition(":") for line in Path("/proc/self/status").read_text().splitlines()]
-    found = {name: value.split() for name, _, value in lines}
-    return [1024 * int(found[name][0]) for name in names]
+    fields = {name: value.split() for name, _, value in lines}
+    return [1024 * int(fields[name][0]) for name in names]
 
 
 class OwnMemory:
@@ -144,22 +144,22 @@ class Clock:
         self.times: list[float] = []
 
     def requested(self) -> str | None:
-        """Why to stop, or None."""
+        """Return the reason to stop, or None."""
         self.times.append(time.perf_counter())
         return None if len(self.times) < self._steps else "enough is known"
 
 
-def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
+def train(store: Path, storage: str, width: int, batch: int, steps: int) -> Row:
     """Seconds of preparing, batches alone and steps per second of a training on a store, and the memory it takes."""
     opened = Store.open(store)
     features = len(opened.features(WIDE))
     tree = {
         "model": {"latent": 16, "ratios": [width / features], "discriminator": [64]},
         "optim": {"batch_size": batch},
-        "trainer": {"feature_storage": asked, "device": "cpu", "checkpoint_every": 1000},
+        "trainer": {"feature_storage": storage, "device": "cpu", "checkpoint_every": 1000},
     }
     run = parse.build(Run, tree, source="bench")
-    with OwnMemory() as own, tempfile.TemporaryDirectory() as name:
+    with OwnMemory() as memory_use, tempfile.TemporaryDirectory() as name:
         begin = time.perf_counter()
         prepared = prepare(run, load_cohort(opened, run.data, storage=storage_of(run, opened)))
         seconds = time.perf_counter() - begin
@@ -186,5 +186,5 @@ def train(store: Path, asked: str, width: int, batch: int, steps: int) -> Row:
         "batches_s": 1 / median(np.diff(times)),
         "steps_s": 1 / median(np.diff(clock.times)),
         "peak_MiB": memory("VmHWM")[0] // MIB,
-        "own_MiB": own.most // MIB,
+        "own_MiB": memory_use.most // MIB,
     }

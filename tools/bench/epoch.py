@@ -25,33 +25,35 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Shapes, how they are measured, and how many rows."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=5)
-    parser.add_argument("--rows", type=options.positive, help="rows of each modality at most; all of the data set's")
+    parser.add_argument("--rows", type=options.positive, help="maximum rows per modality (default all of the data set)")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting whose batches the data fill; milliseconds of an epoch and its steps."""
-    for setting in options.settings(asked):
-        steps = min(setting.case.rows.values() if asked.rows is None else (*setting.case.rows.values(), asked.rows))
+    for setting in options.settings(arguments):
+        steps = min(
+            setting.case.rows.values() if arguments.rows is None else (*setting.case.rows.values(), arguments.rows)
+        )
         steps //= setting.batch
         if not steps:
             continue
-        with apart({"baseline": theirs, "ours": our}, (setting, asked.rows), device=setting.device) as works:
-            found = interleaved(works, turns=asked.turns, device=setting.device)
-        yield side_by_side(setting, found) | {"steps": steps}
+        with apart({"baseline": theirs, "ours": our}, (setting, arguments.rows), device=setting.device) as works:
+            times = interleaved(works, turns=arguments.turns, device=setting.device)
+        yield side_by_side(setting, times) | {"steps": steps}
 
 
-def theirs(asked: tuple[Setting, int | None]) -> Work:
+def theirs(arguments: tuple[Setting, int | None]) -> Work:
     """Epochs of the baseline."""
-    setting, limit = asked
+    setting, limit = arguments
     torch.set_num_threads(setting.threads)
     data = ours.random_rows(setting.case, limit=limit)
     loaders = baseline.loaders(data.values(), batch=setting.batch)
     return repeated(partial(baseline.train_epoch, baseline.Baseline(setting), loaders))
 
 
-def our(asked: tuple[Setting, int | None]) -> Work:
+def our(arguments: tuple[Setting, int | None]) -> Work:
     """Our epochs, on the same rows."""
-    setting, limit = asked
+    setting, limit = arguments
     cpu_settings.use(setting.threads)
     loader = ours.loader(setting, ours.random_rows(setting.case, limit=limit))
     return repeated(partial(ours.train_epoch, ours.Training(setting), loader))

@@ -1,4 +1,4 @@
-"""How the time of a step grows with one size at a time, and the exponent b of time ~ size^b.
+"""Time of a step as one size at a time grows, and the exponent b of time ~ size^b.
 
 From a system of three modalities of 256 features, 64 latent dimensions and 64 rows, one size is varied: rows of a
 batch, latent dimensions, modalities, features, replicates of a stack, ranks. b is the slope of least squares in
@@ -34,23 +34,25 @@ SIZES: Mapping[str, Sequence[int]] = {
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What is varied and how it is measured."""
-    parser.add_argument("--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes, one after the other")
+    """Add the options: sizes to vary, and the measurement."""
+    parser.add_argument(
+        "--vary", nargs="+", choices=SIZES, default=list(SIZES), help="sizes to vary, one at a time (default all)"
+    )
     options.of_measurement(parser, turns=15)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every size of every table."""
-    for precision in asked.precisions:
-        for threads in asked.threads:
+    for precision in arguments.precisions:
+        for threads in arguments.threads:
             cpu_settings.use(threads)
-            start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, asked.device, asked.loss)
-            for varied in asked.vary:
-                yield from table(varied, start, turns=asked.turns)
+            start = Setting(name(BASE), of_size(**BASE), BATCH, precision, threads, arguments.device, arguments.loss)
+            for varied in arguments.vary:
+                yield from table(varied, start, turns=arguments.turns)
 
 
 def name(sizes: Mapping[str, int]) -> str:
-    """A system of equal modalities in a word."""
+    """Short name of a system of equal modalities."""
     return f"{sizes['modalities']}x{sizes['features']}/{sizes['latent']}"
 
 
@@ -89,17 +91,17 @@ def _of_ranks(start: Setting, *, turns: int) -> list[Row]:
     watch = Watch()
     with ExitStack() as alive:
         works = {f"ours {size}": alive.enter_context(ranks.stepping(start, size=size)) for size in settings}
-        found = interleaved(works, turns=turns, device=start.device)
+        times = interleaved(works, turns=turns, device=start.device)
     # The ranks' own time is known when they have ended.
-    return lines("ranks", settings, replace(found, others=watch.others()))
+    return lines("ranks", settings, replace(times, others=watch.others()))
 
 
-def lines(varied: str, settings: Mapping[int, Setting], found: Measured) -> list[Row]:
+def lines(varied: str, settings: Mapping[int, Setting], times: Measured) -> list[Row]:
     """A row for each size, all with the exponents of their table."""
-    ours = _medians("ours", settings, found)
-    baseline = _medians("baseline", settings, found)
+    ours = _medians("ours", settings, times)
+    baseline = _medians("baseline", settings, times)
     slopes = {"exponent": exponent(ours), "baseline_exponent": exponent(baseline) if baseline else None}
-    told = disturbance(found)
+    noise = disturbance(times)
     return [
         {
             **setting.columns(),
@@ -109,11 +111,11 @@ def lines(varied: str, settings: Mapping[int, Setting], found: Measured) -> list
             "ours_ms": ours[size],
             "ratio": baseline[size] / ours[size] if baseline else None,
             **slopes,
-            **told,
+            **noise,
         }
         for size, setting in settings.items()
     ]
 
 
-def _medians(side: str, sizes: Mapping[int, Any], found: Measured) -> dict[int, float]:
-    return {size: found.median_ms(f"{side} {size}") for size in sizes if f"{side} {size}" in found.ms}
+def _medians(side: str, sizes: Mapping[int, Any], times: Measured) -> dict[int, float]:
+    return {size: times.median_ms(f"{side} {size}") for size in sizes if f"{side} {size}" in times.ms}

@@ -52,7 +52,7 @@ class Measured:
 
     @property
     def quiet(self) -> bool | None:
-        """Whether the machine was this measurement's; None where that is not known."""
+        """True if other processes used few of the cores; None if unknown."""
         return None if self.others is None else self.others <= QUIET * len(os.sched_getaffinity(0))
 
 
@@ -63,24 +63,24 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._before = _times()
+        self._before = cpu_times()
 
     def others(self) -> float | None:
         """In cores; None where the system's counters stand still."""
-        passed, busy, own = (now - before for now, before in zip(_times(), self._before, strict=True))
-        if busy <= 0.5 * own:
+        passed_s, busy_s, own_s = (now - before for now, before in zip(cpu_times(), self._before, strict=True))
+        if busy_s <= 0.5 * own_s:
             return None
-        return max(0.0, busy - own) / passed
+        return max(0.0, busy_s - own_s) / passed_s
 
 
-def _times() -> tuple[float, float, float]:
+def cpu_times() -> tuple[float, float, float]:
     """Seconds: the clock, busy time of the cores, CPU time of this process and its children."""
     every = psutil.cpu_times(percpu=True)
     cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
     busy = sum(getattr(core, kind, 0.0) for core in cores for kind in BUSY)
     ended = os.times()
     living = [child.cpu_times() for child in psutil.Process().children(recursive=True)]
-    children = ended.children_user + ended.children_system + sum(held.user + held.system for held in living)
+    children = ended.children_user + ended.children_system + sum(times.user + times.system for times in living)
     return time.perf_counter(), busy, time.process_time() + children
 
 
@@ -96,17 +96,17 @@ def repeated(step: Callable[[], object]) -> Work:
 
 def interleaved(works: Mapping[str, Work], *, turns: int, device: torch.device, turn_s: float = TURN_S) -> Measured:
     """Every work in every turn, forwards and backwards alternately, after it has warmed up."""
-    times = {name: _pieces(work, device, turn_s) for name, work in works.items()}
-    held: dict[str, list[float]] = {name: [] for name in works}
+    times = {name: pieces_per_turn(work, device, turn_s) for name, work in works.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in works}
     watch = Watch()
     for turn in range(turns):
         for name in list(works)[:: -1 if turn % 2 else 1]:
-            held[name].append(1e3 * _seconds(works[name], times[name], device) / times[name])
-    return Measured({name: tuple(ms) for name, ms in held.items()}, watch.others())
+            seconds[name].append(1e3 * _seconds(works[name], times[name], device) / times[name])
+    return Measured({name: tuple(ms) for name, ms in seconds.items()}, watch.others())
 
 
-def _pieces(work: Work, device: torch.device, turn_s: float) -> int:
-    """How many pieces of a work fill a turn; warms it up."""
+def pieces_per_turn(work: Work, device: torch.device, turn_s: float) -> int:
+    """Return the number of calls that fill a turn, after a warm-up."""
     took = [_seconds(work, 1, device) for _ in range(WARM_UP_CALLS)]
     return max(1, round(turn_s / took[-1]))
 
@@ -119,31 +119,31 @@ def _seconds(work: Work, times: int, device: torch.device) -> float:
 
 
 def _finished(device: torch.device) -> float:
-    """The time at which all that was asked of a device is done."""
+    """The time at which all that was arguments of a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def side_by_side(setting: Setting, found: Measured) -> Row:
+def side_by_side(setting: Setting, times: Measured) -> Row:
     """A row that compares works named ``baseline`` and ``ours``; a ratio above 1 is time that ours saves."""
-    low, high = found.spread("baseline", "ours")
+    low, high = times.spread("baseline", "ours")
     return {
         **setting.columns(),
-        "baseline_ms": found.median_ms("baseline"),
-        "ours_ms": found.median_ms("ours"),
-        "ratio": found.ratio("baseline", "ours"),
+        "baseline_ms": times.median_ms("baseline"),
+        "ours_ms": times.median_ms("ours"),
+        "ratio": times.ratio("baseline", "ours"),
         "ratio_low": low,
         "ratio_high": high,
-        **disturbance(found),
+        **disturbance(times),
     }
 
 
-def disturbance(found: Measured) -> Row:
+def disturbance(times: Measured) -> Row:
     """Columns that say whether the machine was quiet."""
-    if found.quiet is False:
-        print(f"others used {found.others:.2f} cores meanwhile: measure again on a quiet machine", file=sys.stderr)
-    return {"others": found.others, "quiet": found.quiet}
+    if times.quiet is False:
+        print(f"other processes used {times.others:.2f} cores: measure again on an idle machine", file=sys.stderr)
+    return {"others": times.others, "quiet": times.quiet}
 
 
 def exponent(times: Mapping[int, float]) -> float:

@@ -1,4 +1,4 @@
-"""Options that the measurements share, and the settings that they ask for."""
+"""Options shared by the measurements, and the settings that they select."""
 
 import argparse
 import os
@@ -15,30 +15,38 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def of_shapes(parser: argparse.ArgumentParser) -> None:
-    """Which systems; every combination is a row."""
-    parser.add_argument("--shapes", nargs="+", choices=CASES, default=["intersim", "tcga10", "tiny"], help="systems")
+    """Add the options that choose systems; every combination is a row."""
+    parser.add_argument(
+        "--shapes", nargs="+", choices=CASES, default=["intersim", "tcga10", "tiny"], help="systems to measure"
+    )
     parser.add_argument("--batches", nargs="+", type=at_least_2, default=[32, 512], help="rows of each modality")
 
 
 def of_measurement(parser: argparse.ArgumentParser, *, turns: int) -> None:
-    """How it is measured."""
+    """Add the options of the measurement."""
     of_settings(parser)
-    parser.add_argument("--turns", type=positive, default=turns, help=f"of each side, the median counts; {turns}")
+    parser.add_argument(
+        "--turns", type=positive, default=turns, help=f"turns of each side; the median is reported (default {turns})"
+    )
 
 
 def of_settings(parser: argparse.ArgumentParser) -> None:
-    """How it is trained; every combination is a row."""
-    parser.add_argument("--precisions", nargs="+", choices=get_args(Precision), default=["fp32"], help="of networks")
-    parser.add_argument("--threads", nargs="+", type=positive, default=[CORES], help="of the processor; all by default")
+    """Add the options of the training; every combination is a row."""
+    parser.add_argument(
+        "--precisions", nargs="+", choices=get_args(Precision), default=["fp32"], help="precisions of the networks"
+    )
+    parser.add_argument("--threads", nargs="+", type=positive, default=[CORES], help="CPU threads (default all)")
     parser.add_argument("--loss", choices=get_args(Loss), default="published", help="adversarial loss")
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="cpu (default) or cuda")
 
 
-def settings(asked: argparse.Namespace) -> Iterator[Setting]:
-    """Every combination asked for; sets the number of threads as it goes."""
-    for name, batch, precision, threads in product(asked.shapes, asked.batches, asked.precisions, asked.threads):
+def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
+    """Yield every requested combination; sets the number of threads for each."""
+    for name, batch, precision, threads in product(
+        arguments.shapes, arguments.batches, arguments.precisions, arguments.threads
+    ):
         cpu_settings.use(threads)
-        yield Setting(name, CASES[name], batch, precision, threads, asked.device, asked.loss)
+        yield Setting(name, CASES[name], batch, precision, threads, arguments.device, arguments.loss)
 
 
 def positive(text: str) -> int:

@@ -78,7 +78,7 @@ def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weight
     return Weights(
         beta=setting.case.beta * ones,
         adversarial=ones,
-        lambda_r=setting.case.lambda_r * ones,
+        lambda_r=setting.case.penalty_weight * ones,
         label=ones,
         clustering=ones,
         confidence=ones,
@@ -95,11 +95,11 @@ def random_batch(
     normal = partial(torch.randn, generator=drawing, dtype=dtype)
     size = (replicates, len(shape.features), setting.batch)
     whole = [normal(replicates, setting.batch, p) for p in shape.features.values()]
-    own = [part[:, world.block(m, setting.batch)] for m, part in enumerate(whole)]
+    local = [part[:, world.block(m, setting.batch)] for m, part in enumerate(whole)]
     label = torch.randint(-1, shape.classes, size, generator=drawing)
     noise_d, noise_g = (normal(*size, shape.latent).to(setting.device) for _ in "dg")
     sample = torch.arange(setting.batch).expand(size).contiguous()
-    x = tuple(part.to(setting.device) for part in own)
+    x = tuple(part.to(setting.device) for part in local)
     return Batch(x, label.to(setting.device), sample.to(setting.device), noise_d, noise_g)
 
 
@@ -110,24 +110,24 @@ def plain_batch(batch: Batch) -> PlainBatch:
 
 def plain_terms(adversary: Terms, vae: Terms, case: Case) -> dict[str, float]:
     """The terms of the first replicate by the names that the baseline gives them: one for each modality."""
-    found = {}
+    terms = {}
     for name, value in (adversary.parts | vae.parts).items():
         if value.dim() == 1:
-            found[name] = value[0].item()
+            terms[name] = value[0].item()
         else:
-            found |= {f"{name}/{m}": part.item() for m, part in zip(case.shape.features, value[0], strict=True)}
-    return found
+            terms |= {f"{name}/{m}": part.item() for m, part in zip(case.shape.features, value[0], strict=True)}
+    return terms
 
 
 def random_rows(case: Case, *, limit: int | None) -> dict[str, tuple[Tensor, Tensor]]:
     """Normal features and random labels of each modality, as many rows as the case trains on or ``limit``."""
     drawing = torch.Generator().manual_seed(0)
-    found = {}
+    values = {}
     for modality, p in case.shape.features.items():
         rows = min(case.rows[modality], limit or case.rows[modality])
         label = torch.randint(-1, case.shape.classes, (rows,), generator=drawing)
-        found[modality] = torch.randn(rows, p, generator=drawing), label
-    return found
+        values[modality] = torch.randn(rows, p, generator=drawing), label
+    return values
 
 
 def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]], *, replicates: int = 1) -> Loader:

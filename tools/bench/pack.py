@@ -1,4 +1,4 @@
-"""Stacks of replicates: how many replicate steps a second R = 1, 2, 4 and more take, against one alone. Ours only.
+"""Replicate steps per second of stacks of R = 1, 2, 4 and more, relative to a single replicate (modis_dist only).
 
 Times are of one replicate's step: `baseline_ms` alone, `ours_ms` as one of R in a stack; the ratio is how many times as
 many replicates a stack trains in the same time. A step has its batch from the loader, of rows that all replicates
@@ -21,16 +21,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Shapes, how they are measured, and the sizes of stacks."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=15)
-    parser.add_argument("--replicates", nargs="+", type=options.positive, default=[1, 2, 4, 8, 16], help="in a stack")
+    parser.add_argument(
+        "--replicates", nargs="+", type=options.positive, default=[1, 2, 4, 8, 16], help="replicates in a stack"
+    )
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting and size."""
-    for setting in options.settings(asked):
-        stacks = {str(replicates): stack(setting, replicates=replicates) for replicates in asked.replicates}
-        found = interleaved({"alone": stack(setting, replicates=1), **stacks}, turns=asked.turns, device=setting.device)
-        for replicates in asked.replicates:
-            row = side_by_side(setting, of_one(found, replicates=replicates))
+    for setting in options.settings(arguments):
+        stacks = {str(replicates): stack(setting, replicates=replicates) for replicates in arguments.replicates}
+        times = interleaved(
+            {"alone": stack(setting, replicates=1), **stacks}, turns=arguments.turns, device=setting.device
+        )
+        for replicates in arguments.replicates:
+            row = side_by_side(setting, of_one(times, replicates=replicates))
             yield row | {"replicates": replicates, "replicate_steps_per_s": 1000 / row["ours_ms"]}
 
 
@@ -41,7 +45,7 @@ def stack(setting: Setting, *, replicates: int) -> Work:
     return repeated(partial(next, ours.endless_steps(training, loader)))
 
 
-def of_one(found: Measured, *, replicates: int) -> Measured:
+def of_one(times: Measured, *, replicates: int) -> Measured:
     """One alone, and one of so many in a stack, among which its time is shared out."""
-    shared = tuple(ms / replicates for ms in found.ms[str(replicates)])
-    return Measured({"baseline": found.ms["alone"], "ours": shared}, found.others)
+    shared = tuple(ms / replicates for ms in times.ms[str(replicates)])
+    return Measured({"baseline": times.ms["alone"], "ours": shared}, times.others)

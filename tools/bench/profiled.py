@@ -1,4 +1,4 @@
-"""Which operators the time of our step goes to, and which groups of them. Ours only.
+"""Time of one step of modis_dist by operator and by group of operators.
 
 Each setting gives a row for each group (its operator is `all`), then rows of the operators that take most. `ms` and
 `calls` are of one step: an operator's own time, without those that it calls, on the processor or, on a GPU, of its
@@ -40,7 +40,7 @@ GROUP_OF = {f"aten::{name}": group for group, names in GROUPS.items() for name i
 
 @dataclass(frozen=True)
 class Spent:
-    """What an operator takes of one step."""
+    """Time and calls of an operator in one step."""
 
     operator: str
     calls: float
@@ -56,31 +56,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """Shapes, replicates, and how much is shown."""
     options.of_shapes(parser)
     options.of_settings(parser)
-    parser.add_argument("--replicates", nargs="+", type=options.positive, default=[1], help="in a stack")
-    parser.add_argument("--steps", type=options.positive, default=5, help="that are profiled; 5")
-    parser.add_argument("--top", type=options.positive, default=15, help="operators that are shown; 15")
+    parser.add_argument("--replicates", nargs="+", type=options.positive, default=[1], help="replicates in a stack")
+    parser.add_argument("--steps", type=options.positive, default=5, help="profiled steps (default 5)")
+    parser.add_argument("--top", type=options.positive, default=15, help="number of operators shown (default 15)")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """Rows of groups, then of operators, for every setting and size of a stack."""
-    for setting in options.settings(asked):
-        for replicates in asked.replicates:
-            found = spent(setting, replicates=replicates, steps=asked.steps)
-            for row in shares(found, top=asked.top):
+    for setting in options.settings(arguments):
+        for replicates in arguments.replicates:
+            operators = spent(setting, replicates=replicates, steps=arguments.steps)
+            for row in shares(operators, top=arguments.top):
                 yield setting.columns() | {"replicates": replicates} | row
 
 
-def shares(found: Sequence[Spent], *, top: int) -> Iterator[Row]:
+def shares(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
     """Groups, then the ``top`` operators, each by falling time."""
-    whole = sum(one.ms for one in found) or 1.0
+    whole = sum(spent.ms for spent in operators) or 1.0
     ms, calls = Counter[str](), Counter[str]()
-    for one in found:
-        ms[one.group] += one.ms  # type: ignore[assignment]
-        calls[one.group] += one.calls  # type: ignore[assignment]
+    for spent in operators:
+        ms[spent.group] += spent.ms  # type: ignore[assignment]
+        calls[spent.group] += spent.calls  # type: ignore[assignment]
     for group, taken in ms.most_common():
         yield {"group": group, "operator": "all", "calls": calls[group], "ms": taken, "share": taken / whole}
-    for one in sorted(found, key=lambda one: -one.ms)[:top]:
-        yield {"group": one.group, **vars(one), "share": one.ms / whole}
+    for spent in sorted(operators, key=lambda spent: -spent.ms)[:top]:
+        yield {"group": spent.group, **vars(spent), "share": spent.ms / whole}
 
 
 def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:

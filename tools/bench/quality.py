@@ -1,12 +1,12 @@
-"""Epochs and seconds until a training is as good as the published schedule ends, for each condition of a study.
+"""Epochs and seconds until a training reaches the final metric of the published preset, for each condition of a study.
 
 python -m tools.bench quality study.yaml
 python -m tools.bench quality study.yaml --out runs/quality     # kept; a finished study there is only read
 
-The study has conditions that differ in their schedule, the published one first, and replicates. What a replicate is to
-reach is the mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy.
-`epochs` and `ours_ms` are when it does, and stays there for five epochs on average (medians; replicates that never do
-count as last, `reached` says how many do). `baseline_ms` is the first condition's `ours_ms`, `ratio` that over these,
+The study has replicates and conditions that differ in `optim.preset`, `published` first. The target is the
+mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy. `epochs` and
+`ours_ms` are the first time at which the mean of five epochs reaches it (medians; replicates that never reach it rank
+last; `reached` is the number that do). `baseline_ms` is the first condition's `ours_ms`, `ratio` that over these,
 `of_all` the time of all its epochs over these. Replicates of a condition are trained as one stack, whose time it is.
 """
 
@@ -25,7 +25,7 @@ from tools.bench.measure import Row
 from tools.bench.sweep import run
 
 METRIC = "val/balanced_accuracy"
-LAST = 5  # epochs whose mean is what a schedule ends with
+LAST = 5  # epochs whose mean is the final metric of a preset
 CLOSE = 0.005
 
 
@@ -38,7 +38,7 @@ class Curve:
 
     @property
     def end(self) -> float:
-        """What it ends with."""
+        """Mean of the last epochs."""
         return fmean(self.values[-LAST:])
 
     def reaches(self, aim: float) -> int | None:
@@ -49,38 +49,44 @@ class Curve:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be asked for."""
-    parser.add_argument("study", type=Path, help="study whose conditions are schedules, the published one first")
-    parser.add_argument("--out", type=Path, default=None, help="folder of the study; a temporary one by default")
+    """Add the options of this command."""
+    parser.add_argument("study", type=Path, help="study with one condition per preset, `published` first")
+    parser.add_argument("--out", type=Path, default=None, help="output folder of the study (default temporary)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key of the study")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """One row for each condition."""
-    with tempfile.TemporaryDirectory() as place:
-        out = asked.out or Path(place) / "study"
+    with tempfile.TemporaryDirectory() as folder:
+        out = arguments.out or Path(folder) / "study"
         if not (out / "summary.json").exists():
-            run("tune", asked.study, "--out", out, *(word for one in asked.set for word in ("--set", one)))
-        found = curves(out)
-    yield from compared(found)
+            run(
+                "tune",
+                arguments.study,
+                "--out",
+                out,
+                *(word for setting in arguments.set for word in ("--set", setting)),
+            )
+        curves_by_condition = curves(out)
+    yield from compared(curves_by_condition)
 
 
 def curves(out: Path) -> dict[str, list[Curve]]:
     """The searched trials of a finished study by condition."""
     trials = json.loads((out / "manifest.json").read_text())["trials"]
     times = journal_seconds(out)
-    found: dict[str, list[Curve]] = {}
+    by_condition: dict[str, list[Curve]] = {}
     for trial in trials:
         history: list[dict[str, Any]] = json.loads((out / "trials" / trial["id"] / "history.json").read_text())
-        kept = [row for row in history if row.get(METRIC) is not None]
-        seconds = tuple(times[trial["id"]][int(row["epoch"])] for row in kept)
-        found.setdefault(trial["condition"], []).append(Curve(tuple(row[METRIC] for row in kept), seconds))
-    return found
+        validated = [row for row in history if row.get(METRIC) is not None]
+        seconds = tuple(times[trial["id"]][int(row["epoch"])] for row in validated)
+        by_condition.setdefault(trial["condition"], []).append(Curve(tuple(row[METRIC] for row in validated), seconds))
+    return by_condition
 
 
 def journal_seconds(out: Path) -> dict[str, dict[int, float]]:
     """For each trial the seconds from the begin of its training to the end of each epoch."""
-    found: dict[str, dict[int, float]] = {}
+    seconds: dict[str, dict[int, float]] = {}
     for folder in (out / "packs").iterdir():
         began: dict[str, float] = {}
         for record in read(folder / "journal.jsonl"):
@@ -89,24 +95,26 @@ def journal_seconds(out: Path) -> dict[str, dict[int, float]]:
                 continue
             began.setdefault(trial, at)
             if record["kind"] == "metrics":
-                found.setdefault(trial, {})[int(record["step"])] = at - began[trial]
-    return found
+                seconds.setdefault(trial, {})[int(record["step"])] = at - began[trial]
+    return seconds
 
 
-def compared(found: Mapping[str, list[Curve]]) -> Iterator[Row]:
+def compared(by_condition: Mapping[str, list[Curve]]) -> Iterator[Row]:
     """Rows of conditions beside the first."""
-    first = next(iter(found.values()))
+    first = next(iter(by_condition.values()))
     aims = [curve.end - CLOSE for curve in first]
     whole = median(curve.seconds[-1] for curve in first)
     base = None
-    for condition, held in found.items():
-        epochs = [curve.reaches(aim) for curve, aim in zip(held, aims, strict=True)]
-        seconds = _median(curve.seconds[epoch - 1] if epoch else inf for curve, epoch in zip(held, epochs, strict=True))
+    for condition, replicates in by_condition.items():
+        epochs = [curve.reaches(aim) for curve, aim in zip(replicates, aims, strict=True)]
+        seconds = _median(
+            curve.seconds[epoch - 1] if epoch else inf for curve, epoch in zip(replicates, epochs, strict=True)
+        )
         base = base or seconds
-        ends = [curve.end for curve in held]
+        ends = [curve.end for curve in replicates]
         yield {
-            "schedule": condition,
-            "replicates": len(held),
+            "preset": condition,
+            "replicates": len(replicates),
             "end": fmean(ends),
             "sd": stdev(ends) if len(ends) > 1 else None,
             "reached": sum(epoch is not None for epoch in epochs),

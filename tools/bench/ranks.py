@@ -31,10 +31,10 @@ def stepping(setting: Setting, *, size: int) -> Iterator[Work]:
             process.start()
         for _, theirs in pipes:
             theirs.close()
-        held = [mine for mine, _ in pipes]
-        _await(held)  # ready
-        yield lambda times: _ask(held, times)
-        for pipe in held:
+        connections = [mine for mine, _ in pipes]
+        _await(connections)  # ready
+        yield lambda times: _ask(connections, times)
+        for pipe in connections:
             pipe.send(0)
         for process in processes:
             process.join()

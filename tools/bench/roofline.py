@@ -1,4 +1,4 @@
-"""How far a step is from what its arithmetic and its memory traffic take by themselves on this machine, now.
+"""Time of a step compared with the time of its arithmetic and memory traffic alone, measured on this machine.
 
 Two floors. Products: every matrix product that the method needs (counted in counts.py), each timed by itself with that
 many rows and in that precision. Adam: 28 bytes a parameter (parameter and two moments read and written, the gradient
@@ -38,15 +38,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.of_measurement(parser, turns=15)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting."""
-    for setting in options.settings(asked):
+    for setting in options.settings(arguments):
         watch = Watch()
-        products = products_ms(setting, turns=asked.turns)
-        bandwidth = bytes_per_ms(setting, turns=asked.turns)
+        products = products_ms(setting, turns=arguments.turns)
+        bandwidth = bytes_per_ms(setting, turns=arguments.turns)
         with apart(SIDES, setting, device=setting.device) as works:
-            found = interleaved(works, turns=asked.turns, device=setting.device)
-        step = side_by_side(setting, replace(found, others=watch.others()))
+            times = interleaved(works, turns=arguments.turns, device=setting.device)
+        step = side_by_side(setting, replace(times, others=watch.others()))
         yield step | floors(setting, products=products, bandwidth=bandwidth, ours_ms=step["ours_ms"])
 
 
@@ -69,8 +69,8 @@ def floors(setting: Setting, *, products: float, bandwidth: float, ours_ms: floa
 
 def products_ms(setting: Setting, *, turns: int) -> float:
     """Milliseconds of all products of a step, each taken by itself."""
-    found = counts.products(setting.case.shape, rows=setting.batch)
-    return sum(times * product_ms(product, setting, turns=turns) for product, times in found.items())
+    shapes = counts.products(setting.case.shape, rows=setting.batch)
+    return sum(times * product_ms(product, setting, turns=turns) for product, times in shapes.items())
 
 
 def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
@@ -81,8 +81,8 @@ def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
 
 def floor_ms(step: Callable[[], object], device: torch.device, *, turns: int, turn_s: float = TURN_S) -> float:
     """Median milliseconds of a step; on a GPU without what it costs to start it."""
-    held, times = (recorded(step, times=IN_A_GRAPH), IN_A_GRAPH) if device.type == "cuda" else (step, 1)
-    return interleaved({"it": repeated(held)}, turns=turns, device=device, turn_s=turn_s).median_ms("it") / times
+    work, times = (recorded(step, times=IN_A_GRAPH), IN_A_GRAPH) if device.type == "cuda" else (step, 1)
+    return interleaved({"it": repeated(work)}, turns=turns, device=device, turn_s=turn_s).median_ms("it") / times
 
 
 def recorded(step: Callable[[], object], *, times: int) -> Callable[[], None]:

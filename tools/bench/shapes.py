@@ -1,4 +1,4 @@
-"""What is measured: the systems of the paper, a tiny one, and systems of any size; one setting of a measurement.
+"""Systems to measure: those of the paper, a tiny one, and systems of any size; settings of a measurement.
 
 Sizes and weights are those of the paper's tables S1 to S3. Knows nothing of how anything is computed.
 """
@@ -25,7 +25,7 @@ class Case:
     shape: Shape
     rows: Mapping[str, int]
     beta: float
-    lambda_r: float
+    penalty_weight: float
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Setting:
         return AUTOCAST_DTYPES[self.precision]
 
     def columns(self) -> dict[str, Any]:
-        """What names this line."""
+        """Return the columns that identify this row."""
         return {"shape": self.name, "batch": self.batch, "precision": self.precision, "threads": self.threads}
 
 
@@ -57,20 +57,20 @@ def case(
     classes: int,
     rows: Sequence[int],
     beta: float,
-    lambda_r: float,
+    penalty_weight: float,
     discriminator: tuple[int, ...] = (1024, 512, 256),
 ) -> Case:
     """A case from the features and width ratios of each modality."""
     features = {modality: p for modality, (p, _) in nets.items()}
     hidden = {modality: widths(p, ratios) for modality, (p, ratios) in nets.items()}
     shape = Shape(features, hidden, latent, classes, discriminator)
-    return Case(shape, dict(zip(nets, rows, strict=True)), beta, lambda_r)
+    return Case(shape, dict(zip(nets, rows, strict=True)), beta, penalty_weight)
 
 
 def of_size(*, modalities: int, features: int, latent: int) -> Case:
     """A case of any size: modalities that are all alike, with InterSIM's ratios, classes and weights."""
     nets = {f"m{number}": (features, INTERSIM_RATIOS) for number in range(modalities)}
-    return case(nets, latent=latent, classes=5, rows=[1000] * modalities, beta=1e-4, lambda_r=10.0)
+    return case(nets, latent=latent, classes=5, rows=[1000] * modalities, beta=1e-4, penalty_weight=10.0)
 
 
 CASES: Mapping[str, Case] = {
@@ -81,7 +81,7 @@ CASES: Mapping[str, Case] = {
         classes=5,
         rows=(3067, 3067, 3066),
         beta=1e-4,
-        lambda_r=10.0,
+        penalty_weight=10.0,
     ),
     # Rows: sums of the first ten lines of table S1.
     "tcga10": case(
@@ -94,7 +94,7 @@ CASES: Mapping[str, Case] = {
         classes=10,
         rows=(4199, 4738, 4631),
         beta=1e-6,
-        lambda_r=160.0,
+        penalty_weight=160.0,
     ),
     "tiny": case(
         {"a": (20, (1.2, 0.5)), "b": (12, (1.2, 0.5)), "c": (16, (1.0,))},
@@ -102,7 +102,7 @@ CASES: Mapping[str, Case] = {
         classes=3,
         rows=(70, 80, 64),
         beta=1e-4,
-        lambda_r=10.0,
+        penalty_weight=10.0,
         discriminator=(32, 16, 8),
     ),
 }

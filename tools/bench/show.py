@@ -9,15 +9,15 @@ from tools.bench.measure import Row
 COMMON = ("shape", "batch", "precision", "threads", "baseline_ms", "ours_ms", "ratio")
 
 
-def as_json(found: Sequence[Row]) -> str:
+def as_json(rows: Sequence[Row]) -> str:
     """A list of objects; all of them have the COMMON keys, null where a measurement has no such thing."""
-    return json.dumps([dict.fromkeys(COMMON) | row for row in found], indent=1)
+    return json.dumps([dict.fromkeys(COMMON) | row for row in rows], indent=1)
 
 
-def as_table(found: Sequence[Row]) -> str:
+def as_table(rows: Sequence[Row]) -> str:
     """Markdown: a line for each row, a column for each key that any of them has."""
-    keys = list(dict.fromkeys(key for row in found for key in row))
-    cells = [keys, *([cell(row.get(key)) for key in keys] for row in found)]
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    cells = [keys, *([cell(row.get(key)) for key in keys] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
     lines = [_line(line, widths) for line in cells]
     rule = "|" + "|".join("-" * (width + 1) + ":" for width in widths) + "|"

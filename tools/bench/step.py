@@ -25,11 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.of_measurement(parser, turns=21)
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """A row for every setting."""
-    for setting in options.settings(asked):
+    for setting in options.settings(arguments):
         with apart(SIDES, setting, device=setting.device) as works:
-            yield side_by_side(setting, interleaved(works, turns=asked.turns, device=setting.device))
+            yield side_by_side(setting, interleaved(works, turns=arguments.turns, device=setting.device))
 
 
 def theirs(setting: Setting) -> Work:

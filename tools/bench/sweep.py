@@ -29,25 +29,25 @@ CORES = len(os.sched_getaffinity(0))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """What can be asked for."""
-    parser.add_argument("--samples", type=int, default=1200, help="of the simulated data; 1200")
-    parser.add_argument("--epochs", type=int, default=60, help="of each training; 60")
-    parser.add_argument("--folds", type=int, default=4, help="folds of the study, with three trials each; 4")
+    """Add the options of this command."""
+    parser.add_argument("--samples", type=int, default=1200, help="samples of the simulated data (default 1200)")
+    parser.add_argument("--epochs", type=int, default=60, help="epochs of each training (default 60)")
+    parser.add_argument("--folds", type=int, default=4, help="folds of the study, three trials each (default 4)")
 
 
-def rows(asked: argparse.Namespace) -> Iterator[Row]:
+def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """The three ways, on the same store."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "study.yaml"
-        path.write_text(yaml12.dump(study(samples=asked.samples, epochs=asked.epochs, folds=asked.folds)))
-        found = {
+        path.write_text(yaml12.dump(study(samples=arguments.samples, epochs=arguments.epochs, folds=arguments.folds)))
+        times = {
             "tune, stacked": as_study(path, folder / "stacked"),
             "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
             "train, one by one": one_by_one(folder / "stacked", folder / "alone"),
         }
-        singly_s = found["train, one by one"][0]
-        for way, (wall_s, core_s, packs) in found.items():
+        singly_s = times["train, one by one"][0]
+        for way, (wall_s, core_s, packs) in times.items():
             yield {
                 "way": way,
                 "packs": packs,

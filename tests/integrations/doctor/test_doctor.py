@@ -133,13 +133,15 @@ def test_absent_failed_and_unconnected_processes_have_different_messages() -> No
 
 def test_the_time_is_that_of_the_slowest_node_and_nccl_is_timed_if_every_node_has_a_gpu() -> None:
     came = {0: "a", 1: "b"}
-    both = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
+    complete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
     assert (
-        doctor.all_reduce_finding(both, ["n1", "n2"], remark="").message
+        doctor.all_reduce_finding(complete, ["n1", "n2"], remark="").message
         == "4 MB over n1, n2 in 0.500 s (gloo), 0.0200 s (NCCL)"
     )
-    one = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
-    assert doctor.all_reduce_finding(one, ["n1", "n2"], remark="").message == "4 MB over n1, n2 in 0.500 s (gloo)"
+    incomplete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
+    assert (
+        doctor.all_reduce_finding(incomplete, ["n1", "n2"], remark="").message == "4 MB over n1, n2 in 0.500 s (gloo)"
+    )
 
 
 @pytest.mark.usefixtures("fake")
@@ -319,7 +321,7 @@ def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
     return finds
 
 
-def test_an_error_ends_with_exit_code_3_and_a_line_that_counts(
+def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
     of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
     of_two(Finding("that", "error", "is not", "repair it"))
@@ -370,5 +372,5 @@ def test_the_command_checks_machine_and_cluster(
 
 
 def test_commands_of_jobs_are_not_in_the_help() -> None:
-    told = CliRunner().invoke(app, ["--help"]).output
-    assert " doctor " in told and " job " not in told
+    help_page = CliRunner().invoke(app, ["--help"]).output
+    assert " doctor " in help_page and " job " not in help_page

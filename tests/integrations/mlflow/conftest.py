@@ -6,14 +6,14 @@ import pytest
 
 from modis_dist.integrations.mlflow import store as mlflow_store
 from tests.integrations.mlflow.replay import Replay
-from tests.study.toy_study import study_here, write_store
+from tests.study.toy_study import run_toy_study, write_store
 
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run folder of a finished study: a pack of two trials and a refit; it was never tracked."""
     folder = tmp_path_factory.mktemp("finished")
-    study_here(folder / "out", write_store(folder / "store"), "optim.epochs=6", folds=1, probe=False)
+    run_toy_study(folder / "out", write_store(folder / "store"), "optim.epochs=6", folds=1, probe=False)
     return folder / "out"
 
 

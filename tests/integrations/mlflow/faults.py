@@ -85,7 +85,7 @@ class Gate:
             back.join(5)
 
     def _lets_through(self) -> bool:
-        """Whether a part of a request may go on, in the end."""
+        """Return True if a part of a request is forwarded; waits first if the fault is ``slow``."""
         if self.fault == "slow":
             self.release.wait(SLOW_S)
         return self.fault in {"open", "slow"}
@@ -149,7 +149,7 @@ def _follow(folder: Path, uri: str, read_only: Path | None) -> None:
     from modis_dist.integrations.mlflow import follower
 
     follower.FIRST_PAUSE_S, follower.LONGEST_PAUSE_S, follower.POLL_S, follower.REST_FACTOR = 0.1, 0.5, 0.05, 1
-    follower._lower_priority = follower._use_idle_cores = lambda: None  # on a busy machine it would be starved
+    os.setpriority = os.sched_setscheduler = lambda *_: None  # on a busy machine it would be starved
     follower.follow(folder, uri)
 
 

@@ -1,4 +1,4 @@
-"""What MLflow has of a study, read from its tables by hand, and what it should have."""
+"""Rows of a study in MLflow's own tables, and the rows that are expected."""
 
 import sqlite3
 from collections.abc import Sequence
@@ -27,16 +27,16 @@ def query(database: Path, text: str, *values: object) -> list[Any]:
 
 def runs(database: Path) -> list[Run]:
     """Every run that is not deleted."""
-    found = query(database, "select run_uuid, name, status from runs where lifecycle_stage = 'active'")
-    return [Run(*row, dict(query(database, "select key, value from tags where run_uuid = ?", row[0]))) for row in found]
+    rows = query(database, "select run_uuid, name, status from runs where lifecycle_stage = 'active'")
+    return [Run(*row, dict(query(database, "select key, value from tags where run_uuid = ?", row[0]))) for row in rows]
 
 
 def parent_and_trials(database: Path, study: str | None = None) -> tuple[Run, dict[str, Run]]:
     """The only parent run (of a study), and the nested runs by trial."""
-    found = [run for run in runs(database) if study in (None, run.tags["modis.study_id"])]
-    (parent,) = [run for run in found if "modis.trial_id" not in run.tags]
-    trials = {run.tags["modis.trial_id"]: run for run in found if run is not parent}
-    assert len(trials) == len(found) - 1
+    matching = [run for run in runs(database) if study in (None, run.tags["modis.study_id"])]
+    (parent,) = [run for run in matching if "modis.trial_id" not in run.tags]
+    trials = {run.tags["modis.trial_id"]: run for run in matching if run is not parent}
+    assert len(trials) == len(matching) - 1
     assert all(run.tags["mlflow.parentRunId"] == parent.id for run in trials.values())
     return parent, trials
 
@@ -71,4 +71,6 @@ def content(database: Path, folder: Path) -> dict[str, list[Any]]:
     }
     rows = {name: query(database, text, *[str(folder)] * text.count("?")) for name, text in queries.items()}
     artifacts = [path for path in (folder / "mlflow-artifacts").rglob("*") if path.is_file()]
-    return {name: sorted(found) for name, found in rows.items()} | {"files": sorted({path.name for path in artifacts})}
+    return {name: sorted(values) for name, values in rows.items()} | {
+        "files": sorted({path.name for path in artifacts})
+    }

@@ -15,12 +15,12 @@ CLASSES = ("BRCA", "KIRC")
 def write_run(folder: Path, *, seed: int = 0) -> Path:
     """A run folder with the files of a finished training, some of which must never leave it."""
     checkpoint = folder / "best" / "step-00000012"
-    for kept in (checkpoint, folder / "last" / "step-00000020"):
-        kept.mkdir(parents=True)
+    for target in (checkpoint, folder / "last" / "step-00000020"):
+        target.mkdir(parents=True)
         draw = np.random.default_rng(seed)
-        save_file({m: draw.normal(size=(len(f), 2)) for m, f in FEATURES.items()}, kept / "model.safetensors")
-        (kept / "state.json").write_text(json.dumps({"epoch": 12}))
-        (kept / "manifest.json").write_text("{}")
+        save_file({m: draw.normal(size=(len(f), 2)) for m, f in FEATURES.items()}, target / "model.safetensors")
+        (target / "state.json").write_text(json.dumps({"epoch": 12}))
+        (target / "manifest.json").write_text("{}")
     (folder / "run.yaml").write_text("name: tiny\n")
     (folder / "journal.jsonl").write_text("")
     (folder / "predictions.csv").write_text("sample_id,predicted\nTCGA-AA-0001,BRCA\n")
@@ -44,8 +44,8 @@ class StubPredictor:
         scores = np.exp(frame[list(FEATURES[modality])].to_numpy() @ self._weights[modality])
         p = scores / scores.sum(1, keepdims=True)
         known = {"sample_id": frame["sample_id"].to_numpy()} if "sample_id" in frame else {}
-        told = {"predicted": np.array(CLASSES, dtype=object)[p.argmax(1)], "probability": p.max(1)}
-        return pd.DataFrame(known | told | {f"p({name})": p[:, k] for k, name in enumerate(CLASSES)})
+        columns = {"predicted": np.array(CLASSES, dtype=object)[p.argmax(1)], "probability": p.max(1)}
+        return pd.DataFrame(known | columns | {f"p({name})": p[:, k] for k, name in enumerate(CLASSES)})
 
 
 @pytest.fixture

@@ -105,7 +105,7 @@ def test_it_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
 
 
 def blocks(process: psutil.Process, number: signal.Signals) -> bool:
-    """Whether a signal waits for the process to hear it."""
+    """Return True if the process blocks a signal."""
     (mask,) = [line for line in Path(f"/proc/{process.pid}/status").read_text().splitlines() if "SigBlk" in line]
     return bool(int(mask.split()[1], 16) >> (number - 1) & 1)
 
@@ -120,7 +120,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_after_the_study_it_gives_up_in_the_end_and_names_the_server_without_its_password(
+def test_after_the_study_the_follower_times_out_and_names_the_server_without_its_password(
     replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_follower, "GIVE_UP_S", 0.1)
@@ -135,13 +135,13 @@ def test_after_the_study_it_gives_up_in_the_end_and_names_the_server_without_its
 
 
 @pytest.mark.usefixtures("in_this_process")
-def test_after_the_study_it_ends_at_once_where_a_retry_cannot_help(replay: Replay) -> None:
+def test_after_the_study_the_follower_ends_at_once_if_a_retry_cannot_help(replay: Replay) -> None:
     replay.database.write_bytes(b"no database" * 100)
     with pytest.raises(RunFailed, match=r"mlflow\.db"):
         follow(replay.folder)
 
 
-def test_it_works_where_priorities_may_not_be_changed(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_follower_works_if_priorities_cannot_be_changed(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
     def forbidden(*_: object) -> None:
         raise PermissionError
 
@@ -167,7 +167,7 @@ def test_the_command_completes_a_study_and_says_so_also_as_json(
     assert replay.uri in capsys.readouterr().out
 
 
-def test_the_command_fails_where_nothing_answers_and_where_there_is_no_study(
+def test_the_command_fails_without_a_server_or_a_study(
     replay: Replay, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -146,9 +146,9 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
     replay: Replay, finished: Path, empty_database: Path, tmp_path: Path
 ) -> None:
     chance, epoch = random.Random(1), 0
-    calm = Replay(finished, tmp_path / "calm", database=empty_database)
-    calm.finish()
-    sync(calm.folder)
+    undisturbed = Replay(finished, tmp_path / "undisturbed", database=empty_database)
+    undisturbed.finish()
+    sync(undisturbed.folder)
     with driver(replay.folder):
         for kill in range(KILLS):
             follower = follower_process(replay.folder, replay.uri)
@@ -165,10 +165,10 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
         follower.join()
     ended(follower_process(replay.folder, replay.uri), replay.folder)
     replay.assert_complete()
-    found, wanted = content(replay.database, replay.folder), content(calm.database, calm.folder)
-    for rows in (found, wanted):
+    recorded, expected = content(replay.database, replay.folder), content(undisturbed.database, undisturbed.folder)
+    for rows in (recorded, expected):
         rows.pop("files")  # of a model that was stored by halves some stay
-    assert found == wanted
+    assert recorded == expected
 
 
 @pytest.mark.slow
@@ -188,14 +188,14 @@ def test_two_followers_at_once_send_everything_once(replay: Replay) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_ends_the_same_without_its_server_and_says_that_mlflow_catches_up_alone(
+def test_a_study_without_its_mlflow_server_has_the_same_results_and_reports_that_mlflow_will_catch_up(
     tracked: Tracked, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = {"folds": 1, "probe": False}
     store = write_store(tmp_path / "store")
-    calm = write_study(tmp_path / "calm.yaml", store, **settings)
-    assert command(["tune", str(calm), "--out", str(tmp_path / "calm")]) == 0
+    undisturbed = write_study(tmp_path / "undisturbed.yaml", store, **settings)
+    assert command(["tune", str(undisturbed), "--out", str(tmp_path / "undisturbed")]) == 0
     uri = tracked.gate.uri
     disturbed = write_study(
         tmp_path / "study.yaml", store, mlflow={"tracking_uri": uri, "experiment_name": "down"}, **settings
@@ -206,7 +206,7 @@ def test_a_study_ends_the_same_without_its_server_and_says_that_mlflow_catches_u
     assert command(["tune", str(disturbed), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert f"mlflow-sync {out}" in note
-    assert list(compared(out, tmp_path / "calm")) == []
+    assert list(compared(out, tmp_path / "undisturbed")) == []
     tracked.gate.be("open")
     until(lambda: was_delivered(out, uri))
     parent, trials = parent_and_trials(tracked.server.database, read_state(out)["study_id"])

@@ -123,7 +123,7 @@ def test_a_running_study_is_running_and_one_whose_driver_was_killed_is_not(repla
     replay.assert_complete()
 
 
-def test_a_trial_without_result_counts_as_failed_where_the_summary_says_so(replay: Replay) -> None:
+def test_a_trial_without_result_is_failed_if_the_summary_lists_its_failure(replay: Replay) -> None:
     replay.finish()
     crashed, path = replay.search[0], replay.folder / "summary.json"
     (replay.folder / "trials" / crashed / "result.json").unlink()
@@ -193,10 +193,12 @@ def test_odd_names_and_values_are_sent_and_the_rest_of_a_batch_that_mlflow_refus
     (problem,) = sync(replay.folder).problems
     assert "epoch 4" in problem
     _, trials = parent_and_trials(replay.database)
-    found = {(key, step): value for key, step, _, value in curves(replay.database, trials[name].id)}
-    assert ("a", 4) not in found and found["a", 5] == 2.0 and found["up", 3] > 1e308 and found["é", 3] == 2.0
-    assert sorted(v for (key, _), v in found.items() if key.startswith("recall_Luminal A_-")) == [0.25, 0.5]
-    assert ("loss", 3) in found and "modis.delivered" not in trials[name].tags
+    recorded = {(key, step): value for key, step, _, value in curves(replay.database, trials[name].id)}
+    assert (
+        ("a", 4) not in recorded and recorded["a", 5] == 2.0 and recorded["up", 3] > 1e308 and recorded["é", 3] == 2.0
+    )
+    assert sorted(v for (key, _), v in recorded.items() if key.startswith("recall_Luminal A_-")) == [0.25, 0.5]
+    assert ("loss", 3) in recorded and "modis.delivered" not in trials[name].tags
 
 
 def test_files_that_cannot_be_stored_are_named_and_the_run_is_closed(replay: Replay) -> None:
@@ -273,10 +275,10 @@ def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
         write_run(replay.folder / "model")
         return replay
 
-    calm = study("calm")
+    undisturbed = study("undisturbed")
     with monkeypatch.context() as patch:
         requests = breaking(-1, after=after)(patch)
-        sync(calm.folder)
+        sync(undisturbed.folder)
     assert requests[0] > 40
     for number in range(1 + after, requests[0] + 1, 2):  # either parameter has half of them
         broken = study(f"broken {number}")
@@ -284,7 +286,7 @@ def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
             breaking(number, after=after)(patch)
             sync(broken.folder)
         assert sync(broken.folder).complete
-        assert content(broken.database, broken.folder) == content(calm.database, calm.folder), number
+        assert content(broken.database, broken.folder) == content(undisturbed.database, undisturbed.folder), number
         shutil.rmtree(broken.folder)
 
 

@@ -62,7 +62,7 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGKILL])
-def test_it_answers_its_user_on_loopback_only_and_leaves_no_process_behind(
+def test_the_ui_listens_on_loopback_only_and_leaves_no_process(
     ending: signal.Signals, served: tuple["subprocess.Popen[str]", str], replay: Replay
 ) -> None:
     process, address = served
@@ -144,14 +144,14 @@ def test_the_pages_are_served_beside_a_follower(replay: Replay, monkeypatch: pyt
 
 
 @pytest.mark.parametrize(
-    ("cookie", "wanted"), [("modis-ui-5=right", "200"), ("modis-ui-6=right", "403"), ("\x00;=", "403")]
+    ("cookie", "forwarded"), [("modis-ui-5=right", "200"), ("modis-ui-6=right", "403"), ("\x00;=", "403")]
 )
-def test_a_cookie_counts_for_its_port_alone(cookie: str, wanted: str) -> None:
-    said: list[str] = []
+def test_a_cookie_is_valid_only_for_its_port(cookie: str, forwarded: str) -> None:
+    cookies: list[str] = []
     application = ui_guard.guarded(lambda _environ, start: start("200 OK", []) or [b""], token="right", page="/")
     environ = {"SERVER_PORT": "5", "PATH_INFO": "/", "QUERY_STRING": "", "HTTP_COOKIE": cookie}
-    list(application(environ, lambda line, _headers: said.append(line[:3])))
-    assert said == [wanted]
+    list(application(environ, lambda line, _headers: cookies.append(line[:3])))
+    assert cookies == [forwarded]
 
 
 def test_a_missing_folder_is_a_data_error_with_exit_code_2(tmp_path: Path) -> None:

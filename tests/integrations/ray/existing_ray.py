@@ -25,7 +25,7 @@ PATIENCE_S = 60.0
 
 
 class TwoNodes:
-    """Where it is, and the environment that is let in."""
+    """A Ray cluster of two nodes: its address, and the environment with its token."""
 
     def __init__(self, folder: Path) -> None:
         self.address = f"{NODES[0]}:{_free_port()}"
@@ -46,9 +46,9 @@ class TwoNodes:
     def _start(self, name: str, *options: str) -> None:
         log, environment = self._folder / f"{name}.log", dict(self.environment)
         environment.pop("PYTHONPATH", None)  # as on a node that knows nothing of us
-        with log.open("w") as said:
+        with log.open("w") as log_file:
             command = [*START, *SMALL, *options, f"--temp-dir={self._folder / name}"]
-            self._started.append(subprocess.Popen(command, env=environment, cwd="/", stdout=said, stderr=said))
+            self._started.append(subprocess.Popen(command, env=environment, cwd="/", stdout=log_file, stderr=log_file))
         end = time.monotonic() + PATIENCE_S
         while "Ray runtime started" not in log.read_text():
             assert time.monotonic() < end and self._started[-1].poll() is None, log.read_text()
@@ -56,11 +56,11 @@ class TwoNodes:
 
     def commands(self) -> list[str]:
         """Command lines of all its living processes, actors and tasks too."""
-        found = []
+        command_lines = []
         for pid in ray_reaper.processes_of(self._folder):
             with suppress(psutil.NoSuchProcess):
-                found.append(" ".join(psutil.Process(pid).cmdline()))
-        return found
+                command_lines.append(" ".join(psutil.Process(pid).cmdline()))
+        return command_lines
 
     def at_work(self) -> list[str]:
         """The actors and tasks there are, besides those of Ray itself."""
@@ -68,15 +68,15 @@ class TwoNodes:
         return [name for name in named if name not in OF_RAY]
 
     def nodes(self) -> int:
-        """How many of its nodes run, with a head."""
+        """Return the number of running nodes, the head included."""
         names = [Path(line.partition(" ")[0]).name for line in self.commands()]
         return names.count("raylet") if "gcs_server" in names else 0
 
     def stop(self) -> None:
         """By number, whatever state it is in."""
         end = time.monotonic() + PATIENCE_S
-        while (found := ray_reaper.processes_of(self._folder)) and time.monotonic() < end:
-            for pid in found:
+        while (running := ray_reaper.processes_of(self._folder)) and time.monotonic() < end:
+            for pid in running:
                 with suppress(OSError):
                     os.kill(pid, signal.SIGKILL)
             time.sleep(0.1)

@@ -65,13 +65,13 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
 ) -> None:
     settings = {"folds": 1, "packing": {"enabled": False}, "probe": False}
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
-    told = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
-    assert told.returncode == 0, told.stderr
+    stderr = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
+    assert stderr.returncode == 0, stderr.stderr
     assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=10), ray.at_work()
     assert not leftovers(tmp_path / "ray")
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
-    ours, theirs = (json.loads((tmp_path / place / "summary.json").read_text()) for place in ("ray", "local"))
+    ours, theirs = (json.loads((tmp_path / cluster / "summary.json").read_text()) for cluster in ("ray", "local"))
     for told_of in (ours, theirs):
         del told_of["seconds"], told_of["mlflow"]
     assert ours == theirs
@@ -83,11 +83,11 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
 ) -> None:
     out, alone = tmp_path / "nodes", tmp_path / "alone"
     arguments = ["train", str(run), "--workers", "2", "--ray", ray.address, "--out", str(out)]
-    with (tmp_path / "said.txt").open("w") as said:
-        driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=said, stderr=said)
+    with (tmp_path / "output.txt").open("w") as log_file:
+        driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=log_file, stderr=log_file)
         try:
-            there = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
-            assert there and driver.poll() is None, (tmp_path / "said.txt").read_text()
+            checkpoints_of_run = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
+            assert checkpoints_of_run and driver.poll() is None, (tmp_path / "output.txt").read_text()
             assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # a core each: one on either node
         finally:
             driver.kill()
@@ -117,9 +117,11 @@ def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
         (ray.stranger, "name=a", "RAY_AUTH_TOKEN_PATH"),
         (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, at most 1 on one"),
     ):
-        told = ended([*arguments, "--set", setting], environment)
-        assert told.returncode == 2 and told.stdout == ""
-        assert told.stderr.startswith("error: ") and told.stderr.count("\n") == 1 and why in told.stderr, told.stderr
+        stderr = ended([*arguments, "--set", setting], environment)
+        assert stderr.returncode == 2 and stderr.stdout == ""
+        assert stderr.stderr.startswith("error: ") and stderr.stderr.count("\n") == 1 and why in stderr.stderr, (
+            stderr.stderr
+        )
         assert not out.exists()
 
 
@@ -138,8 +140,8 @@ def test_an_address_without_a_ray_is_an_error_of_one_line(
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
     assert command(["tune", str(study), "--out", str(out), "--ray", address]) == 2
-    said = capsys.readouterr().err
-    assert said.startswith("error: --ray: ") and said.count("\n") == 1 and why in said and not out.exists()
+    stderr = capsys.readouterr().err
+    assert stderr.startswith("error: --ray: ") and stderr.count("\n") == 1 and why in stderr and not out.exists()
 
 
 def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
@@ -171,9 +173,9 @@ def test_a_ray_that_would_not_be_used_is_refused(
 def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
     code = "from ray._private.utils import check_version_info as check\n"
     code += "check({'ray_version': '2.9.0', 'python_version': '3.10.4'}, 'node a')"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
-    _, _, said = told.partition("RuntimeError: ")
-    reason = connection_error(RuntimeError(said))
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False).stderr
+    _, _, message = output.partition("RuntimeError: ")
+    reason = connection_error(RuntimeError(message))
     assert "Ray 2.9.0 on Python 3.10.4" in reason and f"Ray {version('ray')} on Python" in reason
 
 

@@ -34,8 +34,8 @@ def kill_a_worker(out: Path, killed: list[int]) -> None:
 
 
 def timeless(out: Path) -> dict[str, Any]:
-    told = json.loads((out / "summary.json").read_text())
-    return {key: value for key, value in told.items() if key not in {"seconds", "mlflow"}}
+    summary = json.loads((out / "summary.json").read_text())
+    return {key: value for key, value in summary.items() if key not in {"seconds", "mlflow"}}
 
 
 @pytest.mark.slow

@@ -23,16 +23,16 @@ def checkpoints(out: Path) -> set[Path]:
 
 
 def killed_in(arguments: list[str], out: Path, victim: str) -> str:
-    """What a command says whose ``victim``, a process of its Ray, is killed at its first checkpoint below ``out``."""
-    output, before = out.parent / "said.txt", checkpoints(out)
+    """Return the output of a command; ``victim``, a process of its Ray, is killed at its first checkpoint."""
+    output, before = out.parent / "output.txt", checkpoints(out)
     with output.open("w") as file:
         driver = subprocess.Popen([*BARE, *arguments], stdout=file, stderr=file, start_new_session=True)
         try:
-            there = wait_for(lambda: checkpoints(out) - before, seconds=120)
-            assert there and driver.poll() is None, output.read_text()
+            saved = wait_for(lambda: checkpoints(out) - before, seconds=120)
+            assert saved and driver.poll() is None, output.read_text()
             family = psutil.Process(driver.pid).children(recursive=True)
-            (found,) = [process for process in family if process.name() == victim]
-            os.kill(found.pid, signal.SIGKILL)
+            (process_to_kill,) = [process for process in family if process.name() == victim]
+            os.kill(process_to_kill.pid, signal.SIGKILL)
             assert driver.wait(60) == 3, output.read_text()
         finally:
             driver.kill()
@@ -71,10 +71,10 @@ def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less
         assert command(arguments) == 0
     assert "1 pack(s) at a time instead of 2" in caplog.text
     local = write_study(tmp_path / "local.yaml", store, **settings)
-    assert command(["tune", str(local), "--out", str(tmp_path / "calm")]) == 0
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "calm"))
-    for told in (ours, theirs):
-        del told["seconds"], told["mlflow"]
+    assert command(["tune", str(local), "--out", str(tmp_path / "undisturbed")]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "undisturbed"))
+    for summary in (ours, theirs):
+        del summary["seconds"], summary["mlflow"]
     assert ours == theirs
     assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 

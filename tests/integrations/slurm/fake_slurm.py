@@ -44,7 +44,7 @@ def sbatch():
             leave(1, error=state["refuses"])
         to_come = "sbatch: Job 7 to start at 2026-01-01T00:00:00 using 10 processors on nodes n1 in partition gpu\n"
         leave(error=to_come)
-    told = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
+    options = dict(a[2:].partition("=")[::2] for a in arguments[:-1])
     text = Path(arguments[-1]).read_text()
     array = re.search(r"^#SBATCH --array=([^%\n]*)", text, re.MULTILINE)
     tasks = []
@@ -57,7 +57,7 @@ def sbatch():
     number = str(state["next"])
     state["next"] += 1
     waits = {"state": "PENDING", "reason": "Priority", "nodes": ""}
-    state["jobs"][number] = {**waits, "tasks": tasks, **told, "text": text,
+    state["jobs"][number] = {**waits, "tasks": tasks, **options, "text": text,
                              "environment": environment}
     if fault:
         leave(1, error=fault[1:])

@@ -45,8 +45,8 @@ def test_a_dry_run_shows_the_memory_of_every_pack_and_a_smaller_stack_that_fits(
     output = json.loads(capsys.readouterr().out)
     (pack,) = output["packs"]
     assert pack["memory"] > 2 * 2**30 and pack["gpu_memory"] == 0
-    (found,) = [finding for finding in output["findings"] if finding["check"] == "memory of a pack"]
-    assert found["level"] == "error" and "or set sweep.packing.max_trials: 2" in found["fix"]
+    (memory_finding,) = [finding for finding in output["findings"] if finding["check"] == "memory of a pack"]
+    assert memory_finding["level"] == "error" and "or set sweep.packing.max_trials: 2" in memory_finding["fix"]
 
 
 @pytest.mark.usefixtures("slurm")
@@ -54,11 +54,11 @@ def test_a_dry_run_shows_features_on_the_disk_of_nodes_with_little_memory(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("modis_dist.train.placement.SHARE", 0.01)  # the toy data are small
-    kept = {}
+    storage = {}
     for memory in ("2G", "1M"):
         assert asked(tmp_path, store, "--dry-run", "--json", memory=memory) == 0
-        kept[memory] = json.loads(capsys.readouterr().out)["scratch"]
-    assert kept["2G"] == 0 < kept["1M"]
+        storage[memory] = json.loads(capsys.readouterr().out)["scratch"]
+    assert storage["2G"] == 0 < storage["1M"]
     assert asked(tmp_path, store, "--dry-run", memory="1M") == 0
     assert "Features in temporary folders: " in capsys.readouterr().out
 

@@ -71,14 +71,14 @@ def test_a_job_that_was_requeued_too_often_gives_up_and_status_shows_it(
     path = out / "submission" / "status" / "pack-1.json"
     stopped = [begun(path, requeues=requeues, how=Interrupted("x")).starts for _ in range(requeues + 1)]
     assert stopped == list(range(1, requeues + 2))
-    notes = rf"requeued {requeues} times, .*`modis-dist resume`"
+    notes = rf"\b{requeues} .*`modis-dist resume`"
     with pytest.raises(RunFailed, match=notes), noted(path, code="c", requeues=requeues):
         pytest.fail("it began")
     assert begun(path, requeues=requeues).state == "given up"
     status = submission_status(out)
     assert status.failed.keys() == {"pack-1"}
     assert command(["status", str(out)]) == 0
-    assert "failed: job pack-1: requeued " in capsys.readouterr().out
+    assert "pack-1" in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("slurm")
@@ -89,7 +89,7 @@ def test_a_pack_that_was_given_up_or_cancelled_is_not_crashed(store: Path, out: 
     packs = submission.packs_of(out, load(out))
     executor = array_job.AfterArray(out)
     assert executor.execute([packs[1]], out=out, store=store) == {packs[1].trials[0].id: "out of memory"}
-    with pytest.raises(RunFailed, match=r"3 of 4 packs .*modis-dist resume"):
+    with pytest.raises(RunFailed, match=r"\b3 of 4 .*modis-dist resume"):
         executor.execute(packs, out=out, store=store)
 
 
@@ -97,7 +97,7 @@ def test_a_pack_that_was_given_up_or_cancelled_is_not_crashed(store: Path, out: 
 def test_a_signal_stops_an_executor_between_packs(store: Path, out: Path) -> None:
     submitted(store, out)
     before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Interrupted, match="got SIGUSR1"), array_job.job(out, "finish", site()) as flag:
+    with pytest.raises(Interrupted, match="SIGUSR1"), array_job.job(out, "finish", site()) as flag:
         executor = array_job.StopBetweenPacks(array_job.AfterArray(out), flag)
         os.kill(os.getpid(), signal.SIGUSR1)
         executor.execute([], out=out, store=store)
@@ -178,10 +178,10 @@ def test_a_signal_during_import_is_not_lost(slurm: FakeSlurm, store: Path, out: 
     try:
         assert wait_for(lambda: blocked(job.pid) & 1 << signal.SIGUSR1 - 1, seconds=60)
         job.send_signal(signal.SIGUSR1)
-        _, said = job.communicate(timeout=120)
+        _, stderr = job.communicate(timeout=120)
     finally:
         job.kill()
-    assert job.returncode == 75 and "got SIGUSR1" in said, said
+    assert job.returncode == 75 and "SIGUSR1" in stderr, stderr
     assert ["requeue", "7"] in slurm.calls("scontrol")
 
 

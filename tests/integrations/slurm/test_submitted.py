@@ -88,26 +88,26 @@ class SubmittedStudy:
 
     def tune(self) -> Path:
         """The same study without a queue; where its results are."""
-        calm = self.folder / "calm"
+        undisturbed = self.folder / "undisturbed"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pack, "draw", lambda *_: None)
             patch.setattr(drawing, "save", lambda *_: None)
-            assert command(["tune", str(self.study), "--out", str(calm)]) == 0
-        return calm
+            assert command(["tune", str(self.study), "--out", str(undisturbed)]) == 0
+        return undisturbed
 
     @property
     def summary(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
-        return found
+        values: dict[str, Any] = json.loads((self.out / "summary.json").read_text())
+        return values
 
 
 def records(out: Path) -> dict[str, int]:
     """Epochs of every trial in the journals that the list of packs leads to."""
-    listed, found = manifest.load(out / "manifest.json"), {}
+    listed, by_trial = manifest.load(out / "manifest.json"), {}
     for pack in listed.packs:
         for record in read(out / "packs" / sequence_digest(pack) / "journal.jsonl"):
-            found[record["trial"]] = found.get(record["trial"], 0) + (record["kind"] == "metrics")
-    return found
+            by_trial[record["trial"]] = by_trial.get(record["trial"], 0) + (record["kind"] == "metrics")
+    return by_trial
 
 
 # --- the whole path ---------------------------------------------------------------------------------------------
@@ -116,46 +116,49 @@ def records(out: Path) -> dict[str, int]:
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SubmittedStudy, Path]]:
     """A study that was cancelled in its first pack and resumed, and the same one that nobody disturbed."""
-    place = SubmittedStudy(tmp_path_factory.mktemp("resumed"), **STUDY)
-    (place.folder / "slow").touch()
-    assert place.submit() == 0
-    assert wait_for(lambda: list(place.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
-    assert submission_status(place.out).state == "running"
-    assert place.submit() == 2, "while jobs live"
-    assert command(["resume", str(place.out)]) == 2, "while jobs live"
-    assert command(["cancel", str(place.out)]) == 0
-    assert wait_for(lambda: submission_status(place.out).state == "stopped", seconds=PATIENCE_S)
-    first, second = (read_note(place.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
+    submitted_study = SubmittedStudy(tmp_path_factory.mktemp("resumed"), **STUDY)
+    (submitted_study.folder / "slow").touch()
+    assert submitted_study.submit() == 0
+    assert wait_for(lambda: list(submitted_study.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
+    assert submission_status(submitted_study.out).state == "running"
+    assert submitted_study.submit() == 2, "while jobs live"
+    assert command(["resume", str(submitted_study.out)]) == 2, "while jobs live"
+    assert command(["cancel", str(submitted_study.out)]) == 0
+    assert wait_for(lambda: submission_status(submitted_study.out).state == "stopped", seconds=PATIENCE_S)
+    first, second = (read_note(submitted_study.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
     assert first is not None and first.state == "saved" and "SIGTERM" in str(first.reason) and second is None
-    assert not (place.out / "summary.json").exists()
-    (place.folder / "slow").unlink()
+    assert not (submitted_study.out / "summary.json").exists()
+    (submitted_study.folder / "slow").unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(wait, "POLL_S", 0.2)
-        assert command(["resume", str(place.out), "--wait"]) == 0
-    yield place, place.tune()
+        assert command(["resume", str(submitted_study.out), "--wait"]) == 0
+    yield submitted_study, submitted_study.tune()
 
 
 def test_a_cancelled_and_resumed_study_equals_an_undisturbed_one(
     resumed: tuple[SubmittedStudy, Path],
 ) -> None:
-    place, calm = resumed
-    assert compared(place.out, calm) == []
-    assert submission_status(place.out).state == "finished" and submission_status(place.out).restarts == 0
+    submitted_study, undisturbed = resumed
+    assert compared(submitted_study.out, undisturbed) == []
+    assert (
+        submission_status(submitted_study.out).state == "finished"
+        and submission_status(submitted_study.out).restarts == 0
+    )
 
 
 def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again(
     resumed: tuple[SubmittedStudy, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place, _ = resumed
-    assert command(["status", str(place.out)]) == 0
+    submitted_study, _ = resumed
+    assert command(["status", str(submitted_study.out)]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
     assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8: 8 done" in stdout
-    assert f"next: modis-dist fetch {place.out} --to DIR" in stdout
-    assert command(["status", str(place.out), "--json"]) == 0
+    assert f"next: modis-dist fetch {submitted_study.out} --to DIR" in stdout
+    assert command(["status", str(submitted_study.out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
     assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
-    assert place.submit() == 2
+    assert submitted_study.submit() == 2
     assert "`modis-dist resume`" in capsys.readouterr().err
 
 
@@ -169,14 +172,14 @@ def test_files_of_jobs_are_private_and_not_pickles(resumed: tuple[SubmittedStudy
 
 
 def in_mlflow(database: Path) -> dict[str, list[Any]]:
-    """What MLflow has of a study, times left out."""
+    """Return MLflow's rows of a study without times."""
     queries = {
         "runs": "select name, status from runs",
         "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",
         "metrics": "select r.name, m.key, m.step, m.value from metrics m join runs r using (run_uuid)",
     }
-    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as held:
-        return {name: sorted(held.execute(query).fetchall()) for name, query in queries.items()}
+    with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True)) as connection:
+        return {name: sorted(connection.execute(query).fetchall()) for name, query in queries.items()}
 
 
 @pytest.fixture(scope="module")
@@ -193,14 +196,14 @@ def test_fetch_copies_results_without_checkpoints_and_machine_files(
     for name in ("summary.json", "report.md", "manifest.json", "study.yaml"):
         assert (home / name).read_bytes() == (out / name).read_bytes()
     for pattern in ("trials/*/result.json", "packs/*/journal.jsonl", "model/best/*/*"):
-        assert held(home, pattern) == held(out, pattern) != {}
-    assert held(home, "trials/*/best/*/*") == {} != held(out, "trials/*/best/*/*")
+        assert file_contents(home, pattern) == file_contents(out, pattern) != {}
+    assert file_contents(home, "trials/*/best/*/*") == {} != file_contents(out, "trials/*/best/*/*")
     assert not list(home.rglob("last")) and not list(home.rglob("scripts")) and not list(home.rglob("*.tmp"))
     mine = [path for path in [home, *home.rglob("*")] if path.stat().st_mode & 0o077]
     assert not [path for path in mine if "mlflow" not in str(path.relative_to(home))]
 
 
-def held(folder: Path, pattern: str) -> dict[Path, bytes]:
+def file_contents(folder: Path, pattern: str) -> dict[Path, bytes]:
     return {path.relative_to(folder): path.read_bytes() for path in folder.glob(pattern)}
 
 
@@ -210,8 +213,8 @@ def test_models_all_fetches_the_best_model_of_every_trial_after_printing_the_siz
     out, copy = resumed[0].out, tmp_path / "all"
     shutil.copytree(home, copy)
     assert command(["fetch", str(out), "--to", str(copy), "--models", "all"]) == 0
-    models = held(out, "trials/*/best/*/*")
-    assert held(copy, "trials/*/best/*/*") == models
+    models = file_contents(out, "trials/*/best/*/*")
+    assert file_contents(copy, "trials/*/best/*/*") == models
     size = sum(map(len, models.values()))
     assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
 
@@ -223,9 +226,9 @@ def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
     assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
 
-    def comparable(found: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    def comparable(rows_by_table: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Without what names the folder, and so the run of the whole study."""
-        return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in found.items()}
+        return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in rows_by_table.items()}
 
     assert comparable(ours) == comparable(theirs)
     assert {what: len(rows) for what, rows in ours.items()} == {what: len(rows) for what, rows in theirs.items()}
@@ -292,21 +295,21 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    place = SubmittedStudy(tmp_path, **SMALL)
+    submitted_study = SubmittedStudy(tmp_path, **SMALL)
     (tmp_path / "poison").touch()
-    assert place.submit("--wait") == 4
+    assert submitted_study.submit("--wait") == 4
     assert "1 trials failed (" in capsys.readouterr().err
-    note = read_note(place.out / "submission" / "status" / "pack-0.json")
+    note = read_note(submitted_study.out / "submission" / "status" / "pack-0.json")
     assert note is not None and note.state == "failed" and note.reason == "RuntimeError: poisoned"
-    assert place.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
-    before = {p: p.stat().st_mtime_ns for p in place.out.glob("trials/*/result.json")}
+    assert submitted_study.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
+    before = {p: p.stat().st_mtime_ns for p in submitted_study.out.glob("trials/*/result.json")}
     (tmp_path / "poison").unlink()
     capsys.readouterr()
-    assert command(["resume", str(place.out), "--wait", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == place.summary
-    assert place.summary["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
-    trained = {trial.id for trial in manifest.load(place.out / "manifest.json").trials}
-    assert records(place.out) == dict.fromkeys(trained, 4)
+    assert command(["resume", str(submitted_study.out), "--wait", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == submitted_study.summary
+    assert submitted_study.summary["trials"] == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
+    trained = {trial.id for trial in manifest.load(submitted_study.out / "manifest.json").trials}
+    assert records(submitted_study.out) == dict.fromkeys(trained, 4)
     assert {p: p.stat().st_mtime_ns for p in before if p.parent.name in trained} == {
         p: t for p, t in before.items() if p.parent.name in trained
     }
