@@ -25,9 +25,11 @@ def finish(directory: Out) -> None:
     from modis_dist.integrations.slurm.array import AfterArray, StopBetweenPacks, job
     from modis_dist.integrations.slurm.submission import site_of, study_of
 
-    with job(directory, "finish", site_of(directory)) as flag, AfterArray(directory) as executor:
-        source = directory / "submission" / "study.yaml"
-        executor_with_stop = StopBetweenPacks(executor, flag)
+    with job(directory, "finish", site_of(directory)) as flag:
+        source, executor_with_stop = (
+            directory / "submission" / "study.yaml",
+            StopBetweenPacks(AfterArray(directory), flag),
+        )
         summary = run(study_of(directory), directory, executor_with_stop, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
     print_summary(summary, directory)
     fail_if_incomplete(summary, directory)

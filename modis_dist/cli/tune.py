@@ -119,8 +119,7 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
 
         if ray is not None:
             raise UserError("--ray: the study trains in this process; --set sweep.executor=ray has it use a Ray")
-        with LocalExecutor(resources, workers=workers) as executor:
-            yield executor
+        yield LocalExecutor(resources, workers=workers)
     else:
         from modis_dist.integrations.ray.existing_cluster import ray_at
         from modis_dist.integrations.ray.tune import RayExecutor

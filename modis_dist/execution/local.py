@@ -1,9 +1,7 @@
 """An executor that trains packs one after the other in this process: for debugging, tests and Slurm array tasks."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -14,7 +12,7 @@ from modis_dist.runtime.errors import ConfigError, Interrupted
 from modis_dist.runtime.signals import Flag, on_signal
 
 
-class LocalExecutor(AbstractContextManager["LocalExecutor"]):
+class LocalExecutor:
     """One pack at a time."""
 
     slots = 1
@@ -26,11 +24,6 @@ class LocalExecutor(AbstractContextManager["LocalExecutor"]):
         if problems:
             raise ConfigError(problems, source="study")
         self.threads = resources.cpus or torch.get_num_threads()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Release nothing."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""

@@ -1,5 +1,4 @@
-"""The one way a training is run: by `tune` in this process, in a Ray worker or in a Slurm task, by `train`, and by
-`verify-resume`.
+"""Run one training: for `tune` (in this process, a Ray worker or a Slurm task), `train` and `verify-resume`.
 
 A pack's folder is locked while it is trained, so that two processes never write to it. A trial is done when its
 ``result.json`` exists, which is written last; a pack whose process dies resumes from its last checkpoint.
@@ -18,14 +17,9 @@ import torch
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
-from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim_result
-from modis_dist.evaluate.results import (
-    HeldOut,
-    read_interim_result,
-    read_result,
-    write_result,
-    write_run,
-)
+from modis_dist.evaluate.baseline import Baseline
+from modis_dist.evaluate.evaluation import evaluate_training, write_interim_result
+from modis_dist.evaluate.results import HeldOut, read_interim_result, read_result, write_result, write_run
 from modis_dist.execution.resource_errors import disk_errors, memory_errors
 from modis_dist.execution.trial import Trial, sequence_digest
 from modis_dist.report.trial import draw
@@ -55,16 +49,16 @@ class Pack:
     trials: tuple[Trial, ...]
     judged_on: HeldOut = "validation"
     probe: bool = True
-    until: int | None = None  # epoch at which it waits to be compared with others; None: to its end, 0: no further
+    until: int | None = None  # epoch of the next rung; None: train to the end, 0: do not train
 
     @property
     def ids(self) -> list[str]:
-        """The ids of its trials."""
+        """Return the ids of the pack's trials."""
         return [trial.id for trial in self.trials]
 
     @property
     def id(self) -> str:
-        """Name of the pack's folder."""
+        """Return the name of the pack's folder."""
         return sequence_digest(self.ids)
 
 
@@ -138,12 +132,8 @@ def _is_trained(folder: Path, until: int | None) -> bool:
     return (interim["epochs"] if interim else 0) >= until
 
 
-def remove_last_checkpoint(out: Path, pack: Pack) -> None:
-    """Remove the last checkpoint of a pack whose trials all have their results."""
-    _remove_last(pack_folder(out, pack))
-
-
-def _remove_last(folder: Path) -> None:
+def remove_last_checkpoint(folder: Path) -> None:
+    """Remove the last checkpoint from the folder of a pack whose trials all have their results."""
     remove_folder(folder / LAST)
     clear_leftovers(folder)
 
@@ -162,8 +152,7 @@ def try_pack(
 ) -> str | None:
     """Run a pack of a study; returns why it crashed, or None. A crash of one pack does not end the others.
 
-    ``Interrupted``, ``RankLost`` and ``DiskFailed`` are passed on: no other pack, and no member of this one alone,
-    would fare better.
+    Raises ``Interrupted``, ``RankLost`` and ``DiskFailed``, which every other pack would meet too.
     """
     try:
         run_pack(pack, study_layout(out, pack), store=store, stop=stop, threads=threads, spec=spec)
@@ -206,7 +195,7 @@ def run_pack(
     with trained(pack, layout, store=store, stop=stop, reporter=reporter, threads=threads, spec=spec) as stack:
         if stack is None:
             return
-        baselines = Baselines()
+        baselines: dict[str, Baseline] = {}
         for member, progress in zip(stack.members, stack.progress, strict=True):
             if progress.status == "running":
                 write_interim_result(member, progress, evaluated_on=pack.judged_on)
@@ -225,7 +214,7 @@ def run_pack(
                 stack.journal.event(member.trial, kind="end", values=end)
                 write_result(member.folder, result)
         if not layout.keep_last and all(read_result(folder) is not None for folder in layout.trials.values()):
-            _remove_last(layout.pack)
+            remove_last_checkpoint(layout.pack)
 
 
 @dataclass(frozen=True)
@@ -291,15 +280,15 @@ def _pruned(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def chosen_device(run: Run) -> torch.device:
-    """Return the device a run asks for. Raises ``ConfigError`` if it is missing or lacks the precision asked for."""
-    asked, advice = run.trainer.device, "with --ray, start the command on a node that has one"
+    """Return the device of a run. Raises ``ConfigError`` if it is missing or does not support the precision."""
+    requested, advice = run.trainer.device, "with --ray, start the command on a node that has one"
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(automatic if asked == "auto" else asked)
+    device = torch.device(automatic if requested == "auto" else requested)
     if run.trainer.precision == "fp16" and device.type != "cuda":
         raise ConfigError([f"trainer.precision: fp16 needs a GPU; use bf16 or fp32; {advice}"], source=run.name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        problem = f"trainer.device: {asked} asked for, this machine has {count} GPU(s); {advice}"
+        problem = f"trainer.device: {requested} asked for, this machine has {count} GPU(s); {advice}"
         raise ConfigError([problem], source=run.name)
     return device
 

@@ -19,6 +19,7 @@ from modis_dist.report.tables import (
     finished,
     mean_sd,
     numbers,
+    spread_of,
     starred,
     sweep_table,
     to_markdown,
@@ -149,7 +150,7 @@ def _with_baseline(conditions: Conditions, labels: Mapping[str, str]) -> Table:
     numbers(table, *labels.values(), "n")
     for condition in conditions:
         for model, metrics in (("MODIS", condition["test"]), ("baseline", condition["baseline"])):
-            spreads = [(metrics or {}).get(name) for name in labels]
-            n = max((spread["n"] for spread in spreads if spread is not None), default=0)
+            spreads = [spread_of(metrics, name) for name in labels]
+            n = max((spread["n"] for spread in spreads), default=0)
             add(table, plain(condition["condition"]), model, *map(mean_sd, spreads), str(n))
     return finished(table, BASELINE, REPLICATES)

@@ -1,7 +1,6 @@
 """What a study needs from outside: an executor that trains its packs, and where it is tracked."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -9,8 +8,8 @@ from typing import Protocol
 from modis_dist.execution.run_pack import Pack
 
 
-class Executor(AbstractContextManager["Executor"], Protocol):
-    """Trains packs; used in a ``with`` block."""
+class Executor(Protocol):
+    """Trains packs."""
 
     slots: int  # packs trained at once
     threads: int  # CPU threads of each

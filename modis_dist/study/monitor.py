@@ -22,16 +22,6 @@ class Display(Protocol):
     def update(self, *, epochs: int, done: int, failed: int) -> None: ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, name: str, *, trials: int, epochs: int) -> None:
-        """Do nothing."""
-
-    def update(self, *, epochs: int, done: int, failed: int) -> None:
-        """Do nothing."""
-
-
 class JournalWatcher:
     """Reads what is new in the journals of packs and counts epochs and finished trials."""
 

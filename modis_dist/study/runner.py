@@ -6,7 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from modis_dist.evaluate.results import Result, read_result
-from modis_dist.execution.run_pack import Pack, journal_file, remove_last_checkpoint, trial_folder, unfinished_packs
+from modis_dist.execution.run_pack import (
+    Pack,
+    journal_file,
+    pack_folder,
+    remove_last_checkpoint,
+    trial_folder,
+    unfinished_packs,
+)
 from modis_dist.execution.trial import Trial
 from modis_dist.study import manifest
 from modis_dist.study.interfaces import Executor
@@ -102,7 +109,7 @@ class PackRunner:
             remaining = unfinished_packs(self._out, packs)
             for pack in packs:
                 if pack not in remaining:
-                    remove_last_checkpoint(self._out, pack)  # left by a killed process
+                    remove_last_checkpoint(pack_folder(self._out, pack))  # left by a killed process
             if not remaining:
                 return {}
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))

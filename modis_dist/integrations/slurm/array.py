@@ -5,9 +5,8 @@ import os
 import signal
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
 import torch
 
@@ -141,17 +140,12 @@ def train_pack(out: Path, number: int) -> None:
             raise
 
 
-class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
+class StopBetweenPacks:
     """An executor that starts no further packs once a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
         self.slots, self.threads = executor.slots, executor.threads
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """See ``Executor.execute``."""
@@ -160,7 +154,7 @@ class StopBetweenPacks(AbstractContextManager["StopBetweenPacks"]):
         return self._executor.execute(packs, out=out, store=store)
 
 
-class AfterArray(AbstractContextManager["AfterArray"]):
+class AfterArray:
     """Executor of the last job: packs of the array were trained by its tasks; the refit trains in this job."""
 
     def __init__(self, out: Path) -> None:
@@ -170,11 +164,6 @@ class AfterArray(AbstractContextManager["AfterArray"]):
         resources = study.sweep.resources.model_copy(update={"cpus": threads_of(study, site)})
         self._local = LocalExecutor(resources)
         self.slots, self.threads = self._local.slots, self._local.threads
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Nothing to stop."""
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
         """See ``Executor.execute``. Raises ``RunFailed`` if packs of the array neither finished nor crashed.

@@ -168,7 +168,7 @@ def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
                     journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": result["epochs"]})
                     write_result(trial_folder(out, trial), result | {"status": "pruned", "reason": reasons[trial.id]})
         if not unfinished_packs(out, [replace(pack, until=None)]):
-            remove_last_checkpoint(out, pack)
+            remove_last_checkpoint(pack_folder(out, pack))
 
 
 def unprune_trials(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None:
