@@ -34,8 +34,6 @@ class PackRunner:
         self._executor = executor
         self._display = display
 
-    # --- packs ----------------------------------------------------------------------------------------------
-
     def packs(self) -> list[Pack]:
         """Return the packs of the search."""
         return replace(self._planned, manifest=self._manifest).packs()
@@ -68,8 +66,6 @@ class PackRunner:
         self._manifest = changed
         manifest.save(self._out / "manifest.json", changed)
 
-    # --- training -------------------------------------------------------------------------------------------
-
     def train(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         """Train packs; returns why trials crashed, by id. Members of a crashed stack are trained one by one."""
         reasons = self._execute(packs, name=name)
@@ -80,11 +76,11 @@ class PackRunner:
         singles = [single for stack in stacks for single in self._split(stack)]
         self._replace_packs(stacks, singles)
         retried = {trial for single in singles for trial in single.ids}
-        kept = {trial: reason for trial, reason in reasons.items() if trial not in retried}
-        return kept | self._execute(singles, name=f"{name}, crashed packs one by one")
+        others = {trial: reason for trial, reason in reasons.items() if trial not in retried}
+        return others | self._execute(singles, name=f"{name}, crashed packs one by one")
 
     def _split(self, stack: Pack) -> list[Pack]:
-        """Return every member of a stack as a pack of its own; a finished one takes its records along."""
+        """Return a pack for every member of a stack, with the records of members that are done."""
         singles = [replace(stack, trials=(trial,)) for trial in stack.trials]
         for pack in singles:
             (trial,) = pack.trials
@@ -93,16 +89,14 @@ class PackRunner:
         return singles
 
     def _replace_packs(self, old: Sequence[Pack], new: Sequence[Pack]) -> None:
-        """Write down that packs are trained as other ones, so that an interrupted study resumes those."""
+        """Replace packs in the manifest, so that an interrupted study resumes the new ones."""
         dropped, added = ids_of([pack.trials for pack in old]), ids_of([pack.trials for pack in new])
-
-        def replaced(packs: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-            return (*(pack for pack in packs if pack not in dropped), *added)
-
+        packs = self._manifest.refit_packs if old[0].judged_on == "test" else self._manifest.packs
+        changed = (*(pack for pack in packs if pack not in dropped), *added)
         if old[0].judged_on == "test":
-            self._save(replace(self._manifest, refit_packs=replaced(self._manifest.refit_packs)))
+            self._save(replace(self._manifest, refit_packs=changed))
         else:
-            self._save(replace(self._manifest, packs=replaced(self._manifest.packs)))
+            self._save(replace(self._manifest, packs=changed))
 
     def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with monitored(packs, out=self._out, name=name, display=self._display):
@@ -114,12 +108,7 @@ class PackRunner:
                 return {}
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
 
-    # --- results --------------------------------------------------------------------------------------------
-
     def results(self, trials: Sequence[Trial]) -> dict[str, Result]:
         """Return the results of the trials that have one, by id."""
-        results = {trial.id: self._result(trial) for trial in trials}
+        results = {trial.id: read_result(trial_folder(self._out, trial)) for trial in trials}
         return {name: result for name, result in results.items() if result is not None}
-
-    def _result(self, trial: Trial) -> Result | None:
-        return read_result(trial_folder(self._out, trial))

@@ -48,8 +48,12 @@ def summarise(
     The caller fills in failures, changes, MLflow and seconds. The delivered model is that of the first condition that
     has one.
     """
+    done_refits = {
+        name: [t for t in trials if t.id in final and final[t.id]["status"] == "done"]
+        for name, trials in refits.items()
+    }
     conditions = [
-        _condition(name, best.get(name), _done(refits.get(name, ()), final), final)
+        _condition(name, best.get(name), done_refits.get(name, []), final)
         for name in dict.fromkeys(group["condition"] for group in groups)
     ]
     expected = {name for group in groups for name in group["trials"]}
@@ -72,10 +76,6 @@ def summarise(
         "mlflow": {},
         "seconds": 0.0,
     }
-
-
-def _done(trials: Sequence[Trial], results: Results) -> list[Trial]:
-    return [trial for trial in trials if trial.id in results and results[trial.id]["status"] == "done"]
 
 
 def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results) -> Condition:
