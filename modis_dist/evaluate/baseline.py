@@ -31,7 +31,7 @@ Labelled = tuple[Features, Rows]
 
 
 class Fit(TypedDict):
-    """How the regression of one modality was fitted."""
+    """Settings and outcome of the regression of one modality."""
 
     C: float | None  # chosen by cross-validation on the training rows; None without a regression
     converged: bool

@@ -129,7 +129,7 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
             return None
         finally:
             process.join()
-    # From the first validation on a copy of the best model is kept.
+    # From the first validation on, the process has a copy of the best model.
     best = model_bytes(_shape(pack, Store.open(store)), replicates=len(pack.trials))
     if peak.gpu:
         return Footprint(int(MARGIN * peak.host), int(MARGIN * (peak.gpu + best)) + CONTEXT, peak.gpu_total)
@@ -200,7 +200,7 @@ def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int |
     """
     if _in_memory(pack, store, limit):
         return 0
-    features, test = _features(pack, store), pack.judged_on == "test"
+    features, test = _features(pack, store), pack.evaluated_on == "test"
     sizes_of_data = [
         prepared_bytes(run, row_counts(run, selection_of(run)), features, test=test).values()
         for run in {data_key(trial.run, ""): trial.run for trial in pack.trials}.values()

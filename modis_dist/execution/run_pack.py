@@ -47,7 +47,7 @@ class Pack:
     """Trials that are trained as one stack."""
 
     trials: tuple[Trial, ...]
-    judged_on: HeldOut = "validation"
+    evaluated_on: HeldOut = "validation"
     probe: bool = True
     until: int | None = None  # epoch of the next rung; None: train to the end, 0: do not train
 
@@ -94,7 +94,7 @@ def journal_file(out: Path, pack: Pack) -> Path:
 def study_layout(out: Path, pack: Pack) -> Layout:
     """Return the layout of a pack in a study's folder; figures are drawn for refits only."""
     trials = {trial.id: trial_folder(out, trial) for trial in pack.trials}
-    return Layout(pack_folder(out, pack), trials, figures=pack.judged_on == "test", keep_last=False)
+    return Layout(pack_folder(out, pack), trials, figures=pack.evaluated_on == "test", keep_last=False)
 
 
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
@@ -107,8 +107,8 @@ def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "pack.json"
     if path.exists():
-        threads = load_pack(folder)[1]
-    settings = {"judged_on": pack.judged_on, "probe": pack.probe, "until": pack.until, "threads": threads}
+        threads = json.loads(path.read_text())["threads"]
+    settings = {"evaluated_on": pack.evaluated_on, "probe": pack.probe, "until": pack.until, "threads": threads}
     write_json(path, settings | {"trials": [trial.as_tree() for trial in pack.trials]})
     return folder
 
@@ -117,7 +117,7 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
     """Return the pack that ``save_pack`` wrote, and its CPU threads."""
     content = json.loads((folder / "pack.json").read_text())
     trials = tuple(Trial.from_tree(tree, source=str(folder)) for tree in content["trials"])
-    return Pack(trials, content["judged_on"], content["probe"], content["until"]), content["threads"]
+    return Pack(trials, content["evaluated_on"], content["probe"], content["until"]), content["threads"]
 
 
 def unfinished_packs(out: Path, packs: Sequence[Pack]) -> list[Pack]:
@@ -198,12 +198,12 @@ def run_pack(
         baselines: dict[str, Baseline] = {}
         for member, progress in zip(stack.members, stack.progress, strict=True):
             if progress.status == "running":
-                write_interim_result(member, progress, evaluated_on=pack.judged_on)
+                write_interim_result(member, progress, evaluated_on=pack.evaluated_on)
             elif read_result(member.folder) is None:
                 result = evaluate_training(
                     member,
                     progress,
-                    evaluated_on=pack.judged_on,
+                    evaluated_on=pack.evaluated_on,
                     probe=pack.probe,
                     baselines=baselines,
                     device=stack.device,
@@ -307,7 +307,7 @@ def prepare_members(pack: Pack, folders: Mapping[str, Path], *, store: Path) -> 
     for trial in pack.trials:
         key = data_key(trial.run, cohort.selection.fingerprint)
         if key not in prepared:
-            prepared[key] = prepare(trial.run, cohort, test=pack.judged_on == "test")
+            prepared[key] = prepare(trial.run, cohort, test=pack.evaluated_on == "test")
             sizes = {name: len(pipeline.features_out) for name, pipeline in prepared[key].pipelines.items()}
             shape(trial.run, sizes, len(prepared[key].classes))
         members.append(Member(trial.id, trial.run, prepared[key], folders[trial.id]))

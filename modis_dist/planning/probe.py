@@ -48,7 +48,7 @@ def probe_key(runs: Sequence[Run], shape: Shape) -> str:
 
 
 def rows_of_rank(run: Run) -> int:
-    """Rows of each modality in the largest block of a batch that one rank holds."""
+    """Return the rows of each modality in the largest block of a batch that one rank has."""
     return -(-run.optim.batch_size // run.trainer.workers)
 
 

@@ -51,10 +51,11 @@ def evaluation_table(model: Classification, baseline: Baseline | None) -> Table:
         (plain(name), metrics, baseline["modalities"].get(name) if baseline else None)
         for name, metrics in model["modalities"].items()
     ]
-    for name, ours, theirs in [*lines, ("all", model, baseline)]:
-        metrics = [number(ours[metric]) for metric in MODALITY_METRICS]
-        compared = [NOTHING, NOTHING] if theirs is None else [number(theirs["balanced_accuracy"]), _gain(ours, theirs)]
-        add(table, name, f"{ours['n']:,}", *metrics, *compared)
+    for name, metrics, reference in [*lines, ("all", model, baseline)]:
+        compared = [NOTHING, NOTHING]
+        if reference is not None:
+            compared = [number(reference["balanced_accuracy"]), _gain(metrics, reference)]
+        add(table, name, f"{metrics['n']:,}", *(number(metrics[metric]) for metric in MODALITY_METRICS), *compared)
     unlabelled = [f"Not counted: {model['unlabelled']:,} unlabelled rows."] if model["unlabelled"] else []
     return finished(table, *unlabelled, *_baseline_notes(baseline))
 
@@ -243,14 +244,14 @@ def _error(value: float | None) -> str:
     return NOTHING if value is None else f"{value:#.3g}"
 
 
-def _difference(ours: float | None, theirs: float | None) -> str:
-    return NOTHING if ours is None or theirs is None else f"{ours - theirs:+.3f}"
+def _difference(value: float | None, reference: float | None) -> str:
+    return NOTHING if value is None or reference is None else f"{value - reference:+.3f}"
 
 
-def _gain(ours: ModalityMetrics, theirs: ModalityMetrics) -> str:
+def _gain(metrics: ModalityMetrics, baseline: ModalityMetrics) -> str:
     """Return the difference to the baseline if both have the same number of rows."""
-    same_rows = ours["n"] == theirs["n"]
-    return _difference(ours["balanced_accuracy"], theirs["balanced_accuracy"]) if same_rows else NOTHING
+    same_rows = metrics["n"] == baseline["n"]
+    return _difference(metrics["balanced_accuracy"], baseline["balanced_accuracy"]) if same_rows else NOTHING
 
 
 def _recall_precision(metrics: ClassMetrics) -> str:

@@ -1,7 +1,7 @@
 """One writer per folder.
 
 The lock is the kernel's: it ends with its process, however that ended. The content of the lock file is for people and
-for ``modis-dist status``, which must not take the lock to see whether it is held.
+for ``modis-dist status``, which must not take the lock.
 """
 
 import fcntl

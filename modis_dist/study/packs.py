@@ -79,10 +79,10 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
     # An overflow in fp16 skips a step of the whole stack; a result must not depend on the other members.
-    alone = trial.id if trial.run.trainer.precision == "fp16" else None
+    unstacked = trial.id if trial.run.trainer.precision == "fp16" else None
     # The discriminator is trained in lower precision only if no member of the stack has a penalty.
     penalised = trial.run.objective.penalty_weight > 0 if trial.run.trainer.precision != "fp32" else None
-    return digest([tree, training_steps(trial, selection_of), alone, penalised])
+    return digest([tree, training_steps(trial, selection_of), unstacked, penalised])
 
 
 def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
@@ -112,7 +112,7 @@ def _full_rounds(slots: int, trials: list[int], packs: list[int]) -> list[int]:
     counts = list(packs)
     total = -(-sum(counts) // slots) * slots
     while sum(counts) < total:
-        sizes = [-(-of_group // count) for of_group, count in zip(trials, counts, strict=True)]
+        sizes = [-(-members // count) for members, count in zip(trials, counts, strict=True)]
         if max(sizes) == 1:
             break
         counts[sizes.index(max(sizes))] += 1

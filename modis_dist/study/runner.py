@@ -91,9 +91,9 @@ class PackRunner:
     def _replace_packs(self, old: Sequence[Pack], new: Sequence[Pack]) -> None:
         """Replace packs in the manifest, so that an interrupted study resumes the new ones."""
         dropped, added = ids_of([pack.trials for pack in old]), ids_of([pack.trials for pack in new])
-        packs = self._manifest.refit_packs if old[0].judged_on == "test" else self._manifest.packs
+        packs = self._manifest.refit_packs if old[0].evaluated_on == "test" else self._manifest.packs
         changed = (*(pack for pack in packs if pack not in dropped), *added)
-        if old[0].judged_on == "test":
+        if old[0].evaluated_on == "test":
             self._save(replace(self._manifest, refit_packs=changed))
         else:
             self._save(replace(self._manifest, packs=changed))

@@ -125,15 +125,15 @@ def _run(folder: Path) -> Status:
     run = load_run(folder / "run.yaml")
     epoch, pace = _journal(folder / "journal.jsonl")
     state = _state(process, over=outcome is not None, whole=outcome is not None)
-    alone: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
-    pack = PackStatus("", alone, (run.name,), epoch, run.optim.epochs, pace)
+    trial: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
+    pack = PackStatus("", trial, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
         kind="run",
         name=run.name,
         state=state,
         stage="done" if outcome else "training",
         holder=process if state in {"running", "elsewhere", "dead"} else None,
-        trials={outcome.status if outcome else alone: 1},
+        trials={outcome.status if outcome else trial: 1},
         refits={},
         packs=(pack,),
         failures={run.name: outcome.reason} if outcome and outcome.reason else {},
@@ -219,9 +219,9 @@ def _counts(
     packs: Sequence[PackStatus], outcomes: Outcomes, *, trials: Sequence[str] | Mapping[str, int]
 ) -> dict[str, int]:
     """Return the number of trials by state; a trial without a pack is waiting."""
-    of_pack = {trial: "waiting" if pack.state == "stopped" else pack.state for pack in packs for trial in pack.trials}
+    states = {trial: "waiting" if pack.state == "stopped" else pack.state for pack in packs for trial in pack.trials}
     finished = {name: outcome.status for name, outcome in outcomes.items() if outcome}
-    return dict(Counter(finished.get(name, of_pack.get(name, "waiting")) for name in trials).most_common())
+    return dict(Counter(finished.get(name, states.get(name, "waiting")) for name in trials).most_common())
 
 
 def _failures(

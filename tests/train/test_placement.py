@@ -126,13 +126,13 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
     )
 
 
-@pytest.mark.parametrize("judged_on", ["validation", "test"])
+@pytest.mark.parametrize("evaluated_on", ["validation", "test"])
 def test_the_room_counted_for_a_pack_is_what_its_folds_write_and_the_baseline_of_one_of_them(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: HeldOut
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated_on: HeldOut
 ) -> None:
     one, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
     other = next(pack for pack in others if pack.trials[0].fold != one.trials[0].fold)
-    pack = Pack((*one.trials, *other.trials), judged_on)
+    pack = Pack((*one.trials, *other.trials), evaluated_on)
     asked: list[int] = []
     written: list[int] = []
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)

@@ -185,7 +185,7 @@ class AfterArray:
                 f"fail (cancelled, killed, out of time or requeues, or an error of machine, disk or data; see "
                 f"`modis-dist status {out}`); `modis-dist resume {out}` resumes them from their last checkpoints"
             )
-        if len(alone := [pack for pack in local_packs if pack.judged_on == "validation"]) > MAX_ALONE:
+        if len(alone := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
                 f"{len(alone)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
                 "them as an array and keeps finished trials"

@@ -33,8 +33,8 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
     rank = {position: number for number, position in enumerate(sorted(range(len(groups)), key=score), start=1)}
     going_on = max(1, len(groups) // factor)
     return [
-        {"epoch": epoch, **of_group, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
-        for position, of_group in enumerate(spreads)
+        {"epoch": epoch, **values, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
+        for position, values in enumerate(spreads)
     ]
 
 

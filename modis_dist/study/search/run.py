@@ -96,13 +96,13 @@ class Round:
     def _train_until(self, epoch: int | None) -> None:
         """Train the remaining trials that did not crash, up to an epoch or to their end."""
         self._unprune(epoch)
-        of_round = {trial.id for trial in self._trials}
+        in_round = {trial.id for trial in self._trials}
         to_train = {trial.id for trial in self._members()} - self._crashed.keys()
         packs = [
             # 0: packs with nothing to train are only read, since an earlier start may not have read all their records
             replace(pack, until=0 if to_train.isdisjoint(pack.ids) else epoch)
             for pack in self._runner.packs()
-            if not of_round.isdisjoint(pack.ids)
+            if not in_round.isdisjoint(pack.ids)
         ]
         name = self._name if epoch is None else f"{self._name} to epoch {epoch}"
         self._crashed |= self._runner.train(packs, name=name)
