@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from modis_dist.config.run import Run
+from modis_dist.config.run import Data, Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.baseline import Baseline
@@ -132,10 +132,11 @@ def _is_trained(folder: Path, until: int | None) -> bool:
     return (interim["epochs"] if interim else 0) >= until
 
 
-def remove_last_checkpoint(folder: Path) -> None:
-    """Remove the last checkpoint from the folder of a pack whose trials all have their results."""
-    remove_folder(folder / LAST)
-    clear_leftovers(folder)
+def remove_last_if_done(folder: Path, trials: Iterable[Path]) -> None:
+    """Remove the last checkpoint from a pack's folder if all its trials have their results, in folders ``trials``."""
+    if all(read_result(trial) is not None for trial in trials):
+        remove_folder(folder / LAST)
+        clear_leftovers(folder)
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -213,8 +214,8 @@ def run_pack(
                 end = {"status": progress.status, "epochs": progress.epochs}
                 stack.journal.event(member.trial, kind="end", values=end)
                 write_result(member.folder, result)
-        if not layout.keep_last and all(read_result(folder) is not None for folder in layout.trials.values()):
-            remove_last_checkpoint(layout.pack)
+        if not layout.keep_last:
+            remove_last_if_done(layout.pack, layout.trials.values())
 
 
 @dataclass(frozen=True)
@@ -327,8 +328,7 @@ def cohort_of(store: Path, run: Run, *, kinds: int = 1) -> Cohort:
 
 @lru_cache(maxsize=1)
 def _cohort(store: Path, data: str, storage: FeatureStorage) -> Cohort:
-    selected = Run.model_validate({"data": {}}).data.model_validate_json(data)
-    return load_cohort(_opened(store), selected, storage=storage)
+    return load_cohort(_opened(store), Data.model_validate_json(data), storage=storage)
 
 
 @lru_cache(maxsize=1)

@@ -144,9 +144,6 @@ def planning_folder(study: Study, out: Path) -> Iterator[Path]:
         yield out if started else Path(temporary)
 
 
-# --- packs ------------------------------------------------------------------------------------------------------
-
-
 def estimate_packs(planned: Plan, packs: Sequence[Pack], nodes: Nodes) -> list[PackEstimate]:
     """Return the cost of every pack; packs whose steps take the same time are timed once."""
     threads = torch.get_num_threads()
@@ -226,9 +223,6 @@ def first_round(planned: Plan) -> list[Pack]:
     if not planned.to_come or not isinstance(search, OptunaSearch):
         return []
     return [pack for pack in planned.packs() if pack.trials[0].configuration < search.round_size]
-
-
-# --- sums -------------------------------------------------------------------------------------------------------
 
 
 def wall_seconds(seconds: Sequence[float], *, slots: int) -> float:

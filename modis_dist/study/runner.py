@@ -10,7 +10,7 @@ from modis_dist.execution.run_pack import (
     Pack,
     journal_file,
     pack_folder,
-    remove_last_checkpoint,
+    remove_last_if_done,
     trial_folder,
     unfinished_packs,
 )
@@ -101,9 +101,8 @@ class PackRunner:
     def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with monitored(packs, out=self._out, name=name, display=self._display):
             remaining = unfinished_packs(self._out, packs)
-            for pack in packs:
-                if pack not in remaining:
-                    remove_last_checkpoint(pack_folder(self._out, pack))  # left by a killed process
+            for pack in packs:  # a killed process may have left it
+                remove_last_if_done(pack_folder(self._out, pack), (trial_folder(self._out, t) for t in pack.trials))
             if not remaining:
                 return {}
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))

@@ -35,8 +35,6 @@ class Search:
             self._proposed.append(known)
             self._expand()
 
-    # --- rounds ---------------------------------------------------------------------------------------------
-
     @property
     def rounds(self) -> int:
         """Return the number of known rounds."""
@@ -96,8 +94,6 @@ class Search:
 
     def _expand(self) -> None:
         self.trials = expand(self._study, self._fingerprint, source=self._source, proposed=self._proposed)
-
-    # --- rungs ----------------------------------------------------------------------------------------------
 
     def rungs(self, trials: Sequence[Trial]) -> list[int]:
         """Return the epochs at which these trials are compared; none if the study does not prune."""
