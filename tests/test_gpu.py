@@ -21,7 +21,6 @@ from modis_dist.integrations.ray.private_cluster import PrivateRay
 from modis_dist.integrations.ray.tune import RayExecutor
 from modis_dist.objective import Batch, Rules, Terms, Weights, adversary_phase, vae_phase
 from modis_dist.runtime.errors import Interrupted
-from modis_dist.study.monitor import Silent
 from modis_dist.study.plan import plan
 from modis_dist.study.run import run_study
 from modis_dist.train import checkpoint, cuda_graph, placement
@@ -30,7 +29,7 @@ from modis_dist.train.loop import fit
 from modis_dist.train.loss_log import LossLog
 from modis_dist.train.state import Setup, TrainState
 from tests.numeric import toy_system
-from tests.study.toy_study import run_toy_study, tree, write_store
+from tests.study.toy_study import Silent, run_toy_study, tree, write_store
 from tests.train import toy
 from tests.train.test_loop import StopAt
 

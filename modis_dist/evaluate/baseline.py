@@ -5,33 +5,28 @@ Knows neither networks nor torch.
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 from typing_extensions import TypedDict
 
 from modis_dist.data.store.arrays import FeatureStorage, Matrix, RowView, materialise, slices
 from modis_dist.data.store.index import UNLABELLED, Features, Rows
 from modis_dist.metrics import Classification, ClassPredictions, classification
 
-CHOICES = (0.01, 0.1, 1.0)
-"""Candidates for C, the inverse strength of the L2 penalty; cross-validation chooses one."""
-
-UNTUNED = 0.1
-"""C if too few rows are labelled for cross-validation."""
-
+CHOICES = (0.01, 0.1, 1.0)  # candidates for C, the inverse strength of the L2 penalty; cross-validation chooses one
+UNTUNED = 0.1  # C if too few rows are labelled for cross-validation
 FOLDS = 3
-TUNED_ON = 3000
-"""Maximum number of labelled rows for cross-validation; the regression itself is fitted on all of them."""
-
-MAX_ITER = 1000
-"""Maximum number of iterations of lbfgs; ``converged`` is false if a fit reaches it."""
+TUNED_ON = 3000  # maximum number of labelled rows for cross-validation; the regression is fitted on all of them
+MAX_ITER = 1000  # of lbfgs; ``converged`` is false if a fit reaches it
+ONE_THREAD: dict[str, Any] = {"limits": 1, "user_api": "blas"}  # several threads took 20 times longer on busy cores
 
 Labelled = tuple[Features, Rows]
 
 
 class Fit(TypedDict):
-    """How the regression of one modality was fitted."""
+    """Settings and outcome of the regression of one modality."""
 
     C: float | None  # chosen by cross-validation on the training rows; None without a regression
     converged: bool
@@ -108,19 +103,10 @@ def chosen_c(x: Matrix, label: Rows) -> float:
         cv=StratifiedKFold(FOLDS, shuffle=True, random_state=0),
         refit=False,
     )
-    with _one_thread(), warnings.catch_warnings():
+    with threadpool_limits(**ONE_THREAD), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of convergence: the final regression reports its own
         search.fit(standardised(x, x[:0])[0], label)
     return float(search.best_params_["C"])
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Use one BLAS thread: the products are small, and on busy cores several threads took 20 times longer."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1, user_api="blas"):
-        yield
 
 
 def predict(
@@ -137,7 +123,7 @@ def predict(
         return np.zeros(0, np.int64), True
     train_x, test_x = standardised(train_x, test_x, storage=storage)
     model = LogisticRegression(C=c, max_iter=MAX_ITER)
-    with _one_thread(), warnings.catch_warnings(record=True) as caught:
+    with threadpool_limits(**ONE_THREAD), warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", ConvergenceWarning)
         model.fit(train_x, train_y)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)

@@ -54,8 +54,8 @@ def _modalities(model: Predictor, store: Store, only: Sequence[str] | None) -> l
     modalities = list(only or (m for m in store.modalities if m in model.modalities))
     missing = [m for m in modalities if m not in store.modalities]
     if missing or not modalities:
-        asked = shown(missing[0]) if missing else "of the model's modalities"
-        raise DataError(f"{shown(str(store.path))}: has no modality {asked}; it has {', '.join(store.modalities)}")
+        name = shown(missing[0]) if missing else "of the model's modalities"
+        raise DataError(f"{shown(str(store.path))}: has no modality {name}; it has {', '.join(store.modalities)}")
     return modalities
 
 

@@ -1,6 +1,6 @@
 """Evaluation of a trained folder on the rows of a store: the one it was trained on, or any other."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from modis_dist.config.parse import load_run
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import FeatureStorage, RowView
-from modis_dist.data.store.index import UNLABELLED, Index, Rows
+from modis_dist.data.store.index import UNLABELLED, Features, Index, Rows, Strings
 from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
 from modis_dist.evaluate.evaluation import Probe, evaluate, plain_baseline
@@ -125,24 +125,20 @@ def _new_rows(
     unknown = -2
     codes = [predictor.classes.index(c) if c in predictor.classes else unknown for c in store.classes]
     code = np.array([*codes, UNLABELLED])
-    subset, num_unknown, num_trained = Subset({}, {}, {}), 0, 0
+    x, labels, sample_ids = dict[str, Features](), dict[str, Rows](), dict[str, Strings]()
+    num_unknown, num_trained = 0, 0
     for modality in modalities:
         index = store.index(modality)
         label = code[index.label]
         is_unknown = label == unknown
-        is_trained = np.zeros(len(index), dtype=bool)
-        if trained_on is not None:
-            is_trained = trained_on.contain(index) & ~is_unknown
+        is_trained = np.zeros(len(index), dtype=bool) if trained_on is None else trained_on.contain(index) & ~is_unknown
         num_unknown, num_trained = num_unknown + int(is_unknown.sum()), num_trained + int(is_trained.sum())
         rows = np.flatnonzero(~is_unknown & ~is_trained)
-        x = predictor.transform(_aligned(predictor, store, modality, rows), modality=modality, storage=storage)
-        subset = replace(
-            subset,
-            x={**subset.x, modality: x},
-            label={**subset.label, modality: label[rows]},
-            sample_id={**subset.sample_id, modality: index.sample_id[rows]},
+        x[modality] = predictor.transform(
+            _aligned(predictor, store, modality, rows), modality=modality, storage=storage
         )
-    return subset, num_unknown, num_trained
+        labels[modality], sample_ids[modality] = label[rows], index.sample_id[rows]
+    return Subset(x, labels, sample_ids), num_unknown, num_trained
 
 
 def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> RowView:

@@ -39,32 +39,19 @@ class Probe:
     seed: int
 
 
-class Baselines:
-    """Cache of the baselines of trainings that share rows."""
-
-    def __init__(self) -> None:
-        self._cache: dict[tuple[int, HeldOut], tuple[Prepared, Baseline]] = {}
-
-    def of(self, prepared: Prepared, rows: HeldOut) -> Baseline:
-        """Return the baseline on the validation or test rows."""
-        key = (id(prepared), rows)
-        if key not in self._cache:
-            self._cache[key] = (prepared, plain_baseline(prepared, getattr(prepared, rows)))
-        return self._cache[key][1]
-
-
 def evaluate_training(
     member: Member,
     progress: Progress,
     *,
     evaluated_on: HeldOut,
     probe: bool,
-    baselines: Baselines,
+    baselines: dict[str, Baseline],
     device: str | torch.device = "cpu",
 ) -> Result:
     """Return the final result of a training: its best model evaluated on held-out rows, or the reason it failed.
 
-    Writes the history; the caller writes the result after everything else (``write_result``).
+    ``baselines`` has those already fitted for the stack, by ``Prepared.key``; a new one is added. Writes the history;
+    the caller writes the result after everything else (``write_result``).
     """
     result = unevaluated_result(member, progress, evaluated_on=evaluated_on)
     prepared = member.prepared
@@ -73,7 +60,9 @@ def evaluate_training(
         predictor = Predictor.open(member.folder, device=device)
         probing = Probe(prepared.train, mix(member.run.seed, "probe")) if probe else None
         result["evaluation"] = evaluate(predictor, subset, absent_pairs=prepared.absent_pairs, probing=probing)
-        result["baseline"] = baselines.of(prepared, evaluated_on)
+        if prepared.key not in baselines:
+            baselines[prepared.key] = plain_baseline(prepared, subset)
+        result["baseline"] = baselines[prepared.key]
     write_history(member.folder, progress.history)
     return result
 

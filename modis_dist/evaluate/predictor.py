@@ -70,12 +70,12 @@ class Predictor:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """Modalities of the model."""
+        """Return the modalities of the model."""
         return self._model.modalities
 
     @property
     def shape(self) -> Shape:
-        """Sizes of the networks."""
+        """Return the sizes of the networks."""
         return self._model.shape
 
     def features(self, modality: str) -> tuple[str, ...]:
@@ -148,9 +148,9 @@ class Predictor:
 
     @torch.inference_mode()
     def decode(self, z: Features, *, modality: str, like: Features | None = None) -> Features:
-        """Preprocessed features [n, p] decoded from latents [n, L].
+        """Return preprocessed features [n, p] decoded from latents [n, L].
 
-        Of counts, for rows with the library sizes of ``like`` [n, p], or without it with the typical one in training.
+        Counts are decoded with the library sizes of ``like`` [n, p]; without it, with the typical one in training.
         """
         vae, width = self._model.vae(modality), self._model.shape.features[modality]
         library: Iterable[torch.Tensor | None] = repeat(None)

@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from modis_dist.data.store.arrays import BYTES_PER_VALUE
 from modis_dist.data.store.reader import Store
 from modis_dist.execution.resources import Cluster
 from modis_dist.execution.run_pack import Pack, chosen_device, kinds_of_data, run_pack, study_layout
@@ -36,7 +37,6 @@ PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes of CUDA in every process
 COPIES_OF_LAST = 4  # of parameters in a checkpoint: themselves, two moments, the best so far
 COPIES_OF_MODEL = 8  # parameters, two moments, the best so far, and the same of a stack that a member has left
-BYTES_PER_NUMBER = 4
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,15 @@ def _limit_message(
     footprint: Footprint, fitting: ConcurrencyLimit, limit: ConcurrencyLimit, *, workers: int, node_bytes: float
 ) -> str:
     if fitting.per_gpu < limit.per_gpu:
-        usage = f"a pack takes {footprint.gpu / 1e9:.1f} GB of its GPU (measured), packs may use"
-        available = f"{SHARE * footprint.gpu_total / 1e9:.1f} GB of each"
-        return f"{usage} {available}: {fitting.per_gpu} share one, {fitting.packs} at a time"
-    usage = f"a worker takes {footprint.host / 1e9:.1f} GB of memory (measured), a node has {node_bytes / 1e9:.1f} GB"
+        return (
+            f"a pack takes {footprint.gpu / 1e9:.1f} GB of its GPU (measured), packs may use "
+            f"{SHARE * footprint.gpu_total / 1e9:.1f} GB of each: {fitting.per_gpu} share one, {fitting.packs} at once"
+        )
     each = f" of {workers} workers" if workers > 1 else ""
-    return f"{usage} for them: {fitting.packs} pack(s){each} at a time instead of {limit.packs}"
+    return (
+        f"a worker takes {footprint.host / 1e9:.1f} GB of memory (measured), workers may use {node_bytes / 1e9:.1f} GB "
+        f"of each node: {fitting.packs} pack(s){each} at a time instead of {limit.packs}"
+    )
 
 
 def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | None:
@@ -126,7 +129,7 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
             return None
         finally:
             process.join()
-    # From the first validation on a copy of the best model is kept.
+    # From the first validation on, the process has a copy of the best model.
     best = model_bytes(_shape(pack, Store.open(store)), replicates=len(pack.trials))
     if peak.gpu:
         return Footprint(int(MARGIN * peak.host), int(MARGIN * (peak.gpu + best)) + CONTEXT, peak.gpu_total)
@@ -169,25 +172,25 @@ def _peak_of_this_process() -> int:
 
 
 def estimate_host_bytes(pack: Pack, store: Store) -> int:
-    """Return the bytes of memory of a pack, estimated from its sizes as if preprocessing dropped no feature."""
-    return on_processor(pack, store, _shape(pack, store)).host
+    """Return the bytes of memory of a pack without a GPU, estimated as if preprocessing dropped no feature."""
+    return estimate_footprint(pack, store, _shape(pack, store), gpu=False).host
 
 
-def on_processor(pack: Pack, store: Store, shape: Shape, *, limit: int | None = None) -> Footprint:
-    """Return the footprint of a pack that is trained without a GPU, estimated from its sizes.
+def estimate_footprint(pack: Pack, store: Store, shape: Shape, *, gpu: bool, limit: int | None = None) -> Footprint:
+    """Return the footprint of a pack, estimated from its sizes.
 
-    ``limit`` is the memory in bytes of the machine that trains it; None for this machine.
+    With a GPU, host memory holds the data as read and a checkpoint being written. ``limit`` is the memory in bytes of
+    the machine that trains the pack; None for this machine.
     """
-    model = model_bytes(shape, replicates=len(pack.trials))
-    data = sum(_data(pack, store, shape)) if _in_memory(pack, store, limit) else 0
+    model, in_memory = model_bytes(shape, replicates=len(pack.trials)), _in_memory(pack, store, limit)
+    read = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in _features(pack, store).items())
+    on_device = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in shape.features.items())
+    prepared = on_device * kinds_of_data(pack)
+    if gpu:
+        data = read + prepared if in_memory else 0
+        return Footprint(PROCESS + data + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
+    data = read + prepared + on_device if in_memory else 0
     return Footprint(PROCESS + data + COPIES_OF_MODEL * model)
-
-
-def on_gpu(pack: Pack, store: Store, shape: Shape, *, limit: int | None = None) -> Footprint:
-    """Return the same for a GPU; host memory then holds the data as read and a checkpoint being written."""
-    model, (read, ready, on_device) = model_bytes(shape, replicates=len(pack.trials)), _data(pack, store, shape)
-    data = read + ready if _in_memory(pack, store, limit) else 0
-    return Footprint(PROCESS + data + COPIES_OF_LAST * model, CONTEXT + on_device + COPIES_OF_MODEL * model)
 
 
 def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int | None = None) -> int:
@@ -197,9 +200,9 @@ def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int |
     """
     if _in_memory(pack, store, limit):
         return 0
-    features = {modality: len(store.features(modality)) for modality in _modalities(pack, store)}
+    features, test = _features(pack, store), pack.evaluated_on == "test"
     sizes_of_data = [
-        prepared_bytes(run, row_counts(run, selection_of(run)), features, test=pack.judged_on == "test").values()
+        prepared_bytes(run, row_counts(run, selection_of(run)), features, test=test).values()
         for run in {data_key(trial.run, ""): trial.run for trial in pack.trials}.values()
     ]
     for_baseline = max(max(sizes) for sizes in sizes_of_data)
@@ -207,30 +210,22 @@ def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int |
 
 
 def _in_memory(pack: Pack, store: Store, limit: int | None) -> bool:
-    """Return whether its features are kept in memory, not on a disk."""
     return storage_of(pack.trials[0].run, store, kinds=kinds_of_data(pack), limit=limit) == "memory"
 
 
-def _data(pack: Pack, store: Store, shape: Shape) -> tuple[int, int, int]:
-    """Return the bytes of the data as read, prepared for every fold and scenario, and on the device."""
-    rows = {modality: store.rows(modality) for modality in _modalities(pack, store)}
-    read = BYTES_PER_NUMBER * sum(count * len(store.features(modality)) for modality, count in rows.items())
-    ready = BYTES_PER_NUMBER * sum(count * shape.features[modality] for modality, count in rows.items())
-    return read, ready * kinds_of_data(pack), ready
-
-
-def _modalities(pack: Pack, store: Store) -> Sequence[str]:
-    return pack.trials[0].run.data.modalities or store.modalities
+def _features(pack: Pack, store: Store) -> dict[str, int]:
+    """Return the number of features of each modality in the store."""
+    modalities = pack.trials[0].run.data.modalities or store.modalities
+    return {modality: len(store.features(modality)) for modality in modalities}
 
 
 def _shape(pack: Pack, store: Store) -> Shape:
     run = pack.trials[0].run
-    features = {modality: len(store.features(modality)) for modality in _modalities(pack, store)}
-    return build_shape(run, features, len(run.data.classes or store.classes))
+    return build_shape(run, _features(pack, store), len(run.data.classes or store.classes))
 
 
 def model_bytes(shape: Shape, *, replicates: int) -> int:
     """Return the bytes of the parameters of all replicates."""
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
-    return int(numbers * BYTES_PER_NUMBER * replicates)
+    return int(numbers * BYTES_PER_VALUE * replicates)

@@ -61,5 +61,5 @@ def is_gpu_error(error: Exception) -> bool:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """PyTorch raises a type of its own for a full GPU, and a plain RuntimeError for full host memory."""
+    # PyTorch has an exception for a full GPU, and raises a plain RuntimeError for full host memory.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,5 +1,4 @@
-"""The one way a training is run: by `tune` in this process, in a Ray worker or in a Slurm task, by `train`, and by
-`verify-resume`.
+"""Run one training: for `tune` (in this process, a Ray worker or a Slurm task), `train` and `verify-resume`.
 
 A pack's folder is locked while it is trained, so that two processes never write to it. A trial is done when its
 ``result.json`` exists, which is written last; a pack whose process dies resumes from its last checkpoint.
@@ -15,17 +14,12 @@ from pathlib import Path
 
 import torch
 
-from modis_dist.config.run import Run
+from modis_dist.config.run import Data, Run
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
-from modis_dist.evaluate.evaluation import Baselines, evaluate_training, write_interim_result
-from modis_dist.evaluate.results import (
-    HeldOut,
-    read_interim_result,
-    read_result,
-    write_result,
-    write_run,
-)
+from modis_dist.evaluate.baseline import Baseline
+from modis_dist.evaluate.evaluation import evaluate_training, write_interim_result
+from modis_dist.evaluate.results import HeldOut, read_interim_result, read_result, write_result, write_run
 from modis_dist.execution.resource_errors import disk_errors, memory_errors
 from modis_dist.execution.trial import Trial, sequence_digest
 from modis_dist.report.trial import draw
@@ -53,18 +47,18 @@ class Pack:
     """Trials that are trained as one stack."""
 
     trials: tuple[Trial, ...]
-    judged_on: HeldOut = "validation"
+    evaluated_on: HeldOut = "validation"
     probe: bool = True
-    until: int | None = None  # epoch at which it waits to be compared with others; None: to its end, 0: no further
+    until: int | None = None  # epoch of the next rung; None: train to the end, 0: do not train
 
     @property
     def ids(self) -> list[str]:
-        """The ids of its trials."""
+        """Return the ids of the pack's trials."""
         return [trial.id for trial in self.trials]
 
     @property
     def id(self) -> str:
-        """Name of the pack's folder."""
+        """Return the name of the pack's folder."""
         return sequence_digest(self.ids)
 
 
@@ -100,7 +94,7 @@ def journal_file(out: Path, pack: Pack) -> Path:
 def study_layout(out: Path, pack: Pack) -> Layout:
     """Return the layout of a pack in a study's folder; figures are drawn for refits only."""
     trials = {trial.id: trial_folder(out, trial) for trial in pack.trials}
-    return Layout(pack_folder(out, pack), trials, figures=pack.judged_on == "test", keep_last=False)
+    return Layout(pack_folder(out, pack), trials, figures=pack.evaluated_on == "test", keep_last=False)
 
 
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
@@ -113,8 +107,8 @@ def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     path = folder / "pack.json"
     if path.exists():
-        threads = load_pack(folder)[1]
-    settings = {"judged_on": pack.judged_on, "probe": pack.probe, "until": pack.until, "threads": threads}
+        threads = json.loads(path.read_text())["threads"]
+    settings = {"evaluated_on": pack.evaluated_on, "probe": pack.probe, "until": pack.until, "threads": threads}
     write_json(path, settings | {"trials": [trial.as_tree() for trial in pack.trials]})
     return folder
 
@@ -123,7 +117,7 @@ def load_pack(folder: Path) -> tuple[Pack, int]:
     """Return the pack that ``save_pack`` wrote, and its CPU threads."""
     content = json.loads((folder / "pack.json").read_text())
     trials = tuple(Trial.from_tree(tree, source=str(folder)) for tree in content["trials"])
-    return Pack(trials, content["judged_on"], content["probe"], content["until"]), content["threads"]
+    return Pack(trials, content["evaluated_on"], content["probe"], content["until"]), content["threads"]
 
 
 def unfinished_packs(out: Path, packs: Sequence[Pack]) -> list[Pack]:
@@ -138,14 +132,11 @@ def _is_trained(folder: Path, until: int | None) -> bool:
     return (interim["epochs"] if interim else 0) >= until
 
 
-def remove_last_checkpoint(out: Path, pack: Pack) -> None:
-    """Remove the last checkpoint of a pack whose trials all have their results."""
-    _remove_last(pack_folder(out, pack))
-
-
-def _remove_last(folder: Path) -> None:
-    remove_folder(folder / LAST)
-    clear_leftovers(folder)
+def remove_last_if_done(folder: Path, trials: Iterable[Path]) -> None:
+    """Remove the last checkpoint from a pack's folder if all its trials have their results, in folders ``trials``."""
+    if all(read_result(trial) is not None for trial in trials):
+        remove_folder(folder / LAST)
+        clear_leftovers(folder)
 
 
 # --- running ------------------------------------------------------------------------------------------------
@@ -162,8 +153,7 @@ def try_pack(
 ) -> str | None:
     """Run a pack of a study; returns why it crashed, or None. A crash of one pack does not end the others.
 
-    ``Interrupted``, ``RankLost`` and ``DiskFailed`` are passed on: no other pack, and no member of this one alone,
-    would fare better.
+    Raises ``Interrupted``, ``RankLost`` and ``DiskFailed``, which every other pack would meet too.
     """
     try:
         run_pack(pack, study_layout(out, pack), store=store, stop=stop, threads=threads, spec=spec)
@@ -206,15 +196,15 @@ def run_pack(
     with trained(pack, layout, store=store, stop=stop, reporter=reporter, threads=threads, spec=spec) as stack:
         if stack is None:
             return
-        baselines = Baselines()
+        baselines: dict[str, Baseline] = {}
         for member, progress in zip(stack.members, stack.progress, strict=True):
             if progress.status == "running":
-                write_interim_result(member, progress, evaluated_on=pack.judged_on)
+                write_interim_result(member, progress, evaluated_on=pack.evaluated_on)
             elif read_result(member.folder) is None:
                 result = evaluate_training(
                     member,
                     progress,
-                    evaluated_on=pack.judged_on,
+                    evaluated_on=pack.evaluated_on,
                     probe=pack.probe,
                     baselines=baselines,
                     device=stack.device,
@@ -224,8 +214,8 @@ def run_pack(
                 end = {"status": progress.status, "epochs": progress.epochs}
                 stack.journal.event(member.trial, kind="end", values=end)
                 write_result(member.folder, result)
-        if not layout.keep_last and all(read_result(folder) is not None for folder in layout.trials.values()):
-            _remove_last(layout.pack)
+        if not layout.keep_last:
+            remove_last_if_done(layout.pack, layout.trials.values())
 
 
 @dataclass(frozen=True)
@@ -291,15 +281,15 @@ def _pruned(folders: Iterable[Path]) -> dict[str, str]:
 
 
 def chosen_device(run: Run) -> torch.device:
-    """Return the device a run asks for. Raises ``ConfigError`` if it is missing or lacks the precision asked for."""
-    asked, advice = run.trainer.device, "with --ray, start the command on a node that has one"
+    """Return the device of a run. Raises ``ConfigError`` if it is missing or does not support the precision."""
+    requested, advice = run.trainer.device, "with --ray, start the command on a node that has one"
     automatic = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(automatic if asked == "auto" else asked)
+    device = torch.device(automatic if requested == "auto" else requested)
     if run.trainer.precision == "fp16" and device.type != "cuda":
         raise ConfigError([f"trainer.precision: fp16 needs a GPU; use bf16 or fp32; {advice}"], source=run.name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        problem = f"trainer.device: {asked} asked for, this machine has {count} GPU(s); {advice}"
+        problem = f"trainer.device: {requested} asked for, this machine has {count} GPU(s); {advice}"
         raise ConfigError([problem], source=run.name)
     return device
 
@@ -318,7 +308,7 @@ def prepare_members(pack: Pack, folders: Mapping[str, Path], *, store: Path) -> 
     for trial in pack.trials:
         key = data_key(trial.run, cohort.selection.fingerprint)
         if key not in prepared:
-            prepared[key] = prepare(trial.run, cohort, test=pack.judged_on == "test")
+            prepared[key] = prepare(trial.run, cohort, test=pack.evaluated_on == "test")
             sizes = {name: len(pipeline.features_out) for name, pipeline in prepared[key].pipelines.items()}
             shape(trial.run, sizes, len(prepared[key].classes))
         members.append(Member(trial.id, trial.run, prepared[key], folders[trial.id]))
@@ -338,8 +328,7 @@ def cohort_of(store: Path, run: Run, *, kinds: int = 1) -> Cohort:
 
 @lru_cache(maxsize=1)
 def _cohort(store: Path, data: str, storage: FeatureStorage) -> Cohort:
-    selected = Run.model_validate({"data": {}}).data.model_validate_json(data)
-    return load_cohort(_opened(store), selected, storage=storage)
+    return load_cohort(_opened(store), Data.model_validate_json(data), storage=storage)
 
 
 @lru_cache(maxsize=1)

@@ -27,7 +27,7 @@ def train_run(
     """Train a run into ``out``, or resume it there; returns its result.
 
     Collective: every rank calls it, only rank 0 writes, the others return None. Raises ``RunFailed`` if
-    the training diverges or disk or memory are full, ``Interrupted`` if it was asked to stop, ``DataError`` if ``out``
+    the training diverges or disk or memory are full, ``Interrupted`` after a stop request, ``DataError`` if ``out``
     belongs to another run.
     """
     chosen_device(run)  # refuses before a store is simulated

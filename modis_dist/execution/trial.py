@@ -8,14 +8,8 @@ from modis_dist.config.parse import Tree, build, digest, to_tree
 from modis_dist.config.run import Run
 
 ONLY_CONDITION = "all"
-NOT_HASHED = (
-    "device",
-    "threads",
-    "workers",
-    "feature_storage",
-    "log_every",
-    "checkpoint_every",
-)  # keys of trainer that change no result
+# Keys of trainer that change no result.
+NOT_HASHED = ("device", "threads", "workers", "feature_storage", "log_every", "checkpoint_every")
 
 
 @dataclass(frozen=True)

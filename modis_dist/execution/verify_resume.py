@@ -35,7 +35,7 @@ from modis_dist.runtime.files import write_text
 from modis_dist.runtime.processes import end_with_parent, signals_blocked
 from modis_dist.train import checkpoint
 from modis_dist.train.callbacks import Reporter
-from modis_dist.train.checkpoint import Checkpoint, Tensors
+from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.process_group import RankSpec, rendezvous_file
 
@@ -90,12 +90,14 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
     for step in kill_steps:
         _train_in_processes(pack, killed, reporter, epochs_before=epochs, kill_step=step)
     _train_in_processes(pack, killed, reporter, epochs_before=epochs)
-    compared = sum(len(tensors) for tensors in checkpoint.load(_last_checkpoint(undisturbed)).tensors.values())
+    last = checkpoint.latest(undisturbed / LAST)
+    assert last is not None, "a finished training has saved"
+    compared = sum(len(tensors) for tensors in checkpoint.load(last).tensors.values())
     return Verdict(epochs, steps, kill_steps, compared, tuple(differences(killed, undisturbed)))
 
 
 def _count_steps(pack: Pack, store: Path) -> int:
-    """Return the optimiser steps of a run. Raises what its data or networks are refused for."""
+    """Return the optimiser steps of a run. Raises as ``prepare_members``."""
     (member,) = prepare_members(pack, {"verified": Path()}, store=store)
     optim, rows = member.run.optim, member.prepared.train.rows()
     return optim.epochs * steps_per_epoch(rows, batch_size=optim.batch_size, epoch_length=optim.epoch_length)
@@ -105,7 +107,7 @@ def _count_steps(pack: Pack, store: Path) -> int:
 
 
 class KillAfter:
-    """A stop port that kills a process, its own or another rank's, after some optimiser steps."""
+    """A stop port that kills a process, this one or another rank, after some optimiser steps."""
 
     def __init__(self, steps: int, pid_file: Path) -> None:
         self._steps_left = steps
@@ -142,7 +144,9 @@ def _train_in_processes(
                     rank.start()
             epochs = 2 * trial.run.optim.epochs
             watcher = JournalWatcher(folder / JOURNAL, reporter, epochs=epochs, epochs_before=epochs_before)
-            _wait(ranks, watcher)
+            while any(rank.exitcode is None for rank in ranks):  # where one dies, the others notice and end
+                connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], POLL_S)
+                watcher.look()
     codes = [rank.exitcode for rank in ranks]
     if (steps_left and codes[victim] == -signal.SIGKILL) or (not steps_left and not any(codes)):
         return
@@ -162,13 +166,6 @@ def _killed_at_end(ranks: Sequence[BaseProcess]) -> Iterator[None]:
             if rank.pid is not None:
                 rank.kill()
                 rank.join()
-
-
-def _wait(ranks: Sequence[BaseProcess], watcher: JournalWatcher) -> None:
-    """Wait until all ranks have ended; where one dies the others notice, and end."""
-    while any(rank.exitcode is None for rank in ranks):
-        connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], POLL_S)
-        watcher.look()
 
 
 def _train(pack: Pack, folder: Path, spec: RankSpec, shared: Path, stop: KillAfter) -> None:
@@ -192,12 +189,6 @@ def _train(pack: Pack, folder: Path, spec: RankSpec, shared: Path, stop: KillAft
         sys.exit(error.exit_code)
 
 
-def _last_checkpoint(folder: Path) -> Path:
-    last = checkpoint.latest(folder / LAST)
-    assert last is not None, "a finished training has saved"
-    return last
-
-
 # --- comparing ----------------------------------------------------------------------------------------------
 
 
@@ -206,14 +197,14 @@ def differences(left: Path, right: Path) -> list[str]:
 
     Raises ``DataError`` if one is damaged.
     """
-    found: list[str] = []
+    names: list[str] = []
     for part in ("last", "best"):
         a, b = (checkpoint.latest(folder / part) for folder in (left, right))
         if a is not None and b is not None:
-            found += [f"{part}: {what}" for what in _checkpoint_differences(checkpoint.load(a), checkpoint.load(b))]
+            names += [f"{part}: {name}" for name in _checkpoint_differences(checkpoint.load(a), checkpoint.load(b))]
         elif a != b:
-            found.append(f"{part}: is missing in {left if a is None else right}")
-    return found
+            names.append(f"{part}: is missing in {left if a is None else right}")
+    return names
 
 
 def _checkpoint_differences(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
@@ -221,8 +212,10 @@ def _checkpoint_differences(a: Checkpoint, b: Checkpoint) -> Iterator[str]:
         yield f"step {a.step} against {b.step}"
     yield from _value_differences(a.state, b.state)
     for file in sorted({*a.tensors, *b.tensors}):
-        names = _different_tensors(a.tensors.get(file, {}), b.tensors.get(file, {}))
-        yield from (f"{file}/{name}" for name in names)
+        left, right = a.tensors.get(file, {}), b.tensors.get(file, {})
+        for name in sorted({*left, *right}):
+            if name not in left or name not in right or not _bit_identical(left[name], right[name]):
+                yield f"{file}/{name}"
 
 
 def _value_differences(a: Any, b: Any, *path: str) -> Iterator[str]:
@@ -237,12 +230,6 @@ def _value_differences(a: Any, b: Any, *path: str) -> Iterator[str]:
             yield from _value_differences(x, y, *path, f"epoch {row['epoch']:.0f}" if is_epoch else str(index))
     elif json.dumps(a) != json.dumps(b):
         yield f"{' '.join(path)}: {a} against {b}"
-
-
-def _different_tensors(a: Tensors, b: Tensors) -> Iterator[str]:
-    for name in sorted({*a, *b}):
-        if name not in a or name not in b or not _bit_identical(a[name], b[name]):
-            yield name
 
 
 def _bit_identical(a: Tensor, b: Tensor) -> bool:

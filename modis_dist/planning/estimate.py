@@ -14,14 +14,14 @@ from modis_dist.data.store.arrays import insufficient_scratch
 from modis_dist.data.store.open_store import simulated_store
 from modis_dist.execution import memory
 from modis_dist.execution.memory import COPIES_OF_LAST, model_bytes
-from modis_dist.execution.run_pack import Pack, unfinished_packs
+from modis_dist.execution.run_pack import Pack, kinds_of_data, unfinished_packs
 from modis_dist.execution.trial import Trial
 from modis_dist.model.networks import Shape
 from modis_dist.planning import probe
 from modis_dist.study.manifest import refit, unique
 from modis_dist.study.packs import arrange, training_steps
 from modis_dist.study.plan import Plan, is_done
-from modis_dist.train.prepare import SelectionOf, data_key, row_counts
+from modis_dist.train.prepare import row_counts
 
 PROBE_BYTES = 500_000_000  # of parameters
 SAVED_BYTES = 64_000_000  # of a larger checkpoint a part is written, and scaled by its size
@@ -71,11 +71,11 @@ class StudyEstimate:
     packs: list[PackEstimate]
     refit_packs: list[PackEstimate]
     slots: int  # packs trained at once
-    later_trials: int  # of rounds whose configurations depend on results; counted like the first round
+    later_trials: int  # of rounds whose configurations depend on results; estimated like the first round
     seconds: float
     refit_seconds: float
     pack_seconds: float  # sum over packs
-    bytes: int  # peak disk
+    bytes: int  # peak disk: what stays, and the largest checkpoints side by side
     scratch: int  # peak bytes of features in temporary folders
     scratch_folder: str | None  # the temporary folder, if it is on this machine
     scratch_problem: str | None
@@ -102,13 +102,16 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         estimate_packs(planned, packs, nodes)
         for packs in (unfinished_packs(out, planned.packs()), refit_packs(planned), first_round(planned))
     )
-    rounds = planned.to_come  # counted like the first round
+    rounds, all_packs = planned.to_come, search + refits
     refit_s = wall_seconds([pack.seconds for pack in refits], slots=nodes.refit_slots)
     search_s, round_s = (wall_seconds([pack.seconds for pack in packs], slots=nodes.slots) for packs in (search, first))
     scratch = [[pack.scratch for pack in packs] for packs in (search, refits, first)]
     slots = (nodes.slots, nodes.refit_slots, nodes.slots)
     needed, problem = scratch_use(scratch, slots=slots, on_this_machine=nodes.scratch_folder is not None)
-    trials = [_entry(trial, out) for trial in unique(planned.manifest.trials)]
+    trials = [
+        TrialEntry(t.id, t.name, t.condition, dict(t.params), t.fold, t.run.seed, is_done(out, t))
+        for t in unique(planned.manifest.trials)
+    ]
     on_gpu = torch.cuda.is_available() and (nodes.remote or planned.on_gpu)
     return StudyEstimate(
         study=planned.study.name,
@@ -121,8 +124,10 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         later_trials=round(rounds * sum(pack.trials for pack in first)),
         seconds=search_s + refit_s + rounds * round_s + start_s,
         refit_seconds=refit_s,
-        pack_seconds=sum(pack.seconds for pack in search + refits) + rounds * sum(pack.seconds for pack in first),
-        bytes=disk_bytes(search + refits, slots=nodes.slots) + round(rounds * sum(pack.bytes for pack in first)),
+        pack_seconds=sum(pack.seconds for pack in all_packs) + rounds * sum(pack.seconds for pack in first),
+        bytes=sum(pack.bytes for pack in all_packs)
+        + _largest([pack.checkpoint_bytes for pack in all_packs], nodes.slots)
+        + round(rounds * sum(pack.bytes for pack in first)),
         scratch=needed,
         scratch_folder=str(nodes.scratch_folder) if nodes.scratch_folder else None,
         scratch_problem=problem,
@@ -139,15 +144,6 @@ def planning_folder(study: Study, out: Path) -> Iterator[Path]:
         yield out if started else Path(temporary)
 
 
-def _entry(trial: Trial, out: Path) -> TrialEntry:
-    return TrialEntry(
-        trial.id, trial.name, trial.condition, dict(trial.params), trial.fold, trial.run.seed, is_done(out, trial)
-    )
-
-
-# --- packs ------------------------------------------------------------------------------------------------------
-
-
 def estimate_packs(planned: Plan, packs: Sequence[Pack], nodes: Nodes) -> list[PackEstimate]:
     """Return the cost of every pack; packs whose steps take the same time are timed once."""
     threads = torch.get_num_threads()
@@ -159,28 +155,28 @@ def estimate_packs(planned: Plan, packs: Sequence[Pack], nodes: Nodes) -> list[P
 
 def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
     trial, members, selection_of = pack.trials[0], len(pack.trials), planned.selection_of
-    of_condition = {trial.condition: trial.id for trial in reversed(planned.manifest.trials)}
-    name = trial.id if trial.id in planned.shapes else of_condition[trial.condition]  # a refit is not in the plan
-    shape, data = planned.shapes[name], planned.data[name]
-    runs = [_trainable_here(one.run) if nodes.remote else one.run for one in pack.trials]
+    similar = planned.similar(trial)
+    shape, data = planned.shapes[similar], planned.data[similar]
+    runs = [_trainable_here(member.run) if nodes.remote else member.run for member in pack.trials]
     run = runs[0]
     torch.set_num_threads(run.trainer.threads or nodes.threads)
     step_s, row_s = _step_and_row_s(runs, shape, nodes)
     steps = training_steps(trial, selection_of) * run.optim.epochs
-    training_s = steps * step_s + validated_rows(run, selection_of) * row_s
-    training_s += RANKS_START_S if run.trainer.workers > 1 else 0
+    validations = -(-run.optim.epochs // run.trainer.validate_every)
+    validated_rows = validations * sum(row_counts(run, selection_of(run)).validation.values())  # of one member
+    start_s = RANKS_START_S if run.trainer.workers > 1 else 0.0
     per_multiplication = probe.seconds_per_multiplication() if data.multiplications else 0.0
-    preparing_s = len({data_key(one.run, "") for one in pack.trials}) * data.total_seconds(per_multiplication)
+    preparing_s = kinds_of_data(pack) * data.total_seconds(per_multiplication)
     model = model_bytes(shape, replicates=members)
     last = model * COPIES_OF_LAST
     save_s = probe.seconds_per_save(min(last, SAVED_BYTES), nodes.probe_folder) * max(1.0, last / SAVED_BYTES)
     saving_s = -(-run.optim.epochs // run.trainer.checkpoint_every) * save_s
-    size = (memory.on_gpu if planned.on_gpu else memory.on_processor)(pack, planned.store, shape, limit=nodes.memory)
+    size = memory.estimate_footprint(pack, planned.store, shape, gpu=planned.on_gpu, limit=nodes.memory)
     return PackEstimate(
         pack=pack.id,
         trials=members,
         steps_per_training=steps,
-        seconds=training_s + saving_s + preparing_s,
+        seconds=steps * step_s + validated_rows * row_s + start_s + saving_s + preparing_s,
         preparing_s=preparing_s,
         saving_s=saving_s,
         save_s=save_s,
@@ -200,12 +196,6 @@ def _step_and_row_s(runs: Sequence[Run], shape: Shape, nodes: Nodes) -> tuple[fl
         nodes.timed[key] = probe.seconds_per_step(part, shape), probe.seconds_per_row(part, shape)
     step_s, row_s = nodes.timed[key]
     return scale * step_s, scale * row_s
-
-
-def validated_rows(run: Run, selection_of: SelectionOf) -> int:
-    """Return the rows that the validations of one member read over all epochs."""
-    every = run.trainer.validate_every
-    return sum(row_counts(run, selection_of(run)).validation.values()) * -(-run.optim.epochs // every)
 
 
 def _trainable_here(run: Run) -> Run:
@@ -235,20 +225,12 @@ def first_round(planned: Plan) -> list[Pack]:
     return [pack for pack in planned.packs() if pack.trials[0].configuration < search.round_size]
 
 
-# --- sums -------------------------------------------------------------------------------------------------------
-
-
 def wall_seconds(seconds: Sequence[float], *, slots: int) -> float:
     """Return the time of packs on slots, each slot taking the longest pack that is left."""
     busy = [0.0] * slots
     for pack in sorted(seconds, reverse=True):
         busy[busy.index(min(busy))] += pack
     return max(busy)
-
-
-def disk_bytes(packs: Sequence[PackEstimate], *, slots: int) -> int:
-    """Return the peak disk use: what stays, and the largest checkpoints side by side."""
-    return sum(pack.bytes for pack in packs) + _largest([pack.checkpoint_bytes for pack in packs], slots)
 
 
 def scratch_use(

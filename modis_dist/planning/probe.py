@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
-from modis_dist.execution.memory import BYTES_PER_NUMBER
+from modis_dist.data.store.arrays import BYTES_PER_VALUE
 from modis_dist.execution.run_pack import chosen_device
 from modis_dist.model.networks import Modis, Shape
 from modis_dist.objective import Batch, Rules, Weights
@@ -48,7 +48,7 @@ def probe_key(runs: Sequence[Run], shape: Shape) -> str:
 
 
 def rows_of_rank(run: Run) -> int:
-    """Rows of each modality in the largest block of a batch that one rank holds."""
+    """Return the rows of each modality in the largest block of a batch that one rank has."""
     return -(-run.optim.batch_size // run.trainer.workers)
 
 
@@ -105,7 +105,7 @@ def seconds_per_save(size: int, folder: Path) -> float:
 
     Falls back to the folder's parent, then to the folder for temporary files.
     """
-    content = {"model": {"x": torch.rand(max(1, size // BYTES_PER_NUMBER))}}
+    content = {"model": {"x": torch.rand(max(1, size // BYTES_PER_VALUE))}}
     for candidate in (folder, folder.parent, Path(gettempdir())):
         with suppress(OSError), TemporaryDirectory(prefix=".probe-", dir=candidate) as inside:
             start = time.perf_counter()

@@ -1,6 +1,7 @@
 """The report of a finished study: the chosen configurations and their test metrics, with the baseline."""
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 from rich.table import Table
 from rich.text import Text
@@ -19,6 +20,7 @@ from modis_dist.report.tables import (
     finished,
     mean_sd,
     numbers,
+    spread_of,
     starred,
     sweep_table,
     to_markdown,
@@ -77,7 +79,7 @@ def resumed_elsewhere(summary: Summary) -> list[str]:
     changes = summary["changes"]
     if not changes:
         return []
-    kinds = sorted({change for of_trial in changes.values() for change in of_trial})
+    kinds = sorted(set(chain.from_iterable(changes.values())))
     shown = "; ".join(map(plain, kinds[:CHANGES_SHOWN])) + "; ..." * (len(kinds) > CHANGES_SHOWN)
     line = f"{len(changes)} trainings resumed on different hardware or software ({shown})"
     return [f"{line}; results may not be bit-identical to an uninterrupted run. summary.json lists them."]
@@ -113,7 +115,7 @@ def class_table(detail: DetailedMetrics) -> Table:
     numbers(table, "precision", "recall", *(f"recall {plain(m)}" for m in by_modality), "n")
     absent = {(pair["label"], pair["modality"]) for pair in detail["absent_pairs"]}
     for label, pooled in detail["per_class"].items():
-        recalls = [starred(mean_sd(of[label]), marked=(label, m) in absent) for m, of in by_modality.items()]
+        recalls = [starred(mean_sd(recall[label]), marked=(label, m) in absent) for m, recall in by_modality.items()]
         recall, precision = mean_sd(pooled["recall"]), mean_sd(pooled["precision"])
         add(table, plain(label), precision, recall, *recalls, str(pooled["recall"]["n"]))
     return finished(table, "n: replicates with rows of the class.", *([ABSENT] if absent else []))
@@ -149,7 +151,7 @@ def _with_baseline(conditions: Conditions, labels: Mapping[str, str]) -> Table:
     numbers(table, *labels.values(), "n")
     for condition in conditions:
         for model, metrics in (("MODIS", condition["test"]), ("baseline", condition["baseline"])):
-            spreads = [(metrics or {}).get(name) for name in labels]
-            n = max((spread["n"] for spread in spreads if spread is not None), default=0)
+            spreads = [spread_of(metrics, name) for name in labels]
+            n = max((spread["n"] for spread in spreads), default=0)
             add(table, plain(condition["condition"]), model, *map(mean_sd, spreads), str(n))
     return finished(table, BASELINE, REPLICATES)

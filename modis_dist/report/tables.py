@@ -4,10 +4,10 @@ Every cell is a ``Text``: names from data are shown as written, never read as ma
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from rich.cells import cell_len
-from rich.table import Column, Table
+from rich.table import Table
 from rich.text import Text
 
 from modis_dist.evaluate.baseline import Baseline
@@ -19,12 +19,8 @@ from modis_dist.runtime.text import markdown, plain
 NOTHING = "-"
 LABELS: dict[str, str] = {name: name.replace("_", " ") for name in HEADLINES}
 LABELS |= {"macro_f1": "macro F1", "nmi": "NMI", "ari": "ARI"}
-MODALITY_METRICS: tuple[Literal["balanced_accuracy", "macro_f1", "nmi", "ari"], ...] = (
-    "balanced_accuracy",
-    "macro_f1",
-    "nmi",
-    "ari",
-)
+ModalityMetric = Literal["balanced_accuracy", "macro_f1", "nmi", "ari"]
+MODALITY_METRICS: tuple[ModalityMetric, ...] = get_args(ModalityMetric)
 BASELINE = "baseline: logistic regression of each modality on its own, trained and tested on the same rows as MODIS."
 GAIN = "gain: MODIS minus baseline."
 PROBE = (
@@ -55,10 +51,11 @@ def evaluation_table(model: Classification, baseline: Baseline | None) -> Table:
         (plain(name), metrics, baseline["modalities"].get(name) if baseline else None)
         for name, metrics in model["modalities"].items()
     ]
-    for name, ours, theirs in [*lines, ("all", model, baseline)]:
-        metrics = [number(ours[metric]) for metric in MODALITY_METRICS]
-        compared = [NOTHING, NOTHING] if theirs is None else [number(theirs["balanced_accuracy"]), _gain(ours, theirs)]
-        add(table, name, f"{ours['n']:,}", *metrics, *compared)
+    for name, metrics, reference in [*lines, ("all", model, baseline)]:
+        compared = [NOTHING, NOTHING]
+        if reference is not None:
+            compared = [number(reference["balanced_accuracy"]), _gain(metrics, reference)]
+        add(table, name, f"{metrics['n']:,}", *(number(metrics[metric]) for metric in MODALITY_METRICS), *compared)
     unlabelled = [f"Not counted: {model['unlabelled']:,} unlabelled rows."] if model["unlabelled"] else []
     return finished(table, *unlabelled, *_baseline_notes(baseline))
 
@@ -121,8 +118,7 @@ def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accura
     if any(group["baseline"] is not None for group in shown):
         notes.append(BASELINE)
     if any(group["probe"] is not None for group in shown):
-        notes.append(PROBE)
-        notes.append(f"The choice uses {label} only: check the modality probe before you rely on alignment.")
+        notes += [PROBE, f"The choice uses {label} only: check the modality probe before you rely on alignment."]
     return finished(table, *notes)
 
 
@@ -133,11 +129,11 @@ def comparison_table(conditions: Sequence[Condition]) -> Table:
         table, LABELS["balanced_accuracy"], "n", "baseline", "gain", "modality probe kNN", "modality probe logistic"
     )
     for condition in conditions:
-        accuracy, baseline = (_metric(condition[part], "balanced_accuracy") for part in ("test", "baseline"))
-        knn, logistic = (_metric(condition["probe"], name) for name in ("knn", "logistic_regression"))
-        means = [_mean(spread) for spread in (baseline, knn, logistic)]
-        cells = [number(means[0]), _difference(_mean(accuracy), means[0]), *map(number, means[1:])]
-        add(table, plain(condition["condition"]), mean_sd(accuracy), str(accuracy["n"] if accuracy else 0), *cells)
+        accuracy, baseline = (spread_of(condition[part], "balanced_accuracy") for part in ("test", "baseline"))
+        gain = _difference(accuracy["mean"], baseline["mean"])
+        probes = [number(spread_of(condition["probe"], name)["mean"]) for name in ("knn", "logistic_regression")]
+        cells = (mean_sd(accuracy), str(accuracy["n"]), number(baseline["mean"]), gain, *probes)
+        add(table, plain(condition["condition"]), *cells)
     with_baseline = any(condition["baseline"] for condition in conditions)
     with_probe = any(condition["probe"] for condition in conditions)
     return finished(table, REPLICATES, *([BASELINE, GAIN] if with_baseline else []), *([PROBE] if with_probe else []))
@@ -150,7 +146,7 @@ def plain_rows(table: Table) -> list[list[str]]:
     """Return header and cells as displayed, without markup."""
     return [
         [_one_line(column.header) for column in table.columns],
-        *map(list, zip(*map(_cells, table.columns), strict=True)),
+        *map(list, zip(*(map(_one_line, column.cells) for column in table.columns), strict=True)),
     ]
 
 
@@ -171,10 +167,6 @@ def escaped(text: str) -> str:
 
 def _shown(cell: Any) -> str:
     return cell.plain if isinstance(cell, Text) else Text.from_markup(str(cell)).plain
-
-
-def _cells(column: Column) -> list[str]:
-    return [_one_line(cell) for cell in column.cells]
 
 
 def _one_line(cell: Any) -> str:
@@ -225,9 +217,9 @@ def number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.3f}"
 
 
-def mean_sd(spread: Spread | None) -> str:
+def mean_sd(spread: Spread) -> str:
     """Return ``mean ± sd``, or the mean alone if ``sd`` is undefined."""
-    if spread is None or spread["mean"] is None:
+    if spread["mean"] is None:
         return NOTHING
     return number(spread["mean"]) + ("" if spread["sd"] is None else f" ± {spread['sd']:.3f}")
 
@@ -237,12 +229,9 @@ def starred(cell: str, *, marked: bool) -> str:
     return f"* {cell}" if marked else cell
 
 
-def _metric(metrics: Metrics | None, name: str) -> Spread | None:
-    return None if metrics is None else metrics.get(name)
-
-
-def _mean(spread: Spread | None) -> float | None:
-    return None if spread is None else spread["mean"]
+def spread_of(metrics: Metrics | None, name: str) -> Spread:
+    """Return the spread of a metric; of no values if it is missing."""
+    return (metrics or {}).get(name, {"mean": None, "sd": None, "n": 0})
 
 
 def _trials(group: RankedGroup) -> str:
@@ -255,14 +244,14 @@ def _error(value: float | None) -> str:
     return NOTHING if value is None else f"{value:#.3g}"
 
 
-def _difference(ours: float | None, theirs: float | None) -> str:
-    return NOTHING if ours is None or theirs is None else f"{ours - theirs:+.3f}"
+def _difference(value: float | None, reference: float | None) -> str:
+    return NOTHING if value is None or reference is None else f"{value - reference:+.3f}"
 
 
-def _gain(ours: ModalityMetrics, theirs: ModalityMetrics) -> str:
+def _gain(metrics: ModalityMetrics, baseline: ModalityMetrics) -> str:
     """Return the difference to the baseline if both have the same number of rows."""
-    same_rows = ours["n"] == theirs["n"]
-    return _difference(ours["balanced_accuracy"], theirs["balanced_accuracy"]) if same_rows else NOTHING
+    same_rows = metrics["n"] == baseline["n"]
+    return _difference(metrics["balanced_accuracy"], baseline["balanced_accuracy"]) if same_rows else NOTHING
 
 
 def _recall_precision(metrics: ClassMetrics) -> str:

@@ -37,19 +37,16 @@ class ConfigError(UserError):
     def __init__(self, problems: list[str], *, source: str) -> None:
         self.problems = problems
         self.source = source
-        super().__init__(f"{shown(source)}: {_numbered(problems)}")
+        message = problems[0]
+        if len(problems) > 1:
+            numbered = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
+            more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
+            message = f"{len(problems)} mistakes: " + "  ".join(numbered + more)
+        super().__init__(f"{shown(source)}: {message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the problems too: by default only the message would be."""
         return partial(ConfigError, source=self.source), (self.problems,)
-
-
-def _numbered(problems: list[str]) -> str:
-    if len(problems) == 1:
-        return problems[0]
-    numbered = [f"({number}) {problem}" for number, problem in enumerate(problems[:MAX_MISTAKES], start=1)]
-    more = [f"and {len(problems) - MAX_MISTAKES} more"] if len(problems) > MAX_MISTAKES else []
-    return f"{len(problems)} mistakes: " + "  ".join(numbered + more)
 
 
 class DataError(UserError):

@@ -13,7 +13,7 @@ PRIVATE_UMASK = 0o077
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file's content atomically."""
+    """Replace a file's content by UTF-8 text atomically."""
     write_bytes(path, text.encode())
 
 

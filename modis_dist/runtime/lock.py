@@ -1,7 +1,7 @@
 """One writer per folder.
 
 The lock is the kernel's: it ends with its process, however that ended. The content of the lock file is for people and
-for ``modis-dist status``, which must not take the lock to see whether it is held.
+for ``modis-dist status``, which must not take the lock.
 """
 
 import fcntl
@@ -35,9 +35,9 @@ class Holder:
     @property
     def alive(self) -> bool | None:
         """Return whether the process still runs; None if it is on another machine."""
-        return (
-            running_process(self.pid, started=self.started) is not None if self.host == socket.gethostname() else None
-        )
+        if self.host != socket.gethostname():
+            return None
+        return running_process(self.pid, started=self.started) is not None
 
 
 @contextmanager
@@ -54,9 +54,9 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > end:
-                    raise DataError(
-                        f"{folder}: {_holder_name(folder)} is training here; wait for it or stop it"
-                    ) from None
+                    process = holder(folder)
+                    name = f"process {process.pid} on {process.host}" if process else "another process"
+                    raise DataError(f"{folder}: {name} is training here; wait for it or stop it") from None
                 time.sleep(0.2)
         me = Holder(os.getpid(), socket.gethostname(), psutil.Process().create_time())
         _write(file.fileno(), json.dumps(asdict(me)))
@@ -80,8 +80,3 @@ def _write(file: int, text: str) -> None:
     with suppress(OSError):  # a full disk does not release the lock
         os.ftruncate(file, 0)
         os.write(file, text.encode())
-
-
-def _holder_name(folder: Path) -> str:
-    process = holder(folder)
-    return "another process" if process is None else f"process {process.pid} on {process.host}"

@@ -51,11 +51,11 @@ def end_with_parent() -> None:
     The parent holds one end of a pipe, which the system closes. Unlike ``PR_SET_PDEATHSIG`` of Linux this works
     everywhere and does not depend on which thread of the parent started the process.
     """
-    Thread(target=_wait_for_parent, name="end with parent", daemon=True).start()
-
-
-def _wait_for_parent() -> None:
     parent = parent_process()
     assert parent is not None, "only processes of multiprocessing know their parent"
-    parent.join()
-    os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait_for_parent() -> None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    Thread(target=wait_for_parent, name="end with parent", daemon=True).start()

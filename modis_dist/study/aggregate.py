@@ -46,9 +46,6 @@ def spread_by_name(rows: Sequence[Mapping[str, float]], *, names: Iterable[str] 
     return {name: spread(row.get(name) for row in rows) for name in every}
 
 
-# --- search -------------------------------------------------------------------------------------------------
-
-
 def by_configuration(trials: Sequence[Trial]) -> dict[Configuration, list[Trial]]:
     """Return trials by condition and configuration, in their order."""
     groups: dict[Configuration, list[Trial]] = {}
@@ -99,9 +96,6 @@ def _group(trials: Sequence[Trial], results: Results, reasons: Mapping[str, str]
     return group
 
 
-# --- metrics by name ----------------------------------------------------------------------------------------
-
-
 def baseline_metrics(result: Result) -> dict[str, float]:
     """Return the metrics of the baseline on exactly the rows of the model.
 
@@ -136,9 +130,6 @@ def condition_metrics(condition: Condition) -> dict[str, float]:
         for name, value in (metrics or {}).items()
         if value["mean"] is not None
     }
-
-
-# --- test rows ----------------------------------------------------------------------------------------------
 
 
 def metrics_over_replicates(results: Sequence[Result]) -> tuple[Metrics | None, Metrics | None, Metrics | None]:

@@ -1,4 +1,4 @@
-"""What a study needs from outside: an executor that trains its packs, and where it is tracked."""
+"""Interfaces of a study to the layers above it: the executor that trains its packs, and the tracking."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Executor(Protocol):
 
 @dataclass(frozen=True)
 class Tracking:
-    """Where a study is tracked."""
+    """MLflow store and experiment of a study."""
 
     uri: str  # without password
     experiment: str

@@ -24,10 +24,7 @@ from modis_dist.study.search.space import drawn
 VERSION = 2
 MOST_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
-FIXED_IN_CHOICE = (
-    "data.modalities",
-    "data.classes",
-)  # conditions may have other rows, configurations of one condition may not
+FIXED_IN_CHOICE = ("data.modalities", "data.classes")  # may differ between conditions, not within one
 
 
 @dataclass(frozen=True)
@@ -51,9 +48,9 @@ def expand(
     """
     sweep = study.sweep
     conditions = sweep.conditions or {ONLY_CONDITION: {}}
-    _check(study, len(conditions) * _count_configurations(sweep) * sweep.folds * sweep.replicates, source)
-    known, most = _known_configurations(sweep), _count_configurations(sweep)
-    base = to_tree(study.base())
+    most = prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
+    _check(study, len(conditions) * most * sweep.folds * sweep.replicates, source)
+    known, base = _known_configurations(sweep), to_tree(study.base())
     trials: dict[tuple[str, str], Trial] = {}
     for condition, settings in conditions.items():
         under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
@@ -68,11 +65,6 @@ def expand(
                 trial = Trial(name, condition, number, params, fold_or_none, replicate, run)
                 trials.setdefault((condition, name), trial)
     return tuple(trials.values())
-
-
-def _count_configurations(sweep: Sweep) -> int:
-    """Return the number of configurations of all rounds."""
-    return prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
 
 
 def _known_configurations(sweep: Sweep) -> list[dict[str, Any]]:
@@ -102,15 +94,7 @@ def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
 def save(path: Path, manifest: Manifest) -> None:
     """Write a manifest."""
     trials = [trial.as_tree() for trial in manifest.trials]
-    content = {
-        "version": VERSION,
-        "study": manifest.study,
-        "fingerprint": manifest.fingerprint,
-        "packs": manifest.packs,
-        "refit_packs": manifest.refit_packs,
-        "trials": trials,
-    }
-    write_json(path, content)
+    write_json(path, {"version": VERSION, **vars(manifest), "trials": trials})
 
 
 def load(path: Path) -> Manifest:
@@ -122,14 +106,13 @@ def load(path: Path) -> Manifest:
         trials = tuple(Trial.from_tree(tree, source=str(path)) for tree in content["trials"])
         packs, refit_packs = (tuple(tuple(pack) for pack in content[key]) for key in ("packs", "refit_packs"))
         return Manifest(content["study"], content["fingerprint"], trials, packs, refit_packs)
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: is not the manifest of a study ({type(error).__name__})") from None
 
 
 def _with_fold_and_seed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
-    """Return a run's tree with its fold and seed."""
     settings: dict[str, Any] = {"seed": study.seed + replicate}
     if study.sweep.folds > 1:
         settings |= {"data.split.folds": study.sweep.folds, "data.split.fold": fold}
@@ -141,17 +124,17 @@ def _check(study: Study, total: int, source: str) -> None:
     if total > MOST_TRIALS:
         problems.append(f"sweep: {total} trials exceed the maximum of {MOST_TRIALS}")
     sweep = study.sweep
-    conditions = [*sweep.conditions.values()]
-    for section, keys in (("grid", [sweep.grid]), ("space", [sweep.space]), ("conditions", conditions)):
+    of_conditions = [key for settings in sweep.conditions.values() for key in settings]
+    for section, keys in (("grid", sweep.grid), ("space", sweep.space), ("conditions", of_conditions)):
+        fixed = FIXED if section == "conditions" else FIXED + FIXED_IN_CHOICE
         problems += [
             f"sweep.{section}: {key}: cannot be swept; it would make the trials incomparable"
-            for settings in keys
-            for key in settings
-            if _is_under(key, FIXED + FIXED_IN_CHOICE * (section != "conditions"))
+            for key in keys
+            if any(key == prefix or key.startswith(f"{prefix}.") for prefix in fixed)
         ]
-    for section, swept in (("grid", set(sweep.grid)), ("space", set(sweep.space))):
-        overlap = {key for settings in conditions for key in settings} & swept
-        problems += [f"sweep: {key} is set by both the {section} and a condition" for key in sorted(overlap)]
+    for section, keys in (("grid", sweep.grid), ("space", sweep.space)):
+        overlap = sorted(set(of_conditions) & set(keys))
+        problems += [f"sweep: {key} is set by both the {section} and a condition" for key in overlap]
     problems += [
         f"sweep.space: {key}: step must be a whole number (got {dimension.step:g})"
         for key, dimension in sweep.space.items()
@@ -167,7 +150,6 @@ def _check(study: Study, total: int, source: str) -> None:
 
 
 def _pruning_mistakes(study: Study) -> list[str]:
-    """Return a problem for every rung with nothing to compare, or no epochs left to save."""
     pruning, optim, trainer = study.sweep.pruning, study.optim, study.trainer
     if pruning is None:
         return []
@@ -185,10 +167,6 @@ def _pruning_mistakes(study: Study) -> list[str]:
     return problems
 
 
-def _is_under(key: str, sections: Sequence[str]) -> bool:
-    return any(key == section or key.startswith(section + ".") for section in sections)
-
-
 def unique(trials: Iterable[Trial]) -> list[Trial]:
-    """Return every trial once, in the order of first appearance."""
+    """Return every trial once: the first of equals, at the position of the last."""
     return list({trial.id: trial for trial in reversed(list(trials))}.values())[::-1]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from modis_dist.execution.run_pack import Pack, journal_file
-from modis_dist.execution.trial import Trial
 from modis_dist.runtime.file_watch import watching
 from modis_dist.train.journal import JournalReader
 
@@ -22,22 +21,16 @@ class Display(Protocol):
     def update(self, *, epochs: int, done: int, failed: int) -> None: ...
 
 
-class Silent:
-    """Shows nothing."""
-
-    def stage(self, name: str, *, trials: int, epochs: int) -> None:
-        """Do nothing."""
-
-    def update(self, *, epochs: int, done: int, failed: int) -> None:
-        """Do nothing."""
-
-
 class JournalWatcher:
     """Reads what is new in the journals of packs and counts epochs and finished trials."""
 
     def __init__(self, packs: Sequence[Pack], *, out: Path, display: Display) -> None:
         self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
-        self.limit = {t.id: _max_epochs(p, t) for p in packs for t in p.trials}
+        self.limit = {
+            trial.id: trial.run.optim.epochs if pack.until is None else min(pack.until, trial.run.optim.epochs)
+            for pack in packs
+            for trial in pack.trials
+        }
         self._epochs = dict.fromkeys(self.limit, 0)
         self._ended: dict[str, str] = {}
         self._display = display
@@ -46,14 +39,13 @@ class JournalWatcher:
         """Read new records and update the display."""
         for reader in self._readers:
             for record in reader.new():
-                self._count(record)
+                if record["trial"] in self.limit:
+                    self._count(record)
         failed = sum(status == "failed" for status in self._ended.values())
         self._display.update(epochs=sum(self._epochs.values()), done=len(self._ended) - failed, failed=failed)
 
     def _count(self, record: Mapping[str, Any]) -> None:
         trial = record["trial"]
-        if trial not in self.limit:
-            return
         if record["kind"] == "metrics":
             self._epochs[trial] = min(max(self._epochs[trial], record["step"]), self.limit[trial])
         if record["kind"] in {"end", "checkpoint"}:  # trained to its end, stopped early or failed
@@ -69,7 +61,3 @@ def monitored(packs: Sequence[Pack], *, out: Path, name: str, display: Display) 
     display.stage(name, trials=len(watcher.limit), epochs=sum(watcher.limit.values()))
     with watching(watcher.look):
         yield
-
-
-def _max_epochs(pack: Pack, trial: Trial) -> int:
-    return trial.run.optim.epochs if pack.until is None else min(pack.until, trial.run.optim.epochs)

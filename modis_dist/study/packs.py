@@ -43,7 +43,7 @@ def arrange(
     stackable: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         stackable[stack_key(trial, selection_of)].append(trial)
-    groups = [_by_rows(group) for group in stackable.values()]
+    groups = [sorted(group, key=_rows_first) for group in stackable.values()]
     fewest = [-(-len(group) // most(group[0])) for group in groups]
     counts = _full_rounds(slots, [len(group) for group in groups], fewest)
     return tuple(tuple(pack) for group, count in zip(groups, counts, strict=True) for pack in _split(group, count))
@@ -79,10 +79,10 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
     # An overflow in fp16 skips a step of the whole stack; a result must not depend on the other members.
-    alone = trial.id if trial.run.trainer.precision == "fp16" else None
+    unstacked = trial.id if trial.run.trainer.precision == "fp16" else None
     # The discriminator is trained in lower precision only if no member of the stack has a penalty.
     penalised = trial.run.objective.penalty_weight > 0 if trial.run.trainer.precision != "fp32" else None
-    return digest([tree, training_steps(trial, selection_of), alone, penalised])
+    return digest([tree, training_steps(trial, selection_of), unstacked, penalised])
 
 
 def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
@@ -92,9 +92,9 @@ def training_steps(trial: Trial, selection_of: SelectionOf) -> int:
     return steps_per_epoch(rows, batch_size=optim.batch_size, epoch_length=optim.epoch_length)
 
 
-def _by_rows(group: list[Trial]) -> list[Trial]:
-    """Sort trials that share rows (fold, seed) next to each other, so that a pack holds fewer copies of the data."""
-    return sorted(group, key=lambda trial: (trial.fold or 0, trial.replicate, trial.condition, trial.configuration))
+def _rows_first(trial: Trial) -> tuple[int, int, str, int]:
+    """Return a sort key that puts trials on the same rows next to each other: a pack then has fewer copies of data."""
+    return trial.fold or 0, trial.replicate, trial.condition, trial.configuration
 
 
 def _split(group: list[Trial], count: int) -> list[list[Trial]]:
@@ -112,7 +112,7 @@ def _full_rounds(slots: int, trials: list[int], packs: list[int]) -> list[int]:
     counts = list(packs)
     total = -(-sum(counts) // slots) * slots
     while sum(counts) < total:
-        sizes = [-(-of_group // count) for of_group, count in zip(trials, counts, strict=True)]
+        sizes = [-(-members // count) for members, count in zip(trials, counts, strict=True)]
         if max(sizes) == 1:
             break
         counts[sizes.index(max(sizes))] += 1

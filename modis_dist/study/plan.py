@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from modis_dist.config import parse
-from modis_dist.config.parse import to_tree
+from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.study import Study
 from modis_dist.data.store.open_store import open_store
 from modis_dist.data.store.reader import Store
@@ -31,10 +30,10 @@ class Plan:
     selection_of: SelectionOf
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
-    data: Mapping[str, PreparationEstimate]  # what preparing it comes to, by trial id
+    data: Mapping[str, PreparationEstimate]  # by trial id
     outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
     to_come: float  # rounds whose configurations depend on results
-    on_gpu: bool  # where it is trained
+    on_gpu: bool  # trained on a GPU
 
     def packs(self) -> list[Pack]:
         """Return the packs of the search."""
@@ -43,13 +42,13 @@ class Plan:
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
 
     def most(self, trial: Trial) -> int:
-        """Return how many trials like this one may be in one pack.
+        """Return how many trials like this one may be in one pack."""
+        return _most(self.study, trial, self.data[self.similar(trial)], on_gpu=self.on_gpu)
 
-        A trial that is not in the manifest has data of the size of its condition's others.
-        """
+    def similar(self, trial: Trial) -> str:
+        """Return the id of a trial with data of the same size in the manifest, which has no refits."""
         of_condition = (other.id for other in self.manifest.trials if other.condition == trial.condition)
-        data = self.data[trial.id if trial.id in self.data else next(of_condition)]
-        return _most(self.study, trial, data, on_gpu=self.on_gpu)
+        return trial.id if trial.id in self.data else next(of_condition)
 
 
 def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None = None) -> Plan:
@@ -65,7 +64,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     selection_of = selections(store)
     search = None if study.sweep.search is None else Search(study, store.fingerprint, out=out, source=source)
     trials = search.trials if search else manifest.expand(study, store.fingerprint, source=source)
-    data = _kinds(trials, store)
+    data = _preparations(trials, store)
     shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
     path = out / "manifest.json"
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
@@ -98,19 +97,19 @@ def ids_of(packs: Sequence[Sequence[Trial]]) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(trial.id for trial in pack) for pack in packs)
 
 
-def _kinds(trials: Sequence[Trial], store: Store) -> dict[str, PreparationEstimate]:
-    """What preparing the data of every trial comes to, by id.
+def _preparations(trials: Sequence[Trial], store: Store) -> dict[str, PreparationEstimate]:
+    """Return the sizes and the time of the preparation of every trial's data, by id.
 
-    Data are prepared for the first trial of each kind, so that errors in them are raised before anything starts;
-    principal components are left to the trainings.
+    Data are prepared for the first trial of each kind, so that errors in them are raised before anything starts; only
+    the trainings compute principal components.
     """
     known: dict[str, PreparationEstimate] = {}
-    found = {}
+    by_trial = {}
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
-        key = parse.digest([tree["data"], tree["preprocess"], tree["scenario"]])
+        key = digest([tree["data"], tree["preprocess"], tree["scenario"]])
         if key not in known:
             known[key] = estimate_preparation(trial.run, cohort_of(store.path, trial.run))
-        found[trial.id] = known[key]
-    return found
+        by_trial[trial.id] = known[key]
+    return by_trial

@@ -6,7 +6,14 @@ from functools import partial
 from pathlib import Path
 
 from modis_dist.evaluate.results import Result, read_result
-from modis_dist.execution.run_pack import Pack, journal_file, remove_last_checkpoint, trial_folder, unfinished_packs
+from modis_dist.execution.run_pack import (
+    Pack,
+    journal_file,
+    pack_folder,
+    remove_last_if_done,
+    trial_folder,
+    unfinished_packs,
+)
 from modis_dist.execution.trial import Trial
 from modis_dist.study import manifest
 from modis_dist.study.interfaces import Executor
@@ -26,8 +33,6 @@ class PackRunner:
         self._out = out
         self._executor = executor
         self._display = display
-
-    # --- packs ----------------------------------------------------------------------------------------------
 
     def packs(self) -> list[Pack]:
         """Return the packs of the search."""
@@ -61,8 +66,6 @@ class PackRunner:
         self._manifest = changed
         manifest.save(self._out / "manifest.json", changed)
 
-    # --- training -------------------------------------------------------------------------------------------
-
     def train(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         """Train packs; returns why trials crashed, by id. Members of a crashed stack are trained one by one."""
         reasons = self._execute(packs, name=name)
@@ -73,11 +76,11 @@ class PackRunner:
         singles = [single for stack in stacks for single in self._split(stack)]
         self._replace_packs(stacks, singles)
         retried = {trial for single in singles for trial in single.ids}
-        kept = {trial: reason for trial, reason in reasons.items() if trial not in retried}
-        return kept | self._execute(singles, name=f"{name}, crashed packs one by one")
+        others = {trial: reason for trial, reason in reasons.items() if trial not in retried}
+        return others | self._execute(singles, name=f"{name}, crashed packs one by one")
 
     def _split(self, stack: Pack) -> list[Pack]:
-        """Return every member of a stack as a pack of its own; a finished one takes its records along."""
+        """Return a pack for every member of a stack, with the records of members that are done."""
         singles = [replace(stack, trials=(trial,)) for trial in stack.trials]
         for pack in singles:
             (trial,) = pack.trials
@@ -86,33 +89,25 @@ class PackRunner:
         return singles
 
     def _replace_packs(self, old: Sequence[Pack], new: Sequence[Pack]) -> None:
-        """Write down that packs are trained as other ones, so that an interrupted study resumes those."""
+        """Replace packs in the manifest, so that an interrupted study resumes the new ones."""
         dropped, added = ids_of([pack.trials for pack in old]), ids_of([pack.trials for pack in new])
-
-        def replaced(packs: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-            return (*(pack for pack in packs if pack not in dropped), *added)
-
-        if old[0].judged_on == "test":
-            self._save(replace(self._manifest, refit_packs=replaced(self._manifest.refit_packs)))
+        packs = self._manifest.refit_packs if old[0].evaluated_on == "test" else self._manifest.packs
+        changed = (*(pack for pack in packs if pack not in dropped), *added)
+        if old[0].evaluated_on == "test":
+            self._save(replace(self._manifest, refit_packs=changed))
         else:
-            self._save(replace(self._manifest, packs=replaced(self._manifest.packs)))
+            self._save(replace(self._manifest, packs=changed))
 
     def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with monitored(packs, out=self._out, name=name, display=self._display):
             remaining = unfinished_packs(self._out, packs)
-            for pack in packs:
-                if pack not in remaining:
-                    remove_last_checkpoint(self._out, pack)  # left by a killed process
+            for pack in packs:  # a killed process may have left it
+                remove_last_if_done(pack_folder(self._out, pack), (trial_folder(self._out, t) for t in pack.trials))
             if not remaining:
                 return {}
             return dict(self._executor.execute(remaining, out=self._out, store=self._planned.store.path))
 
-    # --- results --------------------------------------------------------------------------------------------
-
     def results(self, trials: Sequence[Trial]) -> dict[str, Result]:
         """Return the results of the trials that have one, by id."""
-        results = {trial.id: self._result(trial) for trial in trials}
+        results = {trial.id: read_result(trial_folder(self._out, trial)) for trial in trials}
         return {name: result for name, result in results.items() if result is not None}
-
-    def _result(self, trial: Trial) -> Result | None:
-        return read_result(trial_folder(self._out, trial))

@@ -7,7 +7,7 @@ summaries it reads only the keys that it needs; a file that is being written cou
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
@@ -111,7 +111,11 @@ def _study(folder: Path, *, live: Live) -> Status:
         last_sign=_newest(files),
         eta_s=_eta(packs) if running else None,
         advice=_advice(
-            state, folder, process, f"tune {quote(str(folder / 'study.yaml'))}", _crashed(outcomes, failures)
+            state,
+            process,
+            again=f"modis-dist tune {quote(str(folder / 'study.yaml'))} --out {quote(str(folder))}",
+            after=f"modis-dist ui {quote(str(folder))}",
+            crashed=sum(not outcomes.get(name) for name in failures),
         ),
     )
 
@@ -121,21 +125,26 @@ def _run(folder: Path) -> Status:
     run = load_run(folder / "run.yaml")
     epoch, pace = _journal(folder / "journal.jsonl")
     state = _state(process, over=outcome is not None, whole=outcome is not None)
-    alone: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
-    pack = PackStatus("", alone, (run.name,), epoch, run.optim.epochs, pace)
+    trial: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
+    pack = PackStatus("", trial, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
         kind="run",
         name=run.name,
         state=state,
         stage="done" if outcome else "training",
         holder=process if state in {"running", "elsewhere", "dead"} else None,
-        trials={outcome.status if outcome else alone: 1},
+        trials={outcome.status if outcome else trial: 1},
         refits={},
         packs=(pack,),
         failures={run.name: outcome.reason} if outcome and outcome.reason else {},
         last_sign=_newest([folder / "journal.jsonl", folder / "result.json"]),
         eta_s=_eta([pack]) if state == "running" else None,
-        advice=_advice(state, folder, process, f"train {quote(str(folder / 'run.yaml'))}", 0),
+        advice=_advice(
+            state,
+            process,
+            again=f"modis-dist train {quote(str(folder / 'run.yaml'))} --out {quote(str(folder))}",
+            after=f"modis-dist evaluate {quote(str(folder))} STORE",
+        ),
     )
 
 
@@ -187,7 +196,7 @@ def _with_paces(folder: Path, packs: Sequence[PackStatus]) -> list[PackStatus]:
     """Return the packs, with the paces of some finished ones."""
     done = [pack.id for pack in packs if pack.state == "done"][-PACES:]
     paces = {name: _journal(folder / "packs" / name / "journal.jsonl")[1] for name in done}
-    return [PackStatus(pack.id, pack.state, pack.trials, pack.epoch, pack.epochs, paces.get(pack.id)) for pack in packs]
+    return [replace(pack, seconds_per_epoch=paces.get(pack.id)) for pack in packs]
 
 
 def _eta(packs: Sequence[PackStatus]) -> float | None:
@@ -210,9 +219,9 @@ def _counts(
     packs: Sequence[PackStatus], outcomes: Outcomes, *, trials: Sequence[str] | Mapping[str, int]
 ) -> dict[str, int]:
     """Return the number of trials by state; a trial without a pack is waiting."""
-    of_pack = {trial: "waiting" if pack.state == "stopped" else pack.state for pack in packs for trial in pack.trials}
+    states = {trial: "waiting" if pack.state == "stopped" else pack.state for pack in packs for trial in pack.trials}
     finished = {name: outcome.status for name, outcome in outcomes.items() if outcome}
-    return dict(Counter(finished.get(name, of_pack.get(name, "waiting")) for name in trials).most_common())
+    return dict(Counter(finished.get(name, states.get(name, "waiting")) for name in trials).most_common())
 
 
 def _failures(
@@ -225,16 +234,13 @@ def _failures(
             lines = (folder / "packs" / pack.id / "error.txt").read_text(errors="replace").split("\n")
             reason = next((line for line in reversed(lines) if line.strip()), "crashed")
             reasons |= {trial: reason for trial in pack.trials if not outcomes[trial]}
-    failed = {name: outcome for name, outcome in outcomes.items() if outcome and outcome.status == "failed"}
-    return reasons | {name: str(outcome.reason) for name, outcome in failed.items()}
+    return reasons | {
+        name: str(outcome.reason) for name, outcome in outcomes.items() if outcome and outcome.status == "failed"
+    }
 
 
-def _crashed(outcomes: Outcomes, failures: Mapping[str, str]) -> int:
-    return sum(not outcomes.get(name) for name in failures)
-
-
-def _advice(state: State, folder: Path, process: Holder | None, command: str, crashed: int) -> str:
-    again = f"modis-dist {command} --out {quote(str(folder))}"
+def _advice(state: State, process: Holder | None, *, again: str, after: str, crashed: int = 0) -> str:
+    """Return what to do next; ``again`` and ``after`` are the commands for an unfinished and a finished folder."""
     match state:
         case "running" if process is not None:
             return f"wait, or stop it with `kill -INT {process.pid}`, which saves a checkpoint"
@@ -244,13 +250,7 @@ def _advice(state: State, folder: Path, process: Holder | None, command: str, cr
             return f"the process was killed; resume with: {again}"
         case "interrupted":
             return f"resume with: {again}"
-    if crashed:
-        return f"{crashed} trials crashed; retry them with: {again}"
-    return (
-        f"modis-dist ui {quote(str(folder))}"
-        if command.startswith("tune")
-        else f"modis-dist evaluate {quote(str(folder))} STORE"
-    )
+    return f"{crashed} trials crashed; retry them with: {again}" if crashed else after
 
 
 def _outcome(folder: Path) -> Outcome | None:
@@ -262,8 +262,7 @@ def _outcome(folder: Path) -> Outcome | None:
 def _summarised_failures(folder: Path) -> dict[str, str] | None:
     """Return the failures in the last summary, None without a summary."""
     summary = _json(folder / "summary.json")
-    failures = (summary or {}).get("failures", {})
-    return None if summary is None else {str(name): str(reason) for name, reason in failures.items()}
+    return None if summary is None else {name: str(reason) for name, reason in summary.get("failures", {}).items()}
 
 
 def _json(path: Path) -> dict[str, Any] | None:

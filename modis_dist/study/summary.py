@@ -48,8 +48,12 @@ def summarise(
     The caller fills in failures, changes, MLflow and seconds. The delivered model is that of the first condition that
     has one.
     """
+    done_refits = {
+        name: [t for t in trials if t.id in final and final[t.id]["status"] == "done"]
+        for name, trials in refits.items()
+    }
     conditions = [
-        _condition(name, best.get(name), _done(refits.get(name, ()), final), final)
+        _condition(name, best.get(name), done_refits.get(name, []), final)
         for name in dict.fromkeys(group["condition"] for group in groups)
     ]
     expected = {name for group in groups for name in group["trials"]}
@@ -74,10 +78,6 @@ def summarise(
     }
 
 
-def _done(trials: Sequence[Trial], results: Results) -> list[Trial]:
-    return [trial for trial in trials if trial.id in results and results[trial.id]["status"] == "done"]
-
-
 def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results) -> Condition:
     replicates = [results[trial.id] for trial in refits]
     test, baseline, probe = metrics_over_replicates(replicates)
@@ -88,12 +88,12 @@ def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], res
         "baseline": baseline,
         "probe": probe,
         "details": details_over_replicates(replicates),
-        "model": _model(refits[0]) if refits else None,
+        "model": _model(refits[0]) if refits else None,  # the first by seed: test rows choose nothing
     }
 
 
 def _model(trial: Trial) -> StudyModel:
-    """Return the model of the first replicate by seed: no choice by test rows."""
+    """Return the model of a refit."""
     folder = trial_folder(Path(), trial)
     return {"condition": trial.condition, "params": trial.params, "seed": trial.run.seed, "folder": str(folder)}
 
@@ -112,7 +112,6 @@ def write(summary: Summary, *, out: Path) -> None:
 
 
 def _deliver(trained: Path, model: Path) -> None:
-    """Copy a refit to ``model``."""
     temporary = model.with_name(".model.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     shutil.copytree(trained, temporary)
@@ -124,7 +123,7 @@ def why_nothing(summary: Summary, out: Path) -> str:
     """Return why no configuration could be chosen, and what to do."""
     trials, reasons = summary["trials"], sorted(set(summary["failures"].values()))
     if not reasons:
-        return f"{out}: {summary['metric']} is undefined for every trial; are there labelled validation rows?"
+        return f"{out}: {summary['metric']} is undefined for every trial; check that validation rows are labelled"
     return (
         f"{out}: no configuration has all its folds and replicates; {trials['failed']} of {trials['total']} trials "
         f"failed ({'; '.join(reasons[:3])}); results of finished trials are kept; change the settings of trials that "

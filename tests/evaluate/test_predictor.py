@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from modis_dist.evaluate import evaluation
-from modis_dist.evaluate.evaluation import Baselines, evaluate_training
+from modis_dist.evaluate.evaluation import evaluate_training
 from modis_dist.evaluate.predictor import Predictor
 from modis_dist.evaluate.results import write_result
 from modis_dist.model.networks import Modis
@@ -131,7 +131,7 @@ def test_a_training_is_evaluated_on_the_device_it_ran_on(model: Path, monkeypatc
     monkeypatch.setattr(evaluation, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
     member = toy.member("t", toy.run("optim.epochs=1"), model.parent)
     done = Progress("t", status="done", epochs=1)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": Baselines()}
+    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
     evaluate_training(member, done, device=torch.device("cuda", 1), **how)
     evaluate_training(member, done, **how)
     assert asked == [torch.device("cuda", 1), torch.device("cpu")]
@@ -152,7 +152,7 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
     assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
     assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
     assert not any("val/reconstruction_mse" in row for row in progress.history)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": Baselines()}
+    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
     write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **how))
     written = [*tmp_path.rglob("*.json")]
     assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}

@@ -11,7 +11,6 @@ from modis_dist.config import parse, yaml12
 from modis_dist.config.study import Study
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.execution.local import LocalExecutor
-from modis_dist.study.monitor import Silent
 from modis_dist.study.plan import plan
 from modis_dist.study.run import run_study
 from tests.train import toy
@@ -48,6 +47,14 @@ def tree(store: Path, **sweep: Any) -> dict[str, Any]:
     settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"}
     settings |= {"mlflow": {"enabled": False}} | sweep
     return base | {"sweep": settings}
+
+
+class Silent:
+    """A display that shows nothing."""
+
+    def stage(self, name: str, *, trials: int, epochs: int) -> None: ...
+
+    def update(self, *, epochs: int, done: int, failed: int) -> None: ...
 
 
 def run_toy_study(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:

@@ -272,7 +272,9 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
                 stop = AtEveryStep(at, last) if seat.size == 1 else NeverStop()
                 run_pack.run_pack(pack, run_pack.study_layout(out, pack), store=store, stop=stop, spec=seat)
             elif seat.rank == 0:
-                run_pack.remove_last_checkpoint(out, pack)
+                run_pack.remove_last_if_done(
+                    run_pack.pack_folder(out, pack), [run_pack.trial_folder(out, t) for t in pack.trials]
+                )
         code = 0
     except (Interrupted, RankLost) as ending:
         code = ending.exit_code

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from modis_dist.evaluate.evaluation import Baselines, evaluate_training
+from modis_dist.evaluate.evaluation import evaluate_training
 from modis_dist.runtime import fingerprint
 from modis_dist.runtime.errors import DataError, Interrupted
 from modis_dist.study.summary import changes
@@ -230,7 +230,7 @@ def test_resuming_on_another_cpu_is_noted_unless_the_first_cpu_is_unknown(
     assert "model Slow 1, now Fast 2" in caplog.text
     (progress,) = toy.train(members, tmp_path)
     there_and_back = ["model Slow 1, now Fast 2", f"model Fast 2, now {fingerprint.processor()}"]
-    result = evaluate_training(members[0], progress, evaluated_on="validation", probe=False, baselines=Baselines())
+    result = evaluate_training(members[0], progress, evaluated_on="validation", probe=False, baselines={})
     assert result["changes"] == there_and_back
     assert changes({"t": result, "u": result | {"changes": []}}) == {"t": there_and_back}
     now = fingerprint.machine(toy.CPU, ranks=1)

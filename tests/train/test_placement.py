@@ -128,13 +128,13 @@ def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
     )
 
 
-@pytest.mark.parametrize("judged_on", ["validation", "test"])
+@pytest.mark.parametrize("evaluated_on", ["validation", "test"])
 def test_the_scratch_space_of_a_pack_is_that_of_its_folds_and_one_baseline(
-    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, judged_on: HeldOut
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, evaluated_on: HeldOut
 ) -> None:
     first_pack, *others = packs_of(store.path, tmp_path, trainer={"feature_storage": "disk"})
     other = next(pack for pack in others if pack.trials[0].fold != first_pack.trials[0].fold)
-    pack = Pack((*first_pack.trials, *other.trials), judged_on)
+    pack = Pack((*first_pack.trials, *other.trials), evaluated_on)
     asked: list[int] = []
     written: list[int] = []
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
-from modis_dist.execution.memory import Footprint, on_gpu, on_processor
+from modis_dist.execution.memory import Footprint, estimate_footprint
 from modis_dist.execution.run_pack import Pack
 from modis_dist.runtime.errors import ConfigError
 from modis_dist.runtime.finding import Finding
@@ -28,7 +28,7 @@ def check_capacity(planned: Plan, site: Site) -> list[Finding]:
 
     def footprint(pack: Pack) -> Footprint:
         shape = planned.shapes[pack.trials[0].id]
-        return (on_gpu if gpu else on_processor)(pack, planned.store, shape, limit=memory_of(site))
+        return estimate_footprint(pack, planned.store, shape, gpu=gpu, limit=memory_of(site))
 
     largest = max(packs, key=lambda pack: (footprint(pack).host, footprint(pack).gpu))
     size, limit = footprint(largest), memory_of(site)

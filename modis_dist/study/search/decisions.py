@@ -42,15 +42,14 @@ def _read(out: Path) -> list[dict[str, Any]]:
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
         entries: list[dict[str, Any]] = content["decisions"]
-        damaged = [
-            n for n, entry in enumerate(entries) if entry["sha256"] != digest([entry["about"], entry["decided"]])
-        ]
+        for number, entry in enumerate(entries):
+            if entry["sha256"] != digest([entry["about"], entry["decided"]]):
+                problem = f"decision {number} does not match its checksum; restore it or use another --out"
+                raise DataError(f"{path}: {problem}")
+        return entries
     except FileNotFoundError:
         return []
+    except DataError:
+        raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if isinstance(error, DataError):
-            raise
         raise DataError(f"{path}: is not a file of search decisions ({type(error).__name__})") from None
-    if damaged:
-        raise DataError(f"{path}: decision {damaged[0]} does not match its checksum; restore it or use another --out")
-    return entries

@@ -25,16 +25,16 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
     spreads = [spread(values) for values in groups]
-    score = [
-        inf if mean is None or None in values else sign * mean
-        for values, mean in zip(groups, (of_group["mean"] for of_group in spreads), strict=True)
-    ]
-    order = sorted(range(len(groups)), key=lambda position: score[position])
-    rank = {position: number for number, position in enumerate(order, start=1)}
+
+    def score(position: int) -> float:
+        mean = spreads[position]["mean"]
+        return inf if mean is None or None in groups[position] else sign * mean
+
+    rank = {position: number for number, position in enumerate(sorted(range(len(groups)), key=score), start=1)}
     going_on = max(1, len(groups) // factor)
     return [
-        {"epoch": epoch, **of_group, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
-        for position, of_group in enumerate(spreads)
+        {"epoch": epoch, **values, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
+        for position, values in enumerate(spreads)
     ]
 
 

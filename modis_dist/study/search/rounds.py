@@ -35,8 +35,6 @@ class Search:
             self._proposed.append(known)
             self._expand()
 
-    # --- rounds ---------------------------------------------------------------------------------------------
-
     @property
     def rounds(self) -> int:
         """Return the number of known rounds."""
@@ -97,8 +95,6 @@ class Search:
     def _expand(self) -> None:
         self.trials = expand(self._study, self._fingerprint, source=self._source, proposed=self._proposed)
 
-    # --- rungs ----------------------------------------------------------------------------------------------
-
     def rungs(self, trials: Sequence[Trial]) -> list[int]:
         """Return the epochs at which these trials are compared; none if the study does not prune."""
         pruning = self._study.sweep.pruning
@@ -118,10 +114,9 @@ class Search:
         by_group: dict[Configuration, Verdict] = {}
         for condition in dict.fromkeys(condition for condition, _ in groups):
             compared = {key: [values[t.id] for t in trials] for key, trials in groups.items() if key[0] == condition}
-            of_condition = verdicts(
-                list(compared.values()), epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric
-            )
-            by_group |= dict(zip(compared, of_condition, strict=True))
+            values_of_groups = list(compared.values())
+            ranked = verdicts(values_of_groups, epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric)
+            by_group |= dict(zip(compared, ranked, strict=True))
         rows = [{"condition": k[0], "params": groups[k][0].params, **by_group[k]} for k in groups]
         return decide(self._out, self._about_rung(groups, epoch), {"verdicts": rows, "failed": dict(failed)})
 

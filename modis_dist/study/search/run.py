@@ -15,9 +15,8 @@ from modis_dist.execution.run_pack import (
     Pack,
     journal_file,
     pack_folder,
-    remove_last_checkpoint,
+    remove_last_if_done,
     trial_folder,
-    unfinished_packs,
 )
 from modis_dist.execution.trial import Trial
 from modis_dist.runtime.files import remove_folder
@@ -96,13 +95,13 @@ class Round:
     def _train_until(self, epoch: int | None) -> None:
         """Train the remaining trials that did not crash, up to an epoch or to their end."""
         self._unprune(epoch)
-        of_round = {trial.id for trial in self._trials}
+        in_round = {trial.id for trial in self._trials}
         to_train = {trial.id for trial in self._members()} - self._crashed.keys()
         packs = [
-            # 0: packs with nothing to train are only read, since an earlier start may not have read all their records
+            # 0: nothing to train, but a killed process may have left its last checkpoint
             replace(pack, until=0 if to_train.isdisjoint(pack.ids) else epoch)
             for pack in self._runner.packs()
-            if not of_round.isdisjoint(pack.ids)
+            if not in_round.isdisjoint(pack.ids)
         ]
         name = self._name if epoch is None else f"{self._name} to epoch {epoch}"
         self._crashed |= self._runner.train(packs, name=name)
@@ -152,9 +151,6 @@ class Round:
         self._crashed |= {trial: reason for trial, reason in decision["failed"].items() if trial in reasons}
 
 
-# --- results of pruned trials ---------------------------------------------------------------------------------
-
-
 def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
     """Write the result of the trials of a pack that are pruned: their interim result, and why they were pruned."""
     pruned = [t for t in pack.trials if t.id in reasons and read_result(trial_folder(out, t)) is None]
@@ -167,8 +163,7 @@ def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
                 if (result := interim[trial.id]) is not None:  # else it crashed
                     journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": result["epochs"]})
                     write_result(trial_folder(out, trial), result | {"status": "pruned", "reason": reasons[trial.id]})
-        if not unfinished_packs(out, [replace(pack, until=None)]):
-            remove_last_checkpoint(out, pack)
+        remove_last_if_done(pack_folder(out, pack), (trial_folder(out, trial) for trial in pack.trials))
 
 
 def unprune_trials(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None:

@@ -7,6 +7,7 @@ same proposals.
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from modis_dist.config.keys import is_whole
@@ -68,14 +69,12 @@ def _frozen_trial(space: Space, distributions: Mapping[str, "BaseDistribution"],
     from optuna.trial import TrialState, create_trial
 
     params = {key: _position(dimension, outcome.params[key]) for key, dimension in space.items()}
+    create = partial(create_trial, params=params, distributions=dict(distributions))
     if outcome.mean is None:
-        return create_trial(params=params, distributions=dict(distributions), state=TrialState.FAIL)
+        return create(state=TrialState.FAIL)
     if outcome.pruned_at is not None:
-        values = {outcome.pruned_at: outcome.mean}
-        return create_trial(
-            params=params, distributions=dict(distributions), state=TrialState.PRUNED, intermediate_values=values
-        )
-    return create_trial(params=params, distributions=dict(distributions), value=outcome.mean)
+        return create(state=TrialState.PRUNED, intermediate_values={outcome.pruned_at: outcome.mean})
+    return create(value=outcome.mean)
 
 
 def _position(dimension: Dimension, value: Any) -> Any:

@@ -191,7 +191,7 @@ def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
     assert executor.execute(alone[:4], out=out, store=store) == {} and trained_here == alone[:4]
     with pytest.raises(RunFailed, match=r"\b5 .*`modis-dist resume "):
         executor.execute(alone, out=out, store=store)
-    refits = [replace(pack, judged_on="test") for pack in alone]
+    refits = [replace(pack, evaluated_on="test") for pack in alone]
     assert executor.execute(refits, out=out, store=store) == {} and trained_here[4:] == refits
 
 
