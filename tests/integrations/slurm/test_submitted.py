@@ -30,6 +30,8 @@ from tests.study.kills import compared
 from tests.study.toy_study import write_store, write_study
 
 # Two packs of four, and a stack of two refits.
+pytestmark = pytest.mark.slow
+
 STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe": False}
 SMALL: dict[str, Any] = {"grid": {}, "probe": False}
 PATIENCE_S = 120.0
@@ -291,7 +293,6 @@ def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
 # --- crashes ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
 def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
