@@ -16,7 +16,7 @@ from tests.shapes import check
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
-DURATIONS = Path(__file__).parent / "durations.json"  # seconds of each test file, as measured by --save-durations
+DURATIONS = Path(__file__).parent / "durations.json"  # seconds of slow test functions, written by --save-durations
 
 check(False)  # tests of formulas turn it on
 
@@ -24,7 +24,7 @@ check(False)  # tests of formulas turn it on
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the option that measures the durations again."""
     parser.addoption(
-        "--save-durations", action="store_true", help=f"write the seconds of each file to {DURATIONS.name}"
+        "--save-durations", action="store_true", help=f"write the seconds of slow tests to {DURATIONS.name}"
     )
 
 
@@ -35,43 +35,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 class Durations:
-    """Sums the seconds of each test file; files that did not run keep their last measurement."""
+    """Sums the seconds of each test function; functions that did not run keep their last measurement."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Add one phase of one test."""
-        file = report.nodeid.split("::")[0]
-        self.seconds[file] = self.seconds.get(file, 0.0) + report.duration
+        name = _function(report.nodeid)
+        self.seconds[name] = self.seconds.get(name, 0.0) + report.duration
 
     def pytest_sessionfinish(self) -> None:
-        """Write the file."""
+        """Write the functions that take longer than a second."""
         known = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
-        merged = known | {file: round(seconds, 1) for file, seconds in self.seconds.items()}
-        here = {file: merged[file] for file in sorted(merged) if (DURATIONS.parents[1] / file).exists()}
-        DURATIONS.write_text(json.dumps(here, indent=1) + "\n")
+        known |= {name: round(seconds, 1) for name, seconds in self.seconds.items()}
+        DURATIONS.write_text(
+            json.dumps({name: known[name] for name in sorted(known) if known[name] > 1}, indent=1) + "\n"
+        )
 
 
+def _function(nodeid: str) -> str:
+    return nodeid.split("[")[0]
+
+
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first; a worker takes one group of tests after the other.
-
-    A group is a file, or all files on one shared Ray.
-    """
+    """Put the files that take longest first; a worker takes one file after the other."""
     seconds = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
-    total: dict[str, float] = {}
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0].replace("/", ".")))
-    for file, group in {item.nodeid.split("::")[0]: _group(item) for item in items}.items():
-        total[group] = total.get(group, 0.0) + seconds.get(file, 0.0)
-    items.sort(key=lambda item: (-total[_group(item)], _group(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    marker = item.get_closest_marker("xdist_group")
-    assert marker is not None
-    return str(marker.args[0])
+    total: dict[Path, float] = dict.fromkeys((item.path for item in items), 0.0)
+    for name, item in {_function(item.nodeid): item for item in items}.items():
+        total[item.path] += seconds.get(name, 0.0)
+    items.sort(key=lambda item: (-total[item.path], item.path))
 
 
 @pytest.fixture(scope="session", autouse=True)
