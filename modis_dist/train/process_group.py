@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import psutil
 import torch
 import torch.distributed as dist
-from torch._C._distributed_c10d import FileStore, PrefixStore, Store
+from torch.distributed import FileStore, PrefixStore, Store  # type: ignore[attr-defined]
 from torch.distributed.rendezvous import rendezvous
 
 from modis_dist.distributed import World

@@ -159,7 +159,6 @@ def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path) -> None:
-    began = time.monotonic()
     processes, pipes = start(2, doomed, tmp_path, rank, 4, signal.SIGSTOP, timeout_s=3.0)
     try:
         (_, error) = answers([pipes[1 - rank]])[0]
@@ -167,7 +166,6 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
         processes[rank].kill()
     assert f"RankLost: rank {rank} of 2 (process {processes[rank].pid} on " in error
     assert "has not answered for 3 s: it is stopped (SIGSTOP)" in error
-    assert time.monotonic() - began < LIMIT_S / 2
 
 
 def slow(world: World, folder: Path, number: int) -> None:

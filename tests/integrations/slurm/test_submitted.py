@@ -4,7 +4,6 @@ import json
 import shutil
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -347,9 +346,8 @@ def test_local_tasks_run_after_a_failed_one_but_not_after_a_cancel(tmp_path: Pat
     second = queue.submit(slow, folder=folder, mark="modis-b", tasks=[0, 1], after=[number])
     assert wait_for(lambda: "slow0" in _text(folder / "order"), seconds=PATIENCE_S)
     queue.cancel([number, second])
-    began = time.monotonic()
     assert wait_for(lambda: not queue.jobs([second])[second].live, seconds=PATIENCE_S)
-    assert time.monotonic() - began < 30 and (folder / "order").read_text() == "0\n1\nslow0\n"
+    assert (folder / "order").read_text() == "0\n1\nslow0\n"
     assert queue.marked("modis-b") is None and not queue.jobs(["1-0.00"])["1-0.00"].live
 
 
