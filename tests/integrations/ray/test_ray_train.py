@@ -91,7 +91,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
         assert driver.wait(60) == 75, output_text(tmp_path)
     assert "SIGTERM" in output_text(tmp_path)
     (line,) = (out / "ranks.log").read_text().splitlines()
-    assert "is gone" in line and line.endswith("all ranks restart from the last checkpoint")
+    assert "killed" in line and line.endswith("all ranks restart from the last checkpoint")
     assert line in output_text(tmp_path)
     assert not (out / "result.json").exists()
     assert not psutil.wait_procs(family, timeout=10)[1]
