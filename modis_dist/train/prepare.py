@@ -1,7 +1,7 @@
-"""From a store and a run to the arrays of a training: select rows, apply the scenario, preprocess features.
+"""Preparation of a training's arrays from a store: select rows, apply the scenario, preprocess features.
 
-Raw features are read in blocks: from memory or, where prepared features are stored on disk, from the store each time.
-Everything fitted is fitted on training rows only. Test rows are prepared only if the caller asks for them.
+Raw features are read in blocks: from memory or, if prepared features are stored on disk, from the store each time.
+Preprocessing is fitted on training rows only. Test rows are prepared only on request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,14 +73,14 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of every modality, ready for the networks."""
+    """Prepared rows of every modality: the input of the networks."""
 
     x: Mapping[str, Features]
     label: Mapping[str, Rows]  # -1 unlabelled or hidden
     sample_id: Mapping[str, Strings]
 
     def rows(self) -> dict[str, int]:
-        """Rows by modality."""
+        """Return the number of rows by modality."""
         return {modality: len(x) for modality, x in self.x.items()}
 
 
@@ -98,7 +98,7 @@ class Prepared:
     storage: FeatureStorage = "memory"  # of the features
 
     def class_shares(self) -> NDArray[np.float64]:
-        """Share of each class among the labelled training rows; shape [K]."""
+        """Return the fraction of each class among the labelled training rows, shape [K]."""
         labels = np.concatenate(list(self.train.label.values()))
         counts = np.bincount(labels[labels >= 0], minlength=len(self.classes))
         shares: NDArray[np.float64] = counts / max(int(counts.sum()), 1)
@@ -184,7 +184,7 @@ def data_key(run: Run, fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class PreparationEstimate:
-    """Result sizes and cost of preparing a run."""
+    """Sizes and cost of preparing a run."""
 
     features: Mapping[str, int]  # of each modality, after preprocessing
     classes: int
@@ -192,12 +192,12 @@ class PreparationEstimate:
     multiplications: float  # of the principal components, estimated
 
     def total_seconds(self, per_multiplication: float) -> float:
-        """Seconds in all, given those of one multiplication."""
+        """Return the total seconds, given those per multiplication."""
         return self.seconds + self.multiplications * per_multiplication
 
 
 def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
-    """Prepare a run without principal components, and estimate these.
+    """Prepare a run without principal components, and estimate their cost.
 
     Raises as ``prepare``, and ``DataError`` if no validation rows are left.
     """
@@ -251,7 +251,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
 
 
 def _refuse_values(run: Run, cohort: Cohort) -> None:
-    """Raise ``DataError`` naming a value of a modality that its likelihood does not have."""
+    """Raise ``DataError`` for the first value outside the range of its modality's likelihood."""
     for modality, x in cohort.x.items():
         likelihood, names = likelihood_of(run, modality), cohort.features[modality]
         if likelihood == "gaussian":
@@ -282,7 +282,7 @@ def prepared_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, 
 
 
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
-    """Number of features after preprocessing; ``prepare`` refuses steps that ask for more than there are."""
+    """Return the number of features after preprocessing; ``prepare`` refuses steps that need more than there are."""
     for step in steps:
         if isinstance(step, VarianceFilter):
             features = min(features, step.features)
@@ -292,7 +292,7 @@ def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
 
 
 def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks. Raises ``ConfigError`` where the sizes in the configuration differ from the data."""
+    """Return the sizes of the networks. Raises ``ConfigError`` if sizes in the configuration differ from the data."""
     problems = []
     if run.model.classes not in (None, classes):
         problems.append(f"model.classes: is {run.model.classes}, but the data has {classes} classes")
@@ -310,7 +310,7 @@ def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
 
 
 def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks for given numbers of features."""
+    """Return the sizes of the networks for given numbers of features."""
     nets = run.model.modalities
     hidden = {}
     for modality, p in features.items():
@@ -329,13 +329,13 @@ def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
 
 
 def likelihood_of(run: Run, modality: str) -> str:
-    """The likelihood of a modality."""
+    """Return the likelihood of a modality."""
     nets = run.model.modalities
     return nets[modality].likelihood if modality in nets else "gaussian"
 
 
 def stated_shape(run: Run) -> Shape | None:
-    """Sizes of the networks as the configuration states them; None if it leaves some to the data."""
+    """Return the sizes of the networks stated in the configuration, or None if some depend on the data."""
     nets = run.model.modalities
     stated = {modality: net.features for modality, net in nets.items() if net.features is not None}
     if run.model.classes is None or len(stated) < 2 or len(stated) < len(nets):
