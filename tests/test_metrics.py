@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn, brute force and cases worked by hand."""
+"""Metrics equal scikit-learn, brute force and hand-computed cases."""
 
 import json
 import time
@@ -149,7 +149,7 @@ def test_scoring_three_modalities_of_2000_rows_takes_about_a_millisecond():
         start = time.perf_counter()
         classification(parts, classes=[str(k) for k in range(10)])
         seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 2e-3  # measured 0.4 ms; room for slow machines
+    assert min(seconds) < 2e-3  # measured 0.4 ms; margin for slow machines
 
 
 # --- features -----------------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ class KeyCase:
     """A key of the JSON Schema: its path, the smallest tree that contains it, its rule."""
 
     path: tuple[str | int, ...]  # as typed in the YAML, list positions included
-    around: dict[int, dict[str, Any]]  # what the section at each depth of the path needs besides
+    around: dict[int, dict[str, Any]]  # other keys that the section at each depth of the path needs
     rule: dict[str, Any]
 
     @property

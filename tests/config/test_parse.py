@@ -276,7 +276,7 @@ def test_a_tree_is_frozen(file: Path) -> None:
         load_run(file).optim.lr = 1.0
 
 
-# --- what is swept --------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_in_grid_and_conditions_are_reported_with_all_others(file: Path) -> None:

@@ -251,7 +251,7 @@ class AtEveryStep:
 
     def requested(self) -> str | None:
         self._step += 1
-        return "asked to stop" if self._at(f"step {self._step}") == STOP else None
+        return "stop requested" if self._at(f"step {self._step}") == STOP else None
 
 
 def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSpec = ALONE) -> None:

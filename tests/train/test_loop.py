@@ -196,7 +196,7 @@ class StopAt:
 
     def requested(self) -> str | None:
         self.left -= 1
-        return "told to" if self.left == 0 else None
+        return "stop requested" if self.left == 0 else None
 
 
 def test_resuming_with_another_number_of_threads_logs_that_results_may_differ(

@@ -100,7 +100,7 @@ def test_a_training_in_lower_precision_resumes_bit_identically_with_parameters_i
     torch.set_num_threads(1)
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     expected = train(World(), undisturbed, precision, 0, device)
-    assert "told to" in train(World(), stopped, precision, 8, device)[0]
+    assert "stop requested" in train(World(), stopped, precision, 8, device)[0]
     assert train(World(), stopped, precision, 0, device) == expected
     want, got = last(undisturbed), last(stopped)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())

@@ -103,7 +103,7 @@ def test_a_world_of_one_rank_equals_training_without_ranks_and_resumes_bit_ident
     for ours, theirs in zip(undisturbed, expected, strict=True):
         assert all(row == pytest.approx(right, rel=1e-6, abs=1e-7) for row, right in zip(ours, theirs, strict=True))
     (message,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
-    assert message[0].startswith("told to; saved")
+    assert message[0].startswith("stop requested; saved")
     (tmp_path / "stopped" / "ranks").unlink(missing_ok=True)
     assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [undisturbed]
     want, got = tensors_of(tmp_path / "undisturbed"), tensors_of(tmp_path / "stopped")
@@ -115,7 +115,7 @@ def test_all_ranks_stop_at_the_same_step_and_resume_bit_identically(
     stop: int, tmp_path: Path, undisturbed: Any
 ) -> None:
     messages = on_ranks(2, train, tmp_path, torch.float32, stop)
-    assert messages[0] == messages[1] and messages[0][0].startswith("told to; saved")
+    assert messages[0] == messages[1] and messages[0][0].startswith("stop requested; saved")
     (tmp_path / "ranks").unlink()
     results = on_ranks(2, train, tmp_path)
     assert json.dumps(results[0]) == undisturbed[0]
