@@ -136,12 +136,12 @@ def _modality_metrics(table: Counts, unlabelled: int, classes: Sequence[str]) ->
 
 
 def _absent_pair(modalities: Mapping[str, ModalityMetrics], label: str, modality: str) -> AbsentPair:
-    known = modalities[modality]["per_class"].get(label) if modality in modalities else None
+    class_metrics = modalities[modality]["per_class"].get(label) if modality in modalities else None
     return {
         "label": label,
         "modality": modality,
-        "recall": known["recall"] if known else None,
-        "n": known["n"] if known else 0,
+        "recall": class_metrics["recall"] if class_metrics else None,
+        "n": class_metrics["n"] if class_metrics else 0,
     }
 
 

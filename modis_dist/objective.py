@@ -209,19 +209,19 @@ def _adversarial(
 ) -> Float[Tensor, " r"]:
     """Return the adversarial loss of each slot, by its kind."""
     by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
-    known = _confident(output, label, weights.confidence) if by_class else label
+    classes = _confident(output, label, weights.confidence) if by_class else label
     if len(weights.slots) == 1:
-        return _of_kind(weights.losses[0], side, output.modality, known)
+        return _of_kind(weights.losses[0], side, output.modality, classes)
     out = output.modality.new_zeros(len(weights.losses))
     for kind, slots in weights.slots.items():
-        value = _of_kind(kind, side, output.modality.index_select(0, slots), known.index_select(0, slots))
+        value = _of_kind(kind, side, output.modality.index_select(0, slots), classes.index_select(0, slots))
         out = out.index_copy(0, slots, value)
     return out
 
 
-def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
+def _of_kind(kind: str, side: str, logits: Tensor, classes: Tensor) -> Tensor:
     loss: Callable[..., Tensor] = getattr(ADVERSARIAL[kind], side)
-    return loss(logits, known) if ADVERSARIAL[kind].by_class else loss(logits)
+    return loss(logits, classes) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
 def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:

@@ -88,10 +88,10 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     lead = matching[:, None, :, None, :] - logits[:, :, None, :, :]  # [r, j, b, c, i]
     label_c = label[:, :, None, :, None]  # of row c of modality j
     label_b = label.transpose(1, 2)[:, None, :, None, :]  # of row b of modality i
-    apart = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
-    same = (label_c == label_b) & (label_b >= 0) & apart
-    values = torch.where(same, F.softplus(sign * lead), 0.0)
-    return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
+    other_modality = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
+    same_class = (label_c == label_b) & (label_b >= 0) & other_modality
+    values = torch.where(same_class, F.softplus(sign * lead), 0.0)
+    return values.sum((1, 2, 3, 4)) / same_class.sum((1, 2, 3, 4)).clamp_min(1)
 
 
 class Adversary(NamedTuple):

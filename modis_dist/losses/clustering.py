@@ -52,7 +52,7 @@ def overlaps(
 
 
 def negative_entropy(probability: Float[Tensor, "*g n k"], prior: Float[Tensor, "*#g k"]) -> Float[Tensor, "*g"]:
-    """sum_k abar_k log(abar_k / (K prior_k)), where abar is the mean over rows; L_C3 as published if uniform."""
+    """sum_k abar_k log(abar_k / (K prior_k)), abar the mean over rows; with a uniform prior, L_C3 as published."""
     mean = probability.mean(-2)
     classes = probability.shape[-1]
     return (mean * (mean.clamp_min(SMALLEST).log() - (classes * prior).clamp_min(SMALLEST).log())).sum(-1)

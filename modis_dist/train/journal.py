@@ -142,8 +142,10 @@ def copy_trial(source: Path, target: Path, *, trial: str) -> None:
     """Copy the valid records of one trial into a new journal; a missing source is empty."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = source.read_bytes().split(b"\n") if source.exists() else []
-    chosen = [line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial]
-    write_bytes(target, b"".join(line + b"\n" for line in chosen))
+    trial_lines = [
+        line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial
+    ]
+    write_bytes(target, b"".join(line + b"\n" for line in trial_lines))
 
 
 def _now_ms() -> int:

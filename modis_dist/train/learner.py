@@ -85,7 +85,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def learn(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-        """Take a step on the sum over slots, whose gradients are independent; terms are valid until the next step."""
+        """Take a step on the loss summed over slots, which are independent; terms are valid until the next step."""
         if self._graph is not None:
             return self._graph(self._take_step, batch, weights, rules)
         return self._take_step(batch, weights, rules)

@@ -22,7 +22,7 @@ EpochLength = Literal["shortest", "longest"]
 
 
 def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_length: EpochLength) -> int:
-    """Return the whole batches in the shortest or longest modality, but at least 1."""
+    """Return the number of whole batches in the shortest or longest modality, but at least 1."""
     counts = rows.values()
     return max(1, (min(counts) if epoch_length == "shortest" else max(counts)) // batch_size)
 
@@ -109,7 +109,7 @@ class Loader:
         self._storage_device = storage_device(values * dtype.itemsize, device)
         features = {name: _stored(p, self._storage_device, device, dtype) for name, p in distinct.items()}
         self._x = [features[id(p)] for p in prepared]
-        self._run_lengths = [len(list(same)) for _, same in groupby(map(id, prepared))]  # of slots that share data
+        self._run_lengths = [len(list(run)) for _, run in groupby(map(id, prepared))]  # of slots that share data
         lengths = {steps_per_epoch(counts, batch_size=batch_size, epoch_length=epoch_length) for counts in rows}
         assert len(lengths) == 1, "slots of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()

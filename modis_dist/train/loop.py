@@ -214,7 +214,7 @@ class Training:
         return self.state
 
     def _stop_requested(self) -> str | None:
-        """Return the reason to stop, or None. Rank 0 decides; several ranks ask once per window, which saves time."""
+        """Return the reason to stop, or None. Rank 0 decides; with several ranks only once per window, to save time."""
         if self.world.size > 1 and self.state.updates % self.run.trainer.log_every:
             return None
         return self.world.broadcast(self.callbacks.stop.requested)

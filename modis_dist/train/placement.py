@@ -35,10 +35,10 @@ def storage_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = No
     return choose_storage(run.trainer.feature_storage, needed, limit=memory_limit() if limit is None else limit)
 
 
-def choose_storage(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:
+def choose_storage(setting: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:
     """Return the storage for features of ``needed`` bytes within a memory ``limit``."""
-    if asked != "auto":
-        return asked
+    if setting != "auto":
+        return setting
     return "memory" if needed <= SHARE * limit else "disk"
 
 

@@ -120,23 +120,23 @@ def select(store: Store, data: Data) -> Selection:
     left_out = -2
     code = np.array([classes.index(c) if c in classes else left_out for c in store.classes] + [UNLABELLED])
     for modality in modalities:
-        whole = store.index(modality)
-        label = code[whole.label]  # UNLABELLED (-1) picks the last entry
+        full_index = store.index(modality)
+        label = code[full_index.label]  # UNLABELLED (-1) picks the last entry
         rows[modality] = np.flatnonzero(label != left_out)
-        chosen = whole.take(rows[modality])
-        index[modality] = replace(chosen, label=label[rows[modality]])
+        selected = full_index.take(rows[modality])
+        index[modality] = replace(selected, label=label[rows[modality]])
     return Selection(store.fingerprint, tuple(classes), index, rows)
 
 
 def selections(store: Store) -> SelectionOf:
     """Return a cached ``select`` for runs of one store; runs of a sweep may use different modalities and classes."""
-    known: dict[tuple[object, object], Selection] = {}
+    cache: dict[tuple[object, object], Selection] = {}
 
     def selection_of(run: Run) -> Selection:
         key = (run.data.modalities, run.data.classes)
-        if key not in known:
-            known[key] = select(store, run.data)
-        return known[key]
+        if key not in cache:
+            cache[key] = select(store, run.data)
+        return cache[key]
 
     return selection_of
 
@@ -156,8 +156,8 @@ def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition],
     """Return the split of a run's rows, and its training rows after the scenario."""
     parts = partition(selection.index, run.data.split, classes=selection.classes)
     training = {modality: part.train for modality, part in parts.items()}
-    chosen = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
-    return parts, chosen
+    selected = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
+    return parts, selected
 
 
 def row_counts(run: Run, selection: Selection) -> RowCounts:
@@ -168,8 +168,8 @@ def row_counts(run: Run, selection: Selection) -> RowCounts:
     return selection.counted[key]
 
 
-def _counted(parts: Mapping[str, Partition], chosen: Mapping[str, TrainingRows]) -> RowCounts:
-    train = {modality: len(part.rows) for modality, part in chosen.items()}
+def _counted(parts: Mapping[str, Partition], selected: Mapping[str, TrainingRows]) -> RowCounts:
+    train = {modality: len(part.rows) for modality, part in selected.items()}
     validation = {modality: len(part.validation) for modality, part in parts.items()}
     return RowCounts(train, validation, {modality: len(part.test) for modality, part in parts.items()})
 
@@ -203,17 +203,17 @@ def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
     """
     start = perf_counter()
     selection = cohort.selection
-    parts, chosen = _rows(run, selection)
+    parts, selected = _rows(run, selection)
     _refuse_values(run, cohort)
     if not any(len(part.validation) for part in parts.values()):
         raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
     widths, multiplications = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
-        raw = RowView(x, chosen[modality].rows)
+        raw = RowView(x, selected[modality].rows)
         steps = run.preprocess.steps(modality)
         pipeline, widths[modality], left = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
-        for rows in (chosen[modality].rows, parts[modality].validation):
+        for rows in (selected[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), storage=cohort.storage)
         multiplications += left
     return PreparationEstimate(widths, len(selection.classes), perf_counter() - start, multiplications)
@@ -225,19 +225,19 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     Raises ``ConfigError`` or ``DataError`` if the run does not fit the data, or its features do not fit the disk.
     """
     selection = cohort.selection
-    parts, chosen = _rows(run, selection)
+    parts, selected = _rows(run, selection)
     _refuse_values(run, cohort)
-    absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
+    absent = scenario.absent_pairs(selected, selection.index, classes=selection.classes)
     if cohort.storage == "disk":
         features = {modality: len(names) for modality, names in cohort.features.items()}
-        sizes = prepared_bytes(run, _counted(parts, chosen), features, test=test).values()
+        sizes = prepared_bytes(run, _counted(parts, selected), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
         refuse_insufficient_scratch((sum(sizes) + max(sizes)) * run.trainer.workers)
-    train = {m: RowView(cohort.x[m], part.rows) for m, part in chosen.items()}
+    train = {m: RowView(cohort.x[m], part.rows) for m, part in selected.items()}
     pipelines = {
         m: preprocess.fit(run.preprocess.steps(m), x, features=cohort.features[m], modality=m) for m, x in train.items()
     }
-    rows, labels = ({m: getattr(part, name) for m, part in chosen.items()} for name in ("rows", "label"))
+    rows, labels = ({m: getattr(part, name) for m, part in selected.items()} for name in ("rows", "label"))
     return Prepared(
         selection.classes,
         pipelines,
@@ -251,7 +251,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
 
 
 def _refuse_values(run: Run, cohort: Cohort) -> None:
-    """Raise ``DataError`` for the first value outside the range of its modality's likelihood."""
+    """Raise ``DataError`` for the first value outside the support of its modality's likelihood."""
     for modality, x in cohort.x.items():
         likelihood, names = likelihood_of(run, modality), cohort.features[modality]
         if likelihood == "gaussian":
@@ -298,7 +298,7 @@ def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
         problems.append(f"model.classes: is {run.model.classes}, but the data has {classes} classes")
     for modality, net in run.model.modalities.items():
         if modality not in features:
-            hint = nearest(modality, list(features)) or "; the data have " + ", ".join(features)
+            hint = nearest(modality, list(features)) or "; the data has " + ", ".join(features)
             problems.append(f"model.modalities.{shown(modality)}: no such modality{hint}")
         elif net.features not in (None, features[modality]):
             problems.append(
@@ -362,14 +362,14 @@ def _subset(
 def _rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
     """``training_rows``, checked. Raises ``ConfigError`` or ``DataError`` if they are too few."""
     _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
-    parts, chosen = training_rows(run, selection)
-    for modality, part in chosen.items():
+    parts, selected = training_rows(run, selection)
+    for modality, part in selected.items():
         if len(part.rows) < 2:  # which BatchNorm and the pairing loss need
             raise DataError(
                 f"{run.name}: modality {shown(modality)} has {len(part.rows)} training row(s) left; 2 are needed; "
                 "change data.split or scenario"
             )
-    return parts, chosen
+    return parts, selected
 
 
 def _known(key: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str], *, source: str) -> None:

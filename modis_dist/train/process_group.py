@@ -189,7 +189,7 @@ class _Presence:
         except psutil.NoSuchProcess:
             status = psutil.STATUS_ZOMBIE
         if status == psutil.STATUS_ZOMBIE:
-            return f"{name} {GONE}; it may have been killed, by a user or for lack of memory"
+            return f"{name} {GONE}; it may have been killed by a user or by the system for lack of memory"
         why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
         return f"{name} has not answered for {waited_s:.0f} s: {why}"
 

@@ -77,8 +77,8 @@ class ValidationRows:
                 if n:
                     errors[r][modality] = float(error[r, :n].double().mean())
         model.train()
-        each = list(zip(predicted, errors, strict=True))
-        return self._world.broadcast(lambda: [self._metrics(scored, error) for scored, error in each])
+        slots = list(zip(predicted, errors, strict=True))
+        return self._world.broadcast(lambda: [self._metrics(scored, error) for scored, error in slots])
 
     def _gathered(self, rows: tuple[Tensor, Tensor], modality: str) -> tuple[Tensor, Tensor]:
         """Return predicted classes and errors [r, n] of all rows, on the host."""

@@ -115,7 +115,7 @@ def test_a_constant_added_to_one_critic_changes_nothing(kind: str, side: str, se
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "cross_entropy", "class_conditional"])
-def test_a_certain_critic_has_a_lower_discriminator_loss_and_a_higher_encoder_loss(kind: str) -> None:
+def test_a_confident_critic_has_a_lower_discriminator_loss_and_a_higher_encoder_loss(kind: str) -> None:
     sure = 3 * torch.eye(3, dtype=torch.float64)[None, :, None, :].expand(1, 3, 4, 3)
     label = torch.zeros(1, 3, 4, dtype=torch.long)
     unsure = torch.zeros_like(sure)

@@ -149,7 +149,9 @@ def test_counts_may_be_preprocessed_by_log1p_and_variance(steps: list[object]) -
 @pytest.mark.parametrize(
     ("kind", "value"), [("poisson", 1.5), ("negative_binomial", -1.0), ("bernoulli", 1.2), ("bernoulli", -0.1)]
 )
-def test_a_value_out_of_range_for_its_likelihood_is_refused_with_sample_and_feature(kind: str, value: float) -> None:
+def test_a_value_outside_the_support_of_its_likelihood_is_refused_with_sample_and_feature(
+    kind: str, value: float
+) -> None:
     data = cohort(kind)
     data.x["mirna"][7, 3] = value
     with pytest.raises(DataError) as refusal:
