@@ -120,7 +120,7 @@ def newest(folder: Path) -> Path | None:
             if damage is None:
                 for path in damaged:
                     _set_aside(path)
-                return _without_older(folder, candidate)  # left by a killed process
+                return _without_older(folder, candidate)  # including those left by a killed process
             damaged[candidate] = damage
     except OtherVersion as error:
         raise DataError(
