@@ -1,6 +1,6 @@
-"""MODIS: distributed training of multi-omics integration for small, unpaired, partially labelled data.
+"""MODIS: distributed training of multi-omics integration models on small, unpaired, partially labelled data.
 
-``modis_dist.load(folder)`` opens a trained model; all else is in the ``modis-dist`` command and the subpackages.
+``modis_dist.load(folder)`` opens a trained model; use the ``modis-dist`` command or the subpackages for the rest.
 ``import modis_dist`` does not import torch, ray or mlflow.
 """
 

@@ -1,11 +1,10 @@
 """The ranks that train one stack together, and their collectives.
 
-The global batch is the unit: each rank takes a block of the rows of every modality, and whatever couples rows (latent
-losses, statistics of normalisation) is computed from all blocks, so that any number of ranks takes the same step. One
-rank is the ordinary case and the same code.
+Each rank processes a block of the global batch, with rows of every modality. Whatever couples rows (latent losses,
+normalisation statistics) is computed over the global batch, so the number of ranks does not change the optimisation.
+A single rank runs the same code.
 
-Every rank differentiates a loss in which the rows of other ranks are constants. Gradients of the parameters are the
-sums over ranks.
+Every rank differentiates its loss with the rows of other ranks as constants; parameter gradients are summed over ranks.
 
 Legend: r slots, m modalities, b rows of the global batch, n rows of all modalities on one rank, w widths.
 """
@@ -27,20 +26,20 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Presence(Protocol):
-    """Announcements of the ranks, and detection of lost ones."""
+    """Announcements between ranks, and detection of lost ranks."""
 
     def announce(self, word: str) -> None:
-        """Announce to the other ranks that this one reached a point; each word is announced once."""
+        """Tell the other ranks that this rank reached the point ``word``; each word is announced once."""
         ...
 
     def wait_for(self, rank: int, word: str) -> None:
-        """Block until a rank announces a word, for as long as that rank runs; raises if it is lost."""
+        """Block until ``rank`` announces ``word``; raises if the rank is lost."""
         ...
 
 
 @dataclass(frozen=True)
 class World:
-    """One rank among ``size``; several need a process group and make the same calls on every rank."""
+    """One rank of ``size``. Several ranks need a process group, and each of them must make the same calls."""
 
     rank: int = 0
     size: int = 1
@@ -50,26 +49,26 @@ class World:
 
     @property
     def alone(self) -> bool:
-        """True for the only rank, which has no process group."""
+        """True if this is the only rank, without a process group."""
         return self.host_group is None
 
     def block(self, modality: int, rows: int, *, rank: int | None = None) -> slice:
-        """Rows of a modality (by position) that a rank takes of a global batch; possibly none.
+        """Return the rows of a modality's global batch that a rank (default: this one) processes; may be empty.
 
-        Sizes differ by at most one row. The ranks with the longer blocks change from modality to modality.
+        Sizes differ by at most one row; which ranks get the larger blocks depends on the modality.
         """
         position = ((self.rank if rank is None else rank) + modality) % self.size
         return slice(position * rows // self.size, (position + 1) * rows // self.size)
 
     def local(self, batch: Shaped[Tensor, "r m b *w"]) -> Shaped[Tensor, "r n *w"]:
-        """This rank's rows of a global batch, one modality after the other."""
+        """Return this rank's rows of a global batch, concatenated over modalities."""
         if self.alone:
             return batch.flatten(1, 2)
         modalities, rows = batch.shape[1:3]
         return torch.cat([batch[:, m, self.block(m, rows)] for m in range(modalities)], 1)
 
     def gather(self, parts: Sequence[Shaped[Tensor, "r n _"]], modalities: int, rows: int) -> tuple[Tensor, ...]:
-        """The inverse of ``local`` for several tensors, each [r, m, b, w]; gradients flow to this rank's rows."""
+        """Return global tensors [r, m, b, w], the inverse of ``local``; gradients flow to this rank's rows only."""
         if self.alone:
             return tuple(part.view(len(part), modalities, rows, -1) for part in parts)
         joined = torch.cat(list(parts), -1)
@@ -82,7 +81,7 @@ class World:
         return torch.split(batch, [part.shape[-1] for part in parts], -1)
 
     def sum(self, share: Tensor) -> Tensor:
-        """Sum over ranks, bit-identical on all of them; differentiable."""
+        """Return the sum over ranks, bit-identical on every rank; differentiable."""
         if self.alone:
             return share
         total: Tensor = _AllReduce.apply(share)  # type: ignore[no-untyped-call]
@@ -91,7 +90,7 @@ class World:
     def broadcast(self, make: Callable[[], T]) -> T:
         """Call ``make`` on rank 0 and return its result, or raise its error, on every rank.
 
-        It must take seconds at most, or the other ranks report rank 0 as lost.
+        ``make`` must return within seconds, or the other ranks report rank 0 as lost.
         """
         if self.alone:
             return make()
@@ -127,7 +126,7 @@ class World:
 
 
 def _attempt(make: Callable[[], Any]) -> list[Any]:
-    """Result and error of a call, one of them None."""
+    """Return the result and the error of a call; one of them is None."""
     try:
         return [make(), None]
     except Exception as error:
@@ -153,7 +152,7 @@ class _AllReduce(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _layout(world: World, modalities: int, rows: int, device: torch.device) -> tuple[list[int], Tensor]:
-    """Row counts of the ranks, and where each row of the global batch is among their rows, padded to one length."""
+    """Return each rank's row count, and the position of each global row in the ranks' rows, padded to equal length."""
     blocks = [[world.block(m, rows, rank=rank) for m in range(modalities)] for rank in range(world.size)]
     counts = [sum(block.stop - block.start for block in rank_blocks) for rank_blocks in blocks]
     position = torch.empty(modalities, rows, dtype=torch.long)

@@ -1,9 +1,9 @@
 """Metrics of a model, from class codes and features on the host.
 
 All classification metrics of a modality come from one contingency table; a validation takes well under a millisecond.
-Knows neither networks nor torch. Returns values that JSON can hold, None where a metric is undefined.
+Independent of networks and torch. Returns JSON values, None where a metric is undefined.
 
-K classes, n rows, p features.
+Legend: K classes, n rows, p features.
 """
 
 import math
@@ -56,7 +56,7 @@ class ModalityMetrics(TypedDict):
     n: int
     unlabelled: int
     per_class: dict[str, ClassMetrics]
-    confusion: list[list[int]]  # [K, K], true classes down
+    confusion: list[list[int]]  # [K, K], one row per true class
 
 
 class AbsentPair(TypedDict):
@@ -136,12 +136,12 @@ def _modality_metrics(table: Counts, unlabelled: int, classes: Sequence[str]) ->
 
 
 def _absent_pair(modalities: Mapping[str, ModalityMetrics], label: str, modality: str) -> AbsentPair:
-    known = modalities[modality]["per_class"].get(label) if modality in modalities else None
+    class_metrics = modalities[modality]["per_class"].get(label) if modality in modalities else None
     return {
         "label": label,
         "modality": modality,
-        "recall": known["recall"] if known else None,
-        "n": known["n"] if known else 0,
+        "recall": class_metrics["recall"] if class_metrics else None,
+        "n": class_metrics["n"] if class_metrics else 0,
     }
 
 
@@ -216,7 +216,7 @@ class Translation(TypedDict):
     """Mean squared errors of reconstruction and translation, keys ``[encoded][decoded]``."""
 
     mse: dict[str, dict[str, float | None]]  # None without paired rows or if not finite
-    pairs: dict[str, dict[str, int]]  # rows that ``mse`` is the mean of
+    pairs: dict[str, dict[str, int]]  # number of rows that ``mse`` averages
     all_pairs_baseline: dict[str, float | None]  # ``all_pairs_mse`` of each modality
 
 
@@ -251,7 +251,7 @@ def _decoded_mse(truth: Features, rows: Rows, truth_rows: Rows, a: str, b: str, 
 
 
 def _squared_error(predicted: Features, truth: Features) -> float:
-    """Return the float64 sum of squared differences, by blocks so that the data is not copied."""
+    """Return the float64 sum of squared differences, in blocks so that the data is not copied."""
     assert predicted.shape == truth.shape, "the same shape"
     parts = ((predicted[rows], truth[rows]) for rows in _blocks(*truth.shape))
     return math.fsum(np.square(np.subtract(a, b, dtype=np.float64)).sum() for a, b in parts)

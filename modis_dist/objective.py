@@ -1,11 +1,11 @@
 """The two phases of a training step: which losses, on which tensors, with which weights.
 
 Phase D trains the discriminator with frozen encoders; phase G trains the VAEs with a frozen discriminator (paper,
-equations 1 and 2). Nothing here knows optimisers, data sets or configuration files.
+equations 1 and 2). Independent of optimisers, data sets and configuration files.
 
-Each rank runs the networks on its rows; every rank computes the losses in the latent space on the global batch, and
-averages divide by its counts. Networks use autocast if asked for; losses, and networks below a gradient penalty,
-never do.
+Each rank runs the networks on its own rows and computes the latent losses on the global batch; averages divide by the
+counts of the global batch. Networks use autocast if configured; losses, and networks that a gradient penalty
+differentiates, never do.
 
 Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of all modalities on this rank, p features,
 l latent dimensions, k classes.
@@ -31,11 +31,11 @@ from modis_dist.model.networks import DiscriminatorOutput, Modis, Side
 
 @dataclass(frozen=True)
 class Batch:
-    """One global batch, of which ``x`` has this rank's rows only; label -1 is unlabelled.
+    """One global batch; ``x`` has this rank's rows only, and label -1 means unlabelled.
 
-    ``sample`` holds a code of each row's ``sample_id``: two rows of one slot were measured on one sample where their
-    codes are equal, whatever their modality. It is the sample and not the group (patient), whose samples may differ, as
-    tumour and normal tissue do. Noise is standard normal, a fresh draw for each phase.
+    ``sample`` is an integer code of each row's ``sample_id``: rows of one slot with equal codes were measured on the
+    same sample, in any modality. Samples of one group (patient) have different codes: they may differ, like tumour and
+    normal tissue. Noise is standard normal, drawn separately for each phase.
     """
 
     x: tuple[Float[Tensor, "r _ _"], ...]  # one entry per modality, each with its own number of features
@@ -57,9 +57,9 @@ class Weights:
     clustering: Float[Tensor, " r"]
     confidence: Float[Tensor, " r"]
     prior: Float[Tensor, "r k"]
-    losses: tuple[str, ...]  # of each slot, a key of ``ADVERSARIAL``
+    losses: tuple[str, ...]  # adversarial loss of each slot, a key of ``ADVERSARIAL``
 
-    # Computed once, not in every step: each of these synchronises with a GPU.
+    # Cached: computing each of these synchronises with the GPU.
 
     @cached_property
     def any_penalised(self) -> bool:
@@ -68,7 +68,7 @@ class Weights:
 
     @cached_property
     def slots(self) -> dict[str, Int[Tensor, " _"]]:
-        """Slots of each kind of adversarial loss, on the device."""
+        """Slots by kind of adversarial loss, on the device."""
         slots = {kind: [r for r, name in enumerate(self.losses) if name == kind] for kind in sorted(set(self.losses))}
         return {kind: torch.tensor(positions, device=self.beta.device) for kind, positions in slots.items()}
 
@@ -85,10 +85,10 @@ class Rules:
 
 @dataclass
 class Terms:
-    """Named parts of a phase's loss, unweighted, each [r] or, per modality, [r, m]; and their weighted total [r].
+    """Unweighted parts of a phase's loss by name, each [r] or, per modality, [r, m], and their weighted total [r].
 
-    This rank differentiates ``loss``. ``parts`` and ``total`` are its shares of the values of the global batch, which
-    are the sums over ranks.
+    This rank differentiates ``loss``. ``parts`` and ``total`` are its contributions: their sums over ranks are the
+    values for the global batch.
     """
 
     loss: Float[Tensor, " r"]
@@ -97,9 +97,9 @@ class Terms:
     total: Tensor | float = 0.0
 
     def add(self, name: str, value: Tensor, weight: Tensor | float = 1.0, *, shared: bool = False) -> None:
-        """Add a term of this rank's rows or, if ``shared``, of the global batch: rank 0 reports what all compute.
+        """Add a term of this rank's rows or, if ``shared``, of the global batch, which rank 0 reports for all ranks.
 
-        A term per modality is summed over modalities in the total.
+        The total includes the sum of a per-modality term over modalities.
         """
         counted = not shared or self.world.rank == 0
         weighted = weight * (value.sum(1) if value.dim() == 2 else value)
@@ -110,7 +110,7 @@ class Terms:
 
 @contextmanager
 def frozen(side: Side) -> Iterator[None]:
-    """Exclude the parameters of one side from gradients, and have it normalise by its running statistics."""
+    """Freeze one side: its parameters get no gradients, and it normalises by its running statistics."""
     training = [norm.training for norm in side.norms]
     for parameter in side.parameters:
         parameter.requires_grad_(False)
@@ -126,9 +126,9 @@ def frozen(side: Side) -> Iterator[None]:
 
 
 def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-    """L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only.
+    """Return L_D (paper, equation 1) and its gradient penalty; gradients reach the discriminator only.
 
-    The encoders are run once, for the losses and for the penalty.
+    The encoders run once, for both the losses and the penalty.
     """
     assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
@@ -156,13 +156,13 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
             if through_x:
                 gradients = tuple(vjp(part) for (_, vjp), part in zip(draws, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
-        # A slot reports the same terms alone and beside others, and never 0 * infinity.
+        # Zero without a penalty: a slot reports the same terms alone and in a stack, and never 0 * infinity.
         terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
     return terms
 
 
 def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-    """L_VAE (paper, equation 2); gradients reach the VAEs only."""
+    """Return L_VAE (paper, equation 2); gradients reach the VAEs only."""
     world, rows = model.world, batch.label.shape[2]
     sizes = [x.shape[1] for x in batch.x]
     noise = torch.split(world.local(batch.noise_g), sizes, 1)
@@ -184,13 +184,13 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
 
 
 def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.autocast:
-    """Autocast to the lower precision of the rules, if they have one."""
+    """Return an autocast context for ``rules.autocast_dtype``, disabled if that is None or if not ``allowed``."""
     dtype = rules.autocast_dtype if allowed else None
     return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
 def _gathered(local: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
-    """Gather the output for the global batch, each [r, m, b, ...], in the precision of losses."""
+    """Gather the output for the global batch, each tensor [r, m, b, ...] in the precision of the losses."""
     parts = [part.to(batch.noise_d.dtype) for part in (local.h, local.modality, local.label)]
     return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
 
@@ -198,7 +198,7 @@ def _gathered(local: DiscriminatorOutput, batch: Batch, world: World) -> Discrim
 def _add_class_terms(
     terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
-    """L_C and L_clustering, summed over modalities."""
+    """Add L_C and L_clustering, summed over modalities."""
     terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label, shared=True)
     value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
     terms.add(f"clustering_{suffix}", value, weights.clustering, shared=True)
@@ -209,23 +209,23 @@ def _adversarial(
 ) -> Float[Tensor, " r"]:
     """Return the adversarial loss of each slot, by its kind."""
     by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
-    known = _confident(output, label, weights.confidence) if by_class else label
+    classes = _confident(output, label, weights.confidence) if by_class else label
     if len(weights.slots) == 1:
-        return _of_kind(weights.losses[0], side, output.modality, known)
+        return _of_kind(weights.losses[0], side, output.modality, classes)
     out = output.modality.new_zeros(len(weights.losses))
     for kind, slots in weights.slots.items():
-        value = _of_kind(kind, side, output.modality.index_select(0, slots), known.index_select(0, slots))
+        value = _of_kind(kind, side, output.modality.index_select(0, slots), classes.index_select(0, slots))
         out = out.index_copy(0, slots, value)
     return out
 
 
-def _of_kind(kind: str, side: str, logits: Tensor, known: Tensor) -> Tensor:
+def _of_kind(kind: str, side: str, logits: Tensor, classes: Tensor) -> Tensor:
     loss: Callable[..., Tensor] = getattr(ADVERSARIAL[kind], side)
-    return loss(logits, known) if ADVERSARIAL[kind].by_class else loss(logits)
+    return loss(logits, classes) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
 def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
-    """Return the class; of unlabelled rows the predicted one if its probability reaches the confidence, else -1."""
+    """Return the labels; unlabelled rows get the predicted class if its probability reaches ``confidence``, else -1."""
     top, predicted = output.label.detach().softmax(-1).max(-1)
     guess = torch.where(top >= confidence[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

@@ -42,7 +42,7 @@ CUDA = torch.device("cuda")
 
 def test_both_phases_give_the_same_losses_as_on_the_cpu_in_float64() -> None:
     state = toy_system.start((0, 1))
-    batch, weights = toy_system.batch(replicates=2), toy_system.weights(("pairwise", "published"))
+    batch, weights = toy_system.batch(slots=2), toy_system.weights(("pairwise", "published"))
     for phase in (adversary_phase, vae_phase):
         expected = phase(state.model, batch, weights, Rules())
         found = phase(state.model.to(CUDA), toy_system.moved(batch, CUDA), toy_system.moved(weights, CUDA), Rules())

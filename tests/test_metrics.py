@@ -1,4 +1,4 @@
-"""Figures of merit against scikit-learn, brute force and cases worked by hand."""
+"""Metrics equal scikit-learn, brute force and hand-computed cases."""
 
 import json
 
@@ -31,7 +31,7 @@ def columns(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 @example([(0, 1), (0, 2)])
 @example([(0, 3), (1, 3)])
 @example([(0, 1), (1, 0)])
-def test_pooled_figures_are_those_of_scikit_learn(pairs):
+def test_pooled_metrics_equal_scikit_learn(pairs):
     true, predicted = columns(pairs)
     ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
     recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
@@ -42,7 +42,7 @@ def test_pooled_figures_are_those_of_scikit_learn(pairs):
     assert ours["confusion"] == sk.confusion_matrix(true, predicted, labels=range(4)).tolist()
 
 
-def test_balanced_accuracy_is_that_of_scikit_learn():
+def test_balanced_accuracy_equals_scikit_learn():
     draw = np.random.default_rng(0)
     true, predicted = draw.integers(0, 4, 500), draw.integers(0, 4, 500)
     ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
@@ -50,7 +50,7 @@ def test_balanced_accuracy_is_that_of_scikit_learn():
 
 
 @given(pairs_of_codes)
-def test_recall_and_precision_per_class_are_those_of_scikit_learn_and_none_where_undefined(pairs):
+def test_recall_and_precision_per_class_equal_scikit_learn_and_are_none_if_undefined(pairs):
     true, predicted = columns(pairs)
     ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)["per_class"]
     precision, recall, _, support = sk.precision_recall_fscore_support(
@@ -82,7 +82,7 @@ def test_pooling_modalities_equals_scoring_their_rows_together(first, second):
     assert pooled["n"] + pooled["unlabelled"] == len(first) + len(second)
 
 
-def test_unlabelled_rows_are_counted_and_enter_no_figure():
+def test_unlabelled_rows_are_counted_and_affect_no_metric():
     with_unknown = ClassPredictions(codes(0, 1, -1, -1), codes(0, 0, 1, 2))
     without = ClassPredictions(codes(0, 1), codes(0, 0))
     ours = classification({"m": with_unknown}, classes=CLASSES)
@@ -92,7 +92,7 @@ def test_unlabelled_rows_are_counted_and_enter_no_figure():
 
 
 @pytest.mark.parametrize("true", [codes(), codes(-1, -1)], ids=["no rows", "only unlabelled rows"])
-def test_figures_without_labelled_rows_are_null_in_json(true):
+def test_metrics_without_labelled_rows_are_null_in_json(true):
     result = classification({"m": ClassPredictions(true, np.zeros_like(true))}, classes=CLASSES)
     read = json.loads(json.dumps(result, allow_nan=False))
     names = ("balanced_accuracy", "mean_modality_balanced_accuracy", "macro_f1", "nmi", "ari")
@@ -123,7 +123,7 @@ def test_recall_of_an_absent_pair_is_that_of_its_class_in_its_modality():
     ]
 
 
-def test_headline_is_flat_and_drops_what_is_undefined():
+def test_headline_is_flat_and_omits_undefined_metrics():
     parts = {"x": ClassPredictions(codes(0, 1), codes(0, 1)), "y": ClassPredictions(codes(-1), codes(0))}
     assert headline(classification(parts, classes=CLASSES)) == {
         "balanced_accuracy": 1.0,
@@ -135,7 +135,7 @@ def test_headline_is_flat_and_drops_what_is_undefined():
     }
 
 
-def test_a_prediction_that_is_no_class_is_refused():
+def test_a_prediction_that_is_not_a_class_is_refused():
     with pytest.raises(AssertionError, match="class codes"):
         classification({"m": ClassPredictions(codes(0), codes(4))}, classes=CLASSES)
 
@@ -159,7 +159,7 @@ def test_all_pairs_mse_is_twice_the_error_of_predicting_the_unbiased_mean():
     assert all_pairs_mse(x) == pytest.approx(2 * np.var(x.astype(np.float64), axis=0, ddof=1).mean())
 
 
-def test_errors_do_not_depend_on_the_block_length(monkeypatch):
+def test_errors_do_not_depend_on_the_block_size(monkeypatch):
     x, y = features(100, 3), features(100, 3, seed=1)
     whole = mse(x, y), all_pairs_mse(x)
     monkeypatch.setattr(metrics, "BLOCK_ROWS", 7)

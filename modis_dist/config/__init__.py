@@ -1,4 +1,4 @@
-"""Typed configuration of runs, studies and site profiles, and the strict YAML that they are read from.
+"""Typed configuration of runs, studies and site profiles, read from strict YAML.
 
-No torch or numpy is imported here. Start with `run.py` (every key of a run) and `parse.py` (YAML to a frozen tree).
+Imports neither torch nor numpy. Start with `run.py` (every key of a run) and `parse.py` (YAML to a frozen tree).
 """

@@ -1,4 +1,4 @@
-"""Site profile: where and how jobs run on one cluster. Pure data, as in ``cluster/*.yaml``."""
+"""Site profile: the settings of jobs on one cluster, as in ``cluster/*.yaml``."""
 
 import re
 from pathlib import Path
@@ -22,7 +22,7 @@ OPTION = r"--[a-z][a-z-]*(=[A-Za-z0-9_.,:=+@&|*\[\]/%-]+)?"
 VARIABLE = r"\$(?:[A-Za-z_][A-Za-z0-9_]*|\{[A-Za-z_][A-Za-z0-9_]*\})"
 SCRATCH = rf"(?:/|{VARIABLE})(?:[A-Za-z0-9_./-]|{VARIABLE})*"  # shell variables, no shell commands
 REPLACE = "CHANGE_ME"  # placeholder in shipped profiles
-RESERVED_OPTIONS = (  # options that a key of the profile or the submission itself sets
+RESERVED_OPTIONS = (  # options set by a key of the profile or by the submission itself
     *("account", "array", "chdir", "clusters", "comment", "constraint", "cpus-per-gpu", "cpus-per-task", "dependency"),
     *("error", "export", "export-file", "gid", "gpus", "gpus-per-node", "gpus-per-task", "gres", "help", "input"),
     *("job-name", "kill-on-invalid-dep", "mem", "no-requeue", "nodes", "ntasks", "ntasks-per-node", "open-mode"),

@@ -40,7 +40,7 @@ def mistakes(kind: type[BaseModel], error: ValidationError) -> list[str]:
 
 
 def _causes(details: list[ErrorDetails]) -> list[ErrorDetails]:
-    """Drop errors that only follow from others: a list with invalid elements is not also too short."""
+    """Drop errors that only follow from others: a list with invalid elements is not reported as too short."""
     inside = {detail["loc"][:-1] for detail in details}
     return [detail for detail in details if detail["type"] != "too_short" or detail["loc"] not in inside]
 
@@ -82,7 +82,7 @@ def _wrong_kind(detail: ErrorDetails) -> str:
 
 
 def _expected(wrong: str, context: Mapping[str, Any]) -> str | None:
-    """Return the expectation that a value fails, or None for error types without a text here."""
+    """Return the expectation that a value fails, or None for error types without a text of our own."""
     signs = {"greater_than": (">", "gt"), "greater_than_equal": (">=", "ge")}
     signs |= {"less_than": ("<", "lt"), "less_than_equal": ("<=", "le")}
     if wrong in signs:

@@ -18,7 +18,7 @@ from modis_dist.runtime.text import shown
 Tree = dict[str, Any]
 # Relative to the YAML file; in an override, to the working directory.
 PATHS = ("data.store", "data.simulate.reference")
-# Sections whose keys are dotted keys of the run, and the number of names between.
+# Sections whose keys are dotted keys of the run, and the number of user-chosen names in between.
 DOTTED = ((("sweep", "grid"), 0), (("sweep", "space"), 0), (("sweep", "conditions"), 1))
 AnyRun = TypeVar("AnyRun", bound=Run)
 
@@ -71,7 +71,7 @@ def _resolved(path: str, folder: Path, key: str) -> str:
 
 
 def build(kind: type[AnyRun], tree: Tree, *, source: str) -> AnyRun:
-    """Validate a tree; ``source`` names it in messages. Raises ``ConfigError`` with every mistake."""
+    """Validate a tree, which messages call ``source``. Raises ``ConfigError`` with every mistake."""
     try:
         return kind.model_validate(tree)
     except ValidationError as error:
@@ -160,7 +160,7 @@ def with_settings(tree: Tree, settings: Mapping[str, Any], *, source: str) -> Tr
 
 
 def _parts(key: str) -> list[str]:
-    """Split a dotted key; a dotted key of the run below the grid, the space or a condition is one part."""
+    """Split a dotted key; below the grid, the space or a condition, a dotted key of the run is a single part."""
     parts = key.split(".")
     depth = next((len(path) + names for path, names in DOTTED if tuple(parts[: len(path)]) == path), len(parts))
     return [*parts[:depth], ".".join(parts[depth:])] if depth < len(parts) else parts

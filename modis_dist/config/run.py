@@ -25,14 +25,14 @@ def item(default: Any, description: str, *, unit: str | None = None, **limits: A
 
 
 class Section(BaseModel):
-    """A group of keys: frozen, without unknown keys, with finite numbers."""
+    """Base class of configuration sections: frozen, with finite numbers only; unknown keys are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, strict=False)
 
     @model_validator(mode="before")
     @classmethod
     def _no_silent_casts(cls, value: Any) -> Any:
-        """Turn booleans into text, which number fields refuse; pydantic would read ``true`` as the number 1."""
+        """Convert booleans to text, which number fields reject; pydantic would read ``true`` as the number 1."""
         if not isinstance(value, dict):
             return value
         converted = {
@@ -328,9 +328,9 @@ class Objective(Section):
     )
 
 
-# ``published``: table S3 of the paper. ``fast`` classifies better after a fifteenth of the steps; it was chosen on
-# validation rows among learning rates of 1e-3 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40 epochs
-# (``python -m tools.bench quality``).
+# ``published``: table S3 of the paper. ``fast`` classifies better with a fifteenth of the steps; it was selected on
+# validation rows among learning rates from 1e-3 to 4e-3 (which diverges), batches of 32 and 64 rows, and 20 to 40
+# epochs (``python -m tools.bench quality``).
 PRESETS: dict[str, dict[str, Any]] = {
     "published": {
         "optim.lr": 1e-4,
@@ -445,15 +445,15 @@ class Run(Section):
     seed: int = item(0, "seed of the initial weights, row order, noise and scenario", ge=0, lt=2**63)
 
     @model_validator(mode="after")
-    def _steps_leave_what_is_scored(self) -> "Run":
+    def _preprocessing_fits_likelihood(self) -> "Run":
         for modality, net in self.model.modalities.items():
             kinds = [step.kind for step in self.preprocess.steps(modality)]
             if net.likelihood in COUNTS:
                 allowed = "[log1p], with variance_filter before or after it"
-                right = set(kinds) - {"variance_filter"} == {"log1p"}
+                valid = set(kinds) - {"variance_filter"} == {"log1p"}
             else:
-                allowed, right = "none, [impute] or [variance_filter]", set(kinds) <= {"impute", "variance_filter"}
-            if net.likelihood != "gaussian" and not right:
+                allowed, valid = "none, [impute] or [variance_filter]", set(kinds) <= {"impute", "variance_filter"}
+            if net.likelihood != "gaussian" and not valid:
                 raise ValueError(
                     f"model.modalities.{modality}.likelihood {net.likelihood} needs preprocess.modalities.{modality}: "
                     f"{allowed}; got {', '.join(kinds) or 'none'}"
@@ -463,7 +463,7 @@ class Run(Section):
     @model_validator(mode="before")
     @classmethod
     def _with_preset(cls, tree: Any) -> Any:
-        """Fill in the keys of the preset that the tree does not state."""
+        """Fill in the keys of the preset that the tree does not set."""
         optim = tree.get("optim") if isinstance(tree, dict) else None
         if not isinstance(optim, dict) or optim.get("preset") != "fast":
             return tree

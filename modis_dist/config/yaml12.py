@@ -92,7 +92,7 @@ def _float(dumper: yaml.SafeDumper, value: float) -> yaml.ScalarNode:
 
 
 def _text(dumper: yaml.SafeDumper, value: str) -> yaml.ScalarNode:
-    """Double-quote text with unprintable characters, which only escapes preserve (such as Unicode line breaks)."""
+    """Double-quote text with unprintable characters such as Unicode line breaks, which only escapes preserve."""
     return dumper.represent_scalar("tag:yaml.org,2002:str", value, style=None if value.isprintable() else '"')
 
 

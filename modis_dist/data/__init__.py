@@ -1,5 +1,5 @@
-"""From files to the rows, labels and features of a training.
+"""Data of a training: from source files to rows, labels and features.
 
-`importers` read tables, AnnData and MuData, `store` is the format on disk; `split`, `scenario` and `preprocess` prepare
-rows. Preprocessing is fitted on training rows only. Start with `store/reader.py`.
+`importers` reads tables, AnnData and MuData; `store` is the format on disk; `split`, `scenario` and `preprocess`
+prepare rows. Preprocessing is fitted on training rows only. Start with `store/reader.py`.
 """

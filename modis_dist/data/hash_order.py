@@ -13,7 +13,7 @@ from modis_dist.data.store.index import Strings
 
 
 def key_of(*parts: str | int | None) -> str:
-    """Return one key from several parts; different parts give different keys."""
+    """Combine several parts into one key; different parts give different keys."""
     return json.dumps(parts)
 
 

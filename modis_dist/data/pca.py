@@ -1,8 +1,8 @@
 """Randomised PCA of rows that are read block by block.
 
 Follows scikit-learn's ``PCA(svd_solver="randomized")`` step by step, with the same random numbers, so results agree up
-to rounding. scikit-learn holds two copies of all rows; this holds one block and a few arrays of (rows or features) x
-(components + 10).
+to rounding. scikit-learn holds two copies of all rows in memory; this module holds one block and a few arrays of
+(rows or features) x (components + 10).
 """
 
 from collections.abc import Callable, Iterator
@@ -16,7 +16,7 @@ Block = NDArray[np.float64]
 Blocks = Callable[[], Iterator[tuple[slice, Block]]]  # all rows in order, each block with its position
 
 OVERSAMPLES = 10  # additional random directions
-FEW = 0.1  # below this fraction of all components, more power iterations are needed
+FEW = 0.1  # below this fraction of all components, more power iterations are made
 
 
 def randomized_pca(blocks: Blocks, shape: tuple[int, int], *, components: int, seed: int) -> tuple[Block, Block]:
@@ -25,7 +25,7 @@ def randomized_pca(blocks: Blocks, shape: tuple[int, int], *, components: int, s
     Halko, Martinsson and Tropp 2011, algorithms 4.4 and 5.1 (arXiv:0909.4061). Makes 11 passes over the rows, 17 for
     few components. The largest loading of every component is positive.
     """
-    from scipy import linalg  # imported late: few runs need it
+    from scipy import linalg  # imported here because few runs need it
 
     centred = _Centred(blocks, shape, _mean(blocks, shape))
     wide = shape[0] < shape[1]  # decompose the transpose, which needs fewer random numbers

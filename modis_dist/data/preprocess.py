@@ -75,8 +75,8 @@ class Pipeline:
     def inverse(self, y: Features) -> Features:
         """Map preprocessed rows [n, features_out] back to the units of the data, float32 [n, features_in].
 
-        Imputed values stay. Features dropped by variance_filter become their training mean; discarded principal
-        components are zero. Values beyond float32 become infinite.
+        Imputed values are kept. Features dropped by variance_filter get their training mean; dropped principal
+        components count as zero. Values beyond float32 become infinite.
         """
         assert y.shape[1] == len(self.features_out)
         out = np.empty((len(y), len(self.features_in)), dtype=np.float32)
@@ -127,8 +127,8 @@ def fit_until_pca(
 ) -> tuple[Pipeline, int, float]:
     """Fit the steps before the first pca, which may take hours for many features.
 
-    Returns the pipeline up to there, the number of features after all steps, and the approximate number of
-    multiplications that were skipped. Raises as ``fit`` for every check that needs no result of a pca.
+    Returns that partial pipeline, the number of features after all steps, and the approximate number of skipped
+    multiplications. Raises as ``fit`` for every check that does not need the result of a pca.
     """
     first = next((number for number, step in enumerate(steps) if isinstance(step, Pca)), len(steps))
     pipeline = fit(steps[:first], x, features=features, modality=modality)
@@ -216,7 +216,7 @@ def _names_after(step: Fitted, names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 def _reciprocal(spread: Block) -> Block:
-    """Return 1 / spread, and 0 for a spread of 0: a constant feature becomes 0, missing values stay missing."""
+    """Return 1 / spread, or 0 where spread is 0: a constant feature becomes 0, missing values stay missing."""
     return np.divide(1.0, spread, out=np.zeros_like(spread), where=spread > 0)
 
 
@@ -225,7 +225,7 @@ def _reciprocal(spread: Block) -> Block:
 
 @dataclass(frozen=True)
 class _Moments:
-    """Statistics of the values present, per feature; 0 for a feature without values."""
+    """Statistics of the non-missing values, per feature; 0 for a feature without values."""
 
     count: Block
     mean: Block
@@ -241,7 +241,7 @@ def _moments(before: Pipeline, x: Matrix) -> _Moments:
         total += np.nansum(block, axis=0)
         low, high = np.fmin(low, np.fmin.reduce(block)), np.fmax(high, np.fmax.reduce(block))
     divisor = np.maximum(count, 1)
-    # The mean of a constant must be exactly that constant, and its variance 0; a sum has rounding errors.
+    # A constant feature must have exactly its value as mean and variance 0; a sum has rounding errors.
     mean = np.clip(total / divisor, low, high, where=count > 0, out=np.zeros_like(total))
     squares = np.zeros_like(total)
     for _, block in _blocks(before, x):
@@ -260,7 +260,7 @@ def _fill_values(step: Impute, before: Pipeline, x: Matrix) -> Block:
 
 
 def _medians(before: Pipeline, x: Matrix) -> Block:
-    """Return the medians, computed for a block of features at a time: a median needs all rows of a feature."""
+    """Return the medians, computed per block of features, because a median needs all rows of a feature."""
     features = len(before.features_out)
     medians = np.empty(features)
     for columns in slices(features, len(x), values=VALUES_FOR_MEDIANS):
@@ -279,7 +279,7 @@ def _variance_filter(step: VarianceFilter, before: Pipeline, x: Matrix) -> Fitte
 
 
 def _pca(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
-    """Fit a pca; signs as in scikit-learn (the largest loading of every component is positive)."""
+    """Fit a pca; signs are as in scikit-learn (the largest loading of every component is positive)."""
     rows, features = len(x), len(before.features_out)
     _refuse_components(step, before.modality, rows=rows, features=features)
     _refuse_missing(before, x)
@@ -293,7 +293,7 @@ def _pca(step: Pca, before: Pipeline, x: Matrix) -> Fitted:
 
 
 def _in_memory_pca(step: Pca, before: Pipeline, x: Matrix) -> Any:
-    from sklearn.decomposition import PCA  # imported late: takes a second, and few runs need it
+    from sklearn.decomposition import PCA  # imported here: takes a second, and few runs need it
 
     solver = "randomized" if step.solver == "randomized" else "full"
     model = PCA(step.components, svd_solver=solver, random_state=step.seed)
@@ -357,7 +357,7 @@ def _refuse_negative(before: Pipeline, x: Matrix) -> None:
 
 
 def _refuse_missing(pipeline: Pipeline, x: Matrix) -> None:
-    """Raise for missing values, by the feature names before pca, which spreads them over all components."""
+    """Raise for missing values, with the feature names before pca, which spreads them over all components."""
     kinds = [step.kind for step in pipeline.steps]
     last = kinds.index("pca") if "pca" in kinds else len(kinds)
     before = Pipeline(pipeline.modality, pipeline.features_in, pipeline.steps[:last])

@@ -40,9 +40,8 @@ def apply(
 ) -> Selected:
     """Apply the steps in order to sorted ``rows``; return the training rows of every modality.
 
-    ``seed`` is for steps without one.
-    A class or pair with fewer rows than the number to keep keeps all rows. Raises ``ConfigError`` with all unknown
-    classes and modalities, and for modalities without training rows.
+    ``seed`` applies to steps without one. A class or pair with fewer rows than the number to keep keeps all of them.
+    Raises ``ConfigError`` with all unknown classes and modalities, and for modalities without training rows.
     """
     _check_names(steps, sorted(indexes), list(classes))
     selected = {name: TrainingRows(rows[name], index.label[rows[name]]) for name, index in indexes.items()}
@@ -65,7 +64,7 @@ def apply(
 def absent_pairs(
     selected: Mapping[str, TrainingRows], indexes: Mapping[str, Index], *, classes: Sequence[str]
 ) -> list[tuple[str, str]]:
-    """Return the (class, modality) pairs without training rows; rows with a hidden label count for their class."""
+    """Return the (class, modality) pairs without training rows; rows with a hidden label count towards their class."""
     present = {name: set(indexes[name].label[training.rows].tolist()) for name, training in selected.items()}
     return [(label, name) for code, label in enumerate(classes) for name in selected if code not in present[name]]
 

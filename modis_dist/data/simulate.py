@@ -65,7 +65,7 @@ def simulate(settings: Simulate, out: Path) -> None:
 
 
 def class_sizes(samples: int, classes: int) -> NDArray[np.int64]:
-    """Return samples per class: n/K rounded half to even, the rest in the last class. Raises ``DataError`` for none."""
+    """Return samples per class, n/K rounded half to even, the rest in the last class. Raises ``DataError`` for none."""
     size = round(samples / classes)
     sizes = np.array([size] * (classes - 1) + [samples - size * (classes - 1)])
     if sizes.min() < 1:

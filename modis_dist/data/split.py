@@ -150,9 +150,9 @@ class _Stratum:
 def _draw(cohort: _Cohort, among: Mask, shares: Sequence[float], *, key: str) -> Rows:
     """Assign groups to bins so that bin b gets ``shares[b]`` of every cell; shape [groups], -1 if not ``among``.
 
-    The number of groups per stratum and bin is rounded down, each remaining group goes to the bin that its cells lack
-    most, and groups then move while that decreases the sum of squared errors over cells and bins. A keyed hash decides
-    which groups of a stratum are taken.
+    The number of groups per stratum and bin is rounded down; each remaining group goes to the bin with the largest
+    deficit in its cells; groups then move between bins while that decreases the sum of squared errors over cells and
+    bins. A keyed hash orders the groups of a stratum.
     """
     strata = _strata(cohort, among, key)
     lacking = _targets(cohort, among, shares)

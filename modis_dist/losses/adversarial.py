@@ -1,8 +1,9 @@
 """Adversarial losses on the modality logits.
 
-Every loss takes ``logits`` [r, m, b, c]: of slot r, row b of modality m, the critic (logit) of modality c, and returns
-one value per slot. Rows are paired within the batch by position unless said otherwise. ``ADVERSARIAL`` lists them: to
-add a loss, add an entry there, and its name to ``objective.adversarial_loss`` in ``config/run.py``.
+Every loss takes ``logits`` [r, m, b, c], the output of critic c (one per modality) for row b of modality m in slot r,
+and returns one value per slot. Rows of two modalities are paired by their position in the batch unless stated
+otherwise. To add a loss, add an entry to ``ADVERSARIAL`` and its name to ``objective.adversarial_loss`` in
+``config/run.py``.
 Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss.
 """
 
@@ -18,7 +19,7 @@ from torch.nn import functional as F
 def published_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
     """A.2 as published: softplus(-sum_i (d_i - sum_{j != i} d_j)) over rows and logits.
 
-    The sums collapse to (2 - M) sum_i d_i: nothing in it tells modalities apart. Kept to reproduce the paper.
+    The sums collapse to (2 - M) sum_i d_i, which does not distinguish modalities. Kept to reproduce the paper.
     """
     total = logits.sum(1, keepdim=True)
     inner = (logits - (total - logits)).sum(1)
@@ -28,7 +29,7 @@ def published_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, "
 def published_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
     """A.2 as published: softplus(-sum_i sum_{j != i} (d_j - d_i)).
 
-    The double sum cancels identically: the value is ln 2 and the gradient zero, so it aligns nothing.
+    The double sum cancels: the value is always ln 2 and the gradient zero, so the encoders are not aligned.
     """
     modalities = logits.shape[1]
     total = logits.sum(1, keepdim=True)
@@ -42,34 +43,34 @@ def pairwise_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " 
 
 
 def pairwise_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
-    """The encoders' side of the pairing loss: mean over i != j of softplus(-(d_j[i] - d_i[i]))."""
+    """Encoder side of the pairing loss: mean over i != j of softplus(-(d_j[i] - d_i[i]))."""
     return _mean_of_others(F.softplus(_lead(logits)))
 
 
 def cross_entropy_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
-    """The classical adversary: cross-entropy of naming the modality of a row."""
+    """The classical adversarial loss: cross-entropy of modality classification."""
     return -logits.log_softmax(-1).diagonal(dim1=1, dim2=3).mean((1, 2))
 
 
 def cross_entropy_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
-    """The encoders' side: cross-entropy with equal shares of the other modalities."""
+    """Encoder side: cross-entropy against a uniform target over the other modalities."""
     return _mean_of_others(-logits.log_softmax(-1))
 
 
 def class_conditional_discriminator(
     logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]
 ) -> Float[Tensor, " r"]:
-    """The pairing loss between all rows of the same class; rows with label -1 are left out."""
+    """Pairing loss over all pairs of rows of the same class; rows with label -1 are left out."""
     return _mean_of_same_class(logits, label, sign=-1)
 
 
 def class_conditional_encoder(logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]) -> Float[Tensor, " r"]:
-    """The encoders' side of the class-conditional pairing loss."""
+    """Encoder side of the class-conditional pairing loss."""
     return _mean_of_same_class(logits, label, sign=1)
 
 
 def _lead(logits: Tensor) -> Tensor:
-    """lead[r, j, b, i] = d_i[b, i] - d_j[b, i]: by how much critic i prefers its own modality's row."""
+    """lead[r, j, b, i] = d_i[b, i] - d_j[b, i]: the margin of critic i for a row of its own modality over one of j."""
     return logits.diagonal(dim1=1, dim2=3).unsqueeze(1) - logits
 
 
@@ -87,14 +88,14 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     lead = matching[:, None, :, None, :] - logits[:, :, None, :, :]  # [r, j, b, c, i]
     label_c = label[:, :, None, :, None]  # of row c of modality j
     label_b = label.transpose(1, 2)[:, None, :, None, :]  # of row b of modality i
-    apart = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
-    same = (label_c == label_b) & (label_b >= 0) & apart
-    values = torch.where(same, F.softplus(sign * lead), 0.0)
-    return values.sum((1, 2, 3, 4)) / same.sum((1, 2, 3, 4)).clamp_min(1)
+    other_modality = ~torch.eye(modalities, dtype=torch.bool, device=logits.device)[:, None, None, :]
+    same_class = (label_c == label_b) & (label_b >= 0) & other_modality
+    values = torch.where(same_class, F.softplus(sign * lead), 0.0)
+    return values.sum((1, 2, 3, 4)) / same_class.sum((1, 2, 3, 4)).clamp_min(1)
 
 
 class Adversary(NamedTuple):
-    """Both sides of an adversarial loss; those of a loss ``by_class`` take the class of each row too, -1 if unknown."""
+    """Both sides of an adversarial loss; if ``by_class``, they also take the class of each row, -1 if unknown."""
 
     discriminator: Callable[..., Tensor]
     encoder: Callable[..., Tensor]

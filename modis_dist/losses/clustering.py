@@ -10,14 +10,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-RELATIVE_BANDWIDTH = 0.15  # of the median squared distance, as published
+RELATIVE_BANDWIDTH = 0.15  # relative to the median squared distance, as published
 SMALLEST = 1e-9
 
 
 def clustering(
     probability: Float[Tensor, "*g n k"], h: Float[Tensor, "*g n w"], prior: Float[Tensor, "*#g k"]
 ) -> Float[Tensor, "*g"]:
-    """L_C1 + L_C2 + L_C3; ``prior`` holds the class shares that L_C3 pulls towards (1/K each in the paper)."""
+    """L_C1 + L_C2 + L_C3; ``prior`` is the target class distribution of L_C3 (uniform in the paper)."""
     nearness = torch.exp(2 * probability - probability.square().sum(-1, keepdim=True) - 1)  # exp(-|a - e_k|^2)
     return overlaps([probability, nearness], kernel(h)) + negative_entropy(probability, prior)
 
@@ -25,7 +25,7 @@ def clustering(
 def kernel(h: Float[Tensor, "*g n w"]) -> Float[Tensor, "*g n n"]:
     """exp(-|h_i - h_j|^2 / (2 s2)), s2 = 0.15 of the median of all squared distances, not differentiated.
 
-    Distances are those of centred rows: of rows far from zero that lie close together, products would be all rounding.
+    Rows are centred first: for close rows far from zero, the difference of products would be mostly rounding error.
     """
     h = h - h.detach().mean(-2, keepdim=True)
     inner = h @ h.transpose(-1, -2)
@@ -41,7 +41,7 @@ def overlaps(
 ) -> Float[Tensor, "*g"]:
     """Sum over assignments a of the mean over class pairs i < j of a_i' S a_j / sqrt(a_i' S a_i * a_j' S a_j).
 
-    That is the Cauchy-Schwarz overlap of classes. All assignments are multiplied with S at once.
+    This is the Cauchy-Schwarz overlap of classes. One matrix product with S serves all assignments.
     """
     classes = assignments[0].shape[-1]
     smoothed = torch.split(similarity @ torch.cat(list(assignments), -1), classes, -1)
@@ -52,7 +52,7 @@ def overlaps(
 
 
 def negative_entropy(probability: Float[Tensor, "*g n k"], prior: Float[Tensor, "*#g k"]) -> Float[Tensor, "*g"]:
-    """sum_k abar_k log(abar_k / (K prior_k)), abar the mean over rows; with a uniform prior the published L_C3."""
+    """sum_k abar_k log(abar_k / (K prior_k)), abar the mean over rows; with a uniform prior, L_C3 as published."""
     mean = probability.mean(-2)
     classes = probability.shape[-1]
     return (mean * (mean.clamp_min(SMALLEST).log() - (classes * prior).clamp_min(SMALLEST).log())).sum(-1)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def squared_error(x: Float[Tensor, "*g p"], x_hat: Float[Tensor, "*g p"]) -> Float[Tensor, "*g"]:
-    """Reconstruction error of each row, averaged over features (A.2, L_recon; published code averages)."""
+    """Squared error of each row, averaged over features (A.2, L_recon; averaged as in the published code)."""
     return (x - x_hat).square().mean(-1)
 
 

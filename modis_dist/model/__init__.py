@@ -1,4 +1,4 @@
-"""Networks: layers with a replicate axis, the VAEs and the discriminator.
+"""Networks: layers with a slot axis, the VAEs and the discriminator.
 
-They take plain numbers and know no configuration and no loss. Start with `networks.py`.
+Independent of the configuration and the losses. Start with `networks.py`.
 """

@@ -1,8 +1,10 @@
-"""Layers that hold R independent slots of a stack on a leading axis.
+"""Layers for R independent slots of a stack, on the leading axis.
 
-Legend: r slots, b rows, i and o input and output features, c features of all slots. A slot sees only its own slice, so
-that the gradients of a sum over slots are the gradients of each of them alone. Rows are on the last axis: a weight
-[r, o, i] then has gradients in its own memory order, and all slots are normalised at once, without a copy.
+Slots do not interact: the gradients of a loss summed over slots are those of each slot alone. Rows are on the last
+axis, so that the gradient of a weight [r, o, i] has the weight's memory layout and one call normalises all slots
+without a copy.
+
+Legend: r slots, b rows, i and o input and output features, c features of all slots.
 """
 
 from math import sqrt
@@ -26,16 +28,16 @@ class StackedLinear(nn.Module):
         self.bias = nn.Parameter(torch.empty(slots, outputs))
 
     def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:
-        """Map the rows of each slot."""
+        """Apply each slot's map to its rows."""
         return torch.baddbmm(self.bias.unsqueeze(-1), self.weight, x)
 
     def vjp(self, gradient: Float[Tensor, "r o b"]) -> Float[Tensor, "r i b"]:
-        """Vector-Jacobian product: a gradient with respect to the output as one with respect to the input."""
+        """Return the gradient with respect to the input, given that with respect to the output."""
         return torch.bmm(gradient.mT, self.weight).mT  # in this order the weight's gradient has the weight's strides
 
     @torch.no_grad()
     def initialise(self, slot: int, generator: torch.Generator) -> None:
-        """Uniform in +-1/sqrt(i), the default of ``torch.nn.Linear``, for one slot."""
+        """Draw the parameters of one slot uniformly from +-1/sqrt(i), the default of ``torch.nn.Linear``."""
         bound = 1 / sqrt(self.weight.shape[2])
         for parameter in (self.weight, self.bias):
             uniform = torch.rand(parameter.shape[1:], generator=generator, dtype=torch.float32)
@@ -45,7 +47,7 @@ class StackedLinear(nn.Module):
 class StackedBatchNorm(nn.Module):
     """R batch normalisations over the rows of all ranks; running statistics [r, i] as in ``torch.nn.BatchNorm1d``.
 
-    Takes the features of all slots side by side.
+    The input has the features of all slots side by side.
     """
 
     running_mean: Tensor
@@ -61,7 +63,7 @@ class StackedBatchNorm(nn.Module):
         self.register_buffer("running_var", torch.ones(slots, features))
 
     def forward(self, x: Float[Tensor, "1 c b"]) -> Float[Tensor, "1 c b"]:
-        """In training normalise by the statistics of the global batch, else by the running ones."""
+        """Normalise by the statistics of the global batch in train mode, by running statistics in eval mode."""
         mean, var = self.running_mean.view(-1), self.running_var.view(-1)
         weight, bias = self.weight.view(-1), self.bias.view(-1)
         if self.training and not self.world.alone:
@@ -71,7 +73,7 @@ class StackedBatchNorm(nn.Module):
     def _over_ranks(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise by the rows of all ranks.
 
-        Sums are taken of x less the running mean, so that E[x^2] - E[x]^2 does not cancel.
+        The running mean is subtracted first, which avoids cancellation in E[x^2] - E[x]^2.
         """
         centred = x[0].to(mean.dtype) - mean.unsqueeze(-1)
         count = centred.new_full((1,), x.shape[-1])
@@ -86,12 +88,12 @@ class StackedBatchNorm(nn.Module):
         return y.to(x.dtype).unsqueeze(0)
 
     def slope(self) -> Float[Tensor, "r i 1"]:
-        """Derivative of the output by the input outside training."""
+        """Return the derivative of the output with respect to the input in eval mode."""
         return (self.weight * torch.rsqrt(self.running_var + self.eps)).unsqueeze(-1)
 
 
 class Hidden(nn.Module):
-    """``Linear -> BatchNorm -> LeakyReLU``, or without the normalisation where ``eps`` is None."""
+    """``Linear -> BatchNorm -> LeakyReLU``, without BatchNorm if ``eps`` is None."""
 
     def __init__(
         self, slots: int, inputs: int, outputs: int, *, eps: float | None, slope: float, world: World = ALONE
@@ -102,7 +104,7 @@ class Hidden(nn.Module):
         self.slope = slope
 
     def forward(self, x: Float[Tensor, "r i b"]) -> Float[Tensor, "r o b"]:
-        """The activations."""
+        """Return the activations."""
         y = self.linear(x)
         if self.norm is None:
             return F.leaky_relu_(y, self.slope)
@@ -110,19 +112,19 @@ class Hidden(nn.Module):
         return F.leaky_relu_(self.norm(y.view(1, slots * features, rows)), self.slope).view_as(y)
 
     def vjp(self, gradient: Float[Tensor, "r o b"], h: Float[Tensor, "r o b"]) -> Float[Tensor, "r i b"]:
-        """Vector-Jacobian product outside training, where the activations are ``h``.
+        """Return the vector-Jacobian product in eval mode, given the activations ``h``.
 
-        The layer is piecewise linear, so this is a product with constants and the weight, which autograd
-        differentiates once.
+        The layer is piecewise linear, so this is a product of the weight and constants, which autograd differentiates
+        without a double backward.
         """
-        slope = h.detach().sign().clamp_min_(self.slope)  # 1 or the slope, as ``self.slope`` is within [0, 1)
+        slope = h.detach().sign().clamp_min_(self.slope)  # 1 or ``self.slope``, which is in [0, 1)
         if self.norm is not None:
             slope = slope * self.norm.slope()
         return self.linear.vjp(gradient * slope)
 
 
 def initialise(module: nn.Module, seeds: list[int]) -> None:
-    """Draw the initial weights of slot r with a generator seeded with ``seeds[r]``."""
+    """Draw the initial weights of each slot r from a generator seeded with ``seeds[r]``."""
     layers = [layer for layer in module.modules() if isinstance(layer, StackedLinear)]
     for slot, seed in enumerate(seeds):
         generator = torch.Generator().manual_seed(seed)
@@ -131,5 +133,5 @@ def initialise(module: nn.Module, seeds: list[int]) -> None:
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of trainable parameters of one slot (the paper's table S2 counts these)."""
+    """Return the number of trainable parameters of one slot (as in the paper's table S2)."""
     return sum(parameter[0].numel() for parameter in module.parameters())

@@ -1,12 +1,12 @@
-"""Likelihoods p(x|z): what a decoder returns.
+"""Likelihoods p(x|z), the output of a decoder.
 
 A likelihood has ``log_prob`` of each feature, which the objective maximises, and ``mean``, which prediction and
 evaluation report. To add one, add a class, its case in ``likelihood`` and its name to
 ``model.modalities.M.likelihood`` in ``config/run.py``.
 
-Encoders see counts as log(1 + count), which preprocessing makes: ``target`` and ``as_input`` translate between that
-and what is scored. A count likelihood models the proportions of the features in a row: its mean is their softmax
-times the library size, the total count of the row (as scvi-tools does by default, Lopez et al. 2018).
+Encoders take log(1 + count), computed in preprocessing; likelihoods score the counts. ``target`` and ``as_input``
+convert between the two. A count likelihood models the proportions of the features in a row: its mean is the softmax of
+the decoder output times the library size, the total count of the row (the default of scvi-tools, Lopez et al. 2018).
 
 Legend: r slots, b rows, p features.
 """
@@ -23,9 +23,9 @@ Rows = Float[Tensor, "r b p"]
 
 @dataclass(frozen=True)
 class Gaussian:
-    """Normal with unit variance; the decoder gives the mean.
+    """Normal with unit variance; the decoder outputs the mean.
 
-    Its ``log_prob`` leaves out the constant -log(2 pi) / 2, so that -2 ``log_prob`` is the squared error.
+    ``log_prob`` omits the constant -log(2 pi) / 2, so that -2 ``log_prob`` is the squared error.
     """
 
     decoded: Rows
@@ -36,13 +36,13 @@ class Gaussian:
         return self.decoded
 
     def log_prob(self, x: Rows) -> Rows:
-        """Log density of each value, less its constant."""
+        """Log density of each value, without the constant."""
         return -0.5 * (x - self.decoded).square()
 
 
 @dataclass(frozen=True)
 class Bernoulli:
-    """Values of 0 or 1, or shares between; the decoder gives logits."""
+    """Values from 0 to 1; the decoder outputs logits."""
 
     decoded: Rows
 
@@ -52,13 +52,13 @@ class Bernoulli:
         return self.decoded.sigmoid()
 
     def log_prob(self, x: Rows) -> Rows:
-        """Log probability of each value; of a share, the cross-entropy."""
+        """Log probability of each value; for values between 0 and 1 the negative cross-entropy."""
         return x * self.decoded - F.softplus(self.decoded)
 
 
 @dataclass(frozen=True)
 class Poisson:
-    """Counts with variance equal to their mean; the decoder gives logits of the proportions."""
+    """Counts with variance equal to their mean; the decoder outputs logits of the proportions."""
 
     decoded: Rows
     library: Float[Tensor, "r _ 1"]  # total count of each row
@@ -81,11 +81,11 @@ class Poisson:
 
 @dataclass(frozen=True)
 class NegativeBinomial:
-    """Counts with variance mean + mean^2 / theta; the decoder gives logits of the proportions."""
+    """Counts with variance mean + mean^2 / theta; the decoder outputs logits of the proportions."""
 
     decoded: Rows
     library: Float[Tensor, "r _ 1"]  # total count of each row
-    log_theta: Float[Tensor, "r 1 p"]  # of each feature, a parameter of the decoder
+    log_theta: Float[Tensor, "r 1 p"]  # per feature, a learned parameter
 
     @property
     def mean(self) -> Rows:
@@ -106,7 +106,7 @@ COUNTS = frozenset({"poisson", "negative_binomial"})
 
 
 def likelihood(kind: str, decoded: Tensor, library: Tensor | None, log_theta: Tensor | None) -> Likelihood:
-    """The likelihood of a kind, given the last layer of a decoder and, where the kind has them, the rest."""
+    """Return the likelihood of a kind, given the decoder's output and the parameters that the kind needs."""
     match kind, library, log_theta:
         case "gaussian", _, _:
             return Gaussian(decoded)
@@ -120,10 +120,10 @@ def likelihood(kind: str, decoded: Tensor, library: Tensor | None, log_theta: Te
 
 
 def target(kind: str, x: Tensor) -> Tensor:
-    """The values that a likelihood scores, of rows as an encoder sees them."""
+    """Convert encoder input to the values that a likelihood scores."""
     return x.expm1().round() if kind in COUNTS else x
 
 
 def as_input(kind: str, values: Tensor) -> Tensor:
-    """The inverse of ``target``, for any values."""
+    """Convert values on the scale of the likelihood to encoder input; the inverse of ``target``, without rounding."""
     return values.log1p() if kind in COUNTS else values

@@ -1,4 +1,4 @@
-"""The VAE of one modality, the discriminator, and the system of both (paper, figure S1 and table S2).
+"""The VAE of one modality, the discriminator, and the whole system (paper, figure S1 and table S2).
 
 Legend: r slots of a stack, m modalities, b rows, p features, l latent dimensions, k classes, w last hidden width.
 """
@@ -21,7 +21,7 @@ Vjp = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class Shape:
-    """Every size of a system; two systems of one shape can be stacked."""
+    """All sizes of a system; systems of the same shape can be stacked."""
 
     features: dict[str, int]  # modality -> features after preprocessing
     hidden: dict[str, tuple[int, ...]]  # modality -> encoder widths h_1 .. h_n
@@ -34,13 +34,13 @@ class Shape:
 
 
 def widths(features: int, ratios: Sequence[float]) -> tuple[int, ...]:
-    """Hidden widths int(p * ratio), as published; at least 1."""
+    """Return the hidden widths int(p * ratio), as published, but at least 1."""
     return tuple(max(1, int(features * ratio)) for ratio in ratios)
 
 
 @dataclass(frozen=True)
 class VaeOutput:
-    """Mean and log variance of q(z|x), a draw of z, p(x|z), and the values that it scores."""
+    """Mean and log variance of q(z|x), a sample of z, p(x|z), and the values that it scores."""
 
     mu: Float[Tensor, "r b l"]
     logvar: Float[Tensor, "r b l"]
@@ -89,21 +89,21 @@ class Vae(nn.Module):
             self.log_theta = nn.Parameter(torch.zeros(slots, features))
 
     def forward(self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]) -> VaeOutput:
-        """Encode rows, draw z = mu + sigma * noise, decode it; in the precision of ``torch.autocast`` around."""
+        """Encode rows, sample z = mu + sigma * noise and decode it, under the caller's ``torch.autocast``."""
         mu, logvar = (part.to(noise.dtype) for part in self.encode(x))
         z = mu + torch.exp(0.5 * logvar) * noise
         observed = target(self.kind, x)
         return VaeOutput(mu, logvar, z, self.decode(z, self.library_of(x)), observed)
 
     def encode(self, x: Float[Tensor, "r b p"]) -> tuple[Float[Tensor, "r b l"], Float[Tensor, "r b l"]]:
-        """Mean and log variance of q(z|x)."""
+        """Return mean and log variance of q(z|x)."""
         h = self.encoder(x.mT)
         return self.mu(h).mT, self.logvar(h).mT
 
     def sample_with_vjp(
         self, x: Float[Tensor, "r b p"], noise: Float[Tensor, "r b l"]
     ) -> tuple[Float[Tensor, "r b l"], Vjp]:
-        """z = mu + sigma * noise outside training, and the vector-Jacobian product of that map at ``x``."""
+        """Return z = mu + sigma * noise in eval mode, and the vector-Jacobian product function of that map at ``x``."""
         hidden = [x.mT]
         for layer in self.encoder:
             hidden.append(layer(hidden[-1]))
@@ -121,11 +121,11 @@ class Vae(nn.Module):
         return input_gradient(layers, hidden, last.vjp(rows)).mT  # type: ignore[operator]
 
     def library_of(self, x: Float[Tensor, "r b p"]) -> Float[Tensor, "r b 1"] | None:
-        """Library size (total count) of rows; None for a likelihood without counts."""
+        """Return the library size (total count) of rows, or None if the likelihood is not for counts."""
         return target(self.kind, x).sum(-1, keepdim=True) if self.counts else None
 
     def decode(self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None) -> Likelihood:
-        """p(x|z) in the precision of ``z``; counts have the library size of the median training row by default."""
+        """Return p(x|z) in the precision of ``z``; ``library`` defaults to that of the median training row."""
         if self.counts and library is None:
             library = self.library.unsqueeze(1)
         log_theta = None if self.log_theta is None else self.log_theta.unsqueeze(1)
@@ -134,12 +134,12 @@ class Vae(nn.Module):
     def reconstruct(
         self, z: Float[Tensor, "r b l"], library: Float[Tensor, "r b 1"] | None = None
     ) -> Float[Tensor, "r b p"]:
-        """Mean of p(x|z) on the scale of the encoder's input; see ``decode``."""
+        """Return the mean of p(x|z) on the scale of the encoder's input; see ``decode``."""
         return as_input(self.kind, self.decode(z, library).mean)
 
 
 def input_gradient(layers: Sequence[nn.Module], hidden: Sequence[Tensor], gradient: Tensor) -> Tensor:
-    """A gradient at the last of ``layers`` as one at their input, given the activations of each layer."""
+    """Backpropagate a gradient from the output of ``layers`` to their input, given the activations of each layer."""
     for layer, h in zip(reversed(layers), reversed(hidden[: len(layers)]), strict=True):
         gradient = layer.vjp(gradient, h)  # type: ignore[operator]
     return gradient
@@ -168,16 +168,16 @@ class Discriminator(nn.Module):
         self.label = StackedLinear(slots, hidden[-1], classes)
 
     def forward(self, z: Float[Tensor, "r n l"]) -> DiscriminatorOutput:
-        """Last hidden activations, modality logits and class logits."""
+        """Return the last hidden activations, modality logits and class logits."""
         return self._output(self.trunk(z.mT))
 
     def with_input_gradient(
         self, z: Float[Tensor, "r n l"], signs: Float[Tensor, "r n m"]
     ) -> tuple[DiscriminatorOutput, Float[Tensor, "r n l"]]:
-        """The output, and each row's gradient at ``z`` of the sum of its modality logits times ``signs``.
+        """Return the output, and the gradient at ``z`` of each row's sum of modality logits times ``signs``.
 
-        The discriminator is piecewise linear: the gradient is a product of weights and of slopes that are constants,
-        which autograd differentiates like any other product, without a double backward.
+        The discriminator is piecewise linear: the gradient is a product of weights and constant slopes, which autograd
+        differentiates without a double backward.
         """
         hidden = [z.mT]
         for layer in self.trunk:
@@ -191,7 +191,7 @@ class Discriminator(nn.Module):
 
 @dataclass(frozen=True)
 class Side:
-    """The parameters and normalisations of one side of the game, listed once: a walk over modules takes time."""
+    """Parameters and batch normalisations of the VAEs or the discriminator, cached: walking the modules takes time."""
 
     parameters: tuple[nn.Parameter, ...]
     norms: tuple[StackedBatchNorm, ...]
@@ -203,7 +203,7 @@ def _side(networks: nn.Module) -> Side:
 
 
 class Modis(nn.Module):
-    """One VAE per modality and the discriminator, for R slots; every rank holds all of it."""
+    """One VAE per modality and the discriminator, for R slots; every rank holds the whole model."""
 
     def __init__(
         self, shape: Shape, *, slots: int = 1, dtype: torch.dtype = torch.float32, world: World = ALONE
@@ -237,7 +237,7 @@ class Modis(nn.Module):
         self.sides = {"vaes": _side(self.vaes), "discriminator": _side(self.discriminator)}
 
     def vae(self, modality: str) -> Vae:
-        """The VAE of a modality by name."""
+        """Return the VAE of a modality."""
         vae = self.vaes[self.modalities.index(modality)]
         assert isinstance(vae, Vae)
         return vae

@@ -1,4 +1,4 @@
 """Training one stack: loop, batches, validation, checkpoints, journal, exact resume.
 
-Knows no terminal, Ray, MLflow or Slurm: `callbacks.py` is its interface to them. Start with `loop.py::fit`.
+Independent of terminal, Ray, MLflow and Slurm: `callbacks.py` is the interface to them. Start with `loop.py::fit`.
 """

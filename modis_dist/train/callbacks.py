@@ -1,6 +1,6 @@
 """Callbacks of the training loop, as protocols with implementations that do nothing.
 
-The loop does not know whether a terminal, a journal, Ray or a test implements them.
+A terminal, the journal, Ray or a test may implement them; the loop does not depend on which.
 """
 
 from collections.abc import Mapping

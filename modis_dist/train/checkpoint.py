@@ -39,7 +39,7 @@ class Checkpoint:
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint below ``folder``, verify it, then remove its predecessors.
 
-    Raises ``OSError`` if the disk is full or fails; the predecessors are kept then.
+    Raises ``OSError`` if the disk is full or fails; predecessors are then kept.
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     clear_leftovers(folder)
@@ -90,9 +90,9 @@ def _without_older(folder: Path, path: Path) -> Path:
 def _save_failure(folder: Path, checkpoint: Checkpoint, error: OSError) -> str:
     needed = sum(t.numel() * t.element_size() for part in checkpoint.tensors.values() for t in part.values())
     earlier = max(_numbered(folder), key=_step, default=None)
-    kept = "there is no earlier checkpoint" if earlier is None else f"{earlier.name} is kept"
+    fallback = "there is no earlier checkpoint" if earlier is None else f"{earlier.name} is kept"
     reason = error.strerror or error
-    return f"{folder}: cannot save step {checkpoint.step}: {reason} ({needed:,} bytes needed); {kept}"
+    return f"{folder}: cannot save step {checkpoint.step}: {reason} ({needed:,} bytes needed); {fallback}"
 
 
 def _write(path: Path, tensors: Tensors) -> None:
@@ -108,8 +108,8 @@ def _write(path: Path, tensors: Tensors) -> None:
 def newest(folder: Path) -> Path | None:
     """Return the valid checkpoint with the highest step, to resume from; rename damaged ones above it.
 
-    Returns None if there was never one. So that a training never restarts by accident, raises ``DataError`` if all are
-    damaged or one has another format version, and ``DiskFailed`` if one cannot be read; nothing is changed then.
+    Returns None if the folder never had one. To avoid an accidental restart, raises ``DataError`` if all checkpoints
+    are damaged or one has another format version, and ``DiskFailed`` if one cannot be read; nothing is changed then.
     """
     damaged: dict[Path, str] = {}
     try:
@@ -120,7 +120,7 @@ def newest(folder: Path) -> Path | None:
             if damage is None:
                 for path in damaged:
                     _set_aside(path)
-                return _without_older(folder, candidate)  # a killed process may not have removed them
+                return _without_older(folder, candidate)  # including those left by a killed process
             damaged[candidate] = damage
     except OtherVersion as error:
         raise DataError(
@@ -141,9 +141,9 @@ def newest(folder: Path) -> Path | None:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the checkpoint with the highest step, or None. Changes nothing, so a training may be running.
+    """Return the checkpoint with the highest step, or None. Read-only: safe while a training is running.
 
-    Raises ``DataError`` if it cannot be used; an older model never silently replaces it.
+    Raises ``DataError`` if that checkpoint cannot be used; never falls back to an older one silently.
     """
     while (path := max(_numbered(folder), key=_step, default=None)) is not None:
         damage = problem(path)
@@ -171,7 +171,7 @@ def load(path: Path) -> Checkpoint:
 
 
 def problem(path: Path) -> str | None:
-    """Reason why a checkpoint folder cannot be used, or None."""
+    """Return the reason why a checkpoint folder cannot be used, or None."""
     try:
         return _damage(path)
     except OtherVersion as error:
@@ -185,7 +185,7 @@ class OtherVersion(Exception):
 
 
 def _damage(path: Path) -> str | None:
-    """Damage of a checkpoint folder, or None. Raises ``OtherVersion`` or ``OSError`` if that is not known."""
+    """Return the damage of a checkpoint folder, or None. Raises ``OtherVersion`` or ``OSError`` if it is unknown."""
     try:
         manifest = json.loads((path / "manifest.json").read_text())
         if manifest["version"] != VERSION:
@@ -205,7 +205,7 @@ def _damage(path: Path) -> str | None:
 
 
 def _is_valid(path: Path) -> bool:
-    """Return whether a checkpoint is valid. Raises ``OSError`` if that is not known."""
+    """Return True if a checkpoint is valid. Raises ``OSError`` if it cannot be read."""
     try:
         return _damage(path) is None
     except OtherVersion:
@@ -217,7 +217,7 @@ def _unreadable(error: OSError) -> str:
 
 
 def _numbered(folder: Path) -> list[Path]:
-    """Checkpoint folders by name. Raises ``OSError`` if the folder cannot be read, which ``glob`` would hide."""
+    """Return the checkpoint folders. Raises ``OSError`` if ``folder`` cannot be read, which ``glob`` would hide."""
     try:
         with os.scandir(folder) as entries:
             return [folder / entry.name for entry in entries if NAME.match(entry.name) and entry.is_dir()]
@@ -233,7 +233,7 @@ def _step(path: Path) -> int:
 
 
 def _set_aside(path: Path) -> None:
-    """Rename a damaged checkpoint, which keeps it but never chooses it."""
+    """Rename a damaged checkpoint so that it is kept but never loaded."""
     number = 0
     while (target := path.with_name(f"{path.name}.bad{number or ''}")).exists():
         number += 1

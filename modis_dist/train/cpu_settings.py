@@ -1,4 +1,4 @@
-"""CPU settings of a process that trains: threads, and memory that stays with the process when a step frees it."""
+"""CPU settings of a training process: threads, and reuse of the memory that each step frees."""
 
 import ctypes
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 import torch
 
 TRIM_THRESHOLD, MMAP_MAX = -1, -4  # parameters of glibc's mallopt(3)
-MAX_FREE = 2**31 - 1  # bytes of freed memory that may stay
+MAX_FREE = 2**31 - 1  # bytes of freed memory that the process keeps at most
 
 
 def use(threads: int | None) -> None:
@@ -25,5 +25,5 @@ def _keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(MMAP_MAX, 0)  # no block gets a mapping of its own, which would be unmapped when freed
+        mallopt(MMAP_MAX, 0)  # no block gets its own mapping, which free() would unmap
         mallopt(TRIM_THRESHOLD, MAX_FREE)

@@ -1,8 +1,9 @@
-"""CUDA graph of a learner's step: captured once, replayed from then on without Python.
+"""CUDA graph of a learner's step: captured once, then replayed without Python.
 
 A small step is hundreds of kernels of a few microseconds, which a CPU launches more slowly than a GPU executes them.
-Captured, the whole step, optimiser included, is one launch. A graph always reads and writes the same memory, so each
-batch is first copied there, once for both learners, and the returned terms are valid until the next step.
+Replaying the whole step, including the optimiser, is one launch. A graph always reads and writes the same memory, so
+each batch is first copied to input buffers, shared by both learners, and the returned terms are valid until the next
+step.
 """
 
 import logging
@@ -20,17 +21,17 @@ from modis_dist.objective import Batch, Rules, Terms, Weights
 
 Step = Callable[[Batch, Weights, Rules], Terms]
 
-WARM_UP = 3  # steps before capture, in which libraries allocate what they need once
-CAPTURABLE_WARNING = "This instance was constructed with capturable=True"  # of an optimiser, in steps before capture
+WARM_UP = 3  # steps before capture, in which libraries make their one-time allocations
+CAPTURABLE_WARNING = "This instance was constructed with capturable=True"  # from the optimiser, during warm-up
 
 
 class GraphCapture:
-    """Captures steps as CUDA graphs on a stream of their own."""
+    """Captures steps as CUDA graphs on a separate stream."""
 
     _unfinished: ClassVar[list[torch.cuda.CUDAGraph]] = []  # kept alive: the allocator keeps using them
 
     def __init__(self, device: torch.device) -> None:
-        self.failed = False  # if a capture failed, no other is tried
+        self.failed = False  # after a failed capture, no other is attempted
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
 
     def warm_up(self, step: Callable[[], Terms]) -> Terms:
@@ -47,7 +48,7 @@ class GraphCapture:
         """Return a function that replays the step, and the terms that it writes. Capture does not run the step."""
         graph = torch.cuda.CUDAGraph()
         try:
-            # The outer context restores the stream: where capture fails, `torch.cuda.graph` does not.
+            # The outer context restores the stream; if capture fails, `torch.cuda.graph` does not.
             with torch.cuda.stream(self._stream), torch.cuda.graph(graph, stream=self._stream):
                 terms = step()
         except RuntimeError:
@@ -58,7 +59,7 @@ class GraphCapture:
 
 
 def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
-    """Return whether a failed capture was closed, as after an out-of-memory error: its memory can then be freed."""
+    """Return True if a failed capture was ended, as after an out-of-memory error; its memory can then be freed."""
     try:
         graph.pool()
     except RuntimeError:
@@ -68,15 +69,15 @@ def _has_ended(graph: torch.cuda.CUDAGraph) -> bool:
 
 @cache
 def capture_for(device: torch.device) -> GraphCapture | None:
-    """Return the capture of steps on a device, or None where steps are not captured.
+    """Return the ``GraphCapture`` of a device, or None for devices without CUDA graphs.
 
-    One per process: libraries and the allocator hold memory for every stream until the process ends.
+    One per device: libraries and the allocator hold memory for every stream until the process ends.
     """
     return GraphCapture(device) if device.type == "cuda" else None
 
 
 class Inputs:
-    """Input buffers of captured steps, shared by both sides of the game and filled once per batch."""
+    """Input buffers of captured steps, shared by both learners and filled once per batch."""
 
     def __init__(self) -> None:
         self._source: ReferenceType[Batch] | None = None
@@ -104,9 +105,9 @@ class _Graph(NamedTuple):
 
 
 class CapturedStep:
-    """Takes steps: the first few directly, then by replay; captures again when sizes, weights or rules change.
+    """Runs steps: the first few eagerly, then by replay; captures again when sizes, weights or rules change.
 
-    Holds no reference to the learner, whose memory is freed as soon as it is dropped.
+    Holds no reference to the learner, so that its memory is freed as soon as it is dropped.
     """
 
     def __init__(self, capture: GraphCapture, inputs: Inputs) -> None:
@@ -122,9 +123,9 @@ class CapturedStep:
         self._graph: _Graph | None = None
 
     def __call__(self, step: Step, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-        """Take the step on a batch; the terms are valid until the next call. Raises what the step raises.
+        """Run the step on a batch; the terms are valid until the next call. Raises what the step raises.
 
-        Where capture fails, a warning says so and steps run directly.
+        If capture fails, a warning is logged and steps run eagerly.
         """
         key = (rules, _sizes(batch))
         if self._weights is not weights or key != self._key:
@@ -149,7 +150,7 @@ class CapturedStep:
         except RuntimeError as error:
             self._capture.failed = True
             cause = error.__context__ or error  # closing a failed capture fails too, with a less useful message
-            logging.getLogger(__name__).warning("CUDA graph capture failed; steps run uncaptured, slower: %s", cause)
+            logging.getLogger(__name__).warning("CUDA graph capture failed; steps run eagerly, slower: %s", cause)
             return None
 
 

@@ -1,7 +1,7 @@
 """The journal of a training: an append-only file of JSON lines with checksums.
 
-The process that trains writes it; others follow it. It is the source of truth for curves, whatever happens to a
-tracking server. This module must not know MLflow or Ray.
+The training process writes it; other processes follow it. It is the source of truth for curves, whatever happens to a
+tracking server. Independent of MLflow and Ray.
 
 A line is ``{"crc": "<CRC-32 of the record's canonical text, hex>", "record": {...}}``; canonical text is JSON with
 sorted keys and no spaces. NaN and infinity, which JSON lacks, are the strings "nan", "inf" and "-inf"; metrics are
@@ -32,15 +32,15 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
     """Appends records to a journal. One writer per file, in an existing folder.
 
     Every record is one ``os.write`` with O_APPEND, so a killed process leaves at most one torn last line; the next
-    writer starts a new line. Records that cannot be written wait for the next one while the training continues;
-    raises ``OSError`` if an ``end`` or the closed file would lack records.
+    writer starts a new line. Records that cannot be written are retried with the next one while training continues;
+    raises ``OSError`` if records are still missing at an ``end`` event or on close.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._waiting: deque[bytes] = deque()
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        self._torn = os.fstat(self._file).st_size > 0  # maybe, by a killed writer; readers skip empty lines
+        self._torn = os.fstat(self._file).st_size > 0  # possibly, by a killed writer; readers skip empty lines
 
     def metrics(self, trial: str, *, step: int, values: Mapping[str, float]) -> None:
         """Write the metrics of one epoch (``step``) of a trial."""
@@ -57,7 +57,7 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close; an error in closing never hides an earlier one."""
+        """Close the journal; an error on closing never hides an earlier one."""
         with suppress(OSError) if kind else nullcontext():
             self.close()
 
@@ -78,7 +78,7 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
             self._write()
         except OSError as error:
             if len(self._waiting) == 1:
-                logging.getLogger(__name__).warning("%s; records wait, training continues", error)
+                logging.getLogger(__name__).warning("%s; training continues, records are written later", error)
 
     def _write(self) -> None:
         while self._waiting:
@@ -101,7 +101,7 @@ class JournalReader:
         self._path = path
         self._offset = 0
         self._seen: set[tuple[str, int]] = set()
-        self.skipped = 0  # lines that were torn or corrupt
+        self.skipped = 0  # number of torn or corrupt lines
 
     def new(self) -> list[Record]:
         """Return the valid records since the last call, whole lines only.
@@ -142,8 +142,10 @@ def copy_trial(source: Path, target: Path, *, trial: str) -> None:
     """Copy the valid records of one trial into a new journal; a missing source is empty."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     lines = source.read_bytes().split(b"\n") if source.exists() else []
-    chosen = [line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial]
-    write_bytes(target, b"".join(line + b"\n" for line in chosen))
+    trial_lines = [
+        line for line in lines if line and (record := _record(line)) is not None and record["trial"] == trial
+    ]
+    write_bytes(target, b"".join(line + b"\n" for line in trial_lines))
 
 
 def _now_ms() -> int:

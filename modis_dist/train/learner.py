@@ -1,4 +1,4 @@
-"""One side of the game: its phase, its networks and their optimiser, on one rank or several."""
+"""Learner of the VAEs or the discriminator: its phase, networks and optimiser, on one or several ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -20,9 +20,9 @@ Phase = Callable[[Modis, Batch, Weights, Rules], Terms]
 
 
 class _PhaseModule(nn.Module):
-    """A phase as a module for DDP, which needs all that leads to a loss within one forward.
+    """A phase as a module for DDP, which needs the whole computation of a loss in one ``forward``.
 
-    DDP sees the trained parameters only: the two sides share none, and running statistics are equal on all ranks.
+    DDP sees only the trained parameters: the two sides share none, and running statistics are equal on all ranks.
     """
 
     def __init__(self, phase: Phase, parameters: Sequence[nn.Parameter]) -> None:
@@ -38,7 +38,7 @@ class _PhaseModule(nn.Module):
 def _sum_gradients(_: None, bucket: GradBucket) -> Future[Tensor]:
     """Sum gradients over ranks, where DDP would average.
 
-    Waits here, where a lost rank raises; DDP's own wait is on the GPU and may never return.
+    Waits here, where a lost rank raises an error; DDP itself would wait on the GPU, possibly forever.
     """
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     work.wait()
@@ -49,8 +49,8 @@ def _sum_gradients(_: None, bucket: GradBucket) -> Future[Tensor]:
 class Learner:
     """Takes the optimiser steps of one side for all slots at once.
 
-    On a GPU with one rank steps are replayed CUDA graphs (``cuda_graph``). With ``scaled`` losses (fp16) a step whose
-    gradients overflow is skipped on every rank, and the scale is lowered.
+    On a GPU with one rank, steps replay a CUDA graph (``cuda_graph``). With ``scaled`` losses (fp16), a step whose
+    gradients overflow is skipped on every rank, and the scale is reduced.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Learner:
         self.scaler = torch.amp.GradScaler(device.type, enabled=scaled)
 
     def learn(self, batch: Batch, weights: Weights, rules: Rules) -> Terms:
-        """Take a step on the sum over slots, whose gradients are independent; the terms are valid until the next."""
+        """Take a step on the loss summed over slots, which are independent; terms are valid until the next step."""
         if self._graph is not None:
             return self._graph(self._take_step, batch, weights, rules)
         return self._take_step(batch, weights, rules)
@@ -107,7 +107,7 @@ class Learner:
             self._graph.invalidate()
 
     def set_rate(self, share: float) -> None:
-        """Set the learning rate of the next step, as a share of the initial one."""
+        """Set the learning rate of the next step, as a fraction of the initial one."""
         (group,) = self.optimiser.param_groups
         if not isinstance(group["lr"], Tensor):
             group["lr"] = share * self._lr
@@ -118,12 +118,12 @@ class Learner:
     # --- checkpoints ----------------------------------------------------------------------------------------
 
     def steps(self) -> int:
-        """Number of optimiser steps taken, without skipped ones."""
+        """Return the number of optimiser steps taken, without skipped ones."""
         state = self.optimiser.state.get(self._parameters[0])
         return int(state["step"]) if state else 0
 
     def moments(self) -> dict[str, Tensor]:
-        """Both moments of every parameter."""
+        """Return both Adam moments of every parameter."""
         moments = {}
         for name, parameter in self.networks.named_parameters():
             if parameter in self.optimiser.state:
@@ -132,11 +132,11 @@ class Learner:
         return moments
 
     def state(self) -> dict[str, Any]:
-        """Plain values without a slot axis."""
+        """Return the plain values, which have no slot axis."""
         return {"steps": self.steps(), "scaler": self.scaler.state_dict()}
 
     def release_memory(self) -> None:
-        """Free the gradients and the CUDA graph, which the next steps make again."""
+        """Free the gradients and the CUDA graph, which later steps recreate."""
         self.invalidate_graph()
         for parameter in self._parameters:
             parameter.grad = None

@@ -1,7 +1,7 @@
-"""Batches of every slot, from data on the device or, where they do not fit, in host memory.
+"""Batches for all slots, from features on the device or, if they do not fit there, in host memory.
 
-The order of rows is a pure function of (seed, epoch, pass, modality) and noise of (seed, step), so the loader's state
-is (epoch, step): there is no iterator to save. Legend: r slots, m modalities, b rows.
+Row order is a pure function of (seed, epoch, pass, modality), and noise of (seed, step), so the loader's state is
+(epoch, step): there is no iterator to save. Legend: r slots, m modalities, b rows.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,18 +22,18 @@ EpochLength = Literal["shortest", "longest"]
 
 
 def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_length: EpochLength) -> int:
-    """Steps until the shortest or longest modality is used up, its last incomplete batch dropped; at least 1."""
+    """Return the number of whole batches in the shortest or longest modality, but at least 1."""
     counts = rows.values()
     return max(1, (min(counts) if epoch_length == "shortest" else max(counts)) // batch_size)
 
 
 def labelled_rows(labelled: int, rows: int, *, batch_size: int, share: float) -> int:
-    """Number of rows of a batch to oversample from the labelled ones; 0 where the share is reached without."""
+    """Return the number of labelled rows per batch if they are oversampled; 0 if ``share`` is reached without."""
     return min(round(share * batch_size), batch_size - 1) if 0 < labelled < share * rows else 0
 
 
 def row_order(rows: int, count: int, *, seed: int, epoch: int, modality: str) -> Tensor:
-    """Positions of the rows an epoch visits: permutations one after the other, each row once per permutation."""
+    """Return the positions [count] of the rows that an epoch visits: permutations of all rows, concatenated."""
     passes = -(-count // rows)
     orders = [
         torch.randperm(rows, generator=generator(seed, "order", epoch, number, modality)) for number in range(passes)
@@ -44,11 +44,11 @@ def row_order(rows: int, count: int, *, seed: int, epoch: int, modality: str) ->
 def epoch_order(
     label: Tensor, *, steps: int, batch_size: int, share: float, seed: int, epoch: int, modality: str
 ) -> Tensor:
-    """Positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
+    """Return the positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
 
-    If less than ``share`` of the rows are labelled (``label`` [n] >= 0), every batch begins with that share of labelled
-    rows, oversampled, and unlabelled rows fill the rest. Such two-stream batches are usual in semi-supervised learning
-    (Tarvainen and Valpola 2017): a few labels seen once an epoch carry too little weight.
+    If less than ``share`` of the rows are labelled (``label`` [n] >= 0), labelled rows are oversampled: they are the
+    first ``share`` of every batch, and unlabelled rows the rest. Such two-stream batches are common in semi-supervised
+    learning (Tarvainen and Valpola 2017), because a few labels seen once per epoch carry too little weight.
     """
     labelled = torch.nonzero(label >= 0).squeeze(1)
     oversampled = labelled_rows(len(labelled), len(label), batch_size=batch_size, share=share)
@@ -66,7 +66,7 @@ def epoch_order(
 
 
 def sample_codes(sample_id: Mapping[str, Strings]) -> dict[str, Tensor]:
-    """An integer [n] for each row, by modality; equal for rows of one sample, in all modalities."""
+    """Return integer codes [n] by modality; rows of the same sample have the same code in all modalities."""
     codes: dict[str, int] = {}
     return {
         m: torch.tensor([codes.setdefault(name, len(codes)) for name in ids], dtype=torch.long)
@@ -109,14 +109,14 @@ class Loader:
         self._storage_device = storage_device(values * dtype.itemsize, device)
         features = {name: _stored(p, self._storage_device, device, dtype) for name, p in distinct.items()}
         self._x = [features[id(p)] for p in prepared]
-        self._run_lengths = [len(list(same)) for _, same in groupby(map(id, prepared))]  # of slots that share data
+        self._run_lengths = [len(list(run)) for _, run in groupby(map(id, prepared))]  # of slots that share data
         lengths = {steps_per_epoch(counts, batch_size=batch_size, epoch_length=epoch_length) for counts in rows}
         assert len(lengths) == 1, "slots of one stack have the same number of steps per epoch"
         self.steps = lengths.pop()
         self._plan: tuple[int, Tensor, Tensor, Tensor] | None = None
 
     def batch(self, *, epoch: int, step: int) -> Batch:
-        """The batch at a step of an epoch, both counted from 0; features of this rank's rows only."""
+        """Return the batch of a step of an epoch, both counted from 0, with the features of this rank's rows only."""
         positions = slice(step * self._batch_size, (step + 1) * self._batch_size)
         rows, label, sample = (plan[:, :, positions] for plan in self._plan_of(epoch))
         blocks = [self._world.block(m, self._batch_size) for m in range(len(self.modalities))]
@@ -125,7 +125,7 @@ class Loader:
         return Batch(x, label.contiguous(), sample.contiguous(), noise_d, noise_g, signs)
 
     def _gather(self, rows: Tensor, modality: int) -> Tensor:
-        """Features of rows [r, b]; on the device, slots next to each other that share data take one gather."""
+        """Return the features of rows [r, b]; on the device, adjacent slots that share data take a single gather."""
         features = [x[modality] for x in self._x]
         if self._storage_device != self._device:
             return gather_to_device(features, rows, device=self._device).to(self._dtype)
@@ -136,7 +136,7 @@ class Loader:
         return torch.cat(parts) if len(parts) > 1 else parts[0]
 
     def _plan_of(self, epoch: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions (on the storage device), labels and sample codes of an epoch's rows, each [r, m, steps * b]."""
+        """Return positions (on the storage device), labels and sample codes of an epoch, each [r, m, steps * b]."""
         if self._plan is None or self._plan[0] != epoch:
             order = torch.stack([self._order(r, epoch) for r in range(len(self._seeds))])
             label, sample = (self._in_order(values, order).to(self._device) for values in (self._labels, self._samples))
@@ -144,7 +144,7 @@ class Loader:
         return self._plan[1:]
 
     def _in_order(self, values: Sequence[Mapping[str, Tensor]], order: Tensor) -> Tensor:
-        """Values [r, m, steps * b] of rows, given those of each slot and modality."""
+        """Return the values of each slot and modality in the given row order, [r, m, steps * b]."""
         return torch.stack(
             [
                 torch.stack([slot_values[m][rows] for m, rows in zip(self.modalities, orders, strict=True)])
@@ -153,7 +153,7 @@ class Loader:
         )
 
     def _order(self, slot: int, epoch: int) -> Tensor:
-        """Positions [m, steps * b] of the rows of one slot."""
+        """Return the positions [m, steps * b] of the rows of one slot."""
         orders = [
             epoch_order(
                 self._labels[slot][m],
@@ -169,21 +169,21 @@ class Loader:
         return torch.stack(orders)
 
     def _noise(self, step: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Standard normal noise [r, m, b, l] of both phases, and random signs [r, m, b, m] if needed."""
+        """Return standard normal noise [r, m, b, l] for both phases, and random signs [r, m, b, m] if needed."""
         modalities = len(self.modalities)
         size = (2, modalities, self._batch_size, self._latent)
         noise, signs = [], []
         for seed in self._seeds:
-            drawing = torch.Generator(device=self._device).manual_seed(mix(seed, "noise", step))
-            noise.append(torch.randn(size, generator=drawing, device=self._device))
+            rng = torch.Generator(device=self._device).manual_seed(mix(seed, "noise", step))
+            noise.append(torch.randn(size, generator=rng, device=self._device))
             if self._signs:
                 shape = (modalities, self._batch_size, modalities)
-                signs.append(torch.randint(0, 2, shape, generator=drawing, device=self._device) * 2 - 1)
+                signs.append(torch.randint(0, 2, shape, generator=rng, device=self._device) * 2 - 1)
         noise_d, noise_g = torch.stack(noise, 1).to(self._dtype)
         return noise_d, noise_g, torch.stack(signs).to(self._dtype) if signs else None
 
 
 def _stored(prepared: Prepared, storage: torch.device, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, ...]:
-    """Features on the storage device; on the host without a copy."""
+    """Return the features on the storage device; on the host, they are not copied."""
     target = dtype if storage == device else None
     return tuple(torch.as_tensor(part).to(storage, target) for part in prepared.train.x.values())

@@ -1,7 +1,7 @@
 """The training loop: two phases a step, validation, early stopping, checkpoints, exact resume.
 
-``fit`` trains a stack; a stack of one is the ordinary case and the same code. A member that fails or stops early leaves
-the stack, and the others continue unaffected. Knows nothing of terminals, Ray, MLflow or Slurm.
+``fit`` trains a stack; a single training is a stack of one. A member that fails or stops early leaves the stack, and
+the others continue unaffected. Independent of terminals, Ray, MLflow and Slurm.
 """
 
 import logging
@@ -47,7 +47,7 @@ def fit(
     Members may differ in seed, fold, scenario and loss weights only. The best model of each goes to its
     ``folder/best``. Collective: every rank calls it with the same members; only rank 0 writes. ``until``: epoch at
     which to save and return, with members still running. ``pruned``: trials to drop first, with the reason. Raises
-    ``Interrupted`` after saving if the stop callback asks for it, ``DiskFailed`` if a required checkpoint cannot be
+    ``Interrupted`` after saving if the stop callback requests it, ``DiskFailed`` if a required checkpoint cannot be
     saved, ``DataError`` if ``folder`` belongs to another training.
     """
     training = Training(
@@ -70,7 +70,7 @@ def fit(
             state.step_in_epoch += 1
             state.updates += 1
 
-            # Copy losses to the host once in a window of steps; members with a non-finite loss leave the stack.
+            # Copy losses to the host once per window of steps; members with a non-finite loss leave the stack.
             training.log.record(adversary, vae)
             state = training.after_step()
 
@@ -81,7 +81,7 @@ def fit(
 
 
 class Training:
-    """The parts of ``fit``: the state, and what must shrink with it when a member leaves."""
+    """The parts of ``fit``: the state, and all that is rebuilt when a member leaves the stack."""
 
     def __init__(
         self,
@@ -162,7 +162,7 @@ class Training:
             progress.changes += changes if progress.status == "running" else []
 
     def _adopt(self, state: TrainState) -> None:
-        """Make everything that has a slot axis fit the state."""
+        """Set the state, and rebuild everything that has a slot axis for its members."""
         active = [self.members[i] for i in state.members]
         self.state = state
         if not active:
@@ -191,20 +191,20 @@ class Training:
     # --- during an epoch ------------------------------------------------------------------------------------
 
     def running(self) -> bool:
-        """Return whether members and epochs are left."""
+        """Return True while members and epochs remain."""
         return bool(self.state.members) and self.state.epoch < self.until
 
     def rate(self) -> float:
-        """Return the next step's learning rate as a share of ``optim.lr``: 1, or half a cosine from 1 to 0."""
+        """Return the next step's learning rate as a fraction of ``optim.lr``: 1, or half a cosine from 1 to 0."""
         optim = self.run.optim
         if optim.lr_schedule == "constant":
             return 1.0
         return 0.5 * (1 + cos(pi * self.state.updates / (optim.epochs * self.loader.steps)))
 
     def after_step(self) -> TrainState:
-        """Check the losses of a full window; on a stop request save and raise ``Interrupted``.
+        """Check the losses of a full window; on a stop request, save and raise ``Interrupted``.
 
-        After the last step of an epoch ``end_epoch`` does the latter, so that a step number means one state only.
+        After the last step of an epoch, ``end_epoch`` saves instead, so that a step number identifies one state.
         """
         self.stop_reason = self._stop_requested()
         if self.log.full() or self.stop_reason:
@@ -214,7 +214,7 @@ class Training:
         return self.state
 
     def _stop_requested(self) -> str | None:
-        """Reason to stop. Rank 0 decides, with several ranks once in a window: the broadcast takes time."""
+        """Return the reason to stop, or None. Rank 0 decides; with several ranks only once per window, to save time."""
         if self.world.size > 1 and self.state.updates % self.run.trainer.log_every:
             return None
         return self.world.broadcast(self.callbacks.stop.requested)
@@ -254,7 +254,7 @@ class Training:
         log.without(dropped)
         smaller = self.state.without(dropped)
         if smaller.members:
-            del self.loader, self.validation_rows  # frees device memory for the same features
+            del self.loader, self.validation_rows  # frees device memory before the same features are stored again
         self._adopt(smaller)
         if self.state.members:
             self.log.restore(log.state())
@@ -292,16 +292,16 @@ class Training:
         self._stop_if_requested()
 
     def _drop_non_finite(self) -> None:
-        """Drop slots with non-finite parameters, which a finite loss may leave; such a state is never saved."""
+        """Drop slots with non-finite parameters, possible even if losses are finite; such a state is never saved."""
         bad = [slot for slot, finite in enumerate(self.state.finite()) if not finite]
         for slot in bad:
             self._fail(slot, f"step {self.state.updates}: parameters are not finite")
         self._drop(bad)
 
     def _count_skipped(self, rows: list[dict[str, float]]) -> bool:
-        """With scaled losses add the number of skipped steps; return whether no member is left.
+        """If losses are scaled, add the number of skipped steps to ``rows``; return True if no member is left.
 
-        A member fails if a side skipped every step of an epoch.
+        A member fails if a learner skipped every step of the epoch.
         """
         state = self.state
         if not state.setup.scaled:
@@ -334,7 +334,7 @@ class Training:
         return stopped or self.state.epoch >= self.run.optim.epochs
 
     def _save(self, save: Callable[[Path, Checkpoint], T]) -> T:
-        """Write the last checkpoint of the stack on rank 0."""
+        """Write the stack's ``last`` checkpoint on rank 0."""
         content = self.state.checkpoint(
             identity=self.identity, machine=self.machine, progress=self.progress, sums=self.log.state()
         )

@@ -1,6 +1,6 @@
 """Losses of every step, kept on the device and copied to the host in windows of steps.
 
-Non-finite losses are found when a window is copied: step and term are exact, but up to a window late.
+Non-finite losses are detected when a window is copied, up to one window late; the reported step and term are exact.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,7 +29,7 @@ class NonFinite:
 
 
 class LossLog:
-    """Sums of each slot's terms since the epoch began, and the window not yet checked."""
+    """Sums of each slot's terms since the start of the epoch, and the steps of the current window."""
 
     def __init__(self, modalities: Sequence[str], *, slots: int, window: int, world: World = ALONE) -> None:
         self._world = world
@@ -53,27 +53,29 @@ class LossLog:
         self._pending.append(torch.cat(columns, 1))
 
     def full(self) -> bool:
-        """Return whether a window is complete."""
+        """Return True if the window is complete."""
         return len(self._pending) >= self._window
 
     def flush(self, *, update: int) -> list[NonFinite]:
-        """Add the window of all ranks to the sums; ``update`` is its last step.
+        """Add the window, summed over ranks, to the sums; ``update`` is its last step.
 
-        Returns the first non-finite loss of each slot, the same on every rank.
+        Returns the first non-finite loss of each affected slot, the same on every rank.
         """
         if not self._pending:
             return []
         values = self._world.sum(torch.stack(self._pending).double()).cpu().numpy()  # [steps, r, terms]
-        first = update - len(self._pending) + 1
+        first_update = update - len(self._pending) + 1
         self._pending.clear()
         self.sums = self.sums + values.sum(0)
         self.steps += len(values)
         return [
-            self._first_bad(values, r, first) for r in range(values.shape[1]) if not np.isfinite(values[:, r]).all()
+            self._first_non_finite(values, r, first_update)
+            for r in range(values.shape[1])
+            if not np.isfinite(values[:, r]).all()
         ]
 
     def means(self) -> list[dict[str, float]]:
-        """Each slot's mean of every term over the epoch so far; starts the next epoch."""
+        """Return each slot's mean of every term over the epoch so far, and reset the sums for the next epoch."""
         rows = [
             {f"train/{name}": float(value) for name, value in zip(self.names, row / max(self.steps, 1), strict=True)}
             for row in self.sums
@@ -82,7 +84,7 @@ class LossLog:
         return rows
 
     def state(self) -> dict[str, Any]:
-        """The sums, for a checkpoint in the middle of an epoch; flush the window first."""
+        """Return the sums, for a checkpoint within an epoch; flush the window first."""
         assert not self._pending, "flush before saving"
         return {"names": self.names, "sums": self.sums.tolist(), "steps": self.steps}
 
@@ -102,10 +104,10 @@ class LossLog:
             names += [f"{name}/{m}" for m in self._modalities] if part.dim() == 2 else [name]
         return [*names, "total_d" if "adversarial_d" in phase.parts else "total_g"]
 
-    def _first_bad(self, values: NDArray[np.float64], slot: int, first: int) -> NonFinite:
-        """The first bad step, and its first bad term that names a modality: it says where to look."""
-        bad = ~np.isfinite(values[:, slot])
-        step = int(bad.any(1).argmax())
-        terms = [int(term) for term in np.flatnonzero(bad[step])]
+    def _first_non_finite(self, values: NDArray[np.float64], slot: int, first_update: int) -> NonFinite:
+        """Return the first non-finite step and its first such term, preferably one that names a modality."""
+        non_finite = ~np.isfinite(values[:, slot])
+        step = int(non_finite.any(1).argmax())
+        terms = [int(term) for term in np.flatnonzero(non_finite[step])]
         term = next((t for t in terms if "/" in self.names[t]), terms[0])
-        return NonFinite(slot, first + step, self.names[term], float(values[step, slot, term]))
+        return NonFinite(slot, first_update + step, self.names[term], float(values[step, slot, term]))

@@ -1,6 +1,6 @@
 """Storage of features during a training: in memory or on disk, on the device or on the host.
 
-No choice changes a result: values and batches are the same.
+Results do not depend on the choice: values and batches are identical.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage
 from modis_dist.data.store.reader import Store
 
-SHARE = 0.4  # of the memory limit that features may take; the rest is for models, other trainings and the system
-SHARE_OF_DEVICE = 0.5  # of free device memory; the rest is for gradients, moments and activations
+SHARE = 0.4  # of the memory limit, for features; the rest is for models, other trainings and the system
+SHARE_OF_DEVICE = 0.5  # of free device memory, for features; the rest is for gradients, moments and activations
 VALUES_AT_ONCE = 1 << 24  # feature values in one inference pass; 64 MiB
 CGROUPS = Path("/sys/fs/cgroup")
 PROCESS_GROUPS = Path("/proc/self/cgroup")
@@ -27,31 +27,31 @@ HOST = torch.device("cpu")
 
 
 def storage_of(run: Run, store: Store, *, kinds: int = 1, limit: int | None = None) -> FeatureStorage:
-    """Storage for the features of trainings on ``kinds`` different preparations of a run's store.
+    """Return the storage for features of ``kinds`` different preparations of a run's store.
 
-    ``limit``: bytes of memory of the machine that trains; by default this one.
+    ``limit``: memory of the training machine in bytes; default: that of this machine.
     """
     needed = resident_bytes(run, store, kinds=kinds)
     return choose_storage(run.trainer.feature_storage, needed, limit=memory_limit() if limit is None else limit)
 
 
-def choose_storage(asked: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:
-    """Storage for features of ``needed`` bytes within a memory ``limit``."""
-    if asked != "auto":
-        return asked
+def choose_storage(setting: Literal["auto", "memory", "disk"], needed: int, *, limit: int) -> FeatureStorage:
+    """Return the storage for features of ``needed`` bytes within a memory ``limit``."""
+    if setting != "auto":
+        return setting
     return "memory" if needed <= SHARE * limit else "disk"
 
 
 def resident_bytes(run: Run, store: Store, *, kinds: int = 1) -> int:
-    """Bytes of all features in memory, assuming that preprocessing drops none."""
+    """Return the bytes of all features in memory, assuming that preprocessing drops none."""
     named = run.data.modalities or store.modalities
     values = sum(store.rows(m) * len(store.features(m)) for m in named if m in store.modalities)
-    copies = 2 + kinds  # raw, for the baseline or on the way to a GPU, prepared
+    copies = 2 + kinds  # raw; for the baseline or in transfer to a GPU; prepared
     return copies * values * BYTES_PER_VALUE * run.trainer.workers  # each worker has copies; all may share this machine
 
 
 def memory_limit() -> int:
-    """Memory limit in bytes of this process and its children: the machine's, or that of its cgroups."""
+    """Return the memory limit of this process and its children in bytes: the machine's memory or a cgroup limit."""
     limits = [psutil.virtual_memory().total]
     for line in _lines(PROCESS_GROUPS):
         _, controllers, path = line.split(":", 2)
@@ -68,26 +68,26 @@ def _lines(path: Path) -> list[str]:
     try:
         return path.read_text().splitlines()
     except OSError:
-        return []  # not with this kernel
+        return []  # the kernel has no such file
 
 
 # --- device or host -----------------------------------------------------------------------------------------
 
 
 def storage_device(needed: int, device: torch.device) -> torch.device:
-    """Device that stores ``needed`` bytes of features of a training on ``device``: the same, or the host."""
+    """Return the device to store ``needed`` bytes of features of a training on ``device``: the same, or the host."""
     if device.type != "cuda" or fits_beside_training(needed, free=_free_bytes(device)):
         return device
     return HOST
 
 
 def fits_beside_training(needed: int, *, free: int) -> bool:
-    """Return whether features fit on a device with ``free`` bytes beside the model."""
+    """Return True if features of ``needed`` bytes and the model fit on a device with ``free`` bytes."""
     return needed <= SHARE_OF_DEVICE * free
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Free device memory and what PyTorch has reserved but not allocated."""
+    """Return the free device memory, including that reserved but not allocated by PyTorch."""
     unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return int(torch.cuda.mem_get_info(device)[0] + unused)
 
@@ -105,5 +105,5 @@ def gather_to_device(x: Sequence[Tensor], rows: Tensor, *, device: torch.device)
 
 
 def rows_at_once(features: int, *, most: int) -> int:
-    """Number of rows with ``features`` features in one inference pass."""
+    """Return the number of rows with ``features`` features in one inference pass."""
     return max(64, min(most, VALUES_AT_ONCE // features))

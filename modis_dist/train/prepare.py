@@ -1,7 +1,7 @@
-"""From a store and a run to the arrays of a training: select rows, apply the scenario, preprocess features.
+"""Preparation of a training's arrays from a store: select rows, apply the scenario, preprocess features.
 
-Raw features are read in blocks: from memory or, where prepared features are stored on disk, from the store each time.
-Everything fitted is fitted on training rows only. Test rows are prepared only if the caller asks for them.
+Raw features are read in blocks: from memory or, if prepared features are stored on disk, from the store each time.
+Preprocessing is fitted on training rows only. Test rows are prepared only on request.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -73,14 +73,14 @@ class Cohort:
 
 @dataclass(frozen=True)
 class Subset:
-    """Some rows of every modality, ready for the networks."""
+    """Prepared rows of every modality: the input of the networks."""
 
     x: Mapping[str, Features]
     label: Mapping[str, Rows]  # -1 unlabelled or hidden
     sample_id: Mapping[str, Strings]
 
     def rows(self) -> dict[str, int]:
-        """Rows by modality."""
+        """Return the number of rows by modality."""
         return {modality: len(x) for modality, x in self.x.items()}
 
 
@@ -98,7 +98,7 @@ class Prepared:
     storage: FeatureStorage = "memory"  # of the features
 
     def class_shares(self) -> NDArray[np.float64]:
-        """Share of each class among the labelled training rows; shape [K]."""
+        """Return the fraction of each class among the labelled training rows, shape [K]."""
         labels = np.concatenate(list(self.train.label.values()))
         counts = np.bincount(labels[labels >= 0], minlength=len(self.classes))
         shares: NDArray[np.float64] = counts / max(int(counts.sum()), 1)
@@ -120,23 +120,23 @@ def select(store: Store, data: Data) -> Selection:
     left_out = -2
     code = np.array([classes.index(c) if c in classes else left_out for c in store.classes] + [UNLABELLED])
     for modality in modalities:
-        whole = store.index(modality)
-        label = code[whole.label]  # UNLABELLED (-1) picks the last entry
+        full_index = store.index(modality)
+        label = code[full_index.label]  # UNLABELLED (-1) picks the last entry
         rows[modality] = np.flatnonzero(label != left_out)
-        chosen = whole.take(rows[modality])
-        index[modality] = replace(chosen, label=label[rows[modality]])
+        selected = full_index.take(rows[modality])
+        index[modality] = replace(selected, label=label[rows[modality]])
     return Selection(store.fingerprint, tuple(classes), index, rows)
 
 
 def selections(store: Store) -> SelectionOf:
     """Return a cached ``select`` for runs of one store; runs of a sweep may use different modalities and classes."""
-    known: dict[tuple[object, object], Selection] = {}
+    cache: dict[tuple[object, object], Selection] = {}
 
     def selection_of(run: Run) -> Selection:
         key = (run.data.modalities, run.data.classes)
-        if key not in known:
-            known[key] = select(store, run.data)
-        return known[key]
+        if key not in cache:
+            cache[key] = select(store, run.data)
+        return cache[key]
 
     return selection_of
 
@@ -156,8 +156,8 @@ def training_rows(run: Run, selection: Selection) -> tuple[dict[str, Partition],
     """Return the split of a run's rows, and its training rows after the scenario."""
     parts = partition(selection.index, run.data.split, classes=selection.classes)
     training = {modality: part.train for modality, part in parts.items()}
-    chosen = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
-    return parts, chosen
+    selected = scenario.apply(run.scenario, selection.index, training, classes=selection.classes, seed=run.seed)
+    return parts, selected
 
 
 def row_counts(run: Run, selection: Selection) -> RowCounts:
@@ -168,8 +168,8 @@ def row_counts(run: Run, selection: Selection) -> RowCounts:
     return selection.counted[key]
 
 
-def _counted(parts: Mapping[str, Partition], chosen: Mapping[str, TrainingRows]) -> RowCounts:
-    train = {modality: len(part.rows) for modality, part in chosen.items()}
+def _counted(parts: Mapping[str, Partition], selected: Mapping[str, TrainingRows]) -> RowCounts:
+    train = {modality: len(part.rows) for modality, part in selected.items()}
     validation = {modality: len(part.validation) for modality, part in parts.items()}
     return RowCounts(train, validation, {modality: len(part.test) for modality, part in parts.items()})
 
@@ -184,7 +184,7 @@ def data_key(run: Run, fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class PreparationEstimate:
-    """Result sizes and cost of preparing a run."""
+    """Sizes and cost of preparing a run."""
 
     features: Mapping[str, int]  # of each modality, after preprocessing
     classes: int
@@ -192,28 +192,28 @@ class PreparationEstimate:
     multiplications: float  # of the principal components, estimated
 
     def total_seconds(self, per_multiplication: float) -> float:
-        """Seconds in all, given those of one multiplication."""
+        """Return the total seconds, given those per multiplication."""
         return self.seconds + self.multiplications * per_multiplication
 
 
 def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
-    """Prepare a run without principal components, and estimate these.
+    """Prepare a run without principal components, and estimate their cost.
 
     Raises as ``prepare``, and ``DataError`` if no validation rows are left.
     """
     start = perf_counter()
     selection = cohort.selection
-    parts, chosen = _rows(run, selection)
+    parts, selected = _rows(run, selection)
     _refuse_values(run, cohort)
     if not any(len(part.validation) for part in parts.values()):
         raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
     widths, multiplications = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
-        raw = RowView(x, chosen[modality].rows)
+        raw = RowView(x, selected[modality].rows)
         steps = run.preprocess.steps(modality)
         pipeline, widths[modality], left = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
-        for rows in (chosen[modality].rows, parts[modality].validation):
+        for rows in (selected[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), storage=cohort.storage)
         multiplications += left
     return PreparationEstimate(widths, len(selection.classes), perf_counter() - start, multiplications)
@@ -225,19 +225,19 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
     Raises ``ConfigError`` or ``DataError`` if the run does not fit the data, or its features do not fit the disk.
     """
     selection = cohort.selection
-    parts, chosen = _rows(run, selection)
+    parts, selected = _rows(run, selection)
     _refuse_values(run, cohort)
-    absent = scenario.absent_pairs(chosen, selection.index, classes=selection.classes)
+    absent = scenario.absent_pairs(selected, selection.index, classes=selection.classes)
     if cohort.storage == "disk":
         features = {modality: len(names) for modality, names in cohort.features.items()}
-        sizes = prepared_bytes(run, _counted(parts, chosen), features, test=test).values()
+        sizes = prepared_bytes(run, _counted(parts, selected), features, test=test).values()
         # The baseline standardises one modality after the other; every worker has its own features.
         refuse_insufficient_scratch((sum(sizes) + max(sizes)) * run.trainer.workers)
-    train = {m: RowView(cohort.x[m], part.rows) for m, part in chosen.items()}
+    train = {m: RowView(cohort.x[m], part.rows) for m, part in selected.items()}
     pipelines = {
         m: preprocess.fit(run.preprocess.steps(m), x, features=cohort.features[m], modality=m) for m, x in train.items()
     }
-    rows, labels = ({m: getattr(part, name) for m, part in chosen.items()} for name in ("rows", "label"))
+    rows, labels = ({m: getattr(part, name) for m, part in selected.items()} for name in ("rows", "label"))
     return Prepared(
         selection.classes,
         pipelines,
@@ -251,7 +251,7 @@ def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:
 
 
 def _refuse_values(run: Run, cohort: Cohort) -> None:
-    """Raise ``DataError`` naming a value of a modality that its likelihood does not have."""
+    """Raise ``DataError`` for the first value outside the support of its modality's likelihood."""
     for modality, x in cohort.x.items():
         likelihood, names = likelihood_of(run, modality), cohort.features[modality]
         if likelihood == "gaussian":
@@ -282,7 +282,7 @@ def prepared_bytes(run: Run, counts: RowCounts, features: Mapping[str, int], *, 
 
 
 def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
-    """Number of features after preprocessing; ``prepare`` refuses steps that ask for more than there are."""
+    """Return the number of features after preprocessing; ``prepare`` refuses steps that need more than there are."""
     for step in steps:
         if isinstance(step, VarianceFilter):
             features = min(features, step.features)
@@ -292,13 +292,13 @@ def _prepared_width(steps: Sequence[PreprocessStep], features: int) -> int:
 
 
 def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks. Raises ``ConfigError`` where the sizes in the configuration differ from the data."""
+    """Return the sizes of the networks. Raises ``ConfigError`` if sizes in the configuration differ from the data."""
     problems = []
     if run.model.classes not in (None, classes):
         problems.append(f"model.classes: is {run.model.classes}, but the data has {classes} classes")
     for modality, net in run.model.modalities.items():
         if modality not in features:
-            hint = nearest(modality, list(features)) or "; the data have " + ", ".join(features)
+            hint = nearest(modality, list(features)) or "; the data has " + ", ".join(features)
             problems.append(f"model.modalities.{shown(modality)}: no such modality{hint}")
         elif net.features not in (None, features[modality]):
             problems.append(
@@ -310,7 +310,7 @@ def shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
 
 
 def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
-    """Sizes of the networks for given numbers of features."""
+    """Return the sizes of the networks for given numbers of features."""
     nets = run.model.modalities
     hidden = {}
     for modality, p in features.items():
@@ -329,13 +329,13 @@ def build_shape(run: Run, features: Mapping[str, int], classes: int) -> Shape:
 
 
 def likelihood_of(run: Run, modality: str) -> str:
-    """The likelihood of a modality."""
+    """Return the likelihood of a modality."""
     nets = run.model.modalities
     return nets[modality].likelihood if modality in nets else "gaussian"
 
 
 def stated_shape(run: Run) -> Shape | None:
-    """Sizes of the networks as the configuration states them; None if it leaves some to the data."""
+    """Return the sizes of the networks stated in the configuration, or None if some depend on the data."""
     nets = run.model.modalities
     stated = {modality: net.features for modality, net in nets.items() if net.features is not None}
     if run.model.classes is None or len(stated) < 2 or len(stated) < len(nets):
@@ -362,14 +362,14 @@ def _subset(
 def _rows(run: Run, selection: Selection) -> tuple[dict[str, Partition], dict[str, TrainingRows]]:
     """``training_rows``, checked. Raises ``ConfigError`` or ``DataError`` if they are too few."""
     _known("preprocess.modalities", run.preprocess.modalities, selection.modalities, source=run.name)
-    parts, chosen = training_rows(run, selection)
-    for modality, part in chosen.items():
+    parts, selected = training_rows(run, selection)
+    for modality, part in selected.items():
         if len(part.rows) < 2:  # which BatchNorm and the pairing loss need
             raise DataError(
                 f"{run.name}: modality {shown(modality)} has {len(part.rows)} training row(s) left; 2 are needed; "
                 "change data.split or scenario"
             )
-    return parts, chosen
+    return parts, selected
 
 
 def _known(key: str, names: Sequence[str] | Mapping[str, object], known: Sequence[str], *, source: str) -> None:

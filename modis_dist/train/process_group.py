@@ -1,9 +1,9 @@
-"""The process group of one training, and what happens when a rank is lost.
+"""The process group of one training, and detection of lost ranks.
 
-A collective that is not answered within a minute ends the training on every rank that notices, with the name of the
-rank that did not answer. Ranks on one machine rendezvous in a file and use the loopback interface: nothing listens
-elsewhere. Ranks on several machines rendezvous at an address of rank 0, where a ``TCPStore`` listens on every interface
-without a password, and use the interface that leads there; only a caller that gives an address opens that port.
+A collective times out after a minute: every waiting rank then ends with an error that names the lost rank. Ranks on
+one machine rendezvous in a file and use the loopback interface: nothing listens elsewhere. Ranks on several machines
+rendezvous at an address of rank 0, where a ``TCPStore`` listens on every interface without a password, and use the
+network interface that reaches it; that port is opened only if the caller passes an address.
 """
 
 import os
@@ -27,8 +27,8 @@ from modis_dist.distributed import World
 from modis_dist.runtime.errors import ModisError, RankLost
 from modis_dist.runtime.text import shown
 
-TIMEOUT_S = 60.0  # of a collective in the middle of training
-WAIT_S = 1800.0  # for all ranks to have their data, or rank 0 to write a checkpoint
+TIMEOUT_S = 60.0  # of a collective during training
+WAIT_S = 1800.0  # for all ranks to load their data, or for rank 0 to write a checkpoint
 GONE = "is gone"
 STOPPED = "it is stopped (SIGSTOP)"
 POLL_S = 0.05
@@ -36,13 +36,13 @@ SETTLE_S = 5.0  # for every rank that still runs to notice that another is lost
 FILE = "file://"
 
 # By default PyTorch's NCCL watchdog thread ends the process when a collective is late, without a useful message.
-# Blocking in the calling thread, as gloo does, raises there and starts no watchdog.
+# Blocking in the calling thread, as gloo does, raises an error there and starts no watchdog.
 NCCL = {"TORCH_NCCL_BLOCKING_WAIT": "1", "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0"}
 
 
 @dataclass(frozen=True)
 class RankSpec:
-    """Rank of a process, world size, and the ``file://`` or ``tcp://`` address of the rendezvous; for one use."""
+    """Rank of a process, world size, and the ``file://`` or ``tcp://`` address of the rendezvous; for a single use."""
 
     rank: int = 0
     size: int = 1
@@ -51,14 +51,14 @@ class RankSpec:
 
 ALONE = RankSpec()
 
-# Groups that this process joined. Freeing one waits for its thread while holding the GIL, for which the thread may wait
-# to free the tensors of a failed collective: a deadlock.
+# Groups that this process joined. Freeing a group joins its thread while holding the GIL, which that thread may need to
+# free the tensors of a failed collective: a deadlock.
 _never_freed: list[Any] = []
 
 
 @contextmanager
 def join_process_group(spec: RankSpec, *, device: torch.device) -> Iterator[World]:
-    """Join the process group if there are several ranks; yields the world. Raises as ``init_process_group``."""
+    """Join the process group if there are several ranks; yield the world. Raises as ``init_process_group``."""
     if spec.size == 1:
         yield World()
         return
@@ -68,13 +68,13 @@ def join_process_group(spec: RankSpec, *, device: torch.device) -> Iterator[Worl
 
 @contextmanager
 def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float = TIMEOUT_S) -> Iterator[World]:
-    """Form a process group with the other ranks, even of one rank; yields the world.
+    """Form a process group with the other ranks, or of a single rank; yield the world.
 
-    Raises ``RankLost`` naming the lost ranks, if that is why this one cannot go on.
+    Raises ``RankLost`` naming the lost ranks if this rank fails because of them.
     """
     rank, size = spec.rank, spec.size
     interface = _interface("127.0.0.1" if spec.address.startswith(FILE) else address_towards(spec.address))
-    # Overrides what the cluster sets.
+    # Overrides the cluster's settings.
     os.environ |= {"GLOO_SOCKET_IFNAME": interface, "NCCL_SOCKET_IFNAME": interface, **NCCL}
     store = _store(spec)
     presence = _Presence(store, rank, size, timeout_s)
@@ -104,7 +104,7 @@ def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float
 
 
 def _store(spec: RankSpec) -> Store:
-    """Return the store of the rendezvous. PyTorch would cut a path at # or ?, so files are opened directly."""
+    """Return the store of the rendezvous. Files are opened directly: PyTorch would cut their path at # or ?."""
     if spec.address.startswith(FILE):
         return FileStore(spec.address.removeprefix(FILE), spec.size)
     store: Store = next(rendezvous(spec.address, spec.rank, spec.size, timeout=timedelta(seconds=WAIT_S)))[0]
@@ -112,14 +112,14 @@ def _store(spec: RankSpec) -> Store:
 
 
 def _is_connection_error(why: str) -> bool:
-    """Return whether an error says only that another rank did not answer."""
+    """Return True if an error only says that another rank did not respond."""
     return any(sign in why for sign in ("gloo", "Gloo", "NCCL", "DistNetworkError", "DistBackendError", "onnection"))
 
 
 class _Presence:
-    """Presence of ranks in the store of the rendezvous: a key for each rank that joined, and one for each that left.
+    """Presence of ranks in the store of the rendezvous: a key per rank that joined, and one per rank that left.
 
-    Creating it announces this rank and blocks until every rank has joined.
+    The constructor announces this rank and blocks until every rank has joined.
     """
 
     def __init__(self, store: Store, rank: int, size: int, timeout_s: float) -> None:
@@ -135,10 +135,10 @@ class _Presence:
         self._store.set(f"{word}/{self._rank}", "done")
 
     def wait_for(self, rank: int, word: str) -> None:
-        """See ``distributed.Presence``; raises ``RankLost`` if the rank is gone or was stopped for the timeout."""
+        """See ``distributed.Presence``; raises ``RankLost`` if the rank has ended or is stopped beyond the timeout."""
         deadline, last_running = time.monotonic() + WAIT_S, time.monotonic()
         while True:
-            # Checked before the word: a rank may leave right after its announcement.
+            # Checked before the announcement, right after which the rank may leave.
             status, left = self._describe(rank, self._timeout_s), self._store.check([f"left/{rank}"])
             now = time.monotonic()
             if self._store.check([f"{word}/{rank}"]):
@@ -154,7 +154,7 @@ class _Presence:
             self._store.set(f"left/{self._rank}", why)
 
     def lost(self, *, waited_s: float) -> str:
-        """Describe the ranks that neither train nor left; if all left, those that failed with another error."""
+        """Describe the ranks that did not report leaving; if all did, those that failed with an error of their own."""
         deadline = time.monotonic() + SETTLE_S
         missing = self._missing()
         while missing and time.monotonic() < deadline and not any(GONE in self._describe(r, 0.0) for r in missing):
@@ -189,7 +189,7 @@ class _Presence:
         except psutil.NoSuchProcess:
             status = psutil.STATUS_ZOMBIE
         if status == psutil.STATUS_ZOMBIE:
-            return f"{name} {GONE}; it may have been killed, by a user or for lack of memory"
+            return f"{name} {GONE}; it may have been killed by a user or by the system for lack of memory"
         why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
         return f"{name} has not answered for {waited_s:.0f} s: {why}"
 
@@ -197,7 +197,9 @@ class _Presence:
 def _interface(address: str) -> str:
     """Return the name of the network interface with an address of this machine."""
     interfaces = psutil.net_if_addrs().items()
-    return next(name for name, has in interfaces if any(a.address.partition("%")[0] == address for a in has))
+    return next(
+        name for name, addresses in interfaces if any(a.address.partition("%")[0] == address for a in addresses)
+    )
 
 
 def address_towards(url: str) -> str:

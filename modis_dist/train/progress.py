@@ -16,7 +16,7 @@ class Progress:
 
     trial: str
     status: Status = "running"
-    reason: str | None = None  # why it failed or was pruned
+    reason: str | None = None  # of a failed or pruned member
     best_value: float | None = None
     best_error: float | None = None  # reconstruction error of the same epoch, the tie-breaker
     best_epoch: int | None = None  # epochs done when it was reached
@@ -28,7 +28,7 @@ class Progress:
     def record_validation(self, metrics: Mapping[str, float], *, metric: str, margin: float) -> bool:
         """Update with the validation metrics of the last epoch; return whether it is the best so far.
 
-        An improvement of at most ``margin`` counts as none. The better reconstruction breaks ties.
+        Improvements of at most ``margin`` do not count. Ties are broken by the lower reconstruction error.
         """
         self.waited += 1
         value, error = metrics.get(metric), metrics.get("reconstruction_mse")

@@ -1,4 +1,4 @@
-"""Seeds of every random stream, as pure functions of its purpose. Nothing draws from a global generator."""
+"""Seeds of all random streams, each a pure function of the stream's purpose. Global generators are never used."""
 
 from hashlib import blake2b
 

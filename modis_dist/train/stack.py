@@ -30,7 +30,7 @@ class Member:
 def best_model(
     member: Member, progress: Progress, tensors: Mapping[str, Tensor], *, shape: Shape, steps: int
 ) -> Checkpoint:
-    """A member's best model (without validation its last) with all that prediction needs; ``steps`` make an epoch."""
+    """Return a member's best model (the last without validation) and all that prediction needs; ``steps`` per epoch."""
     arrays: dict[str, Tensor] = {}
     description: dict[str, object] = {}
     for modality, pipeline in member.prepared.pipelines.items():
@@ -52,7 +52,7 @@ def best_model(
 
 
 def set_library_sizes(model: Modis, members: Sequence[Member]) -> None:
-    """Set the library size that counts are predicted for: that of the median training row, of each member."""
+    """Set each member's library size for predicted counts to that of its median training row."""
     for modality in model.modalities:
         vae = model.vae(modality)
         if vae.counts:
@@ -63,7 +63,7 @@ def set_library_sizes(model: Modis, members: Sequence[Member]) -> None:
 
 
 def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:
-    """The loss weights of every member, stacked."""
+    """Return the loss weights of all members, stacked."""
     objectives = [member.run.objective for member in members]
 
     def column(name: str) -> Tensor:

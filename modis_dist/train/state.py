@@ -1,7 +1,7 @@
-"""Everything a training changes: the stacked model and its two learners.
+"""Mutable state of a training: the stacked model and its two learners.
 
-All tensors have the slots on their first axis, so that dropping a slot, saving and loading are operations on a
-dictionary of tensors.
+All tensors have the slots on their first axis, so dropping a slot, saving and loading are operations on dictionaries
+of tensors.
 """
 
 from collections.abc import Mapping, Sequence
@@ -32,11 +32,11 @@ class Setup:
     device: torch.device
     dtype: torch.dtype = torch.float32
     world: World = ALONE
-    scaled: bool = False  # losses, for fp16
+    scaled: bool = False  # scale the losses, for fp16
 
 
 class TrainState:
-    """The slots in training; ``members`` are their positions in the list the training was started with."""
+    """State of the slots in training; ``members`` are their positions in the list that the training started with."""
 
     def __init__(self, shape: Shape, members: Sequence[int], setup: Setup) -> None:
         self.shape = shape
@@ -56,23 +56,23 @@ class TrainState:
 
     @classmethod
     def start(cls, shape: Shape, seeds: Sequence[int], setup: Setup) -> "TrainState":
-        """A new state with initial weights drawn from each slot's seed."""
+        """Return a new state, with initial weights drawn from each slot's seed."""
         state = cls(shape, range(len(seeds)), setup)
         initialise(state.model, [mix(seed, "weights") for seed in seeds])
         return state
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """All tensors by part; each has the slots on its first axis."""
+        """Return all tensors by part, each with the slots on its first axis."""
         moments = {f"{name}.{key}": t for name, learner in self._learners() for key, t in learner.moments().items()}
         parts = {"model": self.model_tensors(), "optim": moments}
         return parts | ({"best": dict(self.best)} if self.best else {})
 
     def model_tensors(self) -> dict[str, Tensor]:
-        """Parameters and running statistics."""
+        """Return parameters and running statistics."""
         return dict(self.model.state_dict())
 
     def learners(self) -> dict[str, dict[str, Any]]:
-        """Plain values of both learners."""
+        """Return the plain values of both learners."""
         return {name: learner.state() for name, learner in self._learners()}
 
     def load(self, parts: Mapping[str, Tensors], learners: Mapping[str, dict[str, Any]], *, copy: bool = True) -> None:
@@ -85,7 +85,7 @@ class TrainState:
         self.best = {name: tensor.to(self.setup.device, copy=copy) for name, tensor in parts.get("best", {}).items()}
 
     def without(self, dropped: Sequence[int]) -> "TrainState":
-        """A state without the slots ``dropped``."""
+        """Return a state without the slots ``dropped``."""
         remaining = [slot for slot in range(len(self.members)) if slot not in dropped]
         for _, learner in self._learners():
             learner.release_memory()
@@ -96,12 +96,12 @@ class TrainState:
         return smaller
 
     def set_rates(self, share: float) -> None:
-        """Set the learning rates of the next step, as a share of the initial ones."""
+        """Set the learning rates of the next step, as a fraction of the initial ones."""
         for _, learner in self._learners():
             learner.set_rate(share)
 
     def keep_best(self, slot: int) -> None:
-        """Keep a slot's present model as its best."""
+        """Store a slot's current model as its best."""
         if not self.best:
             self.best = {name: tensor.clone() for name, tensor in self.model_tensors().items()}
             return
@@ -109,20 +109,20 @@ class TrainState:
             self.best[name][slot] = tensor[slot]
 
     def skipped(self) -> dict[str, int]:
-        """Number of steps that each side skipped so far because its gradients overflowed."""
+        """Return the number of steps that each side has skipped because its gradients overflowed."""
         return {"d": self.updates - self.adversary.steps(), "g": self.updates - self.vaes.steps()}
 
     def finite(self) -> list[bool]:
-        """Return for each slot True if all its parameters and statistics are finite."""
+        """Return, per slot, True if all its parameters and running statistics are finite."""
         checks = [t.flatten(1).isfinite().all(1) for t in self.model_tensors().values()]
         return [bool(ok) for ok in torch.stack(checks).all(0).cpu()]
 
     def checkpoint(
         self, *, identity: Mapping[str, Any], machine: Mapping[str, Any], progress: Sequence[Progress], sums: Any
     ) -> Checkpoint:
-        """The state as a checkpoint.
+        """Return the state as a checkpoint.
 
-        ``identity``: the training it belongs to; ``machine``: hardware and software; ``sums``: losses of the epoch.
+        ``identity``: the training it belongs to; ``machine``: hardware and software; ``sums``: loss sums of the epoch.
         """
         values = {
             "identity": dict(identity),

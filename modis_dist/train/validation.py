@@ -19,7 +19,7 @@ ROWS_AT_ONCE = 2048
 class ValidationRows:
     """Validation rows of R slots; slots with the same rows share one copy.
 
-    They stay on the device, or on the host where they do not fit. Each rank validates a block of the rows.
+    They are stored on the device, or on the host if they do not fit there. Each rank validates a block of the rows.
     """
 
     def __init__(
@@ -63,8 +63,8 @@ class ValidationRows:
     def validate(self, model: Modis) -> list[dict[str, float]]:
         """Return the metrics of each slot: ``balanced_accuracy`` etc., ``reconstruction_mse`` overall and by modality.
 
-        Errors are on the scale of the networks' input: of counts, that of log(1 + count). Metrics that are undefined or
-        not finite are left out. The same on every rank.
+        Errors are on the scale of the networks' input, log(1 + count) for counts. Metrics that are undefined or not
+        finite are left out. The result is the same on every rank.
         """
         model.eval()
         predicted: list[dict[str, ClassPredictions]] = [{} for _ in self._subsets]
@@ -77,8 +77,8 @@ class ValidationRows:
                 if n:
                     errors[r][modality] = float(error[r, :n].double().mean())
         model.train()
-        each = list(zip(predicted, errors, strict=True))
-        return self._world.broadcast(lambda: [self._metrics(scored, error) for scored, error in each])
+        slots = list(zip(predicted, errors, strict=True))
+        return self._world.broadcast(lambda: [self._metrics(scored, error) for scored, error in slots])
 
     def _gathered(self, rows: tuple[Tensor, Tensor], modality: str) -> tuple[Tensor, Tensor]:
         """Return predicted classes and errors [r, n] of all rows, on the host."""

@@ -1,4 +1,4 @@
-"""Site profiles: what is refused and how, those that are shipped, and what cluster/README.md says of the keys."""
+"""Site profiles: refusals, shipped profiles, and the documentation of keys in cluster/README.md."""
 
 import re
 import shutil
@@ -58,8 +58,8 @@ def profile(tmp_path: Path, text: str) -> Path:
     return path
 
 
-def told(tmp_path: Path, tree: dict[str, Any]) -> list[str]:
-    """The mistakes of a profile; the message must also name its file, be one line, and end the command with 2."""
+def mistakes_of(tmp_path: Path, tree: dict[str, Any]) -> list[str]:
+    """Return the mistakes of a profile; check that the error is one line with the file name, and exit status 2."""
     path = profile(tmp_path, yaml12.dump(tree))
     with pytest.raises(ConfigError) as refused:
         load_site(path)
@@ -68,13 +68,13 @@ def told(tmp_path: Path, tree: dict[str, Any]) -> list[str]:
     return refused.value.problems
 
 
-# --- what is refused ------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("key", Site.model_fields)
 @pytest.mark.parametrize("value", [{"a": 1}, [[1]], True, 2.5])
 def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object, tmp_path: Path) -> None:
-    problems = told(tmp_path, {key: value})
+    problems = mistakes_of(tmp_path, {key: value})
     assert all(re.match(rf"{key}(\[0\])?: must be ", problem) for problem in problems), problems
 
 
@@ -84,7 +84,7 @@ def test_an_integer_out_of_range_is_refused_and_the_bounds_are_accepted(key: str
     for end, beyond in (("minimum", -1), ("maximum", 1)):
         if end in rule:
             assert getattr(load_site(profile(tmp_path, yaml12.dump({**around, key: rule[end]}))), key) == rule[end]
-            (problem,) = told(tmp_path, {**around, key: rule[end] + beyond})
+            (problem,) = mistakes_of(tmp_path, {**around, key: rule[end] + beyond})
             assert re.match(rf"{key}: must be [<>]= {rule[end]} ", problem)
     assert "minimum" in rule
 
@@ -92,7 +92,7 @@ def test_an_integer_out_of_range_is_refused_and_the_bounds_are_accepted(key: str
 @pytest.mark.parametrize("key", WORDS)
 @pytest.mark.parametrize("value", INJECTIONS)
 def test_an_sbatch_argument_with_shell_syntax_is_refused(key: str, value: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {key: value, "gpus": 1})
+    (problem,) = mistakes_of(tmp_path, {key: value, "gpus": 1})
     assert problem.startswith(f"{key}: ")
 
 
@@ -126,15 +126,15 @@ def test_an_sbatch_argument_with_shell_syntax_is_refused(key: str, value: str, t
     ],
 )
 def test_a_time_that_is_not_days_hours_minutes_seconds_is_refused(value: object, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"time": value})
+    (problem,) = mistakes_of(tmp_path, {"time": value})
     assert problem.startswith("time: must be [days-]hours:minutes:seconds, above 0 (got ")
 
 
 @pytest.mark.parametrize(
     "value", ["16", "16 G", "16GB", "0G", "-1G", "1.5G", "16g", "16K", "16G\n", "\u0661G", "9" * 10 + "T"]
 )
-def test_memory_without_a_unit_of_slurm_is_refused(value: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"memory": value})
+def test_memory_without_a_slurm_unit_is_refused(value: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {"memory": value})
     assert problem.startswith("memory: must be ")
 
 
@@ -166,29 +166,27 @@ def test_memory_without_a_unit_of_slurm_is_refused(value: str, tmp_path: Path) -
     ],
 )
 def test_an_option_that_is_not_one_long_option_is_refused(value: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"options": ["--exclusive", value]})
+    (problem,) = mistakes_of(tmp_path, {"options": ["--exclusive", value]})
     assert problem.startswith("options[1]: must be one long option of sbatch")
 
 
 @pytest.mark.parametrize("name", [*RESERVED_OPTIONS, "part", "outp", "arr", "acc", "wra", "depend", "job"])
 @pytest.mark.parametrize("value", ["", "=1"])
-def test_an_option_of_the_submission_is_refused_also_by_the_start_of_its_name(
-    name: str, value: str, tmp_path: Path
-) -> None:
-    (problem,) = told(tmp_path, {"options": [f"--{name}{value}"]})
+def test_a_reserved_option_is_refused_also_if_abbreviated(name: str, value: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {"options": [f"--{name}{value}"]})
     assert problem == f"options: --{name} is set by a key of the profile, or by the submission itself"
 
 
 @pytest.mark.parametrize("key", ["setup", "python"])
 @pytest.mark.parametrize("line", ["module load a\nrm -rf b", "a\r", "a\x1b[2J", "a\u2028b", "a\tb", "", "x" * 2001])
-def test_a_value_of_several_lines_is_refused(key: str, line: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {key: ["true", line]})
+def test_a_multi_line_value_is_refused(key: str, line: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {key: ["true", line]})
     assert problem.startswith(key)
 
 
 @pytest.mark.parametrize("line", ["#SBATCH --uid=0", "  #SBATCH -p gpu"])
-def test_setup_does_not_smuggle_options_in(line: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"setup": [line]})
+def test_an_sbatch_directive_in_setup_is_refused(line: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {"setup": [line]})
     assert problem.startswith("setup: #SBATCH ")
 
 
@@ -214,8 +212,8 @@ def test_setup_does_not_smuggle_options_in(line: str, tmp_path: Path) -> None:
         *("${X", "${X:-/tmp}", "${!X}", "$X}", "/tmp/*", "/tmp/\u00e9", "", "/" + "x" * 500),
     ],
 )
-def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"scratch": value})
+def test_a_scratch_that_is_not_a_path_or_runs_a_command_is_refused(value: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {"scratch": value})
     assert problem.startswith("scratch: ")
 
 
@@ -233,11 +231,11 @@ def test_scratch_that_is_no_path_or_that_runs_a_command_is_refused(value: str, t
     ],
 )
 def test_a_mistake_is_reported_with_the_value_to_write(tree: dict[str, Any], problem: str, tmp_path: Path) -> None:
-    assert told(tmp_path, tree) == [problem]
+    assert mistakes_of(tmp_path, tree) == [problem]
 
 
 def test_all_mistakes_of_a_profile_are_reported_at_once(tmp_path: Path) -> None:
-    problems = told(tmp_path, {"partition": "a b", "cpus": 0, "time": 90, "options": ["--mem=3G"], "tiem": 1})
+    problems = mistakes_of(tmp_path, {"partition": "a b", "cpus": 0, "time": 90, "options": ["--mem=3G"], "tiem": 1})
     assert [problem.split(":")[0] for problem in problems] == ["partition", "cpus", "time", "options", "tiem"]
 
 
@@ -250,21 +248,21 @@ def test_all_mistakes_of_a_profile_are_reported_at_once(tmp_path: Path) -> None:
         ({"scratch": "/scratch/CHANGE_ME"}, "scratch"),
     ],
 )
-def test_a_value_that_was_not_replaced_is_refused(tree: dict[str, Any], key: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, tree)
+def test_a_placeholder_that_was_not_replaced_is_refused(tree: dict[str, Any], key: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, tree)
     assert problem.startswith(f"{key}: replace CHANGE_ME by your value (got '")
 
 
 @pytest.mark.parametrize(
     "text", ["", "- cpus: 4\n", "cpus: 4\ncpus: 5\n", "cpus: !!int 4\n", "a: &b 1\nc: *b\n", "cpus: [\n"]
 )
-def test_a_file_that_is_no_mapping_of_keys_is_refused_by_name(text: str, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_mapping_of_keys_is_refused_by_name(text: str, tmp_path: Path) -> None:
     path = profile(tmp_path, text)
     with pytest.raises(ConfigError, match=re.escape(str(path))):
         load_site(path)
 
 
-# --- what is taken --------------------------------------------------------------------------------------------
+# --- accepted values ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -285,14 +283,14 @@ def test_a_file_that_is_no_mapping_of_keys_is_refused_by_name(text: str, tmp_pat
         ("python", ("singularity", "exec", "--nv", "my image.sif", "python")),
     ],
 )
-def test_a_value_that_clusters_need_is_taken_as_it_is(key: str, value: Any, tmp_path: Path) -> None:
+def test_a_value_that_clusters_need_is_accepted_unchanged(key: str, value: Any, tmp_path: Path) -> None:
     text = yaml12.dump({key: list(value) if isinstance(value, tuple) else value})
     assert getattr(load_site(profile(tmp_path, text)), key) == value
 
 
 @pytest.mark.parametrize("value", ["gpu:1", "gpu:a100:2", "lscratch", "a:1,b:2", "a:1 --uid=0", "a:$X", ""])
-def test_a_resource_that_is_none_or_that_gpus_state_is_refused(value: str, tmp_path: Path) -> None:
-    (problem,) = told(tmp_path, {"gres": [value]})
+def test_an_invalid_gres_or_one_for_gpus_is_refused(value: str, tmp_path: Path) -> None:
+    (problem,) = mistakes_of(tmp_path, {"gres": [value]})
     assert problem.startswith("gres[0]: must be name:number or name:kind:number, e.g. lscratch:100")
 
 
@@ -301,7 +299,7 @@ def test_an_option_that_only_shares_a_prefix_with_a_reserved_one_is_accepted() -
 
 
 @pytest.mark.parametrize("seconds", [121, 3599, 3600, 86399, 86400, 90061, 20 * 3600, 999 * 86400 + 86399])
-def test_a_time_is_as_long_as_the_calendar_says(seconds: int) -> None:
+def test_a_time_is_converted_to_seconds(seconds: int) -> None:
     days, _, clock = str(timedelta(seconds=seconds)).rpartition(" days, ")
     if not days:
         days, _, clock = str(timedelta(seconds=seconds)).rpartition(" day, ")
@@ -313,11 +311,11 @@ def test_hours_may_be_more_than_a_day() -> None:
 
 
 def test_a_time_without_quotes_stays_text(tmp_path: Path) -> None:
-    """In YAML 1.1 it would be 72,000, a number to base 60."""
+    """YAML 1.1 would read 72,000, a number in base 60."""
     assert load_site(profile(tmp_path, "time: 20:00:00\n")).time == "20:00:00"
 
 
-# --- the profiles that are shipped ----------------------------------------------------------------------------
+# --- shipped profiles -----------------------------------------------------------------------------------------
 
 
 def filled_in(shipped: Path, tmp_path: Path) -> Site:
@@ -338,8 +336,8 @@ def test_a_shipped_profile_names_its_placeholders_and_loads_once_filled_in(shipp
 
 
 @pytest.mark.parametrize("shipped", PROFILES, ids=lambda path: path.stem)
-def test_the_lines_a_shipped_profile_offers_load_as_well(shipped: Path, tmp_path: Path) -> None:
-    """Those behind a ``#`` that name a key, and the items of a list below them."""
+def test_the_commented_lines_of_a_shipped_profile_load_as_well(shipped: Path, tmp_path: Path) -> None:
+    """Uncomment the lines with a key, and the list items below them."""
     offered = re.sub(r"(?m)^# (?=[a-z_]+: |setup:|  - )", "", shipped.read_text())
     site = load_site(profile(tmp_path, offered.replace("CHANGE_ME", "mine")))
     if "generic" in shipped.stem:
@@ -357,16 +355,16 @@ def test_the_shipped_profiles_match_their_names(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
 @pytest.mark.parametrize("shipped", PROFILES, ids=lambda path: path.stem)
-def test_the_setup_of_a_shipped_profile_is_shell(shipped: Path, tmp_path: Path) -> None:
+def test_the_setup_of_a_shipped_profile_is_valid_shell(shipped: Path, tmp_path: Path) -> None:
     lines = "\n".join(filled_in(shipped, tmp_path).setup)
     assert subprocess.run(["bash", "-n"], input=lines, text=True, check=False, capture_output=True).stderr == ""
 
 
-# --- what is written of the keys ------------------------------------------------------------------------------
+# --- documentation of the keys --------------------------------------------------------------------------------
 
 
 def rows() -> dict[str, list[str]]:
-    """Meaning, default and range of each key, as the guide's table has them."""
+    """Return meaning, default and range of each key from the guide's table."""
     table = GUIDE.split("## Every key")[1].split("\n## ")[0]
     cells = [re.split(r"(?<!\\)\|", line)[1:-1] for line in table.splitlines() if line.startswith("| `")]
     texts = [[cell.strip().replace("\\|", "|") for cell in row] for row in cells]
@@ -378,7 +376,7 @@ def test_the_guide_has_a_row_for_every_key_in_order_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("key", Site.model_fields)
-def test_the_guide_tells_the_meaning_default_and_range_of_a_key(key: str) -> None:
+def test_the_guide_gives_meaning_default_and_range_of_every_key(key: str) -> None:
     meaning, default, allowed = rows()[key]
     rule = RULES[key]
     assert meaning == rule["description"]

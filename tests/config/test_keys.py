@@ -23,7 +23,7 @@ class KeyCase:
     """A key of the JSON Schema: its path, the smallest tree that contains it, its rule."""
 
     path: tuple[str | int, ...]  # as typed in the YAML, list positions included
-    around: dict[int, dict[str, Any]]  # what the section at each depth of the path needs besides
+    around: dict[int, dict[str, Any]]  # other keys that the section at each depth of the path needs
     rule: dict[str, Any]
 
     @property
@@ -55,8 +55,8 @@ def alternatives(rule: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the alternatives of a rule, without null."""
     rule = resolved(rule)
     options = rule.get("anyOf") or rule.get("oneOf")
-    found = [inner for option in options for inner in alternatives(option)] if options else [rule]
-    return [option for option in found if option.get("type") != "null"]
+    inner_rules = [inner for option in options for inner in alternatives(option)] if options else [rule]
+    return [option for option in inner_rules if option.get("type") != "null"]
 
 
 NEEDED = {
@@ -120,9 +120,9 @@ def test_a_misspelt_key_is_refused_with_the_right_one(place: KeyCase) -> None:
         return
     wrong = name[:-1] + name[-1] * 2 + "x"  # a slip at the end
     location = place.shown[: -len(name)] + wrong
-    found = [problem for problem in problems(place.tree(1, key=wrong)) if problem.startswith(f"{location}: ")]
-    assert len(found) == 1 and "unknown key; did you mean" in found[0]
-    assert f"'{name}'" in found[0]
+    matching = [problem for problem in problems(place.tree(1, key=wrong)) if problem.startswith(f"{location}: ")]
+    assert len(matching) == 1 and "unknown key; did you mean" in matching[0]
+    assert f"'{name}'" in matching[0]
 
 
 @pytest.mark.parametrize(("key", "meant"), [("lr", "optim.lr"), ("epochs", "optim.epochs"), ("beta", "objective.beta")])
@@ -153,9 +153,9 @@ def wrong_values(rule: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.shown)
 def test_a_value_of_the_wrong_type_is_refused_by_its_key(place: KeyCase) -> None:
     for value in wrong_values(place.rule):
-        found = problems(place.tree(value))
+        reported = problems(place.tree(value))
         section = place.shown.rsplit(".", 1)[0] if place.path[-1] == "kind" else place.shown
-        assert any(problem.startswith(section) for problem in found), (value, found)
+        assert any(problem.startswith(section) for problem in reported), (value, reported)
 
 
 def limits(rule: dict[str, Any]) -> Iterator[tuple[Any, Any]]:

@@ -276,7 +276,7 @@ def test_a_tree_is_frozen(file: Path) -> None:
         load_run(file).optim.lr = 1.0
 
 
-# --- what is swept --------------------------------------------------------------------------------------------
+# --- sweeps ---------------------------------------------------------------------------------------------------
 
 
 def test_mistakes_in_grid_and_conditions_are_reported_with_all_others(file: Path) -> None:
@@ -316,9 +316,9 @@ STATED = {"optim": {"lr": 0.5, "epochs": 300}, "trainer": {"early_stopping": Non
 def with_preset(run: Run) -> dict[str, object]:
     """Return the values of the keys of a preset in a run."""
     tree = to_tree(run)
-    found = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
-    patience = found["trainer.early_stopping"]
-    return found | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
+    values = {key: tree[key.split(".")[0]][key.split(".")[1]] for key in FAST}
+    patience = values["trainer.early_stopping"]
+    return values | {"trainer.early_stopping": patience and {"patience": patience["patience"]}}
 
 
 def test_a_preset_in_a_file_sets_keys_that_the_file_does_not_state() -> None:
@@ -338,7 +338,7 @@ def test_a_preset_as_an_override_replaces_stated_keys_but_not_other_overrides(pr
     assert with_preset(again) == PRESETS["published"]
 
 
-def test_a_run_without_a_preset_has_the_published_one() -> None:
+def test_the_default_preset_is_published() -> None:
     assert with_preset(Run()) == PRESETS["published"]
 
 

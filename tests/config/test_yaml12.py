@@ -46,8 +46,8 @@ def refusal(text: str) -> str:
     ],
 )
 def test_scalars_are_resolved_as_in_yaml_1_2(text: str, value: Any) -> None:
-    found = yaml12.parse(f"key: {text}", source="s.yaml")["key"]
-    assert found == value and type(found) is type(value)
+    parsed = yaml12.parse(f"key: {text}", source="s.yaml")["key"]
+    assert parsed == value and type(parsed) is type(value)
 
 
 def test_a_merge_key_is_an_ordinary_key() -> None:

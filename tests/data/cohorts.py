@@ -21,7 +21,7 @@ def index_of(rows: Sequence[Row], split: Sequence[str] | None = None) -> Index:
 def random_cohort(
     seed: int, *, groups: int, classes: int, modalities: int, samples_per_group: int, unlabelled: float
 ) -> dict[str, Index]:
-    """Every group has a main class, 1..samples_per_group samples, and each sample rows in some modalities."""
+    """Return groups with a main class and 1..samples_per_group samples, and samples with rows in some modalities."""
     rng = np.random.default_rng(seed)
     rows: dict[str, list[Row]] = {f"m{number}": [] for number in range(modalities)}
     for group, main in enumerate(rng.integers(classes, size=groups)):

@@ -174,7 +174,7 @@ def test_a_killed_process_leaves_no_file(tmp_path: Path) -> None:
     assert child.returncode == -signal.SIGKILL and [*tmp_path.iterdir()] == []
 
 
-# --- a disk without room ------------------------------------------------------------------------------------
+# --- insufficient disk space --------------------------------------------------------------------------------
 
 
 def test_a_full_disk_is_reported_with_advice(scratch: Path) -> None:

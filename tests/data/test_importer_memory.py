@@ -21,7 +21,7 @@ NAMES = [f"g{i}" for i in range(FEATURES)]
 
 
 def numbers() -> NDArray[np.float32]:
-    """Half of them 0, and short as text."""
+    """Return numbers that are short as text, half of them 0."""
     return np.random.default_rng(0).integers(0, 9, (ROWS, FEATURES)).clip(4).astype(np.float32) - 4
 
 

@@ -70,7 +70,7 @@ def import_changed(tmp_path: Path, change: Mutation, name: str = "mirna.parquet"
     return source
 
 
-# --- what is right comes through ------------------------------------------------------------------------------
+# --- valid input ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "csv", "tsv", "csv.gz", "tsv.gz"])
@@ -253,7 +253,7 @@ def test_unshared_samples_similar_classes_and_ignored_files_are_noticed(tmp_path
     assert "'LUAD'" in classes and "'luad'" in classes and "two modalities" in pairing
 
 
-# --- what is wrong is refused by name -------------------------------------------------------------------------
+# --- invalid input is refused by name -------------------------------------------------------------------------
 
 
 def _set(row: int, column: str, value: object) -> Mutation:

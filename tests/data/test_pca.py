@@ -33,7 +33,7 @@ def numbers(rows: int, features: int, seed: int = 0) -> Block:
 @settings(max_examples=40, deadline=None)
 @given(st.integers(2, 60), st.integers(1, 60), st.data())
 def test_blockwise_components_equal_those_of_scikit_learn(rows: int, features: int, data: st.DataObject) -> None:
-    # One less than all of centred rows: the last direction of those is rounding, and nobody's.
+    # One component less than the centred rows allow: the last direction is only rounding error.
     components = data.draw(st.integers(1, min(rows - 1, features)))
     seed, size = data.draw(st.integers(0, 99)), data.draw(st.integers(1, 70))
     x = numbers(rows, features, seed)

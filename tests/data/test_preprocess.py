@@ -60,7 +60,7 @@ def close(got: Features, expected: Any) -> bool:
     return bool(np.allclose(got, expected, rtol=1e-5, atol=1e-5))
 
 
-# --- scikit-learn's answers -------------------------------------------------------------------------------------
+# --- equality with scikit-learn ---------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("blocks")
@@ -122,7 +122,7 @@ def test_ties_in_variance_keep_the_first_features() -> None:
 @pytest.mark.usefixtures("blocks")
 @pytest.mark.parametrize("solver", ["auto", "randomized", "incremental"])
 def test_pca_equals_scikit_learn_up_to_sign(solver: str) -> None:
-    # Clear gaps between components, so that the approximate solvers have one answer to find.
+    # Clear gaps between components, so that the approximate solvers have a unique solution.
     rng = np.random.default_rng(5)
     scores = rng.normal(size=(200, 4)) * [100, 30, 10, 3]
     x = (scores @ rng.normal(size=(4, 15)) + rng.normal(size=15)).astype(np.float32)
@@ -153,7 +153,7 @@ def test_the_largest_loading_of_every_component_is_positive(solver: str) -> None
         assert (components[np.arange(6), np.abs(components).argmax(axis=1)] > 0).all()
 
 
-# --- back to the data's units -----------------------------------------------------------------------------------
+# --- inverse ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("blocks")
@@ -302,11 +302,11 @@ def test_checks_do_not_hold_the_counts_of_all_blocks(monkeypatch: pytest.MonkeyP
         tracemalloc.stop()
 
 
-# --- odd data ---------------------------------------------------------------------------------------------------
+# --- edge cases -------------------------------------------------------------------------------------------------
 
 
 def test_a_constant_feature_becomes_0_and_is_restored() -> None:
-    # The logarithm has no exact float64, and the mean of 1,001 of them need not be the number itself.
+    # The logarithm is not exact in float64, and the mean of 1,001 equal values may differ from the value.
     x = np.column_stack([np.full(1001, 0.1), np.arange(1001)]).astype(np.float32)
     for step in ("standardise", "minmax"):
         pipeline = fitted(x, "log1p", step)

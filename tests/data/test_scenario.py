@@ -69,7 +69,7 @@ def paired() -> dict[str, Index]:
     return {name: index_of(rows) for name in ("rna", "protein", "methylation")}
 
 
-# --- what holds for every scenario ------------------------------------------------------------------------------
+# --- properties of every scenario -------------------------------------------------------------------------------
 
 WRITTEN: Sequence[Any] = (
     {"kind": "hide_labels", "fraction": 0.5},
@@ -240,7 +240,7 @@ def by_brute_force(has: Sequence[Sequence[int]], modalities: int) -> int:
 @given(st.lists(st.sets(st.integers(0, 2), min_size=1), min_size=1, max_size=8), SEEDS)
 def test_unpairing_is_optimally_balanced(has: list[set[int]], seed: int) -> None:
     rows = {f"m{m}": [(f"s{i}", f"s{i}", 0) for i, present in enumerate(has) if m in present] for m in range(3)}
-    # A class that keeps every modality alive, whatever the first one does.
+    # A second class with rows in every modality, so that none becomes empty.
     indexes = {name: index_of([*listed, (f"only-{name}", f"only-{name}", 1)]) for name, listed in rows.items()}
     everything = {name: np.arange(len(index)) for name, index in indexes.items()}
     selected = apply(steps("unpair"), indexes, everything, classes=CLASSES, seed=seed)

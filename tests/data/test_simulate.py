@@ -242,7 +242,7 @@ def test_a_missing_or_damaged_table_is_named(params: Path, tmp_path: Path) -> No
         simulated(tmp_path / "store", reference=str(params))
 
 
-# --- the acceptance figures, with the original tables ---------------------------------------------------------
+# --- published statistics, with the original tables -----------------------------------------------------------
 
 
 @pytest.mark.shared

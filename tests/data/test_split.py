@@ -25,9 +25,7 @@ COHORTS = st.builds(
     modalities=st.integers(2, 4),
     samples_per_group=st.integers(1, 3),
     unlabelled=st.sampled_from([0.0, 0.2]),
-).filter(
-    lambda indexes: min(map(len, indexes.values())) >= 8
-)  # of fewer rows a modality may have none left to train on
+).filter(lambda indexes: min(map(len, indexes.values())) >= 8)  # with fewer rows, a modality may have no training rows
 FRACTIONS = st.sampled_from([0.1, 0.2, 1 / 3, 0.5])
 
 

@@ -1,4 +1,4 @@
-"""Fixtures of the tests of formulas."""
+"""Fixtures of the numerical tests."""
 
 from collections.abc import Iterator
 
@@ -10,14 +10,14 @@ from tests.shapes import checked
 
 @pytest.fixture(scope="module", autouse=True)
 def shapes_checked() -> Iterator[None]:
-    """At every call."""
+    """Check shape annotations at every call."""
     with checked():
         yield
 
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
-    """Toy tensors on one thread: on busy cores a second one makes these tests up to 40 times slower."""
+    """Use one thread: with toy tensors on busy cores, a second one makes these tests up to 40 times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

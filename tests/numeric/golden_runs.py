@@ -1,4 +1,4 @@
-"""Twenty float64 steps of the toy system for each adversarial loss: what a golden file holds."""
+"""Content of the golden files: twenty float64 steps of the toy system for each adversarial loss."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ ROWS = 8
 
 
 def run(kind: str) -> list[dict[str, float]]:
-    """Every term of every step, summed over modalities, and the totals; 12 significant digits."""
+    """Return every term of every step, summed over modalities, and the totals, with 12 significant digits."""
     state, how = start([42]), weights([kind])
     rows = []
     for number in range(STEPS):
@@ -28,5 +28,5 @@ def path(kind: str) -> Path:
 
 
 def text(kind: str) -> str:
-    """The content of its file."""
+    """Return the content of its file."""
     return json.dumps(run(kind), indent=1) + "\n"

@@ -1,7 +1,7 @@
-"""The method written a second time, slowly: loops over rows and classes, plain layers, one row's gradient at a time.
+"""Slow reference implementation: loops over rows and classes, plain layers, one row's gradient at a time.
 
-Nothing of the package's losses or layers is used, so that agreement means something. Tensors here have no replicate
-axis: ``d[i][b][c]`` is the logit c of row b of modality i.
+Independent of the package's losses and layers. Tensors have no slot axis: ``d[i][b][c]`` is the logit c of row b of
+modality i.
 """
 
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ def softplus(value: Tensor) -> Tensor:
 
 
 def mean(values: Sequence[Tensor]) -> Tensor:
-    """Mean of scalars."""
+    """Return the mean of scalars."""
     return sum(values[1:], values[0]) / len(values)
 
 
@@ -34,7 +34,7 @@ def cross_entropy(logits: Tensor, name: int) -> Tensor:
 
 
 def adversarial(kind: str, side: str, d: Tensor, label: Tensor) -> Tensor:
-    """The four adversarial losses; ``label`` [m, b] matters for class_conditional only."""
+    """Return one of the four adversarial losses; ``label`` [m, b] is used by class_conditional only."""
     modalities, rows = d.shape[:2]
     pairs = [(i, j) for i, j in product(range(modalities), repeat=2) if i != j]
     sign = -1 if side == "discriminator" else 1
@@ -65,7 +65,7 @@ def adversarial(kind: str, side: str, d: Tensor, label: Tensor) -> Tensor:
 
 
 def bandwidth(h: Tensor) -> float:
-    """0.15 of the (lower) median of all n^2 squared distances, at least 1e-9."""
+    """Return 0.15 times the (lower) median of all n^2 squared distances, at least 1e-9."""
     squares = sorted(float(((a - b) ** 2).sum()) for a in h.detach() for b in h.detach())
     return max(0.15 * squares[(len(squares) - 1) // 2], 1e-9)
 
@@ -92,13 +92,13 @@ def clustering_parts(a: Tensor, h: Tensor, prior: Tensor, s2: float) -> tuple[Te
 
 
 def labelled_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
-    """Mean over the labelled rows of one modality, 0 without any."""
+    """Return the mean over the labelled rows of one modality, 0 if there are none."""
     values = [cross_entropy(row, int(k)) for row, k in zip(logits, label, strict=True) if k >= 0]
     return mean(values) if values else 0 * logits.sum()
 
 
 def known_labels(logits: Tensor, label: Tensor, confidence: float) -> Tensor:
-    """True class, else the predicted one where its probability reaches the confidence, else -1; [m, b]."""
+    """Return each class, else the predicted one if its probability reaches the confidence, else -1; [m, b]."""
     known = label.clone()
     for m, b in product(*map(range, label.shape)):
         probability = logits[m, b].detach().softmax(0)
@@ -120,7 +120,7 @@ def hidden(inputs: int, outputs: int, shape: Shape) -> list[nn.Module]:
 
 
 class PlainVae(nn.Module):
-    """One replicate's VAE of plain layers."""
+    """The VAE of one slot, of plain layers."""
 
     def __init__(self, shape: Shape, modality: str) -> None:
         super().__init__()
@@ -140,14 +140,14 @@ class PlainVae(nn.Module):
         self.decoder = nn.Sequential(*layers, nn.Linear(before, p, dtype=torch.float64))
 
     def forward(self, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """mu, sigma, z."""
+        """Return mu, sigma and z."""
         h = self.encoder(x)
         mu, sigma = self.mu(h), torch.sqrt(torch.exp(self.logvar(h)))
         return mu, sigma, mu + sigma * noise
 
 
 class PlainDiscriminator(nn.Module):
-    """One replicate's discriminator of plain layers."""
+    """The discriminator of one slot, of plain layers."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -162,14 +162,14 @@ class PlainDiscriminator(nn.Module):
 
 
 class PlainSystem:
-    """One replicate of a stacked model, its weights copied into plain layers."""
+    """One slot of a stacked model, with its weights copied to plain layers."""
 
-    def __init__(self, model: Modis, replicate: int = 0) -> None:
+    def __init__(self, model: Modis, slot: int = 0) -> None:
         self.vaes = nn.ModuleList(PlainVae(model.shape, m) for m in model.shape.features)
         self.discriminator = PlainDiscriminator(model.shape)
         for plain, stacked in self._pairs(model):
             for name, tensor in stacked.state_dict().items():
-                plain.state_dict()[name].copy_(tensor[replicate])
+                plain.state_dict()[name].copy_(tensor[slot])
 
     def _pairs(self, model: Modis) -> list[tuple[nn.Module, nn.Module]]:
         plain = [
@@ -181,10 +181,10 @@ class PlainSystem:
         stacked = [layer for layer in model.modules() if isinstance(layer, StackedLinear | StackedBatchNorm)]
         return list(zip(plain, stacked, strict=True))
 
-    def largest_difference(self, model: Modis, replicate: int = 0) -> float:
-        """Over all parameters and running statistics."""
+    def largest_difference(self, model: Modis, slot: int = 0) -> float:
+        """Return the largest absolute difference over all parameters and running statistics."""
         return max(
-            float((plain.state_dict()[name] - tensor[replicate]).abs().max())
+            float((plain.state_dict()[name] - tensor[slot]).abs().max())
             for plain, stacked in self._pairs(model)
             for name, tensor in stacked.state_dict().items()
         )
@@ -194,7 +194,7 @@ class PlainSystem:
 
 
 def squared_gradients(plain: PlainSystem, m: int, x: Tensor, noise: Tensor, signs: Tensor, on: str) -> list[Tensor]:
-    """|grad of the signed sum of the logits|^2 of each row, with respect to x or z, encoders in eval mode."""
+    """Return |gradient of the signed sum of logits|^2 per row, with respect to x or z, with encoders in eval mode."""
     squares = []
     for b in range(len(x)):
         row = x[b : b + 1].clone().requires_grad_()
@@ -208,13 +208,13 @@ def squared_gradients(plain: PlainSystem, m: int, x: Tensor, noise: Tensor, sign
 
 
 def class_terms(logits: Tensor, h: Tensor, label: Tensor, how: Any) -> Tensor:
-    """Weighted L_C + L_clustering of one modality."""
+    """Return the weighted L_C + L_clustering of one modality."""
     clustering = sum(clustering_parts(logits.softmax(-1), h, how.prior[0], bandwidth(h)))
     return how.label[0] * labelled_cross_entropy(logits, label) + how.clustering[0] * clustering
 
 
 def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
-    """L_D of a batch of one replicate; noise_d."""
+    """Return L_D of a batch of one slot, with noise_d."""
     plain.vaes.eval()
     modalities = range(len(given.x))
     trunks, total = [], torch.zeros((), dtype=torch.float64)
@@ -231,7 +231,7 @@ def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tens
 
 
 def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
-    """L_G of a batch of one replicate; noise_g."""
+    """Return L_VAE of a batch of one slot, with noise_g."""
     plain.vaes.train()
     trunks, total = [], torch.zeros((), dtype=torch.float64)
     for m, vae in enumerate(plain.vaes):

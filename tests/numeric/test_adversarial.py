@@ -1,4 +1,4 @@
-"""The four adversarial losses against loops over their formulas, their gradients, and what each can and cannot do."""
+"""The four adversarial losses equal explicit loops; their gradients and properties."""
 
 from collections.abc import Callable
 from math import log
@@ -23,7 +23,7 @@ every_number_of_modalities = pytest.mark.parametrize("modalities", [2, 3, 4])
 
 
 def loss_of(kind: str, side: str, label: Tensor) -> Callable[[Tensor], Tensor]:
-    """One of ours as a function of the logits."""
+    """Return a loss of the package as a function of the logits."""
     function = getattr(ADVERSARIAL[kind], side)
     return (lambda logits: function(logits, label)) if ADVERSARIAL[kind].by_class else function
 
@@ -32,13 +32,13 @@ def gradient(loss: Tensor, logits: Tensor) -> Tensor:
     return torch.autograd.grad(loss.sum(), logits)[0]
 
 
-def test_the_configuration_takes_the_kinds_of_the_table() -> None:
+def test_the_configuration_accepts_exactly_the_implemented_losses() -> None:
     assert get_args(Objective.model_fields["adversarial_loss"].annotation) == tuple(ADVERSARIAL)
 
 
 @every_number_of_modalities
 @every_loss
-def test_value_and_gradient_are_those_of_the_loops(kind: str, side: str, modalities: int) -> None:
+def test_value_and_gradient_equal_explicit_loops(kind: str, side: str, modalities: int) -> None:
     label = labels(2, modalities, 4, seed=7)
     logits = normal(2, modalities, 4, modalities, seed=modalities).requires_grad_()
     ours = loss_of(kind, side, label)(logits)
@@ -49,7 +49,7 @@ def test_value_and_gradient_are_those_of_the_loops(kind: str, side: str, modalit
 
 @every_number_of_modalities
 @every_loss
-def test_gradient_is_that_of_finite_differences(kind: str, side: str, modalities: int) -> None:
+def test_the_gradient_equals_finite_differences(kind: str, side: str, modalities: int) -> None:
     logits = normal(1, modalities, 3, modalities, seed=modalities).requires_grad_()
     assert torch.autograd.gradcheck(loss_of(kind, side, labels(1, modalities, 3, seed=5)), logits)
 
@@ -74,7 +74,7 @@ def test_published_discriminator_loss_is_constant_for_two_modalities(seed: int) 
 
 @few
 @given(SEEDS, st.integers(2, 4))
-def test_published_discriminator_loss_does_not_change_when_modalities_are_exchanged(seed: int, modalities: int) -> None:
+def test_published_discriminator_loss_is_invariant_to_exchanging_modalities(seed: int, modalities: int) -> None:
     logits = normal(1, modalities, 3, modalities, seed=seed)
     exchanged = logits[:, torch.randperm(modalities, generator=torch.Generator().manual_seed(seed))]
     torch.testing.assert_close(
@@ -85,7 +85,7 @@ def test_published_discriminator_loss_does_not_change_when_modalities_are_exchan
 @every_loss
 @few
 @given(SEEDS)
-def test_the_order_of_rows_does_not_matter_if_modalities_keep_step(kind: str, side: str, seed: int) -> None:
+def test_row_order_does_not_matter_if_all_modalities_are_permuted_alike(kind: str, side: str, seed: int) -> None:
     logits, label = normal(1, 3, 5, 3, seed=seed), labels(1, 3, 5, seed=seed)
     order = torch.randperm(5, generator=torch.Generator().manual_seed(seed))
     before = loss_of(kind, side, label)(logits)
@@ -115,7 +115,7 @@ def test_a_constant_added_to_one_critic_changes_nothing(kind: str, side: str, se
 
 
 @pytest.mark.parametrize("kind", ["pairwise", "cross_entropy", "class_conditional"])
-def test_discriminators_gain_where_encoders_lose(kind: str) -> None:
+def test_a_confident_critic_has_a_lower_discriminator_loss_and_a_higher_encoder_loss(kind: str) -> None:
     sure = 3 * torch.eye(3, dtype=torch.float64)[None, :, None, :].expand(1, 3, 4, 3)
     label = torch.zeros(1, 3, 4, dtype=torch.long)
     unsure = torch.zeros_like(sure)
@@ -124,20 +124,22 @@ def test_discriminators_gain_where_encoders_lose(kind: str) -> None:
 
 
 @pytest.mark.parametrize("side", SIDES)
-def test_class_conditional_has_no_gradient_between_classes_or_from_rows_without_one(side: str) -> None:
+def test_class_conditional_has_no_gradient_between_classes_or_from_unlabelled_rows(side: str) -> None:
     label = torch.tensor([[[0, 0, 1], [0, 2, -1], [2, -1, -1]]])
     logits = normal(1, 3, 3, 3).requires_grad_()
-    found = gradient(loss_of("class_conditional", side, label)(logits), logits)[0]
+    actual = gradient(loss_of("class_conditional", side, label)(logits), logits)[0]
     has_partner = torch.tensor([[True, True, False], [True, True, False], [True, False, False]])
-    assert torch.equal(found.abs().sum(-1) > 0, has_partner)
-    assert found[0, :2, 2].eq(0).all(), "class 0 is not in modality 2: its critic says nothing of class 0 of modality 0"
-    assert found[2, 0, 0].eq(0), "class 2 is not in modality 0"
+    assert torch.equal(actual.abs().sum(-1) > 0, has_partner)
+    assert actual[0, :2, 2].eq(0).all(), (
+        "class 0 is not in modality 2: its critic does not compare class 0 of modality 0"
+    )
+    assert actual[2, 0, 0].eq(0), "class 2 is not in modality 0"
 
 
 @pytest.mark.parametrize("side", SIDES)
 def test_class_conditional_with_one_class_is_pairwise_over_all_pairs_of_rows(side: str) -> None:
     logits, one_class = normal(1, 3, 3, 3), torch.zeros(1, 3, 3, dtype=torch.long)
-    # Rolls of (modality 1, modality 2) by all (s, t) meet every pair of rows of two modalities equally often.
+    # Rolling modalities 1 and 2 by all (s, t) gives every pair of rows of two modalities equally often.
     rolls = [(0, s, t) for s in range(3) for t in range(3)]
     shifted = [torch.stack([logits[:, m].roll(by, 1) for m, by in enumerate(roll)], 1) for roll in rolls]
     paired = torch.stack([loss_of("pairwise", side, one_class)(given) for given in shifted]).mean(0)
@@ -153,7 +155,7 @@ def test_class_conditional_without_a_pair_is_zero_with_zero_gradient(side: str) 
 
 
 @every_loss
-def test_replicates_do_not_mix(kind: str, side: str) -> None:
+def test_slots_do_not_mix(kind: str, side: str) -> None:
     logits, label = normal(3, 3, 4, 3), labels(3, 3, 4)
     whole = loss_of(kind, side, label)(logits)
     alone = torch.cat([loss_of(kind, side, label[r : r + 1])(logits[r : r + 1]) for r in range(3)])

@@ -1,4 +1,4 @@
-"""The networks are ordinary modules to autograd and ``torch.func``: second derivatives, JVPs, functional calls."""
+"""The networks support autograd and ``torch.func``: second derivatives, JVPs, functional calls."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"]
 
 
 def network(name: str, slots: int, *, training: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A network of the toy system and inputs for its ``forward``."""
+    """Return a network of the toy system and inputs for its ``forward``."""
     model = start(range(slots)).model.train(training)
     noise = normal(slots, 6, SHAPE.latent, seed=1)
     if name == "discriminator":
@@ -36,7 +36,7 @@ NETWORKS = pytest.mark.parametrize("name", ["vae", "discriminator"])
 @NETWORKS
 @SLOTS
 @MODES
-def test_first_and_second_derivatives_are_those_of_finite_differences(name: str, slots: int, training: bool) -> None:
+def test_first_and_second_derivatives_equal_finite_differences(name: str, slots: int, training: bool) -> None:
     module, inputs = network(name, slots, training=training)
     rows = [x.requires_grad_() for x in inputs]
 
@@ -50,7 +50,7 @@ def test_first_and_second_derivatives_are_those_of_finite_differences(name: str,
 @NETWORKS
 @SLOTS
 @MODES
-def test_functional_gradients_of_parameters_are_those_of_backward(name: str, slots: int, training: bool) -> None:
+def test_functional_gradients_of_parameters_equal_those_of_backward(name: str, slots: int, training: bool) -> None:
     module, inputs = network(name, slots, training=training)
 
     def loss(parameters: dict[str, Tensor]) -> Tensor:
@@ -69,7 +69,7 @@ def test_functional_gradients_of_parameters_are_those_of_backward(name: str, slo
 @NETWORKS
 @SLOTS
 @MODES
-def test_jacobian_vector_products_both_ways_agree(name: str, slots: int, training: bool) -> None:
+def test_jvp_and_vjp_agree(name: str, slots: int, training: bool) -> None:
     module, (x, *others) = network(name, slots, training=training)
     direction = normal(*x.shape, seed=5)
 

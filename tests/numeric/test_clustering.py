@@ -1,4 +1,4 @@
-"""The clustering loss against sums over rows and classes, its detached bandwidth, and what it prefers."""
+"""The clustering loss equals explicit sums, its bandwidth is detached, and separated clusters minimise it."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def to_corners(probability: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("rows", [4, 5])
 @pytest.mark.parametrize("prior", [UNIFORM, EMPIRICAL], ids=["uniform", "empirical"])
-def test_all_three_terms_and_their_gradient_are_those_of_the_loops(prior: Tensor, rows: int) -> None:
+def test_all_three_terms_and_their_gradients_equal_explicit_loops(prior: Tensor, rows: int) -> None:
     logits, h = normal(2, 2, rows, 3, seed=1).requires_grad_(), normal(2, 2, rows, 4, seed=2).requires_grad_()
     a = logits.softmax(-1)
     similarity = kernel(h)
@@ -39,20 +39,20 @@ def test_all_three_terms_and_their_gradient_are_those_of_the_loops(prior: Tensor
             torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
 
 
-def test_entropy_with_a_uniform_prior_is_the_published_one() -> None:
+def test_the_entropy_term_with_a_uniform_prior_equals_the_published_one() -> None:
     a = normal(1, 1, 5, 3).softmax(-1)
     mean = a.mean(-2)
     torch.testing.assert_close(negative_entropy(a, UNIFORM), (mean * mean.log()).sum(-1))
 
 
-def test_entropy_is_smallest_where_the_mean_is_the_prior() -> None:
+def test_the_entropy_term_is_smallest_if_the_mean_equals_the_prior() -> None:
     at_prior = negative_entropy(EMPIRICAL.expand(4, 3), EMPIRICAL)
     torch.testing.assert_close(at_prior, -torch.log(torch.tensor(3.0, dtype=torch.float64)))
     for seed in range(20):
         assert negative_entropy(normal(4, 3, seed=seed).softmax(-1), EMPIRICAL) > at_prior
 
 
-def test_a_prior_of_each_replicate_applies_to_its_own_modalities() -> None:
+def test_the_prior_of_a_slot_applies_to_its_own_modalities() -> None:
     a, priors = normal(2, 3, 5, 3).softmax(-1), torch.stack([UNIFORM, EMPIRICAL])
     whole = negative_entropy(a, priors.unsqueeze(1))
     torch.testing.assert_close(whole, torch.stack([negative_entropy(a[r], priors[r]) for r in range(2)]))
@@ -71,22 +71,24 @@ def test_bandwidth_is_not_differentiated() -> None:
     h = normal(5, 2, seed=3).requires_grad_()
     (ours,) = torch.autograd.grad(kernel(h)[0, 1], h)
     with torch.no_grad():
-        held, eps = plain.bandwidth(h), 1e-6
+        bandwidth, eps = plain.bandwidth(h), 1e-6
         still, moving = torch.zeros_like(h), torch.zeros_like(h)
         for i in range(5):
             for d in range(2):
-                ends = []
+                values = []
                 for sign in (1, -1):
                     moved = h.clone()
                     moved[i, d] += sign * eps
-                    ends.append((torch.exp(-(moved[0] - moved[1]).square().sum() / (2 * held)), kernel(moved)[0, 1]))
-                still[i, d], moving[i, d] = ((up - down) / (2 * eps) for up, down in zip(*ends, strict=True))
+                    values.append(
+                        (torch.exp(-(moved[0] - moved[1]).square().sum() / (2 * bandwidth)), kernel(moved)[0, 1])
+                    )
+                still[i, d], moving[i, d] = ((up - down) / (2 * eps) for up, down in zip(*values, strict=True))
     torch.testing.assert_close(ours, still, rtol=1e-6, atol=1e-8)
-    assert (moving - still).abs().max() > 1e-3, "the bandwidth does move with h here, so the check above is one"
+    assert (moving - still).abs().max() > 1e-3, "the bandwidth depends on h here, or the check above would test nothing"
     assert ours[2:].eq(0).all()
 
 
-def test_equal_rows_meet_the_floor_of_the_bandwidth() -> None:
+def test_equal_rows_reach_the_minimum_bandwidth() -> None:
     h = torch.ones(4, 3, dtype=torch.float64).requires_grad_()
     similarity = kernel(h)
     similarity.sum().backward()
@@ -98,7 +100,7 @@ def test_equal_rows_meet_the_floor_of_the_bandwidth() -> None:
     torch.testing.assert_close(kernel(nearly)[0, 4], expected, rtol=1e-4, atol=0)
 
 
-def test_similarities_of_rows_close_together_and_far_from_zero_are_those_of_float64() -> None:
+def test_similarities_of_close_rows_far_from_zero_equal_those_in_float64() -> None:
     h = (5 + 1e-3 * normal(1, 20, 64, seed=1)).float()
     torch.testing.assert_close(kernel(h).double(), kernel(h.double()), rtol=0, atol=1e-6)
 
@@ -121,7 +123,7 @@ def test_similarities_are_invariant_to_rotation_shift_and_scale_of_h(seed: int) 
 
 @few
 @given(SEEDS)
-def test_separated_clusters_are_preferred(seed: int) -> None:
+def test_separated_clusters_have_a_lower_loss(seed: int) -> None:
     member = torch.arange(9) % 3
     sure = 6 * torch.nn.functional.one_hot(member, 3).double()
     apart = 5 * torch.eye(3, dtype=torch.float64)[member] + 0.1 * normal(9, 3, seed=seed)
@@ -133,7 +135,7 @@ def test_separated_clusters_are_preferred(seed: int) -> None:
     assert best <= clustering(shuffled.softmax(-1), apart, UNIFORM) + 1e-9, "answers that do not follow the clusters"
 
 
-def test_probabilities_that_vanish_in_float32_leave_value_and_gradient_finite() -> None:
+def test_probabilities_that_underflow_in_float32_leave_value_and_gradient_finite() -> None:
     logits = torch.tensor([[200.0, 0.0, -200.0]] * 4, requires_grad=True)
     h = normal(4, 3).float().requires_grad_()
     clustering(logits.softmax(-1), h, UNIFORM.float()).backward()
@@ -142,7 +144,7 @@ def test_probabilities_that_vanish_in_float32_leave_value_and_gradient_finite() 
         assert tensor.grad.isfinite().all()
 
 
-def test_replicates_and_modalities_do_not_mix() -> None:
+def test_slots_and_modalities_do_not_mix() -> None:
     a, h = normal(2, 3, 5, 3).softmax(-1), normal(2, 3, 5, 4, seed=1)
     alone = torch.stack([torch.stack([clustering(a[r, m], h[r, m], UNIFORM) for m in range(3)]) for r in range(2)])
     torch.testing.assert_close(clustering(a, h, UNIFORM.expand(2, 1, 3)), alone, rtol=1e-13, atol=1e-15)

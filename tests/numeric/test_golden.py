@@ -1,4 +1,4 @@
-"""Losses of twenty steps against stored ones; `tools/golden.py` says when these may change."""
+"""Losses of twenty steps equal stored ones; see `tools/golden.py` on when these may change."""
 
 import json
 from itertools import combinations
@@ -11,11 +11,11 @@ from tests.numeric.toy_system import KINDS
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_twenty_steps_are_the_stored_ones(kind: str) -> None:
+def test_twenty_steps_equal_the_stored_ones(kind: str) -> None:
     stored = json.loads(golden_runs.path(kind).read_text(encoding="utf-8"))
-    found = golden_runs.run(kind)
-    assert len(found) == len(stored) == golden_runs.STEPS
-    for number, (ours, theirs) in enumerate(zip(found, stored, strict=True)):
+    steps = golden_runs.run(kind)
+    assert len(steps) == len(stored) == golden_runs.STEPS
+    for number, (ours, theirs) in enumerate(zip(steps, stored, strict=True)):
         assert ours == pytest.approx(theirs, rel=1e-9, abs=1e-12), f"step {number}"
 
 

@@ -1,4 +1,4 @@
-"""A step never waits for the device and computes only what its losses need."""
+"""A step never synchronises with the device and computes only what its losses need."""
 
 from collections import Counter
 from typing import Any
@@ -18,7 +18,7 @@ TO_HOST, FROM_HOST = "aten._local_scalar_dense.default", "aten.lift_fresh.defaul
 
 
 class Operations(TorchDispatchMode):
-    """Remembers the names of the operations done inside."""
+    """Counts the operations dispatched inside, by name."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_the_two_names_are_those_of_reading_a_value_and_of_making_a_tensor() -> None:
+def test_the_watched_operations_are_those_of_reading_a_value_and_of_creating_a_tensor() -> None:
     with Operations() as done:
         assert bool(torch.tensor([1, 0]).any())
     assert {TO_HOST, FROM_HOST} <= set(done.names)
@@ -37,9 +37,9 @@ def test_the_two_names_are_those_of_reading_a_value_and_of_making_a_tensor() -> 
 
 @pytest.mark.parametrize("penalty_on", ["x", "z"])
 @pytest.mark.parametrize("losses", [("pairwise",), ("class_conditional",) * 2, KINDS], ids=["one", "two", "mixed"])
-def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: Any, penalty_on: Any) -> None:
+def test_after_the_first_step_nothing_is_copied_between_host_and_device(losses: Any, penalty_on: Any) -> None:
     r, how, rules = len(losses), weights(losses), Rules(penalty_on=penalty_on)
-    model, given = start(range(r)).model, batch(replicates=r)
+    model, given = start(range(r)).model, batch(slots=r)
     adversary_phase(model, given, how, rules)
     vae_phase(model, given, how, rules)
     with Operations() as done:
@@ -48,14 +48,14 @@ def test_after_the_first_step_nothing_crosses_between_host_and_device(losses: An
     assert not {TO_HOST, FROM_HOST} & set(done.names) and len(done.names) > 20
 
 
-def test_a_step_from_batch_to_loss_log_moves_nothing_between_host_and_device() -> None:
+def test_a_step_from_batch_to_loss_log_copies_nothing_between_host_and_device() -> None:
     data = prepared(dict.fromkeys(SHAPE.features, 60))
-    held = loader([data, data], range(2), batch_size=ROWS, share=0.25)
+    batches = loader([data, data], range(2), batch_size=ROWS, share=0.25)
     log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)
     state, how = start(range(2)), weights(("pairwise",) * 2)
 
     def take(step: int) -> None:
-        log.record(*learn(state, held.batch(epoch=0, step=step), how, Rules()))
+        log.record(*learn(state, batches.batch(epoch=0, step=step), how, Rules()))
 
     take(0)
     with Operations() as done:
@@ -64,19 +64,19 @@ def test_a_step_from_batch_to_loss_log_moves_nothing_between_host_and_device() -
     assert done.names["aten._fused_adam_.default"] == 2, "the step was taken"
 
 
-def test_a_batch_takes_as_many_gathers_whether_one_or_many_replicates_share_their_data() -> None:
-    data, found = prepared(dict.fromkeys(SHAPE.features, 60)), []
+def test_the_number_of_gathers_does_not_depend_on_how_many_slots_share_data() -> None:
+    data, gathers = prepared(dict.fromkeys(SHAPE.features, 60)), []
     for count in (1, 5):
-        held = loader([data] * count, range(count), batch_size=ROWS)
-        held.batch(epoch=0, step=0)
+        batches = loader([data] * count, range(count), batch_size=ROWS)
+        batches.batch(epoch=0, step=0)
         with Operations() as done:
-            held.batch(epoch=0, step=1)
-        found.append(done.names["aten.index.Tensor"])
-    assert found == [len(SHAPE.features)] * 2
+            batches.batch(epoch=0, step=1)
+        gathers.append(done.names["aten.index.Tensor"])
+    assert gathers == [len(SHAPE.features)] * 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_classes_are_guessed_only_for_the_loss_that_needs_them(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_classes_are_predicted_only_for_the_loss_that_needs_them(kind: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     guess, calls = objective._confident, []
     monkeypatch.setattr(objective, "_confident", lambda *given: calls.append(1) or guess(*given))
     adversary_phase(start().model, batch(), weights([kind]), Rules())

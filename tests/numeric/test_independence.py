@@ -1,4 +1,4 @@
-"""A replicate's result does not depend on who it is stacked with."""
+"""The result of a slot does not depend on the other slots of its stack."""
 
 from dataclasses import fields, replace
 
@@ -17,13 +17,13 @@ EACH_ON_Z = Rules(kl_reduction="mean", penalty="each", penalty_on="z")
 
 
 def folds() -> list[Prepared]:
-    """Four sets of training rows of different lengths, two replicates each."""
+    """Return training rows of eight slots: four sets of different lengths, each for two slots."""
     sets = [prepared({"a": 20 + n, "b": 19, "c": 23 - n}, seed=n) for n in range(4)]
     return [sets[r // 2] for r in range(8)]
 
 
 def mixed(dtype: torch.dtype) -> Weights:
-    """Everything that may differ between replicates does."""
+    """Return weights that differ between slots in everything that may differ."""
     spread = torch.arange(1, 9, dtype=dtype)
     return Weights(
         beta=0.01 * spread,
@@ -38,7 +38,7 @@ def mixed(dtype: torch.dtype) -> Weights:
 
 
 def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
-    """Ten steps, both phases, of some of the eight replicates."""
+    """Train some of the eight slots for ten steps."""
     data, how = folds(), mixed(dtype)
     stack = Weights(
         *(
@@ -65,17 +65,17 @@ def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
 
 
 def undetermined(name: str) -> bool:
-    """Return True if a tensor's true gradient is zero, so that Adam follows rounding errors.
+    """Return True if the exact gradient of a tensor is zero, so that Adam follows rounding errors.
 
-    A normalisation cancels the bias before it (its running mean follows), and a constant added to a critic changes no
-    relativistic loss.
+    Batch normalisation cancels the bias before it (the running mean follows that bias), and a constant added to a
+    critic does not change a relativistic loss.
     """
     before_norm = name.startswith("vaes") and name.endswith(".linear.bias")
     return before_norm or name.endswith("running_mean") or name == "discriminator.modality.bias"
 
 
 @pytest.mark.parametrize(("rules", "members"), [(Rules(), [0, 2, 5, 7]), (EACH_ON_Z, [1, 3, 4, 6])])
-def test_a_replicate_alone_equals_its_slice_of_eight(rules: Rules, members: list[int]) -> None:
+def test_a_slot_trained_alone_equals_its_slice_of_a_stack_of_eight(rules: Rules, members: list[int]) -> None:
     stack = trained(list(range(8)), rules, torch.float64).tensors()
     for r in members:
         for part, tensors in trained([r], rules, torch.float64).tensors().items():
@@ -84,7 +84,7 @@ def test_a_replicate_alone_equals_its_slice_of_eight(rules: Rules, members: list
 
 
 @pytest.mark.parametrize(("rules", "members"), [(Rules(), [1, 6]), (EACH_ON_Z, [2, 7])])
-def test_in_float32_it_equals_its_slice_but_for_rounding(rules: Rules, members: list[int]) -> None:
+def test_in_float32_a_slot_trained_alone_equals_its_slice_up_to_rounding(rules: Rules, members: list[int]) -> None:
     stack = trained(list(range(8)), rules, torch.float32).tensors()
     furthest = 2 * STEPS * (OPTIM.lr_discriminator or OPTIM.lr)
     for r in members:
@@ -94,7 +94,7 @@ def test_in_float32_it_equals_its_slice_but_for_rounding(rules: Rules, members: 
                 torch.testing.assert_close(stack[part][name][r : r + 1], tensor, rtol=1e-4, atol=atol, msg=name)
 
 
-def test_replicates_of_one_seed_and_one_fold_differ_by_their_weights_only() -> None:
+def test_slots_with_the_same_seed_and_fold_differ_by_their_weights_only() -> None:
     state, given = start([7, 7]), batch(1)
     others = (torch.cat([t, t]) for t in (given.label, given.sample, given.noise_d, given.noise_g))
     twice = Batch(tuple(torch.cat([x, x]) for x in given.x), *others)
@@ -108,10 +108,10 @@ def test_replicates_of_one_seed_and_one_fold_differ_by_their_weights_only() -> N
 
 @pytest.mark.parametrize("losses", [["pairwise"] * 3, ["class_conditional", "published", "cross_entropy"]])
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
-def test_a_row_that_is_not_a_number_ruins_its_own_replicate_only(losses: list[str], poison: float) -> None:
+def test_a_nan_or_infinite_row_affects_its_own_slot_only(losses: list[str], poison: float) -> None:
     clean, poisoned = start([1, 2, 3]), start([1, 2, 3])
     for number in range(2):
-        given = batch(number, replicates=3)
+        given = batch(number, slots=3)
         step(clean, given, weights(losses), Rules())
         x = [part.clone() for part in given.x]
         x[1][1, 2, 3] = poison

@@ -26,44 +26,46 @@ def expected_counts() -> Tensor:
     return LIBRARY * DECODED.softmax(-1)
 
 
-def test_gaussian_is_that_of_scipy_less_its_constant_and_minus_twice_it_the_squared_error_bit_for_bit() -> None:
-    x, found = normal(2, 4, 5, seed=3), Gaussian(DECODED)
+def test_gaussian_equals_scipy_without_the_constant_and_is_bit_identical_to_the_squared_error() -> None:
+    x, distribution = normal(2, 4, 5, seed=3), Gaussian(DECODED)
     log_prob = stats.norm.logpdf(x, DECODED) + np.log(2 * np.pi) / 2
-    torch.testing.assert_close(found.log_prob(x), torch.as_tensor(log_prob), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(distribution.log_prob(x), torch.as_tensor(log_prob), rtol=1e-12, atol=1e-12)
     for dtype in (torch.float32, torch.float64):
-        one, other = x.to(dtype), DECODED.to(dtype)
-        assert torch.equal(-2 * Gaussian(other).log_prob(one).mean(-1), squared_error(one, other))
+        rows, decoded = x.to(dtype), DECODED.to(dtype)
+        assert torch.equal(-2 * Gaussian(decoded).log_prob(rows).mean(-1), squared_error(rows, decoded))
 
 
-def test_bernoulli_is_that_of_scipy_and_of_shares_the_cross_entropy() -> None:
-    x, found = (normal(2, 4, 5, seed=3) > 0).double(), Bernoulli(DECODED)
-    log_prob = torch.as_tensor(stats.bernoulli.logpmf(x, found.mean))
-    torch.testing.assert_close(found.log_prob(x), log_prob, rtol=1e-12, atol=1e-12)
+def test_bernoulli_equals_scipy_and_for_fractions_the_cross_entropy() -> None:
+    x, distribution = (normal(2, 4, 5, seed=3) > 0).double(), Bernoulli(DECODED)
+    log_prob = torch.as_tensor(stats.bernoulli.logpmf(x, distribution.mean))
+    torch.testing.assert_close(distribution.log_prob(x), log_prob, rtol=1e-12, atol=1e-12)
     share = normal(2, 4, 5, seed=3).sigmoid()
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(DECODED, share, reduction="none")
-    torch.testing.assert_close(found.log_prob(share), -entropy, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(distribution.log_prob(share), -entropy, rtol=1e-12, atol=1e-12)
 
 
-def test_poisson_is_that_of_scipy_with_the_library_size_shared_out() -> None:
-    found = Poisson(DECODED, LIBRARY)
-    torch.testing.assert_close(found.mean, expected_counts())
-    torch.testing.assert_close(found.mean.sum(-1, keepdim=True), LIBRARY)
+def test_poisson_equals_scipy_and_its_means_sum_to_the_library_size() -> None:
+    distribution = Poisson(DECODED, LIBRARY)
+    torch.testing.assert_close(distribution.mean, expected_counts())
+    torch.testing.assert_close(distribution.mean.sum(-1, keepdim=True), LIBRARY)
     log_prob = torch.as_tensor(stats.poisson.logpmf(COUNT, expected_counts()))
-    torch.testing.assert_close(found.log_prob(COUNT), log_prob, rtol=1e-11, atol=1e-11)
+    torch.testing.assert_close(distribution.log_prob(COUNT), log_prob, rtol=1e-11, atol=1e-11)
 
 
-def test_negative_binomial_is_that_of_scipy_and_with_much_dispersion_removed_the_poisson() -> None:
-    found, theta, mean = NegativeBinomial(DECODED, LIBRARY, LOG_THETA), LOG_THETA.exp(), expected_counts()
+def test_negative_binomial_equals_scipy_and_approaches_the_poisson_without_dispersion() -> None:
+    distribution, theta, mean = NegativeBinomial(DECODED, LIBRARY, LOG_THETA), LOG_THETA.exp(), expected_counts()
     log_prob = torch.as_tensor(stats.nbinom.logpmf(COUNT, theta.expand_as(mean), theta / (theta + mean)))
-    torch.testing.assert_close(found.mean, mean)
-    torch.testing.assert_close(found.log_prob(COUNT), log_prob, rtol=1e-10, atol=1e-10)
-    near = NegativeBinomial(DECODED, LIBRARY, torch.full_like(LOG_THETA, 16.0))
-    torch.testing.assert_close(near.log_prob(COUNT), Poisson(DECODED, LIBRARY).log_prob(COUNT), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(distribution.mean, mean)
+    torch.testing.assert_close(distribution.log_prob(COUNT), log_prob, rtol=1e-10, atol=1e-10)
+    limit = NegativeBinomial(DECODED, LIBRARY, torch.full_like(LOG_THETA, 16.0))
+    torch.testing.assert_close(limit.log_prob(COUNT), Poisson(DECODED, LIBRARY).log_prob(COUNT), rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("found", [Poisson(DECODED, 0 * LIBRARY), NegativeBinomial(DECODED, 0 * LIBRARY, LOG_THETA)])
-def test_a_row_without_any_count_has_a_finite_log_probability(found: Poisson | NegativeBinomial) -> None:
-    assert found.log_prob(torch.zeros_like(DECODED)).isfinite().all()
+@pytest.mark.parametrize(
+    "distribution", [Poisson(DECODED, 0 * LIBRARY), NegativeBinomial(DECODED, 0 * LIBRARY, LOG_THETA)]
+)
+def test_a_row_without_counts_has_a_finite_log_probability(distribution: Poisson | NegativeBinomial) -> None:
+    assert distribution.log_prob(torch.zeros_like(DECODED)).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
@@ -74,7 +76,7 @@ def test_input_and_score_transforms_are_inverses(kind: str) -> None:
     assert torch.equal(seen, values.log1p() if kind in COUNTS else values)
 
 
-def test_the_configuration_takes_the_kinds_that_there_are() -> None:
+def test_the_configuration_accepts_exactly_the_implemented_likelihoods() -> None:
     assert get_args(ModalityNet.model_fields["likelihood"].annotation) == LIKELIHOODS
     assert COUNTS == likelihood.COUNTS < set(LIKELIHOODS)
 
@@ -105,7 +107,7 @@ def simulated(kind: str) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", LIKELIHOODS)
 def test_a_decoder_recovers_the_parameters_of_simulated_data(kind: str) -> None:
-    """Given the class as latent, by the objective's loss."""
+    """Train the decoder with the objective's loss, with the class as latent."""
     vae = Vae(1, FEATURES, (16,), 2, eps=0.8, slope=0.2, kind=kind)
     initialise(vae, [3])
     observed = torch.as_tensor(simulated(kind), dtype=torch.float32).unsqueeze(0)
@@ -119,9 +121,9 @@ def test_a_decoder_recovers_the_parameters_of_simulated_data(kind: str) -> None:
         loss.backward()
         optimiser.step()
     vae.eval()
-    found = vae.decode(z[:, :2], torch.ones(1, 2, 1) if kind in COUNTS else None).mean[0].detach().numpy()
+    recovered = vae.decode(z[:, :2], torch.ones(1, 2, 1) if kind in COUNTS else None).mean[0].detach().numpy()
     expected = 3 * PROPORTIONS if kind == "gaussian" else PROPORTIONS
-    np.testing.assert_allclose(found, expected, rtol=0.12, atol=0.05)
+    np.testing.assert_allclose(recovered, expected, rtol=0.12, atol=0.05)
     if kind == "negative_binomial":
         assert vae.log_theta is not None
         np.testing.assert_allclose(vae.log_theta.exp()[0].detach().numpy(), THETA, rtol=0.25)

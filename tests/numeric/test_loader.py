@@ -1,4 +1,4 @@
-"""The loader's order of rows, its batches and its noise."""
+"""Row order, batches and noise of the loader."""
 
 from collections import Counter
 from dataclasses import replace
@@ -18,13 +18,13 @@ from tests.numeric.toy_system import SHAPE, few, loader, prepared
 UNEVEN = {"a": 320, "b": 64, "c": 64}
 
 
-def numbers(batch: Batch, modality: int, replicate: int = 0) -> list[int]:
+def numbers(batch: Batch, modality: int, slot: int = 0) -> list[int]:
     """Return the row numbers in a batch: the first feature of the toy data is the row number."""
-    return batch.x[modality][replicate, :, 0].int().tolist()
+    return batch.x[modality][slot, :, 0].int().tolist()
 
 
-def epoch_of(held: Loader, epoch: int, modality: int, replicate: int = 0) -> list[int]:
-    return [n for at in range(held.steps) for n in numbers(held.batch(epoch=epoch, step=at), modality, replicate)]
+def epoch_of(batches: Loader, epoch: int, modality: int, slot: int = 0) -> list[int]:
+    return [n for at in range(batches.steps) for n in numbers(batches.batch(epoch=epoch, step=at), modality, slot)]
 
 
 # --- order --------------------------------------------------------------------------------------------------
@@ -74,13 +74,13 @@ def test_seeds_of_different_parts_differ(one: list[int | str], other: list[int |
     assert 0 <= mix(*one) < 2**63
 
 
-def test_seeds_depend_on_kind_order_and_borders_of_their_parts() -> None:
+def test_seeds_depend_on_type_order_and_boundaries_of_their_parts() -> None:
     parts = [(1, 2), (2, 1), ("1", 2), (12,), ("12",), ("1", "2"), ("1\x1fstr:2",), ("1', '2",), ()]
     assert len({mix(*p) for p in parts}) == len(parts)
     assert torch.equal(torch.rand(3, generator=generator(1, "x")), torch.rand(3, generator=generator(1, "x")))
 
 
-def test_seeds_are_the_same_for_ever() -> None:
+def test_seeds_equal_stored_values() -> None:
     assert mix(0, "weights") == 5_087_778_715_007_104_936
     assert mix(7, "order", 3, 0, "mrna") == 7_696_075_937_775_606_105
 
@@ -88,17 +88,17 @@ def test_seeds_are_the_same_for_ever() -> None:
 # --- samples ------------------------------------------------------------------------------------------------
 
 
-def test_rows_of_one_sample_have_one_code_in_all_modalities_and_other_rows_another() -> None:
+def test_rows_have_equal_codes_if_and_only_if_they_belong_to_one_sample() -> None:
     data = prepared(UNEVEN)
     shared = {m: np.array([f"s{i}" if i % 3 else f"{m}{i}" for i in range(n)], object) for m, n in UNEVEN.items()}
     data = replace(data, train=replace(data.train, sample_id=shared))
-    held = loader([data, data], [1, 2])
+    batches = loader([data, data], [1, 2])
     codes: dict[int, str] = {}
-    for at in range(held.steps):
-        batch = held.batch(epoch=0, step=at)
+    for at in range(batches.steps):
+        batch = batches.batch(epoch=0, step=at)
         assert batch.sample.dtype == torch.long and batch.sample.shape == batch.label.shape
         for r, m in np.ndindex(2, 3):
-            ids = shared[held.modalities[m]][numbers(batch, m, r)]
+            ids = shared[batches.modalities[m]][numbers(batch, m, r)]
             for code, name in zip(batch.sample[r, m].tolist(), ids, strict=True):
                 assert codes.setdefault(code, name) == name
     assert len(set(codes.values())) == len(codes) > 100
@@ -107,24 +107,24 @@ def test_rows_of_one_sample_have_one_code_in_all_modalities_and_other_rows_anoth
 # --- labelled rows ------------------------------------------------------------------------------------------
 
 
-def hidden(held: Prepared, *, keep: int) -> Prepared:
-    """The same with labels on the last rows alone."""
-    label = {m: np.where(np.arange(len(y)) >= len(y) - keep, y, -1) for m, y in held.train.label.items()}
-    return replace(held, train=replace(held.train, label=label))
+def hidden(data: Prepared, *, keep: int) -> Prepared:
+    """Return the same data with labels on the last ``keep`` rows only."""
+    label = {m: np.where(np.arange(len(y)) >= len(y) - keep, y, -1) for m, y in data.train.label.items()}
+    return replace(data, train=replace(data.train, label=label))
 
 
-def test_few_labelled_rows_fill_their_fraction_of_every_batch_equally_often() -> None:
-    held = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], share=0.25)
+def test_few_labelled_rows_are_oversampled_equally_often_to_fill_their_fraction_of_every_batch() -> None:
+    batches = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], share=0.25)
     for m in range(3):
         visits: Counter[int] = Counter()
-        for at in range(held.steps):
-            batch = held.batch(epoch=0, step=at)
+        for at in range(batches.steps):
+            batch = batches.batch(epoch=0, step=at)
             assert (batch.label[0, m] >= 0).sum() == 8 == 0.25 * 32
             rows = numbers(batch, m)
             assert len(set(rows) - set(range(315, 320))) == 24, "no unlabelled row comes twice"
             visits.update(rows)
-        assert [visits[n] for n in range(315, 320)] == [8 * held.steps // 5] * 5
-        assert set(visits.values()) <= {1, 16} and len(visits) == 24 * held.steps + 5
+        assert [visits[n] for n in range(315, 320)] == [8 * batches.steps // 5] * 5
+        assert set(visits.values()) <= {1, 16} and len(visits) == 24 * batches.steps + 5
 
 
 @pytest.mark.parametrize(("keep", "share"), [(0, 0.25), (80, 0.25), (320, 0.9), (5, 0.0)])
@@ -140,7 +140,7 @@ def test_the_labelled_fraction_is_applied_per_modality_and_member() -> None:
     few_labels, many = prepared({"a": 320, "b": 64, "c": 64}), prepared({"a": 320, "b": 64, "c": 64}, seed=1)
     sets = [hidden(few_labels, keep=15), many]  # 15 of 64 is below a quarter, as is 15 of 320
     stack = loader(sets, [4, 4], share=0.25)
-    assert epoch_of(stack, 1, 1, replicate=1) == epoch_of(loader([many], [4]), 1, 1)
+    assert epoch_of(stack, 1, 1, slot=1) == epoch_of(loader([many], [4]), 1, 1)
     assert [epoch_of(stack, 1, m) for m in range(3)] == [
         epoch_of(loader(sets[:1], [4], share=0.25), 1, m) for m in range(3)
     ]
@@ -179,28 +179,28 @@ def test_steps_are_whole_batches_of_the_shortest_or_longest_modality_and_at_leas
     assert steps_per_epoch(rows, batch_size=32, epoch_length="longest") == longest
 
 
-def test_an_epoch_to_the_longest_sees_every_row_and_the_shorter_modalities_equally_often() -> None:
-    held = loader([prepared(UNEVEN)], [3], ends="longest")
-    assert held.steps == 10
-    assert sorted(epoch_of(held, 0, 0)) == list(range(320))
-    assert Counter(epoch_of(held, 0, 1)) == Counter(dict.fromkeys(range(64), 5))
+def test_a_longest_epoch_visits_every_row_and_rows_of_shorter_modalities_equally_often() -> None:
+    batches = loader([prepared(UNEVEN)], [3], ends="longest")
+    assert batches.steps == 10
+    assert sorted(epoch_of(batches, 0, 0)) == list(range(320))
+    assert Counter(epoch_of(batches, 0, 1)) == Counter(dict.fromkeys(range(64), 5))
 
 
-def test_epochs_to_the_shortest_see_every_row_of_the_longer_modality_in_time() -> None:
-    held = loader([prepared(UNEVEN)], [3])
-    assert held.steps == 2
-    first = epoch_of(held, 0, 0)
+def test_shortest_epochs_eventually_visit_every_row_of_the_longer_modality() -> None:
+    batches = loader([prepared(UNEVEN)], [3])
+    assert batches.steps == 2
+    first = epoch_of(batches, 0, 0)
     assert len(set(first)) == 64
-    assert sorted(epoch_of(held, 0, 1)) == list(range(64))
-    seen = set(first).union(*(epoch_of(held, epoch, 0) for epoch in range(1, 60)))
+    assert sorted(epoch_of(batches, 0, 1)) == list(range(64))
+    seen = set(first).union(*(epoch_of(batches, epoch, 0) for epoch in range(1, 60)))
     assert seen == set(range(320)), "each epoch shows a random fifth; a row is missed by 60 of them once in 650,000"
 
 
 @pytest.mark.parametrize("ends", ["shortest", "longest"])
-def test_fewer_rows_than_a_batch_fill_it_by_starting_over(ends: EpochLength) -> None:
-    held = loader([prepared({"a": 5, "b": 40, "c": 2})], [1], ends=ends)
-    batch = held.batch(epoch=0, step=0)
-    assert held.steps == 1
+def test_fewer_rows_than_a_batch_are_repeated_to_fill_it(ends: EpochLength) -> None:
+    batches = loader([prepared({"a": 5, "b": 40, "c": 2})], [1], ends=ends)
+    batch = batches.batch(epoch=0, step=0)
+    assert batches.steps == 1
     assert [x.shape[1] for x in batch.x] == [32, 32, 32]
     assert sorted(Counter(numbers(batch, 0)).values()) == [6, 6, 6, 7, 7]
     assert Counter(numbers(batch, 2)) == {0: 16, 1: 16}
@@ -209,12 +209,12 @@ def test_fewer_rows_than_a_batch_fill_it_by_starting_over(ends: EpochLength) -> 
 # --- batches ------------------------------------------------------------------------------------------------
 
 
-def test_features_and_labels_are_those_of_the_same_training_row() -> None:
+def test_features_and_labels_of_a_batch_belong_to_the_same_training_row() -> None:
     data = prepared({"a": 100, "b": 90, "c": 80}, seed=1)
-    held = loader([data, data], [5, 6], batch_size=16)
-    batch = held.batch(epoch=1, step=2)
+    batches = loader([data, data], [5, 6], batch_size=16)
+    batch = batches.batch(epoch=1, step=2)
     for r in range(2):
-        for m, name in enumerate(held.modalities):
+        for m, name in enumerate(batches.modalities):
             rows = numbers(batch, m, r)
             expected = torch.as_tensor(data.train.x[name][rows]).double()
             assert torch.equal(batch.x[m][r], expected)
@@ -223,16 +223,16 @@ def test_features_and_labels_are_those_of_the_same_training_row() -> None:
 
 
 def test_a_batch_depends_only_on_epoch_and_step() -> None:
-    held = loader([prepared(UNEVEN)], [3], signs=True)
-    wanted = held.batch(epoch=4, step=1)
-    held.batch(epoch=7, step=0)
-    for again in (held.batch(epoch=4, step=1), loader([prepared(UNEVEN)], [3], signs=True).batch(epoch=4, step=1)):
+    batches = loader([prepared(UNEVEN)], [3], signs=True)
+    wanted = batches.batch(epoch=4, step=1)
+    batches.batch(epoch=7, step=0)
+    for again in (batches.batch(epoch=4, step=1), loader([prepared(UNEVEN)], [3], signs=True).batch(epoch=4, step=1)):
         assert all(torch.equal(one, other) for one, other in zip(wanted.x, again.x, strict=True))
         for name in ("label", "noise_d", "noise_g", "signs"):
             assert torch.equal(getattr(wanted, name), getattr(again, name))
 
 
-def test_a_replicates_batch_is_the_same_alone_and_in_a_stack() -> None:
+def test_the_batch_of_a_slot_is_the_same_alone_and_in_a_stack() -> None:
     drawn = [prepared({"a": 70, "b": 64 + n, "c": 90 - n}, seed=n) for n in range(3)]
     sets, seeds = [drawn[n] for n in (0, 1, 1, 2, 0)], [9, 8, 9, 7, 6]
     stack = loader(sets, seeds, signs=True).batch(epoch=3, step=1)
@@ -245,15 +245,15 @@ def test_a_replicates_batch_is_the_same_alone_and_in_a_stack() -> None:
     assert not torch.equal(stack.noise_d[0], stack.noise_d[1])
 
 
-def test_noise_is_standard_normal_and_new_in_every_phase_and_step() -> None:
-    held = loader([prepared(dict.fromkeys(SHAPE.features, 1024))], [3], batch_size=512, signs=True)
-    draws = [noise for at in range(2) for b in [held.batch(epoch=0, step=at)] for noise in (b.noise_d, b.noise_g)]
-    draws.append(held.batch(epoch=1, step=0).noise_d)
+def test_noise_is_standard_normal_and_differs_in_every_phase_and_step() -> None:
+    batches = loader([prepared(dict.fromkeys(SHAPE.features, 1024))], [3], batch_size=512, signs=True)
+    draws = [noise for at in range(2) for b in [batches.batch(epoch=0, step=at)] for noise in (b.noise_d, b.noise_g)]
+    draws.append(batches.batch(epoch=1, step=0).noise_d)
     flat = torch.stack([noise.flatten() for noise in draws])
     assert (torch.corrcoef(flat) - torch.eye(5)).abs().max() < 0.05
     assert flat.mean(1).abs().max() < 0.05
     assert (flat.std(1) - 1).abs().max() < 0.05
-    signs = held.batch(epoch=0, step=0).signs
+    signs = batches.batch(epoch=0, step=0).signs
     assert signs is not None
     assert signs.shape == (1, 3, 512, 3)
     assert set(signs.unique().tolist()) == {-1.0, 1.0}
@@ -267,14 +267,14 @@ def test_signs_are_drawn_only_on_request_and_do_not_change_the_noise() -> None:
     assert torch.equal(without.noise_g, drawn.noise_g)
 
 
-def test_replicates_of_one_prepared_share_its_memory() -> None:
+def test_slots_with_the_same_prepared_data_share_its_memory() -> None:
     one, other = prepared(UNEVEN), prepared(UNEVEN)
-    held = loader([one, one, other], [1, 2, 3])
-    first, second, third = ([x.data_ptr() for x in data] for data in held._x)
+    batches = loader([one, one, other], [1, 2, 3])
+    first, second, third = ([x.data_ptr() for x in data] for data in batches._x)
     assert first == second
     assert set(first).isdisjoint(third)
 
 
-def test_replicates_of_different_epoch_lengths_are_refused() -> None:
+def test_slots_with_different_epoch_lengths_are_refused() -> None:
     with pytest.raises(AssertionError, match="steps per epoch"):
         loader([prepared(UNEVEN), prepared(dict.fromkeys(UNEVEN, 32))], [1, 2])

@@ -1,4 +1,4 @@
-"""Means of an epoch, the place of a loss that is not finite, and a log that is saved in the middle of an epoch."""
+"""Means of an epoch, reports of non-finite losses, and logs saved within an epoch."""
 
 import json
 
@@ -15,7 +15,7 @@ NAMES = ["adversarial_d", "penalty/a", "penalty/b", "total_d", "kl/a", "kl/b", "
 
 
 def phases(values: Tensor) -> tuple[Terms, Terms]:
-    """The two phases of a step from values [r, 7] in the order of NAMES."""
+    """Return the two phases of a step with values [r, 7] in the order of NAMES."""
     first = Terms(values[:, 3], parts={"adversarial_d": values[:, 0], "penalty": values[:, 1:3]}, total=values[:, 3])
     return first, Terms(values[:, 6], parts={"kl": values[:, 4:6]}, total=values[:, 6])
 
@@ -28,7 +28,7 @@ def steps(count: int, *, slots: int = 2) -> Tensor:
     return torch.arange(count * slots * 7, dtype=torch.float32).reshape(count, slots, 7)
 
 
-def test_means_are_those_of_every_term_over_the_steps_of_the_epoch() -> None:
+def test_means_average_every_term_over_the_steps_of_the_epoch() -> None:
     log, values = fresh(), steps(7)
     for number, row in enumerate(values):
         log.record(*phases(row))
@@ -60,21 +60,21 @@ def test_a_window_is_full_after_its_steps_and_empty_after_a_flush() -> None:
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("where", range(7))
-def test_the_first_bad_loss_is_named_by_step_replicate_and_term(where: int, bad: float) -> None:
+def test_the_first_non_finite_loss_is_reported_with_slot_step_and_term(where: int, bad: float) -> None:
     log, values = fresh(window=5), steps(10)
     values[7, 1, where] = bad
     values[8:, 1, :] = float("nan")
-    found: list[NonFinite] = []
+    failures: list[NonFinite] = []
     for number, row in enumerate(values):
         log.record(*phases(row))
         if log.full():
-            found += log.flush(update=number + 1)
-    assert [(f.slot, f.update, f.term) for f in found] == [(1, 8, NAMES[where])]
-    assert np.array_equal(found[0].value, bad, equal_nan=True)
-    assert str(found[0]) == f"step 8: {NAMES[where]} is {bad}"
+            failures += log.flush(update=number + 1)
+    assert [(f.slot, f.update, f.term) for f in failures] == [(1, 8, NAMES[where])]
+    assert np.array_equal(failures[0].value, bad, equal_nan=True)
+    assert str(failures[0]) == f"step 8: {NAMES[where]} is {bad}"
 
 
-def test_every_replicate_reports_its_own_first_bad_loss_and_the_others_keep_their_means() -> None:
+def test_every_slot_reports_its_first_non_finite_loss_and_the_others_keep_their_means() -> None:
     log, values = fresh(slots=3), steps(4, slots=3)
     values[1, 2, 4] = float("nan")
     values[3, 0, 0] = float("inf")
@@ -85,7 +85,7 @@ def test_every_replicate_reports_its_own_first_bad_loss_and_the_others_keep_thei
     assert list(log.means()[0].values()) == values[:, 1].double().mean(0).tolist()
 
 
-def test_a_log_saved_as_json_continues_with_the_same_means() -> None:
+def test_a_log_restored_from_json_continues_with_the_same_means() -> None:
     values = steps(9) / 7
     whole, halves = fresh(), fresh()
     for number, row in enumerate(values):
@@ -100,7 +100,7 @@ def test_a_log_saved_as_json_continues_with_the_same_means() -> None:
     assert halves.means() == whole.means()
 
 
-def test_a_log_is_saved_and_restored_before_its_first_step_too() -> None:
+def test_a_log_can_be_saved_and_restored_before_its_first_step() -> None:
     log = fresh()
     log.restore(json.loads(json.dumps(fresh().state())))
     log.record(*phases(steps(1)[0]))
@@ -108,14 +108,14 @@ def test_a_log_is_saved_and_restored_before_its_first_step_too() -> None:
     assert [len(row) for row in log.means()] == [7, 7]
 
 
-def test_a_window_that_was_not_flushed_is_never_saved() -> None:
+def test_a_log_with_an_unflushed_window_cannot_be_saved() -> None:
     log = fresh()
     log.record(*phases(steps(1)[0]))
     with pytest.raises(AssertionError, match="flush"):
         log.state()
 
 
-def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
+def test_means_of_a_real_step_pair_every_name_with_its_value() -> None:
     state = start([1])
     log = LossLog(state.model.modalities, slots=1, window=1)
     terms = step(state, batch(1), weights(), Rules())
@@ -133,7 +133,7 @@ def test_names_of_a_real_step_pair_every_term_with_its_value() -> None:
 def test_a_member_without_penalty_continues_after_the_only_one_with_penalty_stops() -> None:
     state = start([1, 2])
     log = LossLog(state.model.modalities, slots=2, window=1)
-    log.record(*step(state, batch(1, replicates=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))
+    log.record(*step(state, batch(1, slots=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))
     log.flush(update=1)
     log.without([1])
     state = state.without([1])
@@ -142,7 +142,7 @@ def test_a_member_without_penalty_continues_after_the_only_one_with_penalty_stop
     assert log.means()[0]["train/penalty/a"] == 0
 
 
-def test_of_several_bad_terms_in_a_step_the_first_with_a_modality_is_named() -> None:
+def test_of_several_non_finite_terms_in_a_step_the_first_with_a_modality_is_reported() -> None:
     log, values = fresh(), steps(2)
     values[1, 0, [0, 3, 5, 6]] = float("nan")
     for row in values:

@@ -1,4 +1,4 @@
-"""Losses of single rows and of labels against closed forms and explicit loops, in float64."""
+"""Row losses and label losses equal closed forms and explicit loops, in float64."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ def test_squared_error_is_the_mean_over_features_of_each_row() -> None:
     torch.testing.assert_close(squared_error(x, x_hat), torch.tensor(expected, dtype=torch.float64))
 
 
-def test_kl_divergence_is_that_of_torch_distributions_summed_over_latent_dimensions() -> None:
+def test_kl_divergence_equals_torch_distributions_summed_over_latent_dimensions() -> None:
     mu, logvar = normal(2, 3, 4, seed=1), normal(2, 3, 4, seed=2)
     q = torch.distributions.Normal(mu, (0.5 * logvar).exp())
     expected = torch.distributions.kl_divergence(q, torch.distributions.Normal(0.0, 1.0)).sum(-1)
@@ -49,7 +49,7 @@ def test_labelled_cross_entropy_is_the_mean_over_labelled_rows(share_hidden: str
     torch.testing.assert_close(*gradients)
 
 
-def test_a_modality_without_a_label_adds_zero_loss_and_zero_gradient() -> None:
+def test_a_modality_without_labels_adds_zero_loss_and_zero_gradient() -> None:
     logits = (1e4 * normal(1, 2, 4, 3)).requires_grad_()
     label = torch.tensor([[[0, 1, -1, 2], [-1, -1, -1, -1]]])
     loss = labelled_cross_entropy(logits, label)
@@ -58,18 +58,18 @@ def test_a_modality_without_a_label_adds_zero_loss_and_zero_gradient() -> None:
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert logits.grad[0, 1].eq(0).all()
-    assert logits.grad[0, 0, 2].eq(0).all(), "an unlabelled row beside labelled ones has no gradient either"
+    assert logits.grad[0, 0, 2].eq(0).all(), "unlabelled rows of a labelled modality have no gradient either"
 
 
 @few
 @given(SEEDS)
-def test_labelled_cross_entropy_has_the_gradient_of_finite_differences(seed: int) -> None:
+def test_the_gradient_of_labelled_cross_entropy_equals_finite_differences(seed: int) -> None:
     label = labels(1, 4, seed=seed)
     logits = normal(1, 4, 3, seed=seed).requires_grad_()
     assert torch.autograd.gradcheck(lambda given: labelled_cross_entropy(given, label), logits)
 
 
-def test_squared_error_and_kl_divergence_have_the_gradient_of_finite_differences() -> None:
+def test_the_gradients_of_squared_error_and_kl_divergence_equal_finite_differences() -> None:
     first, second = normal(2, 3, 4, seed=1).requires_grad_(), normal(2, 3, 4, seed=2).requires_grad_()
     assert torch.autograd.gradcheck(squared_error, (first, second))
     assert torch.autograd.gradcheck(kl_divergence, (first, second))

@@ -1,4 +1,4 @@
-"""Table S2 of the paper, to the parameter."""
+"""Parameter counts equal table S2 of the paper."""
 
 import pytest
 import torch
@@ -15,15 +15,15 @@ TCGA10 = {
 }
 
 
-def built(nets: dict[str, tuple[int, tuple[float, ...]]], *, latent: int, classes: int, replicates: int) -> Modis:
+def built(nets: dict[str, tuple[int, tuple[float, ...]]], *, latent: int, classes: int, slots: int) -> Modis:
     shape = Shape(
         {m: p for m, (p, _) in nets.items()}, {m: widths(p, ratios) for m, (p, ratios) in nets.items()}, latent, classes
     )
     with torch.device("meta"):
-        return Modis(shape, slots=replicates)
+        return Modis(shape, slots=slots)
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
+@pytest.mark.parametrize("slots", [1, 3])
 @pytest.mark.parametrize(
     ("nets", "latent", "classes", "vaes", "discriminator", "total"),
     [
@@ -32,8 +32,8 @@ def built(nets: dict[str, tuple[int, tuple[float, ...]]], *, latent: int, classe
     ],
     ids=["intersim", "tcga10"],
 )
-def test_parameter_counts_equal_table_s2(nets, latent, classes, vaes, discriminator, total, replicates) -> None:
-    model = built(nets, latent=latent, classes=classes, replicates=replicates)
+def test_parameter_counts_equal_table_s2(nets, latent, classes, vaes, discriminator, total, slots) -> None:
+    model = built(nets, latent=latent, classes=classes, slots=slots)
     assert [count_parameters(model.vae(m)) for m in nets] == vaes
     assert count_parameters(model.discriminator) == discriminator
     assert count_parameters(model) == total

@@ -1,4 +1,4 @@
-"""The gradient penalty against one row's gradient at a time through plain layers."""
+"""The gradient penalty equals gradients of single rows through plain layers."""
 
 from dataclasses import replace
 from itertools import product
@@ -16,19 +16,19 @@ ways = pytest.mark.parametrize(("penalty", "on"), list(product(["sum", "each"], 
 
 
 @ways
-def test_penalty_is_half_the_mean_square_of_the_rows_own_gradients(penalty: str, on: str) -> None:
+def test_penalty_is_half_the_mean_square_of_the_gradients_of_single_rows(penalty: str, on: str) -> None:
     model, given = start([3]).model, batch(4, signs=penalty == "each")
-    found = adversary_phase(model, given, weights(), Rules(penalty=penalty, penalty_on=on)).parts["penalty"]
+    penalties = adversary_phase(model, given, weights(), Rules(penalty=penalty, penalty_on=on)).parts["penalty"]
     system = plain.PlainSystem(model)
     system.vaes.eval()
     signs = given.signs[0] if given.signs is not None else torch.ones(3, 6, 3, dtype=torch.float64)
     for m in range(3):
         squares = plain.squared_gradients(system, m, given.x[m][0], given.noise_d[0, m], signs[m], on)
-        torch.testing.assert_close(found[0, m], plain.mean(squares) / 2, rtol=1e-10, atol=0)
+        torch.testing.assert_close(penalties[0, m], plain.mean(squares) / 2, rtol=1e-10, atol=0)
 
 
 @ways
-def test_gradient_of_the_penalty_in_the_discriminator_is_that_of_finite_differences(penalty: str, on: str) -> None:
+def test_the_discriminator_gradient_of_the_penalty_equals_finite_differences(penalty: str, on: str) -> None:
     model, given = start([5]).model, batch(6, signs=penalty == "each")
     how = replace(weights(lambda_r=2.0), adversarial=torch.zeros(1).double(), label=torch.zeros(1).double())
     how = replace(how, clustering=torch.zeros(1).double())
@@ -42,17 +42,17 @@ def test_gradient_of_the_penalty_in_the_discriminator_is_that_of_finite_differen
         for sign in (1, -1):
             with torch.no_grad():
                 parameter[position] += sign * eps
-                held = parameter.clone()
+                original = parameter.clone()
             ends.append(adversary_phase(model, given, how, rules).total.item())
             with torch.no_grad():
-                parameter.copy_(held)
+                parameter.copy_(original)
                 parameter[position] -= sign * eps
         expected = (ends[0] - ends[1]) / (2 * eps)
         assert parameter.grad[position].item() == pytest.approx(expected, rel=1e-5, abs=1e-8)
 
 
 @pytest.mark.parametrize("on", ["x", "z"])
-def test_each_is_over_all_signs_the_sum_over_logits_of_their_squared_gradients(on: str) -> None:
+def test_each_averaged_over_all_signs_is_the_sum_of_squared_gradients_over_logits(on: str) -> None:
     model, given = start([7]).model, batch(8, signs=True)
     rules = Rules(penalty="each", penalty_on=on)
     values = []
@@ -84,17 +84,17 @@ def test_opposite_critics_cancel_in_sum_but_not_in_each() -> None:
         head = model.discriminator.modality.weight
         head[:, 2] = 0
         head[:, 1] = -head[:, 0]
-    found = {
+    terms = {
         penalty: adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty=penalty))
         for penalty in ("sum", "each")
     }
-    assert found["sum"].parts["penalty"].max() < 1e-25
-    assert found["each"].parts["penalty"].max() > 1e-9
+    assert terms["sum"].parts["penalty"].max() < 1e-25
+    assert terms["each"].parts["penalty"].max() > 1e-9
 
 
 @ways
 def test_penalty_enters_the_total_with_lambda_r_summed_over_modalities(penalty: str, on: str) -> None:
-    model, given = start([0, 1, 2]).model, batch(2, replicates=3, signs=penalty == "each")
+    model, given = start([0, 1, 2]).model, batch(2, slots=3, signs=penalty == "each")
     rules = Rules(penalty=penalty, penalty_on=on)
     heavy = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=[4.0, 1.0, 0.0]), rules)
     light = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=0.0), rules)
@@ -103,7 +103,7 @@ def test_penalty_enters_the_total_with_lambda_r_summed_over_modalities(penalty: 
 
 
 def test_a_member_without_penalty_reports_the_same_terms_alone_and_in_a_stack() -> None:
-    model, given = start([0, 1]).model, batch(2, replicates=2)
+    model, given = start([0, 1]).model, batch(2, slots=2)
     beside = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=[0.0, 2.0]), Rules()).parts
     without = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=0.0), Rules()).parts
     assert list(beside) == list(without)
@@ -122,14 +122,14 @@ def test_signs_must_match_the_penalty_outputs() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_penalty_does_not_depend_on_the_adversarial_loss(kind: str) -> None:
     model, given = start([1]).model, batch(1)
-    found = [adversary_phase(model, given, weights([k]), Rules()).parts["penalty"] for k in (kind, "pairwise")]
-    assert torch.equal(*found)
+    penalties = [adversary_phase(model, given, weights([k]), Rules()).parts["penalty"] for k in (kind, "pairwise")]
+    assert torch.equal(*penalties)
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_input_gradients_in_closed_form_are_those_of_backpropagation_and_differentiable(replicates: int) -> None:
-    model = start(list(range(replicates))).model
-    given = batch(3, replicates=replicates)
+@pytest.mark.parametrize("slots", [1, 3])
+def test_input_gradients_in_closed_form_equal_backpropagation_and_are_differentiable(slots: int) -> None:
+    model = start(list(range(slots))).model
+    given = batch(3, slots=slots)
     x, noise = given.x[0].requires_grad_(), given.noise_d[:, 0]
     z, expected, expected_output = backpropagated(model, x, noise)
     model.vaes.eval()
@@ -148,7 +148,7 @@ def test_input_gradients_in_closed_form_are_those_of_backpropagation_and_differe
 
 
 def backpropagated(model: Modis, x: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, DiscriminatorOutput]:
-    """Latents, the input's gradient of the sum of the logits, and the discriminator's output, by double backward."""
+    """Return latents, the input gradient of the sum of logits, and the discriminator output, by double backward."""
     model.eval()
     mu, logvar = model.vaes[0].encode(x)
     z = mu + torch.exp(0.5 * logvar) * noise
@@ -158,16 +158,16 @@ def backpropagated(model: Modis, x: Tensor, noise: Tensor) -> tuple[Tensor, Tens
     return z, gradient, judged
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_gradients_in_training_are_those_of_plain_layers(replicates: int) -> None:
-    model = start(list(range(replicates))).model
-    x = batch(3, replicates=replicates).x[0].requires_grad_()
+@pytest.mark.parametrize("slots", [1, 3])
+def test_gradients_in_train_mode_equal_plain_layers(slots: int) -> None:
+    model = start(list(range(slots))).model
+    x = batch(3, slots=slots).x[0].requires_grad_()
     mu, logvar = model.vaes[0].encode(x)
     x_hat = model.vaes[0].decode(mu).mean
     loss = (mu.sin() + logvar.cos()).sum() + x_hat.square().sum()
     ours = torch.autograd.grad(loss, [x, *model.vaes[0].parameters()])
-    for r in range(replicates):
-        own, rows = plain.PlainSystem(start(list(range(replicates))).model, r).vaes[0], x[r].detach().requires_grad_()
+    for r in range(slots):
+        own, rows = plain.PlainSystem(start(list(range(slots))).model, r).vaes[0], x[r].detach().requires_grad_()
         h = own.encoder(rows)
         its_mu, its_logvar = own.mu(h), own.logvar(h)
         loss = (its_mu.sin() + its_logvar.cos()).sum() + own.decoder(its_mu).square().sum()
@@ -176,7 +176,7 @@ def test_gradients_in_training_are_those_of_plain_layers(replicates: int) -> Non
             torch.testing.assert_close(one[r], other, rtol=1e-9, atol=1e-11)
 
 
-def test_the_encoders_of_phase_d_use_running_statistics_and_leave_them_as_they_are() -> None:
+def test_the_encoders_of_phase_d_use_running_statistics_and_do_not_change_them() -> None:
     model, given = start([4]).model.train(), batch(3)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     in_training = adversary_phase(model, given, weights(), Rules())

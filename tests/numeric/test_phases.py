@@ -1,4 +1,4 @@
-"""The two phases of a step: who learns, which statistics are used, and five steps against plain layers and Adam."""
+"""The two phases of a step: trained parameters, batch statistics, and five steps against plain layers and Adam."""
 
 from dataclasses import replace
 from itertools import product
@@ -18,11 +18,11 @@ RULES = [
 ]
 
 
-# --- who learns ---------------------------------------------------------------------------------------------
+# --- trained parameters -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("rules", RULES)
-def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_leaves_statistics_alone(rules: Rules) -> None:
+def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_updates_no_statistics(rules: Rules) -> None:
     model = start().model
     before = {name: tensor.clone() for name, tensor in model.vaes.state_dict().items()}
     adversary_phase(model, batch(signs=rules.penalty == "each"), weights(), rules).loss.sum().backward()
@@ -31,7 +31,7 @@ def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_leaves_st
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.vaes.state_dict().items())
 
 
-def test_vae_phase_gives_gradients_to_the_vaes_only_and_moves_their_statistics() -> None:
+def test_vae_phase_gives_gradients_to_the_vaes_only_and_updates_their_statistics() -> None:
     model = start().model
     norms = [layer for layer in model.vaes.modules() if isinstance(layer, StackedBatchNorm)]
     vae_phase(model, batch(), weights(), Rules()).loss.sum().backward()
@@ -41,7 +41,7 @@ def test_vae_phase_gives_gradients_to_the_vaes_only_and_moves_their_statistics()
     assert all(layer.running_mean.any() and (layer.running_var != 1).all() for layer in norms)
 
 
-def test_both_phases_leave_the_model_trainable_as_it_was() -> None:
+def test_both_phases_restore_train_mode_and_requires_grad() -> None:
     model = start().model
     adversary_phase(model, batch(), weights(), Rules())
     vae_phase(model, batch(), weights(), Rules())
@@ -84,8 +84,8 @@ def test_total_of_each_phase_is_the_weighted_sum_of_its_parts() -> None:
 
 def test_kl_mean_is_kl_sum_divided_by_rows() -> None:
     model, given = start([3]).model, batch(5)
-    found = {kl: vae_phase(model, given, weights(), Rules(kl_reduction=kl)).parts["kl"] for kl in ("sum", "mean")}
-    torch.testing.assert_close(found["mean"] * 6, found["sum"])
+    kl_terms = {kl: vae_phase(model, given, weights(), Rules(kl_reduction=kl)).parts["kl"] for kl in ("sum", "mean")}
+    torch.testing.assert_close(kl_terms["mean"] * 6, kl_terms["sum"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -107,21 +107,21 @@ def test_order_of_rows_within_a_batch_does_not_matter(kind: str) -> None:
 
 
 def normalised(layer: StackedBatchNorm, x: Tensor) -> Tensor:
-    """Rows [r, b, i] through a layer that takes all slots side by side."""
+    """Pass rows [r, b, i] through a layer that takes all slots side by side."""
     return layer(x.mT.flatten(0, 1).unsqueeze(0)).view(x.mT.shape).mT
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_batch_norm_is_that_of_torch_over_several_steps_then_with_running_statistics(replicates: int) -> None:
-    ours = StackedBatchNorm(replicates, 4, eps=0.8).double()
-    theirs = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(replicates)]
+@pytest.mark.parametrize("slots", [1, 3])
+def test_batch_norm_equals_torch_over_several_steps_and_then_in_eval_mode(slots: int) -> None:
+    ours = StackedBatchNorm(slots, 4, eps=0.8).double()
+    theirs = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(slots)]
     with torch.no_grad():
         for r, plain_norm in enumerate(theirs):
             plain_norm.weight.copy_(normal(4, seed=r))
             plain_norm.bias.copy_(normal(4, seed=r + 50))
             ours.weight[r], ours.bias[r] = plain_norm.weight, plain_norm.bias
     for number in range(5):
-        x = 3 * normal(replicates, 6, 4, seed=number) + 1
+        x = 3 * normal(slots, 6, 4, seed=number) + 1
         expected = torch.stack([norm(rows) for norm, rows in zip(theirs, x, strict=True)])
         torch.testing.assert_close(normalised(ours, x), expected, rtol=1e-12, atol=1e-12)
         for name in ("running_mean", "running_var"):
@@ -133,7 +133,7 @@ def test_batch_norm_is_that_of_torch_over_several_steps_then_with_running_statis
 
 
 @torch.no_grad()
-def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend_on_the_seed_alone() -> None:
+def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend_on_the_seed_only() -> None:
     layers = torch.nn.ModuleList([StackedLinear(3, 400, 50), StackedLinear(3, 50, 2)])
     initialise(layers, [11, 12, 11])
     first = layers[0]

@@ -8,7 +8,7 @@ from modis_dist.losses.clustering import negative_entropy
 from tests.numeric.toy_system import start
 
 
-def test_arrays_whose_shapes_do_not_belong_together_are_refused() -> None:
+def test_arrays_with_inconsistent_shapes_are_refused() -> None:
     with pytest.raises(TypeCheckError, match="probability"):
         negative_entropy(torch.rand(4, 5, 3), torch.rand(4, 2))
     with pytest.raises(TypeCheckError, match="noise"):

@@ -1,4 +1,4 @@
-"""One, two and three ranks take the same steps: real processes against one process with the whole batch, in float64."""
+"""One, two and three ranks take the same steps as one process with the whole batch, in float64."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -24,7 +24,7 @@ STEPS = 4
 
 @dataclass(frozen=True)
 class Case:
-    """A few steps of the toy system."""
+    """Settings for a few steps of the toy system."""
 
     losses: tuple[str, ...] = ("pairwise",)
     rules: Rules = field(default_factory=Rules)
@@ -32,9 +32,9 @@ class Case:
     labelled_from: int = 0  # rows before this one are not labelled
 
     def batch(self, number: int) -> Batch:
-        """The global batch of a step."""
+        """Return the global batch of a step."""
         signs = self.rules.penalty == "each"
-        whole = batch(number, replicates=len(self.losses), rows=self.rows, signs=signs)
+        whole = batch(number, slots=len(self.losses), rows=self.rows, signs=signs)
         hidden = torch.arange(self.rows) < self.labelled_from
         return replace(whole, label=whole.label.masked_fill(hidden, -1))
 
@@ -61,7 +61,7 @@ def block_of(world: World, whole: Batch) -> Batch:
 def run(
     world: World, case: Case, dtype: torch.dtype = torch.float64, device: str = "cpu"
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """All parameters and statistics after some steps, and the terms of the last one."""
+    """Return all parameters and statistics after some steps, and the terms of the last step."""
     seeds, place = range(len(case.losses)), torch.device(device)
     state = TrainState.start(SHAPE, seeds, Setup(OPTIM, place, dtype, world))
     how = moved(weights(case.losses, dtype=dtype), place)
@@ -74,15 +74,15 @@ def run(
     return {name: t.cpu() for name, t in after.items()}, {name: t.cpu() for name, t in terms.items()}
 
 
-def cast(held: Batch, dtype: torch.dtype) -> Batch:
-    """The same batch in another precision."""
-    signs = None if held.signs is None else held.signs.to(dtype)
-    x = tuple(part.to(dtype) for part in held.x)
-    return Batch(x, held.label, held.sample, held.noise_d.to(dtype), held.noise_g.to(dtype), signs)
+def cast(whole: Batch, dtype: torch.dtype) -> Batch:
+    """Return the same batch in another precision."""
+    signs = None if whole.signs is None else whole.signs.to(dtype)
+    x = tuple(part.to(dtype) for part in whole.x)
+    return Batch(x, whole.label, whole.sample, whole.noise_d.to(dtype), whole.noise_g.to(dtype), signs)
 
 
 def paired_distance(z: Tensor, sample: Tensor) -> Tensor:
-    """A loss on pairs of rows: mean squared distance [r] of latents [r, m, b, l] of one sample in two modalities."""
+    """Return the mean squared distance [r] of latents [r, m, b, l] of the same sample in two modalities."""
     squares = (z[:, :, None, :, None] - z[:, None, :, None]).square().sum(-1)  # [r, m, m, b, b]
     same = sample[:, :, None, :, None] == sample[:, None, :, None]
     other = ~torch.eye(z.shape[1], dtype=torch.bool, device=z.device)[:, :, None, None]
@@ -91,7 +91,7 @@ def paired_distance(z: Tensor, sample: Tensor) -> Tensor:
 
 
 def paired_gradients(world: World, device: str = "cpu") -> dict[str, Tensor]:
-    """Gradients of the encoders by the distance of paired latents, of a stack of two."""
+    """Return the encoder gradients of the distance of paired latents, for a stack of two."""
     case, place = Case(("pairwise",) * 2, rows=7), torch.device(device)
     model = TrainState.start(SHAPE, range(2), Setup(OPTIM, place, torch.float64, world)).model
     given = moved(block_of(world, case.batch(0)), place)
@@ -122,22 +122,26 @@ def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
 
 @pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
 def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
-    """Return the results of every rank in all cases; a rank of a world of one sends and receives too."""
+    """Return the results of every rank in all cases; a world of one rank also uses a process group."""
     size, device = request.param
     yield on_ranks(size, all_cases, tmp_path_factory.mktemp("world"), device, device=device)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_any_number_of_ranks_takes_the_same_steps(name: str, worlds: list[dict[str, Any]]) -> None:
+def test_steps_do_not_depend_on_the_number_of_ranks(name: str, worlds: list[dict[str, Any]]) -> None:
     expected, terms = run(ALONE, CASES[name])
-    for found, found_terms in (rank[name] for rank in worlds):
+    for rank_tensors, rank_terms in (rank[name] for rank in worlds):
         for key, tensor in expected.items():
-            torch.testing.assert_close(found[key], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(
+                rank_tensors[key], tensor, rtol=1e-9, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}"
+            )
         for key, value in terms.items():
-            torch.testing.assert_close(found_terms[key], value, rtol=1e-8, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(rank_terms[key], value, rtol=1e-8, atol=1e-9, msg=lambda m, k=key: f"{k}: {m}")
 
 
-def test_a_loss_on_pairs_of_rows_has_the_same_gradients_on_any_number_of_ranks(worlds: list[dict[str, Any]]) -> None:
+def test_gradients_of_a_loss_on_pairs_of_rows_do_not_depend_on_the_number_of_ranks(
+    worlds: list[dict[str, Any]],
+) -> None:
     expected = paired_gradients(ALONE)
     assert any(gradient.abs().max() > 1e-3 for gradient in expected.values())
     for rank in worlds:
@@ -146,26 +150,28 @@ def test_a_loss_on_pairs_of_rows_has_the_same_gradients_on_any_number_of_ranks(w
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ranks_agree_with_each_other_to_the_bit(name: str, worlds: list[dict[str, Any]]) -> None:
+def test_all_ranks_are_bit_identical(name: str, worlds: list[dict[str, Any]]) -> None:
     first = worlds[0][name][0]
     assert all(torch.equal(rank[name][0][key], tensor) for rank in worlds[1:] for key, tensor in first.items())
 
 
-def test_steps_would_differ_if_every_rank_normalised_by_its_own_rows(tmp_path: Path) -> None:
+def test_steps_differ_if_every_rank_normalises_by_its_own_rows(tmp_path: Path) -> None:
     expected = run(ALONE, CASES["uneven blocks"])[0]
-    found = on_ranks(2, with_statistics_of_its_own, tmp_path)[0]
-    assert max(float((found[key] - tensor).abs().max()) for key, tensor in expected.items()) > 1e-4
+    actual = on_ranks(2, with_statistics_of_its_own, tmp_path)[0]
+    assert max(float((actual[key] - tensor).abs().max()) for key, tensor in expected.items()) > 1e-4
 
 
 @few
 @given(st.integers(1, 9), st.integers(0, 40), st.integers(1, 5))
-def test_blocks_of_all_ranks_are_the_batch_and_their_sizes_differ_by_one_at_most(size: int, rows: int, m: int) -> None:
+def test_blocks_of_all_ranks_cover_the_batch_and_their_sizes_differ_by_at_most_one(
+    size: int, rows: int, m: int
+) -> None:
     for modality in range(m):
         blocks = [range(rows)[World(rank, size).block(modality, rows)] for rank in range(size)]
         assert sorted(row for block in blocks for row in block) == list(range(rows))
         assert max(map(len, blocks)) - min(map(len, blocks)) <= 1
 
 
-def test_longer_blocks_go_to_other_ranks_in_other_modalities() -> None:
+def test_the_ranks_with_longer_blocks_differ_between_modalities() -> None:
     lengths = [[len(range(7)[World(rank, 3).block(m, 7)]) for m in range(3)] for rank in range(3)]
     assert [sum(of_rank) for of_rank in lengths] == [7, 7, 7]

@@ -1,4 +1,4 @@
-"""A system small enough to check by hand: modalities of 7, 5 and 6 features, encoders of three, two and one layer."""
+"""A toy system: modalities of 7, 5 and 6 features, with encoders of three, two and one layer."""
 
 from collections.abc import Sequence
 from dataclasses import fields
@@ -17,7 +17,7 @@ from modis_dist.train.loader import EpochLength, Loader
 from modis_dist.train.prepare import Prepared, Subset
 from modis_dist.train.state import Setup, TrainState
 
-Held = TypeVar("Held", Batch, Weights)
+Inputs = TypeVar("Inputs", Batch, Weights)
 KINDS = tuple(ADVERSARIAL)
 SHAPE = Shape(
     features={"a": 7, "b": 5, "c": 6},
@@ -33,38 +33,38 @@ few = settings(max_examples=15, deadline=None, derandomize=True)
 
 
 def normal(*size: int, seed: int = 0) -> Tensor:
-    """Standard normal float64 numbers."""
+    """Return standard normal float64 numbers."""
     return torch.randn(size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def labels(*size: int, seed: int = 0, classes: int = SHAPE.classes) -> Tensor:
-    """Classes, about a quarter of them hidden (-1)."""
+    """Return class codes, about a quarter of them hidden (-1)."""
     drawn = torch.randint(0, 4 * classes, size, generator=torch.Generator().manual_seed(seed))
     return torch.where(drawn < 3 * classes, drawn % classes, -1)
 
 
 def start(seeds: Sequence[int] = (0,), *, dtype: torch.dtype = torch.float64, optim: Optim = OPTIM) -> TrainState:
-    """A fresh toy training."""
+    """Return the state of a new toy training."""
     return TrainState.start(SHAPE, seeds, Setup(optim, CPU, dtype))
 
 
-def samples(replicates: int, rows: int, *, seed: int = 0) -> Tensor:
-    """Codes of samples [r, 3, rows], of which each modality has the same in another order, but for a few."""
+def samples(slots: int, rows: int, *, seed: int = 0) -> Tensor:
+    """Return sample codes [r, 3, rows]; the modalities share most samples, in different order."""
     generator = torch.Generator().manual_seed(seed)
-    orders = [torch.randperm(rows + 2, generator=generator)[:rows] for _ in range(3 * replicates)]
-    return torch.stack(orders).view(replicates, 3, rows)
+    orders = [torch.randperm(rows + 2, generator=generator)[:rows] for _ in range(3 * slots)]
+    return torch.stack(orders).view(slots, 3, rows)
 
 
-def batch(seed: int = 0, *, replicates: int = 1, rows: int = ROWS, signs: bool = False) -> Batch:
-    """Random rows, of which each class has its own mean."""
-    label = labels(replicates, 3, rows, seed=seed)
+def batch(seed: int = 0, *, slots: int = 1, rows: int = ROWS, signs: bool = False) -> Batch:
+    """Return a batch of random rows with class-dependent means."""
+    label = labels(slots, 3, rows, seed=seed)
     x = tuple(
-        normal(replicates, rows, p, seed=100 * seed + m) + label[:, m, :, None]
+        normal(slots, rows, p, seed=100 * seed + m) + label[:, m, :, None]
         for m, p in enumerate(SHAPE.features.values())
     )
-    noise = normal(2, replicates, 3, rows, SHAPE.latent, seed=seed + 1)
-    drawn = normal(replicates, 3, rows, 3, seed=seed + 2).sign() if signs else None
-    return Batch(x, label, samples(replicates, rows, seed=seed), noise[0], noise[1], drawn)
+    noise = normal(2, slots, 3, rows, SHAPE.latent, seed=seed + 1)
+    drawn = normal(slots, 3, rows, 3, seed=seed + 2).sign() if signs else None
+    return Batch(x, label, samples(slots, rows, seed=seed), noise[0], noise[1], drawn)
 
 
 def weights(
@@ -73,7 +73,7 @@ def weights(
     lambda_r: float | Sequence[float] = 3.0,
     dtype: torch.dtype = torch.float64,
 ) -> Weights:
-    """Weights no two of which are equal, so that a mix-up shows."""
+    """Return weights that all differ, so that swapped weights are detected."""
     ones = torch.ones(len(losses), dtype=dtype)
     return Weights(
         beta=0.02 * ones,
@@ -87,8 +87,8 @@ def weights(
     )
 
 
-def moved(held: Held, device: torch.device) -> Held:
-    """The same values on another device."""
+def moved(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return the same values on another device."""
 
     def move(value: object) -> object:
         if isinstance(value, torch.Tensor):
@@ -97,11 +97,11 @@ def moved(held: Held, device: torch.device) -> Held:
             return tuple(part.to(device) for part in value)
         return value
 
-    return type(held)(**{field.name: move(getattr(held, field.name)) for field in fields(held)})
+    return type(inputs)(**{field.name: move(getattr(inputs, field.name)) for field in fields(inputs)})
 
 
 def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:
-    """One training step, both phases."""
+    """Run both phases of a training step."""
     return state.adversary.learn(given, how, rules), state.vaes.learn(given, how, rules)
 
 
@@ -115,7 +115,7 @@ def loader(
     share: float = 0.0,
     device: torch.device = CPU,
 ) -> Loader:
-    """Batches of prepared toy rows in float64."""
+    """Return a loader of prepared toy rows in float64."""
     return Loader(
         sets,
         seeds,
@@ -130,7 +130,7 @@ def loader(
 
 
 def prepared(rows: dict[str, int], *, seed: int = 0, features: dict[str, int] | None = None) -> Prepared:
-    """Training rows with random features, numbered in their first feature, and label = number mod 3."""
+    """Return training rows with random features; the first feature is the row number, and label = number mod 3."""
     rng = np.random.default_rng(seed)
     sizes = features or SHAPE.features
     x = {m: rng.standard_normal((n, sizes[m])).astype(np.float32) for m, n in rows.items()}

@@ -1,4 +1,4 @@
-"""Captures that count: CUDA graphs, and a stand-in where there is no GPU."""
+"""Counted captures: CUDA graphs, and a stand-in for machines without a GPU."""
 
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,7 +11,7 @@ from modis_dist.train.cuda_graph import GraphCapture
 
 
 class Replays:
-    """Runs a step again where a GPU would replay it: on the same tensors, into the same terms."""
+    """Runs the step again for a replay: on the same tensors, into the same terms."""
 
     def __init__(self) -> None:
         self.warmed_up, self.captured, self.replayed = 0, 0, 0
@@ -33,7 +33,7 @@ class Replays:
 
 
 def write(new: Terms, terms: Terms, *, first: bool) -> None:
-    """Write terms where those of the first replay are, as a graph does."""
+    """Write terms to the tensors of the first replay, as a graph does."""
     if first:
         for field in fields(Terms):
             setattr(terms, field.name, getattr(new, field.name))

@@ -1,10 +1,10 @@
-"""Killing a training exactly where it is: at every optimiser step, in every phase of a write, again and again.
+"""Kills of a training at exact points: at every optimiser step and in every phase of a write, repeatedly.
 
-One process imports PyTorch and forks each life of a training (0.1 s instead of 3). The life announces markers over a
-pipe and waits for an answer, so a SIGKILL falls exactly there. What it leaves behind in the end is compared, bit for
-bit, with what an undisturbed life leaves. Only the forked life is patched; nothing here is known to the package.
+One process imports PyTorch and forks each life of a training (0.1 s instead of 3). A life announces markers over a pipe
+and waits for an answer, so that a SIGKILL hits exactly there. The final files must be bit-identical to those of an
+undisturbed training. Only the forked life is patched; the package has no code for this.
 
-To be used from a process that has set one thread before anything: a fork keeps no thread but its own.
+Use it from a process that has set one thread at its start: a fork keeps only its own thread.
 """
 
 import json
@@ -38,7 +38,7 @@ EACH = ("objective.penalty_outputs=each", "objective.adversarial_loss=class_cond
 PATIENT = ("optim.epochs=5", "trainer.checkpoint_every=2", "optim.lr_schedule=cosine")
 PATIENT += ("trainer.early_stopping={patience: 1}",)
 
-# One run is trained as `modis-dist train` does it, several as a pack of a sweep.
+# A single run is trained as by `modis-dist train`, several runs as a pack of a sweep.
 KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
     "pairwise, penalty of the sum": ((*SHORT,),),
     "class_conditional, penalty of each": ((*SHORT, *EACH, "seed=3"),),
@@ -51,23 +51,23 @@ KINDS: dict[str, tuple[tuple[str, ...], ...]] = {
 
 GO, STOP, KILL = b"g", b"s", b""
 INTERRUPTED = Interrupted.exit_code
-Answer = Callable[[str], bytes]  # marker -> what to do there
+Answer = Callable[[str], bytes]  # marker -> GO, STOP or KILL
 
 
 @dataclass
 class Tally:
-    """Counts of lives and kills, and the differences found."""
+    """Numbers of lives and kills, and the differences from undisturbed trainings."""
 
     lives: int = 0
     kills: int = 0
-    workers: int = 0  # of the kills, those of workers of a study
-    stops: int = 0  # asked politely, in the middle of an epoch
+    workers: int = 0  # kills of workers of a study, included in ``kills``
+    stops: int = 0  # stop requests within an epoch
     runs: int = 0
     differences: list[str] = field(default_factory=list)
 
 
 class Kind:
-    """One kind of training: where its data are, what an undisturbed one leaves and which markers it passes."""
+    """One kind of training: its data, the files of an undisturbed training, and the markers that it passes."""
 
     def __init__(self, name: str, store: Path, folder: Path) -> None:
         self.name = name
@@ -85,7 +85,7 @@ class Kind:
         return GO
 
     def disturbed(self, answer: Answer, tally: Tally) -> None:
-        """One training to its end, through as many lives as it takes; what differs is added to the tally."""
+        """Run one training to its end, through as many lives as needed; add its differences to the tally."""
         self._number += 1
         out = self.folder / f"disturbed{self._number}"
         last = "start"
@@ -109,7 +109,7 @@ class Kind:
         shutil.rmtree(out)
 
     def live(self, out: Path, answer: Answer) -> int:
-        """Fork one life and answer its markers; returns its exit code, 0 where it came to the end of the training."""
+        """Fork one life and answer its markers; return its exit code, 0 if it finished the training."""
         (hears, parent_says), (parent_hears, says) = os.pipe(), os.pipe()
         child = os.fork()
         if child == 0:
@@ -135,13 +135,13 @@ class Kind:
         return code
 
 
-# --- how to disturb -----------------------------------------------------------------------------------------
+# --- disturbances -------------------------------------------------------------------------------------------
 
 
 def chain(chance: random.Random, *, share: float) -> Answer:
-    """Disturbs a training at a share of all its markers, each once: the next life gets as far as the next one.
+    """Kill a training at a fraction ``share`` of its markers, once each: every life gets as far as the next marker.
 
-    At a third of the steps it is asked to stop, until a life has come to saving in the middle of an epoch.
+    At a third of the steps it is asked to stop instead, which saves within an epoch.
     """
     decided: dict[str, bytes] = {}
 
@@ -156,7 +156,7 @@ def chain(chance: random.Random, *, share: float) -> Answer:
 
 
 def once(marker: str) -> Answer:
-    """Kills at one marker, the first time it is passed."""
+    """Kill at one marker, the first time it is passed."""
     left = [marker]
 
     def answer(passed: str) -> bytes:
@@ -166,10 +166,10 @@ def once(marker: str) -> Answer:
 
 
 def soak(kills: int, *, seed: int, folder: Path, store: Path, report: Callable[[Tally], None]) -> Tally:
-    """Disturb trainings of every kind until so many kills are done.
+    """Disturb trainings of every kind until ``kills`` kills are done.
 
-    First every kind is killed at each of its markers within one training; then kinds take turns in being killed once,
-    at a random marker, or at a random half of them. ``report`` is called after every training.
+    First, one training of every kind is killed at each of its markers; then trainings of alternating kinds are killed
+    once, at a random marker, or at a random half of their markers. ``report`` is called after every training.
     """
     tally, chance = Tally(), random.Random(seed)
     kinds = [Kind(name, store, folder / str(number)) for number, name in enumerate(KINDS)]
@@ -189,7 +189,7 @@ def _plan(kinds: list[Kind], chance: random.Random) -> Iterator[tuple[Kind, Answ
             yield kind, chain(chance, share=0.5)
 
 
-# --- what is left behind ------------------------------------------------------------------------------------
+# --- comparison ---------------------------------------------------------------------------------------------
 
 
 def compared(out: Path, undisturbed: Path) -> list[str]:
@@ -213,7 +213,7 @@ def _journals(out: Path, undisturbed: Path) -> Iterator[str]:
                 [_plain(record, folder) for record in records if record["kind"] == kind]
                 for records, folder in ((ours, out), (theirs, undisturbed))
             ]
-            if kind != "metrics":  # an event is sent again if it is unknown whether it was sent
+            if kind != "metrics":  # an event is repeated if it is unknown whether it was written
                 lines_of_both = [sorted(set(lines)) for lines in lines_of_both]
             if lines_of_both[0] != lines_of_both[1]:
                 yield f"{kind}: {len(lines_of_both[0])} against {len(lines_of_both[1])}, or with other values"
@@ -236,13 +236,13 @@ class Announcer:
     def __call__(self, marker: str) -> bytes:
         os.write(self._says, f"{marker}\n".encode())
         answer = os.read(self._hears, 1)
-        if answer == b"":  # whoever asks is gone
+        if answer == b"":  # the parent has ended
             os._exit(1)
         return answer
 
 
 class AtEveryStep:
-    """A stop port that announces optimiser steps, by their number since the training began."""
+    """A stop callback that announces optimiser steps, numbered from the start of the training."""
 
     def __init__(self, at: Announcer, last: Path) -> None:
         self._at = at
@@ -251,11 +251,11 @@ class AtEveryStep:
 
     def requested(self) -> str | None:
         self._step += 1
-        return "asked to stop" if self._at(f"step {self._step}") == STOP else None
+        return "stop requested" if self._at(f"step {self._step}") == STOP else None
 
 
 def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSpec = ALONE) -> None:
-    """Train as the commands do, to the end; never returns. Of several ranks, one that trains without being stopped."""
+    """Train to the end as the commands do; never returns. With several ranks, no stop is requested."""
     code = 1
     try:
         os.umask(0o077)
@@ -286,7 +286,7 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
 
 
 def _patch(at: Announcer) -> None:
-    """Announce every phase of every write; leave out what costs time and has no state."""
+    """Announce every phase of every write; skip slow parts without state."""
     run_pack.draw = lambda *_: None
     evaluation.plain_baseline = lambda *_: None
     evaluate = evaluation.evaluate
@@ -323,7 +323,7 @@ def _patch_checkpoints(at: Announcer) -> None:
         write_json(path, value)
 
     def forgotten(path: Path) -> None:
-        """The last checkpoint of a pack; it is kept aside to be compared."""
+        """Remove the last checkpoint of a pack, after copying it for the comparison."""
         backup = path.parent / "kept" / "last"
         if path.exists() and not backup.exists():
             shutil.copytree(path, backup)

@@ -1,8 +1,8 @@
-"""Killing a rank exactly where it is: at a step, or while the first one writes, whichever rank is the victim.
+"""Kills of a rank at exact points: at a step, or while rank 0 writes, with any rank as the victim.
 
-As in ``tests.train.kills`` every life is forked from one process that has imported PyTorch, here as several ranks, each
-of which announces where it is and waits for an answer. A rank whose fellow is killed has to end by itself; then all
-start again. What they leave behind in the end is compared, bit for bit, with what undisturbed ranks leave.
+As in ``tests.train.kills``, every life is forked from one process that has imported PyTorch, here as several ranks,
+each of which announces its markers and waits for an answer. After a kill the other ranks must exit; then all start
+again. The final files must be bit-identical to those of undisturbed ranks.
 """
 
 import os
@@ -24,22 +24,22 @@ from modis_dist.train.process_group import RankSpec, rendezvous_file
 from tests.train import toy
 from tests.train.kills import GO, KINDS, Announcer, Tally, compared, life_of
 
-LIMIT_S = 60.0  # in which a rank has to end by itself after the death of another
+LIMIT_S = 60.0  # within which a rank must exit after another was killed
 KILLS_OF_A_TRAINING = 5
-UNEVEN = "optim.batch_size=7"  # which two ranks cannot share equally
+UNEVEN = "optim.batch_size=7"  # cannot be divided equally between two ranks
 TRAINED = ("class_conditional, penalty of each", "stack of pairwise, early stopping")
 
 
 @dataclass(frozen=True)
 class Aim:
-    """A rank to be killed when it, or another, is at a marker."""
+    """A rank to kill when it, or another rank, reaches a marker."""
 
     marker: str
     victim: int
 
 
 class Ranks:
-    """One kind of training on several ranks: what an undisturbed one leaves, and which markers it passes."""
+    """One kind of training on several ranks: the files of an undisturbed training, and the markers that it passes."""
 
     def __init__(self, name: str, *, size: int, store: Path, folder: Path) -> None:
         self.name = name
@@ -54,7 +54,7 @@ class Ranks:
         self._number = 0
 
     def disturbed(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
-        """One training to its end, killed up to so often; what differs is added to the tally."""
+        """Run one training to its end with up to ``kills`` kills; add its differences to the tally."""
         self._number += 1
         out = self.folder / f"disturbed{self._number}"
         aims = self._aims(chance, kills)
@@ -69,17 +69,17 @@ class Ranks:
         shutil.rmtree(out)
 
     def _aims(self, chance: random.Random, kills: int) -> list[Aim]:
-        """In the order of a training; half of them in what the first rank writes, with any rank as the victim."""
+        """Return aims in the order of a training, half of them during writes of rank 0, with any rank as the victim."""
         steps = [index for index, marker in enumerate(self.markers) if _is_step(marker)]
         writes = [index for index, marker in enumerate(self.markers) if not _is_step(marker)]
         places = sorted(chance.choice(chance.choice((steps, writes))) for _ in range(kills))
         return [Aim(self.markers[index], chance.randrange(self.size)) for index in places]
 
     def live(self, out: Path, aim: Aim | None, noted: Callable[[str], object] = lambda _: None) -> list[int]:
-        """Fork one life, answer its markers and kill where the aim says; returns the exit code of every rank."""
-        with TemporaryDirectory(dir=self.folder) as meeting:
+        """Fork one life, answer its markers and kill at the aim; return the exit code of every rank."""
+        with TemporaryDirectory(dir=self.folder) as rendezvous:
             pairs = [socketpair() for _ in range(self.size)]
-            children = [self._forked(rank, Path(meeting), out, pairs) for rank in range(self.size)]
+            children = [self._forked(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
             for _, theirs in pairs:
                 theirs.close()
             killed = _answer([ours for ours, _ in pairs], children, aim, noted)
@@ -89,7 +89,7 @@ class Ranks:
             assert code in ({0, expected_code} if killed else {0}), f"{self.name}, {aim}: rank {rank} ended with {code}"
         return codes
 
-    def _forked(self, rank: int, meeting: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
+    def _forked(self, rank: int, rendezvous: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
         child = os.fork()
         if child == 0:
             mine = pairs[rank][1]
@@ -97,7 +97,7 @@ class Ranks:
                 end.close()
             at = Announcer(mine.fileno(), mine.fileno())
             _announce_steps(rank, at)
-            life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(meeting)))
+            life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(rendezvous)))
         return child
 
 
@@ -106,9 +106,9 @@ def _is_step(marker: str) -> bool:
 
 
 def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
-    """Let ranks go on until all have ended; whether one was killed, which happens once.
+    """Answer ranks until all have ended; return True if one was killed, which happens at most once.
 
-    Raises ``AssertionError`` where ranks neither end nor say anything; none of them is left then.
+    Raises ``AssertionError`` if ranks neither end nor announce anything, after killing all of them.
     """
     left, killed = list(ours), False
     while left:
@@ -117,9 +117,7 @@ def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Cal
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            raise AssertionError(
-                f"{aim}: ranks {[ours.index(connection) for connection in left]} do not end by themselves"
-            )
+            raise AssertionError(f"{aim}: ranks {[ours.index(connection) for connection in left]} do not exit")
         for connection in ready:
             marker = _heard(connection)
             if not marker:
@@ -130,13 +128,13 @@ def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Cal
             if not killed and aim is not None and marker == aim.marker:
                 os.kill(children[aim.victim], signal.SIGKILL)
                 killed = True
-            with suppress(BrokenPipeError):  # the victim's
+            with suppress(BrokenPipeError):  # of the victim
                 connection.send(GO)
     return killed
 
 
 def _heard(connection: socket) -> str:
-    """A marker; nothing from a rank that has ended."""
+    """Return the next marker, or an empty string if the rank has ended."""
     with suppress(ConnectionResetError):
         return connection.recv(4096).decode().rstrip("\n")
     return ""
@@ -155,7 +153,7 @@ def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, report:
 
 
 def _announce_steps(rank: int, at: Announcer) -> None:
-    """In the forked life: before every step of this rank."""
+    """Announce every step of this rank, in the forked life."""
     batch = Loader.batch
 
     def announced(self: Loader, *, epoch: int, step: int) -> object:

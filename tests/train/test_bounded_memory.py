@@ -1,4 +1,4 @@
-"""A training whose features are on a disk: little memory, and no file however it ends."""
+"""A training with features on disk needs little memory and leaves no file, however it ends."""
 
 import json
 import os
@@ -33,7 +33,7 @@ MIB = 2**20
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run on 153 MiB of features, with small networks."""
+    """Write a run on 153 MiB of features, with small networks."""
     folder = tmp_path_factory.mktemp("wide")
     rng = np.random.default_rng(0)
     with StoreWriter(folder / "store", source={"kind": "test"}) as writer:
@@ -53,21 +53,21 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def peak_of_training(folder: Path, storage: FeatureStorage, out: Path) -> int:
-    """MiB of memory that a training takes beyond what its process has before: no file's, which the system can drop."""
-    code = "import sys; from tests.train import test_bounded_memory as tests; tests.train_and_tell(*sys.argv[1:])"
+    """Return the MiB of anonymous memory that a training adds to its process; file pages can be dropped."""
+    code = "import sys; from tests.train import test_bounded_memory as tests; tests.train_and_print_peak(*sys.argv[1:])"
     command = [sys.executable, "-c", code, str(folder / "run.yaml"), storage, str(out)]
     child = subprocess.run(command, capture_output=True, text=True, check=False)
     assert child.returncode == 0, child.stdout + child.stderr
     return int(child.stdout.split()[-1])
 
 
-def train_and_tell(file: str, storage: str, out: str) -> None:
-    """In a process of its own: train and judge, and print the peak."""
+def train_and_print_peak(file: str, storage: str, out: str) -> None:
+    """Train and evaluate in a separate process, and print the peak."""
     arrays.VALUES_PER_BLOCK = 1 << 18
     metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
     run_pack.draw = lambda *_: None
     run = load_run(Path(file), [f"trainer.feature_storage={storage}"])
-    first = Path(out).with_suffix(".first")  # whatever a first training loads is there afterwards
+    first = Path(out).with_suffix(".first")  # a first training imports and allocates everything that stays
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)
     plain_baseline(member.prepared, member.prepared.validation)
     peaks = [anonymous()]
@@ -77,20 +77,20 @@ def train_and_tell(file: str, storage: str, out: str) -> None:
 
 
 def watch(peaks: list[int]) -> None:
-    """Note how much memory there is, for ever."""
+    """Record the memory use forever."""
     while True:
         peaks.append(anonymous())
         time.sleep(0.005)
 
 
 def anonymous() -> int:
-    """Bytes of this process that belong to no file."""
+    """Return the bytes of anonymous memory of this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon:"))
 
 
 @pytest.mark.slow
-def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_than_twice_as_much(
+def test_features_on_disk_take_less_memory_than_their_size_and_those_in_memory_more_than_twice_their_size(
     wide: Path, tmp_path: Path
 ) -> None:
     on_disk, in_memory = (peak_of_training(wide, storage, tmp_path / storage) for storage in ("disk", "memory"))
@@ -99,7 +99,9 @@ def test_features_on_a_disk_take_less_memory_than_they_are_and_otherwise_more_th
     assert differences(tmp_path / "disk", tmp_path / "memory") == []
 
 
-def test_a_training_on_a_disk_that_is_killed_leaves_nothing_in_the_temporary_folder(wide: Path, tmp_path: Path) -> None:
+def test_a_killed_training_with_features_on_disk_leaves_nothing_in_the_temporary_folder(
+    wide: Path, tmp_path: Path
+) -> None:
     file, out, scratch = wide / "run.yaml", tmp_path / "killed", tmp_path / "scratch"
     scratch.mkdir()
     options = ["--set", "trainer.feature_storage=disk", "--set", "optim.epochs=1000", "--out", str(out)]

@@ -1,4 +1,4 @@
-"""Checkpoints: whole or not there, the newest valid one wins, damage is never read silently."""
+"""Checkpoints are complete or absent, the newest valid one is used, and damage is never read silently."""
 
 import errno
 import json
@@ -37,7 +37,7 @@ def test_a_predecessor_is_removed_only_after_its_successor_was_read_back(tmp_pat
     assert not first.exists() and checkpoint.newest(tmp_path) == second
 
 
-def test_the_newest_is_the_highest_step_whatever_the_clock_says(tmp_path: Path) -> None:
+def test_the_newest_checkpoint_has_the_highest_step_regardless_of_file_times(tmp_path: Path) -> None:
     for step in (3, 12):
         checkpoint.save(tmp_path / str(step), made(step))
         shutil.move(tmp_path / str(step) / f"step-{step:08d}", tmp_path)
@@ -65,7 +65,7 @@ def test_any_flipped_bit_is_detected(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", ["truncate", "empty", "remove", "manifest", "rename"])
-def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_is_used(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_checkpoint_is_renamed_and_its_predecessor_is_used(tmp_path: Path, damage: str) -> None:
     older = checkpoint.save(tmp_path / "a", made(1))
     newer = checkpoint.save(tmp_path / "b", made(2))
     folder = tmp_path / "c"
@@ -108,7 +108,7 @@ def test_a_training_whose_only_checkpoint_is_damaged_is_refused_at_every_start(t
             toy.train([member], tmp_path)
 
 
-def test_a_disk_that_refuses_while_a_step_is_saved_again_costs_no_checkpoint(
+def test_a_disk_error_while_a_step_is_saved_again_loses_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = checkpoint.save(tmp_path, made(1))
@@ -122,7 +122,7 @@ def test_a_disk_that_refuses_while_a_step_is_saved_again_costs_no_checkpoint(
     assert list(tmp_path.iterdir()) == [path] and checkpoint.newest(tmp_path) == path
 
 
-def test_a_sound_checkpoint_is_taken_beside_those_set_aside(tmp_path: Path) -> None:
+def test_a_valid_checkpoint_is_used_despite_renamed_damaged_ones(tmp_path: Path) -> None:
     (tmp_path / "step-00000009.bad").mkdir()
     assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
 
@@ -134,7 +134,7 @@ def of_version(path: Path, version: object) -> Path:
 
 
 @pytest.mark.parametrize("version", [2, 99])
-def test_a_checkpoint_of_another_version_is_refused_and_not_moved(tmp_path: Path, version: int) -> None:
+def test_a_checkpoint_of_another_version_is_refused_and_not_renamed(tmp_path: Path, version: int) -> None:
     path = of_version(checkpoint.save(tmp_path, made(1)), version)
     for _ in range(2):
         with pytest.raises(DataError, match=rf"{re.escape(str(tmp_path))}: .*\b{version}\b.*\b{checkpoint.VERSION}\b"):
@@ -145,7 +145,7 @@ def test_a_checkpoint_of_another_version_is_refused_and_not_moved(tmp_path: Path
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ESTALE, errno.EMFILE, errno.EACCES])
 @pytest.mark.parametrize(("owner", "name"), [(os, "scandir"), (Path, "read_text"), (checkpoint, "sha256")])
-def test_a_disk_that_refuses_for_a_moment_costs_no_checkpoint(
+def test_a_temporary_disk_error_loses_no_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, owner: object, name: str
 ) -> None:
     path = checkpoint.save(tmp_path, made(1))
@@ -201,7 +201,7 @@ def test_after_any_damage_the_newest_intact_checkpoint_is_read(tmp_path: Path) -
         assert left == ({newer.name} if loaded.step == 2 else {older.name, f"{newer.name}.bad"})
 
 
-def test_removing_predecessors_that_a_killed_process_left_is_made_good(tmp_path: Path) -> None:
+def test_predecessors_left_by_a_killed_process_are_removed(tmp_path: Path) -> None:
     for step in (1, 2, 3):
         shutil.move(checkpoint.save(tmp_path / str(step), made(step)), tmp_path)
     (tmp_path / ".step-00000000.7.tmp").mkdir()

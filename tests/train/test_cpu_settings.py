@@ -1,4 +1,4 @@
-"""Memory of a training's process, by the pages that the kernel had to give it."""
+"""Reuse of freed memory by a training process, measured by page faults."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ def faults():
 for turn in range(16):
     if turn == 5:
         before = faults()
-    gradients = [torch.ones(9_000_000) for _ in range(8)]  # 36 MB each: smaller ones glibc may keep by itself
+    gradients = [torch.ones(9_000_000) for _ in range(8)]  # 36 MB each; glibc may keep smaller ones anyway
     del gradients
 print(faults() - before)
 """

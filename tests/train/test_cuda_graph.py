@@ -1,4 +1,4 @@
-"""A captured step on a stand-in for CUDA graphs: its inputs, and when it is captured again."""
+"""Captured steps on a stand-in for CUDA graphs: inputs and recapture."""
 
 import gc
 import weakref
@@ -25,7 +25,7 @@ class CannotCapture(Replays):
 
 
 def sums(given: Batch, _: Weights, __: Rules) -> Terms:
-    """Terms that tell every tensor of a batch."""
+    """Return terms that depend on every tensor of a batch."""
     totals = [
         *given.x,
         given.label,
@@ -53,7 +53,7 @@ def test_every_step_gets_its_own_batch_before_and_after_capture() -> None:
     assert (capture.warmed_up, capture.captured, capture.replayed) == (WARM_UP, 1, 3)
 
 
-def test_a_batch_of_the_caller_is_never_written_to() -> None:
+def test_the_batch_of_the_caller_is_never_modified() -> None:
     step, how, rules = CapturedStep(Replays(), Inputs()), weights(), Rules()
     first = batch(1, signs=True)
     before = batch(1, signs=True)
@@ -76,12 +76,12 @@ def test_other_sizes_weights_or_rules_are_captured_again_after_warm_up() -> None
     other = replace(how)
     assert captures_after(batch(1), other, rules) == 2
     assert captures_after(batch(1), other, Rules(kl_reduction="mean")) == 3
-    assert captures_after(batch(1, replicates=2), other, Rules(kl_reduction="mean")) == 4
+    assert captures_after(batch(1, slots=2), other, Rules(kl_reduction="mean")) == 4
     step.invalidate()
-    assert captures_after(batch(1, replicates=2), other, Rules(kl_reduction="mean")) == 5
+    assert captures_after(batch(1, slots=2), other, Rules(kl_reduction="mean")) == 5
 
 
-def test_after_a_failed_capture_steps_run_directly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_after_a_failed_capture_steps_run_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
     capture, how = CannotCapture(), weights()
     step = CapturedStep(capture, Inputs())
     for number in range(WARM_UP + 4):
@@ -95,7 +95,7 @@ def test_after_a_failed_capture_steps_run_directly_with_one_warning(caplog: pyte
     assert "operation not permitted when stream is capturing" in message
 
 
-def test_a_captured_side_is_replayed_even_if_the_other_cannot_be_captured() -> None:
+def test_a_captured_learner_is_replayed_even_if_the_other_cannot_be_captured() -> None:
     capture, inputs, how = Replays(), Inputs(), weights()
     ours, theirs = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
     for number in range(WARM_UP + 1):
@@ -107,7 +107,7 @@ def test_a_captured_side_is_replayed_even_if_the_other_cannot_be_captured() -> N
     assert (capture.captured, capture.replayed, capture.warmed_up) == (1, WARM_UP + 3, 2 * WARM_UP + 2)
 
 
-def test_both_sides_share_input_buffers_that_are_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_learners_share_input_buffers_that_are_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     inputs, given = Inputs(), batch(1, signs=True)
     filled = inputs.fill(given)
     copies: list[Tensor] = []
@@ -122,7 +122,7 @@ def test_both_sides_share_input_buffers_that_are_filled_once(monkeypatch: pytest
     assert same(sums(filled, weights(), Rules()), second)
 
 
-def test_a_batch_of_other_sizes_has_other_buffers_and_steps_that_read_the_first_are_captured_again() -> None:
+def test_a_batch_of_other_sizes_gets_new_buffers_and_steps_on_the_old_ones_are_captured_again() -> None:
     capture, inputs, how = Replays(), Inputs(), weights()
     ours, theirs = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
     for number in range(WARM_UP + 1):
@@ -135,8 +135,8 @@ def test_a_batch_of_other_sizes_has_other_buffers_and_steps_that_read_the_first_
     assert capture.captured == 4
 
 
-def test_a_step_leaves_no_graph_behind_and_a_dropped_state_its_memory_at_once() -> None:
-    start()  # the first optimiser of a process loads modules that keep hold of who loaded them
+def test_a_step_leaves_no_graph_and_a_dropped_state_frees_its_memory_at_once() -> None:
+    start()  # the first optimiser of a process imports modules that keep references to their importer
     gc.disable()
     try:
         state = start()

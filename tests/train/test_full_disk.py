@@ -1,4 +1,4 @@
-"""A disk that is full or fails while a training saves: nothing is lost, nothing is taken for saved that is not."""
+"""A full or failing disk while a training saves: nothing is lost, and nothing counts as saved that is not."""
 
 import errno
 import json
@@ -35,18 +35,18 @@ def names(folder: Path) -> list[str]:
 
 
 class AtEpoch:
-    """A reporter that does something after some epochs, and notes what is in ``last`` after every epoch."""
+    """A reporter that runs actions after given epochs, and records the content of ``last`` after every epoch."""
 
-    def __init__(self, last: Path, acts: Mapping[int, Callable[[], None]]) -> None:
-        self.last, self.acts, self.held = last, acts, dict[int, list[str]]()
+    def __init__(self, last: Path, actions: Mapping[int, Callable[[], None]]) -> None:
+        self.last, self.actions, self.saved = last, actions, dict[int, list[str]]()
 
     def progress(self, *, epoch: int, **_: object) -> None:
-        self.held[epoch] = names(self.last)
-        self.acts.get(epoch, lambda: None)()
+        self.saved[epoch] = names(self.last)
+        self.actions.get(epoch, lambda: None)()
 
 
 def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], repair: Callable[[], None]) -> AtEpoch:
-    """Train the toy for five epochs on a disk that takes nothing in epochs two and three."""
+    """Train the toy for five epochs on a disk that fails in epochs two and three."""
     reporter = AtEpoch(folder / "last", {1: spoil, 3: repair})
     folder.mkdir()
     with JournalWriter(folder / "journal.jsonl") as journal:
@@ -56,7 +56,7 @@ def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], repair: Callab
 
 def check_nothing_was_lost(folder: Path, undisturbed: Path, reporter: AtEpoch, log: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
-    assert reporter.held == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
+    assert reporter.saved == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
     warnings = [line for line in log.splitlines() if "bytes needed" in line]
     assert len(warnings) == 2 and all(first in line for line in warnings)
     steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
@@ -65,7 +65,7 @@ def check_nothing_was_lost(folder: Path, undisturbed: Path, reporter: AtEpoch, l
     assert differences(folder, undisturbed) == differences(folder / "t", undisturbed / "t") == []
 
 
-def test_a_failing_disk_in_between_is_warned_about_and_changes_no_bit(
+def test_a_temporary_disk_failure_logs_a_warning_and_results_stay_bit_identical(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def failing(_: int) -> None:
@@ -104,7 +104,7 @@ def test_a_checkpoint_whose_fsync_fails_is_not_saved(
     assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
 
 
-def test_a_checkpoint_that_reads_back_otherwise_does_not_replace_its_predecessor(
+def test_a_checkpoint_that_does_not_read_back_as_written_does_not_replace_its_predecessor(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = checkpoint.save(tmp_path, made(1))
@@ -138,7 +138,7 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 
 def on_a_small_disk(folder: Path) -> None:
-    """In a process with mounts of its own: the same on a disk of two megabytes, then by the command."""
+    """In a process with its own mounts, fill a disk of two megabytes, under ``fit`` and under the command."""
     disk, ballast = folder / "disk", folder / "disk" / "ballast"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
@@ -174,9 +174,9 @@ def on_a_small_disk(folder: Path) -> None:
     assert differences(disk / "stop", disk / "last") == []
 
 
-def by_command(folder: Path, out: Path, acts: Mapping[int, Callable[[], None]], message: str) -> None:
-    """Run ``modis-dist train``; with a message it must end with 3 and one line that holds it."""
-    RunBar.progress = lambda _, **told: AtEpoch(out / "last", acts).progress(**told)  # type: ignore[method-assign]
+def by_command(folder: Path, out: Path, actions: Mapping[int, Callable[[], None]], message: str) -> None:
+    """Run ``modis-dist train``; given a message, it must exit with status 3 and print one line that contains it."""
+    RunBar.progress = lambda _, **values: AtEpoch(out / "last", actions).progress(**values)  # type: ignore[method-assign]
     before, stderr_file = os.dup(2), folder / "stderr"
     with stderr_file.open("w") as file:
         os.dup2(file.fileno(), 2)

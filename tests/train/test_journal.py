@@ -1,4 +1,4 @@
-"""The journal keeps every whole record, in order, whatever happens to the process or the bytes."""
+"""The journal keeps every complete record, in order, despite kills, full disks and damaged bytes."""
 
 import errno
 import json
@@ -95,7 +95,7 @@ def test_a_corrupt_line_in_the_middle_is_skipped_and_counted(path: Path) -> None
     assert reader.skipped == 3
 
 
-def test_of_an_epoch_written_twice_the_first_wins_per_trial(path: Path) -> None:
+def test_of_an_epoch_written_twice_the_first_record_counts_per_trial(path: Path) -> None:
     write(path, 0, 1, 2)
     first = read(path)
     write(path, 1, 2, 3)
@@ -162,7 +162,7 @@ def test_an_incomplete_journal_is_never_reported_as_complete(path: Path, monkeyp
         assert refused.value.errno == errno.ENOSPC
     with pytest.raises(KeyError), JournalWriter(path) as other:
         monkeypatch.setattr(os, "fsync", _failing)
-        raise KeyError(other)  # is not hidden by what goes wrong on closing
+        raise KeyError(other)  # is not hidden by an error on closing
 
 
 def _failing(_: int) -> None:

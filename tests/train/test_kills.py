@@ -1,4 +1,4 @@
-"""Killed at every step and in every phase of every write, a training ends with the same bits."""
+"""A training killed at every step and in every phase of every write ends bit-identical to an undisturbed one."""
 
 import json
 import shutil
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> None:
+def test_after_hundreds_of_kills_results_are_bit_identical_and_no_file_is_left() -> None:
     soak = [sys.executable, "tools/soak.py", "--kills", "240", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -27,7 +27,7 @@ def test_after_hundreds_of_kills_no_bit_differs_and_nothing_is_left_over() -> No
 
 
 @pytest.mark.slow
-def test_after_kills_of_ranks_the_others_end_by_themselves_and_no_bit_differs() -> None:
+def test_after_kills_of_ranks_the_others_exit_and_results_are_bit_identical() -> None:
     soak = [sys.executable, "tools/soak.py", "--ranks", "2", "--kills", "10", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -35,7 +35,7 @@ def test_after_kills_of_ranks_the_others_end_by_themselves_and_no_bit_differs() 
     assert tally["kills"] == 10 and tally["runs"] >= 2 and tally["differences"] == []
 
 
-# --- the comparison would find it ---------------------------------------------------------------------------
+# --- the comparison detects differences ---------------------------------------------------------------------
 
 
 def trained(folder: Path) -> Path:
@@ -63,7 +63,7 @@ def cut_journal(folder: Path) -> None:
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"step":2' not in line))
 
 
-def test_twins_have_no_difference(undisturbed: Path, tmp_path: Path) -> None:
+def test_two_undisturbed_trainings_are_identical(undisturbed: Path, tmp_path: Path) -> None:
     assert kills.compared(trained(tmp_path), undisturbed) == []
 
 

@@ -1,4 +1,4 @@
-"""Trainings with other likelihoods than the Gaussian, from their configuration to prediction."""
+"""Trainings with likelihoods other than the Gaussian, from configuration to prediction."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +29,7 @@ KINDS = pytest.mark.parametrize("kind", STEPS)
 
 
 def run(kind: str, *overrides: str) -> Run:
-    """The toy run with the likelihood in its first modality."""
+    """Return the toy run with the likelihood in its first modality."""
     tree = {
         "model": toy.TREE["model"] | {"modalities": {"mirna": {"likelihood": kind}}},
         "preprocess": {"modalities": {"mirna": STEPS[kind]}},
@@ -38,7 +38,7 @@ def run(kind: str, *overrides: str) -> Run:
 
 
 def cohort(kind: str) -> Cohort:
-    """The toy cohort with values that the likelihood has."""
+    """Return the toy cohort with values in the range of the likelihood."""
     gaussian, rng = toy.cohort(), np.random.default_rng(1)
     odds = gaussian.x["mirna"]
     depth = rng.integers(50, 500, (len(odds), 1))
@@ -48,14 +48,14 @@ def cohort(kind: str) -> Cohort:
 
 
 def members(kind: str, folder: Path, *overrides: str) -> list[Member]:
-    """A stack of two."""
+    """Return a stack of two members."""
     runs = [run(kind, f"seed={seed}", *overrides) for seed in range(2)]
     data = prepare(runs[0], cohort(kind), test=True)
     return [toy.member(f"t{seed}", settings, folder, prepared=data) for seed, settings in enumerate(runs)]
 
 
 @KINDS
-def test_a_stack_is_trained_resumed_and_used(kind: str, tmp_path: Path) -> None:
+def test_a_stack_is_trained_resumed_and_used_for_prediction(kind: str, tmp_path: Path) -> None:
     torch.set_num_threads(1)
     whole = toy.train(members(kind, tmp_path / "whole", *LONG), tmp_path / "whole")
     assert [progress.status for progress in whole] == ["done", "done"]
@@ -103,13 +103,13 @@ def test_members_of_a_stack_are_bit_identical_to_single_trainings(kind: str, tmp
 
 
 def trained_on_ranks(world: World, folder: Path, kind: str) -> list[dict[str, float]]:
-    """The history of a member."""
+    """Return the history of a member."""
     (progress, _) = fit(members(kind, folder), folder=folder, device=toy.CPU, dtype=torch.float64, world=world)
     return progress.history
 
 
 @pytest.mark.parametrize("kind", ["negative_binomial"])
-def test_two_ranks_train_as_one(kind: str, tmp_path: Path) -> None:
+def test_training_on_two_ranks_equals_training_on_one(kind: str, tmp_path: Path) -> None:
     expected = trained_on_ranks(World(), tmp_path / "one", kind)
     for history in on_ranks(2, trained_on_ranks, tmp_path / "two", kind):
         for row, other in zip(history, expected, strict=True):
@@ -123,7 +123,7 @@ def test_two_ranks_train_as_one(kind: str, tmp_path: Path) -> None:
     ("kind", "steps"),
     [("poisson", "standardise"), ("negative_binomial", "none"), ("poisson", "pca"), ("bernoulli", "minmax")],
 )
-def test_preprocessing_that_leaves_nothing_to_score_is_refused_with_both_keys(kind: str, steps: str) -> None:
+def test_preprocessing_that_does_not_fit_the_likelihood_is_refused_with_both_keys(kind: str, steps: str) -> None:
     step = {"kind": "pca", "components": 3} if steps == "pca" else steps
     tree = {"model": {"modalities": {"rna": {"likelihood": kind}}}, "preprocess": {"modalities": {"rna": [step]}}}
     with pytest.raises(ConfigError) as refusal:
@@ -149,7 +149,9 @@ def test_counts_may_be_preprocessed_by_log1p_and_variance(steps: list[object]) -
 @pytest.mark.parametrize(
     ("kind", "value"), [("poisson", 1.5), ("negative_binomial", -1.0), ("bernoulli", 1.2), ("bernoulli", -0.1)]
 )
-def test_a_value_that_the_likelihood_does_not_have_is_refused_by_its_place(kind: str, value: float) -> None:
+def test_a_value_outside_the_support_of_its_likelihood_is_refused_with_sample_and_feature(
+    kind: str, value: float
+) -> None:
     data = cohort(kind)
     data.x["mirna"][7, 3] = value
     with pytest.raises(DataError) as refusal:
@@ -158,7 +160,7 @@ def test_a_value_that_the_likelihood_does_not_have_is_refused_by_its_place(kind:
         assert part in str(refusal.value)
 
 
-def test_the_best_model_knows_its_likelihoods(tmp_path: Path) -> None:
+def test_the_best_model_stores_its_likelihoods(tmp_path: Path) -> None:
     trained = members("bernoulli", tmp_path)
     toy.train(trained, tmp_path)
     loaded = checkpoint.load(checkpoint.latest(trained[0].folder / "best"))

@@ -24,7 +24,7 @@ from tests.train import toy
 
 
 class Recorder:
-    """A tracker that remembers."""
+    """A tracker that records trials and steps."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[str, int]] = []
@@ -36,14 +36,14 @@ class Recorder:
         pass
 
 
-def test_a_toy_is_learnt_better_than_chance(tmp_path: Path) -> None:
+def test_a_toy_training_is_better_than_chance(tmp_path: Path) -> None:
     (progress,) = toy.train([toy.member("t", toy.run("optim.epochs=40", "optim.lr=5e-3"), tmp_path)], tmp_path)
     assert progress.status == "done"
     assert progress.best_value is not None and progress.best_value > 0.7
     assert len(progress.history) == progress.epochs == 40
 
 
-def test_every_loss_term_falls_into_the_history_of_every_epoch(tmp_path: Path) -> None:
+def test_the_history_has_every_loss_term_of_every_epoch(tmp_path: Path) -> None:
     (progress,) = toy.train([toy.member("t", toy.run(), tmp_path)], tmp_path)
     for row in progress.history:
         for modality in toy.SIZES:
@@ -86,11 +86,11 @@ def test_a_member_trains_identically_alone_and_in_a_stack(tmp_path: Path) -> Non
                 assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), (s, key)
 
 
-def test_a_diverging_replicate_leaves_the_stack_and_is_named_with_step_term_and_modality(tmp_path: Path) -> None:
+def test_a_diverging_member_leaves_the_stack_and_is_reported_with_step_term_and_modality(tmp_path: Path) -> None:
     good = toy.run("seed=1")
     broken = prepare(toy.run("seed=2"), toy.cohort())
     values = broken.train.x["cnv"].copy()
-    values[:] = 1e30  # finite, but its square is not
+    values[:] = 1e30  # finite, but its square is infinite
     broken = replace(broken, train=replace(broken.train, x={**broken.train.x, "cnv": values}))
     members = [toy.member("good", good, tmp_path), toy.member("bad", toy.run("seed=2"), tmp_path, prepared=broken)]
     ok, failed = toy.train(members, tmp_path)
@@ -112,7 +112,7 @@ def test_members_of_a_stack_may_stop_at_different_epochs(tmp_path: Path) -> None
         assert loaded.state["trial"] == f"t{s}" and loaded.state["epoch"] == progress.best_epoch
 
 
-def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+def test_the_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     toy.train([toy.member("one", toy.run(), tmp_path)], tmp_path)
     with pytest.raises(DataError, match=r"last/step-\d+: "):
         toy.train([toy.member("two", toy.run("seed=9"), tmp_path)], tmp_path)
@@ -140,12 +140,12 @@ def test_a_lower_reconstruction_error_is_an_improvement() -> None:
 
 @pytest.mark.parametrize("metric", ["nmi", "reconstruction_mse"])
 @pytest.mark.parametrize("odd", [float("nan"), float("inf"), float("-inf")])
-def test_a_value_that_is_no_number_is_never_the_best(odd: float, metric: str) -> None:
+def test_a_non_finite_value_is_never_the_best(odd: float, metric: str) -> None:
     assert not improves(odd, None, metric=metric) and not improves(odd, 0.5, metric=metric)
     assert improves(0.5, None, metric=metric)
 
 
-def test_few_rows_make_one_step_an_epoch(tmp_path: Path) -> None:
+def test_an_epoch_of_few_rows_has_one_step(tmp_path: Path) -> None:
     settings = toy.run("optim.batch_size=64", "optim.epochs=2")
     (progress,) = toy.train([toy.member("t", settings, tmp_path)], tmp_path)
     assert progress.status == "done" and checkpoint.newest(tmp_path / "last").name == "step-00000002"
@@ -189,17 +189,17 @@ def test_learning_rates_fall_along_half_a_cosine_from_the_first_step_to_the_last
 
 
 class StopAt:
-    """Asks to stop at the n-th time it is asked."""
+    """Requests a stop at the n-th call."""
 
     def __init__(self, calls: int) -> None:
         self.left = calls
 
     def requested(self) -> str | None:
         self.left -= 1
-        return "told to" if self.left == 0 else None
+        return "stop requested" if self.left == 0 else None
 
 
-def test_continuing_with_other_threads_says_that_the_bits_may_differ(
+def test_resuming_with_another_number_of_threads_logs_that_results_may_differ(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     members = [toy.member("t", toy.run(), tmp_path)]
@@ -237,7 +237,7 @@ def test_resuming_on_another_cpu_is_noted_unless_the_first_cpu_is_unknown(
     assert fingerprint.changed({name: now[name] for name in now if name != "model"}, now) == []
 
 
-def test_the_processor_is_named_as_the_system_names_it_or_by_its_architecture(tmp_path: Path) -> None:
+def test_the_processor_has_the_name_given_by_the_system_or_its_architecture(tmp_path: Path) -> None:
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text(
         "processor\t: 0\nmodel\t\t: 143\nmodel name\t: AMD EPYC: 7763\nprocessor\t: 1\nmodel name\t: other\n"
@@ -256,14 +256,14 @@ def test_a_stop_at_the_last_step_of_an_epoch_completes_the_epoch_first(tmp_path:
 
 
 def stack(folder: Path) -> list:
-    """Two replicates with early stopping, 5 epochs at most."""
+    """Return two members with early stopping and at most 5 epochs."""
     shared = ("optim.epochs=5", "trainer.checkpoint_every=2", "trainer.early_stopping={patience: 2}")
     shared += ("optim.lr_schedule=cosine",)
     return [toy.member(f"t{s}", toy.run(f"seed={s}", *shared), folder) for s in range(2)]
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in the last and best checkpoints."""
+    """Return all tensors in the last and best checkpoints."""
     tensors_by_name = {}
     for part in ("last", "t0/best", "t1/best"):
         loaded = checkpoint.load(checkpoint.newest(folder / part))
@@ -273,7 +273,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
     return tensors_by_name
 
 
-def test_a_stack_that_waits_at_epochs_ends_with_the_same_bits(tmp_path: Path) -> None:
+def test_a_stack_that_stops_at_given_epochs_ends_bit_identically(tmp_path: Path) -> None:
     undisturbed, waiting = tmp_path / "undisturbed", tmp_path / "waiting"
     expected = toy.train(stack(undisturbed), undisturbed)
     for until in (1, 1, 3):

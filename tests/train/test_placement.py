@@ -1,4 +1,4 @@
-"""Features in memory, on a disk, on the device or beside it: the same batches, the same results, less memory."""
+"""Features in memory, on disk, on the device or on the host: the same batches and results, less memory."""
 
 import json
 import tempfile
@@ -37,13 +37,13 @@ from tests.execution.test_memory import packs_of
 from tests.study.toy_study import run_toy_study, write_store
 from tests.train import toy
 
-BESIDE = torch.device("cpu", 0)  # the host by another name, which is not equal to it
+BESIDE = torch.device("cpu", 0)  # another name of the host, not equal to ``cpu``
 GB = 10**9
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """The toy store in row groups of 16 rows, two to a shard."""
+    """Write the toy store in row groups of 16 rows, two per shard."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(writer_module, "ROW_GROUP_ROWS", 16)
         patch.setattr(writer_module, "SHARD_BYTES", 2 * 16 * 12 * 4)
@@ -52,7 +52,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture
 def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The temporary folder of this test, also of the processes it starts."""
+    """Use a temporary folder of this test, also in child processes."""
     folder = tmp_path / "scratch"
     folder.mkdir()
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
@@ -78,7 +78,7 @@ def loader_of(prepared: list[Prepared], runs: list[Run]) -> Loader:
     )
 
 
-# --- where features go --------------------------------------------------------------------------------------
+# --- choice of storage --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -111,11 +111,11 @@ def test_data_that_do_not_fit_on_a_gpu_stay_on_the_host(
 
 
 @pytest.mark.parametrize(("features", "rows"), [(5, 2048), (8192, 2048), (20_000, 838), (10**7, 64)])
-def test_wide_rows_pass_through_the_networks_in_smaller_numbers(features: int, rows: int) -> None:
+def test_wide_rows_are_evaluated_in_smaller_batches(features: int, rows: int) -> None:
     assert rows_at_once(features, most=2048) == rows
 
 
-def test_a_pack_whose_features_are_on_a_disk_is_counted_without_them(
+def test_the_memory_of_a_pack_does_not_include_features_on_disk(
     store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pack, *_ = packs_of(store.path, tmp_path)
@@ -171,7 +171,7 @@ SCENARIOS = [
     batch_size=st.integers(2, 20),
     ends=st.sampled_from(["shortest", "longest"]),
 )
-def test_batches_are_the_same_to_the_bit_wherever_features_are(
+def test_batches_are_bit_identical_wherever_features_are_stored(
     store: Store,
     monkeypatch: pytest.MonkeyPatch,
     scenario: list[object],
@@ -207,7 +207,7 @@ def test_rows_gathered_on_the_host_are_the_requested_ones() -> None:
 
 
 @pytest.mark.parametrize("same_rows", [True, False])
-def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any_size(
+def test_validation_is_bit_identical_wherever_rows_are_stored_and_in_parts_of_any_size(
     store: Store, monkeypatch: pytest.MonkeyPatch, same_rows: bool
 ) -> None:
     runs = [toy.run() if same_rows else toy.run(f"data.split.seed={seed}") for seed in range(3)]
@@ -216,7 +216,7 @@ def test_validation_is_the_same_to_the_bit_wherever_rows_are_and_in_parts_of_any
         sets = {storage: [validation_rows[0]] * 3 for storage, validation_rows in sets.items()}
     else:
         cut = {m: x[:-2] for m, x in sets["disk"][0].validation.x.items()}
-        for validation_rows in sets.values():  # replicates of unequal length are padded
+        for validation_rows in sets.values():  # slots with fewer rows are padded
             short = validation_rows[0].validation
             label = {m: y[:-2] for m, y in short.label.items()}
             validation_rows[0] = replace(validation_rows[0], validation=replace(short, x=cut, label=label))
@@ -255,7 +255,7 @@ def test_a_training_and_its_evaluation_are_bit_identical_and_leave_no_file(
     assert not any(path.is_file() for path in scratch.rglob("*"))
 
 
-def test_a_study_has_the_same_trials_and_figures_wherever_features_are(
+def test_a_study_has_the_same_trials_and_metrics_wherever_features_are_stored(
     store: Store, tmp_path: Path, scratch: Path
 ) -> None:
     in_memory, on_disk = (

@@ -1,4 +1,4 @@
-"""Networks in bf16 and fp16: what stays in full precision, scaled losses, skipped steps, resuming, several ranks."""
+"""Networks in bf16 and fp16: parts in full precision, scaled losses, skipped steps, resume, several ranks."""
 
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from tests.train.test_loop import StopAt
 
 
 def single(tensors: Any) -> Any:
-    """The same values in float32."""
+    """Return the same values in float32."""
     moved = {}
     for name, value in vars(tensors).items():
         if isinstance(value, torch.Tensor) and value.is_floating_point():
@@ -36,7 +36,7 @@ def single(tensors: Any) -> Any:
 
 
 def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, torch.Tensor]:
-    """Every term of a step's two phases, of networks in float32 or lower."""
+    """Return every term of both phases of a step, with networks in float32 or lower precision."""
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
     given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
     terms = [phase(state.model, given, how, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)]
@@ -45,7 +45,7 @@ def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, tor
 
 
 @pytest.mark.parametrize(("lower", "close"), [(torch.bfloat16, 3e-2), (torch.float16, 4e-3)])
-def test_lower_precision_moves_the_losses_of_the_networks_a_little_and_those_beside_the_penalty_not_at_all(
+def test_lower_precision_changes_network_losses_slightly_and_those_of_the_penalised_discriminator_not_at_all(
     lower: torch.dtype, close: float
 ) -> None:
     full, lowered = phases(None), phases(lower)
@@ -57,7 +57,7 @@ def test_lower_precision_moves_the_losses_of_the_networks_a_little_and_those_bes
     assert any(not torch.equal(lowered[name], full[name]) for name in ("reconstruction", "kl"))
 
 
-def test_without_a_penalty_the_discriminator_learns_in_lower_precision_too() -> None:
+def test_without_a_penalty_the_discriminator_also_runs_in_lower_precision() -> None:
     full, lowered = phases(None, lambda_r=0.0), phases(torch.bfloat16, lambda_r=0.0)
     assert not torch.equal(lowered["class_d"], full["class_d"])
 
@@ -94,13 +94,13 @@ def last(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_training_in_lower_precision_resumes_to_the_bit_and_keeps_parameters_in_full(
+def test_a_training_in_lower_precision_resumes_bit_identically_with_parameters_in_float32(
     precision: str, device: str, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
     undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
     expected = train(World(), undisturbed, precision, 0, device)
-    assert "told to" in train(World(), stopped, precision, 8, device)[0]
+    assert "stop requested" in train(World(), stopped, precision, 8, device)[0]
     assert train(World(), stopped, precision, 0, device) == expected
     want, got = last(undisturbed), last(stopped)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
@@ -108,7 +108,7 @@ def test_a_training_in_lower_precision_resumes_to_the_bit_and_keeps_parameters_i
 
 
 def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> Any:
-    """A training in fp16 of which the second rank's gradients of the VAEs overflow in the first steps."""
+    """Train in fp16; on the second rank, the gradients of the VAEs overflow in the first ``steps`` steps."""
     phase, calls = Learner.learn, 0
 
     def spoilt(self: Learner, given: Any, how: Any, rules: Any) -> Any:
@@ -148,7 +148,7 @@ def test_steps_whose_gradients_overflow_on_one_rank_are_skipped_counted_and_the_
     assert scales["vaes"] == scales["discriminator"] / 4
 
 
-def test_an_epoch_of_skipped_steps_ends_the_training_with_the_reason(tmp_path: Path) -> None:
+def test_an_epoch_of_skipped_steps_fails_the_training_with_the_reason(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     status, reason, _ = overflowing(World(), tmp_path, 10**6)
     assert status == "failed" and "skipped_g" in reason and "trainer.precision" in reason
@@ -159,13 +159,13 @@ def test_fp16_without_a_gpu_is_refused_before_anything_starts() -> None:
         chosen_device(toy.run("trainer.precision=fp16", "trainer.device=cpu"))
 
 
-@pytest.mark.parametrize("replicates", [1, 3])
-def test_gradients_in_bf16_are_those_of_full_precision_to_the_rounding_of_bf16(replicates: int) -> None:
+@pytest.mark.parametrize("slots", [1, 3])
+def test_gradients_in_bf16_equal_full_precision_up_to_the_rounding_of_bf16(slots: int) -> None:
     gradients = []
     for lower in (None, torch.bfloat16):
-        state = TrainState.start(SHAPE, range(replicates), Setup(OPTIM, toy.CPU))
-        given = single(batch(rows=32, replicates=replicates))
-        how = weights(["pairwise"] * replicates, dtype=torch.float32)
+        state = TrainState.start(SHAPE, range(slots), Setup(OPTIM, toy.CPU))
+        given = single(batch(rows=32, slots=slots))
+        how = weights(["pairwise"] * slots, dtype=torch.float32)
         parameters = list(state.model.vaes.parameters())
         vae_phase(state.model, given, how, Rules(autocast_dtype=lower)).loss.sum().backward(inputs=parameters)
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)

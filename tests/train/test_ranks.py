@@ -1,4 +1,4 @@
-"""Whole trainings on several ranks: the same answer, resumed to the bit after any death, lost ranks named."""
+"""Trainings on several ranks: same results, bit-identical resume after any kill, lost ranks named."""
 
 import json
 import os
@@ -30,7 +30,7 @@ SETTINGS = ("trainer.checkpoint_every=2", "optim.batch_size=7", "optim.lr_schedu
 def train(
     world: World, folder: Path, dtype: torch.dtype = torch.float32, stop: int = 0, device: str = "cpu"
 ) -> list[Any]:
-    """A stack of two replicates; the history of both. ``stop``: asked to stop that often, rank 0 says yes."""
+    """Train a stack of two and return both histories; rank 0 requests a stop at call number ``stop``."""
     members = [toy.member(f"t{s}", toy.run(f"seed={s}", *SETTINGS), folder) for s in range(2)]
     callbacks = Callbacks(stop=StopAt(stop)) if stop else Callbacks()
     try:
@@ -43,7 +43,7 @@ def train(
 
 
 def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
-    """Everything in the last and best checkpoints."""
+    """Return all tensors in the last and best checkpoints."""
     checkpoints = {part: checkpoint.load(checkpoint.newest(folder / part)) for part in ("last", "t0/best", "t1/best")}
     return {
         f"{part}/{file}/{name}": tensor
@@ -55,7 +55,7 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
-    """History and tensors of a training on two ranks that nothing disturbed."""
+    """Return history and tensors of an undisturbed training on two ranks."""
     folder = tmp_path_factory.mktemp("undisturbed")
     results = on_ranks(2, train, folder)
     assert results[0] == results[1]
@@ -64,11 +64,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str
 
 def here(world: World, folder: Path) -> tuple[int, bool]:
     del folder
-    world.sum(torch.zeros(1))  # or one leaves while the other is still connecting
+    world.sum(torch.zeros(1))  # else one rank may leave while the other is still connecting
     return world.rank, world.alone
 
 
-def test_ranks_meet_in_a_folder_whatever_its_name(tmp_path: Path) -> None:
+def test_ranks_rendezvous_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "a#b?c%20d é"
     assert on_ranks(2, here, folder) == [(0, False), (1, False)]
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
@@ -103,7 +103,7 @@ def test_a_world_of_one_rank_equals_training_without_ranks_and_resumes_bit_ident
     for ours, theirs in zip(undisturbed, expected, strict=True):
         assert all(row == pytest.approx(right, rel=1e-6, abs=1e-7) for row, right in zip(ours, theirs, strict=True))
     (message,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
-    assert message[0].startswith("told to; saved")
+    assert message[0].startswith("stop requested; saved")
     (tmp_path / "stopped" / "ranks").unlink(missing_ok=True)
     assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [undisturbed]
     want, got = tensors_of(tmp_path / "undisturbed"), tensors_of(tmp_path / "stopped")
@@ -115,7 +115,7 @@ def test_all_ranks_stop_at_the_same_step_and_resume_bit_identically(
     stop: int, tmp_path: Path, undisturbed: Any
 ) -> None:
     messages = on_ranks(2, train, tmp_path, torch.float32, stop)
-    assert messages[0] == messages[1] and messages[0][0].startswith("told to; saved")
+    assert messages[0] == messages[1] and messages[0][0].startswith("stop requested; saved")
     (tmp_path / "ranks").unlink()
     results = on_ranks(2, train, tmp_path)
     assert json.dumps(results[0]) == undisturbed[0]
@@ -124,7 +124,7 @@ def test_all_ranks_stop_at_the_same_step_and_resume_bit_identically(
 
 
 def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any:
-    """``train``, but a rank is sent a signal before a step."""
+    """Run ``train``, and send a rank a signal before a step."""
     from modis_dist.train.loader import Loader
 
     batch, calls = Loader.batch, 0
@@ -143,7 +143,7 @@ def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "step"), [(1, 1), (0, 6), (1, 9)])
-def test_after_a_rank_is_killed_the_others_name_it_and_all_continue_to_the_bit(
+def test_after_a_rank_is_killed_the_others_name_it_and_the_training_resumes_bit_identically(
     rank: int, step: int, tmp_path: Path, undisturbed: Any
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
@@ -169,7 +169,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
 
 
 def slow(world: World, folder: Path, number: int) -> None:
-    """Rank 0 gets a signal while the others wait for what takes it long."""
+    """Send rank 0 a signal while the others wait for its slow broadcast."""
     del folder
     world.broadcast_when_done(lambda: 1)
     world.broadcast_when_done(lambda: os.kill(os.getpid(), number))
@@ -178,7 +178,7 @@ def slow(world: World, folder: Path, number: int) -> None:
 @pytest.mark.parametrize(
     ("number", "expected"), [(signal.SIGSTOP, "for 3 s: it is stopped"), (signal.SIGKILL, "is gone")]
 )
-def test_a_first_rank_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
+def test_a_rank_0_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
     number: int, expected: str, tmp_path: Path
 ) -> None:
     processes, pipes = start(2, slow, tmp_path, number, timeout_s=3.0)
@@ -194,17 +194,17 @@ def waiting(world: World, folder: Path) -> int:
     return world.broadcast_when_done(lambda: time.sleep(2.5) or 7)
 
 
-def test_a_first_rank_that_only_takes_long_is_waited_for(tmp_path: Path) -> None:
+def test_the_others_wait_for_a_slow_rank_0(tmp_path: Path) -> None:
     assert on_ranks(2, waiting, tmp_path, timeout_s=1.0) == [7, 7]
 
 
 def into_a_taken_folder(world: World, folder: Path) -> None:
-    """As a training whose folder somebody else uses."""
+    """Lock a folder that another process uses."""
     with ExitStack() as stack:
         world.only_on_rank_0(lambda: stack.enter_context(locked(folder / "taken", patience_s=0)))
 
 
-def test_a_folder_that_is_taken_is_refused_on_every_rank_at_once(tmp_path: Path) -> None:
+def test_a_locked_folder_is_refused_on_every_rank_at_once(tmp_path: Path) -> None:
     (tmp_path / "taken").mkdir()
     with locked(tmp_path / "taken"):
         _, pipes = start(3, into_a_taken_folder, tmp_path)
@@ -219,7 +219,9 @@ def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
         pipe.send([connection.laddr.ip for connection in connections if connection.status == psutil.CONN_LISTEN])
 
 
-def test_ranks_that_meet_in_a_file_listen_on_loopback_whatever_interface_the_cluster_names(tmp_path: Path) -> None:
+def test_ranks_with_a_rendezvous_file_listen_on_loopback_only_whatever_interface_the_cluster_sets(
+    tmp_path: Path,
+) -> None:
     others = [name for name in psutil.net_if_addrs() if name != "lo"]
     if not others:
         pytest.skip("this machine has no interface but loopback")
@@ -236,7 +238,7 @@ def test_ranks_that_meet_in_a_file_listen_on_loopback_whatever_interface_the_clu
 
 
 def poisoned(world: World, folder: Path) -> Any:
-    """One row of the second rank's block turns into nan in every batch from the third on."""
+    """Train with a NaN in a row of the second rank's block in every batch from the third on."""
     from modis_dist.train.loader import Loader
 
     batch, calls = Loader.batch, 0
@@ -254,7 +256,7 @@ def poisoned(world: World, folder: Path) -> Any:
     return [(p.status, p.reason) for p in fit(members, folder=folder, device=toy.CPU, world=world)]
 
 
-def test_a_loss_that_is_not_finite_on_one_rank_ends_its_replicate_alone_and_on_all_ranks(tmp_path: Path) -> None:
+def test_a_non_finite_loss_on_one_rank_fails_only_its_member_and_on_all_ranks(tmp_path: Path) -> None:
     first, second = on_ranks(2, poisoned, tmp_path)
     assert first == second
     assert first[0] == ("done", None)
@@ -270,7 +272,7 @@ def failing(world: World, folder: Path) -> None:
     world.sum(torch.zeros(1))
 
 
-def test_an_error_of_one_rank_is_not_taken_for_a_lost_rank(tmp_path: Path) -> None:
+def test_an_error_of_one_rank_is_not_reported_as_a_lost_rank(tmp_path: Path) -> None:
     _, pipes = start(2, failing, tmp_path, timeout_s=3.0)
     (_, first), (_, second) = answers(pipes)
     assert second.startswith("ZeroDivisionError: of its own")
@@ -286,6 +288,6 @@ def refusing(world: World, folder: Path) -> None:
     world.broadcast(refuse)
 
 
-def test_an_error_on_the_first_rank_is_raised_on_all(tmp_path: Path) -> None:
+def test_an_error_on_rank_0_is_raised_on_all_ranks(tmp_path: Path) -> None:
     _, pipes = start(3, refusing, tmp_path)
     assert all(error.startswith("RunFailed: on the first rank") for _, error in answers(pipes))

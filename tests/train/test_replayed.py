@@ -1,4 +1,4 @@
-"""Trainings with captured and replayed steps: CUDA graphs on a GPU, a stand-in on the CPU."""
+"""Trainings with captured and replayed steps, as CUDA graphs on a GPU and with a stand-in on the CPU."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -21,19 +21,19 @@ from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, moved, step, we
 from tests.train import toy
 from tests.train.captures import Graphs, Replays
 
-FINE = "optim.lr=0.0009765625"  # a power of two: the same in float32, in which a captured step reads it
+FINE = "optim.lr=0.0009765625"  # a power of two: exact in float32, in which a captured step reads it
 
 
 @pytest.fixture(params=DEVICES)
 def device(request: pytest.FixtureRequest) -> torch.device:
-    """With its number, as tensors name it."""
+    """Return the device with its index, as in ``Tensor.device``."""
     torch.set_num_threads(1)
     return torch.zeros(1, device=request.param).device
 
 
 @pytest.fixture
 def capture(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[Graphs | Replays]:
-    """Of every learner in the test; no capture may fail."""
+    """Use one counted capture for every learner of the test; no capture may fail."""
     made = Graphs(device) if device.type == "cuda" else Replays()
     monkeypatch.setattr(learner, "capture_for", lambda _: made)
     yield made
@@ -43,7 +43,7 @@ def capture(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> Iterator[G
 def trained(
     folder: Path, runs: Sequence[Run], device: torch.device, *, dtype: torch.dtype = torch.float64
 ) -> tuple[list[Progress], dict[str, Tensor]]:
-    """A stack's progress and its last model. In float64, for Adam makes steps of what is zero but for rounding."""
+    """Return a stack's progress and last model; in float64, as Adam amplifies rounding errors of zero gradients."""
     members = [toy.member(f"t{number}", run, folder) for number, run in enumerate(runs)]
     progress = fit(members, folder=folder, device=device, dtype=dtype)
     return progress, checkpoint.load(checkpoint.newest(folder / "last")).tensors["model"]
@@ -64,7 +64,7 @@ STACKS = {
 
 
 @pytest.mark.parametrize("settings", STACKS.values(), ids=STACKS)
-def test_a_training_captures_each_side_once_and_ends_as_one_without_capture(
+def test_a_training_captures_each_learner_once_and_equals_one_without_capture(
     settings: list[tuple[str, ...]],
     device: torch.device,
     capture: Graphs | Replays,
@@ -85,7 +85,7 @@ def test_a_training_captures_each_side_once_and_ends_as_one_without_capture(
         torch.testing.assert_close(model[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
 
-def test_a_stack_that_shrinks_is_captured_again_and_remaining_members_train_as_alone(
+def test_a_stack_that_shrinks_is_captured_again_and_remaining_members_equal_single_trainings(
     device: torch.device, capture: Graphs | Replays, tmp_path: Path
 ) -> None:
     good, bad = (toy.run(f"seed={seed}", "trainer.log_every=6") for seed in (1, 2))
@@ -100,7 +100,7 @@ def test_a_stack_that_shrinks_is_captured_again_and_remaining_members_train_as_a
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16"])
-def test_a_training_in_lower_precision_is_captured_and_trains_as_one_in_fp32(
+def test_a_captured_training_in_lower_precision_is_close_to_one_in_fp32(
     precision: str, device: torch.device, capture: Graphs | Replays, tmp_path: Path
 ) -> None:
     runs = [toy.run(f"trainer.precision={name}", "optim.epochs=6") for name in ("fp32", precision)]
@@ -141,9 +141,7 @@ def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halve
     assert not all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
-def test_a_learning_rate_that_is_set_is_that_of_the_next_replayed_step(
-    device: torch.device, capture: Graphs | Replays
-) -> None:
+def test_a_new_learning_rate_applies_to_the_next_replayed_step(device: torch.device, capture: Graphs | Replays) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64))
     how, given = moved(weights(), device), moved(batch(), device)
     for _ in range(WARM_UP + 1):
@@ -155,7 +153,7 @@ def test_a_learning_rate_that_is_set_is_that_of_the_next_replayed_step(
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
-def test_terms_of_a_replayed_step_are_those_of_its_own_batch_for_both_sides(
+def test_terms_of_a_replayed_step_belong_to_its_own_batch_for_both_learners(
     device: torch.device, capture: Graphs | Replays
 ) -> None:
     state, twin = (TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64)) for _ in range(2))

@@ -1,4 +1,4 @@
-"""A small cohort in memory: three modalities with class structure, unpaired in part, some rows unlabelled."""
+"""A small cohort in memory: three modalities with class structure, partly unpaired, some rows unlabelled."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ TREE = {
 
 
 def cohort(*, samples: int = 90, seed: int = 0) -> Cohort:
-    """Samples with class-dependent means; every third lacks the last modality."""
+    """Return samples with class-dependent means; every third lacks the last modality."""
     rng = np.random.default_rng(seed)
     label = np.arange(samples) % len(CLASSES)
     index, x = {}, {}
@@ -45,16 +45,16 @@ def cohort(*, samples: int = 90, seed: int = 0) -> Cohort:
 
 
 def run(*overrides: str, **top: object) -> Run:
-    """The toy run with overrides."""
+    """Return the toy run with overrides."""
     return parse.build(Run, parse.with_overrides(TREE | top, overrides), source="toy")
 
 
-def member(name: str, wanted: Run, folder: Path, *, prepared: Prepared | None = None) -> Member:
-    """A member with a folder of its own."""
-    return Member(name, wanted, prepared or prepare(wanted, cohort(), test=True), folder / name)
+def member(name: str, settings: Run, folder: Path, *, prepared: Prepared | None = None) -> Member:
+    """Return a member with its own folder."""
+    return Member(name, settings, prepared or prepare(settings, cohort(), test=True), folder / name)
 
 
 def train(members: list[Member], folder: Path, *, callbacks: Callbacks | None = None) -> list[Progress]:
-    """``fit`` on the CPU with one thread."""
+    """Run ``fit`` on the CPU with one thread."""
     torch.set_num_threads(1)
     return fit(members, folder=folder, device=CPU, callbacks=callbacks)

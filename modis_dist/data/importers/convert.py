@@ -1,7 +1,7 @@
 """Import of a folder of tables, an AnnData or a MuData file into a store, in bounded memory.
 
-Finds the files, calls their readers and converts ids, labels and splits. Readers know the formats, the writer the
-rules. Nothing is joined, renamed or dropped implicitly.
+Finds the files, calls their readers and converts ids, labels and splits. Formats belong to the readers, rules to the
+writer. Nothing is joined, renamed or dropped implicitly.
 """
 
 import os

@@ -31,7 +31,7 @@ class Source:
     """One modality of a source."""
 
     modality: str
-    where: str  # its name in messages
+    where: str  # name of the source in messages
     features: tuple[str, ...]
     pieces: Callable[[Path], Iterator[Piece]]  # takes a private folder for large intermediate files
 
@@ -64,7 +64,7 @@ def to_float32(x: NDArray[np.float64] | NDArray[np.float32]) -> NDArray[np.float
 def refuse_lossy_integers(
     x: NDArray[Any], names: Sequence[str], where: str, *, first_row: int, lossy: NDArray[np.bool_] | None = None
 ) -> None:
-    """Raise ``DataError`` if an integer in ``x`` [n, p] loses digits as float32; ``lossy`` marks those of floats."""
+    """Raise ``DataError`` if an integer in ``x`` [n, p] loses digits as float32; for float ``x``, pass ``lossy``."""
     if lossy is None:
         lossy = (x > EXACT_INTEGER) | (x < -EXACT_INTEGER)
     if lossy.any():

@@ -199,7 +199,7 @@ def _numbers_of_text(batch: pa.RecordBatch, where: str, *, first_row: int) -> ND
 
 
 def _located(error: DataError, header: Sequence[str], where: str) -> DataError:
-    """Convert the column number and line in an error of Arrow to column name and line of the file."""
+    """Convert column number and row in an Arrow error to column name and line of the file."""
     message = str(error.__cause__ or "")
     if cell := _CELL.search(message):
         name, problem = header[int(cell[1])], cell[3].replace("invalid value ", "not a number: ")

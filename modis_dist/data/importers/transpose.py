@@ -1,6 +1,6 @@
 """Out-of-core transposition: from blocks of columns to blocks of rows, for matrices larger than memory.
 
-Uses an unnamed file in a private folder, which the system removes with the process.
+Uses an unnamed file in a private folder, which the system removes when the process ends.
 """
 
 import tempfile
@@ -26,7 +26,7 @@ def by_rows(
 ) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Yield row offset and features of slices of ``step`` rows, given adjacent blocks [rows, columns].
 
-    The whole matrix is stored in ``scratch`` meanwhile. Raises ``DataError`` if the disk is full.
+    Stores the whole matrix in ``scratch`` temporarily. Raises ``DataError`` if the disk is full.
     """
     with tempfile.TemporaryFile(dir=scratch) as on_disk:
         for block in blocks:

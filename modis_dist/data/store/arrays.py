@@ -1,6 +1,6 @@
 """Feature matrices that may exceed memory: lazy row views, and arrays kept in memory or memory-mapped from disk.
 
-Arrays on disk are unnamed files in the temporary folder (TMPDIR), which the system removes with the process. They
+Arrays on disk are unnamed files in the temporary folder (TMPDIR), which the system removes when the process ends. They
 behave like arrays in memory. Independent of the store and of the meaning of rows.
 """
 
@@ -96,7 +96,7 @@ def _in_memory(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Featur
 
 
 def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features:
-    """Write a file, then map it: an error of the disk raises here, whereas writing to a map would kill the process."""
+    """Write a file, then map it: a disk error raises here, whereas writing to a map would kill the process."""
     size, folder = BYTES_PER_VALUE * prod(shape), Path(tempfile.gettempdir())
     try:
         with tempfile.TemporaryFile() as file:
@@ -112,7 +112,7 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
 
 
 def refuse_insufficient_scratch(needed: int) -> None:
-    """Raise ``DataError`` if the temporary folder has less than ``needed`` bytes free or is in memory."""
+    """Raise ``DataError`` if the temporary folder has fewer than ``needed`` bytes free or is in memory."""
     if (problem := insufficient_scratch(needed)) is not None:
         raise DataError(problem)
 

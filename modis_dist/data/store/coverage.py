@@ -61,7 +61,7 @@ class Coverage:
 
     @property
     def empty_pairs(self) -> list[tuple[str, str]]:
-        """(class, modality) pairs without a labelled row; another modality has rows of the class."""
+        """(class, modality) pairs without a labelled row, where another modality has rows of the class."""
         return [(c, m) for m, counts in self.modalities.items() for c in self.classes if not counts.by_class[c]]
 
     def as_tree(self) -> dict[str, Any]:

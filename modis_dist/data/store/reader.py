@@ -85,7 +85,7 @@ class Store:
         """Open a store and verify size, content and schema of every shard.
 
         If ``cached``, shards whose size and modification time match an earlier verification are not hashed again (that
-        needs a writable folder). Raises ``DataError``.
+        requires a writable folder). Raises ``DataError``.
         """
         return _open(path, trusted=_read_verified(path) if cached else {})
 

@@ -33,7 +33,7 @@ def folded(name: str) -> str:
 
 
 def natural_order(name: str) -> tuple[list[str | int], str]:
-    """Return a sort key that puts "2" before "10"."""
+    """Return a sort key that orders "2" before "10"."""
     parts: list[str | int] = [int(part) if part.isdecimal() else part for part in re.split(r"([0-9]+)", name)]
     return parts, name
 

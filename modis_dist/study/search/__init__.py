@@ -1,5 +1,5 @@
 """Studies that are not a plain grid: random and Optuna search, pruning at rungs.
 
-A grid passes through none of this. Start with `run.py`; `decisions.py` stores proposals and verdicts, so that a resumed
-search makes the same ones.
+Grid searches do not use this package. Start with `run.py`; `decisions.py` stores proposals and pruning decisions, so
+that a resumed search repeats them.
 """
