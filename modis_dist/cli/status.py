@@ -67,13 +67,13 @@ def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
     say(f"{name}: {submission.state}, submitted as {submission.form}; stage: {stage}")
     _print(submission.study, now=now, tasks=submission.tasks)
     for jobs in submission.jobs:
-        states = ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "no longer in the queue"
+        states = ", ".join(f"{count} {state}" for state, count in jobs.states.items()) or "no longer in the queue"
         say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.reason})' if jobs.reason else ''}")
     if submission.restarts:
         say(f"requeued: {submission.restarts} times in total")
     if submission.other_code:
-        few = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
-        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
+        names = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
+        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {names}")
     for name, reason in list(submission.failed.items())[:FAILURES_SHOWN]:
         say(f"failed: job {name}: {shown(reason)}")
     say(f"next: {submission.advice}")
