@@ -1,1 +1,1 @@
-"""Tools for those who work on the project; none is installed with it."""
+"""Developer tools, which are not installed with the package."""
