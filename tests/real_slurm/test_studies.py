@@ -115,7 +115,7 @@ def test_a_training_above_its_time_limit_is_requeued_and_equals_a_local_run(
     command("tune", str(study_file), "--out", str(tmp_path / "home"), program=BARE)
     study.until_started("pack-0", times=2)
     assert_equals_local_run(study.until_over(), tmp_path)
-    # Slurm looks every half minute: its warning may come before there is a training to be warned, then SIGTERM does it
+    # Slurm checks every 30 s: if its warning comes before the training starts, SIGTERM interrupts the job instead
     assert re.search("got SIG(USR1|TERM); saved", study.logs())
 
 

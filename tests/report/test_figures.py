@@ -1,4 +1,4 @@
-"""Figures draw exactly the numbers passed in, and names that look like formulas as text."""
+"""Figures show exactly the given numbers, and names that look like formulas as plain text."""
 
 import itertools
 import subprocess
@@ -117,7 +117,7 @@ def test_the_best_epoch_is_marked_in_every_panel():
     assert "best epoch (2)" in texts(figure)
 
 
-def test_a_history_without_epochs_says_so():
+def test_a_history_without_epochs_is_drawn_as_a_note():
     assert "no epochs recorded" in texts(figures.loss_curves([]))
 
 
@@ -176,7 +176,7 @@ def test_more_classes_than_colours_get_other_markers():
     assert len({(handle.get_marker(), str(handle.get_color())) for handle in handles}) == count
 
 
-def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
+def test_of_very_many_latents_a_sample_is_drawn_and_the_title_gives_its_size(monkeypatch):
     monkeypatch.setattr(figures, "MAX_POINTS", 30)
     figure = figures.latent_pca(*latents(), ["a", "b", "c"])
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 30

@@ -1,4 +1,4 @@
-"""Successive halving on given histories, worked out by hand; decisions that are kept."""
+"""Successive halving on histories worked out by hand, and stored decisions."""
 
 import json
 from pathlib import Path
