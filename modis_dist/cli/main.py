@@ -133,8 +133,8 @@ def _report(error: Exception) -> int:
     if isinstance(error, BrokenPipeError) and _stdout_has_no_reader():
         return 0
     if isinstance(error, OSError):
-        where = f"{shown(str(error.filename))}: " if error.filename else ""
-        return _print_error(f"{where}{error.strerror or error}", USAGE)
+        location = f"{shown(str(error.filename))}: " if error.filename else ""
+        return _print_error(f"{location}{error.strerror or error}", USAGE)
     return _print_error(
         f"internal error: {type(error).__name__}: {shown(str(error))}; rerun with --debug for the traceback", BUG
     )

@@ -38,10 +38,10 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except (ConnectionError, TimeoutError):  # of a network, not of a disk
         raise
     except OSError as error:
-        where = shown(str(error.filename)) if error.filename else folder
+        location = shown(str(error.filename)) if error.filename else folder
         reason = error.strerror or error
         advice = "free disk space or repair the disk, then rerun the same command"
-        raise DiskFailed(f"{where}: {reason}; {advice}") from error
+        raise DiskFailed(f"{location}: {reason}; {advice}") from error
 
 
 def is_training_error(error: Exception) -> bool:

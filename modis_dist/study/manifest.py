@@ -57,9 +57,9 @@ def expand(
         later = [params for following in proposed for params in following[condition]]
         for number, params in enumerate([*known, *later][:most]):
             tree = with_settings(under, params, source=f"{source}: sweep.grid")
-            where = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
+            location = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
             for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
-                run = build(Run, _with_fold_and_seed(tree, study, fold, replicate), source=where)
+                run = build(Run, _with_fold_and_seed(tree, study, fold, replicate), source=location)
                 name = trial_id(run, fingerprint)
                 fold_or_none = fold if sweep.folds > 1 else None
                 trial = Trial(name, condition, number, params, fold_or_none, replicate, run)

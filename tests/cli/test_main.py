@@ -229,9 +229,9 @@ def test_outputs_are_private_under_an_open_umask(tmp_path: Path) -> None:
     store = tmp_path / "below" / "store"
     assert run(["data", "simulate", "intersim", "--out", str(store), "--samples", "30", "--classes", "2"]) == 0
     assert run(["data", "check", str(store)]) == 0
-    made = [tmp_path / "below", *(tmp_path / "below").rglob("*")]
-    assert len(made) > 6
-    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    created = [tmp_path / "below", *(tmp_path / "below").rglob("*")]
+    assert len(created) > 6
+    assert [path for path in created if path.stat().st_mode & 0o077] == []
 
 
 # --- text of messages -------------------------------------------------------------------------------------------

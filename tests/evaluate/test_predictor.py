@@ -77,8 +77,8 @@ def test_a_model_in_a_read_only_folder_is_opened_or_refused_by_file(model: Path,
 
 def test_an_older_model_is_named_but_never_loaded_in_place_of_a_damaged_one(model: Path) -> None:
     best = damage(model)
-    held = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
-    shutil.move(checkpoint.save(model / "elsewhere", held), best.parent)
+    older = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
+    shutil.move(checkpoint.save(model / "elsewhere", older), best.parent)
     with pytest.raises(DataError, match="step-00000001"):
         Predictor.open(model)
 
@@ -131,9 +131,9 @@ def test_a_training_is_evaluated_on_the_device_it_ran_on(model: Path, monkeypatc
     monkeypatch.setattr(evaluation, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
     member = toy.member("t", toy.run("optim.epochs=1"), model.parent)
     done = Progress("t", status="done", epochs=1)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
-    evaluate_training(member, done, device=torch.device("cuda", 1), **how)
-    evaluate_training(member, done, **how)
+    settings = {"evaluated_on": "validation", "probe": False, "baselines": {}}
+    evaluate_training(member, done, device=torch.device("cuda", 1), **settings)
+    evaluate_training(member, done, **settings)
     assert devices == [torch.device("cuda", 1), torch.device("cpu")]
 
 
@@ -152,8 +152,8 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
     assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
     assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
     assert not any("val/reconstruction_mse" in row for row in progress.history)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
-    write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **how))
+    settings = {"evaluated_on": "validation", "probe": False, "baselines": {}}
+    write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **settings))
     written = [*tmp_path.rglob("*.json")]
     assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}
     for path in written:

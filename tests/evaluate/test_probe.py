@@ -13,12 +13,12 @@ BOTH = ("logistic_regression", "knn")
 def latents(rows: dict[str, int], shift: float, seed: int, *, width: int = 8) -> dict[str, np.ndarray]:
     """Unit Gaussians; modality k has mean ``k * shift`` in the first dimension."""
     draw = np.random.default_rng(seed)
-    found = {}
+    samples = {}
     for k, (name, n) in enumerate(rows.items()):
         z = draw.normal(size=(n, width)).astype(np.float32)
         z[:, 0] += k * shift
-        found[name] = z
-    return found
+        samples[name] = z
+    return samples
 
 
 EQUAL = {"x": 600, "y": 600, "z": 600}

@@ -181,11 +181,11 @@ def test_a_study_for_a_gpu_cluster_is_estimated_on_a_machine_without_gpu_which_t
     arguments = ["--cluster", str(profile), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
     capsys.readouterr()
     assert command(["submit", study, *arguments, *gpu]) == 0
-    there = json.loads(capsys.readouterr().out)
-    assert there["gpu_hours"] is None and there["measured_on"] == "this machine's CPU"
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["gpu_hours"] is None and estimate["measured_on"] == "this machine's CPU"
     assert (
         plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps_per_training"]
-        == there["packs"][0]["steps_per_training"]
+        == estimate["packs"][0]["steps_per_training"]
     )
     assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
     assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()

@@ -30,11 +30,11 @@ HALF = {"a": {"a": 0.5, "b": None}, "b": {"a": 1.5, "b": 0.25}}
 def replicate(*, hit: int, absent: bool = True) -> dict:
     """Return the result of a refit, one of whose predictions is ``hit``; OV has no training row in b."""
     parts: dict[str, ClassPredictions] = {"a": scored((0, 0), (1, 1)), "b": scored((0, 0), (1, hit))}
-    judged = classification(parts, classes=CLASSES, absent_pairs=[("OV", "b")] if absent else [])
+    scores = classification(parts, classes=CLASSES, absent_pairs=[("OV", "b")] if absent else [])
     probe = {"logistic_regression": 0.75, "knn": 1.0, "perfect": 0.5}
     translation = {"mse": HALF, "all_pairs_baseline": {"a": 2.0, "b": 1.0}}
     return {
-        "evaluation": {"classification": judged, "translation": translation, "probe": probe},
+        "evaluation": {"classification": scores, "translation": translation, "probe": probe},
         "baseline": classification({name: scored((0, 0), (1, 0)) for name in parts}, classes=CLASSES),
     }
 

@@ -153,8 +153,8 @@ def _failure_message(error: Any) -> str:
     """Return the cause of the last failure as one line."""
     failures = getattr(error, "worker_failures", None) or {}
     texts = [str(getattr(failure, "cause", failure)) for failure in failures.values()]
-    lost = next((text for text in texts if "rank " in text and " of " in text), None)
-    reason = (lost or (texts[0] if texts else str(error))).strip().splitlines()[-1]
+    lost_rank = next((text for text in texts if "rank " in text and " of " in text), None)
+    reason = (lost_rank or (texts[0] if texts else str(error))).strip().splitlines()[-1]
     return f"after {RESTARTS} restarts: {shown(reason)}; rerun the same command to resume from the last checkpoint"
 
 

@@ -188,9 +188,9 @@ class AfterArray:
                 f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
                 f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
-        if len(alone := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
+        if len(retries := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
-                f"{len(alone)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
+                f"{len(retries)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
                 "them as an array and keeps finished trials"
             )
         return reasons | dict(self._local.execute(local_packs, out=out, store=store))

@@ -31,7 +31,7 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def of(folder: Path) -> psutil.Process:
+def follower_of(folder: Path) -> psutil.Process:
     """Return the process that follows a folder."""
     words = ["mlflow-sync", str(folder), "--follow"]
     (process,) = [p for p in psutil.process_iter() if p.is_running() and cmdline(p)[-3:] == words]
@@ -60,7 +60,7 @@ def test_the_follower_runs_at_idle_priority_ignores_signals_of_the_job_and_compl
         replay.epochs(2)
         follower.start()
         until(lambda: has_curves(replay))
-        process = of(replay.folder)
+        process = follower_of(replay.folder)
         assert process.nice() == LOWEST and os.getsid(process.pid) == process.pid
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE != os.sched_getscheduler(0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -97,7 +97,7 @@ def test_the_follower_can_be_stopped_once_the_study_has_ended(replay: Replay) ->
     with driver(replay.folder):
         follower.start()
         until(lambda: read_state(replay.folder)["problems"])
-        process = of(replay.folder)
+        process = follower_of(replay.folder)
         process.send_signal(signal.SIGTERM)
         time.sleep(1)
         assert process.is_running(), "the signal was meant for the driver"

@@ -338,7 +338,7 @@ def test_workers_have_one_thread_each_if_gpus_outnumber_cores() -> None:
     assert (executor.threads, executor.slots) == (1, 1)
 
 
-@pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
-def test_too_many_resources_are_refused_before_ray_starts(asked: Resources) -> None:
+@pytest.mark.parametrize("resources", [Resources(cpus=4096), Resources(gpus=64)])
+def test_too_many_resources_are_refused_before_ray_starts(resources: Resources) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.resources\.(cpus: 4096|gpus: 64)\b"):
-        RayExecutor(asked, backend=PrivateRay())
+        RayExecutor(resources, backend=PrivateRay())

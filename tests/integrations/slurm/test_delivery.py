@@ -27,11 +27,11 @@ def tracked_at(uri: str, out: Path) -> None:
     path.write_text(parse.dump(parse.build(Study, tree, source="study")))
 
 
-@pytest.mark.parametrize("how", [[], ["--dry-run"]], ids=["sent", "dry run"])
+@pytest.mark.parametrize("options", [[], ["--dry-run"]], ids=["sent", "dry run"])
 def test_an_invalid_tracking_uri_is_refused_before_jobs_are_sent(
-    how: list[str], slurm: FakeSlurm, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    options: list[str], slurm: FakeSlurm, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert submit(tmp_path, store, *how, *UNUSABLE) == 2
+    assert submit(tmp_path, store, *options, *UNUSABLE) == 2
     error = capsys.readouterr().err
     assert "sweep.mlflow.tracking_uri" in error and "ftp://nowhere" in error
     assert not (tmp_path / "out").exists() and not slurm.jobs

@@ -281,11 +281,11 @@ def test_sigterm_of_a_requeue_does_not_end_the_job_before_the_node_is_excluded(
 ) -> None:
     submitted(store, out)
 
-    def asked(*, exclude: str | None) -> bool:
+    def requeue(*, exclude: str | None) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return exclude is None
 
-    monkeypatch.setattr(array_job, "requeue", asked)
+    monkeypatch.setattr(array_job, "requeue", requeue)
     before = signal.getsignal(signal.SIGTERM)
     fails(out, MachineFailed("Ray's own processes are gone"))
     assert signal.getsignal(signal.SIGTERM) is before

@@ -323,8 +323,8 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     assert all(pack["steps_per_training"] > 0 for pack in output["packs"])
     arrays = next(finding for finding in output["findings"] if finding["check"] == "sbatch array.sh (first of 2)")
     assert arrays["level"] == "error" and arrays["message"] == "Invalid job array specification"
-    asked = slurm.calls("sbatch")[0]
-    assert "--test-only" in asked and "--array=0-2%10" in asked, "with the options of the script"
+    command_line = slurm.calls("sbatch")[0]
+    assert "--test-only" in command_line and "--array=0-2%10" in command_line, "with the options of the script"
     assert not out.exists() and not slurm.jobs
     assert cli(tmp_path, store, out, "--dry-run", gpus=1) == 0
     stdout = capsys.readouterr().out
