@@ -25,7 +25,7 @@ class Flag:
         self._reason = reason
 
     def requested(self) -> str | None:
-        """Return why to stop, or None."""
+        """Return the reason to stop, or None."""
         return self._reason
 
 
@@ -36,7 +36,7 @@ class StopFile:
         self._path = path
 
     def requested(self) -> str | None:
-        """Return why to stop, or None."""
+        """Return the reason to stop, or None."""
         try:
             return self._path.read_text() or "asked to stop"
         except FileNotFoundError:

@@ -328,7 +328,7 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
 
 
 def _stopped_while_running(study: Path, out: Path) -> int:
-    """Start the study and interrupt it when the first trial has a result but not all; returns the exit status."""
+    """Start the study and interrupt it when the first trial has a result but not all; return the exit status."""
     with (out.parent / "stderr.txt").open("w") as output:
         process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=output)
     end = time.monotonic() + 120

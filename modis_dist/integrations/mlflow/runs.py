@@ -106,9 +106,8 @@ class Runs:
 
         known = self.client.get_run(run_id).data.metrics
         named = {mlflow_text.key(name): float(number) for name, number in values.items()}
-        new = {
-            key: number for key, number in named.items() if repr(known.get(key)) != repr(number)
-        }  # so that nan equals nan
+        # Compared as text, so that nan equals nan.
+        new = {key: number for key, number in named.items() if repr(known.get(key)) != repr(number)}
         self._send_metrics(run_id, [Metric(key, new[key], time_ms, 0, model_id=model_id) for key in new])
 
     def send_params(self, run_id: str, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:

@@ -112,9 +112,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
 
     os.umask(0o077)
     context = get_context()
-    name, port = broadcast_from_rank_zero(
-        (secrets.token_hex(8), _port(context))
-    )  # a new rendezvous after every restart
+    name, port = broadcast_from_rank_zero((secrets.token_hex(8), _port(context)))  # new after every restart
     parent, restart_log = Path(config["folder"]) / "rendezvous", Path(config["restart_log"])
     rendezvous = parent / name
     rendezvous.mkdir(mode=0o700, parents=True, exist_ok=True)
