@@ -1,1 +1,1 @@
-"""Developer tools, which are not installed with the package."""
+"""Tools for those who work on the project; none is installed with it."""

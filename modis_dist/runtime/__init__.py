@@ -1,4 +1,4 @@
-"""Files, locks, processes, signals, errors and version: for use in every layer.
+"""Files, locks, processes, signals, errors and version: what every layer may use.
 
-Independent of omics and training. Start with `errors.py` (exit codes) and `files.py` (atomic, private files).
+Knows nothing of omics or training. Start with `errors.py` (exit codes) and `files.py` (atomic, private files).
 """
