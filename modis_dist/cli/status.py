@@ -72,8 +72,8 @@ def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
     if submission.restarts:
         say(f"requeued: {submission.restarts} times in total")
     if submission.other_code:
-        names = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
-        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {names}")
+        few = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
+        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
     for name, reason in list(submission.failed.items())[:FAILURES_SHOWN]:
         say(f"failed: job {name}: {shown(reason)}")
     say(f"next: {submission.advice}")

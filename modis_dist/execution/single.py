@@ -40,7 +40,7 @@ def train_run(
         return earlier
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
         raise DataError(f"{out}: holds a store or a study; use another --out")
-    (out / RESULT).unlink(missing_ok=True)  # of a failed training, which is repeated
+    (out / RESULT).unlink(missing_ok=True)  # of a training that failed: it runs again
     layout = single_layout(out, trial, lock_patience_s=PATIENCE_S if spec.size > 1 else 0)
     run_pack(Pack((trial,)), layout, store=store.path, stop=stop, reporter=reporter, threads=threads, spec=spec)
     if spec.rank > 0:

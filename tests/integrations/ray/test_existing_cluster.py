@@ -187,15 +187,15 @@ def test_folders_that_a_node_cannot_access_are_listed(tmp_path: Path) -> None:
 
 
 def test_packs_are_distributed_over_nodes_and_each_fits_on_one() -> None:
-    backend = ExistingRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
-    assert _shape(RayExecutor(Resources(), backend=backend)) == (6, 1)
-    assert _shape(RayExecutor(Resources(cpus=2), backend=backend)) == (3, 2)
-    assert _shape(RayExecutor(Resources(cpus=4), backend=backend)) == (1, 4)
-    assert _shape(RayExecutor(Resources(), backend=backend, workers=3)) == (2, 1)
+    place = ExistingRay("a:1", (RayNode("1", "a", Node(4)), RayNode("2", "b", Node(2))))
+    assert _shape(RayExecutor(Resources(), backend=place)) == (6, 1)
+    assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)
+    assert _shape(RayExecutor(Resources(cpus=4), backend=place)) == (1, 4)
+    assert _shape(RayExecutor(Resources(), backend=place, workers=3)) == (2, 1)
     with pytest.raises(ConfigError, match=r"5 asked for, .* a:1 has 6 core"):
-        RayExecutor(Resources(cpus=5), backend=backend)
+        RayExecutor(Resources(cpus=5), backend=place)
     with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) asked for, .* a:1 has 6 core"):
-        RayExecutor(Resources(), backend=backend, workers=7)
+        RayExecutor(Resources(), backend=place, workers=7)
 
 
 def _shape(executor: RayExecutor) -> tuple[int, int]:
