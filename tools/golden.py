@@ -1,8 +1,8 @@
 """Rewrite the golden runs `tests/numeric/golden/*.json`: `python tools/golden.py`.
 
-Run it only if the numbers should change (another formula, another default of the toy system, another stream
-of random numbers), and give the reason in the commit and in CHANGELOG.md. A change that should not alter
-numbers - a faster kernel, another order of operations - must pass with the existing files.
+Run it only if the numbers are meant to change (another formula, another default of the toy system, another stream of
+random numbers), and give the reason in the commit and in CHANGELOG.md. A change that must not alter numbers, such as a
+faster kernel or another order of operations, must pass with the existing files.
 """
 
 import sys

@@ -38,7 +38,7 @@ LOADED = 1 / 2  # of the epochs; MLflow is loaded by then
 
 
 def study(*, epochs: int, store: Path, mlflow: dict[str, Any]) -> dict[str, Any]:
-    """Four trials in one stack."""
+    """Return a study of four trials in one stack."""
     return {
         "name": "fire",
         "data": {"store": str(store), "split": {"test_fraction": 0.2, "validation_fraction": 0.2}},
@@ -55,7 +55,7 @@ def study(*, epochs: int, store: Path, mlflow: dict[str, Any]) -> dict[str, Any]
 
 
 def train(path: Path, out: Path) -> None:
-    """Train one study in this process and write what it used; stop after the search, the rest is not measured."""
+    """Train one study in this process and write the resources it used; stop after the search."""
     from modis_dist.cli import main
     from modis_dist.cli.display import SweepBars
     from modis_dist.study import run
@@ -81,12 +81,12 @@ def train(path: Path, out: Path) -> None:
 
 
 def followers(out: Path) -> list[psutil.Process]:
-    """The process that sends a run folder to MLflow."""
+    """Return the processes that send a run folder to MLflow."""
     return [child for child in psutil.Process().children() if str(out) in child.cmdline()]
 
 
 def seconds(out: Path) -> dict[str, float]:
-    """CPU seconds of this process's threads, seconds that they waited for a core, and CPU seconds of the follower."""
+    """Return CPU seconds of this process's threads, seconds they waited for a core, CPU seconds of the follower."""
     counts = [file.read_text().split() for file in Path("/proc/self/task").glob("*/schedstat")]
     times = [process.cpu_times() for process in followers(out)]
     return {
@@ -111,7 +111,7 @@ def refusing() -> str:
 
 
 def measure(path: Path, out: Path) -> dict[str, float]:
-    """Train one study in a process; returns the seconds of its search."""
+    """Train one study in a process; return the times of its search."""
     command = [sys.executable, __file__, "--train", str(path), str(out)]
     subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=True)
     records = [record for file in out.glob("packs/*/journal.jsonl") for record in read(file)]
@@ -163,7 +163,12 @@ def main() -> int:
         folder = Path(name)
         simulate(Simulate(samples=options.samples, classes=5, seed=1), folder / "store")
         mlflow_store.connect(mlflow_store.default_uri(folder))  # creating its tables takes longer than this training
-        settings = {"none": {"enabled": False}, "sqlite": {}, "hangs": {"uri": hangs}, "refuses": {"uri": refusing()}}
+        settings = {
+            "none": {"enabled": False},
+            "sqlite": {},
+            "hangs": {"tracking_uri": hangs},
+            "refuses": {"tracking_uri": refusing()},
+        }
         for kind, mlflow in settings.items():
             tree = study(epochs=options.epochs, store=folder / "store", mlflow=mlflow)
             (folder / f"{kind}.yaml").write_text(yaml12.dump(tree))

@@ -28,18 +28,18 @@ TYPES = {"float64": torch.float64, "float32": torch.float32}
 
 
 def all_cases(world: World, folder: Path) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
-    """Parameters and statistics after the steps of every case, by type."""
+    """Return parameters and statistics after the steps of every case, by type."""
     del folder
     return {name: {case: run(world, CASES[case], dtype)[0] for case in CASES} for name, dtype in TYPES.items()}
 
 
 def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
-    """The largest absolute difference of any number."""
+    """Return the largest absolute difference of any value."""
     return max(float((ours[name] - tensor).abs().max()) for name, tensor in theirs.items())
 
 
 def measured() -> list[dict[str, Any]]:
-    """A row per case, type and number of ranks."""
+    """Return a row per case, type and number of ranks."""
     torch.set_num_threads(1)
     expected = all_cases(ALONE, Path())
     rows = []

@@ -91,7 +91,7 @@ send() { # SIGNAL PIDS: some may have ended
   kill -s "$1" $2 2>/dev/null || true
 }
 
-freeze() { # COMMAND...: SIGSTOP to what the command lists, so that no daemon reports the death of a job that is killed
+freeze() { # COMMAND...: SIGSTOP to what the command lists, so that no daemon reports the death of a killed job
   local pids
   for _ in {1..100}; do
     pids=$("$@")
@@ -129,10 +129,10 @@ launch() { # PART COMMAND...
   local part=$1
   shift
   env -i PATH="$PATH" LC_ALL="$LC_ALL" SLURM_CONF="$SLURM_CONF" SLURM_CLUSTER_PART="$dir:$part" "$@" \
-    </dev/null >>"$dir/log/$part.out" 2>&1 8>&- 9>&- || fail "$part does not start; $(last_words "$part")"
+    </dev/null >>"$dir/log/$part.out" 2>&1 8>&- 9>&- || fail "$part does not start; $(last_error "$part")"
 }
 
-last_words() { # PART: its log file and the last error or line in it
+last_error() { # PART: its log file and the last error or line in it
   local last
   last=$(cat "$dir/log/$1.out" "$dir/log/$1.log" 2>/dev/null | awk '/error|Error|fatal|^E:/ { error = $0 } END { print error ? error : $0 }')
   echo "see $dir/log/$1.log: $last"
@@ -142,7 +142,7 @@ wait_until() { # PART COMMAND...: until the command succeeds
   local part=$1
   shift
   until "$@" >/dev/null 2>&1; do
-    [ "$SECONDS" -lt "$START_SECONDS" ] || fail "$part is not ready after $START_SECONDS seconds; $(last_words "$part")"
+    [ "$SECONDS" -lt "$START_SECONDS" ] || fail "$part is not ready after $START_SECONDS seconds; $(last_error "$part")"
     sleep 0.1
   done
 }
@@ -170,7 +170,7 @@ install_packages() {
   local policy=/usr/sbin/policy-rc.d made='' failed=''
   command -v apt-get >/dev/null || fail "no Slurm here and no apt-get to install it; needed: ${PACKAGES[*]}"
   echo "slurm_cluster: installing Debian packages: ${PACKAGES[*]}"
-  if [ ! -e "$policy" ]; then # keeps the packages from starting their daemons
+  if [ ! -e "$policy" ]; then # keep the packages from starting their daemons
     made=$policy
     printf '#!/bin/sh\nexit 101\n' >"$policy"
     chmod 755 "$policy"
@@ -179,7 +179,7 @@ install_packages() {
     apt_get update && apt_get install -y --no-install-recommends "${PACKAGES[@]}"
   } >"$dir/log/apt.log" 2>&1 || failed=yes
   [ -z "$made" ] || rm -f "$made"
-  [ -z "$failed" ] || fail "apt-get failed; $(last_words apt)"
+  [ -z "$failed" ] || fail "apt-get failed; $(last_error apt)"
   ! programs_missing || fail "packages are installed but one of these is still missing: ${PROGRAMS[*]}"
 }
 
@@ -218,9 +218,9 @@ alone_with_hosts() { # COMMAND: run with a lock on /etc/hosts
   ) 7</etc/hosts
 }
 
-name_nodes() { # in /etc/hosts, which may be a mount point and is therefore edited in place
+add_node_names() { # in /etc/hosts, which may be a mount point and is therefore edited in place
   local i
-  forget_nodes
+  remove_node_names
   [ -z "$(tail -c 1 /etc/hosts)" ] || echo >>/etc/hosts
   for ((i = 1; i <= nodes; i++)); do echo "127.0.0.$((10 + i)) n$i # slurm_cluster $dir"; done >>/etc/hosts
   for ((i = 1; i <= nodes; i++)); do
@@ -229,7 +229,7 @@ name_nodes() { # in /etc/hosts, which may be a mount point and is therefore edit
   done
 }
 
-forget_nodes() { # only the lines of this folder; other clusters may use the same node names
+remove_node_names() { # only the lines of this folder; other clusters may use the same node names
   local others
   grep -qF "# slurm_cluster $dir" /etc/hosts || return 0
   others=$(awk -v ours="# slurm_cluster $dir" 'substr($0, length($0) - length(ours) + 1) != ours' /etc/hosts)
@@ -412,7 +412,7 @@ start_slurm() {
   launch slurmctld slurmctld
   wait_until slurmctld timeout 60 scontrol ping
   for ((i = 1; i <= nodes; i++)); do start_node "n$i"; done
-  for ((i = 1; i <= nodes; i++)); do wait_until "n$i" node_takes_jobs "n$i"; done
+  for ((i = 1; i <= nodes; i++)); do wait_until "n$i" node_accepts_jobs "n$i"; done
   wait_until slurmdbd accounting_answers
 }
 
@@ -420,7 +420,7 @@ start_node() { # NODE
   launch "$1" slurmd -N "$1"
 }
 
-node_takes_jobs() { # NODE
+node_accepts_jobs() { # NODE
   case $(timeout 60 sinfo -h -p low -n "$1" -o %t) in
     idle | mix | alloc | comp) ;;
     *) return 1 ;;
@@ -436,11 +436,11 @@ parts() {
   node_names
 }
 
-is_well() { # all parts run with the requested settings
+is_healthy() { # all parts run with the requested settings
   local part
   [ "$(cat "$dir/settings")" = "$settings" ] || return 1
   for part in $(parts); do [ -n "$(part_processes "$part")" ] || return 1; done
-  for part in $(node_names); do node_takes_jobs "$part" || return 1; done
+  for part in $(node_names); do node_accepts_jobs "$part" || return 1; done
   accounting_answers >/dev/null 2>&1
 }
 
@@ -467,7 +467,7 @@ start() { # DIR
   folder "$1"
   settings="nodes $nodes cpus $cpus gpus $gpus host $(hostname)"
   if [ -f "$dir/settings" ]; then
-    if ! programs_missing && is_well; then tell_use && return; fi
+    if ! programs_missing && is_healthy; then print_usage_hint && return; fi
   elif [ -n "$(ls -A "$dir")" ]; then
     fail "$dir contains other files; use a new or empty folder"
   fi
@@ -478,18 +478,18 @@ start() { # DIR
   address=$(loopback_address)
   cancel_jobs
   end_parts
-  trap 'end_parts; alone_with_hosts forget_nodes' EXIT
+  trap 'end_parts; alone_with_hosts remove_node_names' EXIT
   write_files
-  alone_with_hosts name_nodes
+  alone_with_hosts add_node_names
   start_munged
   start_accounting
   start_slurm
   trap - EXIT
   echo "$settings" >"$dir/settings"
-  tell_use
+  print_usage_hint
 }
 
-tell_use() {
+print_usage_hint() {
   echo "slurm_cluster: up with $(node_names); to use it: . $dir/env.sh"
 }
 
@@ -506,7 +506,7 @@ revive_node() { # DIR NODE
   require_root
   existing_node "$@"
   [ -n "$(part_processes "$2")" ] || start_node "$2"
-  wait_until "$2" node_takes_jobs "$2"
+  wait_until "$2" node_accepts_jobs "$2"
   echo "slurm_cluster: $2 is up"
 }
 
@@ -515,7 +515,7 @@ stop() { # DIR [--purge]
   existing_cluster "$1"
   cancel_jobs
   end_parts
-  alone_with_hosts forget_nodes
+  alone_with_hosts remove_node_names
   [ "${2-}" != --purge ] || rm -rf -- "${dir:?}"/{database,database.new,etc,gpus,log,ports,run,spool,state,env.sh,settings}
   echo "slurm_cluster: nothing runs in $dir"
 }

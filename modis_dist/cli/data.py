@@ -108,8 +108,8 @@ def intersim(
     from modis_dist.config.run import Run
     from modis_dist.data.simulate import simulate
 
-    given = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "reference": reference}
-    settings = build(Run, {"data": {"simulate": given}}, source="simulate intersim").data.simulate
+    values = {"samples": samples, "classes": classes, "delta": delta, "seed": seed, "reference": reference}
+    settings = build(Run, {"data": {"simulate": values}}, source="simulate intersim").data.simulate
     assert settings is not None
     simulate(settings, out)
     _print_created(out)

@@ -16,7 +16,7 @@ TRIALS_SHOWN = 20
 
 
 def print_plan(estimate: "StudyEstimate") -> None:
-    """Print trials, packs and what they cost."""
+    """Print the trials, the packs and their estimated cost."""
     from modis_dist.cli.display import duration, size
     from modis_dist.report.terminal import show, stdout
 
@@ -66,7 +66,7 @@ def _trials(estimate: "StudyEstimate") -> "Table":
 
 
 def _packs(estimate: "StudyEstimate") -> "Table":
-    """Return the table of packs; packs that look alike share a row."""
+    """Return the table of packs; packs with equal cells share a row."""
     from modis_dist.report.tables import add, empty, finished, numbers
 
     packs = [*estimate.packs, *estimate.refit_packs]
@@ -98,8 +98,8 @@ def _features_on_disk(estimate: "StudyEstimate") -> str:
     peak = f"Features in temporary folders: at most {size(estimate.scratch)} at once"
     if estimate.scratch_folder:
         return f"{peak}, in {estimate.scratch_folder} (TMPDIR), which has enough free space."
-    one = size(max(pack.scratch for pack in [*estimate.packs, *estimate.refit_packs]))
-    return f"{peak}, up to {one} per pack; check the free space on the nodes."
+    largest = size(max(pack.scratch for pack in [*estimate.packs, *estimate.refit_packs]))
+    return f"{peak}, up to {largest} per pack; check the free space on the nodes."
 
 
 def _cost(estimate: "SubmissionEstimate", site: "Site") -> str:

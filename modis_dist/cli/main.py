@@ -130,11 +130,11 @@ def _report(error: Exception) -> int:
         return 0  # a group of commands without a command has printed its help
     if isinstance(error, typer.TyperException):
         return _print_error(_usage(error), USAGE)
-    if isinstance(error, BrokenPipeError) and _reader_left():
+    if isinstance(error, BrokenPipeError) and _stdout_has_no_reader():
         return 0
     if isinstance(error, OSError):
-        where = f"{shown(str(error.filename))}: " if error.filename else ""
-        return _print_error(f"{where}{error.strerror or error}", USAGE)
+        location = f"{shown(str(error.filename))}: " if error.filename else ""
+        return _print_error(f"{location}{error.strerror or error}", USAGE)
     return _print_error(
         f"internal error: {type(error).__name__}: {shown(str(error))}; rerun with --debug for the traceback", BUG
     )
@@ -147,7 +147,7 @@ def _usage(error: typer.TyperException) -> str:
     return f"{error.format_message().rstrip('.')}; see `{command} --help`"
 
 
-def _reader_left() -> bool:
+def _stdout_has_no_reader() -> bool:
     """Return True if standard output is a pipe without a reader (`| head`), and redirect it to the null device."""
     try:
         output = sys.stdout.fileno()

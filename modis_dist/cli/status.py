@@ -67,7 +67,7 @@ def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
     say(f"{name}: {submission.state}, submitted as {submission.form}; stage: {stage}")
     _print(submission.study, now=now, tasks=submission.tasks)
     for jobs in submission.jobs:
-        states = ", ".join(f"{many} {state}" for state, many in jobs.states.items()) or "no longer in the queue"
+        states = ", ".join(f"{count} {state}" for state, count in jobs.states.items()) or "no longer in the queue"
         say(f"job {jobs.number} ({jobs.kind}): {states}{f' ({jobs.reason})' if jobs.reason else ''}")
     if submission.restarts:
         say(f"requeued: {submission.restarts} times in total")

@@ -84,7 +84,7 @@ def _submit(study: "Study", site: "Site", form: "Form", folder: Path, *, source:
 def _finish(
     submission: "Submission", sent: "Sequence[SentJob]", folder: Path, *, why: str, wait: bool, as_json: bool
 ) -> None:
-    """Print a submission and the jobs that were sent just now; wait for their end if asked to."""
+    """Print a submission and the jobs just sent; with ``wait``, block until they have ended."""
     if not as_json:
         jobs = ", ".join(f"{job.kind} {job.number}" for job in sent)
         say(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}")

@@ -68,7 +68,7 @@ def tune(
 
 
 def load_and_check(path: Path, settings: list[str] | None) -> "Study":
-    """Load a study and report mistakes that are found without its data, before ray and torch are imported."""
+    """Load a study and report the mistakes that need no data, before ray and torch are imported."""
     from modis_dist.config.parse import load_study
     from modis_dist.data.store.open_store import named_store
     from modis_dist.study.manifest import expand
@@ -130,7 +130,10 @@ def _executor(study: "Study", ray: str | None) -> Iterator["Executor"]:
 
 
 def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking | None":
-    """Return where the study is tracked: by default in a SQLite file, except on a network file system."""
+    """Return the MLflow store of a study, by default a SQLite file; None if MLflow is disabled.
+
+    Also None, with a note, if the SQLite file would be on a network file system.
+    """
     from modis_dist.integrations.mlflow.store import checked, default_uri, without_password
     from modis_dist.runtime.file_systems import NETWORK, file_system
     from modis_dist.study.interfaces import Tracking

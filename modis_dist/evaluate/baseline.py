@@ -1,6 +1,6 @@
 """Baseline of every result table: logistic regression of each modality, trained and tested on the same rows.
 
-Knows neither networks nor torch.
+Independent of the networks and of torch.
 """
 
 import warnings
@@ -16,10 +16,10 @@ from modis_dist.data.store.index import UNLABELLED, Features, Rows
 from modis_dist.metrics import Classification, ClassPredictions, classification
 
 CHOICES = (0.01, 0.1, 1.0)  # candidates for C, the inverse strength of the L2 penalty; cross-validation chooses one
-UNTUNED = 0.1  # C if too few rows are labelled for cross-validation
+UNTUNED = 0.1  # default C if too few rows are labelled for cross-validation
 FOLDS = 3
 TUNED_ON = 3000  # maximum number of labelled rows for cross-validation; the regression is fitted on all of them
-MAX_ITER = 1000  # of lbfgs; ``converged`` is false if a fit reaches it
+MAX_ITER = 1000  # iterations of lbfgs; ``converged`` is false if a fit reaches it
 ONE_THREAD: dict[str, Any] = {"limits": 1, "user_api": "blas"}  # several threads took 20 times longer on busy cores
 
 Labelled = tuple[Features, Rows]
@@ -38,7 +38,7 @@ class Baseline(Classification):
 
     fits: dict[str, Fit]
     max_iter: int
-    converged: bool  # all of them
+    converged: bool  # true if all fits converged
 
 
 def logistic_regression(
@@ -51,7 +51,7 @@ def logistic_regression(
     """Fit one multinomial logistic regression per modality and score it on the test rows.
 
     ``train[m]`` and ``test[m]`` are features [n, p_m] and class codes [n], UNLABELLED where unknown. Only labelled
-    training rows are used, standardised by their own mean and deviation; ``storage`` stores the standardised rows.
+    training rows are used, standardised by their own mean and deviation; ``storage`` holds them.
 
     With a single class among its labelled training rows a modality predicts that class; without labelled training rows
     it is not scored (n = 0, metrics None).
@@ -104,7 +104,7 @@ def chosen_c(x: Matrix, label: Rows) -> float:
         refit=False,
     )
     with threadpool_limits(**ONE_THREAD), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of convergence: the final regression reports its own
+        warnings.simplefilter("ignore")  # the final regression reports its own convergence
         search.fit(standardised(x, x[:0])[0], label)
     return float(search.best_params_["C"])
 
@@ -114,7 +114,7 @@ def predict(
 ) -> tuple[Rows, bool]:
     """Return the predicted classes [n_test] of a regression with C = ``c``, and true if lbfgs converged.
 
-    ``train_y`` has at least two classes. ``storage`` stores the standardised rows; lbfgs does not copy them.
+    ``train_y`` has at least two classes. ``storage`` holds the standardised rows, which lbfgs does not copy.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
@@ -131,7 +131,7 @@ def predict(
 
 
 def standardised(train: Matrix, other: Matrix, *, storage: FeatureStorage = "memory") -> tuple[Features, Features]:
-    """Return two [n, p] arrays minus the training mean, over the training deviation (1 for constant columns)."""
+    """Return two [n, p] arrays minus the training mean, divided by the training deviation (1 for constant columns)."""
     zero = np.zeros(train.shape[1])
     mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=zero) / len(train)
     squares = sum((np.square(block - mean).sum(0) for block in _blocks(train)), start=zero)

@@ -1,4 +1,4 @@
-"""Predictions of a trained model on the rows of a store, batch by batch, into one Parquet file."""
+"""Write predictions of a trained model on the rows of a store to one Parquet file, batch by batch."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
@@ -14,17 +14,17 @@ from modis_dist.runtime.text import shown
 if TYPE_CHECKING:
     import pandas as pd
 
-Predict = Callable[["pd.DataFrame", str], "pd.DataFrame"]  # features of some rows, and their modality
-Progress = Callable[[int, int], None]  # rows done, all rows
+Predict = Callable[["pd.DataFrame", str], "pd.DataFrame"]  # (features of a batch of rows, modality) -> predictions
+Progress = Callable[[int, int], None]  # rows done, total rows
 
 
 def apply_to_store(
     model: Predictor, store: Store, *, out: Path, predict: Predict, only: Sequence[str] | None, progress: Progress
 ) -> None:
-    """Write the predictions of the rows of the model's modalities, or of ``only`` some, to ``out``.
+    """Write predictions for all rows of the model's modalities, or of the modalities ``only``, to ``out``.
 
-    Columns ``modality`` and ``sample_id`` come first. Memory holds one batch of rows; ``out`` is replaced when the file
-    is complete. Raises ``DataError`` if the store has no such rows or the folder of ``out`` does not exist.
+    Columns ``modality`` and ``sample_id`` come first. Only one batch of rows is in memory; ``out`` is replaced when the
+    file is complete. Raises ``DataError`` if the store has no such rows or the folder of ``out`` does not exist.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq

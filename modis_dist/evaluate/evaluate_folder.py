@@ -1,4 +1,4 @@
-"""Evaluation of a trained folder on the rows of a store: the one it was trained on, or any other."""
+"""Evaluation of the model in a folder on a store: its training store, or any other."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +24,9 @@ from modis_dist.train.seeds import mix
 def evaluate_folder(folder: Path, store: Path) -> StoreEvaluation:
     """Evaluate the model of a folder on a store.
 
-    On the store it was trained with: on the test rows of its split, or the validation rows if there are none, with the
-    baseline and the modality probe. On any other store: on all rows of classes that the model knows, without rows with
-    the sample or group id of a training row if the training's own store still exists.
+    On its training store, uses the test rows of its split, or the validation rows if there are none, and computes the
+    baseline and the modality probe. On any other store, uses all rows of classes that the model was trained on; rows
+    that share a sample or group id with a training row are excluded if the training store still exists.
     """
     predictor, opened = Predictor.open(folder), Store.open(store)
     run = load_run(_run_file(predictor.path))
@@ -57,24 +57,24 @@ def _run_file(path: Path) -> Path:
 
 @dataclass(frozen=True)
 class TrainingIds:
-    """Ids of the rows a model was trained on, of all modalities together."""
+    """Sample and group ids of a model's training rows, over all modalities."""
 
     samples: frozenset[str]
     groups: frozenset[str]
 
     def contain(self, index: Index) -> NDArray[np.bool_]:
-        """Return a mask [n] of the rows whose sample or group was trained on."""
+        """Return a mask [n] of the rows that share a sample or group id with a training row."""
         pairs = zip(index.sample_id, index.group_id, strict=True)
         return np.array([sample in self.samples or group in self.groups for sample, group in pairs], dtype=bool)
 
 
 def training_ids(run: Run, predictor: Predictor) -> TrainingIds | None:
-    """Return the ids of a model's training rows, from the store it was trained with; None if that is gone or changed.
+    """Return the ids of a model's training rows from its training store; None if that is gone or changed.
 
-    A model stores nothing about patients, so no other source has them.
+    The model itself stores no ids of samples or patients.
     """
     folder = _run_file(predictor.path).parent
-    # A simulated store lies in the folder of its run or of its study (study/trials/ID, study/model).
+    # A simulated store is in the folder of its run or of its study (study/trials/ID, study/model).
     parents = [folder, folder.parent, folder.parent.parent]
     simulated = [store for parent in parents for store in sorted(parent.glob("store-*"))]
     for path in [Path(run.data.store)] if run.data.store else simulated:
@@ -117,7 +117,7 @@ def _new_rows(
 ) -> tuple[Subset, int, int]:
     """Return the store's rows of known classes that were not trained on, preprocessed as in training.
 
-    Also returns the numbers of rows left out: of unknown classes, and of the others those trained on.
+    Also returns the numbers of excluded rows: of unknown classes, and training rows of known classes.
     """
     modalities = [m for m in store.modalities if m in predictor.modalities]
     if not modalities:
@@ -142,7 +142,7 @@ def _new_rows(
 
 
 def _aligned(predictor: Predictor, store: Store, modality: str, rows: Rows) -> RowView:
-    """Return rows of a store with the model's features in its order. Raises ``DataError`` naming missing ones."""
+    """Return rows of a store with the model's features in its order. Raises ``DataError`` naming missing features."""
     position = {name: column for column, name in enumerate(store.features(modality))}
     features = predictor.features(modality)
     missing = [name for name in features if name not in position]

@@ -50,8 +50,8 @@ def evaluate_training(
 ) -> Result:
     """Return the final result of a training: its best model evaluated on held-out rows, or the reason it failed.
 
-    ``baselines`` has those already fitted for the stack, by ``Prepared.key``; a new one is added. Writes the history;
-    the caller writes the result after everything else (``write_result``).
+    ``baselines`` caches the baselines of the stack by ``Prepared.key``; a new one is added. Writes the history; the
+    caller writes the result last (``write_result``).
     """
     result = unevaluated_result(member, progress, evaluated_on=evaluated_on)
     prepared = member.prepared

@@ -1,4 +1,4 @@
-"""A trained model applied to new rows: class, embedding and translation, all from mu, never from a sample.
+"""A trained model applied to new rows: class, embedding and translation, all from mu, never from sampled z.
 
 ``Predictor`` reads only safetensors and JSON. A frame has the rows of one modality: features as columns by name, in any
 order, and an optional ``sample_id`` column; other columns are ignored.
@@ -150,14 +150,14 @@ class Predictor:
     def decode(self, z: Features, *, modality: str, like: Features | None = None) -> Features:
         """Return preprocessed features [n, p] decoded from latents [n, L].
 
-        Counts are decoded with the library sizes of ``like`` [n, p]; without it, with the typical one in training.
+        Counts are decoded with the library sizes of ``like`` [n, p]; without it, with the typical size in training.
         """
         vae, width = self._model.vae(modality), self._model.shape.features[modality]
-        library: Iterable[torch.Tensor | None] = repeat(None)
+        library_sizes: Iterable[torch.Tensor | None] = repeat(None)
         if vae.counts and like is not None:
-            library = map(vae.library_of, self._chunks(like, width=width))
-        chunks = zip(self._chunks(z, width=width), library, strict=False)
-        parts = [vae.reconstruct(rows, of_rows)[0].cpu() for rows, of_rows in chunks]
+            library_sizes = map(vae.library_of, self._chunks(like, width=width))
+        chunks = zip(self._chunks(z, width=width), library_sizes, strict=False)
+        parts = [vae.reconstruct(rows, library)[0].cpu() for rows, library in chunks]
         return torch.cat(parts).numpy() if parts else np.empty((0, width), np.float32)
 
     def _chunks(self, x: Features, *, width: int | None = None) -> Iterator[torch.Tensor]:
@@ -187,7 +187,7 @@ class Predictor:
             some = ", ".join(shown(name) for name in missing[:5])
             raise DataError(f"modality {modality}: {len(missing)} of {len(names)} features are missing ({some})")
         try:
-            with np.errstate(over="ignore"):  # values beyond float32 become infinite and are refused by name
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite and raise later, by name
                 return np.ascontiguousarray(frame[list(names)].to_numpy(dtype=np.float64).astype(np.float32))
         except (TypeError, ValueError) as error:
             raise DataError(f"modality {modality}: features must be numbers ({shown(str(error))})") from None

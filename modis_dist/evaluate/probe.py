@@ -1,7 +1,7 @@
 """The modality probe: the accuracy of a simple classifier that predicts the modality of a row from its latent vector.
 
-An accuracy at chance (1/M) means that the modalities are aligned. Knows neither networks nor torch; the caller passes
-sampled latents z, because differences in mu that are smaller than the sampling noise do not matter.
+An accuracy at chance (1/M) means that the modalities are aligned. Independent of the networks and of torch. The caller
+passes sampled latents z, because differences in mu below the sampling noise do not matter.
 
 M modalities, L latent dimensions.
 """
@@ -15,7 +15,7 @@ from modis_dist.evaluate.baseline import predict, standardised
 
 NEIGHBOURS = 15
 C = 0.01
-"""Of the regression: with hundreds of latent dimensions a weaker penalty fits noise and overstates the alignment."""
+"""C of the regression; with hundreds of latent dimensions, a weaker penalty fits noise and overstates alignment."""
 
 
 def modality_probe(
@@ -23,9 +23,9 @@ def modality_probe(
 ) -> dict[str, float]:
     """Train classifiers on latents ``train_z[m]`` [n_m, L] and score them on ``test_z[m]``.
 
-    Returns the balanced accuracies ``logistic_regression`` and ``knn``, and that of aligned modalities, ``perfect``.
-    ``seed`` draws the same number of rows of every modality, at most ``max_rows``, so that chance is 1/M. A modality
-    without training or test rows does not count.
+    Returns the balanced accuracies ``logistic_regression`` and ``knn``, and ``perfect``, the accuracy for aligned
+    modalities. The same number of rows of every modality is drawn with ``seed``, at most ``max_rows``, so that chance
+    is 1/M. Modalities without training or test rows are ignored.
     """
     names = [name for name in train_z if len(train_z[name]) and len(test_z.get(name, ()))]
     assert names, "a modality with training and test rows"
@@ -43,7 +43,7 @@ def modality_probe(
 
 
 def _balanced(latents: list[Features], *, seed: list[int], max_rows: int) -> tuple[Features, Rows]:
-    """Return the same number of rows of each modality, stacked, and the position of the modality of each row."""
+    """Return the same number of rows of each modality, concatenated, and the index of the modality of each row."""
     rows = min(max_rows, *map(len, latents))
     draw = np.random.default_rng(seed)
     chosen = [z[np.sort(draw.choice(len(z), rows, replace=False))] for z in latents]
@@ -59,5 +59,5 @@ def _nearest(x: Features, y: Rows, test_x: Features) -> Rows:
 
 
 def _accuracy(true: Rows, predicted: Rows) -> float:
-    """Return the accuracy; it is balanced, because every modality has the same number of rows."""
+    """Return the accuracy, which is balanced because every modality has the same number of rows."""
     return float((true == predicted).mean())

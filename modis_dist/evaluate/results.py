@@ -1,6 +1,6 @@
-"""Files that a training leaves beside its checkpoints: its result, interim result, history and settings.
+"""Files that a training writes beside its checkpoints: its result, interim result, history and settings.
 
-Knows no torch. The final result is written last: a folder that has one is complete.
+Independent of torch. The final result is written last: a folder with a final result is complete.
 """
 
 import json
@@ -68,13 +68,13 @@ class StoreEvaluation(TypedDict):
 
 
 def write_run(folder: Path, run: Run) -> None:
-    """Write the settings of a training as a ``run.yaml`` that runs again."""
+    """Write the settings of a training as a ``run.yaml`` that `modis-dist train` accepts."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     write_text(folder / "run.yaml", parse.dump(run))
 
 
 def write_result(folder: Path, result: Result, *, name: str = RESULT) -> None:
-    """Write a result; a folder with a final one is not trained again."""
+    """Write a result; a training that has a final result is not repeated."""
     write_json(folder / name, result)
 
 

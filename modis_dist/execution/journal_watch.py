@@ -7,7 +7,7 @@ from modis_dist.train.journal import JournalReader
 
 
 class JournalWatcher:
-    """Passes the epochs of one training to a reporter; ``epochs_before`` are added to each."""
+    """Reports the epochs of one training to a reporter; ``epochs_before`` is added to each epoch."""
 
     def __init__(self, journal: Path, reporter: Reporter, *, epochs: int, epochs_before: int = 0) -> None:
         self._reader = JournalReader(journal)
@@ -15,7 +15,7 @@ class JournalWatcher:
         self._epochs = epochs
         self._epochs_before = epochs_before
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read the new records of the journal and report them."""
         for record in self._reader.new():
             if record["kind"] == "metrics":

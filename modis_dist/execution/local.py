@@ -13,7 +13,7 @@ from modis_dist.runtime.signals import Flag, on_signal
 
 
 class LocalExecutor:
-    """One pack at a time."""
+    """Executor that trains one pack at a time."""
 
     slots = 1
 
@@ -26,7 +26,7 @@ class LocalExecutor:
         self.threads = resources.cpus or torch.get_num_threads()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
+        """Train packs; return crash reasons by trial id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
         reasons: dict[str, str] = {}
         flag = Flag()
         with on_signal(flag.set):

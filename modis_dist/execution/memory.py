@@ -1,8 +1,8 @@
-"""Memory of a pack and how many packs fit at once: measured if a rough estimate says that it may matter.
+"""Memory of a pack and the number of packs that fit at once; measured only if a rough estimate is near the limit.
 
-A pack is measured in a process of its own, which reads its data, trains a few steps and saves. The result is compared
-with all memory of this machine or job, not with what is free at the moment, so that the same study runs with the same
-concurrency whenever it is started.
+A pack is measured in a separate process, which reads its data, trains a few steps and saves. The result is compared
+with the total memory of this machine or job, not with the memory that is free at the moment, so that the same study
+always runs with the same concurrency.
 """
 
 import logging
@@ -29,19 +29,19 @@ from modis_dist.train.cuda_graph import WARM_UP
 from modis_dist.train.placement import memory_limit, storage_of
 from modis_dist.train.prepare import SelectionOf, build_shape, data_key, prepared_bytes, row_counts
 
-STEPS = WARM_UP + 2  # steps of a measurement; a captured one takes memory of its own
-MARGIN = 1.25  # on the measured bytes, for validation and evaluation
-SHARE = 0.8  # of all memory; the rest is for the driver, Ray and the system
+STEPS = WARM_UP + 2  # steps of a measurement; a captured step takes additional memory
+MARGIN = 1.25  # factor on the measured bytes, for validation and evaluation
+SHARE = 0.8  # fraction of total memory; the rest is for the driver, Ray and the system
 CERTAIN = 3  # a rough estimate that fits this many times is not measured
 PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes of CUDA in every process
-COPIES_OF_LAST = 4  # of parameters in a checkpoint: themselves, two moments, the best so far
-COPIES_OF_MODEL = 8  # parameters, two moments, the best so far, and the same of a stack that a member has left
+COPIES_OF_LAST = 4  # in a checkpoint: parameters, two moments, best model
+COPIES_OF_MODEL = 8  # in memory: the same four, twice, because a stack is copied when a member leaves it
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes that the process of a pack takes on the host and on its GPU, and the total of that GPU."""
+    """Bytes that the process of a pack takes on the host and on its GPU, and the total memory of that GPU."""
 
     host: int
     gpu: int = 0
@@ -50,7 +50,7 @@ class Footprint:
 
 @dataclass(frozen=True)
 class ConcurrencyLimit:
-    """The number of packs that are trained at once, and the number per GPU, at most."""
+    """Maximum number of packs trained at once, in total and per GPU."""
 
     packs: int
     per_gpu: int = 1
@@ -67,7 +67,7 @@ def packs_that_fit(
     store: Path,
     known: dict[int, Footprint | None],
 ) -> ConcurrencyLimit:
-    """Return ``limit``, or less where fewer packs of ``workers`` workers fit into memory; a warning says so.
+    """Return ``limit``, or a lower limit, with a warning, if fewer packs of ``workers`` workers fit into memory.
 
     Every node is assumed to have the memory of this one. ``known`` maps the rough estimate of measured packs to their
     footprints; a new measurement is added.
@@ -137,14 +137,14 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
 
 
 def _measure(pack: Pack, threads: int, out: Path, store: Path, sender: Connection) -> None:
-    """Send the peak of reading, preparing, a few steps and a checkpoint, in a process of its own."""
+    """Send the peak memory of reading, preparing, a few steps and a checkpoint; runs in a separate process."""
     end_with_parent()
     try:
         run_pack(pack, study_layout(out, pack), store=store, stop=AfterSteps(STEPS), threads=threads)
     except Interrupted:
-        pass  # by AfterSteps
+        pass  # requested by AfterSteps
     except ModisError:
-        sys.exit(1)  # the pack itself will say why
+        sys.exit(1)  # training the pack will report the error
     device = chosen_device(pack.trials[0].run)
     host = _peak_of_this_process()
     if device.type == "cuda":
@@ -154,19 +154,19 @@ def _measure(pack: Pack, threads: int, out: Path, store: Path, sender: Connectio
 
 
 class AfterSteps:
-    """A stop port that stops a training after some steps."""
+    """Requests the end of a training after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self._steps_left = steps
 
     def requested(self) -> str | None:
-        """Return why to stop, or None."""
+        """Return the reason to stop, or None."""
         self._steps_left -= 1
         return None if self._steps_left > 0 else "the measurement is done"
 
 
 def _peak_of_this_process() -> int:
-    """Return bytes; ``getrusage`` would include the parent's when it started this process."""
+    """Return the peak memory in bytes; ``getrusage`` would include that of the parent when it started this process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
 
@@ -196,7 +196,7 @@ def estimate_footprint(pack: Pack, store: Store, shape: Shape, *, gpu: bool, lim
 def on_disk(pack: Pack, store: Store, selection_of: SelectionOf, *, limit: int | None = None) -> int:
     """Return the bytes of features that a pack keeps in the temporary folder; 0 if it keeps them in memory.
 
-    The number is for all its workers on one machine.
+    The result is the sum over all its workers, on one machine.
     """
     if _in_memory(pack, store, limit):
         return 0

@@ -1,4 +1,4 @@
-"""Turns errors of a machine in the middle of a training (memory, disk) into one line that says what to do."""
+"""Turn memory and disk errors during a training into one-line errors with a fix."""
 
 import re
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ GPU_ERROR = re.compile(r"CUDA (driver )?error|cu(BLAS|DNN|SOLVER|SPARSE|FFT)|NCC
 
 @contextmanager
 def memory_errors(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]:
-    """Turn an out-of-memory error of the machine or its GPU into ``RunFailed`` that says what to do."""
+    """Turn an out-of-memory error of the machine or its GPU into ``RunFailed`` with a fix."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
@@ -32,34 +32,34 @@ def memory_errors(folder: Path, run: Run, *, stacked: int = 1) -> Iterator[None]
 
 @contextmanager
 def disk_errors(folder: Path) -> Iterator[None]:
-    """Turn an error of a full or failing disk into ``DiskFailed`` that says what to do."""
+    """Turn an error of a full or failing disk into ``DiskFailed`` with a fix."""
     try:
         yield
     except (ConnectionError, TimeoutError):  # of a network, not of a disk
         raise
     except OSError as error:
-        where = shown(str(error.filename)) if error.filename else folder
+        location = shown(str(error.filename)) if error.filename else folder
         reason = error.strerror or error
         advice = "free disk space or repair the disk, then rerun the same command"
-        raise DiskFailed(f"{where}: {reason}; {advice}") from error
+        raise DiskFailed(f"{location}: {reason}; {advice}") from error
 
 
 def is_training_error(error: Exception) -> bool:
-    """Return whether an error comes from computing, so that one member may have caused it for its whole stack.
+    """Return whether an error comes from the computation, so that a single member may have crashed its stack.
 
-    Errors of machine, disk, data or configuration would meet every member of the stack on its own as well.
+    Errors of machine, disk, data or configuration would also occur if the members were trained one by one.
     """
     computing = isinstance(error, RuntimeError | ValueError | ArithmeticError) and not isinstance(error, ModisError)
     return computing and not _is_out_of_memory(error) and not is_gpu_error(error)
 
 
 def is_gpu_error(error: Exception) -> bool:
-    """Return whether a GPU or its driver failed; a full GPU has not failed."""
+    """Return whether a GPU or its driver failed; full GPU memory does not count."""
     if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
         return False
     return isinstance(error, torch.AcceleratorError) or GPU_ERROR.search(str(error)) is not None
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    # PyTorch has an exception for a full GPU, and raises a plain RuntimeError for full host memory.
+    # PyTorch raises torch.OutOfMemoryError for full GPU memory, but a plain RuntimeError for full host memory.
     return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

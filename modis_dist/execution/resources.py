@@ -1,4 +1,4 @@
-"""Cores and GPUs of the machine or the nodes that packs are trained on. Does not know Ray."""
+"""Cores and GPUs of the machine or the nodes that packs are trained on. Independent of Ray."""
 
 import os
 from dataclasses import dataclass, replace
@@ -31,16 +31,16 @@ class Cluster:
         return replace(self, nodes=tuple(replace(node, gpus=0) for node in self.nodes))
 
     def slots(self, *, threads: int, gpus: float) -> int:
-        """Return how many workers run at once, each with ``threads`` cores and ``gpus`` GPUs, or a share of one."""
+        """Return the number of workers that run at once, each with ``threads`` cores and ``gpus`` (fractional) GPUs."""
         return sum(min(node.cores // threads, _gpu_slots(node, gpus)) for node in self.nodes)
 
     def threads(self, *, workers: int, gpus: float) -> int:
-        """Return the most threads, at least one, with which so many workers run at once."""
+        """Return the maximum number of threads per worker, at least 1, with which ``workers`` workers run at once."""
         most = max(node.cores for node in self.nodes)
         return next((t for t in range(most, 1, -1) if self.slots(threads=t, gpus=gpus) >= workers), 1)
 
     def has(self, resource: str) -> str:
-        """Return how many ``cores`` or ``gpus`` there are, in words."""
+        """Return the number of ``cores`` or ``gpus``, as text for a message."""
         counts = [getattr(node, resource) for node in self.nodes]
         unit = {"cores": "core(s)", "gpus": "GPU(s)"}[resource]
         if len(counts) == 1:
@@ -49,7 +49,7 @@ class Cluster:
 
 
 def _gpu_slots(node: Node, each: float) -> int:
-    """Return how many workers the GPUs of a node suffice for; a share is never of two GPUs."""
+    """Return the number of workers that the GPUs of a node can serve; a fraction is never split over two GPUs."""
     if not each:
         return node.cores
     return int(node.gpus // each) if each >= 1 else node.gpus * int(1 / each)

@@ -64,12 +64,12 @@ class Pack:
 
 @dataclass(frozen=True)
 class Layout:
-    """The folders of a pack and its trials, and what they keep beside results and best models."""
+    """The folders of a pack and its trials, and the files they keep beside results and best models."""
 
     pack: Path  # holds the lock, the journal and the last checkpoint
     trials: Mapping[str, Path]  # by trial id
-    figures: bool  # drawn for every trial
-    keep_last: bool  # the last checkpoint stays when all trials have their results
+    figures: bool  # draw figures for every trial
+    keep_last: bool  # keep the last checkpoint when all trials have their results
     lock_patience_s: float = PATIENCE_S
 
 
@@ -98,9 +98,9 @@ def study_layout(out: Path, pack: Pack) -> Layout:
 
 
 def save_pack(out: Path, pack: Pack, *, threads: int) -> Path:
-    """Write ``pack.json`` for the process that trains the pack; returns the pack's folder.
+    """Write ``pack.json`` for the process that trains the pack; return the pack's folder.
 
-    CPU threads stay those of the first start, since they decide how sums are rounded: a resumed pack gives
+    The number of CPU threads stays that of the first start: it affects rounding, and a resumed pack must give
     bit-identical results.
     """
     folder = pack_folder(out, pack)
@@ -151,9 +151,9 @@ def try_pack(
     threads: int | None = None,
     spec: RankSpec = ALONE,
 ) -> str | None:
-    """Run a pack of a study; returns why it crashed, or None. A crash of one pack does not end the others.
+    """Run a pack of a study; return its crash reason, or None. A crash of one pack does not end the others.
 
-    Raises ``Interrupted``, ``RankLost`` and ``DiskFailed``, which every other pack would meet too.
+    Raises ``Interrupted``, ``RankLost`` and ``DiskFailed``, which are not caused by the pack.
     """
     try:
         run_pack(pack, study_layout(out, pack), store=store, stop=stop, threads=threads, spec=spec)
@@ -165,7 +165,7 @@ def try_pack(
 
 
 def record_crash(pack: Pack, error: Exception, *, out: Path) -> str:
-    """Write the traceback of a crash to ``error.txt``; returns the crash in one line."""
+    """Write the traceback of a crash to ``error.txt``; return the error as one line."""
     with suppress(OSError):  # the disk may be the cause
         write_text(pack_folder(out, pack) / "error.txt", "".join(traceback.format_exception(error)))
     return str(error) if isinstance(error, ModisError) else f"{type(error).__name__}: {shown(str(error))}"
@@ -190,8 +190,8 @@ def run_pack(
 ) -> None:
     """Train a pack to its end or to ``pack.until``, or resume it; then write the result of every trial.
 
-    Collective: every rank calls it with the same pack; only rank 0 writes. ``threads`` are the CPU threads where the
-    run sets none. Raises what ``fit`` raises.
+    Collective: every rank calls it with the same pack; only rank 0 writes. ``threads``: CPU threads if the run
+    sets none. Raises the errors of ``fit``.
     """
     with trained(pack, layout, store=store, stop=stop, reporter=reporter, threads=threads, spec=spec) as stack:
         if stack is None:
@@ -239,9 +239,9 @@ def trained(
     threads: int | None = None,
     spec: RankSpec = ALONE,
 ) -> Iterator[TrainedStack | None]:
-    """Train a pack; yields the stack with its folder still locked, None on ranks other than 0.
+    """Train a pack; yield the stack while its folder is still locked, None on ranks other than 0.
 
-    A full disk or memory raises ``RunFailed`` with what to do, also in the ``with`` block.
+    A full disk or memory raises ``RunFailed`` with a fix, also inside the ``with`` block.
     """
     run = pack.trials[0].run
     device = chosen_device(run)
@@ -275,7 +275,7 @@ def _open_journal(layout: Layout, members: Sequence[Member]) -> Iterator[Journal
 
 
 def _pruned(folders: Iterable[Path]) -> dict[str, str]:
-    """Return why trials were pruned, by id."""
+    """Return the reasons for pruning by trial id."""
     results = [result for folder in folders if (result := read_result(folder)) is not None]
     return {result["trial"]: str(result["reason"]) for result in results if result["status"] == "pruned"}
 

@@ -1,4 +1,4 @@
-"""One run without a study: a pack of one trial in a folder of its own."""
+"""A single run without a study: a pack of one trial in its own folder."""
 
 from pathlib import Path
 
@@ -24,13 +24,13 @@ def train_run(
     threads: int | None = None,
     spec: RankSpec = ALONE,
 ) -> Result | None:
-    """Train a run into ``out``, or resume it there; returns its result.
+    """Train a run into ``out``, or resume it there; return its result.
 
-    Collective: every rank calls it, only rank 0 writes, the others return None. Raises ``RunFailed`` if
-    the training diverges or disk or memory are full, ``Interrupted`` after a stop request, ``DataError`` if ``out``
-    belongs to another run.
+    Collective: every rank calls it; only rank 0 writes, the others return None. Raises ``RunFailed`` if the training
+    diverges or disk or memory is full, ``Interrupted`` after a stop request, ``DataError`` if ``out`` belongs to
+    another run.
     """
-    chosen_device(run)  # refuses before a store is simulated
+    chosen_device(run)  # raises before a store is simulated
     store = open_store(run.data, out=out, source=source)
     trial = Trial(trial_id(run, store.fingerprint), ONLY_CONDITION, 0, {}, None, 0, run)
     earlier = read_result(out)
@@ -53,9 +53,9 @@ def train_run(
 
 
 def single_layout(out: Path, trial: Trial, *, lock_patience_s: float = PATIENCE_S) -> Layout:
-    """Return the layout of a run that has a folder to itself.
+    """Return the layout of a single run.
 
-    Ranks that restart may have to wait until a killed one has released the lock; a single process waits for nobody.
+    ``lock_patience_s``: restarted ranks wait until a killed rank has released the lock; a single process need not wait.
     """
     return Layout(out, {trial.id: out}, figures=True, keep_last=True, lock_patience_s=lock_patience_s)
 

@@ -8,7 +8,7 @@ from modis_dist.config.parse import Tree, build, digest, to_tree
 from modis_dist.config.run import Run
 
 ONLY_CONDITION = "all"
-# Keys of trainer that change no result.
+# Keys of ``trainer`` that do not affect results.
 NOT_HASHED = ("device", "threads", "workers", "feature_storage", "log_every", "checkpoint_every")
 
 
@@ -19,7 +19,7 @@ class Trial:
     id: str
     condition: str
     configuration: int  # position in the grid or the search
-    params: dict[str, Any]  # what the grid or the search set
+    params: dict[str, Any]  # settings of the grid or the search
     fold: int | None
     replicate: int
     run: Run
@@ -39,7 +39,7 @@ class Trial:
 
     @classmethod
     def from_tree(cls, tree: Mapping[str, Any], *, source: str) -> "Trial":
-        """Return the trial of ``as_tree``."""
+        """Return the trial from the values of ``as_tree``."""
         return cls(**{**tree, "run": build(Run, tree["run"], source=source)})
 
 

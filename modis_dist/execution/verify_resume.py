@@ -1,6 +1,6 @@
 """Check that a killed training resumes with bit-identical results, on the user's own data and machine.
 
-The run is trained for a few epochs in a process of its own, then again in processes that are killed (SIGKILL) at random
+The run is trained for a few epochs in a separate process, then again in processes that are killed (SIGKILL) at random
 optimiser steps, each resuming from the last checkpoint.
 """
 
@@ -77,7 +77,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
         "optim.epochs": epochs,
         "trainer.early_stopping": None,
         "trainer.checkpoint_every": 1,
-        **({"trainer.log_every": 1} if workers > 1 else {}),  # several ranks look for a stop once in a window
+        **({"trainer.log_every": 1} if workers > 1 else {}),  # several ranks check for a stop once per logging window
     }
     short = build(Run, with_settings(to_tree(run), settings, source=source), source=source)
     pack = Pack((Trial("verified", ONLY_CONDITION, 0, {}, None, 0, short),))
@@ -107,7 +107,7 @@ def _count_steps(pack: Pack, store: Path) -> int:
 
 
 class KillAfter:
-    """A stop port that kills a process, this one or another rank, after some optimiser steps."""
+    """Kills a process, this one or another rank, after a number of optimiser steps; passed as a ``Stop``."""
 
     def __init__(self, steps: int, pid_file: Path) -> None:
         self._steps_left = steps
@@ -126,7 +126,7 @@ def _train_in_processes(
 ) -> None:
     """Start or resume a training in processes, to its end or until one is killed after step ``kill_step``.
 
-    Of several ranks a different one is killed each time. ``epochs_before`` are shown as already done.
+    With several ranks, a different rank is killed each time. ``epochs_before`` epochs are reported as already done.
     """
     folder.mkdir(mode=0o700, exist_ok=True)
     last, (trial,) = checkpoint.latest(folder / LAST), pack.trials
@@ -144,9 +144,9 @@ def _train_in_processes(
                     rank.start()
             epochs = 2 * trial.run.optim.epochs
             watcher = JournalWatcher(folder / JOURNAL, reporter, epochs=epochs, epochs_before=epochs_before)
-            while any(rank.exitcode is None for rank in ranks):  # where one dies, the others notice and end
+            while any(rank.exitcode is None for rank in ranks):  # if one dies, the others notice and exit
                 connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], POLL_S)
-                watcher.look()
+                watcher.poll()
     codes = [rank.exitcode for rank in ranks]
     if (steps_left and codes[victim] == -signal.SIGKILL) or (not steps_left and not any(codes)):
         return
@@ -169,7 +169,7 @@ def _killed_at_end(ranks: Sequence[BaseProcess]) -> Iterator[None]:
 
 
 def _train(pack: Pack, folder: Path, spec: RankSpec, shared: Path, stop: KillAfter) -> None:
-    """Train in a process of its own until a rank is killed, or to the end."""
+    """Train as one rank, in a separate process, to the end or until a rank is killed."""
     end_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent handles it and kills this process
     (shared / str(spec.rank)).write_text(str(os.getpid()))
@@ -193,7 +193,7 @@ def _train(pack: Pack, folder: Path, spec: RankSpec, shared: Path, stop: KillAft
 
 
 def differences(left: Path, right: Path) -> list[str]:
-    """Return what is not bit-identical in the checkpoints of two folders of one training; metrics before tensors.
+    """Return the names of the values that are not bit-identical in the checkpoints of two folders, metrics first.
 
     Raises ``DataError`` if one is damaged.
     """

@@ -13,18 +13,18 @@ LOOPBACK = frozenset({"127.0.0.1", "127.0.1.1"})  # addresses of a host name tha
 def names_in(folder: Path, *, me: str) -> set[str]:
     """Return the current file names of a folder.
 
-    A client may show a network folder as it was up to a minute ago, until it writes to it.
+    Clients of network file systems may cache a folder for up to a minute; writing to it refreshes the cache.
     """
-    look = folder / f".look-{me}"
-    look.touch()
-    look.unlink(missing_ok=True)
+    marker = folder / f".look-{me}"
+    marker.touch()
+    marker.unlink(missing_ok=True)
     return {entry.name for entry in folder.iterdir()}
 
 
 def own_address() -> str:
     """Return an address of this machine that the other nodes of the job can reach.
 
-    The address of its name, or, if that is loopback, the one towards the machine that runs srun.
+    The address of its host name or, if that is loopback, its address towards the machine that runs srun.
     """
     with suppress(OSError):
         address = socket.gethostbyname(os.environ.get("SLURMD_NODENAME") or socket.gethostname())

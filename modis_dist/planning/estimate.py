@@ -1,4 +1,4 @@
-"""Estimate of what a study will cost: packs that are left, the refit, time, memory, disk."""
+"""Estimated cost of a study: remaining packs, refit, time, memory, disk."""
 
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -23,8 +23,8 @@ from modis_dist.study.packs import arrange, training_steps
 from modis_dist.study.plan import Plan, is_done
 from modis_dist.train.prepare import row_counts
 
-PROBE_BYTES = 500_000_000  # of parameters
-SAVED_BYTES = 64_000_000  # of a larger checkpoint a part is written, and scaled by its size
+PROBE_BYTES = 500_000_000  # of parameters; only a part of a larger stack is timed
+SAVED_BYTES = 64_000_000  # of a larger checkpoint, a part of this size is timed and scaled
 RANKS_START_S = 10.0  # start of the ranks of a pack by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray's start, first worker and end (16 s on 2 busy cores); imports
 
@@ -37,13 +37,13 @@ class PackEstimate:
     trials: int
     steps_per_training: int
     seconds: float
-    preparing_s: float  # of the seconds: before the first step
-    saving_s: float  # of the seconds: all checkpoints
+    preparing_s: float  # part of ``seconds``: before the first step
+    saving_s: float  # part of ``seconds``: all checkpoints
     save_s: float  # one checkpoint
     memory: int  # bytes on the node
     gpu_memory: int
-    bytes: int  # disk for good: the best model of each trial
-    checkpoint_bytes: int  # disk during training: the last checkpoint
+    bytes: int  # permanent disk space: the best model of each trial
+    checkpoint_bytes: int  # disk space during training: the last checkpoint
     scratch: int  # bytes of features in the temporary folder during training
 
 
@@ -62,7 +62,7 @@ class TrialEntry:
 
 @dataclass(frozen=True)
 class StudyEstimate:
-    """Cost of what is left of a study."""
+    """Cost of the remaining part of a study."""
 
     study: str
     trials: int
@@ -75,7 +75,7 @@ class StudyEstimate:
     seconds: float
     refit_seconds: float
     pack_seconds: float  # sum over packs
-    bytes: int  # peak disk: what stays, and the largest checkpoints side by side
+    bytes: int  # peak disk space: permanent files and the largest checkpoints held at once
     scratch: int  # peak bytes of features in temporary folders
     scratch_folder: str | None  # the temporary folder, if it is on this machine
     scratch_problem: str | None
@@ -84,20 +84,20 @@ class StudyEstimate:
 
 @dataclass(frozen=True)
 class Nodes:
-    """The nodes that packs are estimated for, and what was timed for them on this machine."""
+    """The nodes that packs are estimated for, and the timings for them on this machine."""
 
     slots: int  # packs trained at once
     refit_slots: int
     threads: int  # CPU threads of a pack
     probe_folder: Path  # checkpoints are timed here
-    remote: bool = False  # times are taken on the device of this machine whatever the study asks for
+    remote: bool = False  # steps are timed on this machine's device, whatever the study requests
     memory: int | None = None  # bytes of a job; None: this machine's
     scratch_folder: Path | None = None  # the temporary folder of packs that train on this machine
     timed: dict[str, tuple[float, float]] = field(default_factory=dict)  # seconds of a step and a row, by probe_key
 
 
 def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> StudyEstimate:
-    """Return the estimate of what is left of a study in its output folder."""
+    """Return the estimated cost of the remaining part of a study in its output folder."""
     search, refits, first = (
         estimate_packs(planned, packs, nodes)
         for packs in (unfinished_packs(out, planned.packs()), refit_packs(planned), first_round(planned))
@@ -189,7 +189,7 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
 
 
 def _step_and_row_s(runs: Sequence[Run], shape: Shape, nodes: Nodes) -> tuple[float, float]:
-    """Return the seconds of a step and of a validated row of a stack; of a large one a part is timed and scaled."""
+    """Return the seconds of a step and of a validated row of a stack; a large stack is timed in part and scaled."""
     part = runs[: max(1, PROBE_BYTES // model_bytes(shape, replicates=1))]
     key, scale = probe.probe_key(part, shape), len(runs) / len(part)
     if key not in nodes.timed:
@@ -204,7 +204,7 @@ def _trainable_here(run: Run) -> Run:
 
 
 def refit_packs(planned: Plan) -> list[Pack]:
-    """Return stand-ins for the refit: the first configuration of every condition, each replicate, on all training rows.
+    """Return placeholder refit packs: the first configuration of every condition, each replicate, on all training rows.
 
     The chosen configuration and its epochs are not known before the search.
     """
@@ -226,7 +226,7 @@ def first_round(planned: Plan) -> list[Pack]:
 
 
 def wall_seconds(seconds: Sequence[float], *, slots: int) -> float:
-    """Return the time of packs on slots, each slot taking the longest pack that is left."""
+    """Return the wall time of packs if each free slot takes the longest remaining pack."""
     busy = [0.0] * slots
     for pack in sorted(seconds, reverse=True):
         busy[busy.index(min(busy))] += pack
@@ -236,7 +236,7 @@ def wall_seconds(seconds: Sequence[float], *, slots: int) -> float:
 def scratch_use(
     stages: Sequence[Sequence[int]], *, slots: Sequence[int], on_this_machine: bool
 ) -> tuple[int, str | None]:
-    """Return the peak bytes of features on disk over stages of packs, and why this machine's disk cannot hold them."""
+    """Return the peak bytes of features on disk over stages of packs, and a problem if this disk is too small."""
     peak = max(_largest(sizes, count) for sizes, count in zip(stages, slots, strict=True))
     problem = insufficient_scratch(peak) if peak and on_this_machine else None
     if problem and insufficient_scratch(max(max(sizes, default=0) for sizes in stages)) is None:

@@ -1,4 +1,4 @@
-"""Short timings on this machine, of random data with the shapes of a study: a step, validation, a checkpoint, a PCA."""
+"""Short timings on this machine, on random data with the shapes of a study: a step, validation, a checkpoint, a PCA."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -26,11 +26,11 @@ from modis_dist.train.state import Setup, TrainState
 MAX_REPEATS = 5  # after one warm-up repeat
 MAX_S = 2.0  # no further repeat starts after this time
 SVD_SHAPE = (300, 1200)  # rows and features
-SVD_THREADS = 2  # a login node is shared
+SVD_THREADS = 2  # login nodes are shared
 
 
 def shortest(work: Callable[[], None]) -> float:
-    """Return the shortest time of a few repeats after a warm-up; long work is repeated once."""
+    """Return the shortest time of a few repeats after a warm-up; long work is timed once after it."""
     times: list[float] = []
     while len(times) < 2 or (len(times) <= MAX_REPEATS and sum(times) < MAX_S):
         start = time.perf_counter()
@@ -48,7 +48,7 @@ def probe_key(runs: Sequence[Run], shape: Shape) -> str:
 
 
 def rows_of_rank(run: Run) -> int:
-    """Return the rows of each modality in the largest block of a batch that one rank has."""
+    """Return the maximum number of rows of each modality that a rank has of a batch."""
     return -(-run.optim.batch_size // run.trainer.workers)
 
 
@@ -77,7 +77,7 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
             torch.cuda.synchronize(device)
 
     if device.type == "cuda":
-        for _ in range(WARM_UP):  # capture takes seconds, which would end the timing before a replay
+        for _ in range(WARM_UP):  # capture takes seconds; the timing would end before the first replay
             step()
     return shortest(step)
 
@@ -143,8 +143,8 @@ def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) ->
 
 
 def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
-    one = torch.ones(len(runs), device=device)
+    ones = torch.ones(len(runs), device=device)
     lambda_r = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
     prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
     kinds = tuple(run.objective.adversarial_loss for run in runs)
-    return Weights(one * runs[0].objective.beta, one, lambda_r, one, one, one, prior, kinds)
+    return Weights(ones * runs[0].objective.beta, ones, lambda_r, ones, ones, ones, prior, kinds)

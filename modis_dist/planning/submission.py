@@ -1,4 +1,4 @@
-"""Estimate of a submission: the study's cost, its jobs and scripts, hours that are charged, what Slurm would refuse."""
+"""Estimate of a submission: the study's cost, its jobs and scripts, charged hours, rejected requests."""
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -44,11 +44,11 @@ class SubmissionEstimate:
 def estimate_submission(
     study: Study, site: Site, form: Form, why: str, out: Path, *, source: Path
 ) -> SubmissionEstimate:
-    """Return the cost of a study on a cluster, whatever of it is done already. Submits and writes nothing."""
+    """Return the cost of the remaining part of a study on a cluster. Submits and writes nothing."""
     slots = slots_of(study, site, form)
     nodes = Nodes(
         slots=slots,
-        refit_slots=1 if form == "array" else slots,  # the last job trains the refit pack by pack
+        refit_slots=1 if form == "array" else slots,  # the last job trains the refit packs one by one
         threads=min(study.sweep.resources.cpus or site.cpus, site.cpus),
         probe_folder=out,
         remote=True,

@@ -1,6 +1,6 @@
-"""Panels, legends, matrices of numbers and colours of figures. Knows no results.
+"""Panels, legends, matrices of numbers and colours of figures. Independent of results.
 
-Neither uses nor changes global state of matplotlib. Names from data are drawn as plain text, never as formulas.
+Neither uses nor changes matplotlib's global state. Names from data are drawn as plain text, never as formulas.
 Colours are those of Okabe and Ito (modalities) and Paul Tol's "muted" (classes); both suit colour-blind readers.
 """
 
@@ -76,9 +76,9 @@ def matrix(
     """Return an image of values in 0..1 with names of rows and columns; nan is grey."""
     image = axes.imshow(values, vmin=0, vmax=1, cmap=colormaps[colours].with_extremes(bad=PALE), aspect="auto")
     size = 9 if len(lines) <= CROWDED else 6
-    across, down = ([drawable(name, limit=16) for name in names] for names in (columns, lines))
-    axes.set_xticks(range(len(columns)), across, parse_math=False, fontsize=size, rotation=rotation)
-    axes.set_yticks(range(len(lines)), down, parse_math=False, fontsize=size)
+    column_names, line_names = ([drawable(name, limit=16) for name in names] for names in (columns, lines))
+    axes.set_xticks(range(len(columns)), column_names, parse_math=False, fontsize=size, rotation=rotation)
+    axes.set_yticks(range(len(lines)), line_names, parse_math=False, fontsize=size)
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
     return image
@@ -102,7 +102,7 @@ def drawable(name: str, *, limit: int = 24) -> str:
 
 
 def _unnamed(entries: Sequence[Entry]) -> dict[str, Any]:
-    """Return legend arguments with numbers for names: matplotlib drops names that begin with an underscore."""
+    """Return legend arguments with numbers as labels: matplotlib drops labels that begin with an underscore."""
     handles = [handle for _, handle in entries]
     return {"handles": handles, "labels": list(map(str, range(len(handles)))), "frameon": False, "fontsize": 9}
 

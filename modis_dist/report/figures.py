@@ -136,7 +136,7 @@ def _style_curves(axes: Axes, family: str, best_epoch: int | None) -> None:
 def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Sequence[str]) -> Figure:
     """Return the first two principal components of latent vectors, coloured by class and by modality.
 
-    ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. A random sample of ``MAX_POINTS`` rows is drawn.
+    ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. At most ``MAX_POINTS`` random rows are drawn.
     """
     points, share = principal_components(np.concatenate(list(z.values())))
     codes = np.concatenate([label[m] for m in z])
@@ -157,7 +157,7 @@ def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Se
 
 
 def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
-    """Return scores [n, 2] on the first two components and their shares of variance; missing ones are 0."""
+    """Return scores [n, 2] on the first two components and their shares of variance; missing components are 0."""
     centred = z.astype(np.float64)
     centred -= centred.mean(0) if len(z) else 0
     variance, direction = np.linalg.eigh(centred.T @ centred)
@@ -257,11 +257,11 @@ def _error_text(value: float | None, pairs: int | None = None) -> str:
 def sweep_overview(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy") -> Figure:
     """Return mean and standard deviation of each configuration, with the chosen one of each condition marked.
 
-    Of more than ``MAX_CONFIGURATIONS`` the best are drawn.
+    At most ``MAX_CONFIGURATIONS`` are drawn, the best.
     """
     shown = [group for group in groups if group["rank"] <= MAX_CONFIGURATIONS]
     names = _configuration_names(shown)
-    width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # the more settings, the longer the names
+    width = 9 + 0.07 * max(0, max(map(len, names), default=0) - 50)  # wider for long names
     figure, (axes,) = grid(1, columns=1, width=width, height=0.27 * len(shown) + 1.5)
     for y, group in enumerate(shown):
         if group["baseline"] is not None:

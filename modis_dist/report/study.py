@@ -36,7 +36,7 @@ Conditions = Sequence[Condition]
 
 
 def tables(summary: Summary, *, most: int | None = None) -> Titled:
-    """Return the titled tables of a terminal; the first lists the best ``most`` configurations, or all."""
+    """Return the titled tables for a terminal; the first lists the best ``most`` configurations, or all."""
     titled = [("Search, on validation rows", sweep_table(summary["groups"], metric=summary["metric"], most=most))]
     tested = _tested(summary)
     details = {c["condition"]: c["details"] for c in tested if c["details"] is not None}
@@ -51,7 +51,7 @@ def tables(summary: Summary, *, most: int | None = None) -> Titled:
 
 
 def report(summary: Summary) -> str:
-    """Return those tables as Markdown, and all test metrics by condition and class."""
+    """Return ``tables`` as Markdown, and all test metrics by condition and class."""
     parts = [f"# {escaped(summary['study'])}\n"]
     for title, table in _defined_once([*tables(summary), *_detailed(_tested(summary))]):
         parts.append(f"## {escaped(title)}\n\n{to_markdown(table)}")
@@ -109,7 +109,7 @@ def absent_table(details: Mapping[str, DetailedMetrics]) -> Table:
 
 
 def class_table(detail: DetailedMetrics) -> Table:
-    """Return test recall and precision of every class, and recall by modality; absent pairs have a star."""
+    """Return test recall and precision of every class, and recall by modality; absent pairs are starred."""
     by_modality = detail["per_modality_recall"]
     table = empty("class")
     numbers(table, "precision", "recall", *(f"recall {plain(m)}" for m in by_modality), "n")

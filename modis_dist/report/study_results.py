@@ -91,7 +91,7 @@ class DetailedMetrics(TypedDict):
 
 
 class Condition(TypedDict):
-    """Choice and test metrics of a condition over its refitted replicates; None where there are none."""
+    """Chosen configuration and test metrics of a condition over its refitted replicates; None if there are none."""
 
     condition: str
     best: RankedGroup | None

@@ -61,7 +61,7 @@ def evaluation_table(model: Classification, baseline: Baseline | None) -> Table:
 
 
 def class_table(model: Classification) -> Table:
-    """Return recall and precision by class, pooled and by modality; pairs absent in training have a star."""
+    """Return recall and precision by class, pooled and by modality; pairs absent in training are starred."""
     modalities = model["modalities"]
     table = empty("class")
     numbers(table, "rows", "all", *map(plain, modalities))
@@ -78,7 +78,7 @@ def class_table(model: Classification) -> Table:
 def translation_table(translations: Mapping[str, Translation | MeanTranslation]) -> Table:
     """Return errors by condition, decoded (down) and encoded (across) modality, and the all-pairs baseline.
 
-    A single condition has no column.
+    The condition column is omitted if there is only one.
     """
     several = len(translations) > 1
     table = empty(*(["condition"] if several else []), "decoded as")
@@ -99,7 +99,7 @@ def translation_table(translations: Mapping[str, Translation | MeanTranslation])
 
 
 def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy", most: int | None = None) -> Table:
-    """Return one line per configuration, or the best ``most``; the chosen one of each condition has a star."""
+    """Return one line per configuration, or the best ``most``; the chosen one of each condition is starred."""
     label = LABELS.get(metric, plain(metric.replace("_", " ")))
     table = empty("condition")
     parameters(table, "parameters")
@@ -178,7 +178,7 @@ def _one_line(cell: Any) -> str:
 
 
 def empty(*names: str) -> Table:
-    """Return a table whose first columns are names, which a narrow terminal may fold."""
+    """Return a table whose first columns are names, which may wrap on a narrow terminal."""
     table = Table(caption_justify="left")
     for name in names:
         table.add_column(Text(name), overflow="fold")
@@ -213,7 +213,7 @@ def finished(table: Table, *notes: str) -> Table:
 
 
 def number(value: float | None) -> str:
-    """Return three decimals, or a dash."""
+    """Return a number with three decimals; a dash for None."""
     return NOTHING if value is None else f"{value:.3f}"
 
 
@@ -230,7 +230,7 @@ def starred(cell: str, *, marked: bool) -> str:
 
 
 def spread_of(metrics: Metrics | None, name: str) -> Spread:
-    """Return the spread of a metric; of no values if it is missing."""
+    """Return the spread of a metric; an empty one (n = 0) if it is missing."""
     return (metrics or {}).get(name, {"mean": None, "sd": None, "n": 0})
 
 

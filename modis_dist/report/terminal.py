@@ -28,7 +28,7 @@ class _Output(Console):
 
 
 def show(titled: Iterable[tuple[str, Table]], console: Console) -> None:
-    """Print tables with their titles; a table wider than the terminal is printed without shortened numbers."""
+    """Print tables with their titles; a table too wide for the terminal keeps complete numbers."""
     for title, table in titled:
         table.title = Text(title) if title else None
         narrowest = sum((column.min_width or 1) + PADDING for column in table.columns) + 1

@@ -8,7 +8,7 @@ from modis_dist.runtime.text import plain
 
 
 def settings(params: Params, keys: Iterable[str] | None = None) -> str:
-    """Return e.g. ``lr=0.001, beta=1e-06``: dotted keys by their last part if that is unique; all keys by default."""
+    """Return e.g. ``lr=0.001, beta=1e-06``: keys shortened to their last part if unique; all keys by default."""
     shown = [key for key in (params if keys is None else keys) if key in params]
     last = [key.rpartition(".")[2] for key in shown]
     names = [short if last.count(short) == 1 else key for key, short in zip(shown, last, strict=True)]

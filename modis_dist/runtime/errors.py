@@ -1,6 +1,6 @@
-"""The errors a command can end with, and the exit code of each.
+"""Errors of commands and their exit codes.
 
-Every message is one line: what is wrong, where (file, key, row), why, what to do.
+Every message is one line: the location (file, key, row), the problem, the cause, the fix.
 """
 
 from functools import partial
@@ -45,7 +45,7 @@ class ConfigError(UserError):
         super().__init__(f"{shown(source)}: {message}")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickle the problems too: by default only the message would be."""
+        """Pickle the problems too; by default only the message is pickled."""
         return partial(ConfigError, source=self.source), (self.problems,)
 
 

@@ -33,7 +33,7 @@ def new_file(path: Path) -> Iterator[BinaryIO]:
     """Open a temporary private sibling for writing; it replaces ``path`` on success and is removed on failure."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with suppress(OSError):
-        temporary.unlink()  # of a killed process with the same number
+        temporary.unlink()  # left by a killed process with the same pid
     try:
         descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
         with os.fdopen(descriptor, "wb") as stream:
@@ -83,7 +83,7 @@ def remove_folder(path: Path) -> None:
 
 
 def clear_leftovers(folder: Path) -> None:
-    """Remove what killed writers left in a folder. Only for its only writer, which holds its lock."""
+    """Remove the temporary files of killed writers from a folder. The caller must hold the folder's lock."""
     for leftover in folder.glob(".*.tmp"):
         if leftover.is_dir() and not leftover.is_symlink():
             shutil.rmtree(leftover, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Result of one readiness check, with a fix for a problem. Knows nothing of what is checked."""
+"""Result of one readiness check, with a fix for a problem. Independent of the checks."""
 
 from dataclasses import dataclass
 from typing import Literal

@@ -1,4 +1,4 @@
-"""Hardware and software that decide how sums are rounded: on the same ones a resumed training is bit-identical."""
+"""Hardware and software that affect rounding; if they do not change, a resumed training is bit-identical."""
 
 import platform
 from collections.abc import Mapping
@@ -32,5 +32,5 @@ def processor(cpus: Path = CPUS) -> str:
 
 
 def changed(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Return what changed, in words. A name that is missing in ``before`` does not count as changed."""
+    """Return a message per changed value. A name that is missing in ``before`` does not count as changed."""
     return [f"{name} {before[name]}, now {now[name]}" for name in now if before.get(name, now[name]) != now[name]]

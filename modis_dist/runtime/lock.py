@@ -1,7 +1,7 @@
-"""One writer per folder.
+"""Lock for a single writer per folder.
 
-The lock is the kernel's: it ends with its process, however that ended. The content of the lock file is for people and
-for ``modis-dist status``, which must not take the lock.
+The kernel releases the lock (flock) when its process ends, for whatever reason. The content of the lock file only
+informs users and ``modis-dist status``, which must not take the lock.
 """
 
 import fcntl
@@ -21,12 +21,12 @@ from modis_dist.runtime.files import clear_leftovers
 from modis_dist.runtime.processes import running_process
 
 LOCK = "lock"
-PATIENCE_S = 60.0  # a worker that outlived its killed driver notices within this time
+PATIENCE_S = 60.0  # a worker notices the death of its driver within this time
 
 
 @dataclass(frozen=True)
 class Holder:
-    """The process that holds a lock, or was killed with it."""
+    """The process that holds a lock, or was killed while holding it."""
 
     pid: int
     host: str
@@ -42,7 +42,7 @@ class Holder:
 
 @contextmanager
 def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
-    """Hold a folder's lock, and remove what killed processes left in the folder.
+    """Hold a folder's lock; remove the temporary files of killed processes from the folder.
 
     Raises ``DataError`` if another process holds it for longer than the patience.
     """
@@ -58,8 +58,8 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
                     name = f"process {process.pid} on {process.host}" if process else "another process"
                     raise DataError(f"{folder}: {name} is training here; wait for it or stop it") from None
                 time.sleep(0.2)
-        me = Holder(os.getpid(), socket.gethostname(), psutil.Process().create_time())
-        _write(file.fileno(), json.dumps(asdict(me)))
+        this_process = Holder(os.getpid(), socket.gethostname(), psutil.Process().create_time())
+        _write(file.fileno(), json.dumps(asdict(this_process)))
         clear_leftovers(folder)
         try:
             yield
@@ -68,7 +68,7 @@ def locked(folder: Path, *, patience_s: float = PATIENCE_S) -> Iterator[None]:
 
 
 def holder(folder: Path) -> Holder | None:
-    """Return the holder of a folder's lock; None if nobody holds it or was killed with it. Takes no lock."""
+    """Return the process that holds a folder's lock or was killed while holding it, else None. Takes no lock."""
     try:
         content = json.loads((folder / LOCK).read_text())
         return Holder(int(content["pid"]), str(content["host"]), float(content["started"]))
@@ -77,6 +77,6 @@ def holder(folder: Path) -> Holder | None:
 
 
 def _write(file: int, text: str) -> None:
-    with suppress(OSError):  # a full disk does not release the lock
+    with suppress(OSError):  # a full disk must not release the lock
         os.ftruncate(file, 0)
         os.write(file, text.encode())

@@ -1,4 +1,4 @@
-"""Child processes: started with signals blocked, killed when the parent exits; and which processes still run."""
+"""Child processes: started with signals blocked, killed when the parent exits; and lookup of running processes."""
 
 import os
 import signal
@@ -9,13 +9,13 @@ from threading import Thread
 
 import psutil
 
-CLOCK_S = 1.0  # start times are hundredths of a second after a boot time that may be corrected
+CLOCK_S = 1.0  # tolerance: start times are relative to a boot time that may be corrected
 
 
 def running_process(pid: int, *, started: float) -> psutil.Process | None:
-    """Return the process of this machine with a number and a start time (seconds since 1970), None if it has ended.
+    """Return the process of this machine with a pid and a start time (seconds since 1970); None if it has ended.
 
-    The start time is needed because process numbers are reused.
+    The start time is needed because pids are reused.
     """
     try:
         process = psutil.Process(pid)
@@ -27,11 +27,11 @@ def running_process(pid: int, *, started: float) -> psutil.Process | None:
 
 @contextmanager
 def signals_blocked(signals: Collection[signal.Signals]) -> Iterator[None]:
-    """Start processes in the block with these signals blocked, until they unblock them.
+    """Start processes in the block with these signals blocked until they unblock them.
 
-    Terminals and schedulers signal whole process groups, and a Python that is still starting prints a traceback.
+    Terminals and schedulers signal whole process groups, and a Python that is still starting would print a traceback.
     """
-    resource_tracker.ensure_running()  # or the first start would, and unblock the signals of this thread
+    resource_tracker.ensure_running()  # otherwise the first start does so and unblocks the signals of this thread
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
     try:
         yield
@@ -46,7 +46,7 @@ def defer_signal(number: signal.Signals) -> None:
 
 
 def end_with_parent() -> None:
-    """Kill this process, started by ``multiprocessing``, as soon as its parent is gone, however the parent ended.
+    """Kill this process, started by ``multiprocessing``, as soon as its parent ends, for whatever reason.
 
     The parent holds one end of a pipe, which the system closes. Unlike ``PR_SET_PDEATHSIG`` of Linux this works
     everywhere and does not depend on which thread of the parent started the process.

@@ -1,4 +1,4 @@
-"""Ask a training to stop: by a signal to this process, or by a file that other processes look for.
+"""Stop requests for a training: a signal to this process, or a file that other processes poll.
 
 A handler only sets a flag; the loop saves between steps. A second signal of the same kind ends the process at once,
 which is safe: checkpoints are written atomically. One of another kind does not: schedulers send several kinds.
@@ -15,28 +15,28 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Flag:
-    """A stop port that is set in this process."""
+    """A stop request that is set in this process."""
 
     def __init__(self) -> None:
         self._reason: str | None = None
 
     def set(self, reason: str) -> None:
-        """Ask to stop."""
+        """Request a stop."""
         self._reason = reason
 
     def requested(self) -> str | None:
-        """Return why to stop, or None."""
+        """Return the reason to stop, or None."""
         return self._reason
 
 
 class StopFile:
-    """A stop port that is a file with the reason; creating it stops every training that looks for it."""
+    """A stop request as a file that contains the reason; creating it stops every training that polls it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def requested(self) -> str | None:
-        """Return why to stop, or None."""
+        """Return the reason to stop, or None."""
         try:
             return self._path.read_text() or "asked to stop"
         except FileNotFoundError:
@@ -45,7 +45,7 @@ class StopFile:
 
 @contextmanager
 def on_signal(act: Callable[[str], object]) -> Iterator[None]:
-    """Call ``act`` with the name of the first signal of each kind and log it; later ones act as before the block.
+    """Call ``act`` with a reason at the first signal of each kind and log it; later ones act as before the block.
 
     For the main thread only. SIGHUP is handled unless it is already ignored (``nohup``).
     """

@@ -7,7 +7,7 @@ LINE_CHARACTERS, NAME_CHARACTERS = 200, 60
 
 
 def shown(value: object) -> str:
-    """Return a value as one line of ASCII for a message: names that only look equal can be told apart."""
+    """Return a value as one line of ASCII for a message, so that look-alike names can be told apart."""
     text = value if isinstance(value, str) else repr(value)
     return _escaped(text, lambda letter: letter.isascii() and letter.isprintable(), limit=LINE_CHARACTERS)
 

@@ -41,7 +41,7 @@ def spread(values: Iterable[float | None]) -> Spread:
 
 
 def spread_by_name(rows: Sequence[Mapping[str, float]], *, names: Iterable[str] = ()) -> Metrics:
-    """Return the ``spread`` of each metric of the rows, and of the metrics ``names``."""
+    """Return the ``spread`` of each metric in the rows, and of ``names`` even if no row has them."""
     every = dict.fromkeys([*names, *(name for row in rows for name in row)])
     return {name: spread(row.get(name) for row in rows) for name in every}
 
@@ -133,7 +133,7 @@ def condition_metrics(condition: Condition) -> dict[str, float]:
 
 
 def metrics_over_replicates(results: Sequence[Result]) -> tuple[Metrics | None, Metrics | None, Metrics | None]:
-    """Return test, baseline and probe metrics of refitted replicates; None where there are none."""
+    """Return test, baseline and probe metrics of refitted replicates; None if there are none."""
     evaluations = [result["evaluation"] for result in results if result["evaluation"] is not None]
     test = [headline(evaluation["classification"]) for evaluation in evaluations]
     baseline = [baseline_metrics(result) for result in results if result["baseline"] is not None]

@@ -12,10 +12,10 @@ class Executor(Protocol):
     """Trains packs."""
 
     slots: int  # packs trained at once
-    threads: int  # CPU threads of each
+    threads: int  # CPU threads of each pack
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; returns why trials crashed, by id.
+        """Train packs; return crash reasons by trial id.
 
         Raises ``Interrupted`` if the user stops it, ``RunFailed`` if the machine or Ray fails.
         """

@@ -57,9 +57,9 @@ def expand(
         later = [params for following in proposed for params in following[condition]]
         for number, params in enumerate([*known, *later][:most]):
             tree = with_settings(under, params, source=f"{source}: sweep.grid")
-            where = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
+            location = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
             for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
-                run = build(Run, _with_fold_and_seed(tree, study, fold, replicate), source=where)
+                run = build(Run, _with_fold_and_seed(tree, study, fold, replicate), source=location)
                 name = trial_id(run, fingerprint)
                 fold_or_none = fold if sweep.folds > 1 else None
                 trial = Trial(name, condition, number, params, fold_or_none, replicate, run)
@@ -124,8 +124,8 @@ def _check(study: Study, total: int, source: str) -> None:
     if total > MOST_TRIALS:
         problems.append(f"sweep: {total} trials exceed the maximum of {MOST_TRIALS}")
     sweep = study.sweep
-    of_conditions = [key for settings in sweep.conditions.values() for key in settings]
-    for section, keys in (("grid", sweep.grid), ("space", sweep.space), ("conditions", of_conditions)):
+    condition_keys = [key for settings in sweep.conditions.values() for key in settings]
+    for section, keys in (("grid", sweep.grid), ("space", sweep.space), ("conditions", condition_keys)):
         fixed = FIXED if section == "conditions" else FIXED + FIXED_IN_CHOICE
         problems += [
             f"sweep.{section}: {key}: cannot be swept; it would make the trials incomparable"
@@ -133,7 +133,7 @@ def _check(study: Study, total: int, source: str) -> None:
             if any(key == prefix or key.startswith(f"{prefix}.") for prefix in fixed)
         ]
     for section, keys in (("grid", sweep.grid), ("space", sweep.space)):
-        overlap = sorted(set(of_conditions) & set(keys))
+        overlap = sorted(set(condition_keys) & set(keys))
         problems += [f"sweep: {key} is set by both the {section} and a condition" for key in overlap]
     problems += [
         f"sweep.space: {key}: step must be a whole number (got {dimension.step:g})"
@@ -168,5 +168,5 @@ def _pruning_mistakes(study: Study) -> list[str]:
 
 
 def unique(trials: Iterable[Trial]) -> list[Trial]:
-    """Return every trial once: the first of equals, at the position of the last."""
+    """Return every trial once: the first of duplicates, at the position of the last."""
     return list({trial.id: trial for trial in reversed(list(trials))}.values())[::-1]

@@ -1,6 +1,6 @@
 """Progress of a running sweep, read from the journals of its packs.
 
-The same for every executor: a training, in whatever process, only appends to a journal.
+It works the same for every executor: a training only appends to a journal, in whatever process it runs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,7 +22,7 @@ class Display(Protocol):
 
 
 class JournalWatcher:
-    """Reads what is new in the journals of packs and counts epochs and finished trials."""
+    """Reads new records from the journals of packs and counts epochs and finished trials."""
 
     def __init__(self, packs: Sequence[Pack], *, out: Path, display: Display) -> None:
         self._readers = [JournalReader(journal_file(out, pack)) for pack in packs]
@@ -35,7 +35,7 @@ class JournalWatcher:
         self._ended: dict[str, str] = {}
         self._display = display
 
-    def look(self) -> None:
+    def poll(self) -> None:
         """Read new records and update the display."""
         for reader in self._readers:
             for record in reader.new():
@@ -59,5 +59,5 @@ def monitored(packs: Sequence[Pack], *, out: Path, name: str, display: Display) 
     """Show the progress of packs while they are trained."""
     watcher = JournalWatcher(packs, out=out, display=display)
     display.stage(name, trials=len(watcher.limit), epochs=sum(watcher.limit.values()))
-    with watching(watcher.look):
+    with watching(watcher.poll):
         yield

@@ -2,7 +2,7 @@
 
 Trials that differ only in seed, fold, scenario and loss weights, and whose epochs have the same number of steps, are
 members of one stack. A stack is as large as allowed, but small enough that no core or GPU idles. Its size is computed,
-not timed: the same study has the same packs whenever it is started.
+not timed, so that the same study always has the same packs.
 """
 
 from collections import defaultdict
@@ -20,14 +20,14 @@ SHARED_OBJECTIVE = ("kl_reduction", "penalty_outputs", "penalty_inputs")  # the 
 assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 
-# Trials in a pack. On a CPU more gain little at InterSIM's size (``python -m tools.bench pack``); on a GPU steps of
-# small networks take as long as their kernels take to launch, however many members there are.
+# Maximum trials in a pack. On a CPU, larger stacks gain little at InterSIM's size (``python -m tools.bench pack``). On
+# a GPU, a step of small networks takes as long as launching its kernels, however many members there are.
 MOST, MOST_ON_GPU = 8, 32
 MOST_BYTES = 1_500_000_000  # of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
 def most_in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
-    """Return how many trials may be in one pack; the networks of each take ``each`` bytes."""
+    """Return the maximum number of trials in a pack; ``each``: bytes of the networks of one trial."""
     if not packing.enabled:
         return 1
     return packing.max_trials or max(1, min(MOST_ON_GPU if on_gpu else MOST, MOST_BYTES // each))
@@ -38,7 +38,7 @@ def arrange(
 ) -> tuple[tuple[Trial, ...], ...]:
     """Group trials into packs, a multiple of ``slots`` of them if there are enough trials.
 
-    ``most`` returns how many trials like one may be in one pack.
+    ``most`` returns the maximum number of trials in a pack for trials like the given one.
     """
     stackable: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
@@ -60,8 +60,8 @@ def layout(
 ) -> tuple[tuple[Trial, ...], ...]:
     """Return the packs of a study that may have been started before.
 
-    A pack of an earlier start stays as it was, with its checkpoint, if all its trials are still in the study. Trials
-    that are in no such pack and not done get new packs; a trial that is done is never trained again.
+    A pack of an earlier start stays as it was, with its checkpoint, if all its trials are still in the study. Other
+    trials that are not done get new packs; a trial that is done is never trained again.
     """
     by_id = {trial.id: trial for trial in trials}
     existing = [tuple(by_id[name] for name in pack) for pack in earlier if all(name in by_id for name in pack)]
@@ -78,7 +78,7 @@ def stack_key(trial: Trial, selection_of: SelectionOf) -> str:
     tree.pop("name")
     tree["data"]["split"].pop("fold")
     tree["objective"] = {key: tree["objective"][key] for key in SHARED_OBJECTIVE}
-    # An overflow in fp16 skips a step of the whole stack; a result must not depend on the other members.
+    # An overflow in fp16 skips a step of the whole stack, but results must not depend on other members.
     unstacked = trial.id if trial.run.trainer.precision == "fp16" else None
     # The discriminator is trained in lower precision only if no member of the stack has a penalty.
     penalised = trial.run.objective.penalty_weight > 0 if trial.run.trainer.precision != "fp32" else None

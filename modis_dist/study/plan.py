@@ -31,9 +31,9 @@ class Plan:
     manifest: Manifest
     shapes: Mapping[str, Shape]  # by trial id
     data: Mapping[str, PreparationEstimate]  # by trial id
-    outdated: frozenset[str]  # trials of an earlier start that are not part of the study any more
+    outdated: frozenset[str]  # trials of an earlier start that are no longer part of the study
     to_come: float  # rounds whose configurations depend on results
-    on_gpu: bool  # trained on a GPU
+    on_gpu: bool  # true if trained on a GPU
 
     def packs(self) -> list[Pack]:
         """Return the packs of the search."""
@@ -42,7 +42,7 @@ class Plan:
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
 
     def most(self, trial: Trial) -> int:
-        """Return how many trials like this one may be in one pack."""
+        """Return the maximum number of trials in a pack, for trials like this one."""
         return _most(self.study, trial, self.data[self.similar(trial)], on_gpu=self.on_gpu)
 
     def similar(self, trial: Trial) -> str:
@@ -54,8 +54,8 @@ class Plan:
 def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None = None) -> Plan:
     """Plan the trials and packs of a study; packs of an earlier start in ``out`` stay as they are.
 
-    ``gpu`` says whether the machines that train the study have GPUs; None if this machine trains it. Raises
-    ``ConfigError`` or ``DataError`` for everything that settings or data do not allow, before anything is trained.
+    ``gpu``: whether the machines that train the study have GPUs; None if this machine trains it. Raises ``ConfigError``
+    or ``DataError`` for all invalid settings and unsuitable data, before anything is trained.
     """
     if study.data.simulate is not None:
         manifest.expand(study, "", source=source)  # raises for a mistake in the sweep before data are simulated

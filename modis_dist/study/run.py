@@ -1,7 +1,7 @@
 """A study from its first trial to its summary.
 
-Running the same study on the same folder again resumes it wherever it stopped. The executor
-trains the packs (on Ray, in this process); MLflow follows the run folder. This module knows neither.
+Running the same study on the same folder again resumes it where it stopped. The executor trains the packs (on Ray or in
+this process), and an MLflow follower reads the run folder; this module depends on neither.
 """
 
 import time
@@ -30,7 +30,7 @@ from modis_dist.study.summary import changes, failures, summarise, why_nothing, 
 def run_study(
     planned: Plan, *, out: Path, executor: Executor, display: Display, tracking: Tracking | None = None
 ) -> Summary:
-    """Train, select, refit and test; returns the summary that is also written to ``summary.json``.
+    """Train, select, refit and test; return the summary, which is also written to ``summary.json``.
 
     Raises ``Interrupted`` if the user stops it, ``RunFailed`` if no configuration is complete or the disk fails.
     """
@@ -59,7 +59,7 @@ def run_study(
         groups = by_rank(groups) if study.sweep.search else groups
         best = chosen(groups)
 
-        # Refit it on all training rows; test rows are scored here only, once.
+        # Refit it on all training rows. Test rows are scored only here, once.
         refits = {c: refit_trials(trials, group, planned.manifest.fingerprint) for c, group in best.items()}
         refitted = unique(trial for of_condition in refits.values() for trial in of_condition)
         reasons |= runner.train(runner.refit_packs(refitted), name="refit")

@@ -1,4 +1,4 @@
-"""Trains packs of a study with its executor, and keeps the manifest up to date."""
+"""Train packs of a study with its executor and keep the manifest up to date."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -25,7 +25,7 @@ from modis_dist.train.journal import copy_trial
 
 
 class PackRunner:
-    """The packs of one study and the ports that train and show them."""
+    """The packs of one study, with the executor that trains them and the display."""
 
     def __init__(self, planned: Plan, out: Path, executor: Executor, display: Display) -> None:
         self._planned = planned
@@ -67,12 +67,12 @@ class PackRunner:
         manifest.save(self._out / "manifest.json", changed)
 
     def train(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
-        """Train packs; returns why trials crashed, by id. Members of a crashed stack are trained one by one."""
+        """Train packs; return crash reasons by trial id. Members of a crashed stack are retried one by one."""
         reasons = self._execute(packs, name=name)
         stacks = [pack for pack in packs if len(pack.trials) > 1 and not reasons.keys().isdisjoint(pack.ids)]
         if not stacks:
             return reasons
-        # One member may have brought its stack down.
+        # A single member may have crashed its stack.
         singles = [single for stack in stacks for single in self._split(stack)]
         self._replace_packs(stacks, singles)
         retried = {trial for single in singles for trial in single.ids}
@@ -101,7 +101,7 @@ class PackRunner:
     def _execute(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         with monitored(packs, out=self._out, name=name, display=self._display):
             remaining = unfinished_packs(self._out, packs)
-            for pack in packs:  # a killed process may have left it
+            for pack in packs:  # a killed process may have left a last checkpoint
                 remove_last_if_done(pack_folder(self._out, pack), (trial_folder(self._out, t) for t in pack.trials))
             if not remaining:
                 return {}

@@ -1,6 +1,6 @@
 """The rule that ranks the configurations of a study and chooses one of each condition, by validation rows.
 
-Reports receive the outcome as the keys ``rank`` and ``chosen`` of every group, and know no rule of their own.
+Reports read the outcome from the keys ``rank`` and ``chosen`` of every group and apply no rule of their own.
 """
 
 from collections.abc import Sequence

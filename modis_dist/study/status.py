@@ -89,8 +89,8 @@ def _study(folder: Path, *, live: Live) -> Status:
     refit = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.refit_packs]
     summarised = _summarised_failures(folder)
     failures = _failures(folder, [*search, *refit], outcomes, summarised or {})
-    over = summarised is not None and all(outcome or name in summarised for name, outcome in outcomes.items())
-    state = _state(process, over=over, whole=all(outcomes.values()))
+    covered = summarised is not None and all(outcome or name in summarised for name, outcome in outcomes.items())
+    state = _state(process, covered=covered, complete=all(outcomes.values()))
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
@@ -124,7 +124,7 @@ def _run(folder: Path) -> Status:
     process, outcome = holder(folder), _outcome(folder)
     run = load_run(folder / "run.yaml")
     epoch, pace = _journal(folder / "journal.jsonl")
-    state = _state(process, over=outcome is not None, whole=outcome is not None)
+    state = _state(process, covered=outcome is not None, complete=outcome is not None)
     trial: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
     pack = PackStatus("", trial, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
@@ -148,11 +148,11 @@ def _run(folder: Path) -> Status:
     )
 
 
-def _state(process: Holder | None, *, over: bool, whole: bool) -> State:
-    """Return the state; ``over``: a summary covers all trials; ``whole``: every trial has a result."""
+def _state(process: Holder | None, *, covered: bool, complete: bool) -> State:
+    """Return the state; ``covered``: a summary covers all trials; ``complete``: every trial has a result."""
     if process is not None and process.alive is not False:
         return "running" if process.alive else "elsewhere"
-    if over and (process is None or whole):
+    if covered and (process is None or complete):
         return "finished"
     return "interrupted" if process is None else "dead"
 
@@ -206,10 +206,10 @@ def _eta(packs: Sequence[PackStatus]) -> float | None:
     running = sum(pack.state == "running" for pack in left)
     if not paces or not running or any(pack.epochs is None for pack in left):
         return None
-    usual = median(paces)
+    median_pace = median(paces)
     seconds = [
         ((pack.epochs or 0) - pack.epoch)
-        * (usual * len(pack.trials) if pack.seconds_per_epoch is None else pack.seconds_per_epoch)
+        * (median_pace * len(pack.trials) if pack.seconds_per_epoch is None else pack.seconds_per_epoch)
         for pack in left
     ]
     return max(sum(seconds) / running, *seconds)
@@ -227,7 +227,7 @@ def _counts(
 def _failures(
     folder: Path, packs: Sequence[PackStatus], outcomes: Outcomes, summarised: Mapping[str, str]
 ) -> dict[str, str]:
-    """Return why trials failed; without a result, from the traceback of the pack or from the last summary."""
+    """Return failure reasons by trial; without a result, from the traceback of the pack or from the last summary."""
     reasons = {name: reason for name, reason in summarised.items() if not outcomes.get(name)}
     for pack in packs:
         if pack.state == "crashed":

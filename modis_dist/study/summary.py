@@ -1,4 +1,4 @@
-"""Files that a finished study leaves: ``summary.json``, ``report.md``, ``sweep.png`` and the delivered model."""
+"""Output files of a finished study: ``summary.json``, ``report.md``, ``sweep.png`` and the delivered model."""
 
 import shutil
 from collections.abc import Mapping, Sequence
@@ -25,12 +25,12 @@ REPORTS = ("report.md", "sweep.png", SUMMARY)
 
 
 def failures(results: Results) -> dict[str, str]:
-    """Return why trainings failed, by trial id."""
+    """Return failure reasons by trial id."""
     return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
 
 
 def changes(results: Results) -> dict[str, list[str]]:
-    """Return the changes of machine and software under which trainings resumed, by trial id."""
+    """Return the hardware and software changes at which trainings resumed, by trial id."""
     return {name: r["changes"] for name, r in results.items() if r["changes"]}
 
 
@@ -107,7 +107,7 @@ def write(summary: Summary, *, out: Path) -> None:
     if summary["model"]:
         _deliver(out / summary["model"]["folder"], out / MODEL)
     else:
-        shutil.rmtree(out / MODEL, ignore_errors=True)  # of an earlier start
+        shutil.rmtree(out / MODEL, ignore_errors=True)  # left by an earlier start
     write_summary(out, summary)
 
 
@@ -120,7 +120,7 @@ def _deliver(trained: Path, model: Path) -> None:
 
 
 def why_nothing(summary: Summary, out: Path) -> str:
-    """Return why no configuration could be chosen, and what to do."""
+    """Return the reason no configuration could be chosen, and the fix."""
     trials, reasons = summary["trials"], sorted(set(summary["failures"].values()))
     if not reasons:
         return f"{out}: {summary['metric']} is undefined for every trial; check that validation rows are labelled"

@@ -1,4 +1,4 @@
-"""Streams that are closed or that nobody reads, and a terminal that goes away: the work goes on, or is saved."""
+"""Closed or unread output streams and closed terminals: a training continues, or saves and stops."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def run(tmp_path: Path) -> Path:
 def started(
     run: Path, out: Path, *options: str, prepare: Callable[[], object], error: int
 ) -> "subprocess.Popen[bytes]":
-    """A training in a session of its own, ``prepare`` called before it in its process; nobody reads its output."""
+    """Start a training in a new session after calling ``prepare`` in its process; its output is not read."""
     reading, writing = os.pipe()
     os.close(reading)
     try:
@@ -79,7 +79,7 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
         assert process.poll() is None
         time.sleep(0.02)
     os.close(master)
-    process.send_signal(signal.SIGHUP)  # as from the kernel, had it been the controlling terminal
+    process.send_signal(signal.SIGHUP)  # as the kernel does for a controlling terminal
     assert process.wait(120) == (0 if ignored else 75)
     assert status(out).state == ("finished" if ignored else "interrupted")
 
@@ -90,14 +90,14 @@ def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
     arguments = ["train", str(run), "--set", "optim.epochs=60", "--set", "trainer.checkpoint_every=1", "--out"]
 
-    def ask(number: signal.Signals) -> None:
+    def signal_after_checkpoint(number: signal.Signals) -> None:
         before = {path.name for path in out.glob("last/step-*")}
         while not {path.name for path in out.glob("last/step-*")} - before:
             time.sleep(0.002)
         os.kill(os.getpid(), number)
 
     for number in SIGNALS:
-        threading.Thread(target=ask, args=(number,), daemon=True).start()
+        threading.Thread(target=signal_after_checkpoint, args=(number,), daemon=True).start()
         assert command([*arguments, str(out)]) == 75
         assert f"got {number.name}; saved " in " ".join(capsys.readouterr().err.split())
         assert not (out / "result.json").exists()

@@ -92,7 +92,7 @@ def raised(monkeypatch: pytest.MonkeyPatch, error: BaseException, *options: str)
         (DataError("two\nlines\tand \x1b[31mcolour"), 2, "error: two lines and \\x1b[31mcolour\n"),
     ],
 )
-def test_an_error_is_one_line_and_its_own_exit_code(
+def test_an_error_prints_one_line_and_exits_with_its_code(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured, error: BaseException, code: int, line: str | None
 ) -> None:
     assert raised(monkeypatch, error) == code
@@ -102,7 +102,7 @@ def test_an_error_is_one_line_and_its_own_exit_code(
         assert printed.err == line
 
 
-def test_a_bug_is_reported_with_its_exception_and_the_option_that_shows_more(
+def test_a_bug_is_reported_with_its_exception_and_the_debug_option(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     assert raised(monkeypatch, ZeroDivisionError("x")) == 70
@@ -110,7 +110,7 @@ def test_a_bug_is_reported_with_its_exception_and_the_option_that_shows_more(
     assert printed.startswith("error: ") and "ZeroDivisionError: x" in printed and "--debug" in printed
 
 
-def test_debug_shows_the_traceback_before_the_line_and_keeps_the_code(
+def test_debug_shows_the_traceback_before_the_message_and_keeps_the_exit_code(
     monkeypatch: pytest.MonkeyPatch, capsys: Captured
 ) -> None:
     assert raised(monkeypatch, RunFailed("loss is nan"), "--debug") == 3
@@ -185,7 +185,7 @@ def test_the_examples_cover_every_command() -> None:
         return [leaf for name, sub in inner.items() for leaf in leaves(sub, [*path, name])] if inner else [path]
 
     paths = leaves(typer.main.get_command(main.app), [])
-    assert sorted(leaf for leaf in paths if leaf[0] != "job") == sorted(COMMANDS), "jobs are not for people"
+    assert sorted(leaf for leaf in paths if leaf[0] != "job") == sorted(COMMANDS), "commands of jobs are hidden"
 
 
 # --- processes ------------------------------------------------------------------------------------------------
@@ -229,15 +229,15 @@ def test_outputs_are_private_under_an_open_umask(tmp_path: Path) -> None:
     store = tmp_path / "below" / "store"
     assert run(["data", "simulate", "intersim", "--out", str(store), "--samples", "30", "--classes", "2"]) == 0
     assert run(["data", "check", str(store)]) == 0
-    made = [tmp_path / "below", *(tmp_path / "below").rglob("*")]
-    assert len(made) > 6
-    assert [path for path in made if path.stat().st_mode & 0o077] == []
+    created = [tmp_path / "below", *(tmp_path / "below").rglob("*")]
+    assert len(created) > 6
+    assert [path for path in created if path.stat().st_mode & 0o077] == []
 
 
-# --- what messages are made of --------------------------------------------------------------------------------
+# --- text of messages -------------------------------------------------------------------------------------------
 
 
-def test_shown_text_is_ascii_without_controls_and_at_most_200_characters() -> None:
+def test_shown_text_is_printable_ascii_of_at_most_200_characters() -> None:
     assert shown("a\nb\x1b[0m\u202e") == "a\\nb\\x1b[0m\\u202e"
     assert shown([1, "x"]) == "[1, 'x']"
     assert len(shown("x" * 10_000)) == 200 and shown("x" * 200) == "x" * 200

@@ -1,4 +1,4 @@
-"""The logistic-regression baseline against scikit-learn's own pipeline, and where there is little to learn from."""
+"""The logistic-regression baseline compared with a scikit-learn pipeline, and with few labelled rows."""
 
 import json
 
@@ -26,14 +26,14 @@ def blobs(rows: int, seed: int, *, width: int = 6, spread: float = 1.5) -> tuple
     return (x * np.logspace(-2, 2, width) + 5).astype(np.float32), label.astype(np.int64)
 
 
-def test_it_is_scikit_learns_regression_on_standardised_rows_with_the_c_that_cross_validates_best():
+def test_the_baseline_equals_scikit_learn_on_standardised_rows_with_cross_validated_c():
     (x, y), (test_x, true) = blobs(150, 0), blobs(90, 1)
     result = logistic_regression({"m": (x, y)}, {"m": (test_x, true)}, classes=CLASSES)
     c = cross_validated(x, y)
     expected = make_pipeline(StandardScaler(), LogisticRegression(C=c, max_iter=1000)).fit(x, y).predict(test_x)
     counts = [[int(((true == i) & (expected == j)).sum()) for j in range(3)] for i in range(3)]
     assert result["confusion"] == counts
-    assert 0.4 < result["balanced_accuracy"] < 1  # the check would be empty if every row were right
+    assert 0.4 < result["balanced_accuracy"] < 1  # otherwise the check would be trivial
     assert (result["max_iter"], result["converged"]) == (1000, True)
     assert result["fits"]["m"] == {"C": c, "converged": True, "reason": None}
 
@@ -44,17 +44,17 @@ def test_c_is_chosen_by_cross_validation_of_the_training_rows(width, spread, row
     assert baseline.chosen_c(x, y) == cross_validated(x, y)
 
 
-def test_noise_is_met_with_a_strong_penalty_and_clear_classes_of_unequal_size_with_a_weak_one():
+def test_c_is_small_for_noise_and_large_for_separated_classes_of_unequal_size():
     draw = np.random.default_rng(5)
     wide, y = draw.normal(size=(90, 80)).astype(np.float32), np.arange(90) % 2
-    wide[:, 0] += 2 * y  # one feature in eighty says anything
+    wide[:, 0] += 2 * y  # one feature in eighty is informative
     assert baseline.chosen_c(wide, y) == 0.01
     rare = np.r_[np.zeros(400, np.int64), np.ones(12, np.int64)]
     narrow = (draw.normal(size=(412, 2)) + 2.5 * rare[:, None]).astype(np.float32)
     assert baseline.chosen_c(narrow, rare) == 1.0
 
 
-def test_too_few_labelled_rows_to_choose_take_the_middle_c_and_rare_classes_take_no_part_in_the_choice():
+def test_c_is_the_default_with_too_few_labelled_rows_and_rare_classes_are_left_out():
     x, y = blobs(120, 0)
     assert baseline.chosen_c(x[:6], y[:6]) == baseline.UNTUNED  # two rows of each class
     rare = np.r_[y, [3, 3]]
@@ -62,7 +62,7 @@ def test_too_few_labelled_rows_to_choose_take_the_middle_c_and_rare_classes_take
 
 
 def cross_validated(x: np.ndarray, y: np.ndarray) -> float:
-    """The same choice, by a loop over folds; the rows are shuffled as the baseline shuffles them."""
+    """Return the chosen C from a loop over folds, with rows shuffled as in the baseline."""
     draw = np.random.default_rng(0).permutation(len(y))
     x, y = (x - x.mean(0, dtype=np.float64))[draw] / x.std(0, dtype=np.float64), y[draw]
     folds = list(StratifiedKFold(3, shuffle=True, random_state=0).split(x, y))
@@ -114,21 +114,21 @@ def test_a_class_absent_in_training_has_recall_0():
     assert result["per_class"]["b"] == {"recall": 0.0, "precision": None, "n": 30}
 
 
-def test_a_modality_without_test_rows_is_scored_over_none():
+def test_a_modality_without_test_rows_has_no_score():
     x, y = blobs(60, 0)
     result = logistic_regression({"m": (x, y)}, {"m": (x[:0], y[:0])}, classes=CLASSES)
     assert result["n"] == 0 and result["balanced_accuracy"] is None
 
 
-def test_a_regression_stopped_early_is_reported_as_not_converged(monkeypatch):
+def test_a_regression_that_reaches_max_iter_is_reported_as_not_converged(monkeypatch):
     monkeypatch.setattr(baseline, "MAX_ITER", 2)
     result = logistic_regression({"m": blobs(150, 0)}, {"m": blobs(90, 1)}, classes=CLASSES)
     assert result["converged"] is False and result["fits"]["m"]["converged"] is False
     assert result["max_iter"] == 2 and result["n"] == 90
 
 
-def test_columns_constant_in_training_are_only_shifted():
-    constant = np.float32(0.1)  # whose mean over three rows is not exactly itself
+def test_columns_constant_in_training_are_centred_but_not_scaled():
+    constant = np.float32(0.1)  # not exactly the mean of three such rows
     train = np.array([[constant, 1], [constant, 2], [constant, 3]], np.float32)
     left, right = standardised(train, np.array([[constant + 1, 2]], np.float32))
     np.testing.assert_allclose(left, [[0, -(1.5**0.5)], [0, 0], [0, 1.5**0.5]], atol=1e-7)
@@ -136,7 +136,7 @@ def test_columns_constant_in_training_are_only_shifted():
     assert left.dtype == right.dtype == np.float32
 
 
-def test_standardising_is_scikit_learns():
+def test_standardisation_equals_scikit_learn():
     (x, _), (other, _) = blobs(50, 0), blobs(20, 1)
     scaler = StandardScaler().fit(x.astype(np.float64))
     left, right = standardised(x, other)

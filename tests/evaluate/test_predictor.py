@@ -1,4 +1,4 @@
-"""Opening a trained model, reading only; refusing damaged ones; evaluation on a device; rows shared by members."""
+"""Opening a trained model read-only, refusing damaged models, evaluation on a device, rows shared by members."""
 
 import json
 import shutil
@@ -49,7 +49,7 @@ def damage(model: Path) -> Path:
 
 def test_opening_a_damaged_model_changes_nothing_and_names_the_file(model: Path) -> None:
     best = damage(model)
-    (model / "best" / ".step-00000099.7.tmp").mkdir()  # of a training that is saving at this moment
+    (model / "best" / ".step-00000099.7.tmp").mkdir()  # left by a training that is saving
     before = snapshot(model)
     with pytest.raises(DataError, match=r"state\.json") as refused:
         Predictor.open(model)
@@ -75,10 +75,10 @@ def test_a_model_in_a_read_only_folder_is_opened_or_refused_by_file(model: Path,
             folder.chmod(0o700)
 
 
-def test_an_older_model_is_named_but_never_taken_in_place_of_a_damaged_one(model: Path) -> None:
+def test_an_older_model_is_named_but_never_loaded_in_place_of_a_damaged_one(model: Path) -> None:
     best = damage(model)
-    held = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
-    shutil.move(checkpoint.save(model / "elsewhere", held), best.parent)
+    older = checkpoint.Checkpoint(1, {"model": {"w": torch.zeros(1)}}, {})
+    shutil.move(checkpoint.save(model / "elsewhere", older), best.parent)
     with pytest.raises(DataError, match="step-00000001"):
         Predictor.open(model)
 
@@ -122,19 +122,19 @@ def test_a_folder_without_a_checkpoint_has_no_latest(tmp_path: Path) -> None:
 
 
 def test_a_training_is_evaluated_on_the_device_it_ran_on(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
+    devices = []
 
     def opened(folder: Path, *, device: str | torch.device = "cpu") -> Predictor:
-        asked.append(torch.device(device))
+        devices.append(torch.device(device))
         return Predictor.open(folder)
 
     monkeypatch.setattr(evaluation, "Predictor", type("Spy", (), {"open": staticmethod(opened)}))
     member = toy.member("t", toy.run("optim.epochs=1"), model.parent)
     done = Progress("t", status="done", epochs=1)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
-    evaluate_training(member, done, device=torch.device("cuda", 1), **how)
-    evaluate_training(member, done, **how)
-    assert asked == [torch.device("cuda", 1), torch.device("cpu")]
+    settings = {"evaluated_on": "validation", "probe": False, "baselines": {}}
+    evaluate_training(member, done, device=torch.device("cuda", 1), **settings)
+    evaluate_training(member, done, **settings)
+    assert devices == [torch.device("cuda", 1), torch.device("cpu")]
 
 
 def refused(constant: str) -> None:
@@ -142,18 +142,18 @@ def refused(constant: str) -> None:
 
 
 def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays_strict_json(tmp_path: Path) -> None:
-    wanted = toy.run("trainer.metric=reconstruction_mse", "optim.epochs=2")
-    prepared = prepare(wanted, toy.cohort())
+    run = toy.run("trainer.metric=reconstruction_mse", "optim.epochs=2")
+    prepared = prepare(run, toy.cohort())
     assert prepared.validation is not None
-    huge = np.full_like(prepared.validation.x["cnv"], 1e25)  # its square is no float32
+    huge = np.full_like(prepared.validation.x["cnv"], 1e25)  # its square overflows float32
     rows = replace(prepared.validation, x={**prepared.validation.x, "cnv": huge})
-    member = toy.member("t", wanted, tmp_path, prepared=replace(prepared, validation=rows))
+    member = toy.member("t", run, tmp_path, prepared=replace(prepared, validation=rows))
     (progress,) = toy.train([member], tmp_path)
     assert progress.status == "done" and progress.best_epoch is None and progress.best_value is None
     assert all("val/reconstruction_mse/mirna" in row for row in progress.history)
     assert not any("val/reconstruction_mse" in row for row in progress.history)
-    how = {"evaluated_on": "validation", "probe": False, "baselines": {}}
-    write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **how))
+    settings = {"evaluated_on": "validation", "probe": False, "baselines": {}}
+    write_result(member.folder, evaluate_training(member, replace(progress, status="failed"), **settings))
     written = [*tmp_path.rglob("*.json")]
     assert {"result.json", "history.json", "state.json"} <= {path.name for path in written}
     for path in written:
@@ -161,15 +161,15 @@ def test_validation_errors_that_overflow_are_no_improvement_and_every_file_stays
 
 
 def test_members_with_the_same_rows_share_one_copy_and_get_the_metrics_of_separate_ones() -> None:
-    wanted = toy.run()
-    one = prepare(wanted, toy.cohort())
-    model = Modis(shape(wanted, toy.SIZES, 3), slots=3, dtype=torch.float64)
-    figures, bytes_held = [], []
-    for prepared in ([one] * 3, [replace(one, validation=replace(one.validation)) for _ in range(3)]):
-        held = ValidationRows(prepared, device=toy.CPU, dtype=torch.float64)  # in float32 they are used where they lie
-        distinct = {x.data_ptr(): x for parts in held._x.values() for x in parts}
-        bytes_held.append(sum(x.nbytes for x in distinct.values()))
-        figures.append(held.validate(model))
-    assert bytes_held[1] == 3 * bytes_held[0] == 3 * 2 * sum(x.nbytes for x in one.validation.x.values())
-    for ours, theirs in zip(*figures, strict=True):
+    run = toy.run()
+    shared = prepare(run, toy.cohort())
+    model = Modis(shape(run, toy.SIZES, 3), slots=3, dtype=torch.float64)
+    metrics, sizes = [], []
+    for prepared in ([shared] * 3, [replace(shared, validation=replace(shared.validation)) for _ in range(3)]):
+        rows = ValidationRows(prepared, device=toy.CPU, dtype=torch.float64)  # float32 rows would not be copied
+        distinct = {x.data_ptr(): x for parts in rows._x.values() for x in parts}
+        sizes.append(sum(x.nbytes for x in distinct.values()))
+        metrics.append(rows.validate(model))
+    assert sizes[1] == 3 * sizes[0] == 3 * 2 * sum(x.nbytes for x in shared.validation.x.values())
+    for ours, theirs in zip(*metrics, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-5)

@@ -11,14 +11,14 @@ BOTH = ("logistic_regression", "knn")
 
 
 def latents(rows: dict[str, int], shift: float, seed: int, *, width: int = 8) -> dict[str, np.ndarray]:
-    """Unit Gaussians; modality k sits ``k * shift`` along the first dimension."""
+    """Unit Gaussians; modality k has mean ``k * shift`` in the first dimension."""
     draw = np.random.default_rng(seed)
-    found = {}
+    samples = {}
     for k, (name, n) in enumerate(rows.items()):
         z = draw.normal(size=(n, width)).astype(np.float32)
         z[:, 0] += k * shift
-        found[name] = z
-    return found
+        samples[name] = z
+    return samples
 
 
 EQUAL = {"x": 600, "y": 600, "z": 600}
@@ -60,7 +60,7 @@ def test_chance_is_one_over_m_also_when_modalities_have_unequal_rows():
         assert abs(result[name] - 1 / 3) < 4 * math.sqrt(2 / 9 / 900)
 
 
-def test_the_same_seed_gives_the_same_figures_and_another_seed_other_rows():
+def test_the_same_seed_gives_the_same_metrics_and_another_seed_draws_other_rows():
     train, test = latents(EQUAL, 0.5, 0), latents(EQUAL, 0.5, 1)
     first, again, other = (modality_probe(train, test, seed=seed, max_rows=100) for seed in (1, 1, 2))
     assert first == again

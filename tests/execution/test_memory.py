@@ -78,7 +78,7 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
     before = sorted(tmp_path.iterdir())
     of_small, of_large = (measure(pack, threads=1, out=tmp_path, store=store) for pack in (small, large))
     assert of_small is not None and of_large is not None
-    parameters = 4 * 4096 * 4096  # bytes of its largest matrix; with two moments, and the best so far
+    parameters = 4 * 4096 * 4096  # bytes of the largest matrix; also two moments and the best model
     grown = of_large.gpu - of_small.gpu if device == "cuda" else of_large.host - of_small.host
     assert 4 * parameters < grown < 16 * parameters
     assert of_small.host > 200e6
@@ -90,7 +90,7 @@ def test_the_measured_footprint_grows_with_the_model_and_leaves_no_files(
 
 
 def fit(packs: list[Pack], limit: ConcurrencyLimit, folder: Path, store: Path, **changes: object) -> ConcurrencyLimit:
-    """``packs_that_fit`` on this machine, but for some changes."""
+    """Call ``packs_that_fit`` for a machine of 64 cores, with some changes."""
     settings = {"machine": Cluster("here", (Node(64),)), "workers": 1, "threads": 1, "known": {}} | changes
     return packs_that_fit(packs, limit, out=folder, store=store, **settings)
 
@@ -129,14 +129,14 @@ TWO_GPUS = Cluster("there", (Node(8, 2),))
             {"machine": TWO_NODES},
             ConcurrencyLimit(2),
             "2 pack(s) at a time",
-        ),  # 1.6 on each is 1
+        ),  # 1.6 on each node, rounded down to 1
         (
             Footprint(90 * GB),
             ConcurrencyLimit(8),
             {},
             ConcurrencyLimit(1),
             "1 pack(s) at a time",
-        ),  # it says itself what is wrong
+        ),  # at least one; training it reports the error
         (
             Footprint(1 * GB, 9 * GB, 40 * GB),
             ConcurrencyLimit(8, 4),

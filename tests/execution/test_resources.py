@@ -14,7 +14,7 @@ CLUSTERS = [
 
 
 def placed(nodes: tuple[Node, ...], threads: int, gpus: float) -> int:
-    """One worker after the other, each where there is room, until there is none; a share is of one GPU."""
+    """Return the number of workers that can be placed one by one; a fraction is of a single GPU."""
     cores = [node.cores for node in nodes]
     left = [[1.0] * node.gpus for node in nodes]
     count = 0
@@ -40,7 +40,7 @@ def test_slots_equal_the_workers_that_can_be_placed_one_by_one() -> None:
         assert Cluster("it", nodes).slots(threads=threads, gpus=gpus) == placed(nodes, threads, gpus)
 
 
-def test_workers_get_the_most_threads_with_which_all_run_at_once() -> None:
+def test_workers_get_the_maximum_number_of_threads_with_which_all_run_at_once() -> None:
     for nodes, workers, gpus in product(CLUSTERS, (1, 2, 3, 4), (0, 0.5, 1)):
         fitting = [t for t in range(1, 9) if placed(nodes, t, gpus) >= workers]
         assert Cluster("it", nodes).threads(workers=workers, gpus=gpus) == max(fitting, default=1)

@@ -1,4 +1,4 @@
-"""One run by itself: what a trained folder is judged on, and files made with its model."""
+"""A single run: the rows its model is evaluated on, and files written with its model."""
 
 import json
 import os
@@ -33,7 +33,7 @@ Captured = pytest.CaptureFixture[str]
 
 
 def write_run(path: Path, **data: object) -> Path:
-    """A run of two epochs."""
+    """Write a run of two epochs."""
     tree = json.loads(json.dumps(toy.TREE))
     tree["data"] |= data
     tree["optim"]["epochs"] = 2
@@ -57,7 +57,7 @@ def sample_ids(folder: Path) -> set[str]:
     return {str(name) for names in train.sample_id.values() for name in names}
 
 
-# --- judging ------------------------------------------------------------------------------------------------
+# --- evaluation ---------------------------------------------------------------------------------------------
 
 
 def test_training_rows_are_excluded_from_another_store(done: Path, tmp_path: Path, capsys: Captured) -> None:
@@ -73,7 +73,7 @@ def test_training_rows_are_excluded_from_another_store(done: Path, tmp_path: Pat
     assert f"note: {known} rows " in capsys.readouterr().err
 
 
-def test_without_the_training_store_a_warning_says_that_training_rows_may_be_evaluated(
+def test_without_the_training_store_evaluate_warns_that_training_rows_may_be_included(
     done: Path, tmp_path: Path, capsys: Captured
 ) -> None:
     shutil.copytree(done / "run", tmp_path / "run")
@@ -84,7 +84,7 @@ def test_without_the_training_store_a_warning_says_that_training_rows_may_be_eva
     capsys.readouterr()
     assert command(["evaluate", str(tmp_path / "run"), str(other)]) == 0
     assert "WARNING: " in capsys.readouterr().err
-    write_store(tmp_path / "moved", samples=60)  # there, but not the one it was trained with
+    write_store(tmp_path / "moved", samples=60)  # exists, but is not the training store
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
 
 
@@ -160,7 +160,7 @@ def test_a_run_file_that_was_edited_does_not_define_the_training_split(done: Pat
     tree["data"]["split"]["seed"] = 5
     file.write_text(yaml12.dump(tree))
     scores = evaluate_folder(tmp_path / "run", done / "store")
-    assert (scores["rows"], scores["training_rows_left_out"]) == ("all", None), "training rows may be among these"
+    assert (scores["rows"], scores["training_rows_left_out"]) == ("all", None), "training rows may be among them"
 
 
 def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
@@ -174,7 +174,7 @@ def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
     assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
 
 
-# --- files made with the model ------------------------------------------------------------------------------
+# --- files written with the model ----------------------------------------------------------------------------
 
 
 def test_a_file_is_replaced_atomically_private_and_never_through_a_link(done: Path, tmp_path: Path) -> None:
@@ -237,9 +237,7 @@ def test_progress_is_reported_up_to_the_last_row(done: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "mirna/part-00000.parquet", "mirna/new.parquet"])
-def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
-    done: Path, tmp_path: Path, capsys: Captured, name: str
-) -> None:
+def test_nothing_is_written_into_a_store(done: Path, tmp_path: Path, capsys: Captured, name: str) -> None:
     shutil.copytree(done / "store", tmp_path / "store")
     before = {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()}
     arguments = [str(done / "run"), str(tmp_path / "store"), "--out", str(tmp_path / "store" / name)]
@@ -248,7 +246,7 @@ def test_nothing_is_written_into_a_store_or_over_a_file_that_is_no_table(
     assert {p: p.read_bytes() for p in (tmp_path / "store").rglob("*") if p.is_file()} == before
 
 
-def test_a_missing_parent_folder_is_an_error_of_one_line(done: Path, tmp_path: Path, capsys: Captured) -> None:
+def test_a_missing_parent_folder_is_a_one_line_error(done: Path, tmp_path: Path, capsys: Captured) -> None:
     out = tmp_path / "nowhere" / "p.parquet"
     assert command(["predict", str(done / "run"), str(done / "store"), "--out", str(out)]) == 2
     stderr = capsys.readouterr().err
@@ -273,10 +271,10 @@ def test_a_store_without_the_models_modalities_is_refused(done: Path, tmp_path: 
     assert "no modality of the model's modalities" in capsys.readouterr().err and not out.exists()
 
 
-# --- a machine too small ------------------------------------------------------------------------------------
+# --- out of memory ------------------------------------------------------------------------------------------
 
 
-def test_out_of_memory_is_an_error_of_one_line_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
+def test_out_of_memory_is_a_one_line_error_that_names_the_batch_size(done: Path, tmp_path: Path) -> None:
     output = tmp_path / "stderr"
     torch.set_num_threads(1)
     child = os.fork()

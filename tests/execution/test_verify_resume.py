@@ -1,4 +1,4 @@
-"""`modis-dist verify-resume`: real kills, an honest verdict, and nothing of the user's touched."""
+"""`modis-dist verify-resume` with real kills: the verdict is right, and no file of the user changes."""
 
 import json
 import os
@@ -46,12 +46,12 @@ def test_a_run_that_is_killed_twice_is_bit_identical_and_its_folder_unchanged(fo
 def test_a_run_whose_ranks_are_killed_in_turn_is_bit_identical(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(verify_resume, "get_context", lambda _: CONTEXT)  # eight processes need not load PyTorch each
+    monkeypatch.setattr(verify_resume, "get_context", lambda _: CONTEXT)  # PyTorch is loaded once for all processes
     settings = ["--set", "trainer.workers=2", "--kills", "2", "--seed", "3", "--json"]
     assert command(["verify-resume", str(folder), *settings]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["equal"] and output["differences"] == [] and output["tensors"] > 100
-    assert {kill % 2 for kill in output["kills"]} == {0, 1}, "each rank is to die once"
+    assert {kill % 2 for kill in output["kills"]} == {0, 1}, "each rank is killed once"
 
 
 def test_a_difference_exits_with_3_and_is_named(
@@ -76,7 +76,7 @@ def test_a_difference_exits_with_3_and_is_named(
         (["{folder}/run.yaml", "--set", "trainer.workers=4000"], "trainer.workers: 4000"),
     ],
 )
-def test_a_run_that_cannot_be_verified_is_an_error_of_one_line(
+def test_a_run_that_cannot_be_verified_is_a_one_line_error(
     folder: Path, capsys: Captured, arguments: list[str], message: str
 ) -> None:
     assert command(["verify-resume", *(argument.format(folder=folder) for argument in arguments)]) == 2
@@ -85,15 +85,15 @@ def test_a_run_that_cannot_be_verified_is_an_error_of_one_line(
 
 
 def training_of(command: psutil.Process, folder: Path, *, begun: bool) -> psutil.Process:
-    """A process that trains for a command, as soon as it is there, or has trained an epoch."""
+    """Return a training process of a command once it exists, or, if ``begun``, once it has trained an epoch."""
 
-    def found() -> psutil.Process | None:
+    def training() -> psutil.Process | None:
         journals = "".join(path.read_text() for path in folder.rglob("journal.jsonl"))
         known = [child for child in command.children() if "spawn_main" in " ".join(child.cmdline())]
         return known[0] if known and (not begun or '"metrics"' in journals) else None
 
-    assert wait_for(found, seconds=60)
-    child = found()
+    assert wait_for(training, seconds=60)
+    child = training()
     assert child is not None
     return child
 
@@ -110,14 +110,14 @@ def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
     process = subprocess.Popen(long, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
     try:
         child = training_of(psutil.Process(process.pid), tmp_path, begun=begun)
-        # A terminal asks everybody in it; whoever else ends a command knows this one only.
+        # A terminal signals the whole process group, others only the command.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, output = process.communicate(timeout=60)
         assert wait_for(lambda: not lives(child), seconds=10)
     finally:
         process.kill()
     if number == signal.SIGKILL:
-        return  # nobody is left to clear up
+        return  # no process is left to clean up
     assert process.returncode == 75 and list(tmp_path.glob("verify-*")) == []
     assert output.startswith(f"got {number.name}; ") and output.count("\n") == 1
 
@@ -126,7 +126,7 @@ def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
 
 
 def saved(folder: Path, **changes: object) -> Path:
-    """A folder with ``last``."""
+    """Save a checkpoint in ``last`` and return the folder."""
     tensors = {"a": torch.tensor([0.0, 1.0]), "n": torch.tensor(3.0)}
     values = {"step": 4, "state": history(0.25), "tensors": {"model": tensors}} | changes
     checkpoint.save(folder / "last", Checkpoint(**values))

@@ -1,4 +1,4 @@
-"""Waiting for processes, and for what they write."""
+"""Waiting for processes and for their files."""
 
 import time
 from collections.abc import Callable

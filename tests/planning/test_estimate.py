@@ -152,7 +152,7 @@ class Clock:
 @pytest.mark.parametrize(
     ("lengths", "turns", "expected"),
     [
-        ([9.0, 0.5, 0.2, 0.3, 0.1, 0.4, 0.0], 2, 0.5),  # the first warms up, and was long enough for all of them
+        ([9.0, 0.5, 0.2, 0.3, 0.1, 0.4, 0.0], 2, 0.5),  # the warm-up alone exceeds the time limit
         ([1.0, 0.5, 0.2, 0.7, 0.0], 4, 0.2),
         ([1e-3, 5e-3, 2e-3, 4e-3, 3e-3, 6e-3, 0.0], 6, 2e-3),
         ([30.0, 40.0, 0.0], 2, 40.0),
@@ -181,11 +181,11 @@ def test_a_study_for_a_gpu_cluster_is_estimated_on_a_machine_without_gpu_which_t
     arguments = ["--cluster", str(profile), "--out", str(tmp_path / "out"), "--dry-run", "--json"]
     capsys.readouterr()
     assert command(["submit", study, *arguments, *gpu]) == 0
-    there = json.loads(capsys.readouterr().out)
-    assert there["gpu_hours"] is None and there["measured_on"] == "this machine's CPU"
+    estimate = json.loads(capsys.readouterr().out)
+    assert estimate["gpu_hours"] is None and estimate["measured_on"] == "this machine's CPU"
     assert (
         plan(capsys, study, "--out", str(tmp_path / "out"))["packs"][0]["steps_per_training"]
-        == there["packs"][0]["steps_per_training"]
+        == estimate["packs"][0]["steps_per_training"]
     )
     assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
     assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
@@ -196,7 +196,7 @@ def test_the_dry_run_shows_features_on_disk_and_warns_if_the_disk_is_full(
 ) -> None:
     study = str(write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), packing={"enabled": False}))
     words = [study, "--out", str(tmp_path / "out"), *LARGE]
-    assert plan(capsys, *words)["scratch"] == 0, "they are in memory"
+    assert plan(capsys, *words)["scratch"] == 0, "features are in memory"
     words += ["--set", "trainer.feature_storage=disk"]
     output = plan(capsys, *words)
     sizes = [row["scratch"] for row in output["packs"] + output["refit_packs"]]

@@ -27,7 +27,7 @@ CLOSE = 2e-3  # float32: sums over ranks are rounded differently
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a store, a study and, in ``home``, the results of a local run."""
     folder = tmp_path_factory.mktemp("studies")
     study = write_study(folder / "study.yaml", write_store(folder / "store"))
@@ -35,18 +35,18 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def assert_equals_local_run(found: dict[str, Any], place: Path) -> None:
+def assert_equals_local_run(actual: dict[str, Any], base: Path) -> None:
     """Assert that results are equal except for times and the MLflow store."""
-    home = summary(place / "home")
+    home = summary(base / "home")
     for part in PARTS:
-        assert found[part] == home[part], part
+        assert actual[part] == home[part], part
 
 
 def test_an_array_that_is_preempted_requeued_and_loses_a_node_equals_a_local_run(
-    in_cluster: Cluster, place: Path, tmp_path: Path
+    in_cluster: Cluster, base: Path, tmp_path: Path
 ) -> None:
     profile = write_profile(tmp_path / "profile.yaml", gpus=1, python=BARE[:2])
-    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "array", paused=True)
+    study = submitted(in_cluster, base / "study.yaml", profile, tmp_path / "out", "--form", "array", paused=True)
     study.until_saved()
     first, second = f"{study.number}_0", f"{study.number}_1"
     study.preempt(first)
@@ -57,24 +57,24 @@ def test_an_array_that_is_preempted_requeued_and_loses_a_node_equals_a_local_run
     before = study.starts("pack-1")  # both tasks were preempted if they shared the node
     study.lose(second)
     study.until_started("pack-1", times=before + 1)
-    assert_equals_local_run(study.until_over(), place)
+    assert_equals_local_run(study.until_over(), base)
     assert "SIGUSR1" in study.logs(), "Slurm warned before it preempted"
     assert not readable_by_others(study.out)
     assert not list(study.out.rglob("*.pkl"))
 
 
 def test_an_allocation_that_is_preempted_and_loses_a_node_equals_a_local_run_and_leaves_no_process(
-    in_cluster: Cluster, place: Path, tmp_path: Path
+    in_cluster: Cluster, base: Path, tmp_path: Path
 ) -> None:
     profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
-    study = submitted(in_cluster, place / "study.yaml", profile, tmp_path / "out", "--form", "allocation", paused=True)
+    study = submitted(in_cluster, base / "study.yaml", profile, tmp_path / "out", "--form", "allocation", paused=True)
     study.until_saved()
     study.preempt(study.number)
     study.until_started("allocation", times=2)
     study.until(lambda: list(study.out.glob("submission/ray-*/joined-1")), "Ray does not start again")
     study.lose(study.number)
     study.until_started("allocation", times=3)
-    assert_equals_local_run(study.until_over(), place)
+    assert_equals_local_run(study.until_over(), base)
     assert "SIGUSR1: saving" in study.logs(), "Slurm warned before it preempted"
     assert wait_for(lambda: not processes_of_job(study.number), seconds=120), processes_of_job(study.number)
     assert not list((study.out / "submission").glob("ray-*"))
@@ -82,10 +82,10 @@ def test_an_allocation_that_is_preempted_and_loses_a_node_equals_a_local_run_and
 
 
 def test_one_training_on_two_nodes_takes_the_steps_of_one_worker(
-    in_cluster: Cluster, place: Path, tmp_path: Path
+    in_cluster: Cluster, base: Path, tmp_path: Path
 ) -> None:
     out, home = tmp_path / "out", tmp_path / "home"
-    study = write_study(tmp_path / "study.yaml", place / "store", epochs=3, folds=1)
+    study = write_study(tmp_path / "study.yaml", base / "store", epochs=3, folds=1)
     profile = write_profile(tmp_path / "profile.yaml", nodes=2, python=BARE[:2])
     ranks = ["--set", "sweep.executor=ray", "--set", "trainer.workers=2", "--set", "sweep.resources.cpus=2"]
     assert submitted(in_cluster, study, profile, out, *ranks).until_over()["trials"]["done"] == 1
@@ -115,15 +115,15 @@ def test_a_training_above_its_time_limit_is_requeued_and_equals_a_local_run(
     command("tune", str(study_file), "--out", str(tmp_path / "home"), program=BARE)
     study.until_started("pack-0", times=2)
     assert_equals_local_run(study.until_over(), tmp_path)
-    # Slurm looks every half minute: its warning may come before there is a training to be warned, then SIGTERM does it
+    # Slurm checks every 30 s: if its warning comes before the training starts, SIGTERM interrupts the job instead
     assert re.search("got SIG(USR1|TERM); saved", study.logs())
 
 
-def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Path, tmp_path: Path) -> None:
+def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, base: Path, tmp_path: Path) -> None:
     profile = write_profile(tmp_path / "profile.yaml", at_once=1)
     out, home = tmp_path / "it's $(out)", tmp_path / "here"
-    study = submitted(in_cluster, place / "study.yaml", profile, out, "--form", "array", paused=True)
-    again = ["submit", str(place / "study.yaml"), "--cluster", str(profile), "--out", str(out)]
+    study = submitted(in_cluster, base / "study.yaml", profile, out, "--form", "array", paused=True)
+    again = ["submit", str(base / "study.yaml"), "--cluster", str(profile), "--out", str(out)]
     study.until(lambda: list(out.glob("packs/*/last/step-*")), "no checkpoint")
     command(*again, code=2)
     output = command("cancel", str(out))
@@ -135,7 +135,7 @@ def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, place: Pa
     command(*again, code=2)
     study.paused.unlink()
     command("resume", str(out), "--wait")
-    assert_equals_local_run(summary(out), place)
+    assert_equals_local_run(summary(out), base)
     status = json.loads(command("status", str(out), "--json"))
     assert status["state"] == "finished" and status["trials"] == {"done": 2}
     assert {job["kind"]: job["states"] for job in status["submission"]["jobs"]} == {

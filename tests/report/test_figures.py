@@ -1,4 +1,4 @@
-"""Figures draw exactly the numbers passed in, and names that look like formulas as text."""
+"""Figures show exactly the given numbers, and names that look like formulas as plain text."""
 
 import itertools
 import subprocess
@@ -28,8 +28,8 @@ def texts(figure: Figure) -> set[str]:
 
 
 def panel(figure: Figure, title: str):
-    (found,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith(title)]
-    return found
+    (panel,) = [axes for axes in figure.axes if axes.get_title(loc="left").startswith(title)]
+    return panel
 
 
 # --- files --------------------------------------------------------------------------------------------------
@@ -117,7 +117,7 @@ def test_the_best_epoch_is_marked_in_every_panel():
     assert "best epoch (2)" in texts(figure)
 
 
-def test_a_history_without_epochs_says_so():
+def test_a_history_without_epochs_is_drawn_as_a_note():
     assert "no epochs recorded" in texts(figures.loss_curves([]))
 
 
@@ -155,11 +155,11 @@ def test_every_latent_is_drawn_once_in_the_colour_of_its_class_and_of_its_modali
 
 
 def drawn(axes) -> set:
-    found = set()
+    drawn_points = set()
     for points in axes.collections:
         xy = np.asarray(points.get_offsets())
-        found |= points_of(xy, np.broadcast_to(points.get_facecolors(), (len(xy), 4)))
-    return found
+        drawn_points |= points_of(xy, np.broadcast_to(points.get_facecolors(), (len(xy), 4)))
+    return drawn_points
 
 
 def points_of(xy: np.ndarray, colours: np.ndarray) -> set:
@@ -176,7 +176,7 @@ def test_more_classes_than_colours_get_other_markers():
     assert len({(handle.get_marker(), str(handle.get_color())) for handle in handles}) == count
 
 
-def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
+def test_of_very_many_latents_a_sample_is_drawn_and_the_title_gives_its_size(monkeypatch):
     monkeypatch.setattr(figures, "MAX_POINTS", 30)
     figure = figures.latent_pca(*latents(), ["a", "b", "c"])
     assert sum(len(points.get_offsets()) for points in figure.axes[0].collections) == 30
@@ -186,7 +186,7 @@ def test_of_very_many_latents_some_are_drawn_and_the_title_says_so(monkeypatch):
 # --- confusion ----------------------------------------------------------------------------------------------
 
 
-def judged() -> dict:
+def classification_scores() -> dict:
     parts = {
         "x": ClassPredictions(np.array([0, 0, 0, 1]), np.array([0, 0, 1, 1])),
         "y": ClassPredictions(np.array([0, 2]), np.array([2, 2])),
@@ -195,7 +195,7 @@ def judged() -> dict:
 
 
 def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
-    figure = figures.confusion(judged(), ["a", "b", "c"])
+    figure = figures.confusion(classification_scores(), ["a", "b", "c"])
     pooled = panel(figure, "All")
     shares = pooled.get_images()[0].get_array()
     np.testing.assert_allclose(shares, [[0.5, 0.25, 0.25], [0, 1, 0], [0, 0, 1]])
@@ -206,7 +206,7 @@ def test_confusion_panels_hold_shares_of_the_true_class_and_counts():
 
 
 def test_the_colour_of_a_count_contrasts_with_its_cell():
-    axes = figures.confusion(judged(), ["a", "b", "c"]).axes[0]
+    axes = figures.confusion(classification_scores(), ["a", "b", "c"]).axes[0]
     assert [text.get_color() for text in axes.texts[4:6]] == ["white", "black"]  # shares 1 and 0
 
 
@@ -360,7 +360,7 @@ def test_each_figure_has_the_size_of_its_panels(tmp_path):
     drawn = {
         "loss": figures.loss_curves(HISTORY, best_epoch=2),
         "pca": figures.latent_pca(z, label, ["a", "b", "c"]),
-        "confusion": figures.confusion(judged(), ["a", "b", "c"]),
+        "confusion": figures.confusion(classification_scores(), ["a", "b", "c"]),
         "mse": figures.mse_heatmap(TRANSLATION),
         "sweep": figures.sweep_overview(mark([configuration("a", 1e-4, 0.7)], metric="nmi")),
     }

@@ -28,13 +28,13 @@ HALF = {"a": {"a": 0.5, "b": None}, "b": {"a": 1.5, "b": 0.25}}
 
 
 def replicate(*, hit: int, absent: bool = True) -> dict:
-    """A result of a refit, one of whose predictions is ``hit``; OV has no training row in b."""
+    """Return the result of a refit, one of whose predictions is ``hit``; OV has no training row in b."""
     parts: dict[str, ClassPredictions] = {"a": scored((0, 0), (1, 1)), "b": scored((0, 0), (1, hit))}
-    judged = classification(parts, classes=CLASSES, absent_pairs=[("OV", "b")] if absent else [])
+    scores = classification(parts, classes=CLASSES, absent_pairs=[("OV", "b")] if absent else [])
     probe = {"logistic_regression": 0.75, "knn": 1.0, "perfect": 0.5}
     translation = {"mse": HALF, "all_pairs_baseline": {"a": 2.0, "b": 1.0}}
     return {
-        "evaluation": {"classification": judged, "translation": translation, "probe": probe},
+        "evaluation": {"classification": scores, "translation": translation, "probe": probe},
         "baseline": classification({name: scored((0, 0), (1, 0)) for name in parts}, classes=CLASSES),
     }
 
@@ -76,7 +76,7 @@ def test_every_test_metric_is_listed_with_the_baseline_its_spread_and_count():
                       "0.000 ± 0.000", "2"]  # fmt: skip
 
 
-def test_recall_and_precision_of_every_class_with_a_star_where_training_had_no_row():
+def test_recall_and_precision_of_every_class_are_starred_if_absent_in_training():
     header, brca, ov = plain_rows(class_table(condition("few")["details"]))
     assert header == ["class", "precision", "recall", "recall a", "recall b", "n"]
     assert brca == ["BRCA", "0.833 ± 0.236", "1.000 ± 0.000", "1.000 ± 0.000", "1.000 ± 0.000", "2"]
@@ -97,7 +97,7 @@ def test_modalities_beside_the_baseline():
     ]
 
 
-def test_a_condition_without_a_baseline_has_dashes_in_its_line():
+def test_a_condition_without_a_baseline_has_dashes_in_its_row():
     lines = plain_rows(modality_table([condition("few") | {"baseline": None}]))
     assert lines[2] == ["few", "baseline", "-", "-", "0"]
 
@@ -127,7 +127,7 @@ def test_the_report_has_every_table_and_conditions_by_name():
     assert "lost" not in text
 
 
-def test_a_note_is_written_once():
+def test_a_repeated_note_is_written_once():
     text = report(summary(condition("few"), condition("all"), groups=[group("few", 1e-4, 0.8) | {"probe": 0.5}]))
     for term in ("baseline", "gain", "modality probe", "all pairs", "n"):
         assert sum(line.startswith(f"{term}: ") for line in text.splitlines()) == (2 if term == "n" else 1), term

@@ -1,4 +1,4 @@
-"""Tables as text: fixed examples, and names that try to be something else."""
+"""Tables as text: fixed examples, and names with markup or control characters."""
 
 import io
 import re
@@ -82,7 +82,7 @@ def printed(table: Table, width: int = 100) -> str:
 
 
 def markdown(table: Table) -> tuple[str, list[str]]:
-    """The lines of a table as Markdown, and its notes."""
+    """Return the lines of a table as Markdown, and its notes."""
     rows, *notes = to_markdown(table).removesuffix("\n").split("\n\n")
     return rows, notes
 
@@ -174,7 +174,7 @@ def test_a_pruned_configuration_names_its_rung_and_is_never_the_best():
     assert "pruned at" in terms(notes)
 
 
-def test_a_long_table_lists_the_best_in_their_order_and_says_how_many_are_left_out():
+def test_a_long_table_lists_the_best_in_order_and_the_number_left_out():
     rows = mark([group("base", lr, m) for lr, m in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.7))], metric="nmi")
     header, *lines = plain_rows(sweep_table(rows, most=2))
     assert [line[header.index("parameters")] for line in lines] == ["lr=2", "lr=4"]
@@ -234,7 +234,7 @@ TOKEN = re.compile(r"[\w.]+=[^\s,│]+|[+-]?\d+\.\d+(?:e[+-]\d+)?(?:/\d+\.\d+)?"
 
 
 def tokens(shown: str) -> Counter[str]:
-    """Numbers and settings as a reader finds them."""
+    """Return the numbers and settings of a printed table."""
     return Counter(TOKEN.findall(shown))
 
 
@@ -264,7 +264,7 @@ def test_no_number_or_setting_is_folded_or_shortened_at_any_width(width, build):
     show([("", table)], Console(file=stream, width=width, color_system=None, legacy_windows=False))
     assert tokens(stream.getvalue()) == expected and "…" not in stream.getvalue()
     words = set(re.findall(r"[A-Za-z1]+", stream.getvalue()))
-    assert set(" ".join(plain_rows(table)[0]).split()) <= words  # headers are broken between words only
+    assert set(" ".join(plain_rows(table)[0]).split()) <= words  # headers wrap between words only
 
 
 @pytest.mark.parametrize("build", [wide_sweep, lambda: evaluation_table(example(), example_baseline())])
@@ -288,7 +288,7 @@ def named(name: str) -> Table:
 
 
 def rendered_cells(markdown: str) -> tuple[list[str], set[str]]:
-    """Text of the first column of the rendered HTML, and the kinds of its elements."""
+    """Return the text of the first column of the rendered HTML, and the kinds of its elements."""
     tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(markdown)
     inline = [part for token in tokens for part in (token.children or [])]
     kinds = {token.type for token in tokens} | {part.type for part in inline}
@@ -321,7 +321,7 @@ def test_a_hostile_name_is_text_in_a_terminal(name):
 
 
 @given(st.text(max_size=80))
-def test_a_plain_name_is_printable_short_and_unchanged_where_it_was_so_already(name):
+def test_a_plain_name_is_printable_and_short_and_unchanged_if_it_already_was(name):
     shown = plain(name)
     assert shown.isprintable() and len(shown) <= 60
     if name.isprintable() and len(name) <= 60:

@@ -1,7 +1,7 @@
-"""Killing a study at random moments: its driver, and the workers of Ray.
+"""Kill a study at random moments: its driver and its Ray workers.
 
-Every life of the driver is `modis-dist tune`, forked from a process that has imported everything. When the study has
-come to its end it is compared with one that nobody disturbed: nothing lost, nothing twice, every figure the same.
+Every start of the driver is `modis-dist tune`, forked from a process that has imported everything. The finished study
+is compared with an undisturbed one: no trial is lost or repeated, and every metric is the same.
 """
 
 import json
@@ -28,9 +28,9 @@ from tests.study.toy_study import write_study
 from tests.train.kills import Tally
 
 POLL_S = 0.005
-PATIENCE_S = 120.0  # for a sign of life, or a worker of Ray
+PATIENCE_S = 120.0  # for a written record, or a Ray worker
 KILLS_OF_A_STUDY = 4
-# Twelve trials, stacked alike by every executor, and one refit: other stacks would be rounded otherwise.
+# Twelve trials and one refit, in the same stacks for every executor: other stacks round differently.
 GRID = {"objective.beta": [1e-4, 1e-3, 1e-2], "objective.penalty_weight": [1.0, 10.0]}
 SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
 
@@ -38,9 +38,9 @@ SIZE = {"grid": GRID, "folds": 2, "packing": {"max_trials": 3}, "probe": False}
 def soak(
     kills: int, *, seed: int, folder: Path, store: Path, executors: Sequence[str], report: Callable[[Tally], None]
 ) -> Tally:
-    """Disturb studies, each executor's in turn, until so many processes are killed and the last study has ended.
+    """Kill processes of studies, alternating executors, until ``kills`` are reached and the last study has ended.
 
-    With "ray" some of the victims are workers. ``report`` is called after every kill.
+    With "ray", some of the killed processes are workers. ``report`` is called after every kill.
     """
     tally, chance = Tally(), random.Random(seed)
     undisturbed = Study(folder, "undisturbed", store, "local")
@@ -65,18 +65,18 @@ def soak(
 def _life(
     study: "Study", chance: random.Random, tally: Tally, *, most: int, report: Callable[[Tally], None]
 ) -> int | None:
-    """One driver until it is killed (None) or ends by itself (its exit status)."""
+    """Run a driver until it is killed (returns None) or ends (returns its exit status)."""
     driver = study.live()
     tally.lives += 1
-    workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # more, and a pack is given up
+    workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # with more kills, a pack is given up
     for victim in (*["worker"] * workers, "driver"):
         if tally.kills >= most:
             break
         _wait(study, driver, chance)
-        found = driver.worker(chance) if victim == "worker" else driver.process
-        if found is None or driver.ended():
+        process = driver.worker(chance) if victim == "worker" else driver.process
+        if process is None or driver.ended():
             break
-        found.kill()
+        process.kill()
         tally.kills += 1
         tally.workers += victim == "worker"
         report(tally)
@@ -87,19 +87,19 @@ def _life(
 
 
 def _wait(study: "Study", driver: "Driver", chance: random.Random) -> None:
-    """Until something is written and a moment longer; every fourth time for a moment only, whatever happens."""
+    """Wait for a write and a random time after it; in a quarter of the calls, for a random time only."""
     before = study.size()
-    anywhere = chance.random() < 0.25
-    end = time.monotonic() + (0.0 if anywhere else PATIENCE_S)
+    at_any_time = chance.random() < 0.25
+    end = time.monotonic() + (0.0 if at_any_time else PATIENCE_S)
     while time.monotonic() < end and study.size() == before and not driver.ended():
         time.sleep(POLL_S)
-    end = time.monotonic() + chance.uniform(0.0, 5.0 if anywhere else 0.7)
+    end = time.monotonic() + chance.uniform(0.0, 5.0 if at_any_time else 0.7)
     while time.monotonic() < end and not driver.ended():
         time.sleep(POLL_S)
 
 
 class Study:
-    """A study in a folder of its own."""
+    """A study in its own folder."""
 
     def __init__(self, folder: Path, name: str, store: Path, executor: str) -> None:
         self.executor = executor
@@ -109,7 +109,7 @@ class Study:
         self._file = write_study(folder / f"{name}.yaml", store, executor=executor, **SIZE)
 
     def live(self) -> "Driver":
-        """Start its driver."""
+        """Start a driver."""
         self.lives += 1
         child = os.fork()
         if child == 0:
@@ -125,13 +125,13 @@ class Study:
         return Driver(child)
 
     def size(self) -> int:
-        """Grows with every record and every result."""
+        """Return a number that grows with every record and every result."""
         return sum(p.stat().st_size for p in self.out.glob("packs/*/journal.jsonl")) + len(
             list(self.out.glob("trials/*/result.json"))
         )
 
     def last_line(self) -> str:
-        """Its last line."""
+        """Return the last line of the log."""
         return self._log.read_text().strip().rpartition("\n")[2]
 
 
@@ -150,14 +150,14 @@ class Driver:
         return self._status is not None
 
     def wait(self) -> int:
-        """Its exit code, negative after a signal."""
+        """Wait for the driver; return its exit code, negative after a signal."""
         while not self.ended():
             time.sleep(POLL_S)
         assert self._status is not None
         return self._status
 
     def worker(self, chance: random.Random) -> psutil.Process | None:
-        """A worker of Ray that trains."""
+        """Return a random Ray worker that trains; None if the driver ends first."""
         end = time.monotonic() + PATIENCE_S
         while time.monotonic() < end and not self.ended():
             processes = [p for p in self.process.children(recursive=True) if trains(p)]
@@ -200,7 +200,7 @@ def _summary(out: Path) -> dict[str, Any]:
 
 
 def _listed(out: Path, undisturbed: Path) -> Iterator[str]:
-    """The list of trials, and every epoch of each in the records that the list leads to."""
+    """Yield differences in the lists of trials and in the epochs recorded in their journals."""
     (ours, recorded), (theirs, expected) = (_epochs(folder) for folder in (out, undisturbed))
     if ours.trials != theirs.trials or Counter(t.id for t in ours.trials).most_common(1)[0][1] != 1:
         yield "another list of trials"

@@ -1,4 +1,4 @@
-"""Successive halving on given histories, worked out by hand; decisions that are kept."""
+"""Successive halving on histories worked out by hand, and stored decisions."""
 
 import json
 from pathlib import Path
@@ -40,10 +40,10 @@ GROUPS = [  # means at the rung, in this order: .50 .70 undefined .65 .10 .70 .4
 
 
 def test_the_best_third_is_promoted_ties_by_order_and_groups_with_a_failed_trial_rank_last() -> None:
-    made = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
-    assert [row["rank"] for row in made] == [4, 1, 7, 3, 6, 2, 5]
-    assert [row["goes_on"] for row in made] == [False, True, False, False, False, True, False], "7 // 3 = 2"
-    assert made[0] == {
+    rows = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
+    assert [row["rank"] for row in rows] == [4, 1, 7, 3, 6, 2, 5]
+    assert [row["goes_on"] for row in rows] == [False, True, False, False, False, True, False], "7 // 3 = 2"
+    assert rows[0] == {
         "epoch": 20,
         "mean": 0.5,
         "sd": pytest.approx(0.02**0.5),
@@ -52,12 +52,12 @@ def test_the_best_third_is_promoted_ties_by_order_and_groups_with_a_failed_trial
         "of": 7,
         "goes_on": False,
     }
-    assert made[2]["mean"] == 0.9 and made[2]["n"] == 1
+    assert rows[2]["mean"] == 0.9 and rows[2]["n"] == 1
 
 
 def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
-    made = verdicts([[3.0], [1.0], [2.0]], epoch=1, factor=4, metric="reconstruction_mse")
-    assert [row["goes_on"] for row in made] == [False, True, False]
+    rows = verdicts([[3.0], [1.0], [2.0]], epoch=1, factor=4, metric="reconstruction_mse")
+    assert [row["goes_on"] for row in rows] == [False, True, False]
     nothing = verdicts([[None], [None]], epoch=1, factor=2, metric=NMI)
     assert [row["goes_on"] for row in nothing] == [True, False] and nothing[0]["mean"] is None
 
@@ -66,14 +66,14 @@ def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
 def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, left: list[int]) -> None:
     living = [[float(n)] for n in range(groups)]
     for count in left:
-        made = verdicts(living, epoch=1, factor=factor, metric=NMI)
-        living = [group for group, row in zip(living, made, strict=True) if row["goes_on"]]
+        rows = verdicts(living, epoch=1, factor=factor, metric=NMI)
+        living = [group for group, row in zip(living, rows, strict=True) if row["goes_on"]]
         assert len(living) == count and living[-1] == [groups - 1.0]
 
 
 def test_the_reason_names_epoch_value_and_rank() -> None:
-    made = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
-    assert verdict_message(made[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
+    rows = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
+    assert verdict_message(rows[0]) == "pruned at epoch 20: 0.500, rank 4 of 7"
     assert (
         verdict_message(verdicts([[1.0], [None]], epoch=3, factor=2, metric=NMI)[1])
         == "pruned at epoch 3: no value, rank 2 of 2"

@@ -1,4 +1,4 @@
-"""Whatever process of a study is killed whenever, the study ends as if nobody had come."""
+"""A study has the same results, whatever process is killed at whatever time."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_after_kills_of_drivers_and_a_worker_no_trial_is_lost_or_doubled_and_results_are_bit_identical() -> None:
+def test_after_kills_of_drivers_and_a_worker_no_trial_is_lost_or_repeated_and_results_are_bit_identical() -> None:
     soak = [sys.executable, "tools/soak.py", "--sweep", "local", "ray", "--kills", "5", "--json"]
     ended = subprocess.run(soak, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr

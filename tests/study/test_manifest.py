@@ -163,7 +163,7 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
         ([2, 1], 5, [[1, 1], [1]]),
     ],
 )
-def test_no_slot_waits_in_the_last_round(groups: list[int], slots: int, sizes: list[list[int]]) -> None:
+def test_no_slot_idles_in_the_last_round(groups: list[int], slots: int, sizes: list[list[int]]) -> None:
     selection, drawn = toy.cohort().selection, []
     for latent, count in enumerate(groups, 2):
         drawn += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)

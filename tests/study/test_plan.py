@@ -39,8 +39,8 @@ def test_the_sizes_of_a_plan_equal_those_of_the_prepared_data(store: Path, tmp_p
     for steps in (PCA, "preprocess.default=[{kind: variance_filter, features: 4}, {kind: pca, components: 4}]"):
         study_plan = planned(store, tmp_path, steps)
         trial = study_plan.manifest.trials[0]
-        made = prepare.prepare(trial.run, prepare.load_cohort(study_plan.store, trial.run.data, storage="memory"))
-        widths = {modality: len(pipeline.features_out) for modality, pipeline in made.pipelines.items()}
+        prepared = prepare.prepare(trial.run, prepare.load_cohort(study_plan.store, trial.run.data, storage="memory"))
+        widths = {modality: len(pipeline.features_out) for modality, pipeline in prepared.pipelines.items()}
         assert study_plan.shapes[trial.id].features == widths
 
 

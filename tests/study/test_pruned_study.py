@@ -1,4 +1,4 @@
-"""Studies that prune and search, from their first round to their summary; deaths and failures in between."""
+"""Studies that prune and search, from first round to summary, with kills and failures in between."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -50,7 +50,7 @@ def whole(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pruned(store: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same, pruned."""
+    """The same study, pruned."""
     out = tmp_path_factory.mktemp("pruned") / "out"
     run_toy_study(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
     return out
@@ -61,7 +61,7 @@ def summary_of(out: Path) -> Summary:
 
 
 def trials_of(out: Path) -> dict[str, list[Trial]]:
-    """The trials of each configuration, by its settings."""
+    """Return the trials by configuration."""
     trials_by_name: dict[str, list[Trial]] = {}
     for trial in manifest.load(out / "manifest.json").trials:
         trials_by_name.setdefault(json.dumps([trial.condition, trial.params]), []).append(trial)
@@ -73,7 +73,7 @@ def timeless(summary: Summary) -> Summary:
 
 
 def epochs_read(out: Path) -> dict[str, list[int]]:
-    """The epochs of every trial, as the journals are read."""
+    """Return the epochs of every trial in the journals."""
     epochs: dict[str, list[int]] = {}
     for path in out.glob("packs/*/journal.jsonl"):
         for record in journal.read(path):
@@ -82,9 +82,7 @@ def epochs_read(out: Path) -> dict[str, list[int]]:
     return epochs
 
 
-def test_the_configurations_that_go_on_are_those_of_halving_applied_to_full_histories(
-    whole: Path, pruned: Path
-) -> None:
+def test_the_promoted_configurations_are_those_of_halving_applied_to_full_histories(whole: Path, pruned: Path) -> None:
     def mean_at(trials: list[Trial], epoch: int) -> float:
         rows = [read_history(whole / "trials" / trial.id)[:epoch] for trial in trials]
         return sum(max(row["val/balanced_accuracy"] or 0 for row in history) for history in rows) / len(rows)
@@ -122,7 +120,7 @@ def test_a_pruned_trial_has_a_result_with_the_reason_and_no_evaluation(pruned: P
             assert len(read_history(pruned / "trials" / name)) == epoch
             assert not (pruned / "trials" / name / "best").exists()
     assert sorted(ranks) == [(2, rank) for rank in range(4, 10)] + [(6, 2), (6, 3)]
-    assert not list(pruned.glob("packs/*/last")), "the state of what is pruned is not kept"
+    assert not list(pruned.glob("packs/*/last")), "pruned trials keep no checkpoint"
 
 
 def test_groups_of_a_search_are_listed_from_best_to_worst_then_the_pruned(whole: Path, pruned: Path) -> None:
@@ -159,7 +157,7 @@ def test_a_pruned_study_trains_to_the_end_once_pruning_is_removed(store: Path, w
     }
 
 
-# --- failures and deaths ------------------------------------------------------------------------------------
+# --- failures and kills -------------------------------------------------------------------------------------
 
 
 def test_a_crashed_trial_ranks_its_group_last_also_when_rerun(
@@ -180,17 +178,15 @@ def test_a_crashed_trial_ranks_its_group_last_also_when_rerun(
     assert first["trials"] == {"total": 6, "done": 2, "failed": 1, "pruned": 3}
     assert list(first["failures"].values()) == ["ZeroDivisionError: poisoned"]
     monkeypatch.setattr(run_pack, "fit", genuine)
-    assert timeless(run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)) == timeless(first), (
-        "what is decided stands"
-    )
+    assert timeless(run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)) == timeless(first), "decisions are final"
 
 
 class Death(BaseException):
-    """The process dies here, as far as the study can tell."""
+    """Simulated death of the process."""
 
 
 def mortal(genuine: Callable[..., Any], lives: dict[str, int], *, after: bool) -> Callable[..., Any]:
-    """A function that may be called some times in one life, and dies before, or after, the last."""
+    """Wrap a function to raise ``Death`` before or after the last of a number of calls."""
 
     def called(*arguments: Any, **settings: Any) -> Any:
         lives["left"] -= 1
@@ -244,7 +240,7 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
     assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "undisturbed/manifest.json")
 
 
-def test_rounds_are_proposed_from_the_results_of_those_before(store: Path, tmp_path: Path) -> None:
+def test_rounds_are_proposed_from_the_results_of_earlier_rounds(store: Path, tmp_path: Path) -> None:
     search = {"kind": "optuna", "configurations": 5, "round_size": 3}
     sweep = {"probe": False, "grid": {}, "space": SPACE, "folds": 1}
     few = run_toy_study(tmp_path / "out", store, **sweep, search=search)

@@ -1,4 +1,4 @@
-"""Configurations drawn from a space: how they are distributed, what they depend on, what is refused."""
+"""Configurations drawn from a space: distribution, dependencies, refusals."""
 
 from collections import Counter
 from pathlib import Path
@@ -75,7 +75,7 @@ def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> No
     assert all(2 <= values_of_draw["optim.epochs"] <= 40 for values_of_draw in drawn)
 
 
-def test_values_have_three_digits_so_that_tables_show_them_whole() -> None:
+def test_values_have_three_significant_digits() -> None:
     for values_of_draw in draws(200):
         for key in ("optim.lr", "objective.penalty_weight"):
             assert float(f"{values_of_draw[key]:.3g}") == values_of_draw[key]

@@ -1,4 +1,4 @@
-"""Status of a study or training: running, finished, killed, with partly written and with damaged files."""
+"""Status of a study or training: running, finished, killed, with incomplete or damaged files."""
 
 import json
 import os
@@ -60,7 +60,7 @@ def packs_of(out: Path) -> list[tuple[Path, list[str]]]:
 
 
 def write_journal(folder: Path, trials: Sequence[str], times_s: Sequence[float], monkeypatch: Any) -> None:
-    """A journal whose epochs end at the given times."""
+    """Write a journal whose epochs end at the given times."""
     folder.mkdir(parents=True, exist_ok=True)
     writer = JournalWriter(folder / "journal.jsonl")
     for step, at in enumerate(times_s, start=1):
@@ -80,7 +80,7 @@ def write_result(out: Path, trial: str, **values: Any) -> None:
 
 @contextmanager
 def locked_by_child(*folders: Path) -> Iterator["subprocess.Popen[str]"]:
-    """The folders, locked by another process."""
+    """Lock folders in another process during the block."""
     with subprocess.Popen([sys.executable, "-c", HOLD, *map(str, folders)], stdout=subprocess.PIPE, text=True) as child:
         try:
             assert child.stdout is not None and child.stdout.readline() == "held\n"
@@ -94,7 +94,7 @@ def content(folder: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def advised(shown: Status) -> list[str]:
-    """The command that the advice ends with."""
+    """Return the command at the end of the advice."""
     return shlex.split(shown.advice[shown.advice.index("modis-dist ") :])
 
 
@@ -138,19 +138,19 @@ def test_after_sigkill_a_study_is_dead_and_after_an_orderly_end_interrupted(out:
     assert status(out).state == "interrupted" and status(out).holder is None
 
 
-def test_a_process_that_only_has_the_number_of_the_dead_one_is_not_it(out: Path) -> None:
+def test_a_process_with_the_reused_pid_of_a_dead_one_is_not_the_holder(out: Path) -> None:
     reused = Holder(os.getpid(), socket.gethostname(), started=1.0)
     (out / "lock").write_text(json.dumps(asdict(reused)))
     assert status(out).state == "dead"
 
 
-def test_a_process_on_another_machine_is_neither_called_alive_nor_dead(out: Path) -> None:
+def test_a_process_on_another_machine_is_neither_alive_nor_dead(out: Path) -> None:
     (out / "lock").write_text(json.dumps({"pid": 1, "host": "node-17", "started": 5.0}))
     shown = status(out)
     assert shown.state == "elsewhere" and "node-17" in shown.advice and "process 1 " in shown.advice
 
 
-def test_results_of_every_kind_are_counted_and_failures_have_their_reasons(out: Path) -> None:
+def test_results_are_counted_by_status_and_failures_have_reasons(out: Path) -> None:
     (_, (done, failed)), (crashed, (pruned, odd)) = packs_of(out)
     write_result(out, done)
     write_result(out, failed, status="failed", reason="loss is nan at step 3")
@@ -175,7 +175,7 @@ def test_a_finished_study_with_crashed_trials_is_finished_and_advises_to_retry_t
     assert shown.failures == {crashed: "the worker died 3 times"}
     assert shown.advice.startswith("1 ") and advised(shown)[:2] == ["modis-dist", "tune"]
     (out / "lock").write_text(json.dumps({"pid": 2**22 + 1, "host": socket.gethostname(), "started": 5.0}))
-    assert status(out).state == "dead"  # killed while it tried the crashed one again
+    assert status(out).state == "dead"  # killed while it retried the crashed trial
 
 
 def test_a_single_training_has_the_same_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -230,11 +230,13 @@ def test_a_partly_written_record_is_not_counted(out: Path, monkeypatch: pytest.M
     assert shown.packs[0].epoch == 3 and shown.state == "interrupted"  # the other trial's line of epoch 3 is whole
 
 
-# --- refused --------------------------------------------------------------------------------------------------
+# --- refusals -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"version": 99}'])
-def test_a_damaged_manifest_is_one_line_and_code_2(out: Path, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_manifest_exits_with_one_line_and_code_2(
+    out: Path, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     (out / "manifest.json").write_text(text)
     assert command(["status", str(out)]) == 2
     assert capsys.readouterr().err.startswith(f"error: {out / 'manifest.json'}: ")
@@ -248,11 +250,11 @@ def test_a_folder_without_a_run_exits_with_one_line_and_code_2(
     assert command(["status", str(tmp_path / "none")]) == 2
 
 
-# --- real ones ------------------------------------------------------------------------------------------------
+# --- real processes -------------------------------------------------------------------------------------------
 
 
 def wait_for_epoch(folder: Path, child: "subprocess.Popen[bytes]") -> Status:
-    """The first status with an epoch in it."""
+    """Return the first status with an epoch."""
     end = time.monotonic() + 120
     while time.monotonic() < end and child.poll() is None:
         if (folder / "manifest.json").exists():

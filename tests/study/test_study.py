@@ -96,7 +96,7 @@ def test_outputs_are_private_and_hold_no_pickle(done: Path) -> None:
 
 
 def epochs_trained(out: Path) -> dict[str, int]:
-    """Epochs in the journals of all packs, by trial, however often they were trained."""
+    """Return the number of epochs in all journals by trial, including repeated ones."""
     counts: dict[str, int] = {}
     for journal in out.glob("packs/*/journal.jsonl"):
         for line in journal.read_text().splitlines():
@@ -253,7 +253,7 @@ def test_a_baseline_of_fewer_rows_is_not_compared(tmp_path: Path) -> None:
     )
     assert tune(tmp_path) == 0
     summary = summary_of(tmp_path)
-    assert summary["baseline"]["balanced_accuracy"]["n"] == 0, "it has a regression of one modality only"
+    assert summary["baseline"]["balanced_accuracy"]["n"] == 0, "the baseline covers one modality only"
     assert summary["baseline"]["balanced_accuracy/mirna"]["n"] == 1 and summary["groups"][0]["baseline"] is None
     assert "balanced_accuracy/cnv" not in summary["baseline"] and summary["test"]["balanced_accuracy"]["n"] == 1
 
@@ -328,7 +328,7 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
 
 
 def _stopped_while_running(study: Path, out: Path) -> int:
-    """Start the study and interrupt it when the first trial has a result but not all; returns the exit status."""
+    """Start the study and interrupt it when the first trial has a result but not all; return the exit status."""
     with (out.parent / "stderr.txt").open("w") as output:
         process = subprocess.Popen([*COMMAND, "tune", str(study), "--out", str(out)], stderr=output)
     end = time.monotonic() + 120
@@ -340,7 +340,7 @@ def _stopped_while_running(study: Path, out: Path) -> int:
 
 
 def _mlflow_states(out: Path) -> list[tuple[str, str]]:
-    """Name and status of every run in a study's database, once no process writes to it any more."""
+    """Return name and status of every run in a study's database, once no process writes to it."""
     with only_writer(out, wait=True):
         pass
     with closing(sqlite3.connect(f"file:{out}/mlflow.db?mode=ro", uri=True)) as database:
@@ -442,7 +442,7 @@ def test_evaluate_on_another_store_scores_all_rows(
         (["translate", "{out}", "{store}", "--from", "cnv", "--to", "rna", "--out", "x.parquet"], "no modality 'rna'"),
     ],
 )
-def test_wrong_use_of_a_model_is_an_error_of_one_line(
+def test_wrong_use_of_a_model_is_a_one_line_error(
     done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
 ) -> None:
     places = {"out": done / "out", "store": done / "store", "nowhere": tmp_path / "nowhere"}
@@ -454,7 +454,7 @@ def test_wrong_use_of_a_model_is_an_error_of_one_line(
     assert not (tmp_path / "x.parquet").exists()
 
 
-# --- one run by itself --------------------------------------------------------------------------------------
+# --- single runs --------------------------------------------------------------------------------------------
 
 
 def test_the_run_yaml_of_a_finished_trial_trains_the_same_model(done: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configurations that Optuna proposes: a pure function of what it was told, within the space, better than chance."""
+"""Configurations proposed by Optuna: a pure function of the results, within the space, better than chance."""
 
 from math import log10
 from typing import Any
@@ -22,7 +22,7 @@ METRIC = "balanced_accuracy"
 
 
 def outcomes(count: int) -> list[Outcome]:
-    """The nearer a learning rate to 1e-3 the better; some pruned, some failed."""
+    """Return outcomes that are better the nearer the learning rate is to 1e-3; some are pruned, some failed."""
     results = []
     for number in range(count):
         params = drawn(SPACE, seed=3, number=number)
@@ -35,7 +35,7 @@ def proposed(known: list[Outcome], *, count: int = 6, seed: int = 0, number: int
     return proposals(SPACE, known, count=count, seed=seed, number=number, metric=METRIC)
 
 
-def test_the_same_results_lead_to_the_same_proposals_and_other_rounds_and_seeds_to_others() -> None:
+def test_the_same_results_give_the_same_proposals_and_other_rounds_and_seeds_give_others() -> None:
     known = outcomes(15)
     assert proposed(known) == proposed(known)
     assert proposed(known) != proposed(known, seed=1) and proposed(known) != proposed(known, number=3)

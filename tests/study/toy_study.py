@@ -20,7 +20,7 @@ BARE = [sys.executable, str(Path(__file__).parents[1] / "bare.py"), "-m", "modis
 
 
 def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: int = 0) -> Path:
-    """The toy cohort as a store; the first ``blind`` samples are test rows without a label, the others for training."""
+    """Write the toy cohort as a store; the first ``blind`` samples are unlabelled test rows, the others train."""
     cohort = toy.cohort(samples=samples)
     with StoreWriter(path, source={"kind": "toy"}) as writer:
         for modality, index in cohort.selection.index.items():
@@ -41,7 +41,7 @@ def write_store(path: Path, *, samples: int = 90, labels: bool = True, blind: in
 
 
 def tree(store: Path, **sweep: Any) -> dict[str, Any]:
-    """The study as plain values; it is not tracked unless ``mlflow`` says so."""
+    """Return the study as plain values; it is tracked only if ``mlflow`` is given."""
     base = json.loads(json.dumps(toy.TREE))
     base["data"]["store"] = str(store)
     settings = {"grid": {"objective.beta": [1e-4, 1e-2]}, "folds": 2, "executor": "local"}
@@ -58,7 +58,7 @@ class Silent:
 
 
 def run_toy_study(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict[str, Any]:
-    """The study trained in this process; its summary."""
+    """Train the study in this process and return its summary."""
     torch.set_num_threads(1)
     study = parse.build(Study, parse.with_overrides(tree(store, **sweep), overrides), source="study.yaml")
     planned = plan(study, out=out, slots=1, source="study.yaml")
@@ -67,6 +67,6 @@ def run_toy_study(out: Path, store: Path, *overrides: str, **sweep: Any) -> dict
 
 
 def write_study(path: Path, store: Path, **sweep: Any) -> Path:
-    """The study as a YAML file."""
+    """Write the study as a YAML file and return its path."""
     path.write_text(yaml12.dump(tree(store, **sweep)))
     return path

@@ -212,12 +212,12 @@ def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_t
 def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None:
     graphs = []
 
-    def recorded(step, *, times) -> object:
+    def captured(step, *, times) -> object:
         graphs.append(times)
         return step
 
     took = Measured({"it": (30.0, 10.0, 20.0)}, others=0.0)
-    monkeypatch.setattr(roofline, "recorded", recorded)
+    monkeypatch.setattr(roofline, "captured", captured)
     monkeypatch.setattr(roofline, "interleaved", lambda works, **_: works["it"](1) or took)
     cuda = torch.device("cuda")
     assert roofline.floor_ms(list, cuda, turns=3) == pytest.approx(20.0 / roofline.IN_A_GRAPH)

@@ -49,7 +49,7 @@ COMMANDS: dict[str, Command] = {
 
 
 def parser() -> argparse.ArgumentParser:
-    """A subcommand for each measurement."""
+    """Return the parser, with one subcommand per measurement."""
     main_parser = argparse.ArgumentParser(
         "python -m tools.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def model(arguments: argparse.Namespace) -> str:
-    """Name of the processor or GPU."""
+    """Return the model of the CPU or GPU."""
     return str(machine(getattr(arguments, "device", torch.device("cpu")), ranks=1)["model"])
 
 

@@ -1,6 +1,6 @@
-"""Each side of a comparison in a separate process, with its own memory and threads.
+"""Runs each side of a comparison in a separate process, with its own memory and threads.
 
-Only one of them works at a time; the others wait for a message and take no time.
+Only one process works at a time; the others block on a pipe.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -15,12 +15,12 @@ import torch
 from modis_dist.runtime.processes import end_with_parent
 from tools.bench.measure import Work
 
-Make = Callable[[Any], Work]  # of what is arguments for; must be found by its name in a new process
+Make = Callable[[Any], Work]  # from the arguments; must be importable by name in a new process
 
 
 @contextmanager
 def apart(sides: Mapping[str, Make], arguments: Any, *, device: torch.device) -> Iterator[dict[str, Work]]:
-    """Works that are done elsewhere; their processes end with the block. What a side raises ends it with EOFError."""
+    """Yield works that run in other processes, which end with the block. ``EOFError`` if one of them fails."""
     spawn = get_context("spawn")
     with ExitStack() as stack:
         works: dict[str, Work] = {}
@@ -31,7 +31,7 @@ def apart(sides: Mapping[str, Make], arguments: Any, *, device: torch.device) ->
             theirs.close()
             stack.callback(process.join)
             stack.callback(ours.close)
-            ours.recv()  # it is ready
+            ours.recv()  # ready
             works[name] = partial(_done, ours)
         yield works
 

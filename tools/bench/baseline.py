@@ -45,7 +45,7 @@ class Vae(nn.Module):
         self.decoder = nn.Sequential(*layers, nn.Linear(up[-1], down[0]))
 
     def encode(self, x: Float[Tensor, "b p"]) -> tuple[Float[Tensor, "b l"], Float[Tensor, "b l"]]:
-        """Mean and log variance."""
+        """Return mean and log variance."""
         h = self.encoder(x)
         return self.mu(h), self.logvar(h)
 
@@ -64,7 +64,7 @@ class Discriminator(nn.Module):
     def forward(
         self, z: Float[Tensor, "b l"]
     ) -> tuple[Float[Tensor, "b w"], Float[Tensor, "b m"], Float[Tensor, "b k"]]:
-        """Last hidden activations, modality logits, class logits."""
+        """Return last hidden activations, modality logits and class logits."""
         h = self.trunk(z)
         return h, self.modality(h), self.label(h)
 
@@ -73,23 +73,23 @@ class Discriminator(nn.Module):
 
 
 def sample(mu: Tensor, logvar: Tensor, noise: Float[Tensor, "b l"]) -> Float[Tensor, "b l"]:
-    """A latent for each row."""
+    """Return one latent sample per row."""
     return mu.to(noise.dtype) + torch.exp(0.5 * logvar.to(noise.dtype)) * noise
 
 
 def kl_divergence(mu: Float[Tensor, "b l"], logvar: Float[Tensor, "b l"]) -> Float[Tensor, ""]:
-    """Summed over rows and latent dimensions, as the published code does."""
+    """Return the KL divergence summed over rows and latent dimensions, as in the published code."""
     return -0.5 * torch.sum(1 + logvar - mu.pow(2) - logvar.exp())
 
 
 def class_loss(logits: Float[Tensor, "b k"], label: Int[Tensor, " b"]) -> Float[Tensor, ""]:
-    """Mean cross-entropy of the labelled rows, 0 without any."""
+    """Return the mean cross-entropy of the labelled rows; 0 without labelled rows."""
     total = F.cross_entropy(logits, label, ignore_index=-1, reduction="sum")
     return total / (label >= 0).sum().clamp(min=1)
 
 
 def clustering(a: Float[Tensor, "b k"], h: Float[Tensor, "b w"]) -> Float[Tensor, ""]:
-    """The three terms on class probabilities and hidden activations."""
+    """Return the sum of the three terms on class probabilities and hidden activations."""
     corner = torch.eye(a.shape[1], device=a.device, dtype=a.dtype)
     similarity = _kernel(h)
     to_corner = torch.exp(-_squared_distances(a, corner))
@@ -117,7 +117,7 @@ def _overlap(a: Float[Tensor, "b k"], similarity: Float[Tensor, "b b"]) -> Float
 
 
 def adversarial(d: Sequence[Float[Tensor, "b m"]], *, loss: Loss, side: str) -> Float[Tensor, ""]:
-    """The loss on the modality logits ``d``, one tensor for the rows of each modality."""
+    """Return the loss on the modality logits ``d``, one tensor for the rows of each modality."""
     modalities = range(len(d))
     pairs = [(i, j) for i in modalities for j in modalities if i != j]
     if loss == "pairwise":
@@ -131,7 +131,7 @@ def adversarial(d: Sequence[Float[Tensor, "b m"]], *, loss: Loss, side: str) -> 
 
 
 def sum_of(parts: Iterable[Tensor]) -> Tensor:
-    """Their sum."""
+    """Return the sum of tensors."""
     return torch.stack(list(parts)).sum(0)
 
 
@@ -156,7 +156,7 @@ class Terms:
         self.total: Tensor | float = 0.0
 
     def add(self, name: str, value: Tensor, weight: float = 1.0) -> None:
-        """One more term."""
+        """Add a term."""
         self.values[name] = value
         self.total = self.total + weight * value
 
@@ -175,17 +175,17 @@ class Baseline(nn.Module):
         self.optimiser = torch.optim.Adam(self.parameters(), lr=1e-4, betas=(0.5, 0.999))
 
     def vae(self, m: int) -> Vae:
-        """The VAE of a modality by position."""
+        """Return the VAE of a modality by position."""
         vae = self.vaes[m]
         assert isinstance(vae, Vae)
         return vae
 
     def learn(self, batch: PlainBatch) -> dict[str, float]:
-        """Both phases of a step; the value of every term."""
+        """Run both phases of a step; return the value of every term."""
         return self.discriminator_step(batch) | self.vae_step(batch)
 
     def discriminator_step(self, batch: PlainBatch) -> dict[str, float]:
-        """The discriminator learns; the encoders are evaluated, what they would learn is dropped."""
+        """Update the discriminator, with the encoders in eval mode; their gradients are dropped."""
         self.vaes.eval()
         terms, logits = Terms(), []
         for m, (x, label, noise) in enumerate(zip(batch.x, batch.label, batch.noise_d, strict=True)):
@@ -198,7 +198,7 @@ class Baseline(nn.Module):
         return self._take_step(terms, forget=self.vaes)
 
     def vae_step(self, batch: PlainBatch) -> dict[str, float]:
-        """The VAEs learn; what the discriminator would learn is dropped."""
+        """Update the VAEs; the gradients of the discriminator are dropped."""
         self.vaes.train()
         terms, logits = Terms(), []
         for m, (x, label, noise) in enumerate(zip(batch.x, batch.label, batch.noise_g, strict=True)):
@@ -217,7 +217,7 @@ class Baseline(nn.Module):
         return self._take_step(terms, forget=self.discriminator)
 
     def _penalty(self, m: int, x: Tensor, noise: Tensor) -> Tensor:
-        """Half the mean squared gradient of the sum of the logits with respect to x, through the encoder."""
+        """Return half the mean squared gradient of the summed logits with respect to x, through the encoder."""
         x = x.clone().requires_grad_()
         _, modality, _ = self.discriminator(sample(*self.vae(m).encode(x), noise))
         (gradient,) = torch.autograd.grad(modality.sum(), x, create_graph=True)
@@ -241,7 +241,7 @@ class Baseline(nn.Module):
 
 
 class Rows(Dataset[tuple[Tensor, Tensor]]):
-    """Features and label of one row of a modality at a time, in the memory of the host."""
+    """Data set of the rows of one modality, in host memory."""
 
     def __init__(self, x: Tensor, label: Tensor) -> None:
         self.x, self.label = x, label
@@ -257,12 +257,12 @@ Loaders = Sequence[DataLoader[tuple[Tensor, Tensor]]]
 
 
 def loaders(parts: Iterable[tuple[Tensor, Tensor]], *, batch: int) -> Loaders:
-    """One DataLoader per modality, reshuffled every epoch, its last incomplete batch dropped."""
+    """Return one DataLoader per modality, reshuffled every epoch; the last incomplete batch is dropped."""
     return [DataLoader(Rows(x, label), batch_size=batch, shuffle=True, drop_last=True) for x, label in parts]
 
 
 def train_epoch(system: Baseline, given: Loaders) -> dict[str, float]:
-    """Steps until the shortest modality is used up; the mean of every term."""
+    """Train until the shortest modality is exhausted; return the mean of every term."""
     device, sums, steps = system.setting.device, dict[str, float](), 0
     for parts in zip(*given, strict=False):
         x = [features.to(device) for features, _ in parts]

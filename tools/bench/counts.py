@@ -1,8 +1,8 @@
-"""Operations that a step of one replicate cannot do without, counted from the sizes of its networks.
+"""Minimum number of operations in a step of one replicate, counted from the sizes of its networks.
 
-Matrix products only, a multiplication and an addition being two operations; what works on single elements is not
-counted. The count is the method's: encoders stand still in phase D and are run once, the discriminator stands still in
-phase G. A lower precision is for phase G, as the penalty through x keeps phase D in float32.
+Counts matrix products only, with multiplication and addition as two operations; element-wise operations are left out.
+Encoders are frozen in phase D and run once; the discriminator is frozen in phase G. Lower precision applies to phase G
+only, because the penalty through x keeps phase D in float32.
 
 Legend: b rows of a modality, n rows of all, p features, l latent dimensions, k classes, w last hidden width.
 """
@@ -21,7 +21,7 @@ Layout = Literal["forward", "input", "weight"]
 
 @dataclass(frozen=True)
 class Product:
-    """[rows, inner] by [inner, columns], ``stack`` times at once; laid out as one of the three of a linear layer."""
+    """A product [rows, inner] x [inner, columns], batched ``stack`` times, in one of the layouts of a linear layer."""
 
     layout: Layout
     rows: int
@@ -32,33 +32,33 @@ class Product:
 
     @property
     def operations(self) -> int:
-        """Multiplications and additions."""
+        """Return the number of multiplications and additions."""
         return 2 * self.stack * self.rows * self.inner * self.columns
 
 
 def encoder(shape: Shape, modality: str) -> Layers:
-    """With both heads."""
+    """Return the layers of an encoder, with both heads."""
     down = [shape.features[modality], *shape.hidden[modality]]
     return [*pairwise(down), *[(down[-1], shape.latent)] * 2]
 
 
 def decoder(shape: Shape, modality: str) -> Layers:
-    """To the features."""
+    """Return the layers of a decoder."""
     return list(pairwise([shape.latent, *reversed(shape.hidden[modality]), shape.features[modality]]))
 
 
 def trunk(shape: Shape) -> Layers:
-    """Of the discriminator."""
+    """Return the layers of the discriminator's trunk."""
     return list(pairwise([shape.latent, *shape.discriminator]))
 
 
 def heads(shape: Shape) -> Layers:
-    """For the modality, then for the class."""
+    """Return the heads of the discriminator: modality, then class."""
     return [(shape.discriminator[-1], len(shape.features)), (shape.discriminator[-1], shape.classes)]
 
 
 def parameters(shape: Shape) -> int:
-    """Trainable numbers."""
+    """Return the number of trainable parameters."""
     of_discriminator = sum((i + 1) * o for i, o in [*trunk(shape), *heads(shape)])
     of_vaes = sum((i + 1) * o for m in shape.features for i, o in [*encoder(shape, m), *decoder(shape, m)])
     # Scale and shift of every normalised layer: all hidden ones but the encoder's last.
@@ -67,14 +67,14 @@ def parameters(shape: Shape) -> int:
 
 
 def products(shape: Shape, *, rows: int) -> Counter[Product]:
-    """Every product of a step and how often it is taken."""
+    """Return the products of a step with their counts."""
     return Counter(
         [*_phase_d(shape, rows), *_phase_g(shape, rows), *_clustering(shape, rows), *_clustering(shape, rows)]
     )
 
 
 def operations(shape: Shape, *, rows: int) -> int:
-    """Of all products of a step."""
+    """Return the number of operations in all products of a step."""
     return sum(product.operations * times for product, times in products(shape, rows=rows).items())
 
 
@@ -84,12 +84,12 @@ def _phase_d(shape: Shape, b: int) -> Iterator[Product]:
     for m in shape.features:
         yield from _taken("forward", encoder(shape, m), b)  # z
         yield from _taken("input", encoder(shape, m), b)  # the gradient of the logits, from z to x
-        yield from _taken("forward", encoder(shape, m), b)  # and of its square, back from x to z
+        yield from _taken("forward", encoder(shape, m), b)  # the gradient of its square, back from x to z
     yield from _taken("forward", [*trunk(shape), *heads(shape)], n)
     yield from _taken("input", towards_modality, n)  # the gradient of the logits, to z
-    yield from _taken("forward", trunk(shape), n)  # of its square: what reaches every layer
-    yield from _taken("weight", towards_modality, n)  # and what the weights make of it
-    yield from _taken("weight", [*trunk(shape), *heads(shape)], n)  # of the losses
+    yield from _taken("forward", trunk(shape), n)  # the gradient of its square, at every layer
+    yield from _taken("weight", towards_modality, n)  # and of the weights
+    yield from _taken("weight", [*trunk(shape), *heads(shape)], n)  # weight gradients of the losses
     yield from _taken("input", [*trunk(shape)[1:], *heads(shape)], n)
 
 
@@ -116,10 +116,10 @@ def _taken(layout: Layout, layers: Sequence[tuple[int, int]], rows: int, *, lowe
 
 
 def _clustering(shape: Shape, b: int) -> Iterator[Product]:
-    """The similarity of all rows of a modality and its two overlaps a' S a, with their gradients."""
+    """Yield the products of the row similarities of a modality and two overlaps a' S a, with their gradients."""
     k, w, stack = shape.classes, shape.discriminator[-1], len(shape.features)
     yield Product("forward", b, w, b, stack=stack)  # h h'
-    yield Product("input", b, b, w, stack=stack)  # its gradient times h, and transposed
+    yield Product("input", b, b, w, stack=stack)  # its gradient times h, and the transpose
     yield Product("weight", b, b, w, stack=stack)
     for _ in range(2):
         yield Product("weight", k, b, b, stack=stack)  # a' S

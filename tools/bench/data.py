@@ -28,7 +28,7 @@ from modis_dist.data.store.stored_rows import StoredRows
 from tools.bench.data_work import WIDE, alone, command, make_source, train
 from tools.bench.measure import Row, Watch
 
-CHUNK = 16 << 20  # bytes that are read from a file at once
+CHUNK = 16 << 20  # bytes per read
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for each command, reader and training."""
+    """Yield a row for each command, reader and training."""
     with tempfile.TemporaryDirectory(dir=arguments.folder) as name:
         source, folder = Path(name) / "source", Path(name) / "store"
         source.mkdir()
@@ -75,7 +75,7 @@ def _with_rates(row: Row, arguments: argparse.Namespace) -> Row:
 
 
 def _reading(store: Store, arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for each reader, cold and warm."""
+    """Yield a row for each reader, cold and warm."""
     files = [store.path / WIDE / shard.name for shard in store.table(WIDE).shards]
     readers: dict[str, Callable[[], None]] = {
         "disk": lambda: _read_bytes(files),
@@ -105,7 +105,7 @@ def _reading(store: Store, arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def _drop(files: list[Path]) -> None:
-    """Take files out of the system's cache."""
+    """Drop files from the page cache."""
     for path in files:
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
@@ -120,7 +120,7 @@ def _read_bytes(files: list[Path]) -> None:
 
 
 def _read_row_groups(files: list[Path]) -> None:
-    """By pyarrow alone, as it is by default: no checksum is compared."""
+    """Read with plain pyarrow and its defaults, without checksums."""
     for path in files:
         file = pq.ParquetFile(path)
         for number in range(file.num_row_groups):
@@ -128,7 +128,7 @@ def _read_row_groups(files: list[Path]) -> None:
 
 
 def _spans(store: Store) -> Iterator[np.ndarray]:
-    """The rows of each shard."""
+    """Yield the rows of each shard."""
     start = 0
     for shard in store.table(WIDE).shards:
         yield np.arange(start, start + shard.rows)

@@ -1,4 +1,4 @@
-"""Work of the measurements of large data, each in a separate process, with its time and memory."""
+"""Work of the measurements of large data: each runs in a separate process and returns its time and memory."""
 
 import subprocess
 import sys
@@ -36,16 +36,16 @@ WIDE, NARROW, NARROW_FEATURES = "wide", "narrow", 50
 MIB = 2**20
 SAMPLING_S = 0.02
 
-# Tells its peak at its end; what the system tells of a child counts from what its parent held.
+# Prints its own peak at exit: the peak that the system reports for a child includes its parent's memory.
 COMMAND = """
 import atexit, sys
 from modis_dist.cli.data import app
 
-def tell():
+def print_peak():
     lines = open("/proc/self/status").read().splitlines()
     print(next(line.split()[1] for line in lines if line.startswith("VmHWM:")), file=sys.stderr)
 
-atexit.register(tell)
+atexit.register(print_peak)
 app()
 """
 
@@ -54,7 +54,7 @@ app()
 
 
 def alone(work: Callable[..., Row], *arguments: object) -> Row:
-    """Call a function in a new process and return its result: after a fork, the peak memory includes the parent's."""
+    """Call a function in a spawned process and return its result; a fork would inherit the parent's peak memory."""
     spawn = get_context("spawn")
     ours, theirs = spawn.Pipe(duplex=False)
     child = spawn.Process(target=_answer, args=(theirs, work, arguments))
@@ -74,7 +74,7 @@ def _answer(answer: Connection, work: Callable[..., Row], arguments: tuple[objec
 
 
 def command(*words: str | Path) -> Row:
-    """Seconds and peak memory of one `modis-dist data` command."""
+    """Return time and peak memory of one `modis-dist data` command."""
     begin = time.monotonic()
     arguments = [sys.executable, "-c", COMMAND, *map(str, words)]
     done = subprocess.run(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, check=False)
@@ -85,14 +85,14 @@ def command(*words: str | Path) -> Row:
 
 
 def memory(*names: str) -> list[int]:
-    """Figures of this process, in bytes: VmHWM, the most memory it had; RssAnon, what belongs to no file now."""
+    """Return memory of this process in bytes: VmHWM is the peak, RssAnon the current memory without file pages."""
     lines = [line.partition(":") for line in Path("/proc/self/status").read_text().splitlines()]
     fields = {name: value.split() for name, _, value in lines}
     return [1024 * int(fields[name][0]) for name in names]
 
 
 class OwnMemory:
-    """The most memory that belonged to no file while the block ran, in bytes: ``most``."""
+    """Measures the peak memory without file pages during the block: ``most``, in bytes."""
 
     def __init__(self) -> None:
         self.most = 0
@@ -116,7 +116,7 @@ class OwnMemory:
 
 
 def make_source(folder: Path, rows: int, features: int, row_group_rows: int) -> Row:
-    """Two modalities of the same samples, a wide and a narrow one, with 20 % zeros."""
+    """Write tables of two modalities of the same samples, a wide and a narrow one, with 20 % zeros."""
     for modality, width in ((WIDE, features), (NARROW, NARROW_FEATURES)):
         _make_table(folder / f"{modality}.parquet", rows=rows, features=width, row_group_rows=row_group_rows)
     return {}
@@ -137,7 +137,7 @@ def _make_table(path: Path, *, rows: int, features: int, row_group_rows: int) ->
 
 
 class Clock:
-    """A stop port that notes when each step ended, and asks for the end after some."""
+    """Records the end of each step and requests a stop after a number of steps."""
 
     def __init__(self, steps: int) -> None:
         self._steps = steps
@@ -146,11 +146,11 @@ class Clock:
     def requested(self) -> str | None:
         """Return the reason to stop, or None."""
         self.times.append(time.perf_counter())
-        return None if len(self.times) < self._steps else "enough is known"
+        return None if len(self.times) < self._steps else "the measurement is done"
 
 
 def train(store: Path, storage: str, width: int, batch: int, steps: int) -> Row:
-    """Seconds of preparing, batches alone and steps per second of a training on a store, and the memory it takes."""
+    """Return preparation time, batches and steps per second, and memory of a training on a store."""
     opened = Store.open(store)
     features = len(opened.features(WIDE))
     tree = {

@@ -22,14 +22,14 @@ from tools.bench.shapes import Setting
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Shapes, how they are measured, and how many rows."""
+    """Add the options: shapes, measurement and number of rows."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=5)
     parser.add_argument("--rows", type=options.positive, help="maximum rows per modality (default all of the data set)")
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for every setting whose batches the data fill; milliseconds of an epoch and its steps."""
+    """Yield the time of an epoch and its steps, for every setting with at least one full batch."""
     for setting in options.settings(arguments):
         steps = min(
             setting.case.rows.values() if arguments.rows is None else (*setting.case.rows.values(), arguments.rows)
@@ -43,7 +43,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def theirs(arguments: tuple[Setting, int | None]) -> Work:
-    """Epochs of the baseline."""
+    """Return epochs of the baseline as work."""
     setting, limit = arguments
     torch.set_num_threads(setting.threads)
     data = ours.random_rows(setting.case, limit=limit)
@@ -52,7 +52,7 @@ def theirs(arguments: tuple[Setting, int | None]) -> Work:
 
 
 def our(arguments: tuple[Setting, int | None]) -> Work:
-    """Our epochs, on the same rows."""
+    """Return our epochs on the same rows as work."""
     setting, limit = arguments
     cpu_settings.use(setting.threads)
     loader = ours.loader(setting, ours.random_rows(setting.case, limit=limit))

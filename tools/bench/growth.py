@@ -42,7 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for every size of every table."""
+    """Yield a row for every size of every table."""
     for precision in arguments.precisions:
         for threads in arguments.threads:
             cpu_settings.use(threads)
@@ -52,12 +52,12 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def name(sizes: Mapping[str, int]) -> str:
-    """Short name of a system of equal modalities."""
+    """Return a short name of a system of equal modalities."""
     return f"{sizes['modalities']}x{sizes['features']}/{sizes['latent']}"
 
 
 def table(varied: str, start: Setting, *, turns: int) -> list[Row]:
-    """All sizes of one kind, measured in turns."""
+    """Return the rows of all values of one size, measured interleaved."""
     if varied == "ranks":
         return _of_ranks(start, turns=turns)
     settings = {size: resized(start, varied, size) for size in SIZES[varied]}
@@ -69,12 +69,12 @@ def table(varied: str, start: Setting, *, turns: int) -> list[Row]:
 
 
 def _sides(setting: Setting) -> dict[str, Work]:
-    """Both in this process: there are too many sizes for one each."""
+    """Return both sides in this process: there are too many sizes for one process each."""
     return {name: make(setting) for name, make in SIDES.items()}
 
 
 def resized(start: Setting, varied: str, size: int) -> Setting:
-    """The same with another size of one kind."""
+    """Return the setting with another value of one size."""
     if varied == "batch":
         return replace(start, batch=size)
     if varied not in BASE:
@@ -84,7 +84,7 @@ def resized(start: Setting, varied: str, size: int) -> Setting:
 
 
 def _of_ranks(start: Setting, *, turns: int) -> list[Row]:
-    """The same batch by one rank and by several."""
+    """Return the rows of the same batch on one rank and on several."""
     if start.device.type != "cpu":
         return []
     settings = dict.fromkeys(SIZES["ranks"], replace(start, threads=1))
@@ -92,12 +92,12 @@ def _of_ranks(start: Setting, *, turns: int) -> list[Row]:
     with ExitStack() as alive:
         works = {f"ours {size}": alive.enter_context(ranks.stepping(start, size=size)) for size in settings}
         times = interleaved(works, turns=turns, device=start.device)
-    # The ranks' own time is known when they have ended.
+    # The CPU time of the ranks is known only after they have ended.
     return lines("ranks", settings, replace(times, others=watch.others()))
 
 
 def lines(varied: str, settings: Mapping[int, Setting], times: Measured) -> list[Row]:
-    """A row for each size, all with the exponents of their table."""
+    """Return a row for each size, with the exponents of the table."""
     ours = _medians("ours", settings, times)
     baseline = _medians("baseline", settings, times)
     slopes = {"exponent": exponent(ours), "baseline_exponent": exponent(baseline) if baseline else None}

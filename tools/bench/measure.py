@@ -1,6 +1,6 @@
-"""Times of several pieces of work, taken in turns so that what disturbs one disturbs all, and whether anything did.
+"""Interleaved timing of several pieces of work, so that other load affects all alike, and detection of other load.
 
-Knows nothing of what is measured.
+Independent of the work that is measured.
 """
 
 import os
@@ -18,32 +18,32 @@ import torch
 from modis_dist.train.cuda_graph import WARM_UP
 from tools.bench.shapes import Setting
 
-Work = Callable[[int], object]  # do it so many times
+Work = Callable[[int], object]  # called with the number of repeats
 Row = dict[str, Any]
 
-TURN_S = 0.2  # of work in a turn, at least one piece
+TURN_S = 0.2  # of work in a turn; at least one repeat
 WARM_UP_CALLS = WARM_UP + 2  # on a GPU a step is captured in between
-QUIET = 0.05  # share of the cores that others may use
+QUIET = 0.05  # share of the cores that other processes may use
 BUSY = ("user", "nice", "system", "irq", "softirq", "steal")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Milliseconds of one piece of each work, in every turn; and the cores that other processes used meanwhile."""
+    """Milliseconds per repeat of each work in every turn, and the cores that other processes used."""
 
     ms: Mapping[str, tuple[float, ...]]
-    others: float | None  # None where this system does not tell
+    others: float | None  # None if the system does not report it
 
     def median_ms(self, name: str) -> float:
-        """Of one piece of work."""
+        """Return the median time of a repeat."""
         return median(self.ms[name])
 
     def ratio(self, over: str, under: str) -> float:
-        """Of the medians."""
+        """Return the ratio of the medians."""
         return self.median_ms(over) / self.median_ms(under)
 
     def spread(self, over: str, under: str) -> tuple[float, float]:
-        """First and third quartile of the turns' own ratios."""
+        """Return the first and third quartile of the ratio per turn."""
         ratios = [a / b for a, b in zip(self.ms[over], self.ms[under], strict=True)]
         if len(ratios) < 2:
             return ratios[0], ratios[0]
@@ -57,16 +57,16 @@ class Measured:
 
 
 class Watch:
-    """The cores that other processes (and other machines on the same host) use on average, since it was made.
+    """Average number of cores that other processes, and other guests of the host, use since construction.
 
-    Of the cores that this process may run on: their busy time less that of this process and its children.
+    Busy time of the cores that this process may run on, minus the CPU time of this process and its children.
     """
 
     def __init__(self) -> None:
         self._before = cpu_times()
 
     def others(self) -> float | None:
-        """In cores; None where the system's counters stand still."""
+        """Return the number of cores; None if the system's counters do not advance."""
         passed_s, busy_s, own_s = (now - before for now, before in zip(cpu_times(), self._before, strict=True))
         if busy_s <= 0.5 * own_s:
             return None
@@ -74,7 +74,7 @@ class Watch:
 
 
 def cpu_times() -> tuple[float, float, float]:
-    """Seconds: the clock, busy time of the cores, CPU time of this process and its children."""
+    """Return wall time, busy time of the cores, and CPU time of this process and its children, in seconds."""
     every = psutil.cpu_times(percpu=True)
     cores = [every[core] for core in os.sched_getaffinity(0) if core < len(every)]
     busy = sum(getattr(core, kind, 0.0) for core in cores for kind in BUSY)
@@ -85,7 +85,7 @@ def cpu_times() -> tuple[float, float, float]:
 
 
 def repeated(step: Callable[[], object]) -> Work:
-    """A step as work."""
+    """Return a step as work."""
 
     def work(times: int) -> None:
         for _ in range(times):
@@ -95,7 +95,7 @@ def repeated(step: Callable[[], object]) -> Work:
 
 
 def interleaved(works: Mapping[str, Work], *, turns: int, device: torch.device, turn_s: float = TURN_S) -> Measured:
-    """Every work in every turn, forwards and backwards alternately, after it has warmed up."""
+    """Time every work in every turn, in alternating order, after a warm-up."""
     times = {name: pieces_per_turn(work, device, turn_s) for name, work in works.items()}
     seconds: dict[str, list[float]] = {name: [] for name in works}
     watch = Watch()
@@ -112,21 +112,21 @@ def pieces_per_turn(work: Work, device: torch.device, turn_s: float) -> int:
 
 
 def _seconds(work: Work, times: int, device: torch.device) -> float:
-    """From when the device has nothing to do until it has nothing to do again."""
+    """Return the time of a number of repeats, from an idle device to an idle device."""
     began = _finished(device)
     work(times)
     return _finished(device) - began
 
 
 def _finished(device: torch.device) -> float:
-    """The time at which all that was arguments of a device is done."""
+    """Return the time once all work queued on a device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
 def side_by_side(setting: Setting, times: Measured) -> Row:
-    """A row that compares works named ``baseline`` and ``ours``; a ratio above 1 is time that ours saves."""
+    """Return a row that compares works named ``baseline`` and ``ours``; a ratio above 1 means that ours is faster."""
     low, high = times.spread("baseline", "ours")
     return {
         **setting.columns(),
@@ -140,12 +140,12 @@ def side_by_side(setting: Setting, times: Measured) -> Row:
 
 
 def disturbance(times: Measured) -> Row:
-    """Columns that say whether the machine was quiet."""
+    """Return the columns on other load of the machine."""
     if times.quiet is False:
         print(f"other processes used {times.others:.2f} cores: measure again on an idle machine", file=sys.stderr)
     return {"others": times.others, "quiet": times.quiet}
 
 
 def exponent(times: Mapping[int, float]) -> float:
-    """b of time = a * size^b, by least squares of the logarithms; ``times`` holds the time of each size."""
+    """Return b of time = a * size^b, by least squares on logarithms; ``times`` has the time of each size."""
     return linear_regression([log(size) for size in times], [log(ms) for ms in times.values()]).slope

@@ -50,12 +50,12 @@ def settings(arguments: argparse.Namespace) -> Iterator[Setting]:
 
 
 def positive(text: str) -> int:
-    """A whole number of 1 or more."""
+    """Parse a whole number of 1 or more."""
     return _whole(text, least=1)
 
 
 def at_least_2(text: str) -> int:
-    """A whole number of 2 or more: normalisation needs two rows."""
+    """Parse a whole number of 2 or more: normalisation needs two rows."""
     return _whole(text, least=2)
 
 

@@ -1,4 +1,4 @@
-"""Training as `train` does it, and the same numbers for both sides. Only this file knows the package's interfaces."""
+"""Training as in `train`, and equal data for both sides. The only file that uses the package's training interfaces."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tools.bench.shapes import Case, Setting
 
 
 class Training:
-    """A stack of replicates in training, with the log of its losses: what `train/loop.py` does in a step."""
+    """Training of a stack of replicates with its loss log, as a step of `train/loop.py`."""
 
     def __init__(
         self, setting: Setting, *, replicates: int = 1, world: World = ALONE, dtype: torch.dtype = torch.float32
@@ -33,9 +33,9 @@ class Training:
         self.log = LossLog(list(case.shape.features), slots=replicates, window=Trainer().log_every, world=world)
 
     def learn(self, batch: Batch) -> tuple[Terms, Terms]:
-        """Both phases of a step."""
+        """Run both phases of a step."""
         state = self.state
-        batch = replace(batch)  # a new one, as from a loader: on a GPU it is copied to the inputs of the captured step
+        batch = replace(batch)  # a new object, as from a loader: a captured step copies it to its inputs
         state.set_rates(1.0)
         adversary = state.adversary.learn(batch, self.weights, self.rules)
         vae = state.vaes.learn(batch, self.weights, self.rules)
@@ -46,14 +46,14 @@ class Training:
         return adversary, vae
 
     def learn_uncaptured(self, batch: Batch) -> tuple[Terms, Terms]:
-        """Both phases without replay, whose operators a profiler cannot see."""
+        """Run both phases without CUDA graph replay, whose operators a profiler cannot see."""
         for learner in (self.state.adversary, self.state.vaes):
             learner.invalidate_graph()
         return self.learn(batch)
 
 
 def train_epoch(training: Training, loader: Loader) -> None:
-    """Every step of the next epoch, and the means of its losses."""
+    """Run every step of the next epoch and compute the means of its losses."""
     state = training.state
     for step in range(loader.steps):
         training.learn(loader.batch(epoch=state.epoch, step=step))
@@ -63,7 +63,7 @@ def train_epoch(training: Training, loader: Loader) -> None:
 
 
 def endless_steps(training: Training, loader: Loader) -> Iterator[None]:
-    """Steps of one epoch after the other, taken one by one."""
+    """Run one step per iteration, epoch after epoch."""
     while True:
         for step in range(loader.steps):
             training.learn(loader.batch(epoch=training.state.epoch, step=step))
@@ -72,7 +72,7 @@ def endless_steps(training: Training, loader: Loader) -> Iterator[None]:
 
 
 def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weights:
-    """As published: all terms count once but the KL divergence and the penalty."""
+    """Return the published weights: 1 except for the KL divergence and the penalty."""
     ones = torch.ones(replicates, dtype=dtype, device=setting.device)
     classes = setting.case.shape.classes
     return Weights(
@@ -90,7 +90,7 @@ def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weight
 def random_batch(
     setting: Setting, *, replicates: int = 1, world: World = ALONE, dtype: torch.dtype = torch.float32
 ) -> Batch:
-    """A batch of normal numbers, a part of its rows unlabelled; of several ranks, this rank's rows."""
+    """Return this rank's rows of a batch of normal numbers, some of them unlabelled."""
     shape, drawing = setting.case.shape, torch.Generator().manual_seed(0)
     normal = partial(torch.randn, generator=drawing, dtype=dtype)
     size = (replicates, len(shape.features), setting.batch)
@@ -104,12 +104,12 @@ def random_batch(
 
 
 def plain_batch(batch: Batch) -> PlainBatch:
-    """The same rows, labels and noise of the first replicate, for the baseline."""
+    """Return the rows, labels and noise of the first replicate for the baseline."""
     return PlainBatch([x[0] for x in batch.x], list(batch.label[0]), list(batch.noise_d[0]), list(batch.noise_g[0]))
 
 
 def plain_terms(adversary: Terms, vae: Terms, case: Case) -> dict[str, float]:
-    """The terms of the first replicate by the names that the baseline gives them: one for each modality."""
+    """Return the terms of the first replicate under the names of the baseline, one for each modality."""
     terms = {}
     for name, value in (adversary.parts | vae.parts).items():
         if value.dim() == 1:
@@ -120,7 +120,7 @@ def plain_terms(adversary: Terms, vae: Terms, case: Case) -> dict[str, float]:
 
 
 def random_rows(case: Case, *, limit: int | None) -> dict[str, tuple[Tensor, Tensor]]:
-    """Normal features and random labels of each modality, as many rows as the case trains on or ``limit``."""
+    """Return normal features and random labels of each modality: all training rows of the case, or ``limit``."""
     drawing = torch.Generator().manual_seed(0)
     values = {}
     for modality, p in case.shape.features.items():
@@ -131,7 +131,7 @@ def random_rows(case: Case, *, limit: int | None) -> dict[str, tuple[Tensor, Ten
 
 
 def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]], *, replicates: int = 1) -> Loader:
-    """The package's loader of these rows, which replicates share, in the order that was published: as they come."""
+    """Return the package's loader of these rows, shared by replicates, without oversampling of labelled rows."""
     return Loader(
         [_prepared(setting.case, rows)] * replicates,
         range(replicates),
@@ -146,7 +146,7 @@ def loader(setting: Setting, rows: dict[str, tuple[Tensor, Tensor]], *, replicat
 
 
 def _prepared(case: Case, rows: dict[str, tuple[Tensor, Tensor]]) -> Prepared:
-    """The rows as a training gets them."""
+    """Return the rows as a training receives them."""
     x = {modality: features.numpy() for modality, (features, _) in rows.items()}
     label = {modality: labels.numpy() for modality, (_, labels) in rows.items()}
     names = {modality: np.arange(len(part)).astype(str).astype(object) for modality, part in x.items()}

@@ -18,7 +18,7 @@ from tools.bench.shapes import Setting
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Shapes, how they are measured, and the sizes of stacks."""
+    """Add the options: shapes, measurement and stack sizes."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=15)
     parser.add_argument(
@@ -27,7 +27,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for every setting and size."""
+    """Yield a row for every setting and stack size."""
     for setting in options.settings(arguments):
         stacks = {str(replicates): stack(setting, replicates=replicates) for replicates in arguments.replicates}
         times = interleaved(
@@ -39,13 +39,13 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def stack(setting: Setting, *, replicates: int) -> Work:
-    """Steps of a stack, each with its batch."""
+    """Return steps of a stack as work, each with its batch."""
     training = ours.Training(setting, replicates=replicates)
     loader = ours.loader(setting, ours.random_rows(setting.case, limit=None), replicates=replicates)
     return repeated(partial(next, ours.endless_steps(training, loader)))
 
 
 def of_one(times: Measured, *, replicates: int) -> Measured:
-    """One alone, and one of so many in a stack, among which its time is shared out."""
+    """Return the times of a single replicate and of one in a stack, whose time is divided by ``replicates``."""
     shared = tuple(ms / replicates for ms in times.ms[str(replicates)])
     return Measured({"baseline": times.ms["alone"], "ours": shared}, times.others)

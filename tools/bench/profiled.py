@@ -25,7 +25,7 @@ from tools.bench.measure import Row
 from tools.bench.shapes import Setting
 
 WARM_UP = 3  # steps
-GROUPS = {  # those that compute; what only calls them (`linear`, `to`) is in `other`, or calls would count twice
+GROUPS = {  # operators that compute; their callers (`linear`, `to`) are in `other`, so that calls count once
     "products": "mm addmm addmm_ bmm baddbmm",
     "normalisation": "native_batch_norm native_batch_norm_backward cudnn_batch_norm cudnn_batch_norm_backward",
     "optimiser": "_fused_adam_ _foreach_add_ _foreach_sub_ _amp_update_scale_"
@@ -48,12 +48,12 @@ class Spent:
 
     @property
     def group(self) -> str:
-        """The key of ``GROUPS`` that names it; what the optimiser does around its operators counts as optimiser."""
+        """Return the key of ``GROUPS`` with this operator; the optimiser's own Python code counts as optimiser."""
         return "optimiser" if self.operator.startswith("Optimizer.") else GROUP_OF.get(self.operator, "other")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Shapes, replicates, and how much is shown."""
+    """Add the options: shapes, replicates and number of operators."""
     options.of_shapes(parser)
     options.of_settings(parser)
     parser.add_argument("--replicates", nargs="+", type=options.positive, default=[1], help="replicates in a stack")
@@ -62,7 +62,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """Rows of groups, then of operators, for every setting and size of a stack."""
+    """Yield rows of groups, then of operators, for every setting and stack size."""
     for setting in options.settings(arguments):
         for replicates in arguments.replicates:
             operators = spent(setting, replicates=replicates, steps=arguments.steps)
@@ -71,7 +71,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def shares(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
-    """Groups, then the ``top`` operators, each by falling time."""
+    """Yield groups, then the ``top`` operators, both in order of decreasing time."""
     whole = sum(spent.ms for spent in operators) or 1.0
     ms, calls = Counter[str](), Counter[str]()
     for spent in operators:
@@ -84,7 +84,7 @@ def shares(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
 
 
 def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:
-    """Every operator of a step in motion."""
+    """Return every operator of a step after warm-up."""
     training = ours.Training(setting, replicates=replicates)
     step = partial(training.learn_uncaptured, ours.random_batch(setting, replicates=replicates))
     for _ in range(WARM_UP):
@@ -96,9 +96,9 @@ def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:
 
 
 def profiled(step: Callable[[], object], steps: int, *, on_gpu: bool) -> list[FunctionEventAvg]:
-    """The operators of so many steps.
+    """Return the operators of a number of steps.
 
-    A GPU's kernels have entries of their own beside the operators that start them, and would be counted twice.
+    GPU kernels have separate entries in addition to the operators that launch them; these are left out.
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with profile(activities=activities) as profiler:

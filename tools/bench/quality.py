@@ -31,18 +31,18 @@ CLOSE = 0.005
 
 @dataclass(frozen=True)
 class Curve:
-    """One replicate: its metric after every epoch, and the seconds since its training began."""
+    """Metric of one replicate after every epoch, and the seconds since the start of its training."""
 
     values: tuple[float, ...]
     seconds: tuple[float, ...]
 
     @property
     def end(self) -> float:
-        """Mean of the last epochs."""
+        """Return the mean of the last epochs."""
         return fmean(self.values[-LAST:])
 
     def reaches(self, aim: float) -> int | None:
-        """The first epoch, counted from 1, that is as good, and so is the mean of the five from it on; or None."""
+        """Return the first epoch, from 1, that reaches ``aim``, as does the mean of the five from it on; or None."""
         means = [fmean(self.values[n : n + LAST]) for n in range(len(self.values))]
         good = (n for n, (value, mean) in enumerate(zip(self.values, means, strict=True), 1) if min(value, mean) >= aim)
         return next(good, None)
@@ -56,7 +56,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """One row for each condition."""
+    """Yield one row for each condition."""
     with tempfile.TemporaryDirectory() as folder:
         out = arguments.out or Path(folder) / "study"
         if not (out / "summary.json").exists():
@@ -72,7 +72,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def curves(out: Path) -> dict[str, list[Curve]]:
-    """The searched trials of a finished study by condition."""
+    """Return the curves of the search trials of a finished study by condition."""
     trials = json.loads((out / "manifest.json").read_text())["trials"]
     times = journal_seconds(out)
     by_condition: dict[str, list[Curve]] = {}
@@ -85,7 +85,7 @@ def curves(out: Path) -> dict[str, list[Curve]]:
 
 
 def journal_seconds(out: Path) -> dict[str, dict[int, float]]:
-    """For each trial the seconds from the begin of its training to the end of each epoch."""
+    """Return, for each trial, the seconds from the start of its training to the end of each epoch."""
     seconds: dict[str, dict[int, float]] = {}
     for folder in (out / "packs").iterdir():
         began: dict[str, float] = {}
@@ -100,7 +100,7 @@ def journal_seconds(out: Path) -> dict[str, dict[int, float]]:
 
 
 def compared(by_condition: Mapping[str, list[Curve]]) -> Iterator[Row]:
-    """Rows of conditions beside the first."""
+    """Yield a row for each condition, compared with the first."""
     first = next(iter(by_condition.values()))
     aims = [curve.end - CLOSE for curve in first]
     whole = median(curve.seconds[-1] for curve in first)
@@ -127,6 +127,6 @@ def compared(by_condition: Mapping[str, list[Curve]]) -> Iterator[Row]:
 
 
 def _median(values: Iterable[float]) -> float | None:
-    """The middle of them; None where that is one that was never reached."""
+    """Return the median; None if it is infinite (never reached)."""
     middle = median(values)
     return middle if isfinite(middle) else None

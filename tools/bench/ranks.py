@@ -1,4 +1,4 @@
-"""Several ranks that train one stack over gloo on this machine, each a process with one thread, told when to step."""
+"""Several ranks that train one stack over gloo on this machine, each a process with one thread, driven by pipes."""
 
 import tempfile
 from collections.abc import Iterator
@@ -19,13 +19,13 @@ SPAWN = get_context("spawn")
 
 @contextmanager
 def stepping(setting: Setting, *, size: int) -> Iterator[Work]:
-    """Work of so many ranks, which wait for it and use no processor meanwhile; they end with the context."""
+    """Yield the work of ``size`` ranks, which block on a pipe between calls and end with the context."""
     with tempfile.TemporaryDirectory() as folder:
-        seats = [RankSpec(rank, size, rendezvous_file(Path(folder))) for rank in range(size)]
-        pipes = [SPAWN.Pipe() for _ in seats]
+        specs = [RankSpec(rank, size, rendezvous_file(Path(folder))) for rank in range(size)]
+        pipes = [SPAWN.Pipe() for _ in specs]
         processes = [
-            SPAWN.Process(target=_serve, args=(theirs, seat, setting), daemon=True)
-            for (_, theirs), seat in zip(pipes, seats, strict=True)
+            SPAWN.Process(target=_serve, args=(theirs, spec, setting), daemon=True)
+            for (_, theirs), spec in zip(pipes, specs, strict=True)
         ]
         for process in processes:
             process.start()
@@ -47,14 +47,14 @@ def _ask(pipes: list[Connection], steps: int) -> None:
 
 
 def _await(pipes: list[Connection]) -> None:
-    """Until every rank is done; raises ``EOFError`` where one has died."""
+    """Wait until every rank is done. Raises ``EOFError`` if a rank has died."""
     for pipe in pipes:
         pipe.recv()
 
 
-def _serve(pipe: Connection, seat: RankSpec, setting: Setting) -> None:
+def _serve(pipe: Connection, spec: RankSpec, setting: Setting) -> None:
     torch.set_num_threads(1)
-    with join_process_group(seat, device=setting.device) as world:
+    with join_process_group(spec, device=setting.device) as world:
         training = ours.Training(setting, world=world)
         batch = ours.random_batch(setting, world=world)
         pipe.send(True)

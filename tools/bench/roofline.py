@@ -29,17 +29,17 @@ from tools.bench.step import SIDES
 ADAM_BYTES = 28  # float32: parameter and two moments read and written, gradient read
 ADD_BYTES = 12  # of each number added in place: two read, one written
 PRODUCT_TURN_S = 0.02
-IN_A_GRAPH = 50  # on a GPU: a graph takes some microseconds to start, whatever it holds
+IN_A_GRAPH = 50  # repeats per CUDA graph; the launch takes microseconds, whatever the graph contains
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Shapes and how they are measured."""
+    """Add the options: shapes and measurement."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=15)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for every setting."""
+    """Yield a row for every setting."""
     for setting in options.settings(arguments):
         watch = Watch()
         products = products_ms(setting, turns=arguments.turns)
@@ -51,7 +51,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def floors(setting: Setting, *, products: float, bandwidth: float, ours_ms: float) -> Row:
-    """Columns from the milliseconds of the products and the bandwidth in bytes per millisecond."""
+    """Return the columns computed from product time (ms) and bandwidth (bytes per ms)."""
     operations = counts.operations(setting.case.shape, rows=setting.batch)
     moved = ADAM_BYTES * counts.parameters(setting.case.shape)
     adam = moved / bandwidth
@@ -68,42 +68,42 @@ def floors(setting: Setting, *, products: float, bandwidth: float, ours_ms: floa
 
 
 def products_ms(setting: Setting, *, turns: int) -> float:
-    """Milliseconds of all products of a step, each taken by itself."""
+    """Return the milliseconds of all products of a step, each timed alone."""
     shapes = counts.products(setting.case.shape, rows=setting.batch)
     return sum(times * product_ms(product, setting, turns=turns) for product, times in shapes.items())
 
 
 def product_ms(product: Product, setting: Setting, *, turns: int) -> float:
-    """Median milliseconds of one product."""
+    """Return the median milliseconds of one product."""
     dtype = setting.autocast_dtype if product.lower and setting.autocast_dtype else torch.float32
     return floor_ms(taking(product, setting.device, dtype), setting.device, turns=turns, turn_s=PRODUCT_TURN_S)
 
 
 def floor_ms(step: Callable[[], object], device: torch.device, *, turns: int, turn_s: float = TURN_S) -> float:
-    """Median milliseconds of a step; on a GPU without what it costs to start it."""
-    work, times = (recorded(step, times=IN_A_GRAPH), IN_A_GRAPH) if device.type == "cuda" else (step, 1)
+    """Return the median milliseconds of a step; on a GPU, without launch overhead."""
+    work, times = (captured(step, times=IN_A_GRAPH), IN_A_GRAPH) if device.type == "cuda" else (step, 1)
     return interleaved({"it": repeated(work)}, turns=turns, device=device, turn_s=turn_s).median_ms("it") / times
 
 
-def recorded(step: Callable[[], object], *, times: int) -> Callable[[], None]:
-    """A step, so many times, as one CUDA graph."""
-    around, aside = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
-    aside.wait_stream(around)
-    with torch.cuda.stream(aside):
-        step()  # here libraries allocate what they need once
+def captured(step: Callable[[], object], *, times: int) -> Callable[[], None]:
+    """Return the replay of one CUDA graph of ``times`` steps."""
+    current, side = torch.cuda.current_stream(), torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        step()  # warm-up: libraries allocate their workspaces
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=aside):
+    with torch.cuda.graph(graph, stream=side):
         for _ in range(times):
             step()
 
-    def replay(_: object = step) -> None:  # which has the memory that the graph reads
+    def replay(_: object = step) -> None:  # keeps the memory that the graph reads
         graph.replay()
 
     return replay
 
 
 def taking(product: Product, device: torch.device, dtype: torch.dtype) -> Callable[[], Tensor]:
-    """The product on random numbers, with operands laid out as a linear layer and its gradients have them."""
+    """Return the product on random numbers, with the operand layouts of a linear layer and its gradients."""
     normal = partial(torch.randn, device=device, dtype=dtype)
     stack = () if product.stack == 1 else (product.stack,)
     left, right = normal(*stack, product.rows, product.inner), normal(*stack, product.inner, product.columns)
@@ -117,7 +117,7 @@ def taking(product: Product, device: torch.device, dtype: torch.dtype) -> Callab
 
 
 def bytes_per_ms(setting: Setting, *, turns: int) -> float:
-    """Bytes per millisecond of adding in place, where the numbers are as many as Adam has to do with."""
+    """Return the bandwidth of in-place addition (bytes per ms), with as many numbers as Adam reads and writes."""
     several = 2 * counts.parameters(setting.case.shape)
     a, b = torch.ones(2, several, device=setting.device)
     return ADD_BYTES * several / floor_ms(partial(a.add_, b), setting.device, turns=turns)

@@ -1,6 +1,6 @@
 """Systems to measure: those of the paper, a tiny one, and systems of any size; settings of a measurement.
 
-Sizes and weights are those of the paper's tables S1 to S3. Knows nothing of how anything is computed.
+Sizes and weights are those of the paper's tables S1 to S3. Independent of how a step is computed.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +30,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Setting:
-    """One line of a table: what is trained, and how."""
+    """One row of a table: the system that is trained, and how."""
 
     name: str
     case: Case
@@ -42,7 +42,7 @@ class Setting:
 
     @property
     def autocast_dtype(self) -> torch.dtype | None:
-        """Precision of the networks where it is not float32."""
+        """Return the autocast dtype; None for float32."""
         return AUTOCAST_DTYPES[self.precision]
 
     def columns(self) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def case(
     penalty_weight: float,
     discriminator: tuple[int, ...] = (1024, 512, 256),
 ) -> Case:
-    """A case from the features and width ratios of each modality."""
+    """Return a case from the features and width ratios of each modality."""
     features = {modality: p for modality, (p, _) in nets.items()}
     hidden = {modality: widths(p, ratios) for modality, (p, ratios) in nets.items()}
     shape = Shape(features, hidden, latent, classes, discriminator)
@@ -68,7 +68,7 @@ def case(
 
 
 def of_size(*, modalities: int, features: int, latent: int) -> Case:
-    """A case of any size: modalities that are all alike, with InterSIM's ratios, classes and weights."""
+    """Return a case of any size: equal modalities, with InterSIM's ratios, classes and weights."""
     nets = {f"m{number}": (features, INTERSIM_RATIOS) for number in range(modalities)}
     return case(nets, latent=latent, classes=5, rows=[1000] * modalities, beta=1e-4, penalty_weight=10.0)
 

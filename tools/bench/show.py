@@ -1,4 +1,4 @@
-"""Rows of measurements as JSON, or as a table that is read on a terminal and pasted into a page."""
+"""Rows of measurements as JSON or as a Markdown table."""
 
 import json
 from collections.abc import Sequence
@@ -10,12 +10,12 @@ COMMON = ("shape", "batch", "precision", "threads", "baseline_ms", "ours_ms", "r
 
 
 def as_json(rows: Sequence[Row]) -> str:
-    """A list of objects; all of them have the COMMON keys, null where a measurement has no such thing."""
+    """Return a list of objects; all have the COMMON keys, null if a measurement lacks one."""
     return json.dumps([dict.fromkeys(COMMON) | row for row in rows], indent=1)
 
 
 def as_table(rows: Sequence[Row]) -> str:
-    """Markdown: a line for each row, a column for each key that any of them has."""
+    """Return a Markdown table with a line per row and a column per key of any row."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
     cells = [keys, *([cell(row.get(key)) for key in keys] for row in rows)]
     widths = [max(len(line[column]) for line in cells) for column in range(len(keys))]
@@ -29,7 +29,7 @@ def _line(cells: Sequence[str], widths: Sequence[int]) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value, of three digits where it is not a whole number."""
+    """Return a value as text, with three significant digits if it is not a whole number."""
     match value:
         case None:
             return "-"

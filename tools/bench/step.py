@@ -20,26 +20,26 @@ from tools.bench.shapes import Setting
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Shapes and how they are measured."""
+    """Add the options: shapes and measurement."""
     options.of_shapes(parser)
     options.of_measurement(parser, turns=21)
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """A row for every setting."""
+    """Yield a row for every setting."""
     for setting in options.settings(arguments):
         with apart(SIDES, setting, device=setting.device) as works:
             yield side_by_side(setting, interleaved(works, turns=arguments.turns, device=setting.device))
 
 
 def theirs(setting: Setting) -> Work:
-    """Steps of the baseline."""
+    """Return steps of the baseline as work."""
     torch.set_num_threads(setting.threads)
     return repeated(partial(Baseline(setting).learn, ours.plain_batch(ours.random_batch(setting))))
 
 
 def our(setting: Setting) -> Work:
-    """Our steps, on the same batch."""
+    """Return our steps on the same batch as work."""
     cpu_settings.use(setting.threads)
     return repeated(partial(ours.Training(setting).learn, ours.random_batch(setting)))
 

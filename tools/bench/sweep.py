@@ -36,7 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
-    """The three ways, on the same store."""
+    """Yield a row for each of the three ways, on the same data."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         path = folder / "study.yaml"
@@ -60,7 +60,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
 
 
 def study(*, samples: int, epochs: int, folds: int) -> dict[str, Any]:
-    """Return a study of three weights in some folds."""
+    """Return a study of three weights and ``folds`` folds."""
     return {
         "name": "throughput",
         "data": {"simulate": {"samples": samples, "classes": 5, "seed": 1}},
@@ -72,7 +72,7 @@ def study(*, samples: int, epochs: int, folds: int) -> dict[str, Any]:
 
 
 def as_study(path: Path, out: Path, *options: str) -> tuple[float, float, int]:
-    """Seconds of the twelve trials by `tune`, core seconds of their training, and packs."""
+    """Return wall seconds of a study with `tune`, core seconds of its trainings, and the number of packs."""
     wall_s = run("tune", path, "--out", out, *options)
     packs = [
         (folder, json.loads((folder / "pack.json").read_text())["threads"]) for folder in (out / "packs").iterdir()
@@ -81,7 +81,7 @@ def as_study(path: Path, out: Path, *options: str) -> tuple[float, float, int]:
 
 
 def one_by_one(stacked: Path, out: Path) -> tuple[float, float, int]:
-    """The same of the same trainings by `train`."""
+    """Return the same for the same trainings with `train`."""
     trials = [trial["id"] for trial in json.loads((stacked / "manifest.json").read_text())["trials"]]
     store = next(stacked.glob("store-*"))
     wall_s = core_s = 0.0
@@ -94,13 +94,13 @@ def one_by_one(stacked: Path, out: Path) -> tuple[float, float, int]:
 
 
 def core_seconds(folder: Path, *, threads: int) -> float:
-    """A journal's time from its first to its last record, times the cores."""
+    """Return the time from the first to the last record of a journal, times the threads."""
     times: list[float] = [record["time_ms"] / 1000 for record in read(folder / "journal.jsonl")]
     return (max(times) - min(times)) * threads
 
 
 def run(*arguments: str | Path) -> float:
-    """Wall seconds of a command; its output goes nowhere."""
+    """Run a command, discarding its output; return its wall seconds."""
     began = time.monotonic()
     done = subprocess.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False)
     if done.returncode:

@@ -1,8 +1,8 @@
-"""One process of doctor's all-reduce: time the all-reduce between all processes, and try a lock between them.
+"""One process of doctor's all-reduce check: time an all-reduce over all processes, and test a lock between them.
 
 The processes find each other in a shared folder: each writes a file when it starts and one when it is done, which shows
-whether a process never started or could not connect. Slurm sets rank and world size; on one machine doctor sets the
-same variables. Tasks of Slurm connect over the network, like the ranks of a training, others over loopback.
+whether a process did not start or could not connect. Slurm sets rank and world size; on one machine doctor sets the
+same variables. Slurm tasks connect over the network, like the ranks of a training; others connect over loopback.
 """
 
 import fcntl
@@ -38,7 +38,7 @@ class Done:
     gloo_s: float = 0.0
     nccl_s: float | None = None  # None unless every process has a GPU
     error: str = ""
-    excluded: bool | None = None  # whether a lock of rank 0 excluded this process; None if it did not try
+    excluded: bool | None = None  # true if a lock of rank 0 excluded this process; None if not tried
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def take_part(folder: Path) -> None:
     try:
         with (folder / LOCK).open("a") as lock:
             if rank == 0:
-                fcntl.flock(lock, fcntl.LOCK_EX)  # until all are done
+                fcntl.flock(lock, fcntl.LOCK_EX)  # held until all processes are done
             write_json(folder / f"started-{rank}.json", {"host": host, "gpu": torch.cuda.is_available()})
             if rank == 0:
                 _open_rendezvous(folder, size)
@@ -74,7 +74,7 @@ def take_part(folder: Path) -> None:
 
 
 def answers(folder: Path, size: int) -> Answers:
-    """Return what the processes have written so far."""
+    """Return the files that the processes have written so far."""
     started = {rank: _read(folder / f"started-{rank}.json") for rank in range(size)}
     done = {rank: _read(folder / f"done-{rank}.json") for rank in range(size)}
     return Answers(
@@ -91,7 +91,7 @@ def _rank_and_size() -> tuple[int, int]:
 
 
 def _open_rendezvous(folder: Path, size: int) -> None:
-    """Write the address and device once all processes have started; nothing listens before."""
+    """Write the address and device once all processes have started; no port is opened before."""
     names = [f"started-{rank}.json" for rank in range(size)]
     _wait_for(folder, 0, names)
     gpus = all(_read(folder / name)["gpu"] for name in names)

@@ -27,7 +27,7 @@ GRACE_S = 5.0  # for processes to end after their time limit
 
 
 def examine(site: Site | None, *, folder: Path, profile: str = "PROFILE.yaml") -> Iterator[Finding]:
-    """Yield each finding when it is known.
+    """Yield each finding as soon as it is known.
 
     ``folder``: the output folder, existing or not. ``profile``: path of the profile as the user wrote it.
     """
@@ -87,7 +87,7 @@ def _run(command: Sequence[str], size: int) -> None:
 
 
 def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[Finding]:
-    """Check an all-reduce between all nodes of this job, and a lock between them in a folder."""
+    """Check an all-reduce over all nodes of this job, and a lock between them in ``folder``."""
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
             inside, names = Path(name), _node_names(nodes)
@@ -122,7 +122,7 @@ def _command(python: Sequence[str], folder: Path) -> list[str]:
 
 
 def _srun(command: Sequence[str], nodes: int) -> str:
-    """Run a command once on each node; return the error of srun, if it ended within the time limit."""
+    """Run a command once on each node; return srun's error; empty on success or after the time limit."""
     spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--input=none"]
     with subprocess.Popen(
         ["srun", *spread, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
@@ -146,7 +146,7 @@ def _node_names(nodes: int) -> list[str]:
 
 
 def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> Finding:
-    """Report the result of an all-reduce; ``names``: of the processes, ``remark``: the error of srun."""
+    """Report the result of an all-reduce; ``names``: process names; ``remark``: error of srun."""
     absent = [name for rank, name in enumerate(names) if rank not in seen.started]
     if absent:
         fix = (

@@ -67,7 +67,7 @@ def _version(name: str, installed: Callable[[str], str]) -> str | None:
 
 
 def gpus(*, requested: int) -> list[Finding]:
-    """Check that PyTorch runs on the GPUs of this machine. ``requested``: GPUs of a job of the profile."""
+    """Check that PyTorch runs on the GPUs of this machine. ``requested``: GPUs of a job in the profile."""
     if torch.version.cuda is None:
         return [without_cuda(driver=has_driver(), requested=requested)]
     with warnings.catch_warnings(record=True) as caught:
@@ -129,7 +129,7 @@ def architecture(devices: Sequence[tuple[str, tuple[int, int]]], built_for: Sequ
 
 
 def _runs(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Return whether a device runs code: SASS of its generation, PTX of any earlier one; ``sm_90a`` only on itself."""
+    """Return whether a device can run code: SASS of its generation, PTX of any earlier one, ``sm_90a`` only its own."""
     for kind, major, minor, exact in re.findall(r"\b(sm|compute)_(\d+)(\d)(a?)\b", " ".join(built_for)):
         target = (int(major), int(minor))
         later = not exact and target < capability and (kind == "compute" or target[0] == capability[0])

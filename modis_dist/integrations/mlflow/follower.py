@@ -1,7 +1,7 @@
 """A separate idle-priority process that follows a run folder and keeps MLflow up to date.
 
-MLflow costs milliseconds of CPU time per epoch and trial, and seconds to import; here it delays no training. Driver and
-follower share only the run folder.
+MLflow costs milliseconds of CPU time per epoch and trial, and seconds to import; in a separate process it delays no
+training. Driver and follower share only the run folder.
 """
 
 import json
@@ -25,10 +25,10 @@ from modis_dist.integrations.mlflow.sync import (
 from modis_dist.runtime.errors import DataError, RunFailed
 
 LOG = "mlflow-sync.log"
-LOWEST = 19  # Unix priority
+LOWEST = 19  # nice value
 LEFT_TO_DRIVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-POLL_S = 0.5  # how often to look whether the driver is alive
+POLL_S = 0.5  # interval of checks whether the driver is alive
 REST_FACTOR, LONGEST_REST_S = 20, 30.0  # pause after a pass: 20 times its duration; larger transactions cost less
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after an error
 GIVE_UP_S = 3600.0  # after the end of the study
@@ -58,7 +58,7 @@ class Follower:
             )
 
     def wait(self, seconds: float) -> list[str]:
-        """Wait for the process to end, at most some seconds; return the problems, also if it still runs."""
+        """Wait at most ``seconds`` for the process to end; return the problems, also if it still runs."""
         if not self._pid:
             return []
         end = time.monotonic() + seconds
@@ -112,7 +112,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S), was_running=True)
             except Exception as error:
                 _use_idle_cores()
-                study = None  # a new one reads from MLflow what was sent
+                study = None  # a new object reads back from MLflow what was sent
                 problem = describe(error, folder, uri)
                 with suppress(OSError, DataError):
                     write_state(folder, problems=[problem], delivered="")
@@ -127,7 +127,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
 
 
 def _rest(folder: Path, seconds: float, *, was_running: bool) -> None:
-    """Sleep until the study starts or ends, at most some seconds; unblock signals when it has ended."""
+    """Sleep at most ``seconds``, or until the study starts or ends; unblock signals if it has ended."""
     end = time.monotonic() + seconds
     while (left := end - time.monotonic()) > 0 and is_running(folder) == was_running:
         time.sleep(min(POLL_S, left))
@@ -136,7 +136,7 @@ def _rest(folder: Path, seconds: float, *, was_running: bool) -> None:
 
 
 def _unblock_signals() -> None:
-    """Let later signals end this process; those that are pending were meant for the driver."""
+    """Unblock signals; discard the pending ones, which were meant for the driver."""
     blocked = {number for number in LEFT_TO_DRIVER if number in signal.pthread_sigmask(signal.SIG_BLOCK, ())}
     for number in blocked:
         signal.signal(number, signal.SIG_IGN)  # discards a pending signal
@@ -150,10 +150,10 @@ def _lower_priority() -> None:
 
 
 def _use_idle_cores() -> None:
-    """Switch to the idle scheduling policy: at most .3 % of a core that a training uses (Linux weights 3 to 1024).
+    """Switch to the idle scheduling policy, at most 0.3 % of a core that a training uses (Linux weights 3 and 1024).
 
-    The lowest priority alone has weight 15, which is acceptable only while MLflow is imported. Later threads inherit
-    the policy.
+    The lowest nice value alone has weight 15, which is acceptable only while MLflow is imported. Threads started later
+    inherit the policy.
     """
     if hasattr(os, "SCHED_IDLE"):
         with suppress(OSError):

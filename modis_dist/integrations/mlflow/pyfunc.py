@@ -8,8 +8,8 @@ files (safetensors, JSON, YAML) with the installed package. Loading needs ``modi
     model.predict(frame, params={"modality": "mirna"})    # any other
 
 ``frame`` has the features of that modality as columns (float64 or float32) and optionally ``sample_id``. The signature
-lists the features of every modality as optional columns, since a call has those of one; a missing feature of that
-modality raises ``DataError``.
+lists the features of every modality as optional columns, since a call has those of one modality; a missing
+feature of that modality raises ``DataError``.
 """
 
 import re
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from modis_dist.evaluate.predictor import Predictor
 
-# Only what prediction needs: a run's folder may also contain predictions with sample ids.
+# Only the files that prediction needs: a run's folder may also contain predictions with sample ids.
 PARTS = ("best", "run.yaml")
 DIGEST = "modis.digest"
 

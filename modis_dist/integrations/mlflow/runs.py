@@ -1,6 +1,6 @@
 """Search, create, write and close the runs of one MLflow experiment.
 
-Knows nothing of studies and trials.
+Independent of studies and trials.
 """
 
 import errno
@@ -21,7 +21,7 @@ FOLDER = "modis.folder"
 NOTE = "mlflow.note.content"
 NOT_UPLOADED = "modis.not_uploaded"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI opens pages for language models
-MAX_METRICS = 1000  # per request, as are parameters
+MAX_METRICS = 1000  # per request, like MAX_PARAMS
 MAX_PARAMS = 100
 FIGURES = {".png", ".svg", ".pdf", ".html"}
 TABLES = {".csv", ".tsv", ".json", ".md"}
@@ -33,7 +33,7 @@ UNREADABLE = frozenset({errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, 
 class Runs:
     """Runs of an experiment, which is created if it is missing; artifacts go to ``folder`` unless a server stores them.
 
-    Raises ``ConfigError`` if the experiment was deleted, and what MLflow raises.
+    Raises ``ConfigError`` if the experiment was deleted, and the errors of MLflow.
     """
 
     def __init__(self, *, uri: str, experiment: str, folder: Path) -> None:
@@ -88,7 +88,7 @@ class Runs:
         return {(key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)}
 
     def send_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
-        """Log the metrics of journal records with their own times: MLflow keeps identical values once."""
+        """Log the metrics of journal records with their own timestamps: MLflow stores identical values once."""
         from mlflow.entities import Metric
 
         metrics = [
@@ -106,7 +106,8 @@ class Runs:
 
         known = self.client.get_run(run_id).data.metrics
         named = {mlflow_text.key(name): float(number) for name, number in values.items()}
-        new = {key: number for key, number in named.items() if repr(known.get(key)) != repr(number)}  # nan equals nan
+        # Compared as text, so that nan equals nan.
+        new = {key: number for key, number in named.items() if repr(known.get(key)) != repr(number)}
         self._send_metrics(run_id, [Metric(key, new[key], time_ms, 0, model_id=model_id) for key in new])
 
     def send_params(self, run_id: str, params: Mapping[str, Any], *, known: Mapping[str, str]) -> None:
@@ -142,7 +143,7 @@ class Runs:
         return problems
 
     def _close_abandoned(self) -> None:
-        """Set to KILLED the runs of other folders whose driver died and whose follower did, too."""
+        """Close as KILLED the runs of other folders whose driver and follower have both died."""
         for run in self.search("attributes.status = 'RUNNING'"):
             folder = run.data.tags.get(FOLDER, str(self._folder))
             if folder != str(self._folder) and (driver := holder(Path(folder))) and driver.alive is False:
@@ -162,7 +163,7 @@ def is_permanent(error: Exception) -> bool:
 
 
 def is_refused_record(error: Exception) -> bool:
-    """Return whether MLflow refuses a value, not the request as such."""
+    """Return whether MLflow rejected a value rather than the request as a whole."""
     return getattr(error, "error_code", None) in REFUSED
 
 

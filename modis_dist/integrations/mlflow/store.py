@@ -1,6 +1,6 @@
 """Tracking URIs: checks, the environment that MLflow needs, the database of a run folder and the lock of its writer.
 
-Must not know runs, trials or metrics.
+Independent of runs, trials and metrics.
 """
 
 import fcntl
@@ -72,7 +72,7 @@ def sqlite_path(uri: str) -> Path | None:
 
 
 def without_password(uri: str) -> str:
-    """Return a tracking URI for display."""
+    """Return a tracking URI with its password masked."""
     return re.sub(r"//([^/@:]*):[^/]*@", r"//\1:***@", uri)
 
 
@@ -131,7 +131,7 @@ def _is_new(path: Path) -> bool:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield another file that replaces the path at the end: MLflow cannot repair half of its tables."""
+    """Yield a temporary file that replaces ``path`` at the end: MLflow cannot repair partially created tables."""
     for leftover in path.parent.glob(f".{path.name}.new-*"):
         leftover.unlink()
     unfinished = path.with_name(f".{path.name}.new-{secrets.token_hex(4)}")  # MLflow caches stores by URI
@@ -142,7 +142,7 @@ def _replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def only_writer(folder: Path, *, wait: bool = False) -> Iterator[None]:
-    """Be the only process that sends a run folder to MLflow. Raises ``Busy`` if another one is, unless ``wait``."""
+    """Hold the lock of the process that sends a run folder to MLflow. Raises ``Busy`` if taken, unless ``wait``."""
     with _locked(folder / WRITER_LOCK, wait=wait):
         yield
 

@@ -2,7 +2,7 @@
 
 The run folder is the source of truth: manifest, pack journals, results, summary, figures, delivered model. ``sync``
 compares it with the store and sends the difference, so it is idempotent and the next call completes what a crash left
-incomplete. Knows nothing of Ray or of how trainings run.
+incomplete. Independent of Ray and of how trainings run.
 
 The study is a parent run, each trial a nested run. Runs are found by tags, never by name. A closed run has as a tag the
 digest of the file that closed it (``result.json``, ``summary.json``); while it matches, the run is skipped.
@@ -71,7 +71,7 @@ def sync(folder: Path, uri: str | None = None, *, progress: Progress = lambda _d
     """Send what MLflow lacks of the study in a run folder, to the study's tracking URI or ``uri``.
 
     Raises ``Busy`` if another process sends this study, ``DataError`` if the folder has no study, ``ConfigError`` for a
-    URI that cannot be used, and what MLflow raises.
+    URI that cannot be used, and the errors of MLflow.
     """
     with mlflow_store.only_writer(folder):
         try:
@@ -146,9 +146,9 @@ class _TrialRun:
 
 
 class StudySync:
-    """One study and its MLflow store. ``update`` sends what MLflow lacks, after the first call only what is new.
+    """One study and its MLflow store. ``update`` sends what MLflow lacks; after the first call, only what is new.
 
-    After an exception create a new object, which reads from the store what was sent. The caller must hold
+    After an exception, create a new object, which reads back from the store what was sent. The caller must hold
     ``only_writer``.
     """
 
@@ -175,7 +175,7 @@ class StudySync:
         self._close_dropped()
 
     def update(self, progress: Progress = lambda _done, _total: None) -> SyncResult:
-        """Send what MLflow lacks and return the state. Raises what MLflow raises."""
+        """Send what MLflow lacks and return the state. Raises the errors of MLflow."""
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0
@@ -419,7 +419,7 @@ class StudySync:
 
 
 def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
-    """Return the refit with an id; None before it starts. The manifest has only the id."""
+    """Return the refit trial ``name``; None before it starts. The manifest stores only its id."""
     path = folder / "trials" / name / "run.yaml"
     if not path.exists():
         return None

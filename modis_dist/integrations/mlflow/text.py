@@ -16,7 +16,7 @@ MAX_ROWS = 100
 
 
 def key(name: str) -> str:
-    """Return a metric or parameter name that MLflow accepts; a changed name ends in a hash, so it stays unique."""
+    """Return a metric or parameter name that MLflow accepts; a changed name ends in a hash and stays unique."""
     clean = posixpath.normpath(re.sub(r"[^\w.\- /]", "_", name)).lstrip("./ ")
     if clean and clean == name and len(name) <= MAX_NAME:
         return name

@@ -97,7 +97,7 @@ class ExistingRay:
 
 
 def _connect(address: str, workers: Mapping[str, str]) -> None:
-    """Connect to a Ray cluster; its workers get an environment. Raises ``UserError`` if that fails."""
+    """Connect to a Ray cluster and set the environment of its workers. Raises ``UserError`` if that fails."""
     match = ADDRESS.fullmatch(address)
     if match is None or int(match["port"]) > 65535:
         raise UserError(f"--ray: {shown(address)} is not HOST:PORT; use the address that `ray start --head` printed")
@@ -114,14 +114,14 @@ def _connect(address: str, workers: Mapping[str, str]) -> None:
     try:
         with _stderr_closed():
             connect(address=address, runtime_env={"env_vars": dict(workers)})
-    except Exception as error:  # of many types
+    except Exception as error:  # Ray raises many types
         ray.shutdown()  # it may be half connected
         raise UserError(f"--ray: {address}: {connection_error(error)}") from error
 
 
 @contextmanager
 def _stderr_closed() -> Iterator[None]:
-    """Discard what Ray's C++ library writes to standard error; it raises its errors as well."""
+    """Discard the standard error of Ray's C++ library, which also raises its errors."""
     before, null = os.dup(STDERR), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null, STDERR)
     try:
@@ -139,7 +139,7 @@ def _is_node_of(process: psutil.Process, port: int) -> bool:
 
 
 def connection_error(error: BaseException) -> str:
-    """Return in one line why a connection to Ray failed."""
+    """Return the cause of a failed connection to Ray as one line."""
     texts, cause = [str(error)], error.__cause__ or error.__context__
     while cause is not None:
         texts.append(str(cause))

@@ -1,4 +1,4 @@
-"""Detection of a dead Ray head, or node on this machine, which Ray reports after a minute or never."""
+"""Detection of a dead Ray head or local Ray node, which Ray itself reports after a minute or never."""
 
 import atexit
 import os
@@ -26,7 +26,7 @@ def while_ray_lives(work: Callable[[], T]) -> T:
     """
     listeners = _listeners()
     result: Future[T] = Future()
-    # Not of a pool: Python waits for those at exit.
+    # Not a pool thread: Python waits for those at exit.
     threading.Thread(target=_settle, args=(result, work), name="while ray lives", daemon=True).start()
     last = time.monotonic()
     while not wait([result], POLL_S).done:

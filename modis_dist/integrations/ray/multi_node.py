@@ -24,8 +24,8 @@ from modis_dist.runtime.errors import Interrupted, MachineFailed, RunFailed
 from modis_dist.runtime.files import write_text
 
 ADDRESS, STOP_FILE, JOINED = "address", "stop", "joined-{}"
-JOIN_S = 600.0  # for Ray to start on every node: many that load Python from one file system at once take minutes
-END_S = 90.0  # for Ray to end on every node, whose view of the folder may be a minute old
+JOIN_S = 600.0  # for Ray to start on every node; loading Python on many nodes from one file system takes minutes
+END_S = 90.0  # for Ray to end on every node; a node may see the stop file a minute late
 FIRST_PORT, PORTS = 20000, 10000  # of heads; below the ephemeral ports
 POLL_S = 0.25
 TERMINATE_S = 2.0  # for Ray's processes to end after SIGTERM
@@ -77,7 +77,7 @@ def _wait_for_nodes(rendezvous: Path, running: "subprocess.Popen[bytes]", *, nod
 def serve(rendezvous: Path, *, cpus: int, gpus: int) -> None:
     """Run Ray on this node until the stop file exists. Called by ``srun``, once on each node.
 
-    Raises ``RunFailed`` if Ray ends before.
+    Raises ``RunFailed`` if Ray ends earlier.
     """
     for number in IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -101,9 +101,9 @@ def serve(rendezvous: Path, *, cpus: int, gpus: int) -> None:
 
 
 def _command(rendezvous: Path, rank: int) -> list[str]:
-    """Return the ``ray start`` of a node; the first is the head and writes its address."""
+    """Return the ``ray start`` of a node; rank 0 is the head and writes its address."""
     host, start = own_address(), [sys.executable, "-m", "ray.scripts.scripts", "start"]
-    address = [] if host in LOOPBACK else [f"--node-ip-address={host}"]  # Ray does not listen on these
+    address = [] if host in LOOPBACK else [f"--node-ip-address={host}"]  # Ray does not listen on loopback
     if rank == 0:
         port = _free_ports(FIRST_PORT + 2 * int(os.environ["SLURM_JOB_ID"]) % PORTS)
         write_text(rendezvous / ADDRESS, f"{host}:{port}")

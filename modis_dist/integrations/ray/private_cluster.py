@@ -26,11 +26,11 @@ PREFIX = "modis-"
 SOCKET_BYTES = 107  # of a Unix socket's path, at most
 RAY_BYTES = 81  # that Ray's socket paths add to the temporary folder
 SHORT = Path("/tmp")
-RAY_TOKEN = secrets.token_hex(32)  # one for the life of this process: Ray caches the first that it reads
-DRIVER_ENVIRONMENT: Mapping[str, str | None] = {  # besides that of workers; None removes a variable
+RAY_TOKEN = secrets.token_hex(32)  # one per process: Ray caches the first token that it reads
+DRIVER_ENVIRONMENT: Mapping[str, str | None] = {  # in addition to that of workers; None removes a variable
     "RAY_ADDRESS": None,
     "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_ENABLE_AUTO_CONNECT": "0",  # if Ray is lost, it would start another one, open to everybody
+    "RAY_ENABLE_AUTO_CONNECT": "0",  # otherwise a lost Ray would be replaced by one open to everybody
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
 }
@@ -81,7 +81,7 @@ def short_parent() -> Path:
 
 @contextmanager
 def temporary_folder(parent: Path) -> Iterator[Path]:
-    """Yield a folder that no other user may enter; remove it at the end, and those of killed drivers first."""
+    """Yield a folder that no other user may enter and remove it at the end; first remove those of killed drivers."""
     for folder in parent.glob(f"{PREFIX}*"):
         _remove_if_abandoned(folder)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))  # mode 0700: what Ray opens below it stays private
@@ -114,7 +114,7 @@ def connect(**settings: Any) -> None:
     import ray
     from ray._private import worker
 
-    worker.print_to_stdstream = lambda *_, **__: None  # pages of state at the end of nodes and workers
+    worker.print_to_stdstream = lambda *_, **__: None  # Ray prints pages of state when nodes or workers end
     with _signal_handlers_kept():
         ray.init(log_to_driver=False, logging_level=logging.CRITICAL, **settings)
 
@@ -123,7 +123,7 @@ def connect(**settings: Any) -> None:
 def _signal_handlers_kept() -> Iterator[None]:
     """Keep this process's signal handlers, which Ray replaces, and have Ray's processes ignore SIGHUP.
 
-    A closing terminal signals its whole process group. Only the driver handles that: it has the workers save, and ends.
+    A closing terminal signals its whole process group. Only the driver handles it: it makes workers save, then exits.
     """
     terminate, hang_up = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:  # an ignored signal stays ignored in new programs
@@ -159,13 +159,13 @@ def _private(folder: Path) -> dict[str, str | None]:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on 127.0.0.1
         "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_memory_monitor_refresh_ms": "0",  # Tune would take its kills for errors and end the study
+        "RAY_memory_monitor_refresh_ms": "0",  # Tune would treat its kills as errors and end the study
     }
 
 
 @contextmanager
 def environment(settings: Mapping[str, str | None]) -> Iterator[None]:
-    """Set environment variables for the time of the block; None removes one."""
+    """Set environment variables during the block; None removes a variable."""
     before = {name: os.environ.get(name) for name in settings}
     _apply(settings)
     try:

@@ -1,4 +1,4 @@
-"""Ends a private Ray and removes its folder once its driver is gone, however the driver ended.
+"""End a private Ray and remove its folder once its driver has ended, for whatever reason.
 
 Runs as a separate process, ``python reaper.py FOLDER``, whose standard input the driver holds open. Most of Ray dies
 with its driver, but its agents retry for a minute to reach a server that is gone. Imports only the standard library,

@@ -30,7 +30,7 @@ from modis_dist.train.callbacks import NullReporter, Reporter
 from modis_dist.train.process_group import RankSpec, rendezvous_file, rendezvous_port
 
 T = TypeVar("T")
-RESTARTS = 2  # of all ranks, after one has died
+RESTARTS = 2  # of all ranks, after the death of one
 STOP = "stop"
 RESTART_LOG = "ranks.log"  # in the folder of a training: which ranks were lost, and when
 UNUSED_CALLBACKS = (  # Ray Train starts an actor for each
@@ -112,7 +112,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
 
     os.umask(0o077)
     context = get_context()
-    name, port = broadcast_from_rank_zero((secrets.token_hex(8), _port(context)))  # a new one after every death
+    name, port = broadcast_from_rank_zero((secrets.token_hex(8), _port(context)))  # new after every restart
     parent, restart_log = Path(config["folder"]) / "rendezvous", Path(config["restart_log"])
     rendezvous = parent / name
     rendezvous.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _port(context: Any) -> str | None:
-    """Return the rendezvous address of this rank for those on other nodes; None if all are on this one."""
+    """Return the rendezvous address of this rank for ranks on other nodes; None if all ranks are on this node."""
     from ray.util import get_node_ip_address
 
     one_node = context.get_local_world_size() == context.get_world_size()
@@ -148,11 +148,11 @@ def _log_restart(reason: str, rendezvous: Path, restart_log: Path) -> None:
 
 
 def _failure_message(error: Any) -> str:
-    """Return in one line why the last restart failed."""
+    """Return the cause of the last failure as one line."""
     failures = getattr(error, "worker_failures", None) or {}
     texts = [str(getattr(failure, "cause", failure)) for failure in failures.values()]
-    lost = next((text for text in texts if "rank " in text and " of " in text), None)
-    reason = (lost or (texts[0] if texts else str(error))).strip().splitlines()[-1]
+    lost_rank = next((text for text in texts if "rank " in text and " of " in text), None)
+    reason = (lost_rank or (texts[0] if texts else str(error))).strip().splitlines()[-1]
     return f"after {RESTARTS} restarts: {shown(reason)}; rerun the same command to resume from the last checkpoint"
 
 
@@ -187,7 +187,7 @@ def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, 
             restart_log=out / RESTART_LOG,
         )
         watcher = _Watcher(out, run.optim.epochs, reporter)
-        with on_signal(stop.write_text), watching(watcher.look):
+        with on_signal(stop.write_text), watching(watcher.poll):
             if reason := flag.requested():  # while Ray was starting
                 raise Interrupted(f"{reason}; nothing was trained; rerun the same command")
             result: Result | None = while_ray_lives(training)
@@ -218,8 +218,8 @@ class _Watcher:
         self._restart_log = out / RESTART_LOG
         self._logged = len(self._restarts())
 
-    def look(self) -> None:
-        self._journal.look()
+    def poll(self) -> None:
+        self._journal.poll()
         for line in self._restarts()[self._logged :]:
             logging.getLogger(__name__).warning("%s", line)
             self._logged += 1

@@ -28,7 +28,7 @@ WORKER_DIED = f"the worker died {DEATHS + 1} times (out of memory?)"
 
 
 class RayExecutor(AbstractContextManager["RayExecutor"]):
-    """Trains as many packs at once as cores or GPUs allow. Ray starts with the first pack and ends with the block."""
+    """Executor that trains as many packs at once as cores or GPUs allow. Ray starts with the first pack."""
 
     def __init__(self, resources: Resources, *, backend: RayBackend, device: str = "auto", workers: int = 1) -> None:
         self._backend = backend
@@ -52,7 +52,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         self._exit.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; return why trials crashed, by id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
+        """Train packs; return crash reasons by trial id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
         stop = out / STOP
         stop.unlink(missing_ok=True)
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
@@ -73,7 +73,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         return reasons
 
     def _concurrency(self, packs: Sequence[Pack], *, out: Path, store: Path) -> ConcurrencyLimit:
-        """Return how many of the packs are trained at once."""
+        """Return the number of packs trained at once."""
         limit = ConcurrencyLimit(min(self.slots, len(packs)), int(1 / self._gpus) if 0 < self._gpus < 1 else 1)
         return packs_that_fit(
             packs,
@@ -87,13 +87,13 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         )
 
     def _threads(self, packs: int) -> int:
-        """Return the threads of each worker; packs that are fewer than the slots share all cores."""
+        """Return the threads of each worker; fewer packs than slots share all cores."""
         return self.threads if packs == self.slots else self._threads_of(packs)
 
     def _train(
         self, folders: list[str], settings: Mapping[str, Any], limit: ConcurrencyLimit, *, threads: int
     ) -> dict[str, str | None]:
-        """Return None or the crash reason of each pack, no entry for one whose worker died too often.
+        """Return the crash reason, or None, of each pack, except those whose worker died too often.
 
         When a worker dies between two packs, Tune gives up the next one, which had not started; it is submitted again.
         """
@@ -108,7 +108,7 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
     def _fit(
         self, folders: list[str], settings: Mapping[str, Any], limit: ConcurrencyLimit, *, threads: int, turn: int
     ) -> dict[str, str | None]:
-        """Return None or the crash reason of each pack that Tune did not give up."""
+        """Return the crash reason, or None, of each pack that Tune did not give up."""
         from ray import tune
 
         # The trial of a pack with several workers only waits for its ranks; `max_concurrent_trials` limits those.
@@ -137,7 +137,7 @@ def raise_disk_failure(results: Iterable[Any]) -> None:
 
 
 def _outcomes(folders: Sequence[str], results: Iterable[Any]) -> dict[str, str | None]:
-    """Return None or the crash reason of each pack, from Tune's results in the same order.
+    """Return the crash reason, or None, of each pack, from Tune's results in the same order.
 
     A pack whose worker died has no entry.
     """
@@ -151,7 +151,7 @@ def _outcomes(folders: Sequence[str], results: Iterable[Any]) -> dict[str, str |
 
 
 def _exception_line(error: object) -> str | None:
-    """Return in one line what Python raised in a worker; None if the worker died instead."""
+    """Return the exception raised in a worker as one line; None if the worker died instead."""
     from ray.exceptions import RayActorError, RayTaskError
 
     cause = getattr(error, "cause", None) if isinstance(error, RayTaskError) else None
@@ -174,7 +174,7 @@ def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
         if StopFile(Path(config["out"]) / STOP).requested() is None:
             reason = _try_pack(ALONE, config) if config["workers"] == 1 else _try_pack_on_ranks(config)
     except Interrupted:
-        pass  # saved; the driver created the stop file and knows
+        pass  # saved; the driver created the stop file
     except DiskFailed as error:
         disk_error = str(error)
     return {"pack": config["pack"], "crashed": reason, "disk_error": disk_error}

@@ -4,7 +4,7 @@ import re
 
 HELD = re.compile(r"held|JobHeld(User|Admin)", re.IGNORECASE)
 HELD_STATES = ("REQUEUE_HOLD", "SPECIAL_EXIT")
-NEVER = (  # reasons that waiting does not remove, unlike limits on what runs at once
+NEVER = (  # permanent reasons, unlike limits on the number of running jobs
     (r"(QOS|Assoc)MaxWall\w*|PartitionTimeLimit", "time exceeds the limit of one job; lower it in the profile"),
     (
         r"(QOS|Assoc)Max\w+Per(Job|Node)\w*|QOSMin\w+|MaxMemPerLimit|PartitionNodeLimit",
@@ -29,7 +29,7 @@ FIXES = {  # by the state that a job ended in
 
 
 def why_never(state: str, reason: str) -> str | None:
-    """Return why a pending job will not start without a change, and the fix; None if it may."""
+    """Return the reason a pending job will never start unchanged, and the fix; None if it may start."""
     words = reason.replace("_", " ")
     if state.startswith(HELD_STATES) or HELD.search(words):
         return f"held ({words or state}): fix the cause of a failure, if there was one, then run `scontrol release`"

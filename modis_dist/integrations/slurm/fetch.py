@@ -1,4 +1,4 @@
-"""Copies the results of a submission to a local folder and fills an MLflow database there."""
+"""Copy the results of a submission to a local folder and fill an MLflow database there."""
 
 import os
 import shutil
@@ -46,7 +46,7 @@ def fetch(
         for number, path in enumerate(new, start=1):
             _copy(path, copies[path])
             progress("files", number, len(new))
-    return len(new), _fill(destination, out, progress)  # without the lock, which would mean a running study
+    return len(new), _fill(destination, out, progress)  # without the lock, which would mark the study as running
 
 
 def _fill(copy: Path, out: Path, progress: Progress) -> list[str]:

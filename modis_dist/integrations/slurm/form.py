@@ -83,7 +83,7 @@ def _trials(study: Study) -> int:
 
 
 def _dependent_packs(study: Study) -> str | None:
-    """Return why the packs of a study cannot train as independent jobs; None if they can."""
+    """Return the reason the packs of a study cannot be independent jobs; None if they can."""
     if isinstance(study.sweep.search, OptunaSearch):
         return "each round of sweep.search depends on the results of the round before"
     if study.sweep.pruning is not None:

@@ -50,7 +50,7 @@ def options_of(text: str) -> list[str]:
 
 
 def command(site: Site, *, kind: Kind, out: Path, first: int = 0) -> str:
-    """Return the command of a job as a line of shell."""
+    """Return the command of a job as a shell command line."""
     words = [*python(site), "-m", "modis_dist", "job", kind, str(out)]
     task = f' "$(({first} + SLURM_ARRAY_TASK_ID))"' if first else ' "$SLURM_ARRAY_TASK_ID"'
     return shlex.join(words) + (task if kind == "array" else "")
@@ -63,7 +63,7 @@ def _starting_file(kind: Kind, first: int) -> str:
 
 
 def python(site: Site) -> list[str]:
-    """Return the words that start Python in a job."""
+    """Return the command that starts Python in a job."""
     return list(site.python) if site.python is not None else [sys.executable]
 
 

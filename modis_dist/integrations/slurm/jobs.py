@@ -144,7 +144,7 @@ def train_pack(out: Path, number: int) -> None:
 
 
 class StopBetweenPacks:
-    """An executor that starts no packs after a signal has set the flag."""
+    """An executor that starts no more packs once a signal has set the flag."""
 
     def __init__(self, executor: Executor, flag: Flag) -> None:
         self._executor, self._flag = executor, flag
@@ -168,7 +168,7 @@ class AfterArray:
         self.slots, self.threads = self._local.slots, self._local.threads
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Return why trials crashed, by id. Trains only packs that are not in the array.
+        """Train the packs that are not in the array; return crash reasons by trial id.
 
         Raises ``RunFailed`` if packs of the array neither finished nor crashed, or if many trials of crashed packs must
         be retried alone, which an array does in parallel.
@@ -188,15 +188,15 @@ class AfterArray:
                 f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
                 f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
-        if len(alone := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
+        if len(retries := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
             raise RunFailed(
-                f"{len(alone)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
+                f"{len(retries)} trials of packs that crashed must be retried alone; `modis-dist resume {out}` submits "
                 "them as an array and keeps finished trials"
             )
         return reasons | dict(self._local.execute(local_packs, out=out, store=store))
 
     def _crash_of(self, pack: Pack) -> str | None:
-        """Return why the training of a pack failed; None if it did not."""
+        """Return the reason the training of a pack failed; None if it did not."""
         note = read_note(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
         return note.reason if note is not None and note.state == "failed" else None
 

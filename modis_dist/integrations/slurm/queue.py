@@ -22,8 +22,8 @@ from submitit.slurm.slurm import SlurmInfoWatcher
 from modis_dist.integrations.slurm.slurm_commands import ask, one_line, without_job_variables
 from modis_dist.runtime.errors import RunFailed, UserError
 
-SPARE_NODES = 2  # that a partition must have besides those of a job, for the job to exclude one
-LATE_S = 10.0  # for a job to appear in the queue that was accepted although sbatch failed
+SPARE_NODES = 2  # a partition needs as many beyond those of a job before the job excludes one
+LATE_S = 10.0  # for a job to appear in the queue if Slurm accepted it although sbatch failed
 LIVE = frozenset({"PENDING", "RUNNING", "SUSPENDED", "COMPLETING", "CONFIGURING", "REQUEUED", "RESIZING", "SIGNALING"})
 LIVE_PREFIXES = ("REQUEUE_", "SPECIAL_", "STAGE_", "STOPPED")
 PENDING, PENDING_PREFIXES = frozenset({"PENDING", "REQUEUED"}), ("REQUEUE_", "SPECIAL_")
@@ -157,8 +157,8 @@ def _ended(numbers: Sequence[str]) -> list[Job]:
 def requeue(*, exclude: str | None = None) -> bool:
     """Requeue the job of this process and return True, unless Slurm has already decided otherwise.
 
-    A job that was cancelled or requeued by others is left alone; one that is at its time limit is requeued even if it
-    missed the warning. ``exclude``: a node to avoid, if the partition has enough others.
+    A job that was cancelled or requeued by others is left alone; one at its time limit is requeued even if it missed
+    the warning. ``exclude``: a node to avoid, if the partition has enough others.
     """
     number = _own_number()
     answer = _query("squeue", "-h", "-j", number, "-o", "%T|%r|%D|%P|%x").strip()
@@ -183,7 +183,7 @@ def _has_spare_nodes(partition: str, nodes: str) -> bool:
 
 
 def _own_number() -> str:
-    """Return the id of this job; of a task ARRAY_TASK, because one task has the id of the whole array."""
+    """Return the id of this job; ARRAY_TASK for a task, because the job id of one task is that of the whole array."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ["SLURM_JOB_ID"]
 

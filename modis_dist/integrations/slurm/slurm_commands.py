@@ -1,4 +1,4 @@
-"""Calls of Slurm's commands, with their output or a one-line error."""
+"""Slurm's commands: run them and return their output or a one-line error."""
 
 import os
 import subprocess

@@ -102,7 +102,7 @@ class _JobView:
         self._packs = {sequence_digest(ids): f"pack-{number}" for number, ids in enumerate(submission.packs)}
 
     def trains(self, pack: str) -> bool:
-        """Return whether the job of a pack runs: its task, or the last job for packs without one."""
+        """Return whether the job of a pack runs: its task, or the last job for packs without a task."""
         last = "finish" if self.submission.form == "array" else self.submission.form
         job = self.jobs.get(self._packs.get(pack, last))
         return job is not None and job.runs
@@ -130,7 +130,7 @@ class _JobView:
                 yield name, note.reason or ""
 
     def ended(self) -> dict[str, str]:
-        """Return why jobs ended that wrote no reason, or whose end the queue explains better."""
+        """Return the reasons jobs ended, for jobs that wrote none or whose end the queue explains better."""
         unstarted = sorted(path.stem for path in self._folder.glob(f"*{STARTING}"))
         reasons = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in unstarted}
         for name, job in self.jobs.items():
@@ -155,7 +155,7 @@ class _JobView:
         )
 
     def fixes(self) -> str:
-        """Return what to change, from how jobs ended, each fix once."""
+        """Return the fixes for the ways jobs ended, each once."""
         ended = [name for name in self.jobs if name not in self.notes or self.notes[name].state != "done"]
         fixes = [FIXES.get(self.jobs[name].state) for name in ended]
         if any(map(self.left_no_trace, ended)):

@@ -85,7 +85,7 @@ def create(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
 def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Submission:
     """Send the jobs for all packs that are not done, or none: if one is refused, the earlier ones are cancelled.
 
-    Raises what the queue raises.
+    Raises the errors of the queue.
     """
     packs, before = packs_of(out, submission), submission
     left = {pack.id for pack in unfinished_packs(out, packs)}
@@ -193,7 +193,7 @@ def resume(out: Path, site: Site | None = None) -> Submission:
         if site is not None:
             write_text(folder_of(out) / "cluster.yaml", dump(site))
         submission = replace(submission, version=__version__, code=code())
-        if submission.form == "array":  # the last job may have rearranged packs that crashed
+        if submission.form == "array":  # the last job may have split crashed packs
             submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
         with _without_old_notes(folder_of(out) / STATUS):
             return send(out, submission, site or before, queue=queue)
@@ -221,9 +221,9 @@ def refuse_while_live(out: Path) -> None:
 def refuse_if_live(out: Path, submission: Submission, queue: Queue) -> None:
     """Raise ``UserError`` if jobs of a submission are pending or running."""
     if live := _live(submission, queue):
-        few = ", ".join(live[:3]) + ", ..." * (len(live) > 3)
+        ids = ", ".join(live[:3]) + ", ..." * (len(live) > 3)
         raise UserError(
-            f"{out}: {len(live)} job(s) of this submission are pending or running ({few}); `modis-dist status` lists "
+            f"{out}: {len(live)} job(s) of this submission are pending or running ({ids}); `modis-dist status` lists "
             "them, `modis-dist cancel` cancels them"
         )
 

@@ -1,7 +1,7 @@
 """Decisions of a search in ``decisions.json``: each is written before it takes effect, and made only once.
 
 A decision is stored with its subject (settings and trials, as plain values). A resumed search reads the decision on the
-same subject instead of making it again, so it goes on as it would have without the interruption.
+same subject instead of making it again, so it continues as if it had not been interrupted.
 """
 
 import json
@@ -26,7 +26,7 @@ def decided(out: Path, about: Plain) -> dict[str, Any] | None:
 
 
 def decide(out: Path, about: Plain, decision: Plain) -> dict[str, Any]:
-    """Write a decision; returns it as it is read back."""
+    """Write a decision; return it as read back from the file."""
     assert decided(out, about) is None, "a decision is made once"
     entry = {"about": about, "decided": decision, "sha256": digest([about, decision])}
     write_json(out / FILE, {"version": VERSION, "decisions": [*_read(out), entry]})

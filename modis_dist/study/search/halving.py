@@ -19,9 +19,9 @@ def best_up_to(history: Iterable[Mapping[str, float | None]], epoch: int, *, met
 
 
 def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: int, metric: str) -> list[Verdict]:
-    """Return the verdict on every group of values at a rung: the best 1 / ``factor`` go on, at least one.
+    """Return the verdict on every group of values at a rung: the best 1 / ``factor``, at least one, continue.
 
-    A group with an undefined value ranks last; of equal groups the first ranks higher.
+    A group with an undefined value ranks last; among equal groups the first ranks higher.
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
     spreads = [spread(values) for values in groups]

@@ -1,4 +1,4 @@
-"""The rounds of a search: which configurations each tries, and which of them go on at a rung.
+"""The rounds of a search: the configurations of each, and those that continue at a rung.
 
 A random search is one round. Every decision that depends on results is written first (``decisions``).
 """
@@ -48,7 +48,7 @@ class Search:
 
     @property
     def to_come(self) -> float:
-        """Return the number of rounds that are not known yet; the last may be a part of one."""
+        """Return the number of rounds that are not known yet; the last may be fractional."""
         search = self._study.sweep.search
         if not isinstance(search, OptunaSearch):
             return 0.0
@@ -108,7 +108,7 @@ class Search:
     def compare(
         self, groups: Groups, epoch: int, values: Mapping[str, float | None], failed: Mapping[str, str]
     ) -> dict[str, Any]:
-        """Decide about groups at a rung, for each condition alone; ``failed`` says why trials crashed."""
+        """Decide about groups at a rung, separately for each condition; ``failed``: crash reasons by trial id."""
         pruning = self._study.sweep.pruning
         assert pruning is not None
         by_group: dict[Configuration, Verdict] = {}

@@ -36,11 +36,11 @@ class Searched(NamedTuple):
 
     trials: tuple[Trial, ...]  # of all rounds
     pruned: dict[Configuration, Verdict]
-    reasons: dict[str, str]  # why trials crashed, by id
+    reasons: dict[str, str]  # crash reasons by trial id
 
 
 def is_grid(study: Study, results: Results) -> bool:
-    """Return whether a study needs no search: it proposes and prunes nothing, nor did an earlier start prune."""
+    """Return whether a study is a plain grid: it neither searches nor prunes, and no earlier start pruned."""
     was_pruned = any(result["status"] == "pruned" for result in results.values())
     return study.sweep.search is None and study.sweep.pruning is None and not was_pruned
 
@@ -73,7 +73,7 @@ class Round:
         self._crashed: dict[str, str] = {}
 
     def train(self) -> dict[str, str]:
-        """Train up to each rung, then to the end; returns why trials crashed, by id.
+        """Train up to each rung, then to the end; return crash reasons by trial id.
 
         A configuration that is not among the best of its condition at a rung is pruned there. Rungs that were decided
         before an interruption are not trained again.
@@ -123,7 +123,7 @@ class Round:
             self._runner.add_packs(self._search.trials, without=old)
 
     def _values(self, epoch: int) -> tuple[dict[str, float | None], dict[str, str]]:
-        """Return the value of each trial at a rung, None for a failed one, and why trials crashed."""
+        """Return the value of each trial at a rung, None for a failed one, and the crash reasons."""
         members = self._members()
         failed = {*self._crashed, *failures(self._runner.results(members))}
         values: dict[str, float | None] = dict.fromkeys(trial.id for trial in members)
@@ -152,7 +152,7 @@ class Round:
 
 
 def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
-    """Write the result of the trials of a pack that are pruned: their interim result, and why they were pruned."""
+    """Write the results of the pruned trials of a pack: their interim results with the reasons for pruning."""
     pruned = [t for t in pack.trials if t.id in reasons and read_result(trial_folder(out, t)) is None]
     interim = {trial.id: read_interim_result(trial_folder(out, trial)) for trial in pruned}
     if not any(interim.values()):

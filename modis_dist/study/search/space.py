@@ -8,7 +8,7 @@ from modis_dist.config.keys import is_whole
 from modis_dist.config.parse import digest
 from modis_dist.config.study import Dimension
 
-DIGITS = 3  # significant digits: tables then show all of a value
+DIGITS = 3  # significant digits, so that tables show complete values
 STEP_DIGITS = 12  # drops the rounding error of a sum of steps
 
 Space = Mapping[str, Dimension]

@@ -1,4 +1,4 @@
-"""Checks of doctor: on this machine, and on clusters whose commands are shell scripts."""
+"""Checks of doctor: on this machine, and on clusters with fake Slurm commands."""
 
 import fcntl
 import json
@@ -28,14 +28,14 @@ Fake = Callable[..., None]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Commands of Slurm on PATH, and a function that has one of them say something else."""
+    """Put fake Slurm commands on PATH; return a function that changes the answer of one."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
     def says(program: str, text: str = "", *, error: str = "", code: int = 0, arguments: str = "*") -> None:
-        """``arguments`` is a pattern of the shell; earlier answers to other arguments stay."""
+        """Set the answer to arguments that match a shell pattern; answers to other arguments stay."""
         path, number = programs / program, len(list(programs.parent.iterdir()))
         (programs.parent / f"out{number}").write_text(text)
         (programs.parent / f"err{number}").write_text(error)
@@ -71,7 +71,7 @@ def test_a_refusal_of_sbatch_is_quoted(fake: Fake) -> None:
 
 
 @pytest.mark.usefixtures("fake")
-def test_a_missing_sbatch_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+def test_a_missing_sbatch_is_an_error_finding(tmp_path: Path) -> None:
     (tmp_path / "programs" / "sbatch").unlink()
     finding = check_request([])
     assert finding.level == "error" and "sbatch" in finding.message and "login node" in finding.fix
@@ -88,7 +88,7 @@ def test_two_processes_on_this_machine_all_reduce_over_loopback(monkeypatch: pyt
 
 
 def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
-    """In a process of its own."""
+    """Run one task of Slurm in a separate process."""
     numbered = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
     os.environ |= {**numbered, "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
     all_reduce.take_part(folder)
@@ -265,7 +265,7 @@ def test_an_output_folder_with_locks_and_permissions_is_ok_and_stays_empty(tmp_p
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_missing_output_folder_is_an_error_and_no_traceback(tmp_path: Path) -> None:
+def test_a_missing_output_folder_is_an_error_finding(tmp_path: Path) -> None:
     finding = of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
     assert finding.level == "error" and "No such file" in finding.message and finding.fix
 
@@ -273,7 +273,7 @@ def test_a_missing_output_folder_is_an_error_and_no_traceback(tmp_path: Path) ->
 def test_locks_that_exclude_nobody_or_are_not_supported_are_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # of this process only: the other one gets the lock
+    monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # only in this process: the other one gets the lock
     finding = doctor_machine.locks(tmp_path)
     assert finding.level == "error" and "a second process got the lock" in finding.message and "-o flock" in finding.fix
 
@@ -313,7 +313,7 @@ def test_folders_that_others_may_enter_are_an_error(tmp_path: Path, monkeypatch:
 
 @pytest.fixture
 def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
-    """Make doctor return one ok finding and another that is given."""
+    """Make doctor return an ok finding and the given one."""
 
     def finds(finding: Finding) -> None:
         monkeypatch.setattr(doctor, "examine", lambda *_, **__: iter([Finding("this", "ok", "[is] well"), finding]))

@@ -1,4 +1,4 @@
-"""An MLflow server behind a gate that can be shut in every way a server is unreachable, and followers as processes.
+"""An MLflow server behind a proxy that simulates faults of a server or network, and followers as processes.
 
 Followers are forked from a process that has imported MLflow once.
 """
@@ -29,7 +29,7 @@ ERROR = b"HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\nConnection:
 
 
 class Gate:
-    """A port that passes everything to a server, or not."""
+    """A proxy that forwards requests to a server, or simulates a fault."""
 
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
@@ -45,9 +45,9 @@ class Gate:
         return f"http://127.0.0.1:{self.port}"
 
     def be(self, fault: Fault) -> None:
-        """Behave in a way from now on."""
+        """Switch to a fault, or to ``open``."""
         self.fault = fault
-        self.release.set()  # who hangs since earlier
+        self.release.set()  # connections that hang
         self.release = threading.Event()
         if fault == "refuse":
             self.close()
@@ -64,7 +64,7 @@ class Gate:
             threading.Thread(target=self._listener.serve_forever, args=(0.05,), daemon=True).start()
 
     def close(self) -> None:
-        """Listen no more."""
+        """Stop listening."""
         if self._listener is not None:
             self._listener.shutdown()
             self._listener.server_close()
@@ -85,7 +85,7 @@ class Gate:
             back.join(5)
 
     def _lets_through(self) -> bool:
-        """Return True if a part of a request is forwarded; waits first if the fault is ``slow``."""
+        """Return True if a part of a request is to be forwarded; if the fault is ``slow``, wait first."""
         if self.fault == "slow":
             self.release.wait(SLOW_S)
         return self.fault in {"open", "slow"}
@@ -101,7 +101,7 @@ def _pass(source: socket.socket, target: socket.socket, lets_through: Callable[[
 
 
 class Server:
-    """A real MLflow server on a database of its own."""
+    """A real MLflow server with its own database."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -131,7 +131,7 @@ class Server:
 
 
 def follower_process(folder: Path, uri: str, *, read_only: Path | None = None) -> Any:
-    """A started follower of a run folder."""
+    """Start and return a follower of a run folder."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOADED)
     process = context.Process(target=_follow, args=(folder, uri, read_only))
@@ -149,12 +149,12 @@ def _follow(folder: Path, uri: str, read_only: Path | None) -> None:
     from modis_dist.integrations.mlflow import follower
 
     follower.FIRST_PAUSE_S, follower.LONGEST_PAUSE_S, follower.POLL_S, follower.REST_FACTOR = 0.1, 0.5, 0.05, 1
-    os.setpriority = os.sched_setscheduler = lambda *_: None  # on a busy machine it would be starved
+    os.setpriority = os.sched_setscheduler = lambda *_: None  # it would starve on a busy machine
     follower.follow(folder, uri)
 
 
 def _make_read_only(path: str) -> None:
-    """For this process alone, root or not."""
+    """Make a path read-only for this process, even for root."""
     new_mounts = 0x20000
     if ctypes.CDLL(None, use_errno=True).unshare(new_mounts) != 0:
         raise PermissionError(ctypes.get_errno(), "unshare")

@@ -26,13 +26,13 @@ def query(database: Path, text: str, *values: object) -> list[Any]:
 
 
 def runs(database: Path) -> list[Run]:
-    """Every run that is not deleted."""
+    """Return every run that is not deleted."""
     rows = query(database, "select run_uuid, name, status from runs where lifecycle_stage = 'active'")
     return [Run(*row, dict(query(database, "select key, value from tags where run_uuid = ?", row[0]))) for row in rows]
 
 
 def parent_and_trials(database: Path, study: str | None = None) -> tuple[Run, dict[str, Run]]:
-    """The only parent run (of a study), and the nested runs by trial."""
+    """Return the only parent run (of a study) and the nested runs by trial."""
     matching = [run for run in runs(database) if study in (None, run.tags["modis.study_id"])]
     (parent,) = [run for run in matching if "modis.trial_id" not in run.tags]
     trials = {run.tags["modis.trial_id"]: run for run in matching if run is not parent}
@@ -42,24 +42,24 @@ def parent_and_trials(database: Path, study: str | None = None) -> tuple[Run, di
 
 
 def curves(database: Path, run: str) -> Points:
-    """Every point of a run's curves."""
+    """Return every point of a run's curves."""
     text = "select key, step, timestamp, value from metrics where run_uuid = ? and key not like 'final/%'"
     return sorted(query(database, text, run))
 
 
 def expected(journal: Sequence[dict[str, Any]]) -> Points:
-    """The points of a trial's records."""
+    """Return the points of a trial's records."""
     return sorted((name, r["step"], r["time_ms"], value) for r in journal for name, value in r["values"].items())
 
 
 def every_row(database: Path) -> dict[str, list[Any]]:
-    """The whole database."""
+    """Return all rows of the database."""
     tables = [name for (name,) in query(database, "select name from sqlite_master where type = 'table'")]
     return {name: sorted(query(database, f'select * from "{name}"'), key=repr) for name in tables}
 
 
 def content(database: Path, folder: Path) -> dict[str, list[Any]]:
-    """All that is known of the study of a folder, without the ids that MLflow draws, end times and the folder."""
+    """Return all rows about the study of a folder, without MLflow's random ids, end times and the folder."""
     queries = {
         "runs": "select name, status from runs",
         "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",

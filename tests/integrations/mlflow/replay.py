@@ -1,4 +1,4 @@
-"""The run folder of a finished study, written again step by step, as a driver and its trainings write it."""
+"""Replay of a finished study: its run folder is written again step by step, as by a driver and its trainings."""
 
 import json
 import shutil
@@ -54,7 +54,7 @@ class Replay:
                         file.write(line)
 
     def journal(self, name: str) -> Path:
-        """The journal of the pack that trains a trial."""
+        """Return the journal of the pack that trains a trial."""
         return next(
             path for path in self.folder.glob("packs/*/journal.jsonl") if any(r["trial"] == name for r in read(path))
         )
@@ -82,7 +82,7 @@ class Replay:
             shutil.copy2(self.source / name, self.folder)
 
     def assert_complete(self, database: Path | None = None) -> None:
-        """MLflow has every metric of every epoch once and nothing else, below one parent run."""
+        """Assert that MLflow has every metric of every epoch once, under one parent run, and nothing else."""
         _, trials = parent_and_trials(database or self.database, self.study_id)
         records = self.records()
         assert set(trials) == set(records)
@@ -90,7 +90,7 @@ class Replay:
             assert curves(database or self.database, run.id) == expected(records[name])
 
     def records(self) -> dict[str, list[Record]]:
-        """The metrics in the journals, by trial."""
+        """Return the metric records of the journals by trial."""
         records = [record for path in self.folder.glob("packs/*/journal.jsonl") for record in read(path)]
         metrics = [record for record in records if record["kind"] == "metrics"]
         return {
@@ -100,7 +100,7 @@ class Replay:
 
 @contextmanager
 def driver(folder: Path) -> Iterator["subprocess.Popen[str]"]:
-    """A process that holds the lock of a run folder; it ends in order when its standard input is closed."""
+    """Start a process that holds the lock of a run folder until its standard input is closed."""
     command = [sys.executable, "-c", DRIVER, str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None and process.stdout is not None

@@ -1,4 +1,4 @@
-"""A finished run small enough to write by hand, and a predictor of the interface that ``modis_dist.load`` returns."""
+"""A small handwritten finished run, and a predictor with the interface of ``modis_dist.load``."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ CLASSES = ("BRCA", "KIRC")
 
 
 def write_run(folder: Path, *, seed: int = 0) -> Path:
-    """A run folder with the files of a finished training, some of which must never leave it."""
+    """Write a run folder with the files of a finished training, some of which must not be copied."""
     checkpoint = folder / "best" / "step-00000012"
     for target in (checkpoint, folder / "last" / "step-00000020"):
         target.mkdir(parents=True)
@@ -28,7 +28,7 @@ def write_run(folder: Path, *, seed: int = 0) -> Path:
 
 
 class StubPredictor:
-    """Linear, so that a test can compute its answer another way."""
+    """A linear predictor, whose output a test can compute independently."""
 
     modalities = tuple(FEATURES)
     classes = CLASSES
@@ -50,5 +50,5 @@ class StubPredictor:
 
 @pytest.fixture
 def stub_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``modis_dist.load`` opens stub runs."""
+    """Make ``modis_dist.load`` open stub runs."""
     monkeypatch.setattr("modis_dist.load", lambda folder, **_: StubPredictor(folder))

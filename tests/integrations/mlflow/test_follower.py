@@ -1,4 +1,4 @@
-"""The process that follows a run folder: its priority, its signals, its end."""
+"""The process that follows a run folder: priority, signals, exit."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from tests.integrations.mlflow.mlflow_tables import curves, parent_and_trials, q
 from tests.integrations.mlflow.replay import Replay, driver
 from tests.study.toy_study import COMMAND, write_store, write_study
 
-PATIENCE_S = 240.0  # of a process that only gets cores that nobody else uses
+PATIENCE_S = 240.0  # for a process that runs on idle cores only
 
 
 def until(holds: Callable[[], object]) -> None:
@@ -31,8 +31,8 @@ def until(holds: Callable[[], object]) -> None:
         time.sleep(0.02)
 
 
-def of(folder: Path) -> psutil.Process:
-    """The process that follows a folder."""
+def follower_of(folder: Path) -> psutil.Process:
+    """Return the process that follows a folder."""
     words = ["mlflow-sync", str(folder), "--follow"]
     (process,) = [p for p in psutil.process_iter() if p.is_running() and cmdline(p)[-3:] == words]
     return process
@@ -49,16 +49,18 @@ def has_curves(replay: Replay) -> bool:
     return any(curves(replay.database, run.id) for run in runs(replay.database))
 
 
-# --- its life ---------------------------------------------------------------------------------------------------
+# --- life cycle --------------------------------------------------------------------------------------------------
 
 
-def test_it_gives_way_to_every_training_hears_no_signal_of_the_job_and_ends_when_all_is_sent(replay: Replay) -> None:
+def test_the_follower_runs_at_idle_priority_ignores_signals_of_the_job_and_completes_mlflow(
+    replay: Replay,
+) -> None:
     follower = Follower(replay.folder)
     with driver(replay.folder):
         replay.epochs(2)
         follower.start()
         until(lambda: has_curves(replay))
-        process = of(replay.folder)
+        process = follower_of(replay.folder)
         assert process.nice() == LOWEST and os.getsid(process.pid) == process.pid
         assert os.sched_getscheduler(process.pid) == os.SCHED_IDLE != os.sched_getscheduler(0)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
@@ -71,7 +73,7 @@ def test_it_gives_way_to_every_training_hears_no_signal_of_the_job_and_ends_when
     replay.assert_complete()
 
 
-def test_it_writes_that_a_study_whose_driver_was_killed_is_killed_and_ends(replay: Replay) -> None:
+def test_the_follower_of_a_killed_driver_closes_runs_as_killed_and_ends(replay: Replay) -> None:
     follower = Follower(replay.folder)
     with driver(replay.folder) as process:
         replay.epochs(3)
@@ -89,16 +91,16 @@ def test_it_writes_that_a_study_whose_driver_was_killed_is_killed_and_ends(repla
 
 
 @pytest.mark.slow
-def test_it_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
+def test_the_follower_can_be_stopped_once_the_study_has_ended(replay: Replay) -> None:
     write_study(replay.folder / "study.yaml", replay.folder, mlflow={"tracking_uri": "http://127.0.0.1:9"})
     follower = Follower(replay.folder)
     with driver(replay.folder):
         follower.start()
         until(lambda: read_state(replay.folder)["problems"])
-        process = of(replay.folder)
+        process = follower_of(replay.folder)
         process.send_signal(signal.SIGTERM)
         time.sleep(1)
-        assert process.is_running(), "the driver's job was meant"
+        assert process.is_running(), "the signal was meant for the driver"
     until(lambda: not blocks(process, signal.SIGTERM))
     process.send_signal(signal.SIGTERM)
     assert "127.0.0.1:9" in follower.wait(PATIENCE_S)[0] and not process.is_running()
@@ -112,7 +114,7 @@ def blocks(process: psutil.Process, number: signal.Signals) -> bool:
 
 @pytest.fixture
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``follow`` leaves the priority of the tests as it is."""
+    """Keep ``follow`` from changing the priority of the test process."""
     for name in ("_lower_priority", "_use_idle_cores"):
         monkeypatch.setattr(mlflow_follower, name, lambda: None)
     monkeypatch.setattr(mlflow_follower, "FIRST_PAUSE_S", 0.01)
@@ -154,7 +156,7 @@ def test_the_follower_works_if_priorities_cannot_be_changed(replay: Replay, monk
 # --- the command ------------------------------------------------------------------------------------------------
 
 
-def test_the_command_completes_a_study_and_says_so_also_as_json(
+def test_the_command_completes_a_study_and_reports_it_as_text_and_json(
     replay: Replay, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import json
@@ -180,7 +182,7 @@ def test_the_command_fails_without_a_server_or_a_study(
 # --- with `tune` ------------------------------------------------------------------------------------------------
 
 
-def test_an_address_that_cannot_be_used_is_refused_before_anything_is_trained(
+def test_an_invalid_tracking_uri_is_refused_before_anything_is_trained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), mlflow={"tracking_uri": "ftp://x"})
@@ -207,7 +209,7 @@ def statuses(out: Path) -> list[str]:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_killed_counts_as_killed_and_its_next_start_completes_it(killed: Path) -> None:
+def test_a_killed_study_has_status_killed_and_its_next_start_completes_it(killed: Path) -> None:
     until(lambda: set(statuses(killed)) <= {"KILLED", "FINISHED"})
     arguments = ["tune", str(killed.parent / "study.yaml"), "--out", str(killed), "--set", "optim.epochs=120"]
     assert command(arguments) == 0

@@ -1,7 +1,7 @@
-"""MLflow down, hanging, failing, slow, locked, read-only or killed, followers killed: nothing is lost or doubled.
+"""MLflow down, hanging, failing, slow, locked, read-only or killed, followers killed: nothing is lost or duplicated.
 
-Real processes, a real MLflow server behind a gate, real SQLite files. The trainings do not appear: they share nothing
-with a follower but the run folder, as the last test shows.
+Real processes, a real MLflow server behind a fault proxy, real SQLite files. No training runs, because it shares only
+the run folder with a follower, as the last test shows.
 """
 
 import os
@@ -30,7 +30,7 @@ KILLS = 12
 
 @dataclass(frozen=True)
 class Tracked:
-    """A server behind a gate."""
+    """A server behind a fault proxy."""
 
     server: Server
     gate: Gate
@@ -51,7 +51,7 @@ def tracked(tmp_path_factory: pytest.TempPathFactory, empty_database: Path) -> I
 
 @pytest.fixture
 def study(finished: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Replay:
-    """A study that has the server to itself as far as ids go."""
+    """A study with its own id on the shared server."""
     return Replay(finished, tmp_path / "out", study_id=request.node.name)
 
 
@@ -63,7 +63,7 @@ def until(holds: Callable[[], object], process: Any = None) -> None:
 
 
 def ended(process: Any, folder: Path) -> None:
-    """It ended, and in order."""
+    """Assert that a follower ended with exit code 0."""
     process.join(LIMIT_S)
     process.kill()
     assert process.exitcode == 0, (folder / "follower.txt").read_text()
@@ -74,7 +74,7 @@ def ended(process: Any, folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("fault", ["refuse", "500", "hang", "slow"])
-def test_a_server_that_is_unreachable_beyond_the_end_of_a_study_gets_everything_when_it_is_back(
+def test_a_server_that_is_unreachable_until_after_the_study_gets_everything_when_it_is_back(
     fault: Fault, tracked: Tracked, study: Replay
 ) -> None:
     tracked.gate.be(fault)
@@ -92,7 +92,7 @@ def test_a_server_that_is_unreachable_beyond_the_end_of_a_study_gets_everything_
 
 
 @pytest.mark.slow
-def test_a_server_that_fails_now_and_then_and_is_killed_gets_everything_once(tracked: Tracked, study: Replay) -> None:
+def test_a_server_that_fails_intermittently_and_is_killed_gets_everything_once(tracked: Tracked, study: Replay) -> None:
     chance = random.Random(0)
     tracked.gate.be("open")
     with driver(study.folder):
@@ -158,7 +158,7 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
             follower.kill()
             follower.join()
         replay.finish()
-    for _ in range(3):  # and in its last work
+    for _ in range(3):  # also after the end of the study
         follower = follower_process(replay.folder, replay.uri)
         time.sleep(chance.uniform(0.4, 1.5))
         follower.kill()
@@ -167,7 +167,7 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
     replay.assert_complete()
     recorded, expected = content(replay.database, replay.folder), content(undisturbed.database, undisturbed.folder)
     for rows in (recorded, expected):
-        rows.pop("files")  # of a model that was stored by halves some stay
+        rows.pop("files")  # files of an incompletely stored model may remain
     assert recorded == expected
 
 
@@ -188,7 +188,7 @@ def test_two_followers_at_once_send_everything_once(replay: Replay) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_without_its_mlflow_server_has_the_same_results_and_reports_that_mlflow_will_catch_up(
+def test_a_study_whose_mlflow_server_is_down_has_the_same_results_and_names_the_sync_command(
     tracked: Tracked, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")

@@ -1,4 +1,4 @@
-"""A saved model gives the same answers through MLflow, holds no code and no pickle, and nobody's data."""
+"""A saved model gives the same predictions through MLflow and contains no code, pickles or data."""
 
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def frame(modality: str, rows: int = 7) -> pd.DataFrame:
     return table
 
 
-def test_answers_through_mlflow_are_those_of_the_predictor_for_every_modality(saved: Path, run: Path) -> None:
+def test_predictions_through_mlflow_equal_those_of_the_predictor_for_every_modality(saved: Path, run: Path) -> None:
     import mlflow.pyfunc
 
     model, direct = mlflow.pyfunc.load_model(str(saved)), StubPredictor(run)

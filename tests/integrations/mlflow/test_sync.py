@@ -1,4 +1,4 @@
-"""MLflow has exactly what the run folder has, wherever an earlier call was broken off."""
+"""MLflow has exactly the content of the run folder, wherever an earlier call was interrupted."""
 
 import json
 import math
@@ -93,7 +93,7 @@ def test_a_second_call_changes_nothing(stage: str, replay: Replay) -> None:
     )[0].status
 
 
-def test_nothing_is_created_for_a_trial_that_has_not_begun(replay: Replay) -> None:
+def test_no_run_is_created_for_a_trial_that_has_not_started(replay: Replay) -> None:
     with driver(replay.folder):
         assert sync(replay.folder).running
         replay.epochs(2, replay.search[:1])
@@ -177,7 +177,7 @@ def test_a_trial_that_moved_to_a_pack_of_its_own_has_every_epoch_once(replay: Re
 
 
 @pytest.mark.filterwarnings("ignore:.*")
-def test_odd_names_and_values_are_sent_and_the_rest_of_a_batch_that_mlflow_refuses(
+def test_unusual_names_and_values_are_sent_and_so_is_the_rest_of_a_refused_batch(
     replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = replay.search[0]
@@ -216,7 +216,7 @@ def test_files_that_cannot_be_stored_are_named_and_the_run_is_closed(replay: Rep
     assert sync(replay.folder).complete and was_delivered(replay.folder, replay.uri)
 
 
-def test_names_that_mlflow_takes_are_kept_and_others_stay_apart() -> None:
+def test_names_that_mlflow_accepts_are_kept_and_others_stay_unique() -> None:
     from mlflow.utils.validation import _validate_metric_name
 
     odd = ["a", "a/b", "a b-c.d_e", "a//b", "/a", "../a", "a:b", "a;b", "", ".", "x" * 400, "x" * 401, "a\nb", "\ud800"]
@@ -231,24 +231,24 @@ def test_names_that_mlflow_takes_are_kept_and_others_stay_apart() -> None:
 
 
 class Broken(Exception):
-    """The process was killed, or the server was."""
+    """Simulated death of the process or the server."""
 
 
 def breaking(number: int, *, after: bool) -> Callable[[pytest.MonkeyPatch], list[int]]:
-    """Have the request of a number fail, before or after MLflow has done it; returns how many there were."""
+    """Make request ``number`` fail, before or after MLflow has handled it; return the request count."""
 
     def patch(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         from mlflow import MlflowClient
 
-        asked = [0]
+        requests = [0]
         methods = ["create_run", "log_batch", "set_tag", "set_terminated", "update_run", "log_artifact", "log_outputs"]
         methods += ["create_logged_model", "log_model_artifacts", "finalize_logged_model", "create_experiment"]
         for name in methods:
             genuine = getattr(MlflowClient, name)
 
             def counted(*values: Any, genuine: Any = genuine, **named: Any) -> Any:
-                asked[0] += 1
-                broken = asked[0] == number
+                requests[0] += 1
+                broken = requests[0] == number
                 if broken and not after:
                     raise Broken
                 answer = genuine(*values, **named)
@@ -257,7 +257,7 @@ def breaking(number: int, *, after: bool) -> Callable[[pytest.MonkeyPatch], list
                 return answer
 
             monkeypatch.setattr(MlflowClient, name, counted)
-        return asked
+        return requests
 
     return patch
 
@@ -265,7 +265,7 @@ def breaking(number: int, *, after: bool) -> Callable[[pytest.MonkeyPatch], list
 @pytest.mark.slow
 @pytest.mark.usefixtures("stub_load")
 @pytest.mark.parametrize("after", [False, True], ids=["before it is done", "after it is done"])
-def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
+def test_after_a_failure_of_any_request_the_next_call_completes_the_study(
     after: bool, finished: Path, empty_database: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def study(name: str) -> Replay:
@@ -280,7 +280,7 @@ def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
         requests = breaking(-1, after=after)(patch)
         sync(undisturbed.folder)
     assert requests[0] > 40
-    for number in range(1 + after, requests[0] + 1, 2):  # either parameter has half of them
+    for number in range(1 + after, requests[0] + 1, 2):  # each parameter value tests half of the requests
         broken = study(f"broken {number}")
         with monkeypatch.context() as patch, pytest.raises(Broken):
             breaking(number, after=after)(patch)
@@ -290,13 +290,13 @@ def test_whichever_request_is_the_last_of_a_call_the_next_call_completes_it(
         shutil.rmtree(broken.folder)
 
 
-def test_an_epoch_of_which_a_part_was_sent_is_completed(replay: Replay) -> None:
+def test_a_partially_sent_epoch_is_completed(replay: Replay) -> None:
     replay.epochs(4)
     sync(replay.folder)
     _, trials = parent_and_trials(replay.database)
     import sqlite3
 
-    with sqlite3.connect(replay.database) as database:  # as a server that stores values one by one would leave it
+    with sqlite3.connect(replay.database) as database:  # as left by a server that stores values one by one
         for table in ("metrics", "latest_metrics"):
             database.execute(f"delete from {table} where step = 4 and key > 'train/l'")
         database.execute("delete from metrics where step = 2 and key like 'val/%'")
@@ -371,7 +371,7 @@ def test_a_second_process_that_sends_the_same_folder_is_refused(replay: Replay) 
 
 
 def _connect(uri: str, barrier: Any) -> None:
-    from mlflow import MlflowClient  # noqa: F401  # imported first, so that both reach the database together
+    from mlflow import MlflowClient  # noqa: F401  # imported first, so that both open the database at the same time
 
     barrier.wait(60)
     mlflow_store.connect(uri)
@@ -391,7 +391,7 @@ def test_two_processes_may_create_the_database_at_once(tmp_path: Path) -> None:
     assert mlflow_store.connect(uri).create_experiment("after")
 
 
-def test_a_process_killed_while_mlflow_creates_its_tables_leaves_nothing_that_stops_the_next(tmp_path: Path) -> None:
+def test_a_kill_while_mlflow_creates_its_tables_does_not_block_the_next_process(tmp_path: Path) -> None:
     code = "import sys; from modis_dist.integrations.mlflow.store import connect; connect(sys.argv[1])"
     uri, database = mlflow_store.default_uri(tmp_path), tmp_path / mlflow_store.DATABASE
     with subprocess.Popen([sys.executable, "-c", code, uri]) as process:
@@ -419,10 +419,10 @@ def test_a_process_killed_while_mlflow_creates_its_tables_leaves_nothing_that_st
         "redis://u:secret@h",
     ],
 )
-def test_an_address_that_cannot_work_is_refused_before_anything_is_sent(uri: str) -> None:
+def test_an_invalid_tracking_uri_is_refused_before_anything_is_sent(uri: str) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.mlflow\.tracking_uri") as caught:
         mlflow_store.checked(uri)
-    assert "secret" not in str(caught.value) and ";" in str(caught.value)  # what is wrong; what to do
+    assert "secret" not in str(caught.value) and ";" in str(caught.value)  # the problem; the fix
 
 
 def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -438,13 +438,13 @@ def test_sqlite_on_a_network_file_system_is_refused(tmp_path: Path, monkeypatch:
         mlflow_store.checked(mlflow_store.default_uri(tmp_path))
 
 
-def test_without_mlflow_the_address_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_mlflow_a_tracking_uri_is_refused_with_advice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mlflow_store, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match="pip install mlflow"):
         mlflow_store.checked(mlflow_store.default_uri(tmp_path))
 
 
-def test_a_file_that_is_no_database_is_refused_and_left_as_it_is(replay: Replay) -> None:
+def test_a_file_that_is_not_a_database_is_refused_unchanged(replay: Replay) -> None:
     replay.database.write_bytes(b"this is not a database at all" * 100)
     with pytest.raises(ConfigError, match=r"mlflow\.db"):
         sync(replay.folder)

@@ -1,4 +1,4 @@
-"""The pages are served to this machine alone and nothing stays behind."""
+"""The UI is served on this machine only, and no process or public file is left."""
 
 import os
 import signal
@@ -31,7 +31,7 @@ sys.exit(serve(Path(sys.argv[1]), port=0))"""
 
 @pytest.fixture
 def served(replay: Replay) -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """A command that serves a study of which MLflow has nothing yet, and the address it prints."""
+    """A process that serves a study that MLflow does not have yet, and the address it prints."""
     replay.database.unlink()
     replay.epochs(2)
     environment = dict(os.environ, PYTHONUNBUFFERED="1", COLUMNS="40")
@@ -74,7 +74,7 @@ def test_the_ui_listens_on_loopback_only_and_leaves_no_process(
     user = urllib.request.build_opener(urllib.request.HTTPCookieProcessor())
     assert status(user, address) == status(user, f"{url}/") == 200
     assert status(user, f"{url}/ajax-api/2.0/mlflow/experiments/search?max_results=1") == 200
-    assert status(user, f"{url}/ajax-api/3.0/mlflow/assistant/config") == 404  # it would run commands for whoever asks
+    assert status(user, f"{url}/ajax-api/3.0/mlflow/assistant/config") == 404  # it would run commands for any client
     assert token not in (replay.folder / ui.LOG).read_text()
     replay.assert_complete()
     family = psutil.Process(process.pid).children(recursive=True)
@@ -92,7 +92,7 @@ def test_the_ui_listens_on_loopback_only_and_leaves_no_process(
     assert names == []
 
 
-def test_the_study_of_a_folder_is_found_above_it_and_its_database_in_the_folder_or_where_the_study_says(
+def test_the_study_of_a_subfolder_is_found_with_its_database_in_the_folder_or_at_its_tracking_uri(
     tmp_path: Path,
 ) -> None:
     study = tmp_path / "study"
@@ -110,7 +110,7 @@ def test_the_study_of_a_folder_is_found_above_it_and_its_database_in_the_folder_
     assert ui.find(trial) == ui.find(study) == (study, f"sqlite:///{study}/mlflow.db")
 
 
-def test_a_study_on_a_server_that_is_down_has_its_address_printed_and_a_note(
+def test_for_a_server_that_is_down_its_address_and_a_note_are_printed(
     replay: Replay, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
@@ -131,7 +131,7 @@ def test_the_first_page_is_that_of_the_newest_experiment(tmp_path: Path) -> None
     assert ui.first_page(f"sqlite:///{path}") == "/#/experiments/12/runs?workflowType=machine_learning"
 
 
-def test_the_pages_are_served_beside_a_follower(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ui_is_served_while_a_follower_runs(replay: Replay, monkeypatch: pytest.MonkeyPatch) -> None:
     @contextmanager
     def no_server(*_: object) -> Iterator[None]:
         raise KeyboardInterrupt

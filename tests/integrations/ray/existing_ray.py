@@ -1,4 +1,4 @@
-"""A Ray of two nodes on this machine, each with one core, started as on two machines: by `ray start`, with a token."""
+"""A Ray cluster of two one-core nodes on this machine, started as on two machines: by `ray start`, with a token."""
 
 import os
 import secrets
@@ -17,7 +17,7 @@ import psutil
 
 from modis_dist.integrations.ray import reaper as ray_reaper
 
-NODES = ("127.0.0.11", "127.0.0.12")  # with one address they would count as one machine
+NODES = ("127.0.0.11", "127.0.0.12")  # Ray counts nodes with the same address as one machine
 START = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--num-cpus=1", "--num-gpus=0"]
 SMALL = ["--object-store-memory=80000000", "--include-log-monitor=False", "--disable-usage-stats"]
 OF_RAY = ("ray::IDLE", "ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::_AutoscalingCoordinatorActor")
@@ -38,14 +38,14 @@ class TwoNodes:
         self._started: list[subprocess.Popen[bytes]] = []
 
     def start(self) -> None:
-        """Returns when both nodes are there."""
+        """Start both nodes; return when they run."""
         port = self.address.rpartition(":")[2]
         self._start("h", "--head", f"--node-ip-address={NODES[0]}", f"--port={port}", "--include-dashboard=False")
         self._start("o", f"--address={self.address}", f"--node-ip-address={NODES[1]}")
 
     def _start(self, name: str, *options: str) -> None:
         log, environment = self._folder / f"{name}.log", dict(self.environment)
-        environment.pop("PYTHONPATH", None)  # as on a node that knows nothing of us
+        environment.pop("PYTHONPATH", None)  # as on a node without this checkout
         with log.open("w") as log_file:
             command = [*START, *SMALL, *options, f"--temp-dir={self._folder / name}"]
             self._started.append(subprocess.Popen(command, env=environment, cwd="/", stdout=log_file, stderr=log_file))
@@ -55,7 +55,7 @@ class TwoNodes:
             time.sleep(0.1)
 
     def commands(self) -> list[str]:
-        """Command lines of all its living processes, actors and tasks too."""
+        """Return the command lines of all running processes, including actors and tasks."""
         command_lines = []
         for pid in ray_reaper.processes_of(self._folder):
             with suppress(psutil.NoSuchProcess):
@@ -63,7 +63,7 @@ class TwoNodes:
         return command_lines
 
     def at_work(self) -> list[str]:
-        """The actors and tasks there are, besides those of Ray itself."""
+        """Return the running actors and tasks, without those of Ray itself."""
         named = [line.strip() for line in self.commands() if line.startswith("ray::")]
         return [name for name in named if name not in OF_RAY]
 
@@ -73,7 +73,7 @@ class TwoNodes:
         return names.count("raylet") if "gcs_server" in names else 0
 
     def stop(self) -> None:
-        """By number, whatever state it is in."""
+        """Kill all processes, in whatever state they are."""
         end = time.monotonic() + PATIENCE_S
         while (running := ray_reaper.processes_of(self._folder)) and time.monotonic() < end:
             for pid in running:
@@ -87,7 +87,7 @@ class TwoNodes:
 
 @contextmanager
 def two_nodes() -> Iterator[TwoNodes]:
-    """It, for the time of the block."""
+    """Run a cluster of two nodes during the block."""
     folder = Path(tempfile.mkdtemp(prefix="given-"))  # 0700, and short: Ray's socket paths may have 107 bytes
     ray = TwoNodes(folder)
     try:
@@ -99,7 +99,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def _free_port() -> int:
-    with socket.socket() as trying:
-        trying.bind((NODES[0], 0))
-        port: int = trying.getsockname()[1]
+    with socket.socket() as probe:
+        probe.bind((NODES[0], 0))
+        port: int = probe.getsockname()[1]
         return port

@@ -1,4 +1,4 @@
-"""Studies and trainings on a Ray that others have started, on two nodes; the death of a driver; refusals. Slow."""
+"""Studies and trainings on an existing Ray cluster of two nodes; a killed driver; refusals. Slow."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def run(store: Path, tmp_path: Path) -> Path:
 
 
 def ended(arguments: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    """A command in a process of its own."""
+    """Run a command in a separate process and return its result."""
     return subprocess.run(
         [*BARE, *arguments], env=environment, capture_output=True, text=True, timeout=420, check=False
     )
@@ -60,7 +60,7 @@ def leftovers(out: Path) -> list[Path]:
 
 
 @pytest.mark.slow
-def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_that_ray_unchanged(
+def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_the_cluster_unchanged(
     ray: TwoNodes, store: Path, tmp_path: Path
 ) -> None:
     settings = {"folds": 1, "packing": {"enabled": False}, "probe": False}
@@ -72,8 +72,8 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
     ours, theirs = (json.loads((tmp_path / cluster / "summary.json").read_text()) for cluster in ("ray", "local"))
-    for told_of in (ours, theirs):
-        del told_of["seconds"], told_of["mlflow"]
+    for summary in (ours, theirs):
+        del summary["seconds"], summary["mlflow"]
     assert ours == theirs
 
 
@@ -86,9 +86,9 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
     with (tmp_path / "output.txt").open("w") as log_file:
         driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=log_file, stderr=log_file)
         try:
-            checkpoints_of_run = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
-            assert checkpoints_of_run and driver.poll() is None, (tmp_path / "output.txt").read_text()
-            assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # a core each: one on either node
+            saved = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
+            assert saved and driver.poll() is None, (tmp_path / "output.txt").read_text()
+            assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # one on either node, with a core each
         finally:
             driver.kill()
             driver.wait()
@@ -105,9 +105,7 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
 
 
 @pytest.mark.slow
-def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
-    ray: TwoNodes, store: Path, tmp_path: Path
-) -> None:
+def test_a_wrong_token_and_too_many_resources_are_one_line_errors(ray: TwoNodes, store: Path, tmp_path: Path) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
     arguments = ["tune", str(study), "--out", str(out), "--ray", ray.address]
     wrong = tmp_path / "wrong"
@@ -135,7 +133,7 @@ def test_a_wrong_token_and_too_many_resources_are_errors_of_one_line(
         ("local", "local is not HOST:PORT"),
     ],
 )
-def test_an_address_without_a_ray_is_an_error_of_one_line(
+def test_an_address_without_ray_is_a_one_line_error(
     address: str, why: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
@@ -144,7 +142,7 @@ def test_an_address_without_a_ray_is_an_error_of_one_line(
     assert stderr.startswith("error: --ray: ") and stderr.count("\n") == 1 and why in stderr and not out.exists()
 
 
-def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
+def test_a_server_other_than_ray_is_refused_before_ray_waits_for_it(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", store, executor="ray")
@@ -161,7 +159,7 @@ def test_a_server_that_is_no_ray_is_refused_before_ray_waits_for_its_answer(
         (["train", "RUN"], "--workers"),
     ],
 )
-def test_a_ray_that_would_not_be_used_is_refused(
+def test_a_ray_address_that_would_not_be_used_is_refused(
     arguments: list[str], why: str, store: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", store, executor="local")

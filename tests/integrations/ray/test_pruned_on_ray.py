@@ -1,4 +1,4 @@
-"""A study that prunes, on a real Ray: what goes on at a rung does not depend on who trains, nor on deaths. Slow."""
+"""A pruned study on a real Ray: promotions at rungs depend neither on the executor nor on killed workers. Slow."""
 
 import json
 import threading
@@ -24,7 +24,7 @@ SWEEP = {
 
 
 def kill_a_worker(out: Path, killed: list[int]) -> None:
-    """The first that has written a checkpoint."""
+    """Kill a Ray worker that trains, once a checkpoint is written."""
     end = time.monotonic() + PATIENCE_S
     while not list(out.glob("packs/*/last/step-*")) and time.monotonic() < end:
         time.sleep(0.01)
@@ -39,7 +39,7 @@ def timeless(out: Path) -> dict[str, Any]:
 
 
 @pytest.mark.slow
-def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_though_a_worker_is_killed(tmp_path: Path) -> None:
+def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_even_if_a_worker_is_killed(tmp_path: Path) -> None:
     store, killed = write_store(tmp_path / "store"), list[int]()
     for executor in ("local", "ray"):
         study, out = write_study(tmp_path / f"{executor}.yaml", store, executor=executor, **SWEEP), tmp_path / executor

@@ -1,4 +1,4 @@
-"""The death of Ray's own processes: one line, nothing lost, nothing left, and the same command continues. Slow."""
+"""Death of Ray's own processes: a one-line error, nothing lost or left, and the same command resumes. Slow."""
 
 import json
 import os
@@ -46,10 +46,10 @@ def assert_one_line(output: str) -> None:
 
 
 def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
-    """At its first checkpoint; it says what to do and leaves neither processes nor folder behind."""
+    """Stop a study by SIGTERM at its first checkpoint; assert its message, and that no process or folder is left."""
     with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: checkpoints(out), seconds=120)
-        os.kill(driver.pid, signal.SIGTERM)  # whose handler Ray replaces by its own
+        os.kill(driver.pid, signal.SIGTERM)  # Ray replaces its handler
         assert driver.wait(60) == 75, (out.parent / "stderr.txt").read_text()
         assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
     assert watch.folder is not None and not watch.folder.exists()
@@ -57,7 +57,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_study_that_is_interrupted_and_loses_the_head_of_ray_resumes_with_less_memory_to_the_same_summary(
+def test_a_study_that_is_interrupted_and_loses_rays_head_resumes_with_less_memory_to_the_same_summary(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     store, out = write_store(tmp_path / "store"), tmp_path / "out"

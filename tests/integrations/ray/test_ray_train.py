@@ -1,4 +1,4 @@
-"""Trainings spread over real ranks by Ray Train: one answer, deaths survived, packs of a sweep, refusals. Slow."""
+"""Trainings on several real ranks with Ray Train: equal results, restarts after deaths, packs, refusals. Slow."""
 
 import json
 import os
@@ -27,7 +27,7 @@ from tests.study.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
 needs_two_cores = pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
-CLOSE = 2e-3  # float32: sums over ranks are rounded otherwise, and four epochs magnify it
+CLOSE = 2e-3  # float32: sums over ranks are rounded differently, which four epochs amplify
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def history(out: Path) -> list[dict[str, float]]:
 
 
 def ranks_of(driver: int) -> list[psutil.Process]:
-    """Processes of Ray below the driver that train."""
+    """Return the Ray workers of a driver that train."""
     ranks = []
     for process in psutil.Process(driver).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
@@ -62,7 +62,7 @@ def output_text(folder: Path) -> str:
 
 @contextmanager
 def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The command, whose words go to a file in the folder."""
+    """Run a command with its output in a file of the folder."""
     with (folder / "output.txt").open("w") as log_file:
         driver = subprocess.Popen(command_line, stdout=log_file, stderr=log_file, start_new_session=True)
         try:
@@ -87,7 +87,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
         os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
         assert wait_for((out / "ranks.log").exists), output_text(tmp_path)
         family = psutil.Process(driver.pid).children(recursive=True)
-        os.kill(driver.pid, signal.SIGTERM)  # for which Ray has a handler of its own
+        os.kill(driver.pid, signal.SIGTERM)  # Ray has its own handler for it
         assert driver.wait(60) == 75, output_text(tmp_path)
     assert "SIGTERM" in output_text(tmp_path)
     (line,) = (out / "ranks.log").read_text().splitlines()
@@ -108,11 +108,11 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
 
 
 def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
-    """Its number, when it was ended and the training has come to its end without another command."""
-    soon = reached(out) + 5
+    """Stop rank 0 (SIGSTOP); return its pid once it is killed and the training has finished by restarting."""
+    next_epoch = reached(out) + 5
     with started(command_line, out.parent) as driver:
-        assert wait_for_epoch(out, soon), output_text(out.parent)
-        pid: int = json.loads((out / "lock").read_text())["pid"]  # the first rank writes
+        assert wait_for_epoch(out, next_epoch), output_text(out.parent)
+        pid: int = json.loads((out / "lock").read_text())["pid"]  # rank 0 holds the lock
         assert pid in {process.pid for process in ranks_of(driver.pid)}
         os.kill(pid, signal.SIGSTOP)
         assert driver.wait(240) == 0, output_text(out.parent)
@@ -143,12 +143,12 @@ def wait_for(condition: Callable[[], bool]) -> bool:
 
 
 def reached(out: Path) -> int:
-    """The last epoch of a training that its journal has."""
+    """Return the last epoch in the journal of a training."""
     return max((r["step"] for r in JournalReader(out / "journal.jsonl").new() if r["kind"] == "metrics"), default=0)
 
 
 def wait_for_epoch(out: Path, epoch: int) -> bool:
-    """Until a training has come to an epoch."""
+    """Wait until a training has reached an epoch."""
     reader = JournalReader(out / "journal.jsonl")
     return wait_for(lambda: any(r["kind"] == "metrics" and r["step"] >= epoch for r in reader.new()))
 
@@ -186,7 +186,7 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
     assert command(["tune", str(study), "--out", str(out), *longer, "--set", "trainer.workers=2"]) == 0
     over.set()
     watch.join()
-    assert killed and max(ranks) >= 4, "one pack after the other"
+    assert killed and max(ranks) >= 4, "packs were trained one after the other"
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(alone), *longer]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
@@ -213,7 +213,7 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
         (["tune", "STUDY", "--set", "trainer.workers=999", "--set", "sweep.executor=ray"], "this machine has"),
     ],
 )
-def test_impossible_workers_and_precision_are_errors_of_one_line(
+def test_impossible_workers_and_precision_are_one_line_errors(
     arguments: list[str], expected: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", tmp_path / "store")

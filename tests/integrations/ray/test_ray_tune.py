@@ -1,4 +1,4 @@
-"""A study on a real Ray of its own: results, listeners, leftovers, kills. Slow: Ray starts and stops a few times."""
+"""A study on a private Ray cluster: results, listeners, leftovers, kills. Slow: Ray starts and stops several times."""
 
 import errno
 import os
@@ -44,7 +44,7 @@ LOOPBACK = {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
 
 @contextmanager
 def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
-    """The study in a process of its own, with the most careless umask, which does not outlive the test."""
+    """Run a study in a separate process with umask 0; kill it at the end of the block."""
     with (out.parent / "stderr.txt").open("w") as output, (out.parent / "stdout.txt").open("w") as shown:
         driver = subprocess.Popen(
             [*BARE, "tune", str(study), "--out", str(out)],
@@ -62,13 +62,13 @@ def started(study: Path, out: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 class Watch:
-    """Looks at a process and all its descendants again and again, in the background."""
+    """Polls a process and all its descendants in the background."""
 
     def __init__(self, pid: int) -> None:
         self._root = psutil.Process(pid)
         self._seen: dict[int, psutil.Process] = {}
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
+        self._thread = threading.Thread(target=self._poll, daemon=True)
         self.commands: set[str] = set()
         self.listeners: set[str] = set()
         self.folder: Path | None = None
@@ -85,7 +85,7 @@ class Watch:
     def alive(self) -> list[psutil.Process]:
         return [process for process in self._seen.values() if lives(process)]
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         while not self._stop.wait(1):
             with suppress(psutil.NoSuchProcess):
                 for process in [self._root, *self._root.children(recursive=True)]:
@@ -101,9 +101,9 @@ class Watch:
 
 
 def strangers(driver: int, folder: Path) -> list[psutil.Process]:
-    """Living processes below a driver that the reaper would not find; itself is none.
+    """Return the descendants of a driver that the reaper would not find, without the reaper itself.
 
-    Nor is MLflow's process, at the lowest priority, or the one that Python has with it: both end by themselves.
+    The MLflow follower (lowest priority) and Python's resource tracker are left out: they end without the reaper.
     """
     family = psutil.Process(driver).children(recursive=True)
     known = {*ray_reaper.processes_of(folder), *(p.pid for p in family if nice_or_python(p))}
@@ -140,7 +140,7 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # somebody else's Ray is not used
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # must not be used
     with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: results(out), seconds=120), (tmp_path / "stderr.txt").read_text()
         folder = watch.folder
@@ -170,12 +170,12 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
 
 
 def _files(folder: Path) -> list[Path]:
-    """Every file below a folder in which others write and remove."""
+    """Return every file below a folder that other processes change."""
     return [Path(root) / name for root, _, names in os.walk(folder) for name in names]
 
 
 def _content(path: Path) -> bytes:
-    """Of a file; nothing of one that was renamed or removed meanwhile, or is a socket."""
+    """Return the content of a file; empty if it was removed meanwhile or is a socket."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -184,7 +184,7 @@ def _content(path: Path) -> bytes:
 
 
 def _assert_private(folder: Path) -> None:
-    """Nobody else gets into the folder; what Ray opens to everybody below it is out of reach."""
+    """Assert that no other user can enter the folder or reach what Ray makes public below it."""
     assert folder.stat().st_mode & 0o777 == 0o700 and (folder / "token").stat().st_mode & 0o777 == 0o600
     sessions = [Path(root) / name for root, names, _ in os.walk(folder) for name in names if "session_" in name]
     opened = next(path for path in sessions if path.stat().st_mode & 0o007)
@@ -195,17 +195,17 @@ def _assert_private(folder: Path) -> None:
 
 
 def _assert_refused(address: str) -> None:
-    """A process without the token is not let in."""
+    """Assert that Ray refuses a process without the token."""
     code = f"from ray._raylet import GcsClient; GcsClient(address='{address}')"
     stranger = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     output = subprocess.run([sys.executable, "-c", code], env=stranger, capture_output=True, text=True, check=False)
     assert output.returncode != 0 and "InvalidAuthToken" in output.stderr
 
 
-def test_tmp_is_used_where_the_temporary_folder_has_a_path_too_long_for_sockets(
+def test_tmp_is_used_if_the_path_of_the_temporary_folder_is_too_long_for_sockets(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # What Ray 2.60 calls its longest socket, on a machine of four million processes.
+    # The longest socket path of Ray 2.60, with the largest pid.
     longest = f"{PREFIX}12345678/r/session_2030-12-31_23-59-59_999999_4194304/sockets/plasma_store"
     for bytes_ in range(5, 60):
         parent = "/é" + "d" * (bytes_ - 3)
@@ -239,10 +239,10 @@ def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_pro
     [
         ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER/token\0", "elsewhere", True),
         ("A=1\0RAY_AUTH_TOKEN_PATH=FOLDER2/token\0", "elsewhere", False),
-        ("A=1\0", "FOLDER/r/logs/tail", False),  # somebody who reads a log
-        ("\0\0\0\0B=2\0", "FOLDER/r/logs/agent.log", True),  # a title has wiped what stood first
+        ("A=1\0", "FOLDER/r/logs/tail", False),  # a process that reads a log
+        ("\0\0\0\0B=2\0", "FOLDER/r/logs/agent.log", True),  # a process title has overwritten the environment
         ("\0\0\0\0B=2\0", "FOLDER2/r/logs/agent.log", False),
-        ("", "FOLDER/r/logs/agent.log", False),  # waits to be reaped
+        ("", "FOLDER/r/logs/agent.log", False),  # a zombie
     ],
 )
 def test_the_reaper_identifies_processes_by_token_or_by_their_open_logs(
@@ -265,7 +265,7 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp
     assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
 
 
-def test_a_pack_given_up_before_its_start_gets_another_turn_and_one_that_killed_its_workers_does_not(
+def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed_its_workers_is_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     turns: list[list[str]] = []
@@ -282,16 +282,16 @@ def test_a_pack_given_up_before_its_start_gets_another_turn_and_one_that_killed_
 
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    everyone = ["packs/undisturbed", "packs/deadly", "packs/unlucky"]
+    folders = ["packs/undisturbed", "packs/deadly", "packs/unlucky"]
     outcomes = RayExecutor(Resources(), backend=PrivateRay())._train(
-        everyone, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
+        folders, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
-    assert outcomes == {"packs/undisturbed": None, "packs/unlucky": None} and turns == [everyone, ["packs/unlucky"]]
+    assert outcomes == {"packs/undisturbed": None, "packs/unlucky": None} and turns == [folders, ["packs/unlucky"]]
 
 
 @pytest.fixture
 def ray_errors(tmp_path: Path) -> ModuleType:
-    """Ray's exceptions. Where Ray is first imported it keeps the token that it finds there for good."""
+    """Return Ray's exceptions. Ray keeps the token of its first import for the life of the process."""
     with environment(_private(tmp_path)):
         import ray.exceptions
 
@@ -338,7 +338,7 @@ def test_workers_have_one_thread_each_if_gpus_outnumber_cores() -> None:
     assert (executor.threads, executor.slots) == (1, 1)
 
 
-@pytest.mark.parametrize("asked", [Resources(cpus=4096), Resources(gpus=64)])
-def test_too_many_resources_are_refused_before_ray_starts(asked: Resources) -> None:
+@pytest.mark.parametrize("resources", [Resources(cpus=4096), Resources(gpus=64)])
+def test_too_many_resources_are_refused_before_ray_starts(resources: Resources) -> None:
     with pytest.raises(ConfigError, match=r"sweep\.resources\.(cpus: 4096|gpus: 64)\b"):
-        RayExecutor(asked, backend=PrivateRay())
+        RayExecutor(resources, backend=PrivateRay())

@@ -1,4 +1,4 @@
-"""Two ranks of a training as Ray would have them, without Ray: the answer to compare with, in seconds."""
+"""Two ranks of a training without Ray, as the reference for trainings with Ray; takes seconds."""
 
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -12,7 +12,7 @@ from tests.ranks import CONTEXT
 
 
 def train_two_ranks(run: Path, out: Path, settings: Sequence[str] = ()) -> None:
-    """Train a run on two ranks, undisturbed."""
+    """Train a run on two ranks without interruption."""
     with ProcessPoolExecutor(2, mp_context=CONTEXT) as ranks:
         list(ranks.map(_rank, (0, 1), [run] * 2, [out] * 2, [list(settings)] * 2))
 

@@ -124,7 +124,7 @@ class FakeSlurm:
     def be(self, **faults: Any) -> None:
         """Set answers.
 
-        ``sbatch``: a list of errors, one per call, with a + if the job is accepted all the same. ``squeue``: its error.
+        ``sbatch``: a list of errors, one per call, with a + if the job is accepted nevertheless. ``squeue``: its error.
         ``sacct``: its lines or its error. ``refuses``: the error of ``sbatch --test-only``. ``nodes``: lines of sinfo.
         """
         self._write(self._read() | faults)

@@ -21,7 +21,7 @@ STACKED: dict[str, Any] = {"packing": {"max_trials": 4}, "probe": False}
 LARGE = ["--set", "model.latent=512", "--set", "model.discriminator=[4096, 4096]"]
 
 
-def asked(tmp_path: Path, store: Path, *options: str, sweep: dict[str, Any] = STACKED, **keys: Any) -> int:
+def submit(tmp_path: Path, store: Path, *options: str, sweep: dict[str, Any] = STACKED, **keys: Any) -> int:
     file, profile = write_study(tmp_path / "study.yaml", store, **sweep), tmp_path / "site.yaml"
     profile.write_text(yaml12.dump({"cpus": 1, "at_once": 1} | keys))
     return command(["submit", str(file), "--cluster", str(profile), "--out", str(tmp_path / "out"), *options])
@@ -30,18 +30,18 @@ def asked(tmp_path: Path, store: Path, *options: str, sweep: dict[str, Any] = ST
 def test_a_study_whose_packs_do_not_fit_the_memory_of_a_job_is_refused_before_anything_is_written(
     slurm: FakeSlurm, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert asked(tmp_path, store, memory="1M") == 2
+    assert submit(tmp_path, store, memory="1M") == 2
     stderr = capsys.readouterr().err
     assert "cluster.memory: about 0.7 GB for 4 stacked trials, a job has 1M; " in stderr
     assert not (tmp_path / "out").exists() and not slurm.jobs
-    assert asked(tmp_path, store, memory="2G") == 0
+    assert submit(tmp_path, store, memory="2G") == 0
 
 
 @pytest.mark.usefixtures("slurm")
 def test_a_dry_run_shows_the_memory_of_every_pack_and_a_smaller_stack_that_fits(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert asked(tmp_path, store, *LARGE, "--dry-run", "--json", memory="2G") == 0
+    assert submit(tmp_path, store, *LARGE, "--dry-run", "--json", memory="2G") == 0
     output = json.loads(capsys.readouterr().out)
     (pack,) = output["packs"]
     assert pack["memory"] > 2 * 2**30 and pack["gpu_memory"] == 0
@@ -56,10 +56,10 @@ def test_a_dry_run_shows_features_on_the_disk_of_nodes_with_little_memory(
     monkeypatch.setattr("modis_dist.train.placement.SHARE", 0.01)  # the toy data are small
     storage = {}
     for memory in ("2G", "1M"):
-        assert asked(tmp_path, store, "--dry-run", "--json", memory=memory) == 0
+        assert submit(tmp_path, store, "--dry-run", "--json", memory=memory) == 0
         storage[memory] = json.loads(capsys.readouterr().out)["scratch"]
     assert storage["2G"] == 0 < storage["1M"]
-    assert asked(tmp_path, store, "--dry-run", memory="1M") == 0
+    assert submit(tmp_path, store, "--dry-run", memory="1M") == 0
     assert "Features in temporary folders: " in capsys.readouterr().out
 
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_slower_than_warning_s_is_a_warning_with_a_better_value() -
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine without a GPU, on which only checkpoints take time, 100 s each."""
+    """Simulate a machine without a GPU on which only checkpoints take time, 100 s each."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(probe, "seconds_per_step", lambda *_: 0.0)
     monkeypatch.setattr(probe, "seconds_per_row", lambda *_: 0.0)
@@ -98,7 +98,7 @@ def test_checkpoints_are_counted_and_an_array_trains_refits_one_by_one(
 ) -> None:
     words = ["--dry-run", "--json", "--set", "trainer.checkpoint_every=1", "--set", "optim.epochs=3"]
     sweep = SINGLE | {"replicates": 2}
-    assert asked(tmp_path, store, *words, sweep=sweep, at_once=100) == 0
+    assert submit(tmp_path, store, *words, sweep=sweep, at_once=100) == 0
     output = json.loads(capsys.readouterr().out)
     assert [row["seconds"] for row in output["packs"]] == [300.0] * 8, "three checkpoints of each"
     assert output["refit_seconds"] == 600 and output["seconds"] == 300 + 600, "all at once, then two refits"
@@ -110,8 +110,8 @@ def test_the_job_that_exceeds_the_time_limit_is_named_also_if_it_is_the_refit(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep, words = SINGLE | {"replicates": 2}, ["--dry-run", "--set", "optim.epochs=1"]
-    assert asked(tmp_path, store, *words, sweep=sweep, time="00:02:30") == 0
+    assert submit(tmp_path, store, *words, sweep=sweep, time="00:02:30") == 0
     assert "time limit: the last job (refit) takes 3 min, time is 00:02:30" in capsys.readouterr().out
-    assert asked(tmp_path, store, *words, "--json", "--form", "allocation", sweep=sweep, cpus=8) == 0
+    assert submit(tmp_path, store, *words, "--json", "--form", "allocation", sweep=sweep, cpus=8) == 0
     output = json.loads(capsys.readouterr().out)
     assert (output["longest_job"], output["longest_s"]) == ("the job", output["seconds"])

@@ -16,13 +16,13 @@ from tests.integrations.slurm.fake_slurm import PROGRAMS
 
 ROOT = Path(__file__).resolve().parents[3]
 GOLDEN = Path(__file__).parent / "golden"
-FEATURES = {"methylation": 2500, "mrna": 2500, "mirna": 542}  # of table S2, as they are after the paper's PCA
+FEATURES = {"methylation": 2500, "mrna": 2500, "mirna": 542}  # of table S2, after the paper's PCA
 ROWS = 400
 
 
 @pytest.fixture(scope="module")
 def tcga(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A random store with the shape of the paper's and few rows."""
+    """A random store with the paper's features and few rows."""
     folder, random = tmp_path_factory.mktemp("tcga") / "store", np.random.default_rng(0)
     with StoreWriter(folder, source={"kind": "random"}) as store:
         for modality, features in FEATURES.items():

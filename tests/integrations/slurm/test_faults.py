@@ -1,4 +1,4 @@
-"""Failures of jobs by cause (training, machine, surroundings) and what follows."""
+"""Failures of jobs by cause (training, machine, environment) and their consequences."""
 
 import errno
 import os
@@ -54,7 +54,7 @@ OF_TRAINING = {
 
 @pytest.fixture(autouse=True)
 def in_job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Job 7, on node n1 of a partition of nine."""
+    """Run the tests as job 7 on node n1 of a partition of nine nodes."""
     slurm.put("7", "RUNNING")
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     monkeypatch.setenv("SLURMD_NODENAME", "n1")
@@ -63,13 +63,13 @@ def in_job(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def has_nodes(slurm: FakeSlurm, number: int) -> None:
-    """A partition of so many nodes."""
+    """Set the number of nodes of the partition."""
     (slurm.bin / "sinfo").write_text(f"#!/bin/sh\necho {number}\n")
     (slurm.bin / "sinfo").chmod(0o700)
 
 
 def full(*_: object, **__: object) -> Any:
-    """Instead of what writes, on a disk without room."""
+    """Fail like a write on a full disk."""
     raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x")
 
 
@@ -79,7 +79,7 @@ def note_of(out: Path, name: str) -> Note:
     return note
 
 
-# --- of the training or not -------------------------------------------------------------------------------------
+# --- errors of the training or not ------------------------------------------------------------------------------
 
 
 def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> Note:
@@ -195,7 +195,7 @@ def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
     assert executor.execute(refits, out=out, store=store) == {} and trained_here[4:] == refits
 
 
-# --- another try, elsewhere -------------------------------------------------------------------------------------
+# --- retry on another node ---------------------------------------------------------------------------------------
 
 
 def fails(out: Path, error: Exception, **keys: Any) -> None:
@@ -257,7 +257,7 @@ def test_a_job_without_its_gpus_does_not_train_on_the_cpu_and_is_requeued(
         pytest.fail("it began")
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
     status = submission_status(out)
-    assert "PyTorch" in status.failed["finish"] and "modis-dist resume" not in status.advice, "its jobs still wait"
+    assert "PyTorch" in status.failed["finish"] and "modis-dist resume" not in status.advice, "its jobs are pending"
     slurm.end()
     assert "modis-dist resume" in submission_status(out).advice
 
@@ -281,11 +281,11 @@ def test_sigterm_of_a_requeue_does_not_end_the_job_before_the_node_is_excluded(
 ) -> None:
     submitted(store, out)
 
-    def asked(*, exclude: str | None) -> bool:
+    def requeue(*, exclude: str | None) -> bool:
         os.kill(os.getpid(), signal.SIGTERM)
         return exclude is None
 
-    monkeypatch.setattr(array_job, "requeue", asked)
+    monkeypatch.setattr(array_job, "requeue", requeue)
     before = signal.getsignal(signal.SIGTERM)
     fails(out, MachineFailed("Ray's own processes are gone"))
     assert signal.getsignal(signal.SIGTERM) is before

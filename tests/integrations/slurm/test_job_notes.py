@@ -33,11 +33,11 @@ def in_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def begun(path: Path, *, requeues: int, how: BaseException | None = None) -> Note:
+def begun(path: Path, *, requeues: int, error: BaseException | None = None) -> Note:
     try:
         with noted(path, code="c", requeues=requeues):
-            if how is not None:
-                raise how
+            if error is not None:
+                raise error
     except (Interrupted, RunFailed):
         pass
     note = read_note(path)
@@ -50,8 +50,8 @@ def test_a_status_file_has_the_end_and_the_number_of_starts_of_a_job(tmp_path: P
     path = tmp_path / "pack-0.json"
     assert read_note(path) is None
     notes = [
-        begun(path, requeues=9, how=how)
-        for how in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
+        begun(path, requeues=9, error=error)
+        for error in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
     ]
     assert [(note.state, note.starts, note.reason) for note in notes] == [
         ("saved", 1, "got SIGTERM"),
@@ -69,7 +69,7 @@ def test_a_job_that_was_requeued_too_often_gives_up_and_status_shows_it(
 ) -> None:
     submitted(store, out)
     path = out / "submission" / "status" / "pack-1.json"
-    stopped = [begun(path, requeues=requeues, how=Interrupted("x")).starts for _ in range(requeues + 1)]
+    stopped = [begun(path, requeues=requeues, error=Interrupted("x")).starts for _ in range(requeues + 1)]
     assert stopped == list(range(1, requeues + 2))
     notes = rf"\b{requeues} .*`modis-dist resume`"
     with pytest.raises(RunFailed, match=notes), noted(path, code="c", requeues=requeues):
@@ -84,8 +84,8 @@ def test_a_job_that_was_requeued_too_often_gives_up_and_status_shows_it(
 @pytest.mark.usefixtures("slurm")
 def test_a_pack_that_was_given_up_or_cancelled_is_not_crashed(store: Path, out: Path) -> None:
     submitted(store, out)
-    for number, how in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
-        begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, how=how)
+    for number, error in enumerate([Interrupted("got SIGTERM"), PackFailed("out of memory"), RunFailed("no GPU")]):
+        begun(out / "submission" / "status" / f"pack-{number}.json", requeues=0, error=error)
     packs = submission.packs_of(out, load(out))
     executor = array_job.AfterArray(out)
     assert executor.execute([packs[1]], out=out, store=store) == {packs[1].trials[0].id: "out of memory"}

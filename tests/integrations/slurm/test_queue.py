@@ -232,16 +232,16 @@ def test_sbatch_variables_do_not_override_the_script(
 
 
 @pytest.mark.parametrize(
-    ("state", "asked"),
+    ("state", "requeued"),
     [("RUNNING", True), ("PENDING", False), ("COMPLETING", False), ("CANCELLED", False)],
 )
 def test_only_a_running_job_is_requeued(
-    state: str, asked: bool, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+    state: str, requeued: bool, slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SLURM_JOB_ID", "7")
     slurm.put("7", state)
-    assert requeue() is asked
-    assert (["requeue", "7"] in slurm.calls("scontrol")) is asked
+    assert requeue() is requeued
+    assert (["requeue", "7"] in slurm.calls("scontrol")) is requeued
 
 
 def test_a_cancelled_job_is_not_requeued(slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -41,10 +41,10 @@ REFUSED = "sbatch: error: Batch job submission failed: Invalid account\n"
 
 
 class Killed(BaseException):
-    """Kill of the submitting process."""
+    """Simulated kill of the submitting process."""
 
 
-# --- which form -------------------------------------------------------------------------------------------------
+# --- form -------------------------------------------------------------------------------------------------------
 
 OPTUNA = {"grid": {}, "search": {"kind": "optuna"}, "space": {"objective.beta": {"low": 0.1, "high": 0.9}}}
 TOGETHER = {
@@ -323,8 +323,8 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     assert all(pack["steps_per_training"] > 0 for pack in output["packs"])
     arrays = next(finding for finding in output["findings"] if finding["check"] == "sbatch array.sh (first of 2)")
     assert arrays["level"] == "error" and arrays["message"] == "Invalid job array specification"
-    asked = slurm.calls("sbatch")[0]
-    assert "--test-only" in asked and "--array=0-2%10" in asked, "with the very options of the script"
+    command_line = slurm.calls("sbatch")[0]
+    assert "--test-only" in command_line and "--array=0-2%10" in command_line, "with the options of the script"
     assert not out.exists() and not slurm.jobs
     assert cli(tmp_path, store, out, "--dry-run", gpus=1) == 0
     stdout = capsys.readouterr().out
@@ -373,7 +373,7 @@ def test_a_study_that_needs_more_than_the_profile_is_refused_before_anything_is_
     assert not out.exists() and not slurm.jobs
 
 
-# --- afterwards -------------------------------------------------------------------------------------------------
+# --- resume, cancel, status--------------------------------------------------------------------------------------
 
 
 def test_resume_submits_what_is_not_done_and_resets_status_files(slurm: FakeSlurm, store: Path, out: Path) -> None:
@@ -431,7 +431,7 @@ def test_a_job_that_ends_before_python_starts_is_shown_with_its_last_line(
     folder = out / "submission"
     (folder / "status" / "pack-1.starting").touch()
     (folder / "logs" / "1000_1.log").write_text("slurmstepd: x\nmodule: command not found\n\n")
-    assert submission_status(out).failed == {}, "it may be loading"
+    assert submission_status(out).failed == {}, "Python may still be loading"
     slurm.end()
     assert command(["status", str(out)]) == 0
     stdout = capsys.readouterr().out
@@ -456,7 +456,7 @@ def test_resume_uses_the_packs_as_arranged_after_a_crash(slurm: FakeSlurm, store
     before = submit.submit(stacked, site(), form="array", out=out)
     (stack,) = before.packs
     listed = json.loads((out / "manifest.json").read_text())
-    listed["packs"] = [[trial] for trial in stack]  # the last job tried its members one by one
+    listed["packs"] = [[trial] for trial in stack]  # the last job retried its members one by one
     (out / "manifest.json").write_text(json.dumps(listed))
     conclude(out, stack[:3])
     slurm.end()

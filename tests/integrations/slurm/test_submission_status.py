@@ -212,7 +212,7 @@ def test_wait_without_a_submission_is_refused(tmp_path: Path, capsys: pytest.Cap
     assert f"--wait: {tmp_path}: " in capsys.readouterr().err
 
 
-# --- packs and who trains them ----------------------------------------------------------------------------------
+# --- packs and their tasks --------------------------------------------------------------------------------------
 
 
 def left_by_a_lost_node(out: Path, number: int, epochs: int) -> str:

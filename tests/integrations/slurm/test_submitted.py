@@ -35,8 +35,8 @@ STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe":
 SMALL: dict[str, Any] = {"grid": {}, "probe": False}
 PATIENCE_S = 120.0
 
-# Is Python for jobs: without figures, which take most of the time. While a file `slow` is beside it every
-# record takes its time; while `poison` is, fold 1 crashes.
+# Replaces Python in jobs: draws no figures, which take most of the time. While a file `slow` is beside it, every record
+# is delayed; while `poison` is, fold 1 crashes.
 STAND_IN = """
 import sys, time
 from pathlib import Path
@@ -68,7 +68,7 @@ main(sys.argv[3:])
 
 
 @pytest.fixture(autouse=True)
-def _looks_often(monkeypatch: pytest.MonkeyPatch) -> None:
+def _polls_often(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wait, "POLL_S", 0.2)
 
 
@@ -88,7 +88,7 @@ class SubmittedStudy:
         return command(["submit", str(self.study), "--cluster", str(self.profile), "--out", str(self.out), *options])
 
     def tune(self) -> Path:
-        """The same study without a queue; where its results are."""
+        """Run the same study without a queue and return its output folder."""
         undisturbed = self.folder / "undisturbed"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pack, "draw", lambda *_: None)
@@ -103,7 +103,7 @@ class SubmittedStudy:
 
 
 def records(out: Path) -> dict[str, int]:
-    """Epochs of every trial in the journals that the list of packs leads to."""
+    """Return the number of epochs of every trial in the journals of the listed packs."""
     listed, by_trial = manifest.load(out / "manifest.json"), {}
     for pack in listed.packs:
         for record in read(out / "packs" / sequence_digest(pack) / "journal.jsonl"):
@@ -111,12 +111,12 @@ def records(out: Path) -> dict[str, int]:
     return by_trial
 
 
-# --- the whole path ---------------------------------------------------------------------------------------------
+# --- from end to end --------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[SubmittedStudy, Path]]:
-    """A study that was cancelled in its first pack and resumed, and the same one that nobody disturbed."""
+    """A study that was cancelled in its first pack and resumed, and the same study run without interruption."""
     submitted_study = SubmittedStudy(tmp_path_factory.mktemp("resumed"), **STUDY)
     (submitted_study.folder / "slow").touch()
     assert submitted_study.submit() == 0
@@ -158,7 +158,7 @@ def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again
     assert command(["status", str(submitted_study.out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
-    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of those that were sent last"
+    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of the jobs sent last"
     assert submitted_study.submit() == 2
     assert "`modis-dist resume`" in capsys.readouterr().err
 
@@ -228,7 +228,7 @@ def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
 
     def comparable(rows_by_table: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        """Without what names the folder, and so the run of the whole study."""
+        """Remove the parent run, whose name contains the folder."""
         return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in rows_by_table.items()}
 
     assert comparable(ours) == comparable(theirs)
@@ -236,7 +236,7 @@ def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     assert {status for name, status in ours["runs"]} == {"FINISHED"}
 
 
-def test_a_repeated_fetch_copies_nothing_and_doubles_nothing(
+def test_a_repeated_fetch_copies_and_duplicates_nothing(
     resumed: tuple[SubmittedStudy, Path], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = in_mlflow(home / "mlflow.db")
@@ -276,7 +276,7 @@ def test_fetch_refuses_a_folder_inside_the_output_folder_and_one_of_another_stud
     assert [path.name for path in other.out.iterdir()] == ["manifest.json"]
 
 
-def test_on_a_network_file_system_fetch_copies_results_and_leaves_mlflow_out(
+def test_on_a_network_file_system_fetch_copies_results_without_mlflow(
     resumed: tuple[SubmittedStudy, Path],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -315,7 +315,7 @@ def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     }
 
 
-# --- the queue of this machine ----------------------------------------------------------------------------------
+# --- the local queue --------------------------------------------------------------------------------------------
 
 
 def local(tmp_path: Path, **keys: Any) -> tuple[LocalQueue, Path]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from modis_dist.train.journal import JournalWriter
 
-AT_MOST_S = 3.0  # a training that waits does not see a request to stop
+AT_MOST_S = 3.0  # a waiting training does not see a stop request
 genuine = JournalWriter.metrics
 
 
