@@ -75,7 +75,7 @@ def _parameters(study: "Study", *, source: str) -> dict[str, Any]:
 
     import torch
 
-    from modis_dist.data.store.open_store import open_store
+    from modis_dist.data.open_store import open_store
     from modis_dist.model.layers import count_parameters
     from modis_dist.model.networks import Modis
     from modis_dist.train.placement import storage_of

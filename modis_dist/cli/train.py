@@ -37,7 +37,7 @@ def train(
     """
     from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
-    from modis_dist.data.store.open_store import named_store
+    from modis_dist.data.open_store import named_store
 
     by_option = [] if workers is None else [f"trainer.workers={workers}"]
     parsed = load_run(run, [*(settings or []), *by_option])

@@ -70,7 +70,7 @@ def tune(
 def load_and_check(path: Path, settings: list[str] | None) -> "Study":
     """Load a study and report the mistakes that need no data, before ray and torch are imported."""
     from modis_dist.config.parse import load_study
-    from modis_dist.data.store.open_store import named_store
+    from modis_dist.data.open_store import named_store
     from modis_dist.study.manifest import expand
 
     study = load_study(path, settings or [])

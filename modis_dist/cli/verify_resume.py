@@ -38,7 +38,7 @@ def verify_resume(
     """
     from modis_dist.cli.display import RunBar, progress_bars
     from modis_dist.config.parse import load_run
-    from modis_dist.data.store.open_store import named_store
+    from modis_dist.data.open_store import named_store
 
     file = run / "run.yaml" if run.is_dir() else run
     if not file.exists():

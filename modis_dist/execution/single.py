@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from modis_dist.config.run import Run
-from modis_dist.data.store.open_store import open_store
+from modis_dist.data.open_store import open_store
 from modis_dist.evaluate.results import RESULT, Result, read_result
 from modis_dist.execution.run_pack import LAST, Layout, Pack, chosen_device, run_pack
 from modis_dist.execution.trial import ONLY_CONDITION, Trial, trial_id

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from modis_dist.config.parse import build, to_tree, with_settings
 from modis_dist.config.run import Run
-from modis_dist.data.store.open_store import open_store
+from modis_dist.data.open_store import open_store
 from modis_dist.execution.journal_watch import JournalWatcher
 from modis_dist.execution.resources import cores, this_machine, worker_mistakes
 from modis_dist.execution.run_pack import JOURNAL, LAST, Pack, chosen_device, prepare_members, trained

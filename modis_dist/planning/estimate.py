@@ -10,8 +10,8 @@ import torch
 
 from modis_dist.config.run import Run
 from modis_dist.config.study import OptunaSearch, Study
+from modis_dist.data.open_store import simulated_store
 from modis_dist.data.store.arrays import insufficient_scratch
-from modis_dist.data.store.open_store import simulated_store
 from modis_dist.execution import memory
 from modis_dist.execution.memory import COPIES_OF_LAST, model_bytes
 from modis_dist.execution.run_pack import Pack, kinds_of_data, unfinished_packs

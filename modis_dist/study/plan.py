@@ -7,7 +7,7 @@ from pathlib import Path
 
 from modis_dist.config.parse import digest, to_tree
 from modis_dist.config.study import Study
-from modis_dist.data.store.open_store import open_store
+from modis_dist.data.open_store import open_store
 from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.results import read_result
 from modis_dist.execution.memory import model_bytes
@@ -17,7 +17,7 @@ from modis_dist.model.networks import Shape
 from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest, unique
 from modis_dist.study.packs import layout, most_in_one_pack
-from modis_dist.study.search.rounds import Search
+from modis_dist.study.rounds import Search
 from modis_dist.train.prepare import PreparationEstimate, SelectionOf, estimate_preparation, selections, shape
 
 

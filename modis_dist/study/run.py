@@ -22,7 +22,7 @@ from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display
 from modis_dist.study.plan import Plan
 from modis_dist.study.runner import PackRunner
-from modis_dist.study.search.run import is_grid, run_search
+from modis_dist.study.search_run import is_grid, run_search
 from modis_dist.study.selection import by_rank, chosen, mark
 from modis_dist.study.summary import changes, failures, summarise, why_nothing, write
 

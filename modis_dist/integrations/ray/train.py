@@ -159,7 +159,7 @@ def _failure_message(error: Any) -> str:
 def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> Result:
     """Call ``train_run`` on ``trainer.workers`` ranks; return its result and raise its errors."""
     from modis_dist.config.parse import to_tree
-    from modis_dist.data.store.open_store import open_store
+    from modis_dist.data.open_store import open_store
 
     workers, device = run.trainer.workers, run.trainer.device
     cluster = backend.cluster.without_gpus() if device == "cpu" else backend.cluster

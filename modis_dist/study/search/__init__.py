@@ -1,5 +1,5 @@
-"""Studies that are not a plain grid: random and Optuna search, pruning at rungs.
+"""Algorithms of searches and pruning: random draws, Optuna's proposals, successive halving at rungs.
 
-Grid searches do not use this package. Start with `run.py`; `decisions.py` stores proposals and pruning decisions, so
-that a resumed search repeats them.
+They train nothing: `study/rounds.py` applies them to a study and `study/search_run.py` trains the trials.
+`decisions.py` stores proposals and pruning decisions, so that a resumed search repeats them. Start with `space.py`.
 """

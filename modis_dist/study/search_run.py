@@ -24,9 +24,9 @@ from modis_dist.runtime.lock import locked
 from modis_dist.study.aggregate import Configuration, Results, Verdict, by_configuration, grouped
 from modis_dist.study.manifest import unique
 from modis_dist.study.plan import Plan
+from modis_dist.study.rounds import Groups, Search
 from modis_dist.study.runner import PackRunner
 from modis_dist.study.search.halving import best_up_to, verdict_message
-from modis_dist.study.search.rounds import Groups, Search
 from modis_dist.study.summary import failures
 from modis_dist.train.journal import JournalWriter
 
