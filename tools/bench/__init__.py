@@ -1,1 +1,1 @@
-"""Measurements of training, side by side with a plain implementation of what was published: `python -m tools.bench`."""
+"""Benchmarks of modis_dist against a plain implementation of the published method: `python -m tools.bench`."""
