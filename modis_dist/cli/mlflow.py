@@ -25,7 +25,8 @@ def ui(
 def mlflow_sync(
     directory: OutputFolder,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Repeat at idle priority until the study has ended and MLflow is complete.")
+        bool,
+        typer.Option("--follow", help="Repeat at idle priority until the study has ended and MLflow is up to date."),
     ] = False,
     uri: Annotated[
         str | None,

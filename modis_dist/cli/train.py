@@ -42,7 +42,7 @@ def train(
     by_option = [] if workers is None else [f"trainer.workers={workers}"]
     parsed = load_run(run, [*(settings or []), *by_option])
     if ray is not None and parsed.trainer.workers == 1:
-        raise UserError("--ray: a single worker trains in this process; set the number with --workers")
+        raise UserError("--ray: requires several workers; set --workers to 2 or more")
     named_store(parsed.data, source=str(run))  # raises for a missing store before torch is loaded
 
     with progress_bars() as bars:

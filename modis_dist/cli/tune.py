@@ -143,8 +143,8 @@ def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking |
         if (folder / "submission" / "submission.json").exists():
             command = f"modis-dist fetch {folder} --to LOCAL_DIR"
         warn(
-            f"note: MLflow is off: {folder} is on a network file system ({kind}), which damages SQLite databases. All "
-            f"metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
+            f"note: MLflow is off: {folder} is on a network file system ({kind}), which can corrupt SQLite databases. "
+            f"All metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
         )
         return None
     uri = checked(settings.tracking_uri or default_uri(folder))

@@ -171,7 +171,7 @@ def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
     assert re.search(r"model\.classes: .*\b5\b.*\b3\b", capsys.readouterr().err) and not out.exists()
     before = sorted((done / "store").rglob("*"))
     assert command(["train", file, "--out", str(done / "store")]) == 2
-    assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
+    assert "a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
 
 
 # --- files made with the model ------------------------------------------------------------------------------

@@ -185,7 +185,7 @@ class AfterArray:
         if incomplete:
             raise RunFailed(
                 f"{len(incomplete)} of {len(packs)} packs of the array are unfinished (cancelled, killed, out of time, "
-                f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
+                f"requeue limit, or an error of machine, disk or data; see `modis-dist status {out}`); "
                 f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
         if len(alone := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:
