@@ -312,9 +312,7 @@ class Objective(Section):
     pseudo_label_threshold: float = item(
         0.9, "class_conditional: minimum probability at which an unlabelled row gets its predicted class", gt=0, le=1
     )
-    penalty_weight: float = item(
-        10.0, "weight of the gradient penalty (paper: gamma, lambda_r); 0 disables it", ge=0, le=1e6
-    )
+    penalty_weight: float = item(10.0, "weight of the gradient penalty (paper: gamma, lambda_r); 0: off", ge=0, le=1e6)
     penalty_outputs: Literal["sum", "each"] = item(
         "sum", "outputs whose gradient is penalised: the sum of the modality logits (paper) or each logit"
     )

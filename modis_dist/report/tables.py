@@ -91,7 +91,7 @@ def translation_table(translations: Mapping[str, Translation | MeanTranslation])
     return finished(
         table,
         "Mean squared error of preprocessed features, lower is better. From a modality to itself: reconstruction.",
-        "all pairs: mean squared difference of different samples; predicting the mean of each feature gives half of it.",
+        "all pairs: mean squared difference of different samples; predicting the mean of a feature gives half of it.",
     )
 
 
