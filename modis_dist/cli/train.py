@@ -99,7 +99,7 @@ def _note_training_rows(result: "StoreEvaluation") -> str:
         return result["rows"]
     if left_out is None:
         typer.echo(
-            "WARNING: the model's training store was not found, so training rows may be among those evaluated; "
+            "warning: the model's training store was not found, so training rows may be among those evaluated; "
             "the metrics may be too high",
             err=True,
         )
@@ -113,7 +113,7 @@ def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: s
     from modis_dist.report.terminal import show, stdout
 
     titled = [
-        (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
+        (f"Metrics on {rows} rows", evaluation_table(evaluation["classification"], baseline)),
         ("By class", class_table(evaluation["classification"])),
         ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]

@@ -95,7 +95,7 @@ def run(
     if planned.outdated:
         warn(
             f"note: {len(planned.outdated)} trials of an earlier run are no longer part of this study; their results "
-            f"stay in {folder / 'trials'}"
+            f"remain in {folder / 'trials'}"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     follower = Follower(folder)

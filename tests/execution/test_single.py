@@ -143,7 +143,7 @@ def test_a_run_without_validation_rows_names_the_command_that_evaluates_it(
     assert "2 epochs" in output and "validation" in output and "None" not in output
     line = next(line for line in output.splitlines() if "modis-dist evaluate" in line)
     assert command(line.split("modis-dist ")[1].split()) == 0, "the command that was named"
-    assert "On test rows" in capsys.readouterr().out
+    assert "Metrics on test rows" in capsys.readouterr().out
 
 
 def test_training_rows_are_identified_by_the_data_not_by_the_hash_of_settings(

@@ -359,7 +359,7 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     stderr_lines = [
         line for line in (tmp_path / "stderr.txt").read_text().splitlines() if not line.startswith("note: MLflow")
     ]
-    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second one stops at once"
+    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second SIGINT stops immediately"
     assert (
         stderr_lines[1].startswith("got SIGINT")
         and stderr_lines[1].endswith("rerun the same command to resume")

@@ -52,7 +52,7 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
     submission, log = load(out), logging.getLogger(__name__)
     if submission.code != code():
         log.warning(
-            "this source code (%s) differs from the submitting one (%s, version %s); metrics may differ",
+            "the source code (%s) differs from that of the submission (%s, version %s); metrics may differ",
             code(),
             submission.code,
             submission.version,
