@@ -33,8 +33,8 @@ CHUNK = 16 << 20  # bytes that are read from a file at once
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options: size of the data, feature storage, and the training."""
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--features", type=int, default=4_000)
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of the table (default 20000)")
+    parser.add_argument("--features", type=int, default=4_000, help="features of the table (default 4000)")
     parser.add_argument("--row-group-rows", type=int, default=5_000, help="rows per row group of the source")
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     parser.add_argument("--turns", type=int, default=3, help="turns of the readers")
