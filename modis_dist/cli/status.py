@@ -124,4 +124,4 @@ def _task(task: "Task") -> str:
 
 def _counted(trials: Mapping[str, int]) -> str:
     parts = ", ".join(f"{number} {state}" for state, number in trials.items())
-    return f"{sum(trials.values())}: {parts}"
+    return f"{sum(trials.values())} ({parts})"

@@ -317,7 +317,7 @@ class Objective(Section):
         "sum", "outputs whose gradient is penalised: the sum of the modality logits (paper) or each logit"
     )
     penalty_inputs: Literal["x", "z"] = item(
-        "x", "inputs of that gradient: the features x, through the frozen encoder (paper), or the latents z"
+        "x", "inputs of the penalised gradient: the features x, through the frozen encoder (paper), or the latents z"
     )
     classification_weight: float = item(1.0, "weight of the class cross-entropy", ge=0, le=1e6)
     clustering_weight: float = item(1.0, "weight of the clustering loss", ge=0, le=1e6)
