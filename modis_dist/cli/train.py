@@ -77,7 +77,7 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
 
 
 def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Evaluate a trained model on a store. Of the store that it was trained on, only test rows are used.
+    """Evaluate a trained model on a store. On the store that it was trained on, only the test rows are used.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """

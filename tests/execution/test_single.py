@@ -83,7 +83,7 @@ def test_without_the_training_store_a_warning_says_that_training_rows_may_be_eva
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
     capsys.readouterr()
     assert command(["evaluate", str(tmp_path / "run"), str(other)]) == 0
-    assert "WARNING: " in capsys.readouterr().err
+    assert "warning: " in capsys.readouterr().err
     write_store(tmp_path / "moved", samples=60)  # there, but not the one it was trained with
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
 
