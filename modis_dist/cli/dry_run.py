@@ -27,7 +27,7 @@ def print_plan(estimate: "StudyEstimate") -> None:
     say(
         f"{estimate.done} of {estimate.trials} trials are done. The other trials ({len(estimate.packs)} packs, "
         f"{estimate.slots} at a time) and the refit take about {duration(estimate.seconds)} on "
-        f"{estimate.measured_on}, without early stopping or pruning, and {size(estimate.bytes)} of disk."
+        f"{estimate.measured_on}, without early stopping or pruning, and use {size(estimate.bytes)} of disk space."
     )
     if estimate.later_trials:
         say(f"{estimate.later_trials} trials of later rounds depend on results; each round is counted like the first.")
@@ -105,7 +105,7 @@ def _features_on_disk(estimate: "StudyEstimate") -> str:
 def _cost(estimate: "SubmissionEstimate", site: "Site") -> str:
     if estimate.gpu_hours is None or estimate.core_hours is None:
         return (
-            f"GPU-hours unknown, this machine has no GPU; on its CPU the jobs would take "
+            f"GPU-hours unknown: this machine has no GPU. On its CPU the jobs would take "
             f"{_rounded(estimate.job_hours)} hours. Run the same command on a node with a GPU to measure GPU-hours"
         )
     gpus = f"{_rounded(estimate.gpu_hours)} GPU-hours, " if site.gpus else ""
@@ -120,7 +120,7 @@ def _time_limit(estimate: "SubmissionEstimate", site: "Site") -> str:
     starts = ceil(estimate.longest_s / site.seconds)
     problem = "" if starts <= site.requeues + 1 else f"; requeues allows {site.requeues}: raise time or requeues"
     return (
-        f"{estimate.longest_job} takes {duration(estimate.longest_s)}, time is {site.time}; it saves and is requeued "
+        f"{estimate.longest_job} takes {duration(estimate.longest_s)}, time is {site.time}: it saves and is requeued "
         f"about {starts - 1} times{problem}"
     )
 

@@ -25,7 +25,8 @@ def ui(
 def mlflow_sync(
     directory: OutputFolder,
     follow: Annotated[
-        bool, typer.Option("--follow", help="Repeat at idle priority until the study has ended and MLflow is complete.")
+        bool,
+        typer.Option("--follow", help="Repeat at idle priority until the study has ended and MLflow is up to date."),
     ] = False,
     uri: Annotated[
         str | None,
@@ -35,7 +36,7 @@ def mlflow_sync(
 ) -> None:
     """Send parameters, metrics, figures and the delivered model of a study to MLflow.
 
-    Only what MLflow lacks is sent, so the command may be stopped and repeated at any time. `tune` runs it in the
+    Only missing entries are sent, so the command may be stopped and repeated at any time. `tune` runs it in the
     background with `--follow`; `ui` and `fetch` run it once. Run it by hand after MLflow was down, or to fill another
     tracking server.
 

@@ -73,7 +73,7 @@ def _print_submission(submission: "SubmissionStatus", *, now: float) -> None:
         say(f"requeued: {submission.restarts} times in total")
     if submission.other_code:
         few = ", ".join(submission.other_code[:3]) + ", ..." * (len(submission.other_code) > 3)
-        say(f"warning: {len(submission.other_code)} job(s) ran other source code than the submitting one: {few}")
+        say(f"warning: {len(submission.other_code)} job(s) ran source code that differs from the submission: {few}")
     for name, reason in list(submission.failed.items())[:FAILURES_SHOWN]:
         say(f"failed: job {name}: {shown(reason)}")
     say(f"next: {submission.advice}")
@@ -90,7 +90,7 @@ def _print(progress: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> N
     if any(pack.state == "running" for pack in progress.packs):
         stdout().print(_bars(progress, {task.pack: task for task in tasks}))
     if progress.last_sign is not None:
-        say(f"last written: {duration(now - progress.last_sign)} ago")
+        say(f"last update: {duration(now - progress.last_sign)} ago")
     if (progress.state == "running" or progress.eta_s is not None) and progress.stage != "done":
         left = "unknown" if progress.eta_s is None else f"about {duration(progress.eta_s)} without early stopping"
         say(f"time left in this stage: {left}")
@@ -124,4 +124,4 @@ def _task(task: "Task") -> str:
 
 def _counted(trials: Mapping[str, int]) -> str:
     parts = ", ".join(f"{number} {state}" for state, number in trials.items())
-    return f"{sum(trials.values())}: {parts}"
+    return f"{sum(trials.values())} ({parts})"

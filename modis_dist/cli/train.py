@@ -42,7 +42,7 @@ def train(
     by_option = [] if workers is None else [f"trainer.workers={workers}"]
     parsed = load_run(run, [*(settings or []), *by_option])
     if ray is not None and parsed.trainer.workers == 1:
-        raise UserError("--ray: a single worker trains in this process; set the number with --workers")
+        raise UserError("--ray: requires several workers; set --workers to 2 or more")
     named_store(parsed.data, source=str(run))  # raises for a missing store before torch is loaded
 
     with progress_bars() as bars:
@@ -77,7 +77,7 @@ def _train(run: "Run", out: Path, source: str, bar: "RunBar", ray: str | None) -
 
 
 def evaluate(directory: OutputFolder, store: StoreFolder, as_json: Json = False) -> None:
-    """Evaluate a trained model on a store. Of the store that it was trained on, only test rows are used.
+    """Evaluate a trained model on a store. On the store that it was trained on, only the test rows are used.
 
     Example: `modis-dist evaluate runs/quickstart mystore`
     """
@@ -99,7 +99,7 @@ def _note_training_rows(result: "StoreEvaluation") -> str:
         return result["rows"]
     if left_out is None:
         typer.echo(
-            "WARNING: the model's training store was not found, so training rows may be among those evaluated; "
+            "warning: the model's training store was not found, so training rows may be among those evaluated; "
             "the metrics may be too high",
             err=True,
         )
@@ -113,7 +113,7 @@ def _print_tables(evaluation: "Evaluation", baseline: "Baseline | None", rows: s
     from modis_dist.report.terminal import show, stdout
 
     titled = [
-        (f"On {rows} rows", evaluation_table(evaluation["classification"], baseline)),
+        (f"Metrics on {rows} rows", evaluation_table(evaluation["classification"], baseline)),
         ("By class", class_table(evaluation["classification"])),
         ("Reconstruction and translation", translation_table({"": evaluation["translation"]})),
     ]

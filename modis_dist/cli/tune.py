@@ -95,7 +95,7 @@ def run(
     if planned.outdated:
         warn(
             f"note: {len(planned.outdated)} trials of an earlier run are no longer part of this study; their results "
-            f"stay in {folder / 'trials'}"
+            f"remain in {folder / 'trials'}"
         )
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     follower = Follower(folder)
@@ -146,8 +146,8 @@ def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking |
         if (folder / "submission" / "submission.json").exists():
             command = f"modis-dist fetch {folder} --to LOCAL_DIR"
         warn(
-            f"note: MLflow is off: {folder} is on a network file system ({kind}), which damages SQLite databases. All "
-            f"metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
+            f"note: MLflow is off: {folder} is on a network file system ({kind}), which can corrupt SQLite databases. "
+            f"All metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
         )
         return None
     uri = checked(settings.tracking_uri or default_uri(folder))

@@ -25,7 +25,7 @@ def verify_resume(
     ],
     epochs: Annotated[int, typer.Option("--epochs", min=1, help="Epochs to train.")] = 2,
     kills: Annotated[int, typer.Option("--kills", min=1, help="Number of kills.")] = 3,
-    seed: Annotated[int, typer.Option("--seed", help="Random seed of the steps to kill at.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Random seed that selects the steps to kill at.")] = 0,
     settings: Set = None,
     as_json: Json = False,
 ) -> None:
@@ -70,7 +70,7 @@ def _print(verdict: "Verdict") -> None:
     from modis_dist.report.tables import add, empty, finished
     from modis_dist.report.terminal import show, stdout
 
-    table = empty("killed and resumed, against undisturbed")
+    table = empty("killed and resumed vs. undisturbed run")
     table.add_column("")
     add(table, "epochs, optimiser steps", f"{verdict.epochs}, {verdict.steps:,}")
     add(table, "killed by SIGKILL after step", ", ".join(map(str, verdict.kills)))

@@ -72,7 +72,7 @@ class Site(Section):
         None, "memory per array task, or per node of an allocation, e.g. 16G; default: the site's"
     )
     time: str = item(
-        "04:00:00", "time limit of a job, [days-]hours:minutes:seconds; a job saves before and is requeued"
+        "04:00:00", "time limit of a job, [days-]hours:minutes:seconds; a job that reaches it saves and is requeued"
     )
     warning_s: int = item(
         120, "time before the limit at which Slurm signals a job to save and requeue", unit="s", ge=10, le=3600
@@ -109,7 +109,7 @@ class Site(Section):
         for option in value:
             name = option.removeprefix("--").partition("=")[0]
             if any(reserved.startswith(name) for reserved in RESERVED_OPTIONS):  # sbatch accepts abbreviations
-                raise ValueError(f"--{name} is set by a key of the profile, or by the submission itself")
+                raise ValueError(f"--{name} is set by a key of the profile or by the submission itself; remove it")
         return value
 
     @field_validator("setup", "python")
@@ -128,7 +128,7 @@ class Site(Section):
         """Refuse the placeholder of shipped profiles."""
         for text in value if isinstance(value, tuple) else (value,):
             if isinstance(text, str) and REPLACE in text:
-                raise ValueError(f"replace {REPLACE} by your value (got '{shown(text)}'), or remove the line")
+                raise ValueError(f"replace {REPLACE} with your value (got '{shown(text)}'), or remove the line")
         return value
 
     @model_validator(mode="after")
@@ -157,7 +157,7 @@ def _seconds(time: str) -> int:
 class Explained(Section):
     """Section for `config --explain cluster`."""
 
-    cluster: Site = item(Site(), "where and how jobs run on one cluster: a file of its own, see cluster/README.md")
+    cluster: Site = item(Site(), "how jobs run on one cluster; in a separate file, see cluster/README.md")
 
 
 def load_site(path: Path) -> Site:

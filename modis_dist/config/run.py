@@ -97,12 +97,12 @@ class Data(Section):
     """The data set and its split."""
 
     store: Folder | None = item(None, "store folder written by `modis-dist data import`, relative to the YAML file")
-    simulate: Simulate | None = item(None, "simulate a data set in place of reading a store")
+    simulate: Simulate | None = item(None, "simulate a data set instead of reading a store")
     modalities: tuple[Name, ...] | None = item(
         None, "modalities to use, in this order; default: all of the store", min_length=2
     )
     classes: tuple[Label, ...] | None = item(
-        None, "classes to use; rows of other classes are left out; default: all of the store", min_length=2
+        None, "classes to use; rows of other classes are excluded; default: all of the store", min_length=2
     )
     split: Split = item(Split(), "training, validation and test rows")
 
@@ -203,7 +203,7 @@ class HideLabels(Section):
     keep: int | None = item(None, "labels to keep, per class and modality", unit="rows", ge=0)
     classes: tuple[Label, ...] | None = item(None, "apply to these classes only")
     modalities: tuple[Name, ...] | None = item(None, "apply to these modalities only")
-    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the row selection; default: the run's seed", ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_amount(self) -> "HideLabels":
@@ -216,7 +216,7 @@ class CutClass(Section):
     kind: Literal["cut_class"] = item("cut_class", "reduce one class to a number of training rows in every modality")
     label: Label = item(..., "class name")
     rows: int = item(..., "rows to keep in each modality", unit="rows", ge=0)
-    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the row selection; default: the run's seed", ge=0, lt=2**63)
 
 
 class DropPairs(Section):
@@ -228,12 +228,12 @@ class KeepPairs(Section):
     kind: Literal["keep_pairs"] = item("keep_pairs", "reduce each (class, modality) pair to a number of training rows")
     pairs: tuple[Pair, ...] = item(..., "(class, modality) pairs", min_length=1)
     rows: int = item(..., "rows to keep of each pair", unit="rows", ge=0)
-    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the row selection; default: the run's seed", ge=0, lt=2**63)
 
 
 class Unpair(Section):
     kind: Literal["unpair"] = item("unpair", "keep one modality per sample, in equal numbers within each class")
-    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the row selection; default: the run's seed", ge=0, lt=2**63)
 
 
 class Subsample(Section):
@@ -241,7 +241,7 @@ class Subsample(Section):
     fraction: Fraction | None = item(None, "fraction of rows to keep, per class and modality")
     rows: int | None = item(None, "number of rows to keep, per class and modality", unit="rows", ge=1)
     modalities: tuple[Name, ...] | None = item(None, "apply to these modalities only")
-    seed: int | None = item(None, "seed of the choice of rows; default: the run's seed", ge=0, lt=2**63)
+    seed: int | None = item(None, "seed of the row selection; default: the run's seed", ge=0, lt=2**63)
 
     @model_validator(mode="after")
     def _one_amount(self) -> "Subsample":
@@ -271,9 +271,9 @@ class ModalityNet(Section):
     )
     likelihood: Likelihood = item(
         "gaussian",
-        "what the decoder models: gaussian (unit variance, that is squared error; published), bernoulli (values in "
-        "0..1), poisson or negative_binomial (counts; the total of a row is its library size; the latter learns a "
-        "dispersion for each feature)",
+        "likelihood of the decoder: gaussian (unit variance, that is squared error; paper), bernoulli (values in "
+        "0..1), poisson or negative_binomial (counts; the library size is the sum of a row; negative_binomial learns "
+        "one dispersion per feature)",
     )
 
 
@@ -312,9 +312,9 @@ class Objective(Section):
     pseudo_label_threshold: float = item(
         0.9, "class_conditional: minimum probability at which an unlabelled row gets its predicted class", gt=0, le=1
     )
-    penalty_weight: float = item(10.0, "weight of the gradient penalty (paper: gamma); 0 disables it", ge=0, le=1e6)
+    penalty_weight: float = item(10.0, "weight of the gradient penalty (paper: gamma, lambda_r); 0: off", ge=0, le=1e6)
     penalty_outputs: Literal["sum", "each"] = item(
-        "sum", "outputs of the penalised gradient: the sum of the modality logits (paper) or each logit"
+        "sum", "outputs whose gradient is penalised: the sum of the modality logits (paper) or each logit"
     )
     penalty_inputs: Literal["x", "z"] = item(
         "x", "inputs of the penalised gradient: the features x, through the frozen encoder (paper), or the latents z"
@@ -362,7 +362,7 @@ class Optim(Section):
     preset: Literal["published", "fast"] = item(
         "published",
         f"sets several keys. published (paper): {_preset_text('published')}; fast: {_preset_text('fast')}. In a file, "
-        "keys that are given explicitly win; set by --set, sweep.conditions or sweep.grid, the preset replaces them",
+        "explicit keys override the preset; in --set, sweep.conditions and sweep.grid the preset overrides the keys",
     )
     lr: float = item(1e-4, "learning rate of the VAEs; 1e-4 (paper)", gt=0, le=10)
     lr_discriminator: float | None = item(None, "learning rate of the discriminator; default: lr", gt=0, le=10)

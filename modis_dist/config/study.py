@@ -49,7 +49,7 @@ class Packing(Section):
 class Mlflow(Section):
     """MLflow tracking."""
 
-    enabled: bool = item(True, "send the study to MLflow")
+    enabled: bool = item(True, "log the study to MLflow")
     tracking_uri: str | None = item(
         None, "MLflow tracking URI, without a password; default: a SQLite file in the output folder"
     )
@@ -70,12 +70,12 @@ class Mlflow(Section):
 class Dimension(Section):
     """The search space of one key: a range, or a list of choices."""
 
-    low: float | None = item(None, "lower bound; values are drawn to three significant digits")
+    low: float | None = item(None, "lower bound; sampled values are rounded to three significant digits")
     high: float | None = item(None, "upper bound")
     log: bool = item(False, "sample uniformly on a logarithmic scale")
     step: float | None = item(None, "restrict values to low, low + step, low + 2 step, ...", gt=0)
     choices: tuple[Any, ...] | None = item(
-        None, "values to choose from, with equal probability, in place of a range", min_length=1
+        None, "values to choose from, with equal probability, instead of a range", min_length=1
     )
 
     @model_validator(mode="after")
@@ -98,7 +98,7 @@ class RandomSearch(Section):
     kind: Literal["random"] = item("random", "independent random draws from sweep.space")
     configurations: int = item(
         20,
-        "number of configurations; may be raised later: the first ones stay the same",
+        "number of configurations; may be raised later, earlier configurations stay the same",
         unit="configurations",
         ge=1,
         le=100_000,
@@ -112,7 +112,7 @@ class OptunaSearch(Section):
     )
     configurations: int = item(
         30,
-        "number of configurations; may be raised later: the first ones stay the same",
+        "number of configurations; may be raised later, earlier configurations stay the same",
         unit="configurations",
         ge=1,
         le=100_000,
@@ -170,7 +170,7 @@ class Sweep(Section):
         {}, "grid search: dotted key of the run -> list of values; `trainer.metric` selects the best combination"
     )
     search: AnySearch | None = item(
-        None, "search of sweep.space, in place of a grid: random or optuna; equal configurations are trained once"
+        None, "search over sweep.space instead of a grid: random or optuna; duplicate configurations are trained once"
     )
     space: dict[str, Dimension] = item({}, "search space: dotted key of the run -> range or choices")
     pruning: Pruning | None = item(None, "early stopping of inferior configurations; default: off")

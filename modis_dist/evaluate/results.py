@@ -118,8 +118,10 @@ def read_json(path: Path, kind: type[T], *, version: int | None = None) -> T | N
     except ValidationError as error:
         problem = error.errors(include_url=False)[0]
         reason = f"{'.'.join(map(str, problem['loc']))}: {problem['msg']}"
-    except (OSError, ValueError) as error:
-        if isinstance(error, DataError):
-            raise
+    except DataError:
+        raise
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from None
+    except ValueError as error:
         reason = type(error).__name__
     raise DataError(f"{path}: is damaged ({shown(reason)}); remove it and rerun the same command") from None

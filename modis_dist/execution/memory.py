@@ -104,13 +104,13 @@ def _limit_message(
 ) -> str:
     if fitting.per_gpu < limit.per_gpu:
         return (
-            f"a pack takes {footprint.gpu / 1e9:.1f} GB of its GPU (measured), packs may use "
-            f"{SHARE * footprint.gpu_total / 1e9:.1f} GB of each: {fitting.per_gpu} share one, {fitting.packs} at once"
+            f"a pack uses {footprint.gpu / 1e9:.1f} GB of GPU memory (measured), the limit per GPU is "
+            f"{SHARE * footprint.gpu_total / 1e9:.1f} GB: {fitting.per_gpu} pack(s) per GPU, {fitting.packs} at a time"
         )
     each = f" of {workers} workers" if workers > 1 else ""
     return (
-        f"a worker takes {footprint.host / 1e9:.1f} GB of memory (measured), workers may use {node_bytes / 1e9:.1f} GB "
-        f"of each node: {fitting.packs} pack(s){each} at a time instead of {limit.packs}"
+        f"a worker uses {footprint.host / 1e9:.1f} GB of memory (measured), the limit per node is "
+        f"{node_bytes / 1e9:.1f} GB: {fitting.packs} pack(s){each} at a time instead of {limit.packs}"
     )
 
 

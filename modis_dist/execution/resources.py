@@ -77,11 +77,11 @@ def worker_mistakes(workers: int, *, threads: int, device: str, cluster: Cluster
     problems = []
     each = min(1, cluster.gpus)
     if device not in {"auto", "cpu", "cuda"}:
-        problems.append(f"trainer.device: {device}: every worker of Ray has its own GPU; use cuda")
+        problems.append(f"trainer.device: {device}: every Ray worker has its own GPU; use cuda")
     if each and workers > cluster.gpus:
-        problems.append(f"trainer.workers: {workers} asked for, {cluster.has('gpus')}")
+        problems.append(f"trainer.workers: {workers} requested, {cluster.has('gpus')}")
     elif workers > cluster.slots(threads=threads, gpus=each):
-        problems.append(f"trainer.workers: {workers} of {threads} thread(s) asked for, {cluster.has('cores')}")
+        problems.append(f"trainer.workers: {workers} of {threads} thread(s) requested, {cluster.has('cores')}")
     return problems
 
 
@@ -89,7 +89,7 @@ def resource_mistakes(resources: Resources, *, cluster: Cluster) -> list[str]:
     """Return a problem for every resource of which a pack needs more than a node has."""
     problems = []
     if (resources.gpus or 0) > max(node.gpus for node in cluster.nodes):
-        problems.append(f"sweep.resources.gpus: {resources.gpus} asked for, {cluster.has('gpus')}")
+        problems.append(f"sweep.resources.gpus: {resources.gpus} requested, {cluster.has('gpus')}")
     if (resources.cpus or 0) > max(node.cores for node in cluster.nodes):
-        problems.append(f"sweep.resources.cpus: {resources.cpus} asked for, {cluster.has('cores')}")
+        problems.append(f"sweep.resources.cpus: {resources.cpus} requested, {cluster.has('cores')}")
     return problems

@@ -289,7 +289,7 @@ def chosen_device(run: Run) -> torch.device:
         raise ConfigError([f"trainer.precision: fp16 needs a GPU; use bf16 or fp32; {advice}"], source=run.name)
     count = torch.cuda.device_count()
     if device.type == "cuda" and (device.index or 0) >= count:
-        problem = f"trainer.device: {requested} asked for, this machine has {count} GPU(s); {advice}"
+        problem = f"trainer.device: {requested} requested, this machine has {count} GPU(s); {advice}"
         raise ConfigError([problem], source=run.name)
     return device
 

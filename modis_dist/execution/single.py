@@ -35,11 +35,11 @@ def train_run(
     trial = Trial(trial_id(run, store.fingerprint), ONLY_CONDITION, 0, {}, None, 0, run)
     earlier = read_result(out)
     if earlier is not None and earlier["trial"] != trial.id:
-        raise DataError(f"{out}: holds another run (settings or data differ); use another --out")
+        raise DataError(f"{out}: contains another run (settings or data differ); use another --out")
     if earlier is not None and earlier["status"] == "done":
         return earlier
     if any((out / name).exists() for name in ("manifest.json", "study.yaml")):
-        raise DataError(f"{out}: holds a store or a study; use another --out")
+        raise DataError(f"{out}: contains a store or a study; use another --out")
     (out / RESULT).unlink(missing_ok=True)  # of a training that failed: it runs again
     layout = single_layout(out, trial, lock_patience_s=PATIENCE_S if spec.size > 1 else 0)
     run_pack(Pack((trial,)), layout, store=store.path, stop=stop, reporter=reporter, threads=threads, spec=spec)

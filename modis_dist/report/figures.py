@@ -240,7 +240,7 @@ def mse_heatmap(translation: Translation) -> Figure:
     axes.set_xlabel("encoded modality")
     axes.set_ylabel("decoded modality")
     figure.colorbar(
-        image, ax=axes, label="error / all-pairs error\n(0.5: prediction of the mean)", aspect=14, extend="max"
+        image, ax=axes, label="error / all-pairs error\n(0.5: predicting the mean)", aspect=14, extend="max"
     )
     return figure
 
@@ -277,7 +277,7 @@ def sweep_overview(groups: Sequence[RankedGroup], *, metric: str = "balanced_acc
     heading(axes, f"Mean ± SD over folds and replicates{some}")
     entries = [("best of its condition", Line2D([], [], ls="", **BEST))]
     if any(group["pruned"] for group in shown):
-        entries.append(("pruned, best until then", Line2D([], [], ls="", **PRUNED)))
+        entries.append(("pruned (best so far)", Line2D([], [], ls="", **PRUNED)))
     if any(group["baseline"] is not None for group in shown):
         entries.append(("baseline", Line2D([], [], color=GREY, ls="--")))
     axes_legend(axes, entries)

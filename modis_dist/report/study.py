@@ -42,7 +42,7 @@ def tables(summary: Summary, *, most: int | None = None) -> Titled:
     details = {c["condition"]: c["details"] for c in tested if c["details"] is not None}
     if tested:
         translations = {name: detail["translation"] for name, detail in details.items()}
-        titled.append(("Chosen configuration, on test rows", comparison_table(tested)))
+        titled.append(("Selected configuration, on test rows", comparison_table(tested)))
         titled.append(("Test balanced accuracy by modality", modality_table(tested)))
         titled.append(("Test error of reconstruction and translation", translation_table(translations)))
     if any(detail["absent_pairs"] for detail in details.values()):
@@ -71,7 +71,7 @@ def models(summary: Summary) -> list[str]:
 
     others = [c["model"] for c in summary["conditions"] if c["model"] is not None and c["model"] != delivered]
     lines = [f"The model of {named(model)} is in {model['folder']}." for model in others]
-    return [f"The folder model holds the model of {named(delivered)}.", *lines]
+    return [f"The folder model contains the model of {named(delivered)}.", *lines]
 
 
 def resumed_elsewhere(summary: Summary) -> list[str]:

@@ -21,7 +21,7 @@ LABELS: dict[str, str] = {name: name.replace("_", " ") for name in HEADLINES}
 LABELS |= {"macro_f1": "macro F1", "nmi": "NMI", "ari": "ARI"}
 ModalityMetric = Literal["balanced_accuracy", "macro_f1", "nmi", "ari"]
 MODALITY_METRICS: tuple[ModalityMetric, ...] = get_args(ModalityMetric)
-BASELINE = "baseline: logistic regression of each modality on its own, trained and tested on the same rows as MODIS."
+BASELINE = "baseline: a separate logistic regression per modality, trained and tested on the same rows as MODIS."
 GAIN = "gain: MODIS minus baseline."
 PROBE = (
     "modality probe: balanced accuracy of a classifier (kNN or logistic regression) that predicts the modality of a "
@@ -56,7 +56,7 @@ def evaluation_table(model: Classification, baseline: Baseline | None) -> Table:
         if reference is not None:
             compared = [number(reference["balanced_accuracy"]), _gain(metrics, reference)]
         add(table, name, f"{metrics['n']:,}", *(number(metrics[metric]) for metric in MODALITY_METRICS), *compared)
-    unlabelled = [f"Not counted: {model['unlabelled']:,} unlabelled rows."] if model["unlabelled"] else []
+    unlabelled = [f"Excluded: {model['unlabelled']:,} unlabelled rows."] if model["unlabelled"] else []
     return finished(table, *unlabelled, *_baseline_notes(baseline))
 
 
@@ -91,7 +91,7 @@ def translation_table(translations: Mapping[str, Translation | MeanTranslation])
     return finished(
         table,
         "Mean squared error of preprocessed features, lower is better. From a modality to itself: reconstruction.",
-        "all pairs: mean squared difference of two different samples; the mean of each feature reaches half of it.",
+        "all pairs: mean squared difference of different samples; predicting the mean of a feature gives half of it.",
     )
 
 
@@ -114,11 +114,11 @@ def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accura
     notes.append("Mean ± standard deviation over folds and replicates.")
     notes += ["* best of its condition"] if any(group["chosen"] for group in shown) else []
     if any(group["pruned"] for group in shown):
-        notes.append("pruned at: the last epoch of a pruned configuration; its value is the best until then.")
+        notes.append("pruned at: the last epoch of a pruned configuration; its value is the best so far.")
     if any(group["baseline"] is not None for group in shown):
         notes.append(BASELINE)
     if any(group["probe"] is not None for group in shown):
-        notes += [PROBE, f"The choice uses {label} only: check the modality probe before you rely on alignment."]
+        notes += [PROBE, f"Selection uses {label} only: check the modality probe before you rely on alignment."]
     return finished(table, *notes)
 
 
@@ -262,7 +262,7 @@ def _baseline_notes(baseline: Baseline | None) -> list[str]:
     if baseline is None:
         return []
     c = ", ".join(f"{fit['C']:g}" for fit in baseline["fits"].values() if fit["C"] is not None)
-    notes = [BASELINE, GAIN, *([f"C of the regressions, chosen on training rows: {c}."] if c else [])]
+    notes = [BASELINE, GAIN, *([f"C of the regressions, selected on training rows: {c}."] if c else [])]
     for name, fit in baseline["fits"].items():
         if fit["reason"]:
             notes.append(f"baseline of {plain(name)}: {fit['reason']}.")

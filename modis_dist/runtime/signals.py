@@ -57,7 +57,7 @@ def on_signal(act: Callable[[str], object]) -> Iterator[None]:
         signal.signal(number, before[signal.Signals(number)])
         name = signal.Signals(number).name
         act(f"got {name}")
-        logging.getLogger(__name__).warning("%s: saving, then stopping; a second one stops at once", name)
+        logging.getLogger(__name__).warning("%s: saving, then stopping; a second %s stops immediately", name, name)
 
     for number in before:
         signal.signal(number, handle)

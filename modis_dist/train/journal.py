@@ -78,7 +78,7 @@ class JournalWriter(AbstractContextManager["JournalWriter"]):
             self._write()
         except OSError as error:
             if len(self._waiting) == 1:
-                logging.getLogger(__name__).warning("%s; training continues, records are written later", error)
+                logging.getLogger(__name__).warning("%s; records are buffered and training continues", error)
 
     def _write(self) -> None:
         while self._waiting:

@@ -183,15 +183,15 @@ class _Presence:
             return f"{name} {GONE}"
         name = f"{name} (process {pid} on {shown(host)})"
         if host != socket.gethostname():
-            return f"{name} has not answered for {waited_s:.0f} s"
+            return f"{name} has not responded for {waited_s:.0f} s"
         try:
             status = psutil.Process(int(pid)).status()
         except psutil.NoSuchProcess:
             status = psutil.STATUS_ZOMBIE
         if status == psutil.STATUS_ZOMBIE:
-            return f"{name} {GONE}; it may have been killed by a user or by the system for lack of memory"
+            return f"{name} {GONE}; it may have been killed (by a user, or out of memory)"
         why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
-        return f"{name} has not answered for {waited_s:.0f} s: {why}"
+        return f"{name} has not responded for {waited_s:.0f} s: {why}"
 
 
 def _interface(address: str) -> str:

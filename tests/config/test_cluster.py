@@ -174,7 +174,7 @@ def test_an_option_that_is_not_one_long_option_is_refused(value: str, tmp_path: 
 @pytest.mark.parametrize("value", ["", "=1"])
 def test_a_reserved_option_is_refused_also_if_abbreviated(name: str, value: str, tmp_path: Path) -> None:
     (problem,) = mistakes_of(tmp_path, {"options": [f"--{name}{value}"]})
-    assert problem == f"options: --{name} is set by a key of the profile, or by the submission itself"
+    assert problem.startswith(f"options: --{name} ") and problem.endswith("; remove it")
 
 
 @pytest.mark.parametrize("key", ["setup", "python"])
@@ -250,7 +250,7 @@ def test_all_mistakes_of_a_profile_are_reported_at_once(tmp_path: Path) -> None:
 )
 def test_a_placeholder_that_was_not_replaced_is_refused(tree: dict[str, Any], key: str, tmp_path: Path) -> None:
     (problem,) = mistakes_of(tmp_path, tree)
-    assert problem.startswith(f"{key}: replace CHANGE_ME by your value (got '")
+    assert problem.startswith(f"{key}: replace CHANGE_ME ")
 
 
 @pytest.mark.parametrize(

@@ -83,7 +83,7 @@ def test_without_the_training_store_evaluate_warns_that_training_rows_may_be_inc
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
     capsys.readouterr()
     assert command(["evaluate", str(tmp_path / "run"), str(other)]) == 0
-    assert "WARNING: " in capsys.readouterr().err
+    assert "warning: " in capsys.readouterr().err
     write_store(tmp_path / "moved", samples=60)  # exists, but is not the training store
     assert evaluate_folder(tmp_path / "run", other)["training_rows_left_out"] is None
 
@@ -143,7 +143,7 @@ def test_a_run_without_validation_rows_names_the_command_that_evaluates_it(
     assert "2 epochs" in output and "validation" in output and "None" not in output
     line = next(line for line in output.splitlines() if "modis-dist evaluate" in line)
     assert command(line.split("modis-dist ")[1].split()) == 0, "the command that was named"
-    assert "On test rows" in capsys.readouterr().out
+    assert "Metrics on test rows" in capsys.readouterr().out
 
 
 def test_training_rows_are_identified_by_the_data_not_by_the_hash_of_settings(
@@ -171,7 +171,7 @@ def test_a_refused_training_writes_nothing_and_a_store_is_refused_as_output(
     assert re.search(r"model\.classes: .*\b5\b.*\b3\b", capsys.readouterr().err) and not out.exists()
     before = sorted((done / "store").rglob("*"))
     assert command(["train", file, "--out", str(done / "store")]) == 2
-    assert "holds a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
+    assert "a store or a study" in capsys.readouterr().err and sorted((done / "store").rglob("*")) == before
 
 
 # --- files written with the model ----------------------------------------------------------------------------

@@ -188,7 +188,7 @@ def test_a_study_for_a_gpu_cluster_is_estimated_on_a_machine_without_gpu_which_t
         == estimate["packs"][0]["steps_per_training"]
     )
     assert command(["tune", study, "--out", str(tmp_path / "out"), "--dry-run", *gpu]) == 2
-    assert "cuda asked for, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert "cuda requested, this machine has 0 GPU(s)" in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_dry_run_shows_features_on_disk_and_warns_if_the_disk_is_full(

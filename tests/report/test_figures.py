@@ -277,7 +277,7 @@ def test_a_pruned_configuration_is_hollow_named_with_its_epoch_and_not_the_best(
     drawn = {line.get_xdata()[0]: line for line in axes.lines if line.get_marker() in ("o", "D")}
     assert drawn[0.7].get_marker() == "D" and drawn[0.9].get_markerfacecolor() == "none"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["lr=0.0001", "lr=0.001  (epoch 20)"]
-    assert "pruned, best until then" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert "pruned (best so far)" in [text.get_text() for text in axes.get_legend().get_texts()]
 
 
 def test_of_very_many_configurations_the_best_are_drawn(monkeypatch):

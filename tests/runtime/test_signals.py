@@ -72,7 +72,7 @@ def test_a_second_signal_of_a_kind_acts_as_before(number: signal.Signals, listen
     _, complaint = listener.communicate(timeout=60)
     ended_by_python = number is signal.SIGINT  # a KeyboardInterrupt
     assert listener.returncode in ({-number, 1} if ended_by_python else {-number})
-    assert f"{number.name}: saving, then stopping; a second one stops at once" in complaint
+    assert f"{number.name}: saving, then stopping; a second {number.name} stops immediately" in complaint
 
 
 def test_signals_of_other_kinds_do_not_end_the_process(listener: Listener) -> None:

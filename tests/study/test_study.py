@@ -285,7 +285,7 @@ def test_the_model_of_every_condition_is_named_and_its_metrics_are_in_mlflow(
     sync(tmp_path / "out")
     output, summary = capsys.readouterr().out, summary_of(tmp_path)
     models = {c["condition"]: c["model"] for c in summary["conditions"]}
-    assert summary["model"] == models["weak"] and "holds the model of condition weak, seed 0." in output
+    assert summary["model"] == models["weak"] and "model of condition weak, seed 0." in output
     assert f"The model of condition strong, seed 0 is in {models['strong']['folder']}." in output
     delivered, other = (modis_dist.load(tmp_path / "out" / f) for f in ("model", models["strong"]["folder"]))
     assert delivered.trial == models["weak"]["folder"].removeprefix("trials/") != other.trial
@@ -359,7 +359,7 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     stderr_lines = [
         line for line in (tmp_path / "stderr.txt").read_text().splitlines() if not line.startswith("note: MLflow")
     ]
-    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second one stops at once"
+    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second SIGINT stops immediately"
     assert (
         stderr_lines[1].startswith("got SIGINT")
         and stderr_lines[1].endswith("rerun the same command to resume")
@@ -487,7 +487,7 @@ def test_train_writes_a_result_figures_and_refuses_another_run(
     }
     assert command(["train", str(path), "--out", str(out)]) == 0
     assert command(["train", str(path), "--out", str(out), "--set", "seed=4"]) == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "another run" in capsys.readouterr().err
 
 
 def test_a_diverging_run_exits_with_3_and_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -165,7 +165,7 @@ def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path)
     finally:
         processes[rank].kill()
     assert f"RankLost: rank {rank} of 2 (process {processes[rank].pid} on " in error
-    assert "has not answered for 3 s: it is stopped (SIGSTOP)" in error
+    assert "has not responded for 3 s: it is stopped (SIGSTOP)" in error
 
 
 def slow(world: World, folder: Path, number: int) -> None:

@@ -1,1 +1,1 @@
-"""Benchmarks of training against a plain implementation of the published method: `python -m tools.bench`."""
+"""Benchmarks of modis_dist against a plain implementation of the published method: `python -m tools.bench`."""

@@ -1,12 +1,12 @@
-"""Training with modis_dist compared with a plain implementation of the published method, measured in one run.
+"""Benchmarks of modis_dist against a plain implementation of the published method, both measured in the same run.
 
-Both sides take turns, forwards and backwards, so that a disturbance or a slower clock meets both; times are medians
-over the turns. `ratio` is the baseline's time over ours: above 1 it is time saved. `ratio_low` and `ratio_high` are
-quartiles of the turns' own ratios. `others` is the number of cores that other processes used; measure a row
-with `quiet` NO again. Compare ratios, never milliseconds of two runs.
+Baseline and ours are interleaved in alternating order, so that clock changes and other load affect both; times are
+medians over the turns. `ratio` is the baseline's time divided by ours: above 1, ours is faster. `ratio_low` and
+`ratio_high` are the quartiles of the ratio per turn. `others` is the number of cores that other processes used; measure
+a row with `quiet` NO again. Compare ratios, not milliseconds of two runs.
 
-A measurement is a module with three things: a docstring, `add_options(parser)`, and `rows(arguments)`, which yields a
-dictionary for each line; put it into COMMANDS.
+To add a benchmark, write a module with a docstring, `add_options(parser)` and `rows(arguments)`, which yields one
+dictionary per row, and add it to COMMANDS.
 """
 
 import argparse

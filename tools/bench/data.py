@@ -1,11 +1,11 @@
-"""Import, check and reading of a wide store beside plain pyarrow and the disk, and training from memory and a disk.
+"""Import, check and reading of a wide store, compared with pyarrow and the disk; training from memory and from disk.
 
-A table of random values (rows x features x 4 bytes) is made in a temporary folder and imported; room for four times as
-much is needed. Every command and training runs in a process of its own. Readers take turns, forwards and backwards,
-each once with the store's files out of the system's cache (cold) and once with them in it (warm); figures are medians.
-Beside our readers `baseline_ms` is pyarrow's time, with the files in the same place. MB are those of the numbers, not
-of the compressed files; `of_disk` is the time of reading the files' bytes over the reader's. `peak_MiB` is all memory
-of a process, `own_MiB` what of it belongs to no file: the system can drop the rest. `others`: cores that others used.
+A table of random values (rows x features x 4 bytes) is written to a temporary folder, which needs four times that
+space, and imported. Every command and training runs in a separate process. Readers are interleaved in alternating
+order, each once with the store's files evicted from the page cache (cold) and once with them in it (warm); times are
+medians. For our readers `baseline_ms` is pyarrow's time in the same cache state. MB are uncompressed values; `of_disk`
+is the time of reading the files' bytes divided by the reader's. `peak_MiB` is the total memory of a process, `own_MiB`
+excludes file pages, which the system can reclaim. `others` is the number of cores that other processes used.
 
     python -m tools.bench import
     python -m tools.bench import --rows 100000 --features 20000 --places disk --folder /scratch
@@ -33,8 +33,8 @@ CHUNK = 16 << 20  # bytes per read
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options: size of the data, feature storage, and the training."""
-    parser.add_argument("--rows", type=int, default=20_000)
-    parser.add_argument("--features", type=int, default=4_000)
+    parser.add_argument("--rows", type=int, default=20_000, help="rows of the table (default 20000)")
+    parser.add_argument("--features", type=int, default=4_000, help="features of the table (default 4000)")
     parser.add_argument("--row-group-rows", type=int, default=5_000, help="rows per row group of the source")
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     parser.add_argument("--turns", type=int, default=3, help="turns of the readers")

@@ -1,8 +1,8 @@
-"""An epoch with its data: DataLoaders over single rows against our loader, noise and loss log included.
+"""Time of an epoch including data loading (DataLoaders compared with our loader), noise and loss log.
 
-The rows are as many as each data set trains on (table S1; 80 % of InterSIM's 11,500); --rows takes fewer, for an epoch
-of TCGA takes minutes on a processor. Our data are on the device from the start, as in `train`; the baseline's are in
-the memory of the host. What happens between epochs (validation, checkpoints) is in neither.
+Uses all training rows of each data set (table S1; 80 % of InterSIM's 11,500); --rows uses fewer, because an epoch of
+TCGA takes minutes on a CPU. Our data are on the device, as in `train`; the baseline's are in host memory. Validation
+and checkpoints are not included.
 
     python -m tools.bench epoch --shapes intersim
     python -m tools.bench epoch --shapes tcga10 --rows 512

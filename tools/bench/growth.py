@@ -1,9 +1,9 @@
-"""Time of a step as one size at a time grows, and the exponent b of time ~ size^b.
+"""Time of a step as one size grows, and the exponent b of time ~ size^b.
 
-From a system of three modalities of 256 features, 64 latent dimensions and 64 rows, one size is varied: rows of a
-batch, latent dimensions, modalities, features, replicates of a stack, ranks. b is the slope of least squares in
-logarithms: 0 is free, 1 proportional. Steps of stacks and of ranks are ours only. Ranks are processes over gloo with a
-thread each, on the processor only, and share the cores of this machine.
+Starts from three modalities of 256 features, 64 latent dimensions and 64 rows and varies one size: batch rows, latent
+dimensions, modalities, features, replicates of a stack, or ranks. b is fitted by least squares on logarithms: 0 is
+constant, 1 proportional. Stacks and ranks are measured for modis_dist only. Ranks are gloo processes with one thread
+each; they run on the CPU only and share the cores of this machine.
 
     python -m tools.bench growth
     python -m tools.bench growth --vary batch replicates --turns 31

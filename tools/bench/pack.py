@@ -1,8 +1,8 @@
-"""Replicate steps per second of stacks of R = 1, 2, 4 and more, relative to a single replicate (modis_dist only).
+"""Throughput of stacks of R replicates relative to a single replicate (modis_dist only).
 
-Times are of one replicate's step: `baseline_ms` alone, `ours_ms` as one of R in a stack; the ratio is how many times as
-many replicates a stack trains in the same time. A step has its batch from the loader, of rows that all replicates
-share. All sizes take turns; R = 1 against one alone shows the noise.
+Times are per replicate: `baseline_ms` is the step time of a single replicate, `ours_ms` that of a stack divided by R;
+`ratio` is the gain in throughput. Batches come from the loader; all replicates share their rows. Stack sizes are
+interleaved; R = 1 shows the measurement noise.
 
     python -m tools.bench pack --shapes intersim tiny
     python -m tools.bench pack --shapes tcga10 --batches 32 --replicates 2 4

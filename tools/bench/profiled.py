@@ -1,9 +1,9 @@
 """Time of one step of modis_dist by operator and by group of operators.
 
-Each setting gives a row for each group (its operator is `all`), then rows of the operators that take most. `ms` and
-`calls` are of one step: an operator's own time, without those that it calls, on the processor or, on a GPU, of its
-kernels there. `share` is of all of them. The profiler itself takes some microseconds of every call on a processor, so
-that small shapes look worse than they are: read shares, and take times from `step`.
+Each setting has one row per group (its operator is `all`), then rows of the operators with the largest times. `ms`
+(self time, without called operators; on a GPU the kernel time) and `calls` are per step; `share` is the fraction of the
+whole step. The profiler adds a few microseconds to every CPU call, which exaggerates the time of small shapes: compare
+shares, and take times from `step`.
 
     python -m tools.bench profile --shapes intersim --batches 32
     python -m tools.bench profile --shapes tcga10 --batches 32 --precisions fp32 bf16 --replicates 8 --top 30

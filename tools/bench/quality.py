@@ -1,13 +1,14 @@
 """Epochs and seconds until a training reaches the final metric of the published preset, for each condition of a study.
 
 python -m tools.bench quality study.yaml
-python -m tools.bench quality study.yaml --out runs/quality     # kept; a finished study there is only read
+python -m tools.bench quality study.yaml --out runs/quality     # kept; a finished study is only read
 
-The study has replicates and conditions that differ in `optim.preset`, `published` first. The target is the
-mean of the first condition's last five epochs on validation rows, less half a point of balanced accuracy. `epochs` and
-`ours_ms` are the first time at which the mean of five epochs reaches it (medians; replicates that never reach it rank
-last; `reached` is the number that do). `baseline_ms` is the first condition's `ours_ms`, `ratio` that over these,
-`of_all` the time of all its epochs over these. Replicates of a condition are trained as one stack, whose time it is.
+The study has replicates and conditions that differ in `optim.preset`, `published` first. The target is the mean
+validation metric of the first condition's last five epochs minus half a point of balanced accuracy. `epochs` and
+`ours_ms` are the first epoch and time at which the mean of five epochs reaches it (medians; replicates that never reach
+it rank last; `reached` counts those that do). `baseline_ms` is `ours_ms` of the first condition, `ratio` is
+`baseline_ms` / `ours_ms`, and `of_all` is the time of all epochs of the first condition divided by `ours_ms`. The
+replicates of a condition are trained as one stack; times are those of the stack.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Time of a step compared with the time of its arithmetic and memory traffic alone, measured on this machine.
+"""Time of a step compared with a lower bound from its matrix products and Adam's memory traffic on this machine.
 
-Two floors. Products: every matrix product that the method needs (counted in counts.py), each timed by itself with that
-many rows and in that precision. Adam: 28 bytes a parameter (parameter and two moments read and written, the gradient
-read) at the bandwidth of adding one array to another, both together as large as parameters, gradients and moments. A
-step cannot begin its Adam before its products, so the floor is the sum; `over_floor` is ours over it. On a GPU each is
-timed as a CUDA graph of many, in which starting a kernel takes no time of the processor.
+`products_ms`: all matrix products that the method requires (counted in counts.py), each timed alone with the same shape
+and precision. `adam_ms`: 28 bytes per parameter (parameter and two moments read and written, gradient read) at the
+bandwidth of adding one array to another, together as large as parameters, gradients and moments. Adam cannot start
+before the products end, so the bound `floor_ms` is the sum; `over_floor` is our step time divided by it. On a GPU both
+are timed in CUDA graphs of many operations, which excludes launch overhead.
 
     python -m tools.bench roofline --shapes tcga10 --batches 32
     python -m tools.bench roofline --precisions fp32 bf16

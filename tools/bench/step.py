@@ -1,4 +1,4 @@
-"""A training step: both phases on the same batch, random rows, every loss logged.
+"""Time of a training step: both phases on one batch of random rows, every loss logged.
 
 python -m tools.bench step
 python -m tools.bench step --shapes intersim --batches 32 --precisions fp32 bf16 --turns 30

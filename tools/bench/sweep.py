@@ -1,12 +1,12 @@
-"""A study of twelve small trials: as stacks, one trial a pack, and one after the other as `train`.
+"""Time of a study of twelve small trials: as stacks, as packs of one trial, and as consecutive `train` commands.
 
 python -m tools.bench sweep
 python -m tools.bench sweep --samples 1200 --epochs 60 --json
 
-`training` is what the journals say, from a pack's start to its end (validation and judging included), times the cores
-it was given, over the cores' whole time. The study also chooses, refits and tests, which twelve single trainings do
-not, and `packs` counts the refit. `ratio` is how many times as fast as these it is; `ours_ms` and `baseline_ms` are for
-all twelve. Each way takes minutes, so not in turns: measure it twice.
+`training` is the fraction of core time spent in packs, from start to end of each (validation and evaluation included),
+read from the journals. The studies also select, refit and test, which the `train` commands do not; `packs` includes the
+refit. `ours_ms` and `baseline_ms` are the times of all twelve trials, and `ratio` is the speed-up over the `train`
+commands. The runs take minutes and are not interleaved: measure twice.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         path.write_text(yaml12.dump(study(samples=arguments.samples, epochs=arguments.epochs, folds=arguments.folds)))
         times = {
             "tune, stacked": as_study(path, folder / "stacked"),
-            "tune, one a pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
+            "tune, one trial per pack": as_study(path, folder / "single", "--set", "sweep.packing.enabled=false"),
             "train, one by one": one_by_one(folder / "stacked", folder / "alone"),
         }
         singly_s = times["train, one by one"][0]

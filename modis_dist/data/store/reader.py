@@ -271,6 +271,8 @@ def _manifest(path: Path) -> dict[str, Any]:
             raise ValueError("wrong fingerprint")
         created, fingerprint = dict(raw["created"]), raw["fingerprint"]
         return {"tables": tables, "classes": classes, "fingerprint": fingerprint, "created": created}
+    except DataError:
+        raise
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{shown(str(path))}: not a store (no {MANIFEST}); create one with `modis-dist data import`"

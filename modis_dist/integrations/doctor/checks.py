@@ -106,7 +106,7 @@ def locks_between(seen: Answers, names: Sequence[str]) -> list[Finding]:
         return []
     intruders = [name for name, excluded in tried.items() if not excluded]
     message = (
-        f"{_listed(intruders)} got a lock that {names[0]} held"
+        f"{_listed(intruders)} acquired a lock held by {names[0]}"
         if intruders
         else f"a lock of {names[0]} excludes {_listed([*tried])}"
     )

@@ -101,7 +101,7 @@ def without_cuda(*, driver: bool, requested: int) -> Finding:
         message += ", this machine has an NVIDIA driver"
     if requested:
         message += f", the profile requests {requested} GPU(s)"
-    fix = "the GPUs stay idle: install a PyTorch build for your CUDA version (https://pytorch.org/get-started)"
+    fix = "GPUs are not used: install a PyTorch build for your CUDA version (https://pytorch.org/get-started)"
     return Finding.of("GPUs", message, ok=not driver and not requested, fix=fix)
 
 
@@ -122,8 +122,8 @@ def architecture(devices: Sequence[tuple[str, tuple[int, int]]], built_for: Sequ
     names = ", ".join(f"{name} (sm_{major}{minor})" for name, (major, minor) in devices)
     missing = [f"sm_{major}{minor}" for _, (major, minor) in devices if not _runs((major, minor), built_for)]
     fix = (
-        f"PyTorch {build} has no code for {', '.join(dict.fromkeys(missing))}, only for {', '.join(built_for)}: "
-        "install a build that has it (https://pytorch.org/get-started)"
+        f"PyTorch {build} does not support {', '.join(dict.fromkeys(missing))} (built for {', '.join(built_for)}): "
+        "install a build that does (https://pytorch.org/get-started)"
     )
     return Finding.of("GPUs", names, ok=not missing, fix=fix)
 
@@ -168,9 +168,9 @@ def locks(folder: Path) -> Finding:
     try:
         with path.open("a") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            problem = "" if lock_is_held(path) else "a second process got the lock of the first"
+            problem = "" if lock_is_held(path) else "a second process acquired the lock of the first"
         if not problem and lock_is_held(path):
-            problem = "a lock stays after its file is closed"
+            problem = "a lock is still held after its file is closed"
     except OSError as error:
         problem = f"flock: {error.strerror}"
     fix = (

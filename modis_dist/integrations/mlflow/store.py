@@ -168,7 +168,7 @@ def _check_sqlite(uri: str) -> None:
     kind = file_system(path.parent)
     if kind in NETWORK:
         _refuse(
-            f"{shown(str(path))} is on a network file system ({kind}), where SQLite gets damaged; "
+            f"{shown(str(path))} is on a network file system ({kind}), which can corrupt SQLite databases; "
             f"use a local disk (sqlite:////local/{DATABASE}) or a server (http://host:port)"
         )
 

@@ -55,7 +55,7 @@ def _fill(copy: Path, out: Path, progress: Progress) -> list[str]:
     if uri is not None and sqlite_path(uri) is None and was_delivered(out, uri):
         return []
     if (kind := file_system(copy)) in NETWORK:
-        problem = f"{shown(str(copy))} is on a network file system ({kind}), which damages SQLite databases"
+        problem = f"{shown(str(copy))} is on a network file system ({kind}), which can corrupt SQLite databases"
         return [f"no database: {problem}; fetch to a local disk, e.g. of your own computer, to see the metrics"]
     uri = default_uri(copy)
     try:

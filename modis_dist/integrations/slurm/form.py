@@ -16,7 +16,7 @@ Form = Literal["array", "allocation"]
 def form_of(study: Study, site: Site, *, requested: Form | None) -> tuple[Form, str]:
     """Return the form of a submission and the reason. Raises ``UserError`` if the requested form is impossible."""
     dependent, local = _dependent_packs(study), site.executor == "local"
-    idle_gpus = f"a task of an array would train on one of its {site.gpus} GPUs" if site.gpus > 1 else None
+    idle_gpus = f"an array task uses only one of its {site.gpus} GPUs" if site.gpus > 1 else None
     if requested == "allocation" and local:
         raise UserError("--form allocation: a local profile has one node; use `modis-dist tune`")
     if requested == "array" and dependent:
@@ -60,7 +60,7 @@ def check_profile(study: Study, site: Site, *, form: Form) -> None:
     else:
         problems = pack_mistakes(resources, device=trainer.device, cluster=cluster, workers=trainer.workers)
     if trainer.device.startswith("cuda") and not cluster.gpus:
-        problems.append(f"trainer.device: {trainer.device} asked for, {cluster.has('gpus')}; set gpus in the profile")
+        problems.append(f"trainer.device: {trainer.device} requested, {cluster.has('gpus')}; set gpus in the profile")
     if trainer.precision == "fp16" and not cluster.gpus:
         problems.append(
             f"trainer.precision: fp16 needs a GPU, {cluster.has('gpus')}; set gpus in the profile, or use bf16"

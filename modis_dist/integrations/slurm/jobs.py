@@ -52,7 +52,7 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
     submission, log = load(out), logging.getLogger(__name__)
     if submission.code != code():
         log.warning(
-            "this source code (%s) differs from the submitting one (%s, version %s); metrics may differ",
+            "the source code (%s) differs from that of the submission (%s, version %s); metrics may differ",
             code(),
             submission.code,
             submission.version,
@@ -185,7 +185,7 @@ class AfterArray:
         if incomplete:
             raise RunFailed(
                 f"{len(incomplete)} of {len(packs)} packs of the array are unfinished (cancelled, killed, out of time, "
-                f"out of requeues, or an error of machine, disk or data; see `modis-dist status {out}`); "
+                f"requeue limit, or an error of machine, disk or data; see `modis-dist status {out}`); "
                 f"`modis-dist resume {out}` resumes them from their last checkpoints"
             )
         if len(retries := [pack for pack in local_packs if pack.evaluated_on == "validation"]) > MAX_ALONE:

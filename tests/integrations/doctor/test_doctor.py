@@ -244,7 +244,7 @@ def test_a_gpu_whose_architecture_is_not_in_the_build_is_an_error(
     finding = doctor_machine.architecture([("Some GPU", capability)], built_for, build="2.13.0")
     name = f"sm_{capability[0]}{capability[1]}"
     assert finding.level == ("ok" if runs else "error") and finding.message == f"Some GPU ({name})"
-    assert runs or f"no code for {name}, only for {', '.join(built_for)}" in finding.fix
+    assert runs or (f" {name} " in finding.fix and ", ".join(built_for) in finding.fix)
 
 
 def test_little_space_for_temporary_files_is_a_warning_and_a_folder_that_is_not_writable_an_error(
@@ -275,7 +275,7 @@ def test_locks_that_exclude_nobody_or_are_not_supported_are_an_error(
 ) -> None:
     monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # only in this process: the other one gets the lock
     finding = doctor_machine.locks(tmp_path)
-    assert finding.level == "error" and "a second process got the lock" in finding.message and "-o flock" in finding.fix
+    assert finding.level == "error" and "second process" in finding.message and "-o flock" in finding.fix
 
     def absent(*_: object) -> None:
         raise OSError(38, "Function not implemented")

@@ -192,9 +192,9 @@ def test_packs_are_distributed_over_nodes_and_each_fits_on_one() -> None:
     assert _shape(RayExecutor(Resources(cpus=2), backend=place)) == (3, 2)
     assert _shape(RayExecutor(Resources(cpus=4), backend=place)) == (1, 4)
     assert _shape(RayExecutor(Resources(), backend=place, workers=3)) == (2, 1)
-    with pytest.raises(ConfigError, match=r"5 asked for, .* a:1 has 6 core"):
+    with pytest.raises(ConfigError, match=r"5 requested, .* a:1 has 6 core"):
         RayExecutor(Resources(cpus=5), backend=place)
-    with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) asked for, .* a:1 has 6 core"):
+    with pytest.raises(ConfigError, match=r"7 of 1 thread\(s\) requested, .* a:1 has 6 core"):
         RayExecutor(Resources(), backend=place, workers=7)
 
 

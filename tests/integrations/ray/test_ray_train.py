@@ -97,7 +97,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
     assert not psutil.wait_procs(family, timeout=10)[1]
     hung = a_first_worker_that_hangs(command_line, out)
     (_, line) = (out / "ranks.log").read_text().splitlines()
-    assert f"rank 0 of 2 (process {hung} on " in line and "has not answered for 60 s: it is stopped (SIGSTOP)" in line
+    assert f"rank 0 of 2 (process {hung} on " in line and "has not responded for 60 s: it is stopped (SIGSTOP)" in line
     assert line in output_text(tmp_path)
     assert [row["epoch"] for row in history(out)] == list(range(1, 61))
     assert history(out) == history(undisturbed)
@@ -203,7 +203,7 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) asked for"),
+        (["train", "RUN", "--out", "o", "--workers", "999"], "trainer.workers: 999 of 1 thread(s) requested"),
         (["train", "RUN", "--out", "o", "--workers", "2", "--set", "trainer.device=cuda:1"], "trainer.device: cuda:1"),
         (
             ["train", "RUN", "--out", "o", "--set", "trainer.precision=fp16", "--set", "trainer.device=cpu"],

@@ -342,11 +342,11 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
 
 
 REFUSED_BY_PROFILE = {
-    "sweep.resources.cpus: 8 asked for, the profile has 4 core(s)": ({"resources": {"cpus": 8}}, ()),
-    "sweep.resources.gpus: 0.5 asked for, the profile has 0 GPU(s)": ({"resources": {"gpus": 0.5}}, ()),
-    "trainer.device: cuda asked for, the profile has 0 GPU(s); set gpus": ({}, ("trainer.device=cuda",)),
+    "sweep.resources.cpus: 8 requested, the profile has 4 core(s)": ({"resources": {"cpus": 8}}, ()),
+    "sweep.resources.gpus: 0.5 requested, the profile has 0 GPU(s)": ({"resources": {"gpus": 0.5}}, ()),
+    "trainer.device: cuda requested, the profile has 0 GPU(s); set gpus": ({}, ("trainer.device=cuda",)),
     "trainer.precision: fp16 needs a GPU, the profile has 0 GPU(s)": ({}, ("trainer.precision=fp16",)),
-    "trainer.workers: 9 of 1 thread(s) asked for, the profile has": ({"executor": "ray"}, ("trainer.workers=9",)),
+    "trainer.workers: 9 of 1 thread(s) requested, the profile has": ({"executor": "ray"}, ("trainer.workers=9",)),
 }
 
 

@@ -153,7 +153,7 @@ def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again
     submitted_study, _ = resumed
     assert command(["status", str(submitted_study.out)]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
-    assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8: 8 done" in stdout
+    assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8 (8 done)" in stdout
     assert f"next: modis-dist fetch {submitted_study.out} --to DIR" in stdout
     assert command(["status", str(submitted_study.out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
