@@ -2,7 +2,7 @@
 
 A likelihood has ``log_prob`` of each feature, which the objective maximises, and ``mean``, which prediction and
 evaluation report. To add one, add a class, its case in ``likelihood`` and its name to
-``model.modalities.M.likelihood`` in ``config/run.py``.
+``Likelihood`` (and ``COUNTS``) in ``config/run.py``.
 
 Encoders take log(1 + count), computed in preprocessing; likelihoods score the counts. ``target`` and ``as_input``
 convert between the two. A count likelihood models the proportions of the features in a row: its mean is the softmax of
@@ -17,6 +17,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
+
+from modis_dist.config.run import COUNTS
 
 Rows = Float[Tensor, "r b p"]
 
@@ -101,8 +103,6 @@ class NegativeBinomial:
 
 
 Likelihood = Gaussian | Bernoulli | Poisson | NegativeBinomial
-LIKELIHOODS = ("gaussian", "bernoulli", "poisson", "negative_binomial")
-COUNTS = frozenset({"poisson", "negative_binomial"})
 
 
 def likelihood(kind: str, decoded: Tensor, library: Tensor | None, log_theta: Tensor | None) -> Likelihood:
@@ -120,7 +120,10 @@ def likelihood(kind: str, decoded: Tensor, library: Tensor | None, log_theta: Te
 
 
 def target(kind: str, x: Tensor) -> Tensor:
-    """Convert encoder input to the values that a likelihood scores."""
+    """Convert encoder input to the values that a likelihood scores.
+
+    Counts below 500,000 are exact in float32, larger ones are within two millionths.
+    """
     return x.expm1().round() if kind in COUNTS else x
 
 

@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from modis_dist.config.run import COUNTS
 from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import Hidden, StackedBatchNorm, StackedLinear
-from modis_dist.model.likelihood import COUNTS, Likelihood, as_input, likelihood, target
+from modis_dist.model.likelihood import Likelihood, as_input, likelihood, target
 
 Vjp = Callable[[Tensor], Tensor]
 

@@ -95,7 +95,7 @@ def test_the_promoted_configurations_are_those_of_halving_applied_to_full_histor
     assert left == {key: None if key == winner else 6 if key in three else 2 for key in everyone}
 
 
-def test_a_promoted_configuration_is_bit_identical_to_one_without_pruning(whole: Path, pruned: Path) -> None:
+def test_a_promoted_configuration_trains_like_one_without_pruning(whole: Path, pruned: Path) -> None:
     (survivor,) = [g for g in summary_of(pruned)["groups"] if g["pruned"] is None]
     for name in survivor["trials"]:
         ours, theirs = (read_history(out / "trials" / name) for out in (pruned, whole))

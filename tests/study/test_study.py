@@ -45,6 +45,15 @@ def tune(folder: Path, *arguments: str) -> int:
     return command(["tune", str(folder / "study.yaml"), "--out", str(folder / "out"), *arguments])
 
 
+def test_a_grid_study_passes_no_rungs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "modis_dist.study.run.run_search", lambda *_, **__: pytest.fail("a grid was trained as a search")
+    )
+    study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), folds=1, probe=False)
+    assert command(["tune", str(study), "--out", str(tmp_path / "out")]) == 0
+    assert list((tmp_path / "out").glob("trials/*/interim_result.json")) == []
+
+
 def test_the_summary_has_what_scripts_read(done: Path) -> None:
     summary = summary_of(done)
     assert summary["study"] == "toy"

@@ -31,6 +31,7 @@ from modis_dist.integrations.mlflow.runs import (
     is_permanent,
     is_refused_record,
 )
+from modis_dist.report.study_results import SUMMARY, Summary, read_summary
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.runtime.lock import holder
@@ -46,7 +47,6 @@ CHECKPOINT, CHECKPOINT_SHA256 = "modis.checkpoint", "modis.checkpoint_sha256"
 PARENT = "mlflow.parentRunId"
 FINAL = "final/"
 STATE = "mlflow-sync.json"
-SUMMARY = "summary.json"
 REPORTS = ("report.md", "sweep.png", SUMMARY)
 STATUS: dict[str, Status] = {"done": "FINISHED", "pruned": "KILLED"}
 
@@ -179,7 +179,7 @@ class StudySync:
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0
-        summary = {} if running else _finished(self._folder, [*self._trials, *self._refit_ids])
+        summary = None if running else _finished(self._folder, [*self._trials, *self._refit_ids])
         digest = _study_digest(self._folder) if summary else ""
         if digest and self._parent_delivered == digest:
             return self._result(running=False, complete=True, problems=[])
@@ -189,9 +189,9 @@ class StudySync:
             self._parent_status, self._parent_delivered = "RUNNING", ""
         problems = self._update_trials(progress)
         if not running:
-            self._close_unfinished(summary.get("failures", {}))
+            self._close_unfinished(summary["failures"] if summary else {})
             problems += self._close_parent(summary, digest if not problems else "")
-        return self._result(running=running, complete=bool(summary) and not problems, problems=problems)
+        return self._result(running=running, complete=summary is not None and not problems, problems=problems)
 
     def _result(self, *, running: bool, complete: bool, problems: Sequence[str]) -> SyncResult:
         clean = tuple(mlflow_store.scrubbed(problem, self._uri) for problem in dict.fromkeys(problems))
@@ -245,9 +245,9 @@ class StudySync:
             if run.info.status == "RUNNING" and name not in {*self._trials, *self._refit_ids}:
                 self._runs.close(run.info.run_id, "KILLED")
 
-    def _close_parent(self, summary: Mapping[str, Any], digest: str) -> list[str]:
+    def _close_parent(self, summary: Summary | None, digest: str) -> list[str]:
         """Close the parent, for a finished study with summary, reports and model; return the problems."""
-        if not summary:
+        if summary is None:
             if self._sent or self._parent_status == "RUNNING":
                 self._runs.note(self._parent, self._overview({}))
             if self._parent_status != "KILLED":
@@ -429,15 +429,17 @@ def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
     return next((trial for trial in refits if trial.id == name), None)
 
 
-def _finished(folder: Path, trials: Iterable[str]) -> dict[str, Any]:
-    """Return the summary of a finished study; empty if the study was interrupted."""
+def _finished(folder: Path, trials: Iterable[str]) -> Summary | None:
+    """Return the summary of a finished study; None if the study was interrupted."""
     try:
-        summary: dict[str, Any] = json.loads((folder / SUMMARY).read_text())
-    except (OSError, ValueError):
-        return {}
+        summary = read_summary(folder)
+    except DataError:
+        return None
+    if summary is None:
+        return None
     without_result = {name for name in trials if not (folder / "trials" / name / "result.json").exists()}
     killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
-    return {} if (killed and without_result) or without_result - set(summary["failures"]) else summary
+    return None if (killed and without_result) or without_result - set(summary["failures"]) else summary
 
 
 def _study_digest(folder: Path) -> str:
@@ -472,7 +474,7 @@ def _checkpoint(trial: Path) -> dict[str, str]:
     return {}
 
 
-def _test_metrics(summary: Mapping[str, Any]) -> dict[str, float]:
+def _test_metrics(summary: Summary) -> dict[str, float]:
     """Return mean test metrics as ``test/<name>``, with several conditions ``test/<condition>/<name>``."""
     several = len(summary["conditions"]) > 1
     return {
