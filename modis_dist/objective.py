@@ -52,10 +52,10 @@ class Weights:
 
     beta: Float[Tensor, " r"]
     adversarial: Float[Tensor, " r"]
-    lambda_r: Float[Tensor, " r"]
-    label: Float[Tensor, " r"]
+    penalty_weight: Float[Tensor, " r"]
+    classification: Float[Tensor, " r"]
     clustering: Float[Tensor, " r"]
-    confidence: Float[Tensor, " r"]
+    pseudo_label_threshold: Float[Tensor, " r"]
     prior: Float[Tensor, "r k"]
     losses: tuple[str, ...]  # adversarial loss of each slot, a key of ``ADVERSARIAL``
 
@@ -64,7 +64,7 @@ class Weights:
     @cached_property
     def any_penalised(self) -> bool:
         """True if any slot has a gradient penalty."""
-        return bool((self.lambda_r > 0).any())
+        return bool((self.penalty_weight > 0).any())
 
     @cached_property
     def slots(self) -> dict[str, Int[Tensor, " _"]]:
@@ -78,8 +78,8 @@ class Rules:
     """Settings of the objective that all slots of one stack share."""
 
     kl_reduction: Literal["sum", "mean"] = "sum"
-    penalty: Literal["sum", "each"] = "sum"
-    penalty_on: Literal["x", "z"] = "x"
+    penalty_outputs: Literal["sum", "each"] = "sum"
+    penalty_inputs: Literal["x", "z"] = "x"
     autocast_dtype: torch.dtype | None = None  # of the networks; None: the parameters' own
 
 
@@ -130,9 +130,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
 
     The encoders run once, for both the losses and the penalty.
     """
-    assert (rules.penalty == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
+    assert (rules.penalty_outputs == "each") == (batch.signs is not None), "random signs belong to the penalty `each`"
     world, penalised = model.world, weights.any_penalised
-    through_x = rules.penalty_on == "x" and penalised
+    through_x = rules.penalty_inputs == "x" and penalised
     sizes = [x.shape[1] for x in batch.x]
     with frozen(model.sides["vaes"]):
         with torch.no_grad(), _autocast(rules, batch, allowed=not through_x):
@@ -157,7 +157,9 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
                 gradients = tuple(vjp(part) for (_, vjp), part in zip(draws, gradients, strict=True))
             squares = torch.stack([part.square().sum((1, 2)) for part in gradients], 1) / batch.label.shape[2]
         # Zero without a penalty: a slot reports the same terms alone and in a stack, and never 0 * infinity.
-        terms.add("penalty", torch.where(weights.lambda_r[:, None] > 0, 0.5 * squares, 0.0), weights.lambda_r)
+        terms.add(
+            "penalty", torch.where(weights.penalty_weight[:, None] > 0, 0.5 * squares, 0.0), weights.penalty_weight
+        )
     return terms
 
 
@@ -199,7 +201,7 @@ def _add_class_terms(
     terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
 ) -> None:
     """Add L_C and L_clustering, summed over modalities."""
-    terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.label, shared=True)
+    terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.classification, shared=True)
     value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
     terms.add(f"clustering_{suffix}", value, weights.clustering, shared=True)
 
@@ -209,7 +211,7 @@ def _adversarial(
 ) -> Float[Tensor, " r"]:
     """Return the adversarial loss of each slot, by its kind."""
     by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
-    classes = _confident(output, label, weights.confidence) if by_class else label
+    classes = _confident(output, label, weights.pseudo_label_threshold) if by_class else label
     if len(weights.slots) == 1:
         return _of_kind(weights.losses[0], side, output.modality, classes)
     out = output.modality.new_zeros(len(weights.losses))
@@ -224,8 +226,8 @@ def _of_kind(kind: str, side: str, logits: Tensor, classes: Tensor) -> Tensor:
     return loss(logits, classes) if ADVERSARIAL[kind].by_class else loss(logits)
 
 
-def _confident(output: DiscriminatorOutput, label: Tensor, confidence: Tensor) -> Int[Tensor, "r m b"]:
-    """Return the labels; unlabelled rows get the predicted class if its probability reaches ``confidence``, else -1."""
+def _confident(output: DiscriminatorOutput, label: Tensor, threshold: Tensor) -> Int[Tensor, "r m b"]:
+    """Return the labels; unlabelled rows get the predicted class if its probability reaches ``threshold``, else -1."""
     top, predicted = output.label.detach().softmax(-1).max(-1)
-    guess = torch.where(top >= confidence[:, None, None], predicted, -1)
+    guess = torch.where(top >= threshold[:, None, None], predicted, -1)
     return torch.where(label >= 0, label, guess)

@@ -144,7 +144,7 @@ def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) ->
 
 def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
     ones = torch.ones(len(runs), device=device)
-    lambda_r = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
+    penalty_weight = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
     prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
     kinds = tuple(run.objective.adversarial_loss for run in runs)
-    return Weights(ones * runs[0].objective.beta, ones, lambda_r, ones, ones, ones, prior, kinds)
+    return Weights(ones * runs[0].objective.beta, ones, penalty_weight, ones, ones, ones, prior, kinds)

@@ -175,7 +175,7 @@ class Training:
             epoch_length=optim.epoch_length,
             min_labelled_fraction=optim.min_labelled_fraction,
             latent=self.shape.latent,
-            signs=self.rules.penalty == "each",
+            signs=self.rules.penalty_outputs == "each",
             device=self.device,
             dtype=self.dtype,
             world=self.world,

@@ -78,10 +78,10 @@ def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: tor
     return Weights(
         beta=column("beta"),
         adversarial=column("adversarial_weight"),
-        lambda_r=column("penalty_weight"),
-        label=column("classification_weight"),
+        penalty_weight=column("penalty_weight"),
+        classification=column("classification_weight"),
         clustering=column("clustering_weight"),
-        confidence=column("pseudo_label_threshold"),
+        pseudo_label_threshold=column("pseudo_label_threshold"),
         prior=torch.stack(priors).to(device, dtype),
         losses=tuple(o.adversarial_loss for o in objectives),
     )

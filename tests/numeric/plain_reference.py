@@ -210,7 +210,7 @@ def squared_gradients(plain: PlainSystem, m: int, x: Tensor, noise: Tensor, sign
 def class_terms(logits: Tensor, h: Tensor, label: Tensor, how: Any) -> Tensor:
     """Return the weighted L_C + L_clustering of one modality."""
     clustering = sum(clustering_parts(logits.softmax(-1), h, how.prior[0], bandwidth(h)))
-    return how.label[0] * labelled_cross_entropy(logits, label) + how.clustering[0] * clustering
+    return how.classification[0] * labelled_cross_entropy(logits, label) + how.clustering[0] * clustering
 
 
 def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
@@ -224,9 +224,11 @@ def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tens
         h = plain.discriminator.trunk(z)
         trunks.append(h)
         total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)
-        signs = given.signs[0, m] if rules.penalty == "each" else torch.ones(len(z), len(given.x), dtype=z.dtype)
-        squares = squared_gradients(plain, m, given.x[m][0], given.noise_d[0, m], signs, rules.penalty_on)
-        total = total + how.lambda_r[0] / 2 * mean(squares)
+        signs = (
+            given.signs[0, m] if rules.penalty_outputs == "each" else torch.ones(len(z), len(given.x), dtype=z.dtype)
+        )
+        squares = squared_gradients(plain, m, given.x[m][0], given.noise_d[0, m], signs, rules.penalty_inputs)
+        total = total + how.penalty_weight[0] / 2 * mean(squares)
     return total + how.adversarial[0] * _both(plain, trunks, given.label[0], how, "discriminator")
 
 
@@ -252,4 +254,4 @@ def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
 def _both(plain: PlainSystem, trunks: list[Tensor], label: Tensor, how: Any, side: str) -> Tensor:
     d = torch.stack([plain.discriminator.modality(h) for h in trunks])
     classes = torch.stack([plain.discriminator.label(h) for h in trunks])
-    return adversarial(how.losses[0], side, d, known_labels(classes, label, float(how.confidence[0])))
+    return adversarial(how.losses[0], side, d, known_labels(classes, label, float(how.pseudo_label_threshold[0])))

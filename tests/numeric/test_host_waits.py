@@ -35,10 +35,10 @@ def test_the_watched_operations_are_those_of_reading_a_value_and_of_creating_a_t
     assert {TO_HOST, FROM_HOST} <= set(done.names)
 
 
-@pytest.mark.parametrize("penalty_on", ["x", "z"])
+@pytest.mark.parametrize("penalty_inputs", ["x", "z"])
 @pytest.mark.parametrize("losses", [("pairwise",), ("class_conditional",) * 2, KINDS], ids=["one", "two", "mixed"])
-def test_after_the_first_step_nothing_is_copied_between_host_and_device(losses: Any, penalty_on: Any) -> None:
-    r, how, rules = len(losses), weights(losses), Rules(penalty_on=penalty_on)
+def test_after_the_first_step_nothing_is_copied_between_host_and_device(losses: Any, penalty_inputs: Any) -> None:
+    r, how, rules = len(losses), weights(losses), Rules(penalty_inputs=penalty_inputs)
     model, given = start(range(r)).model, batch(slots=r)
     adversary_phase(model, given, how, rules)
     vae_phase(model, given, how, rules)

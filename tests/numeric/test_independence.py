@@ -13,7 +13,7 @@ from tests.numeric.toy_system import CPU, KINDS, OPTIM, ROWS, SHAPE, batch, prep
 
 SEEDS = [3, 1, 4, 1, 5, 9, 2, 6]
 STEPS = 10
-EACH_ON_Z = Rules(kl_reduction="mean", penalty="each", penalty_on="z")
+EACH_ON_Z = Rules(kl_reduction="mean", penalty_outputs="each", penalty_inputs="z")
 
 
 def folds() -> list[Prepared]:
@@ -28,10 +28,10 @@ def mixed(dtype: torch.dtype) -> Weights:
     return Weights(
         beta=0.01 * spread,
         adversarial=spread / 4,
-        lambda_r=torch.tensor([0.0, 1, 2, 3, 0, 5, 6, 7], dtype=dtype),
-        label=spread.flip(0) / 4,
+        penalty_weight=torch.tensor([0.0, 1, 2, 3, 0, 5, 6, 7], dtype=dtype),
+        classification=spread.flip(0) / 4,
         clustering=spread.sqrt() / 2,
-        confidence=0.3 + spread / 50,
+        pseudo_label_threshold=0.3 + spread / 50,
         prior=(torch.eye(3, dtype=dtype).repeat(3, 1)[:8] + 0.5) / 2.5,
         losses=KINDS + KINDS[::-1],
     )
@@ -53,7 +53,7 @@ def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
         epoch_length="shortest",
         min_labelled_fraction=0.25,
         latent=SHAPE.latent,
-        signs=rules.penalty == "each",
+        signs=rules.penalty_outputs == "each",
         device=CPU,
         dtype=dtype,
     )
@@ -101,7 +101,7 @@ def test_slots_with_the_same_seed_and_fold_differ_by_their_weights_only() -> Non
     step(state, twice, weights(["pairwise"] * 2), Rules())
     for name, tensor in state.model_tensors().items():
         torch.testing.assert_close(tensor[0], tensor[1], rtol=1e-11, atol=1e-11, msg=name)
-    step(state, twice, weights(["pairwise"] * 2, lambda_r=[1.0, 2.0]), Rules())
+    step(state, twice, weights(["pairwise"] * 2, penalty_weight=[1.0, 2.0]), Rules())
     changed = {name for name, tensor in state.model_tensors().items() if (tensor[0] - tensor[1]).abs().max() > 1e-6}
     assert any(name.startswith("discriminator") for name in changed)
 

@@ -133,11 +133,11 @@ def test_means_of_a_real_step_pair_every_name_with_its_value() -> None:
 def test_a_member_without_penalty_continues_after_the_only_one_with_penalty_stops() -> None:
     state = start([1, 2])
     log = LossLog(state.model.modalities, slots=2, window=1)
-    log.record(*step(state, batch(1, slots=2), weights(["pairwise"] * 2, lambda_r=[0.0, 1.0]), Rules()))
+    log.record(*step(state, batch(1, slots=2), weights(["pairwise"] * 2, penalty_weight=[0.0, 1.0]), Rules()))
     log.flush(update=1)
     log.without([1])
     state = state.without([1])
-    log.record(*step(state, batch(2), weights(lambda_r=0.0), Rules()))
+    log.record(*step(state, batch(2), weights(penalty_weight=0.0), Rules()))
     assert log.flush(update=2) == []
     assert log.means()[0]["train/penalty/a"] == 0
 

@@ -18,7 +18,9 @@ ways = pytest.mark.parametrize(("penalty", "on"), list(product(["sum", "each"], 
 @ways
 def test_penalty_is_half_the_mean_square_of_the_gradients_of_single_rows(penalty: str, on: str) -> None:
     model, given = start([3]).model, batch(4, signs=penalty == "each")
-    penalties = adversary_phase(model, given, weights(), Rules(penalty=penalty, penalty_on=on)).parts["penalty"]
+    penalties = adversary_phase(model, given, weights(), Rules(penalty_outputs=penalty, penalty_inputs=on)).parts[
+        "penalty"
+    ]
     system = plain.PlainSystem(model)
     system.vaes.eval()
     signs = given.signs[0] if given.signs is not None else torch.ones(3, 6, 3, dtype=torch.float64)
@@ -30,9 +32,11 @@ def test_penalty_is_half_the_mean_square_of_the_gradients_of_single_rows(penalty
 @ways
 def test_the_discriminator_gradient_of_the_penalty_equals_finite_differences(penalty: str, on: str) -> None:
     model, given = start([5]).model, batch(6, signs=penalty == "each")
-    how = replace(weights(lambda_r=2.0), adversarial=torch.zeros(1).double(), label=torch.zeros(1).double())
+    how = replace(
+        weights(penalty_weight=2.0), adversarial=torch.zeros(1).double(), classification=torch.zeros(1).double()
+    )
     how = replace(how, clustering=torch.zeros(1).double())
-    rules = Rules(penalty=penalty, penalty_on=on)
+    rules = Rules(penalty_outputs=penalty, penalty_inputs=on)
     parameter = model.discriminator.modality.weight
     adversary_phase(model, given, how, rules).loss.sum().backward(inputs=list(model.discriminator.parameters()))
     assert parameter.grad is not None
@@ -54,7 +58,7 @@ def test_the_discriminator_gradient_of_the_penalty_equals_finite_differences(pen
 @pytest.mark.parametrize("on", ["x", "z"])
 def test_each_averaged_over_all_signs_is_the_sum_of_squared_gradients_over_logits(on: str) -> None:
     model, given = start([7]).model, batch(8, signs=True)
-    rules = Rules(penalty="each", penalty_on=on)
+    rules = Rules(penalty_outputs="each", penalty_inputs=on)
     values = []
     for signs in product([-1.0, 1.0], repeat=3):
         same = torch.tensor(signs, dtype=torch.float64).expand(1, 3, 6, 3)
@@ -74,7 +78,9 @@ def test_each_averaged_over_all_signs_is_the_sum_of_squared_gradients_over_logit
 def test_penalty_of_a_constant_critic_is_zero(penalty: str, on: str) -> None:
     model = start([1]).model
     torch.nn.init.zeros_(model.discriminator.modality.weight)
-    terms = adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty=penalty, penalty_on=on))
+    terms = adversary_phase(
+        model, batch(1, signs=penalty == "each"), weights(), Rules(penalty_outputs=penalty, penalty_inputs=on)
+    )
     assert terms.parts["penalty"].eq(0).all()
 
 
@@ -85,7 +91,7 @@ def test_opposite_critics_cancel_in_sum_but_not_in_each() -> None:
         head[:, 2] = 0
         head[:, 1] = -head[:, 0]
     terms = {
-        penalty: adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty=penalty))
+        penalty: adversary_phase(model, batch(1, signs=penalty == "each"), weights(), Rules(penalty_outputs=penalty))
         for penalty in ("sum", "each")
     }
     assert terms["sum"].parts["penalty"].max() < 1e-25
@@ -95,17 +101,17 @@ def test_opposite_critics_cancel_in_sum_but_not_in_each() -> None:
 @ways
 def test_penalty_enters_the_total_with_lambda_r_summed_over_modalities(penalty: str, on: str) -> None:
     model, given = start([0, 1, 2]).model, batch(2, slots=3, signs=penalty == "each")
-    rules = Rules(penalty=penalty, penalty_on=on)
-    heavy = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=[4.0, 1.0, 0.0]), rules)
-    light = adversary_phase(model, given, weights(["pairwise"] * 3, lambda_r=0.0), rules)
+    rules = Rules(penalty_outputs=penalty, penalty_inputs=on)
+    heavy = adversary_phase(model, given, weights(["pairwise"] * 3, penalty_weight=[4.0, 1.0, 0.0]), rules)
+    light = adversary_phase(model, given, weights(["pairwise"] * 3, penalty_weight=0.0), rules)
     share = heavy.parts["penalty"].sum(1) * torch.tensor([4.0, 1.0, 0.0])
     torch.testing.assert_close(heavy.total - light.total, share, rtol=1e-10, atol=1e-12)
 
 
 def test_a_member_without_penalty_reports_the_same_terms_alone_and_in_a_stack() -> None:
     model, given = start([0, 1]).model, batch(2, slots=2)
-    beside = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=[0.0, 2.0]), Rules()).parts
-    without = adversary_phase(model, given, weights(["pairwise"] * 2, lambda_r=0.0), Rules()).parts
+    beside = adversary_phase(model, given, weights(["pairwise"] * 2, penalty_weight=[0.0, 2.0]), Rules()).parts
+    without = adversary_phase(model, given, weights(["pairwise"] * 2, penalty_weight=0.0), Rules()).parts
     assert list(beside) == list(without)
     assert beside["penalty"][0].eq(0).all()
     assert without["penalty"].eq(0).all()
@@ -116,7 +122,7 @@ def test_signs_must_match_the_penalty_outputs() -> None:
     model = start().model
     for penalty, signs in (("sum", True), ("each", False)):
         with pytest.raises(AssertionError, match="signs"):
-            adversary_phase(model, batch(signs=signs), weights(), Rules(penalty=penalty))
+            adversary_phase(model, batch(signs=signs), weights(), Rules(penalty_outputs=penalty))
 
 
 @pytest.mark.parametrize("kind", KINDS)

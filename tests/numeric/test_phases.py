@@ -13,7 +13,7 @@ from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
 
 RULES = [
-    Rules(kl_reduction=kl, penalty=penalty, penalty_on=on)
+    Rules(kl_reduction=kl, penalty_outputs=penalty, penalty_inputs=on)
     for kl, penalty, on in [("sum", "sum", "x"), ("mean", "each", "x"), ("sum", "each", "z"), ("mean", "sum", "z")]
 ]
 
@@ -25,7 +25,7 @@ RULES = [
 def test_adversary_phase_gives_gradients_to_the_discriminator_only_and_updates_no_statistics(rules: Rules) -> None:
     model = start().model
     before = {name: tensor.clone() for name, tensor in model.vaes.state_dict().items()}
-    adversary_phase(model, batch(signs=rules.penalty == "each"), weights(), rules).loss.sum().backward()
+    adversary_phase(model, batch(signs=rules.penalty_outputs == "each"), weights(), rules).loss.sum().backward()
     assert all(p.grad is None for p in model.vaes.parameters())
     assert all(p.grad is not None and p.grad.any() for p in model.discriminator.parameters())
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.vaes.state_dict().items())
@@ -97,7 +97,7 @@ def test_order_of_rows_within_a_batch_does_not_matter(kind: str) -> None:
         x=tuple(x[:, order] for x in given.x),
         **{name: getattr(given, name)[:, :, order] for name in ("label", "noise_d", "noise_g", "signs")},
     )
-    rules = Rules(penalty="each")
+    rules = Rules(penalty_outputs="each")
     for phase in (adversary_phase, vae_phase):
         totals = [phase(model, rows, weights([kind]), rules).total for rows in (given, moved)]
         torch.testing.assert_close(*totals, rtol=1e-12, atol=1e-12)
@@ -156,14 +156,14 @@ def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend
 
 @pytest.mark.parametrize(("kind", "rules"), [*zip(KINDS, RULES, strict=True), ("pairwise", RULES[0])])
 def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None:
-    state, how = start([9]), weights([kind], lambda_r=2.5)
+    state, how = start([9]), weights([kind], penalty_weight=2.5)
     system = plain.PlainSystem(state.model)
     adam = [
         torch.optim.Adam(system.vaes.parameters(), lr=OPTIM.lr, betas=(0.5, 0.999)),
         torch.optim.Adam(system.discriminator.parameters(), lr=OPTIM.lr_discriminator, betas=(0.5, 0.999)),
     ]
     for number in range(5):
-        given = batch(number, signs=rules.penalty == "each")
+        given = batch(number, signs=rules.penalty_outputs == "each")
         adversary, vae = step(state, given, how, rules)
         for phase, optimiser, total in (
             (plain.adversary_loss, adam[1], adversary.total),
@@ -180,6 +180,8 @@ def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None
 
 
 def test_reference_covers_every_kind_of_loss_and_penalty() -> None:
-    assert {(rules.penalty, rules.penalty_on) for rules in RULES} == set(product(["sum", "each"], ["x", "z"]))
+    assert {(rules.penalty_outputs, rules.penalty_inputs) for rules in RULES} == set(
+        product(["sum", "each"], ["x", "z"])
+    )
     assert len(KINDS) == len(RULES)
     assert SHAPE.eps == 0.8

@@ -33,7 +33,7 @@ class Case:
 
     def batch(self, number: int) -> Batch:
         """Return the global batch of a step."""
-        signs = self.rules.penalty == "each"
+        signs = self.rules.penalty_outputs == "each"
         whole = batch(number, slots=len(self.losses), rows=self.rows, signs=signs)
         hidden = torch.arange(self.rows) < self.labelled_from
         return replace(whole, label=whole.label.masked_fill(hidden, -1))

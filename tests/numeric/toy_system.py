@@ -70,7 +70,7 @@ def batch(seed: int = 0, *, slots: int = 1, rows: int = ROWS, signs: bool = Fals
 def weights(
     losses: Sequence[str] = ("pairwise",),
     *,
-    lambda_r: float | Sequence[float] = 3.0,
+    penalty_weight: float | Sequence[float] = 3.0,
     dtype: torch.dtype = torch.float64,
 ) -> Weights:
     """Return weights that all differ, so that swapped weights are detected."""
@@ -78,10 +78,10 @@ def weights(
     return Weights(
         beta=0.02 * ones,
         adversarial=0.7 * ones,
-        lambda_r=torch.as_tensor(lambda_r, dtype=dtype) * ones,
-        label=1.3 * ones,
+        penalty_weight=torch.as_tensor(penalty_weight, dtype=dtype) * ones,
+        classification=1.3 * ones,
         clustering=0.9 * ones,
-        confidence=0.35 * ones,
+        pseudo_label_threshold=0.35 * ones,
         prior=torch.full((len(losses), SHAPE.classes), 1 / SHAPE.classes, dtype=dtype),
         losses=tuple(losses),
     )

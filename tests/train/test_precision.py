@@ -35,10 +35,10 @@ def single(tensors: Any) -> Any:
     return type(tensors)(**moved)
 
 
-def phases(lower: torch.dtype | None, *, lambda_r: float = 3.0) -> dict[str, torch.Tensor]:
+def phases(lower: torch.dtype | None, *, penalty_weight: float = 3.0) -> dict[str, torch.Tensor]:
     """Return every term of both phases of a step, with networks in float32 or lower precision."""
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
-    given, how = single(batch(rows=32)), weights(lambda_r=lambda_r, dtype=torch.float32)
+    given, how = single(batch(rows=32)), weights(penalty_weight=penalty_weight, dtype=torch.float32)
     terms = [phase(state.model, given, how, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)]
     assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
     return {name: part for term in terms for name, part in term.parts.items()}
@@ -58,7 +58,7 @@ def test_lower_precision_changes_network_losses_slightly_and_those_of_the_penali
 
 
 def test_without_a_penalty_the_discriminator_also_runs_in_lower_precision() -> None:
-    full, lowered = phases(None, lambda_r=0.0), phases(torch.bfloat16, lambda_r=0.0)
+    full, lowered = phases(None, penalty_weight=0.0), phases(torch.bfloat16, penalty_weight=0.0)
     assert not torch.equal(lowered["class_d"], full["class_d"])
 
 
@@ -70,7 +70,7 @@ def test_losses_are_computed_outside_lower_precision(monkeypatch: pytest.MonkeyP
         return h.sum((-1, -2)) * 0
 
     monkeypatch.setattr(objective, "clustering", spy)
-    phases(torch.bfloat16, lambda_r=0.0)
+    phases(torch.bfloat16, penalty_weight=0.0)
     assert seen == [(torch.float32, torch.float32, False)] * 2
 
 

@@ -78,10 +78,10 @@ def _weights(setting: Setting, *, replicates: int, dtype: torch.dtype) -> Weight
     return Weights(
         beta=setting.case.beta * ones,
         adversarial=ones,
-        lambda_r=setting.case.penalty_weight * ones,
-        label=ones,
+        penalty_weight=setting.case.penalty_weight * ones,
+        classification=ones,
         clustering=ones,
-        confidence=ones,
+        pseudo_label_threshold=ones,
         prior=(ones / classes).unsqueeze(1).expand(-1, classes).contiguous(),
         losses=(setting.loss,) * replicates,
     )
