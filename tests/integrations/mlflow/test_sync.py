@@ -101,22 +101,22 @@ def test_no_run_is_created_for_a_trial_that_has_not_started(replay: Replay) -> N
     assert list(parent_and_trials(replay.database)[1]) == replay.search[:1]
 
 
+def statuses(replay: Replay) -> list[str]:
+    """Return the statuses of the parent and of the search trials in MLflow."""
+    parent, trials = parent_and_trials(replay.database)
+    return [run.status for run in (parent, *(trials[name] for name in replay.search))]
+
+
 def test_a_running_study_is_running_and_one_whose_driver_was_killed_is_not(replay: Replay) -> None:
     with driver(replay.folder) as process:
         replay.epochs(3)
         replay.results(replay.search[:1])
         sync(replay.folder)
-        parent, trials = parent_and_trials(replay.database)
-        assert [run.status for run in (parent, *(trials[name] for name in replay.search))] == [
-            "RUNNING", "FINISHED", "RUNNING"
-        ]  # fmt: skip
+        assert statuses(replay) == ["RUNNING", "FINISHED", "RUNNING"]
         process.kill()
         process.wait()
         sync(replay.folder)
-        parent, trials = parent_and_trials(replay.database)
-        assert [run.status for run in (parent, *(trials[name] for name in replay.search))] == [
-            "KILLED", "FINISHED", "KILLED"
-        ]  # fmt: skip
+        assert statuses(replay) == ["KILLED", "FINISHED", "KILLED"]
     replay.finish()
     sync(replay.folder)
     assert {run.status for run in runs(replay.database)} == {"FINISHED"}
