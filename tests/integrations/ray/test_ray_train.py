@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -16,7 +15,6 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.execution import resources
 from modis_dist.execution.resources import cores
 from modis_dist.execution.verify_resume import differences
 from modis_dist.integrations.ray.train import UNUSED_CALLBACKS
@@ -27,6 +25,12 @@ from tests.study.toy_study import COMMAND, write_store, write_study
 from tests.train import toy
 
 needs_two_cores = pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+FOUR_CORES = """
+from modis_dist.execution import resources
+resources.cores = lambda: 4
+from modis_dist.cli.main import main
+main()
+"""
 CLOSE = 2e-3  # float32: sums over ranks are rounded differently, which four epochs amplify
 
 
@@ -162,31 +166,23 @@ def test_the_unused_callbacks_exist_in_ray_train() -> None:
 
 @pytest.mark.slow
 @needs_two_cores
-def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(tmp_path: Path) -> None:
     store, out, alone = write_store(tmp_path / "store"), tmp_path / "two", tmp_path / "one"
     settings = {"folds": 1, "packing": {"max_trials": 1}}
     longer = ["--set", "optim.epochs=12", "--set", "trainer.checkpoint_every=1"]
-    killed, ranks, over = [], [0], threading.Event()
-
-    def kill_one_and_count() -> None:
-        while not over.is_set():
-            processes_of_ranks = ranks_of(os.getpid())
-            ranks.append(len(processes_of_ranks))
-            if processes_of_ranks and not killed and list(out.glob("packs/*/last/step-*")):
-                killed.append(processes_of_ranks[-1].pid)
-                os.kill(killed[0], signal.SIGKILL)
-            time.sleep(0.05)
-
-    watch = threading.Thread(target=kill_one_and_count, daemon=True)
-    watch.start()
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
-    monkeypatch.setattr(resources, "cores", lambda: 4)
-    assert command(["tune", str(study), "--out", str(out), *longer, "--set", "trainer.workers=2"]) == 0
-    over.set()
-    watch.join()
-    assert killed and max(ranks) >= 4, "packs were trained one after the other"
+    command_line = [sys.executable, "-c", FOUR_CORES, "tune", str(study), "--out", str(out), *longer]
+    most_ranks, killed = 0, None
+    with started([*command_line, "--set", "trainer.workers=2"], tmp_path) as driver:
+        while driver.poll() is None:
+            ranks = ranks_of(driver.pid)
+            most_ranks = max(most_ranks, len(ranks))
+            if ranks and killed is None and list(out.glob("packs/*/last/step-*")):
+                killed = ranks[-1].pid
+                os.kill(killed, signal.SIGKILL)
+            time.sleep(0.05)
+        assert driver.wait() == 0, output_text(tmp_path)
+    assert killed is not None and most_ranks >= 4, "packs were trained one after the other"
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(alone), *longer]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))
