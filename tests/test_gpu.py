@@ -55,12 +55,12 @@ def test_a_training_resumes_to_the_bit_on_the_device(tmp_path: Path) -> None:
     def members(folder: Path) -> list:
         return [toy.member(f"t{s}", toy.run(f"seed={s}"), folder) for s in range(2)]
 
-    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    fit(members(undisturbed), folder=undisturbed, device=CUDA)
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    fit(members(uninterrupted), folder=uninterrupted, device=CUDA)
     with pytest.raises(Interrupted):
         fit(members(stopped), folder=stopped, device=CUDA, callbacks=Callbacks(stop=StopAt(7)))
     fit(members(stopped), folder=stopped, device=CUDA)
-    ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, undisturbed))
+    ours, theirs = (checkpoint.load(checkpoint.newest(f / "last")).tensors for f in (stopped, uninterrupted))
     for part, tensors in theirs.items():
         assert all(torch.equal(ours[part][name], tensor) for name, tensor in tensors.items()), part
 

@@ -3,7 +3,7 @@
 With `--ranks 2` one of several ranks is killed, at steps and while rank 0 writes. With `--sweep local ray` studies of
 twelve trials are killed at random moments: their driver, and workers of Ray.
 
-Exits with 0 if all results equal those of undisturbed trainings, with 3 if not.
+Exits with 0 if all results equal those of uninterrupted trainings, with 3 if not.
 """
 
 import os

@@ -1,4 +1,4 @@
-"""`modis-dist verify-resume`: check that a killed and resumed run is bit-identical to an undisturbed one."""
+"""`modis-dist verify-resume`: check that a killed and resumed run is bit-identical to an uninterrupted one."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -32,7 +32,7 @@ def verify_resume(
     """Check that a run that is killed and resumed gives bit-identical results.
 
     Trains the run twice for a few epochs in a temporary folder, with its data, device, precision and number of workers:
-    once undisturbed, once killed and resumed. Exits with 0 if the results are bit-identical, with 3 if not.
+    once uninterrupted, once killed and resumed. Exits with 0 if the results are bit-identical, with 3 if not.
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """
@@ -59,7 +59,7 @@ def verify_resume(
     else:
         _print(verdict)
     if not verdict.equal:
-        raise RunFailed(f"{file}: the killed run differs from the undisturbed one, first in {verdict.differences[0]}")
+        raise RunFailed(f"{file}: the killed run differs from the uninterrupted one, first in {verdict.differences[0]}")
 
 
 def _interrupt(reason: str) -> None:
@@ -70,7 +70,7 @@ def _print(verdict: "Verdict") -> None:
     from modis_dist.report.tables import add, empty, finished
     from modis_dist.report.terminal import show, stdout
 
-    table = empty("killed and resumed vs. undisturbed run")
+    table = empty("killed and resumed vs. uninterrupted run")
     table.add_column("")
     add(table, "epochs, optimiser steps", f"{verdict.epochs}, {verdict.steps:,}")
     add(table, "killed by SIGKILL after step", ", ".join(map(str, verdict.kills)))

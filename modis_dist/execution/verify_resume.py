@@ -48,7 +48,7 @@ class Verdict:
     """The outcome of a verification."""
 
     epochs: int
-    steps: int  # optimiser steps of the undisturbed training
+    steps: int  # optimiser steps of the uninterrupted training
     kills: tuple[int, ...]  # the steps after which a process was killed
     tensors: int  # compared
     differences: tuple[str, ...]  # the first of them; empty if the trainings are bit-identical
@@ -85,15 +85,15 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
     if kills >= steps:
         raise ConfigError([f"{epochs} epochs have only {steps} steps; lower --kills or raise --epochs"], source=source)
     kill_steps = tuple(sorted(random.Random(seed).sample(range(1, steps), kills)))
-    undisturbed, killed = folder / "undisturbed", folder / "killed"
-    _train_in_processes(pack, undisturbed, reporter, epochs_before=0)
+    uninterrupted, killed = folder / "uninterrupted", folder / "killed"
+    _train_in_processes(pack, uninterrupted, reporter, epochs_before=0)
     for step in kill_steps:
         _train_in_processes(pack, killed, reporter, epochs_before=epochs, kill_step=step)
     _train_in_processes(pack, killed, reporter, epochs_before=epochs)
-    last = checkpoint.latest(undisturbed / LAST)
+    last = checkpoint.latest(uninterrupted / LAST)
     assert last is not None, "a finished training has saved"
     compared = sum(len(tensors) for tensors in checkpoint.load(last).tensors.values())
-    return Verdict(epochs, steps, kill_steps, compared, tuple(differences(killed, undisturbed)))
+    return Verdict(epochs, steps, kill_steps, compared, tuple(differences(killed, uninterrupted)))
 
 
 def _count_steps(pack: Pack, store: Path) -> int:

@@ -87,7 +87,7 @@ def test_a_closed_terminal_saves_the_training_unless_it_was_started_with_nohup(
 def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    out, uninterrupted = tmp_path / "out", tmp_path / "uninterrupted"
     arguments = ["train", str(run), "--set", "optim.epochs=60", "--set", "trainer.checkpoint_every=1", "--out"]
 
     def signal_after_checkpoint(number: signal.Signals) -> None:
@@ -102,5 +102,5 @@ def test_a_training_saves_at_every_signal_and_resumes_bit_identically(
         assert f"got {number.name}; saved " in " ".join(capsys.readouterr().err.split())
         assert not (out / "result.json").exists()
     assert command([*arguments, str(out)]) == 0
-    assert command([*arguments, str(undisturbed)]) == 0
-    assert differences(out, undisturbed) == []
+    assert command([*arguments, str(uninterrupted)]) == 0
+    assert differences(out, uninterrupted) == []

@@ -1,4 +1,4 @@
-"""A small study on a real Slurm cluster, and disturbances of its jobs."""
+"""A small study on a real Slurm cluster, and interruptions of its jobs."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from tests.integrations.processes import wait_for
 from tests.real_slurm.cluster import Cluster
 from tests.study.toy_study import COMMAND, tree
 
-EPOCHS = 60  # few, because jobs pause during disturbances
+EPOCHS = 60  # few, because jobs pause during interruptions
 SLOWED = Path(__file__).parent / "slowed"
 PARTS = ("trials", "best", "test", "baseline", "groups", "failures", "conditions")  # of a summary: must be equal
 

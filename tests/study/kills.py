@@ -1,7 +1,7 @@
 """Kill a study at random moments: its driver and its Ray workers.
 
 Every start of the driver is `modis-dist tune`, forked from a process that has imported everything. The finished study
-is compared with an undisturbed one: no trial is lost or repeated, and every metric is the same.
+is compared with an uninterrupted one: no trial is lost or repeated, and every metric is the same.
 """
 
 import json
@@ -43,9 +43,9 @@ def soak(
     With "ray", some of the killed processes are workers. ``report`` is called after every kill.
     """
     tally, chance = Tally(), random.Random(seed)
-    undisturbed = Study(folder, "undisturbed", store, "local")
-    status = undisturbed.live().wait()
-    assert status == 0, f"the undisturbed study ended with {status}: {undisturbed.last_line()}"
+    uninterrupted = Study(folder, "uninterrupted", store, "local")
+    status = uninterrupted.live().wait()
+    assert status == 0, f"the uninterrupted study ended with {status}: {uninterrupted.last_line()}"
     for executor in cycle(executors):
         if tally.kills >= kills:
             break
@@ -57,7 +57,7 @@ def soak(
         if status:
             tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
         else:
-            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, undisturbed.out)]
+            tally.differences += [f"study {tally.runs}: {what}" for what in compared(study.out, uninterrupted.out)]
         shutil.rmtree(study.out)
     return tally
 
@@ -179,19 +179,19 @@ def trains(process: psutil.Process) -> bool:
 # --- comparing ----------------------------------------------------------------------------------------------
 
 
-def compared(out: Path, undisturbed: Path) -> list[str]:
+def compared(out: Path, uninterrupted: Path) -> list[str]:
     """Return the differences between the folders of two finished studies."""
     problems = []
-    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, undisturbed))
+    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, uninterrupted))
     if ours.keys() != theirs.keys():
         return [f"trials lost: {sorted(theirs.keys() - ours.keys())}, new: {sorted(ours.keys() - theirs.keys())}"]
     for name in sorted(theirs):
         if ours[name].read_bytes() != theirs[name].read_bytes():
             problems.append(f"trial {name}: another result.json")
         problems += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
-    if _summary(out) != _summary(undisturbed):
+    if _summary(out) != _summary(uninterrupted):
         problems.append("another summary.json")
-    return [*problems, *_listed(out, undisturbed)]
+    return [*problems, *_listed(out, uninterrupted)]
 
 
 def _summary(out: Path) -> dict[str, Any]:
@@ -199,9 +199,9 @@ def _summary(out: Path) -> dict[str, Any]:
     return {key: value for key, value in summary.items() if key not in {"seconds", "mlflow"}}
 
 
-def _listed(out: Path, undisturbed: Path) -> Iterator[str]:
+def _listed(out: Path, uninterrupted: Path) -> Iterator[str]:
     """Yield differences in the lists of trials and in the epochs recorded in their journals."""
-    (ours, recorded), (theirs, expected) = (_epochs(folder) for folder in (out, undisturbed))
+    (ours, recorded), (theirs, expected) = (_epochs(folder) for folder in (out, uninterrupted))
     if ours.trials != theirs.trials or Counter(t.id for t in ours.trials).most_common(1)[0][1] != 1:
         yield "another list of trials"
     for kind in ("packs", "refit_packs"):

@@ -211,9 +211,9 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
         "packing": {"max_trials": 4},
         "folds": 1,
     }
-    undisturbed = run_toy_study(tmp_path / "undisturbed", store, "optim.epochs=3", **sweep)
-    assert {(g["pruned"] or {}).get("epoch") for g in undisturbed["groups"]} == {None, 1, 2}
-    assert all(condition["test"] for condition in undisturbed["conditions"])
+    uninterrupted = run_toy_study(tmp_path / "uninterrupted", store, "optim.epochs=3", **sweep)
+    assert {(g["pruned"] or {}).get("epoch") for g in uninterrupted["groups"]} == {None, 1, 2}
+    assert all(condition["test"] for condition in uninterrupted["conditions"])
     watched = (
         (decisions, "write_json"),
         (run_pack, "write_json"),
@@ -234,10 +234,11 @@ def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, t
             except Death:
                 deaths += 1
     assert 10 < deaths < 200
-    assert timeless(ended) == timeless(undisturbed) and timeless(summary_of(tmp_path / "out")) == timeless(undisturbed)
-    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "undisturbed")
+    expected_summary = timeless(uninterrupted)
+    assert timeless(ended) == expected_summary and timeless(summary_of(tmp_path / "out")) == expected_summary
+    read, expected = epochs_read(tmp_path / "out"), epochs_read(tmp_path / "uninterrupted")
     assert read == expected and all(steps == list(range(1, len(steps) + 1)) for steps in read.values())
-    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "undisturbed/manifest.json")
+    assert manifest.load(tmp_path / "out/manifest.json") == manifest.load(tmp_path / "uninterrupted/manifest.json")
 
 
 def test_rounds_are_proposed_from_the_results_of_earlier_rounds(store: Path, tmp_path: Path) -> None:

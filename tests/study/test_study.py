@@ -380,11 +380,11 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     assert {state for _, state in states} <= {"FINISHED", "KILLED"}
     assert tune(tmp_path) == 0
     assert {p: p.stat().st_mtime_ns for p in finished} == finished, "a finished trial was run again"
-    undisturbed = tmp_path / "undisturbed"
-    assert command(["tune", str(study), "--out", str(undisturbed), "--set", "sweep.mlflow.enabled=false"]) == 0
+    uninterrupted = tmp_path / "uninterrupted"
+    assert command(["tune", str(study), "--out", str(uninterrupted), "--set", "sweep.mlflow.enabled=false"]) == 0
     assert {state for _, state in _mlflow_states(out)} == {"FINISHED"}
     assert summary_of(tmp_path)["mlflow"] == {"uri": f"sqlite:///{out}/mlflow.db", "experiment": "toy"}
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, undisturbed))
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, uninterrupted))
     for part in ("trials", "best", "test", "baseline", "groups"):
         assert ours[part] == theirs[part], part
 

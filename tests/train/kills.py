@@ -2,7 +2,7 @@
 
 One process imports PyTorch and forks each life of a training (0.1 s instead of 3). A life announces markers over a pipe
 and waits for an answer, so that a SIGKILL hits exactly there. The final files must be bit-identical to those of an
-undisturbed training. Only the forked life is patched; the package has no code for this.
+uninterrupted training. Only the forked life is patched; the package has no code for this.
 
 Use it from a process that has set one thread at its start: a fork keeps only its own thread.
 """
@@ -56,7 +56,7 @@ Answer = Callable[[str], bytes]  # marker -> GO, STOP or KILL
 
 @dataclass
 class Tally:
-    """Numbers of lives and kills, and the differences from undisturbed trainings."""
+    """Numbers of lives and kills, and the differences from uninterrupted trainings."""
 
     lives: int = 0
     kills: int = 0
@@ -67,7 +67,7 @@ class Tally:
 
 
 class Kind:
-    """One kind of training: its data, the files of an undisturbed training, and the markers that it passes."""
+    """One kind of training: its data, the files of an uninterrupted training, and the markers that it passes."""
 
     def __init__(self, name: str, store: Path, folder: Path) -> None:
         self.name = name
@@ -75,19 +75,19 @@ class Kind:
         self.store = store
         self.folder = folder
         folder.mkdir()
-        self.undisturbed = folder / "undisturbed"
+        self.uninterrupted = folder / "uninterrupted"
         self.markers: list[str] = []
-        self.live(self.undisturbed, self._note)
+        self.live(self.uninterrupted, self._note)
         self._number = 0
 
     def _note(self, marker: str) -> bytes:
         self.markers.append(marker)
         return GO
 
-    def disturbed(self, answer: Answer, tally: Tally) -> None:
+    def interrupted(self, answer: Answer, tally: Tally) -> None:
         """Run one training to its end, through as many lives as needed; add its differences to the tally."""
         self._number += 1
-        out = self.folder / f"disturbed{self._number}"
+        out = self.folder / f"interrupted{self._number}"
         last = "start"
 
         def noted(marker: str) -> bytes:
@@ -104,7 +104,7 @@ class Kind:
             tally.stops += status == INTERRUPTED
         tally.runs += 1
         tally.differences += [
-            f"{self.name}, last disturbed at {last}: {what}" for what in compared(out, self.undisturbed)
+            f"{self.name}, last interrupted at {last}: {what}" for what in compared(out, self.uninterrupted)
         ]
         shutil.rmtree(out)
 
@@ -135,7 +135,7 @@ class Kind:
         return code
 
 
-# --- disturbances -------------------------------------------------------------------------------------------
+# --- interruptions -------------------------------------------------------------------------------------------
 
 
 def chain(chance: random.Random, *, share: float) -> Answer:
@@ -176,7 +176,7 @@ def soak(kills: int, *, seed: int, folder: Path, store: Path, report: Callable[[
     for kind, answer in _plan(kinds, chance):
         if tally.kills >= kills:
             return tally
-        kind.disturbed(answer, tally)
+        kind.interrupted(answer, tally)
         report(tally)
     raise AssertionError("a plan has no end")
 
@@ -192,26 +192,26 @@ def _plan(kinds: list[Kind], chance: random.Random) -> Iterator[tuple[Kind, Answ
 # --- comparison ---------------------------------------------------------------------------------------------
 
 
-def compared(out: Path, undisturbed: Path) -> list[str]:
+def compared(out: Path, uninterrupted: Path) -> list[str]:
     """Return the differences between the folders of two finished trainings."""
     problems = []
-    for folder in sorted({p.parent.parent for p in undisturbed.rglob("step-*")}):
-        problems += differences(out / folder.relative_to(undisturbed), folder)
-    for path in (*undisturbed.rglob("result.json"), *undisturbed.rglob("history.json")):
-        if (out / path.relative_to(undisturbed)).read_bytes() != path.read_bytes():
-            problems.append(f"{path.relative_to(undisturbed)} is another")
-    problems += [f"journal: {what}" for what in _journals(out, undisturbed)]
-    names = {p.relative_to(undisturbed) for p in undisturbed.rglob("*")}
+    for folder in sorted({p.parent.parent for p in uninterrupted.rglob("step-*")}):
+        problems += differences(out / folder.relative_to(uninterrupted), folder)
+    for path in (*uninterrupted.rglob("result.json"), *uninterrupted.rglob("history.json")):
+        if (out / path.relative_to(uninterrupted)).read_bytes() != path.read_bytes():
+            problems.append(f"{path.relative_to(uninterrupted)} is another")
+    problems += [f"journal: {what}" for what in _journals(out, uninterrupted)]
+    names = {p.relative_to(uninterrupted) for p in uninterrupted.rglob("*")}
     return problems + [f"{path} is left over" for p in out.rglob("*") if (path := p.relative_to(out)) not in names]
 
 
-def _journals(out: Path, undisturbed: Path) -> Iterator[str]:
-    for path in undisturbed.rglob("journal.jsonl"):
-        ours, theirs = journal.read(out / path.relative_to(undisturbed)), journal.read(path)
+def _journals(out: Path, uninterrupted: Path) -> Iterator[str]:
+    for path in uninterrupted.rglob("journal.jsonl"):
+        ours, theirs = journal.read(out / path.relative_to(uninterrupted)), journal.read(path)
         for kind in ("start", "metrics", "checkpoint", "end"):
             lines_of_both = [
                 [_plain(record, folder) for record in records if record["kind"] == kind]
-                for records, folder in ((ours, out), (theirs, undisturbed))
+                for records, folder in ((ours, out), (theirs, uninterrupted))
             ]
             if kind != "metrics":  # an event is repeated if it is unknown whether it was written
                 lines_of_both = [sorted(set(lines)) for lines in lines_of_both]

@@ -2,7 +2,7 @@
 
 As in ``tests.train.kills``, every life is forked from one process that has imported PyTorch, here as several ranks,
 each of which announces its markers and waits for an answer. After a kill the other ranks must exit; then all start
-again. The final files must be bit-identical to those of undisturbed ranks.
+again. The final files must be bit-identical to those of uninterrupted ranks.
 """
 
 import os
@@ -39,7 +39,7 @@ class Aim:
 
 
 class Ranks:
-    """One kind of training on several ranks: the files of an undisturbed training, and the markers that it passes."""
+    """One kind of training on several ranks: the files of an uninterrupted training, and the markers that it passes."""
 
     def __init__(self, name: str, *, size: int, store: Path, folder: Path) -> None:
         self.name = name
@@ -48,15 +48,15 @@ class Ranks:
         self.store = store
         self.folder = folder
         folder.mkdir()
-        self.undisturbed = folder / "undisturbed"
+        self.uninterrupted = folder / "uninterrupted"
         self.markers: list[str] = []
-        self.live(self.undisturbed, None, self.markers.append)
+        self.live(self.uninterrupted, None, self.markers.append)
         self._number = 0
 
-    def disturbed(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
+    def interrupted(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
         """Run one training to its end with up to ``kills`` kills; add its differences to the tally."""
         self._number += 1
-        out = self.folder / f"disturbed{self._number}"
+        out = self.folder / f"interrupted{self._number}"
         aims = self._aims(chance, kills)
         for aim in (*aims, None):
             ended = self.live(out, aim)
@@ -65,7 +65,7 @@ class Ranks:
             if ended[0] == 0:
                 break
         tally.runs += 1
-        tally.differences += [f"{self.name}, killed at {aims}: {what}" for what in compared(out, self.undisturbed)]
+        tally.differences += [f"{self.name}, killed at {aims}: {what}" for what in compared(out, self.uninterrupted)]
         shutil.rmtree(out)
 
     def _aims(self, chance: random.Random, kills: int) -> list[Aim]:
@@ -147,7 +147,7 @@ def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, report:
     for kind in cycle(kinds):
         if tally.kills >= kills:
             break
-        kind.disturbed(chance, tally, kills=min(KILLS_OF_A_TRAINING, kills - tally.kills))
+        kind.interrupted(chance, tally, kills=min(KILLS_OF_A_TRAINING, kills - tally.kills))
         report(tally)
     return tally
 

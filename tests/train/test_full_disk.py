@@ -54,15 +54,15 @@ def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], repair: Callab
     return reporter
 
 
-def check_nothing_was_lost(folder: Path, undisturbed: Path, reporter: AtEpoch, log: str) -> None:
+def check_nothing_was_lost(folder: Path, uninterrupted: Path, reporter: AtEpoch, log: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
     assert reporter.saved == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
     warnings = [line for line in log.splitlines() if "bytes needed" in line]
     assert len(warnings) == 2 and all(first in line for line in warnings)
     steps = [record["step"] for record in read(folder / "journal.jsonl") if record["kind"] == "metrics"]
     assert steps == [1, 2, 3, 4, 5]
-    toy.train([toy.member("t", toy.run(*SETTINGS), undisturbed)], undisturbed)
-    assert differences(folder, undisturbed) == differences(folder / "t", undisturbed / "t") == []
+    toy.train([toy.member("t", toy.run(*SETTINGS), uninterrupted)], uninterrupted)
+    assert differences(folder, uninterrupted) == differences(folder / "t", uninterrupted / "t") == []
 
 
 def test_a_temporary_disk_failure_logs_a_warning_and_results_stay_bit_identical(
@@ -75,7 +75,7 @@ def test_a_temporary_disk_failure_logs_a_warning_and_results_stay_bit_identical(
         reporter = spoilt_in_between(
             tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), repair=patch.undo
         )
-    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "undisturbed", reporter, caplog.text)
+    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "uninterrupted", reporter, caplog.text)
     assert "Input/output error (" in caplog.text
 
 
@@ -155,7 +155,7 @@ def on_a_small_disk(folder: Path) -> None:
     log = folder / "log"
     logging.basicConfig(filename=log)
     reporter = spoilt_in_between(disk / "spoilt", spoil=fill, repair=ballast.unlink)
-    check_nothing_was_lost(disk / "spoilt", folder / "undisturbed", reporter, log.read_text())
+    check_nothing_was_lost(disk / "spoilt", folder / "uninterrupted", reporter, log.read_text())
     assert "No space left on device (" in log.read_text()
     shutil.rmtree(disk / "spoilt")
 

@@ -1,4 +1,4 @@
-"""A training killed at every step and in every phase of every write ends bit-identical to an undisturbed one."""
+"""A training killed at every step and in every phase of every write ends bit-identical to an uninterrupted one."""
 
 import json
 import shutil
@@ -46,8 +46,8 @@ def trained(folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return trained(tmp_path_factory.mktemp("undisturbed"))
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("uninterrupted"))
 
 
 def nudge(folder: Path) -> None:
@@ -63,8 +63,8 @@ def cut_journal(folder: Path) -> None:
     (folder / "journal.jsonl").write_text("".join(line for line in lines if '"step":2' not in line))
 
 
-def test_two_undisturbed_trainings_are_identical(undisturbed: Path, tmp_path: Path) -> None:
-    assert kills.compared(trained(tmp_path), undisturbed) == []
+def test_two_uninterrupted_trainings_are_identical(uninterrupted: Path, tmp_path: Path) -> None:
+    assert kills.compared(trained(tmp_path), uninterrupted) == []
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_two_undisturbed_trainings_are_identical(undisturbed: Path, tmp_path: Pa
     ],
 )
 def test_a_difference_is_reported(
-    undisturbed: Path, tmp_path: Path, spoil: Callable[[Path], object], expected: str
+    uninterrupted: Path, tmp_path: Path, spoil: Callable[[Path], object], expected: str
 ) -> None:
     spoil(trained(tmp_path))
-    (difference,) = kills.compared(tmp_path, undisturbed)
+    (difference,) = kills.compared(tmp_path, uninterrupted)
     assert expected in difference

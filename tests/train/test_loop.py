@@ -274,8 +274,8 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def test_a_stack_that_stops_at_given_epochs_ends_bit_identically(tmp_path: Path) -> None:
-    undisturbed, waiting = tmp_path / "undisturbed", tmp_path / "waiting"
-    expected = toy.train(stack(undisturbed), undisturbed)
+    uninterrupted, waiting = tmp_path / "uninterrupted", tmp_path / "waiting"
+    expected = toy.train(stack(uninterrupted), uninterrupted)
     for until in (1, 1, 3):
         loaded = fit(stack(waiting), folder=waiting, device=toy.CPU, until=until)
         assert (
@@ -283,7 +283,7 @@ def test_a_stack_that_stops_at_given_epochs_ends_bit_identically(tmp_path: Path)
             and loaded[0].status == "running"
         )
     assert fit(stack(waiting), folder=waiting, device=toy.CPU) == expected
-    want, got = tensors_of(undisturbed), tensors_of(waiting)
+    want, got = tensors_of(uninterrupted), tensors_of(waiting)
     assert got.keys() == want.keys() and all(torch.equal(got[name], want[name]) for name in want)
 
 

@@ -98,11 +98,11 @@ def test_a_training_in_lower_precision_resumes_bit_identically_with_parameters_i
     precision: str, device: str, tmp_path: Path
 ) -> None:
     torch.set_num_threads(1)
-    undisturbed, stopped = tmp_path / "undisturbed", tmp_path / "stopped"
-    expected = train(World(), undisturbed, precision, 0, device)
+    uninterrupted, stopped = tmp_path / "uninterrupted", tmp_path / "stopped"
+    expected = train(World(), uninterrupted, precision, 0, device)
     assert "stop requested" in train(World(), stopped, precision, 8, device)[0]
     assert train(World(), stopped, precision, 0, device) == expected
-    want, got = last(undisturbed), last(stopped)
+    want, got = last(uninterrupted), last(stopped)
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
     assert {tensor.dtype for tensor in want.values()} == {torch.float32}
 

@@ -54,9 +54,9 @@ def tensors_of(folder: Path) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
-    """Return history and tensors of an undisturbed training on two ranks."""
-    folder = tmp_path_factory.mktemp("undisturbed")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
+    """Return history and tensors of an uninterrupted training on two ranks."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
     results = on_ranks(2, train, folder)
     assert results[0] == results[1]
     return json.dumps(results[0]), tensors_of(folder)
@@ -99,28 +99,28 @@ def test_a_world_of_one_rank_equals_training_without_ranks_and_resumes_bit_ident
     torch.set_num_threads(1)
     (tmp_path / "cpu").mkdir()
     expected = train(World(), tmp_path / "cpu", torch.float64)
-    (undisturbed,) = on_ranks(size, train, tmp_path / "undisturbed", torch.float64, 0, device, device=device)
-    for ours, theirs in zip(undisturbed, expected, strict=True):
+    (uninterrupted,) = on_ranks(size, train, tmp_path / "uninterrupted", torch.float64, 0, device, device=device)
+    for ours, theirs in zip(uninterrupted, expected, strict=True):
         assert all(row == pytest.approx(right, rel=1e-6, abs=1e-7) for row, right in zip(ours, theirs, strict=True))
     (message,) = on_ranks(size, train, tmp_path / "stopped", torch.float64, 5, device, device=device)
     assert message[0].startswith("stop requested; saved")
     (tmp_path / "stopped" / "ranks").unlink(missing_ok=True)
-    assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [undisturbed]
-    want, got = tensors_of(tmp_path / "undisturbed"), tensors_of(tmp_path / "stopped")
+    assert on_ranks(size, train, tmp_path / "stopped", torch.float64, 0, device, device=device) == [uninterrupted]
+    want, got = tensors_of(tmp_path / "uninterrupted"), tensors_of(tmp_path / "stopped")
     assert all(torch.equal(got[name], tensor) for name, tensor in want.items())
 
 
 @pytest.mark.parametrize("stop", [1, 5, 8])
 def test_all_ranks_stop_at_the_same_step_and_resume_bit_identically(
-    stop: int, tmp_path: Path, undisturbed: Any
+    stop: int, tmp_path: Path, uninterrupted: Any
 ) -> None:
     messages = on_ranks(2, train, tmp_path, torch.float32, stop)
     assert messages[0] == messages[1] and messages[0][0].startswith("stop requested; saved")
     (tmp_path / "ranks").unlink()
     results = on_ranks(2, train, tmp_path)
-    assert json.dumps(results[0]) == undisturbed[0]
+    assert json.dumps(results[0]) == uninterrupted[0]
     got = tensors_of(tmp_path)
-    assert all(torch.equal(got[name], tensor) for name, tensor in undisturbed[1].items())
+    assert all(torch.equal(got[name], tensor) for name, tensor in uninterrupted[1].items())
 
 
 def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any:
@@ -144,16 +144,16 @@ def doomed(world: World, folder: Path, rank: int, step: int, number: int) -> Any
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "step"), [(1, 1), (0, 6), (1, 9)])
 def test_after_a_rank_is_killed_the_others_name_it_and_the_training_resumes_bit_identically(
-    rank: int, step: int, tmp_path: Path, undisturbed: Any
+    rank: int, step: int, tmp_path: Path, uninterrupted: Any
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
     (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
     assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone" in error
     (tmp_path / "ranks").unlink()
     results = on_ranks(2, train, tmp_path)
-    assert json.dumps(results[0]) == undisturbed[0]
+    assert json.dumps(results[0]) == uninterrupted[0]
     got = tensors_of(tmp_path)
-    assert all(torch.equal(got[name], tensor) for name, tensor in undisturbed[1].items())
+    assert all(torch.equal(got[name], tensor) for name, tensor in uninterrupted[1].items())
 
 
 @pytest.mark.slow

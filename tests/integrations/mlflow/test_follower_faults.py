@@ -146,9 +146,9 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
     replay: Replay, finished: Path, empty_database: Path, tmp_path: Path
 ) -> None:
     chance, epoch = random.Random(1), 0
-    undisturbed = Replay(finished, tmp_path / "undisturbed", database=empty_database)
-    undisturbed.finish()
-    sync(undisturbed.folder)
+    uninterrupted = Replay(finished, tmp_path / "uninterrupted", database=empty_database)
+    uninterrupted.finish()
+    sync(uninterrupted.folder)
     with driver(replay.folder):
         for kill in range(KILLS):
             follower = follower_process(replay.folder, replay.uri)
@@ -165,7 +165,7 @@ def test_followers_killed_at_random_leave_no_gap_and_no_duplicate(
         follower.join()
     ended(follower_process(replay.folder, replay.uri), replay.folder)
     replay.assert_complete()
-    recorded, expected = content(replay.database, replay.folder), content(undisturbed.database, undisturbed.folder)
+    recorded, expected = content(replay.database, replay.folder), content(uninterrupted.database, uninterrupted.folder)
     for rows in (recorded, expected):
         rows.pop("files")  # files of an incompletely stored model may remain
     assert recorded == expected
@@ -194,19 +194,19 @@ def test_a_study_whose_mlflow_server_is_down_has_the_same_results_and_names_the_
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     settings = {"folds": 1, "probe": False}
     store = write_store(tmp_path / "store")
-    undisturbed = write_study(tmp_path / "undisturbed.yaml", store, **settings)
-    assert command(["tune", str(undisturbed), "--out", str(tmp_path / "undisturbed")]) == 0
+    uninterrupted = write_study(tmp_path / "uninterrupted.yaml", store, **settings)
+    assert command(["tune", str(uninterrupted), "--out", str(tmp_path / "uninterrupted")]) == 0
     uri = tracked.gate.uri
-    disturbed = write_study(
+    interrupted = write_study(
         tmp_path / "study.yaml", store, mlflow={"tracking_uri": uri, "experiment_name": "down"}, **settings
     )
     out = tmp_path / "out"
     tracked.gate.be("refuse")
     capsys.readouterr()
-    assert command(["tune", str(disturbed), "--out", str(out)]) == 0
+    assert command(["tune", str(interrupted), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert f"mlflow-sync {out}" in note
-    assert list(compared(out, tmp_path / "undisturbed")) == []
+    assert list(compared(out, tmp_path / "uninterrupted")) == []
     tracked.gate.be("open")
     until(lambda: was_delivered(out, uri))
     parent, trials = parent_and_trials(tracked.server.database, read_state(out)["study_id"])

@@ -275,10 +275,10 @@ def test_after_a_failure_of_any_request_the_next_call_completes_the_study(
         write_run(replay.folder / "model")
         return replay
 
-    undisturbed = study("undisturbed")
+    uninterrupted = study("uninterrupted")
     with monkeypatch.context() as patch:
         requests = breaking(-1, after=after)(patch)
-        sync(undisturbed.folder)
+        sync(uninterrupted.folder)
     assert requests[0] > 40
     for number in range(1 + after, requests[0] + 1, 2):  # each parameter value tests half of the requests
         broken = study(f"broken {number}")
@@ -286,7 +286,7 @@ def test_after_a_failure_of_any_request_the_next_call_completes_the_study(
             breaking(number, after=after)(patch)
             sync(broken.folder)
         assert sync(broken.folder).complete
-        assert content(broken.database, broken.folder) == content(undisturbed.database, undisturbed.folder), number
+        assert content(broken.database, broken.folder) == content(uninterrupted.database, uninterrupted.folder), number
         shutil.rmtree(broken.folder)
 
 

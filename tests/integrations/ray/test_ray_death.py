@@ -71,8 +71,8 @@ def test_a_study_that_is_interrupted_and_loses_rays_head_resumes_with_less_memor
         assert command(arguments) == 0
     assert "1 pack(s) at a time instead of 2" in caplog.text
     local = write_study(tmp_path / "local.yaml", store, **settings)
-    assert command(["tune", str(local), "--out", str(tmp_path / "undisturbed")]) == 0
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "undisturbed"))
+    assert command(["tune", str(local), "--out", str(tmp_path / "uninterrupted")]) == 0
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "uninterrupted"))
     for summary in (ours, theirs):
         del summary["seconds"], summary["mlflow"]
     assert ours == theirs

@@ -78,14 +78,14 @@ def started(command_line: list[str], folder: Path) -> Iterator[subprocess.Popen[
 
 @pytest.mark.slow
 @needs_two_cores
-def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identical_to_undisturbed_ones(
+def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identical_to_uninterrupted_ones(
     run: Path, tmp_path: Path
 ) -> None:
     settings = ["optim.epochs=60", "trainer.log_every=5"]
     arguments = ["train", str(run), "--workers", "2", *(word for text in settings for word in ("--set", text))]
-    out, undisturbed, alone = tmp_path / "disturbed", tmp_path / "undisturbed", tmp_path / "one"
+    out, uninterrupted, alone = tmp_path / "interrupted", tmp_path / "uninterrupted", tmp_path / "one"
     command_line = [*COMMAND, *arguments, "--out", str(out)]
-    train_two_ranks(run, undisturbed, settings)
+    train_two_ranks(run, uninterrupted, settings)
     with started(command_line, tmp_path) as driver:
         assert wait_for_epoch(out, 10), output_text(tmp_path)
         os.kill(ranks_of(driver.pid)[1].pid, signal.SIGKILL)
@@ -104,8 +104,8 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
     assert f"rank 0 of 2 (process {hung} on " in line and "has not responded for 60 s: it is stopped (SIGSTOP)" in line
     assert line in output_text(tmp_path)
     assert [row["epoch"] for row in history(out)] == list(range(1, 61))
-    assert history(out) == history(undisturbed)
-    assert differences(out, undisturbed) == []
+    assert history(out) == history(uninterrupted)
+    assert differences(out, uninterrupted) == []
     assert command(["train", str(run), "--out", str(alone), "--set", "optim.epochs=4"]) == 0
     for row, right in zip(history(out)[:4], history(alone), strict=True):
         assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)

@@ -139,7 +139,7 @@ def study(tmp_path: Path) -> Path:
 def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_study_resumes(
     study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, undisturbed = tmp_path / "out", tmp_path / "undisturbed"
+    out, uninterrupted = tmp_path / "out", tmp_path / "uninterrupted"
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")  # must not be used
     with started(study, out) as driver, Watch(driver.pid) as watch:
         assert wait_for(lambda: results(out), seconds=120), (tmp_path / "stderr.txt").read_text()
@@ -165,8 +165,8 @@ def test_a_private_ray_refuses_other_users_ends_with_its_killed_driver_and_the_s
     owners = [owner.pid for p in Path(tempfile.gettempdir()).glob(f"{PREFIX}*") if (owner := holder(p)) is not None]
     assert not {driver.pid, os.getpid()} & set(owners)
     local = write_study(tmp_path / "local.yaml", tmp_path / "store", packing={"enabled": False}, folds=3)
-    assert command(["tune", str(local), "--out", str(undisturbed)]) == 0
-    assert compared(out, undisturbed) == []
+    assert command(["tune", str(local), "--out", str(uninterrupted)]) == 0
+    assert compared(out, uninterrupted) == []
 
 
 def _files(folder: Path) -> list[Path]:
@@ -278,15 +278,15 @@ def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed
         deaths = DEATHS + 1 if len(turns) == 1 else 0
         for _ in range(deaths):
             _note_start(Path(settings["storage"]), "packs/deadly")
-        return {folder: None for folder in folders if folder == "packs/undisturbed" or len(turns) > 1}
+        return {folder: None for folder in folders if folder == "packs/uninterrupted" or len(turns) > 1}
 
     monkeypatch.setattr(RayExecutor, "_fit", fit)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folders = ["packs/undisturbed", "packs/deadly", "packs/unlucky"]
+    folders = ["packs/uninterrupted", "packs/deadly", "packs/unlucky"]
     outcomes = RayExecutor(Resources(), backend=PrivateRay())._train(
         folders, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
     )
-    assert outcomes == {"packs/undisturbed": None, "packs/unlucky": None} and turns == [folders, ["packs/unlucky"]]
+    assert outcomes == {"packs/uninterrupted": None, "packs/unlucky": None} and turns == [folders, ["packs/unlucky"]]
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""A study from `submit` to `fetch` with local jobs; a disturbed study equals an undisturbed one."""
+"""A study from `submit` to `fetch` with local jobs; an interrupted study equals an uninterrupted one."""
 
 import json
 import shutil
@@ -89,12 +89,12 @@ class SubmittedStudy:
 
     def tune(self) -> Path:
         """Run the same study without a queue and return its output folder."""
-        undisturbed = self.folder / "undisturbed"
+        uninterrupted = self.folder / "uninterrupted"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(run_pack, "draw", lambda *_: None)
             patch.setattr(drawing, "save", lambda *_: None)
-            assert command(["tune", str(self.study), "--out", str(undisturbed)]) == 0
-        return undisturbed
+            assert command(["tune", str(self.study), "--out", str(uninterrupted)]) == 0
+        return uninterrupted
 
     @property
     def summary(self) -> dict[str, Any]:
@@ -136,11 +136,11 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     yield submitted_study, submitted_study.tune()
 
 
-def test_a_cancelled_and_resumed_study_equals_an_undisturbed_one(
+def test_a_cancelled_and_resumed_study_equals_an_uninterrupted_one(
     resumed: tuple[SubmittedStudy, Path],
 ) -> None:
-    submitted_study, undisturbed = resumed
-    assert compared(submitted_study.out, undisturbed) == []
+    submitted_study, uninterrupted = resumed
+    assert compared(submitted_study.out, uninterrupted) == []
     assert (
         submission_status(submitted_study.out).state == "finished"
         and submission_status(submitted_study.out).restarts == 0

@@ -1,9 +1,9 @@
-"""Cost of disturbances of a study on a real Slurm cluster: seconds lost, and a check that results do not change.
+"""Cost of interruptions of a study on a real Slurm cluster: seconds lost, and a check that results do not change.
 
-`python tools/slurm_disturbed.py` (as root, on an idle machine) starts a temporary cluster of two nodes and submits the
-quickstart study as an array and as an allocation: undisturbed, preempted, requeued, with a node failure, and with time
-limits that it exceeds. Each result is compared with a local run, bit for bit; exit code 3 if one differs. Seconds lost
-are relative to the undisturbed run of the same form; about eleven of them are Slurm's minimum delay of a requeue.
+`python tools/slurm_interruptions.py` (as root, on an idle machine) starts a temporary cluster of two nodes and submits
+the quickstart study as an array and as an allocation: uninterrupted, preempted, requeued, with a node failure, and with
+time limits that it exceeds. Each result is compared with a local run, bit for bit; exit code 3 if one differs. Seconds
+lost are relative to the uninterrupted run of the same form; about eleven of them are Slurm's minimum delay of a requeue.
 """
 
 import argparse
@@ -38,8 +38,8 @@ def requeue(study: Submitted, job: str) -> None:
     study.cluster.run("scontrol", "requeue", job)
 
 
-DISTURBANCES: dict[str, Callable[[Submitted, str], None]] = {
-    "undisturbed": nothing,
+INTERRUPTIONS: dict[str, Callable[[Submitted, str], None]] = {
+    "uninterrupted": nothing,
     "preempted": Submitted.preempt,
     "requeued": requeue,
     "node lost": Submitted.lose,
@@ -47,10 +47,10 @@ DISTURBANCES: dict[str, Callable[[Submitted, str], None]] = {
 }
 
 
-def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance: str) -> dict[str, Any]:
-    """Submit the study, disturb it when a pack is half done, and wait for its end."""
+def measured(cluster: Cluster, study: Path, out: Path, *, form: str, interruption: str) -> dict[str, Any]:
+    """Submit the study, interrupt it when a pack is half done, and wait for its end."""
     keys: dict[str, Any] = {"memory": "1800M"}
-    if disturbance == "time limit":
+    if interruption == "time limit":
         keys |= {"time": LIMITS[form], "warning_s": 20}
     profile = write_profile(out.parent / "profile.yaml", **keys, **({"nodes": 2} if form == "allocation" else {}))
     began = time.monotonic()
@@ -58,12 +58,12 @@ def measured(cluster: Cluster, study: Path, out: Path, *, form: str, disturbance
     job = TASK[form].format(sent.number)
     while not half_done(out) and sent.state() in {"running", "waiting"}:
         time.sleep(0.5)
-    DISTURBANCES[disturbance](sent, job)
+    INTERRUPTIONS[interruption](sent, job)
     while (state := sent.state()) in {"running", "waiting", "unknown"}:
         time.sleep(0.5)
     seconds = time.monotonic() - began
     if state != "finished":
-        raise SystemExit(f"{form}, {disturbance}: {state}\n{sent.logs()}")
+        raise SystemExit(f"{form}, {interruption}: {state}\n{sent.logs()}")
     names = ["allocation"] if form == "allocation" else ["pack-0", "pack-1", "finish"]
     return {"seconds": seconds, "starts": sum(sent.starts(name) for name in names) - len(names), "found": summary(out)}
 
@@ -78,7 +78,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--forms", nargs="+", choices=sorted(TASK), default=["array", "allocation"])
-    parser.add_argument("--disturbances", nargs="+", choices=list(DISTURBANCES), default=list(DISTURBANCES))
+    parser.add_argument("--interruptions", nargs="+", choices=list(INTERRUPTIONS), default=list(INTERRUPTIONS))
     parser.add_argument("--epochs", type=int, default=None, help="epochs per training; default: as in the quickstart")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
@@ -94,18 +94,18 @@ def main() -> None:
         log.print(f"local run: {at_home:.0f} s")
         in_environment(cluster)
         for form in given.forms:
-            undisturbed = None
-            for disturbance in dict.fromkeys(["undisturbed", *given.disturbances]):
-                out = Path(folder) / f"{form}-{disturbance.replace(' ', '-')}"
-                result = measured(cluster, study, out, form=form, disturbance=disturbance)
-                undisturbed = undisturbed or result["seconds"]
+            uninterrupted = None
+            for interruption in dict.fromkeys(["uninterrupted", *given.interruptions]):
+                out = Path(folder) / f"{form}-{interruption.replace(' ', '-')}"
+                result = measured(cluster, study, out, form=form, interruption=interruption)
+                uninterrupted = uninterrupted or result["seconds"]
                 differs = [part for part in PARTS if result["found"][part] != home[part]]
                 rows.append(
                     {
                         "form": form,
-                        "disturbance": disturbance,
+                        "interruption": interruption,
                         "seconds": round(result["seconds"], 1),
-                        "lost": round(result["seconds"] - undisturbed, 1),
+                        "lost": round(result["seconds"] - uninterrupted, 1),
                         "started_again": result["starts"],
                         "differs": differs,
                     }
@@ -126,15 +126,15 @@ def in_environment(cluster: Cluster) -> None:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print the results as a table."""
-    table = empty("form", "disturbance")
+    table = empty("form", "interruption")
     numbers(table, "seconds", "lost", "started again", "results")
     for row in rows:
         same = "differ: " + ", ".join(row["differs"]) if row["differs"] else "equal"
-        same += ", limit not reached" if row["disturbance"] == "time limit" and not row["started_again"] else ""
+        same += ", limit not reached" if row["interruption"] == "time limit" and not row["started_again"] else ""
         add(
             table,
             row["form"],
-            row["disturbance"],
+            row["interruption"],
             f"{row['seconds']:.0f}",
             f"{row['lost']:.0f}",
             str(row["started_again"]),
