@@ -5,6 +5,7 @@ random numbers), and give the reason in the commit and in CHANGELOG.md. A change
 faster kernel or another order of operations, must pass with the existing files.
 """
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from tests.numeric import golden_runs, toy_system
 
 def main() -> None:
     """Write one file for each adversarial loss."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
     golden_runs.FOLDER.mkdir(exist_ok=True)
     for kind in toy_system.KINDS:
         golden_runs.path(kind).write_text(golden_runs.text(kind), encoding="utf-8")

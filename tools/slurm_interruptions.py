@@ -3,7 +3,7 @@
 `python tools/slurm_interruptions.py` (as root, on an idle machine) starts a temporary cluster of two nodes and submits
 the quickstart study as an array and as an allocation: uninterrupted, preempted, requeued, with a node failure, and with
 time limits that it exceeds. Each result is compared with a local run, bit for bit; exit code 3 if one differs. Seconds
-lost are relative to the uninterrupted run of the same form; about eleven of them are Slurm's minimum delay of a requeue.
+lost are relative to the uninterrupted run of the same form; about eleven are Slurm's minimum delay of a requeue.
 """
 
 import argparse
@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # the tests are not installed
 
 from modis_dist.config import parse, yaml12
 from modis_dist.report.tables import add, empty, finished, numbers

@@ -113,7 +113,7 @@ def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
         # A terminal signals the whole process group, others only the command.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, output = process.communicate(timeout=60)
-        assert wait_for(lambda: not lives(child), seconds=10)
+        assert wait_for(lambda: not lives(child), seconds=30)
     finally:
         process.kill()
     if number == signal.SIGKILL:

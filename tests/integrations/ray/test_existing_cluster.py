@@ -67,7 +67,7 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
     stderr = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
     assert stderr.returncode == 0, stderr.stderr
-    assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=10), ray.at_work()
+    assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30), ray.at_work()
     assert not leftovers(tmp_path / "ray")
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
@@ -92,13 +92,13 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
         finally:
             driver.kill()
             driver.wait()
-    assert wait_for(lambda: not ray.at_work(), seconds=10), f"10 s later: {ray.at_work()}"
+    assert wait_for(lambda: not ray.at_work(), seconds=30), f"30 s later: {ray.at_work()}"
     (left,) = leftovers(out)
     assert left.stat().st_mode & 0o777 == 0o700 and not (out / "result.json").exists()
 
     again = ended(arguments, ray.environment)
     assert again.returncode == 0, again.stderr
-    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=10)
+    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30)
     train_two_ranks(run, alone)
     for name in ("history.json", "result.json"):
         assert (out / name).read_bytes() == (alone / name).read_bytes(), name

@@ -37,7 +37,7 @@ def killed_in(arguments: list[str], out: Path, victim: str) -> str:
         finally:
             driver.kill()
             driver.wait()
-    assert wait_for(lambda: not any(map(lives, family)), seconds=10), f"10 s later: {list(filter(lives, family))}"
+    assert wait_for(lambda: not any(map(lives, family)), seconds=30), f"30 s later: {list(filter(lives, family))}"
     return output.read_text()
 
 
@@ -51,7 +51,7 @@ def assert_stopped_by_sigterm(study: Path, out: Path) -> None:
         assert wait_for(lambda: checkpoints(out), seconds=120)
         os.kill(driver.pid, signal.SIGTERM)  # Ray replaces its handler
         assert driver.wait(60) == 75, (out.parent / "stderr.txt").read_text()
-        assert wait_for(lambda: not watch.alive(), seconds=10), f"10 s later: {watch.alive()}"
+        assert wait_for(lambda: not watch.alive(), seconds=30), f"30 s later: {watch.alive()}"
     assert watch.folder is not None and not watch.folder.exists()
     assert (out.parent / "stderr.txt").read_text().splitlines()[-1] == "got SIGTERM; rerun the same command to resume"
 
