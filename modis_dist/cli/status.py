@@ -1,6 +1,7 @@
 """`modis-dist status DIR`: progress and state of a study, a submission or a training."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from modis_dist.cli.options import Json, OutputFolder, Wait, print_json, say
@@ -27,29 +28,41 @@ def status(
 
     Wait for a submission: `modis-dist status /scratch/me/mine --wait`
     """
+    from modis_dist.runtime.errors import UserError
+    from modis_dist.runtime.text import shown
+
+    submitted = (directory / "submission" / "submission.json").exists()
+    if wait and not submitted:
+        raise UserError(f"--wait: {shown(str(directory))}: no submission in this folder; omit --wait")
+    if wait:
+        wait_for_end(directory.absolute(), as_json=as_json)
+    elif submitted:
+        _submission(directory.absolute(), as_json=as_json)
+    else:
+        _study(directory, as_json=as_json)
+
+
+def _submission(directory: Path, *, as_json: bool) -> None:
     import time
     from dataclasses import asdict
 
-    from modis_dist.runtime.errors import UserError
-    from modis_dist.runtime.text import shown
+    from modis_dist.integrations.slurm.submission_status import submission_status
+
+    progress = submission_status(directory)
+    if as_json:
+        values = asdict(progress)
+        top = {**values.pop("study"), "state": values.pop("state"), "advice": values.pop("advice")}
+        print_json({**top, "submission": values})
+    else:
+        _print_submission(progress, now=time.time())
+
+
+def _study(directory: Path, *, as_json: bool) -> None:
+    import time
+    from dataclasses import asdict
+
     from modis_dist.study.status import status as status_of
 
-    if (directory / "submission" / "submission.json").exists():
-        from modis_dist.integrations.slurm.submission_status import submission_status
-
-        if wait:
-            wait_for_end(directory.absolute(), as_json=as_json)
-            return
-        on_cluster = submission_status(directory.absolute())
-        if as_json:
-            values = asdict(on_cluster)
-            top = {**values.pop("study"), "state": values.pop("state"), "advice": values.pop("advice")}
-            print_json({**top, "submission": values})
-        else:
-            _print_submission(on_cluster, now=time.time())
-        return
-    if wait:
-        raise UserError(f"--wait: {shown(str(directory))}: no submission in this folder; omit --wait")
     progress = status_of(directory)
     if as_json:
         print_json(asdict(progress))

@@ -47,13 +47,14 @@ def train(
 
     with progress_bars() as bars:
         result = _train(parsed, out.absolute(), str(run), RunBar(bars, parsed.optim.epochs), ray)
-    if as_json:
-        print_json(result)
-        return
+    print_json(result) if as_json else _print(result, out, store=parsed.data.store)
+
+
+def _print(result: "Result", out: Path, *, store: str | None) -> None:
     if result["evaluation"] is None:
         typer.echo(f"trained {result['epochs']} epochs (no validation rows); the model is in {out}")
-        store = parsed.data.store or next(out.glob("store-*"), "STORE")
-        typer.echo(f"evaluate it on its test rows with: modis-dist evaluate {quote(str(out))} {quote(str(store))}")
+        store = store or str(next(out.glob("store-*"), "STORE"))
+        typer.echo(f"evaluate it on its test rows with: modis-dist evaluate {quote(str(out))} {quote(store)}")
         return
     typer.echo(f"best epoch {result['best_epoch']} of {result['epochs']}; model and figures are in {out}")
     _print_tables(result["evaluation"], result["baseline"], "validation")

@@ -1,5 +1,6 @@
 """`modis-dist tune`: run a study from its YAML file to its summary."""
 
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,20 +49,8 @@ def tune(
         refuse_while_live(folder)
     with _executor(loaded, ray) as executor:
         if dry_run:
-            import tempfile
-            from dataclasses import asdict
-
-            from modis_dist.cli.dry_run import print_plan
-            from modis_dist.planning.estimate import START_UP_S, Nodes, estimate_plan, planning_folder
-            from modis_dist.study.plan import plan
-
             scratch = None if ray else Path(tempfile.gettempdir())
-            slots = executor.slots
-            nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
-            with planning_folder(loaded, folder) as temporary:
-                planned = plan(loaded, out=temporary, slots=slots, source=str(study))
-                estimate = estimate_plan(planned, temporary, nodes, start_s=START_UP_S[loaded.sweep.executor])
-            print_json(asdict(estimate)) if as_json else print_plan(estimate)
+            _print_estimate(loaded, folder, executor, source=study, scratch=scratch, as_json=as_json)
             return
         summary = run(loaded, folder, executor, study)
     report(summary, folder, as_json=as_json)
@@ -77,6 +66,24 @@ def load_and_check(path: Path, settings: list[str] | None) -> "Study":
     expand(study, "", source=str(path))
     named_store(study.data, source=str(path))
     return study
+
+
+def _print_estimate(
+    study: "Study", folder: Path, executor: "Executor", *, source: Path, scratch: Path | None, as_json: bool
+) -> None:
+    """Print what a study would take; ``scratch``: folder of Ray's temporary files, if on this machine."""
+    from dataclasses import asdict
+
+    from modis_dist.cli.dry_run import print_plan
+    from modis_dist.planning.estimate import START_UP_S, Nodes, estimate_plan, planning_folder
+    from modis_dist.study.plan import plan
+
+    slots = executor.slots
+    nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
+    with planning_folder(study, folder) as temporary:
+        planned = plan(study, out=temporary, slots=slots, source=str(source))
+        estimate = estimate_plan(planned, temporary, nodes, start_s=START_UP_S[study.sweep.executor])
+    print_json(asdict(estimate)) if as_json else print_plan(estimate)
 
 
 def run(

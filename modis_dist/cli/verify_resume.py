@@ -11,6 +11,7 @@ from modis_dist.cli.options import Json, Set, print_json
 from modis_dist.runtime.errors import DataError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
+    from modis_dist.config.run import Run
     from modis_dist.execution.verify_resume import Verdict
 
 DIFFERENCES_SHOWN = 5
@@ -36,16 +37,9 @@ def verify_resume(
 
     Example: `modis-dist verify-resume runs/mine/model --kills 5`
     """
+    file, parsed = _load(run, settings or [])
+
     from modis_dist.cli.display import RunBar, progress_bars
-    from modis_dist.config.parse import load_run
-    from modis_dist.data.open_store import named_store
-
-    file = run / "run.yaml" if run.is_dir() else run
-    if not file.exists():
-        raise DataError(f"{run}: no run.yaml in this folder; give a run.yaml, or the output folder of a trial or run")
-    parsed = load_run(file, settings or [])
-    named_store(parsed.data, source=str(file))  # raises for a missing store before torch is loaded
-
     from modis_dist.execution.verify_resume import verify
     from modis_dist.runtime.signals import on_signal
 
@@ -60,6 +54,19 @@ def verify_resume(
         _print(verdict)
     if not verdict.equal:
         raise RunFailed(f"{file}: the killed run differs from the uninterrupted one, first in {verdict.differences[0]}")
+
+
+def _load(path: Path, settings: list[str]) -> "tuple[Path, Run]":
+    """Return the run.yaml at a path and its run. Raises for a missing store before torch is loaded."""
+    from modis_dist.config.parse import load_run
+    from modis_dist.data.open_store import named_store
+
+    file = path / "run.yaml" if path.is_dir() else path
+    if not file.exists():
+        raise DataError(f"{path}: no run.yaml in this folder; give a run.yaml, or the output folder of a trial or run")
+    run = load_run(file, settings)
+    named_store(run.data, source=str(file))
+    return file, run
 
 
 def _interrupt(reason: str) -> None:
