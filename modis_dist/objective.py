@@ -11,7 +11,7 @@ Legend: r slots of a stack, m modalities, b rows of the global batch, n rows of 
 l latent dimensions, k classes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -189,8 +189,8 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
 def _gathered(z: Tensor, local: DiscriminatorOutput, batch: Batch, weights: Weights, world: World) -> Latents:
     """Gather the latents and the discriminator's output for the global batch, in the precision of the losses."""
     parts = [part.to(batch.noise_d.dtype) for part in (z, local.h, local.modality, local.label)]
-    gathered = world.gather(parts, *batch.label.shape[1:])
-    return Latents(*gathered, batch.label, batch.sample, weights.pseudo_label_threshold)
+    z, h, logits, class_logits = world.gather(parts, *batch.label.shape[1:])
+    return Latents(z, h, logits, class_logits, batch.label, batch.sample, weights.pseudo_label_threshold)
 
 
 def _add_latent_terms(
@@ -207,7 +207,7 @@ def _add_latent_terms(
 
 def _adversarial(latents: Latents, weights: Weights, *, side: Literal["discriminator", "encoder"]) -> Tensor:
     """Return the adversarial loss [r] of each slot, by its kind."""
-    losses = {kind: getattr(ADVERSARIAL[kind], side) for kind in weights.slots}
+    losses: dict[str, Callable[[Latents], Tensor]] = {kind: getattr(ADVERSARIAL[kind], side) for kind in weights.slots}
     if len(losses) == 1:
         return losses[weights.losses[0]](latents)
     out = latents.logits.new_zeros(len(weights.losses))

@@ -17,10 +17,10 @@ from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import BYTES_PER_VALUE
 from modis_dist.execution.run_pack import chosen_device
 from modis_dist.model.networks import Modis, Shape
-from modis_dist.objective import Batch, Rules, Weights
+from modis_dist.objective import Batch
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.cuda_graph import WARM_UP
-from modis_dist.train.loop import AUTOCAST_DTYPES
+from modis_dist.train.stack import rules, weights
 from modis_dist.train.state import Setup, TrainState
 
 MAX_REPEATS = 5  # after one warm-up repeat
@@ -61,18 +61,14 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     device = chosen_device(run)
     setup = Setup(run.optim, device, scaled=run.trainer.precision == "fp16")
     state = TrainState.start(shape, range(members), setup)
-    batch, weights = _random_batch(run, shape, members, device), _weights(runs, shape, device)
-    rules = Rules(
-        run.objective.kl_reduction,
-        run.objective.penalty_outputs,
-        run.objective.penalty_inputs,
-        AUTOCAST_DTYPES[run.trainer.precision],
-    )
+    batch = _random_batch(run, shape, members, device)
+    prior = torch.full((members, shape.classes), 1 / shape.classes, device=device)
+    loss_weights, loss_rules = weights(runs, prior), rules(run)
 
     def step() -> None:
         loaded = replace(batch)  # a new object as from a loader: a CUDA graph copies its tensors
-        state.adversary.learn(loaded, weights, rules)
-        state.vaes.learn(loaded, weights, rules)
+        state.adversary.learn(loaded, loss_weights, loss_rules)
+        state.vaes.learn(loaded, loss_weights, loss_rules)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -140,11 +136,3 @@ def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) ->
     x = tuple(normal(members, rows, p).abs() for p in shape.features.values())  # also valid as log counts
     sample = torch.arange(rows, device=device).expand(label.shape).contiguous()
     return Batch(x, label, sample, normal(*noise), normal(*noise), signs)
-
-
-def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
-    ones = torch.ones(len(runs), device=device)
-    penalty_weight = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
-    prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
-    kinds = tuple(run.objective.adversarial_loss for run in runs)
-    return Weights(ones * runs[0].objective.beta, ones, penalty_weight, ones, ones, ones, prior, kinds)
