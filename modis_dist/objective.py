@@ -25,6 +25,7 @@ from modis_dist.distributed import ALONE, World
 from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
+from modis_dist.losses.latents import Latents
 from modis_dist.losses.vae import kl_divergence
 from modis_dist.model.networks import DiscriminatorOutput, Modis, Side
 
@@ -145,11 +146,8 @@ def adversary_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) 
         else:
             with _autocast(rules, batch):
                 local = model.discriminator(z)
-        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
-        value = _adversarial(output, batch.label, weights, side="discriminator")
-        terms.add("adversarial_d", value, weights.adversarial, shared=True)
-        _add_class_terms(terms, output, batch.label, weights, suffix="d")
+        _add_latent_terms(terms, _gathered(z, local, batch, weights, world), weights, side="discriminator")
         squares = z.new_zeros(len(z), len(batch.x))
         if penalised:
             gradients = torch.split(gradient, sizes, 1)
@@ -173,15 +171,12 @@ def vae_phase(model: Modis, batch: Batch, weights: Weights, rules: Rules) -> Ter
             outputs = [vae(x, part) for vae, x, part in zip(model.vaes, batch.x, noise, strict=True)]
             mu, logvar, z = (torch.cat([getattr(o, name) for o in outputs], 1) for name in ("mu", "logvar", "z"))
             local = model.discriminator(z)
-        output = _gathered(local, batch, world)
         terms = Terms(z.new_zeros(len(z)), world)
         errors = [-2 * o.likelihood.log_prob(o.target).mean(-1).sum(1) for o in outputs]
         terms.add("reconstruction", torch.stack(errors, 1) / rows)
         kl = torch.stack([part.sum(1) for part in torch.split(kl_divergence(mu, logvar), sizes, 1)], 1)
         terms.add("kl", kl if rules.kl_reduction == "sum" else kl / rows, weights.beta)
-        value = _adversarial(output, batch.label, weights, side="encoder")
-        terms.add("adversarial_g", value, weights.adversarial, shared=True)
-        _add_class_terms(terms, output, batch.label, weights, suffix="g")
+        _add_latent_terms(terms, _gathered(z, local, batch, weights, world), weights, side="encoder")
     return terms
 
 
@@ -191,43 +186,31 @@ def _autocast(rules: Rules, batch: Batch, *, allowed: bool = True) -> torch.auto
     return torch.autocast(batch.label.device.type, dtype=dtype, enabled=dtype is not None)
 
 
-def _gathered(local: DiscriminatorOutput, batch: Batch, world: World) -> DiscriminatorOutput:
-    """Gather the output for the global batch, each tensor [r, m, b, ...] in the precision of the losses."""
-    parts = [part.to(batch.noise_d.dtype) for part in (local.h, local.modality, local.label)]
-    return DiscriminatorOutput(*world.gather(parts, *batch.label.shape[1:]))
+def _gathered(z: Tensor, local: DiscriminatorOutput, batch: Batch, weights: Weights, world: World) -> Latents:
+    """Gather the latents and the discriminator's output for the global batch, in the precision of the losses."""
+    parts = [part.to(batch.noise_d.dtype) for part in (z, local.h, local.modality, local.label)]
+    z, h, logits, class_logits = world.gather(parts, *batch.label.shape[1:])
+    return Latents(z, h, logits, class_logits, batch.label, batch.sample, weights.pseudo_label_threshold)
 
 
-def _add_class_terms(
-    terms: Terms, output: DiscriminatorOutput, label: Tensor, weights: Weights, *, suffix: str
+def _add_latent_terms(
+    terms: Terms, latents: Latents, weights: Weights, *, side: Literal["discriminator", "encoder"]
 ) -> None:
-    """Add L_C and L_clustering, summed over modalities."""
-    terms.add(f"class_{suffix}", labelled_cross_entropy(output.label, label), weights.classification, shared=True)
-    value = clustering(output.label.softmax(-1), output.h, weights.prior.unsqueeze(1))
+    """Add the adversarial loss, and L_C and L_clustering of each modality."""
+    suffix = "d" if side == "discriminator" else "g"
+    terms.add(f"adversarial_{suffix}", _adversarial(latents, weights, side=side), weights.adversarial, shared=True)
+    value = labelled_cross_entropy(latents.class_logits, latents.label)
+    terms.add(f"class_{suffix}", value, weights.classification, shared=True)
+    value = clustering(latents.class_logits.softmax(-1), latents.h, weights.prior.unsqueeze(1))
     terms.add(f"clustering_{suffix}", value, weights.clustering, shared=True)
 
 
-def _adversarial(
-    output: DiscriminatorOutput, label: Tensor, weights: Weights, *, side: Literal["discriminator", "encoder"]
-) -> Float[Tensor, " r"]:
-    """Return the adversarial loss of each slot, by its kind."""
-    by_class = any(ADVERSARIAL[kind].by_class for kind in weights.slots)
-    classes = _confident(output, label, weights.pseudo_label_threshold) if by_class else label
-    if len(weights.slots) == 1:
-        return _of_kind(weights.losses[0], side, output.modality, classes)
-    out = output.modality.new_zeros(len(weights.losses))
+def _adversarial(latents: Latents, weights: Weights, *, side: Literal["discriminator", "encoder"]) -> Tensor:
+    """Return the adversarial loss [r] of each slot, by its kind."""
+    losses: dict[str, Callable[[Latents], Tensor]] = {kind: getattr(ADVERSARIAL[kind], side) for kind in weights.slots}
+    if len(losses) == 1:
+        return losses[weights.losses[0]](latents)
+    out = latents.logits.new_zeros(len(weights.losses))
     for kind, slots in weights.slots.items():
-        value = _of_kind(kind, side, output.modality.index_select(0, slots), classes.index_select(0, slots))
-        out = out.index_copy(0, slots, value)
+        out = out.index_copy(0, slots, losses[kind](latents.select(slots)))
     return out
-
-
-def _of_kind(kind: str, side: str, logits: Tensor, classes: Tensor) -> Tensor:
-    loss: Callable[..., Tensor] = getattr(ADVERSARIAL[kind], side)
-    return loss(logits, classes) if ADVERSARIAL[kind].by_class else loss(logits)
-
-
-def _confident(output: DiscriminatorOutput, label: Tensor, threshold: Tensor) -> Int[Tensor, "r m b"]:
-    """Return the labels; unlabelled rows get the predicted class if its probability reaches ``threshold``, else -1."""
-    top, predicted = output.label.detach().softmax(-1).max(-1)
-    guess = torch.where(top >= threshold[:, None, None], predicted, -1)
-    return torch.where(label >= 0, label, guess)

@@ -258,6 +258,7 @@ ScenarioStep = Annotated[_Scenario, BeforeValidator(kind_only, json_schema_input
 
 Likelihood = Literal["gaussian", "bernoulli", "poisson", "negative_binomial"]
 COUNTS = frozenset({"poisson", "negative_binomial"})
+AdversarialLoss = Literal["published", "pairwise", "class_conditional", "cross_entropy"]
 
 
 class ModalityNet(Section):
@@ -303,7 +304,7 @@ class Objective(Section):
         "sum",
         "reduction of the KL divergence over the rows of a batch; sum (paper): scale `beta` with the batch size",
     )
-    adversarial_loss: Literal["published", "pairwise", "class_conditional", "cross_entropy"] = item(
+    adversarial_loss: AdversarialLoss = item(
         "pairwise",
         "loss of the modality discriminator and the encoders. pairwise: relativistic pairs (R3GAN); class_conditional: "
         "pairs within a class; cross_entropy: modality classification; published (paper): without encoder gradient",

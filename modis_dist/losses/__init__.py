@@ -1,4 +1,5 @@
 """Losses as pure functions of tensors, each with its source.
 
-Independent of models, devices and configuration; `objective.py` combines them. Start with `adversarial.py`.
+Independent of models, devices and configuration; `objective.py` combines them. Start with `adversarial.py`; its losses
+take the `Latents` of a batch.
 """

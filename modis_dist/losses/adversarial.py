@@ -1,9 +1,11 @@
 """Adversarial losses on the modality logits.
 
-Every loss takes ``logits`` [r, m, b, c], the output of critic c (one per modality) for row b of modality m in slot r,
-and returns one value per slot. Rows of two modalities are paired by their position in the batch unless stated
-otherwise. To add a loss, add an entry to ``ADVERSARIAL`` and its name to ``objective.adversarial_loss`` in
-``config/run.py``.
+Every loss takes the ``Latents`` of a global batch and returns one value per slot. Entry [r, m, b, c] of the logits is
+the output of critic c (one per modality) for row b of modality m in slot r. Rows of two modalities are paired by their
+position in the batch unless stated otherwise.
+
+To add a loss, write its two functions in a new file of this folder, and add them to ``ADVERSARIAL`` and their name to
+``AdversarialLoss`` in ``config/run.py``.
 Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss.
 """
 
@@ -11,62 +13,63 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from modis_dist.losses.latents import Latents
 
-def published_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+
+def published_discriminator(latents: Latents) -> Float[Tensor, " r"]:
     """A.2 as published: softplus(-sum_i (d_i - sum_{j != i} d_j)) over rows and logits.
 
     The sums collapse to (2 - M) sum_i d_i, which does not distinguish modalities. Kept to reproduce the paper.
     """
+    logits = latents.logits
     total = logits.sum(1, keepdim=True)
     inner = (logits - (total - logits)).sum(1)
     return F.softplus(-inner).mean((1, 2))
 
 
-def published_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+def published_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """A.2 as published: softplus(-sum_i sum_{j != i} (d_j - d_i)).
 
     The double sum cancels: the value is always ln 2 and the gradient zero, so the encoders are not aligned.
     """
-    modalities = logits.shape[1]
+    logits, modalities = latents.logits, latents.logits.shape[1]
     total = logits.sum(1, keepdim=True)
     inner = ((total - logits) - (modalities - 1) * logits).sum(1)
     return F.softplus(-inner).mean((1, 2))
 
 
-def pairwise_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+def pairwise_discriminator(latents: Latents) -> Float[Tensor, " r"]:
     """R3GAN's pairing loss for M critics: mean over i != j of softplus(-(d_i[i] - d_j[i]))."""
-    return _mean_of_others(F.softplus(-_lead(logits)))
+    return _mean_of_others(F.softplus(-_lead(latents.logits)))
 
 
-def pairwise_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+def pairwise_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """Encoder side of the pairing loss: mean over i != j of softplus(-(d_j[i] - d_i[i]))."""
-    return _mean_of_others(F.softplus(_lead(logits)))
+    return _mean_of_others(F.softplus(_lead(latents.logits)))
 
 
-def cross_entropy_discriminator(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+def cross_entropy_discriminator(latents: Latents) -> Float[Tensor, " r"]:
     """The classical adversarial loss: cross-entropy of modality classification."""
-    return -logits.log_softmax(-1).diagonal(dim1=1, dim2=3).mean((1, 2))
+    return -latents.logits.log_softmax(-1).diagonal(dim1=1, dim2=3).mean((1, 2))
 
 
-def cross_entropy_encoder(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
+def cross_entropy_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """Encoder side: cross-entropy against a uniform target over the other modalities."""
-    return _mean_of_others(-logits.log_softmax(-1))
+    return _mean_of_others(-latents.logits.log_softmax(-1))
 
 
-def class_conditional_discriminator(
-    logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]
-) -> Float[Tensor, " r"]:
-    """Pairing loss over all pairs of rows of the same class; rows with label -1 are left out."""
-    return _mean_of_same_class(logits, label, sign=-1)
+def class_conditional_discriminator(latents: Latents) -> Float[Tensor, " r"]:
+    """Pairing loss over all pairs of rows of the same class, given or predicted; other rows are left out."""
+    return _mean_of_same_class(latents.logits, latents.predicted_labels(), sign=-1)
 
 
-def class_conditional_encoder(logits: Float[Tensor, "r m b m"], label: Int[Tensor, "r m b"]) -> Float[Tensor, " r"]:
+def class_conditional_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """Encoder side of the class-conditional pairing loss."""
-    return _mean_of_same_class(logits, label, sign=1)
+    return _mean_of_same_class(latents.logits, latents.predicted_labels(), sign=1)
 
 
 def _lead(logits: Tensor) -> Tensor:
@@ -95,16 +98,15 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
 
 
 class Adversary(NamedTuple):
-    """Both sides of an adversarial loss; if ``by_class``, they also take the class of each row, -1 if unknown."""
+    """Both sides of an adversarial loss; each returns one value per slot."""
 
-    discriminator: Callable[..., Tensor]
-    encoder: Callable[..., Tensor]
-    by_class: bool = False
+    discriminator: Callable[[Latents], Tensor]
+    encoder: Callable[[Latents], Tensor]
 
 
 ADVERSARIAL = {
     "published": Adversary(published_discriminator, published_encoder),
     "pairwise": Adversary(pairwise_discriminator, pairwise_encoder),
-    "class_conditional": Adversary(class_conditional_discriminator, class_conditional_encoder, by_class=True),
+    "class_conditional": Adversary(class_conditional_discriminator, class_conditional_encoder),
     "cross_entropy": Adversary(cross_entropy_discriminator, cross_entropy_encoder),
 }

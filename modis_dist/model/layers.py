@@ -68,7 +68,8 @@ class StackedBatchNorm(nn.Module):
         weight, bias = self.weight.view(-1), self.bias.view(-1)
         if self.training and not self.world.alone:
             return self._over_ranks(x, mean, var, weight, bias)
-        return torch.native_batch_norm(x, weight, bias, mean, var, self.training, MOMENTUM, self.eps)[0]
+        # F.batch_norm without cuDNN, which it would select on a GPU because the input has three axes.
+        return torch.batch_norm(x, weight, bias, mean, var, self.training, MOMENTUM, self.eps, cudnn_enabled=False)
 
     def _over_ranks(self, x: Tensor, mean: Tensor, var: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         """Normalise by the rows of all ranks.

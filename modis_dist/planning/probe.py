@@ -1,4 +1,4 @@
-"""Short timings on this machine, on random data with the shapes of a study: a step, validation, a checkpoint, a PCA."""
+"""Short timings on this machine, on random data with the shapes of a study: a step, validation, a checkpoint."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,25 +8,21 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
-import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import BYTES_PER_VALUE
 from modis_dist.execution.run_pack import chosen_device
 from modis_dist.model.networks import Modis, Shape
-from modis_dist.objective import Batch, Rules, Weights
+from modis_dist.objective import Batch
 from modis_dist.train.checkpoint import Checkpoint, save
 from modis_dist.train.cuda_graph import WARM_UP
-from modis_dist.train.loop import AUTOCAST_DTYPES
+from modis_dist.train.stack import rules, weights
 from modis_dist.train.state import Setup, TrainState
 
 MAX_REPEATS = 5  # after one warm-up repeat
 MAX_S = 2.0  # no further repeat starts after this time
-SVD_SHAPE = (300, 1200)  # rows and features
-SVD_THREADS = 2  # login nodes are shared
 
 
 def shortest(work: Callable[[], None]) -> float:
@@ -61,18 +57,14 @@ def seconds_per_step(runs: Sequence[Run], shape: Shape) -> float:
     device = chosen_device(run)
     setup = Setup(run.optim, device, scaled=run.trainer.precision == "fp16")
     state = TrainState.start(shape, range(members), setup)
-    batch, weights = _random_batch(run, shape, members, device), _weights(runs, shape, device)
-    rules = Rules(
-        run.objective.kl_reduction,
-        run.objective.penalty_outputs,
-        run.objective.penalty_inputs,
-        AUTOCAST_DTYPES[run.trainer.precision],
-    )
+    batch = _random_batch(run, shape, members, device)
+    prior = torch.full((members, shape.classes), 1 / shape.classes, device=device)
+    loss_weights, loss_rules = weights(runs, prior), rules(run)
 
     def step() -> None:
         loaded = replace(batch)  # a new object as from a loader: a CUDA graph copies its tensors
-        state.adversary.learn(loaded, weights, rules)
-        state.vaes.learn(loaded, weights, rules)
+        state.adversary.learn(loaded, loss_weights, loss_rules)
+        state.vaes.learn(loaded, loss_weights, loss_rules)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -114,19 +106,6 @@ def seconds_per_save(size: int, folder: Path) -> float:
     return 0.0
 
 
-@cache
-def seconds_per_multiplication() -> float:
-    """Return the time of a PCA divided by rows x features x min(rows, features)."""
-    rows, features = SVD_SHAPE
-    x = np.random.default_rng(0).normal(size=SVD_SHAPE)
-
-    def decompose() -> None:
-        np.linalg.svd(x, full_matrices=False)
-
-    with threadpool_limits(SVD_THREADS, user_api="blas"):
-        return shortest(decompose) / (rows * features * min(SVD_SHAPE))
-
-
 def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) -> Batch:
     rows, modalities = rows_of_rank(run), len(shape.features)
     generator = torch.Generator().manual_seed(0)
@@ -140,11 +119,3 @@ def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) ->
     x = tuple(normal(members, rows, p).abs() for p in shape.features.values())  # also valid as log counts
     sample = torch.arange(rows, device=device).expand(label.shape).contiguous()
     return Batch(x, label, sample, normal(*noise), normal(*noise), signs)
-
-
-def _weights(runs: Sequence[Run], shape: Shape, device: torch.device) -> Weights:
-    ones = torch.ones(len(runs), device=device)
-    penalty_weight = torch.tensor([run.objective.penalty_weight for run in runs], device=device)
-    prior = torch.full((len(runs), shape.classes), 1 / shape.classes, device=device)
-    kinds = tuple(run.objective.adversarial_loss for run in runs)
-    return Weights(ones * runs[0].objective.beta, ones, penalty_weight, ones, ones, ones, prior, kinds)

@@ -13,7 +13,6 @@ from typing import Any, TypeVar
 import torch
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.objective import Rules
 from modis_dist.runtime.errors import DataError, DiskFailed, Interrupted
 from modis_dist.runtime.fingerprint import changed, machine
 from modis_dist.train import checkpoint
@@ -23,12 +22,11 @@ from modis_dist.train.loader import Loader
 from modis_dist.train.loss_log import LossLog
 from modis_dist.train.prepare import shape
 from modis_dist.train.progress import Progress
-from modis_dist.train.stack import Member, best_model, set_library_sizes, stack_weights
+from modis_dist.train.stack import Member, best_model, rules, set_library_sizes, stack_weights
 from modis_dist.train.state import Setup, TrainState
 from modis_dist.train.validation import ValidationRows
 
 T = TypeVar("T")
-AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def fit(
@@ -108,9 +106,7 @@ class Training:
         self.progress = [Progress(member.trial) for member in members]
         self.identity = {"trials": [member.trial for member in members]}  # of the checkpoints of this training
         self.machine = machine(device, ranks=world.size)
-        objective = run.objective
-        autocast_dtype = AUTOCAST_DTYPES[run.trainer.precision]
-        self.rules = Rules(objective.kl_reduction, objective.penalty_outputs, objective.penalty_inputs, autocast_dtype)
+        self.rules = rules(run)
         self.stop_reason: str | None = None
         self.validated = prepared.validation is not None
 

@@ -11,10 +11,12 @@ from torch import Tensor
 from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import slices
 from modis_dist.model.networks import Modis, Shape
-from modis_dist.objective import Weights
+from modis_dist.objective import Rules, Weights
 from modis_dist.train.checkpoint import Checkpoint
 from modis_dist.train.prepare import Prepared
 from modis_dist.train.progress import Progress
+
+AUTOCAST_DTYPES = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -64,17 +66,21 @@ def set_library_sizes(model: Modis, members: Sequence[Member]) -> None:
 
 def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: torch.dtype) -> Weights:
     """Return the loss weights of all members, stacked."""
-    objectives = [member.run.objective for member in members]
+    priors = []
+    for member in members:
+        classes = len(member.prepared.classes)
+        shares = torch.as_tensor(member.prepared.class_shares())
+        empirical = member.run.objective.class_prior == "empirical" and shares.sum() > 0
+        priors.append(shares if empirical else torch.full((classes,), 1 / classes, dtype=torch.float64))
+    return weights([member.run for member in members], torch.stack(priors).to(device, dtype))
+
+
+def weights(runs: Sequence[Run], prior: Tensor) -> Weights:
+    """Return the loss weights of a stack of runs, given the class ``prior`` [r, k], which sets device and dtype."""
 
     def column(name: str) -> Tensor:
-        return torch.tensor([getattr(o, name) for o in objectives], device=device, dtype=dtype)
+        return prior.new_tensor([getattr(run.objective, name) for run in runs])
 
-    priors = []
-    for member, objective in zip(members, objectives, strict=True):
-        classes = len(member.prepared.classes)
-        uniform = torch.full((classes,), 1 / classes, dtype=torch.float64)
-        shares = torch.as_tensor(member.prepared.class_shares())
-        priors.append(shares if objective.class_prior == "empirical" and shares.sum() > 0 else uniform)
     return Weights(
         beta=column("beta"),
         adversarial=column("adversarial_weight"),
@@ -82,6 +88,12 @@ def stack_weights(members: Sequence[Member], *, device: torch.device, dtype: tor
         classification=column("classification_weight"),
         clustering=column("clustering_weight"),
         pseudo_label_threshold=column("pseudo_label_threshold"),
-        prior=torch.stack(priors).to(device, dtype),
-        losses=tuple(o.adversarial_loss for o in objectives),
+        prior=prior,
+        losses=tuple(run.objective.adversarial_loss for run in runs),
     )
+
+
+def rules(run: Run) -> Rules:
+    """Return the settings of the objective that all runs of a stack share."""
+    objective, autocast_dtype = run.objective, AUTOCAST_DTYPES[run.trainer.precision]
+    return Rules(objective.kl_reduction, objective.penalty_outputs, objective.penalty_inputs, autocast_dtype)

@@ -64,6 +64,19 @@ def adversarial(kind: str, side: str, d: Tensor, label: Tensor) -> Tensor:
     return mean(values) if values else 0 * d.sum()
 
 
+def paired(side: str, z: Tensor, d: Tensor, sample: Tensor) -> Tensor:
+    """Return the loss of ``paired_loss``: critics and latents of rows of one sample in two modalities."""
+    modalities, rows = d.shape[:2]
+    sign = -1 if side == "discriminator" else 1
+    values = [
+        softplus(sign * (d[i, b, i] - d[j, c, i])) + ((z[i, b] - z[j, c]) ** 2).mean()
+        for i, j in product(range(modalities), repeat=2)
+        for b, c in product(range(rows), repeat=2)
+        if i != j and sample[i, b] == sample[j, c]
+    ]
+    return mean(values)
+
+
 def bandwidth(h: Tensor) -> float:
     """Return 0.15 times the (lower) median of all n^2 squared distances, at least 1e-9."""
     squares = sorted(float(((a - b) ** 2).sum()) for a in h.detach() for b in h.detach())
@@ -217,25 +230,25 @@ def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tens
     """Return L_D of a batch of one slot, with noise_d."""
     plain.vaes.eval()
     modalities = range(len(given.x))
-    trunks, total = [], torch.zeros((), dtype=torch.float64)
+    latents, total = [], torch.zeros((), dtype=torch.float64)
     for m in modalities:
         with torch.no_grad():
             _, _, z = plain.vaes[m](given.x[m][0], given.noise_d[0, m])
         h = plain.discriminator.trunk(z)
-        trunks.append(h)
+        latents.append(z)
         total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)
         signs = (
             given.signs[0, m] if rules.penalty_outputs == "each" else torch.ones(len(z), len(given.x), dtype=z.dtype)
         )
         squares = squared_gradients(plain, m, given.x[m][0], given.noise_d[0, m], signs, rules.penalty_inputs)
         total = total + how.penalty_weight[0] / 2 * mean(squares)
-    return total + how.adversarial[0] * _both(plain, trunks, given.label[0], how, "discriminator")
+    return total + how.adversarial[0] * _both(plain, torch.stack(latents), given, how, "discriminator")
 
 
 def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
     """Return L_VAE of a batch of one slot, with noise_g."""
     plain.vaes.train()
-    trunks, total = [], torch.zeros((), dtype=torch.float64)
+    latents, total = [], torch.zeros((), dtype=torch.float64)
     for m, vae in enumerate(plain.vaes):
         x = given.x[m][0]
         mu, sigma, z = vae(x, given.noise_g[0, m])
@@ -246,12 +259,17 @@ def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
             total + F.mse_loss(vae.decoder(z), x) + how.beta[0] * kl / (len(x) if rules.kl_reduction == "mean" else 1)
         )
         h = plain.discriminator.trunk(z)
-        trunks.append(h)
+        latents.append(z)
         total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)
-    return total + how.adversarial[0] * _both(plain, trunks, given.label[0], how, "encoder")
+    return total + how.adversarial[0] * _both(plain, torch.stack(latents), given, how, "encoder")
 
 
-def _both(plain: PlainSystem, trunks: list[Tensor], label: Tensor, how: Any, side: str) -> Tensor:
-    d = torch.stack([plain.discriminator.modality(h) for h in trunks])
-    classes = torch.stack([plain.discriminator.label(h) for h in trunks])
-    return adversarial(how.losses[0], side, d, known_labels(classes, label, float(how.pseudo_label_threshold[0])))
+def _both(plain: PlainSystem, z: Tensor, given: Any, how: Any, side: str) -> Tensor:
+    h = plain.discriminator.trunk(z.flatten(0, 1))
+    d, classes = (
+        head(h).unflatten(0, z.shape[:2]) for head in (plain.discriminator.modality, plain.discriminator.label)
+    )
+    if how.losses[0] == "paired":
+        return paired(side, z, d, given.sample[0])
+    label = known_labels(classes, given.label[0], float(how.pseudo_label_threshold[0]))
+    return adversarial(how.losses[0], side, d, label)

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modis_dist.config.run import Objective
-from modis_dist.losses import adversarial
 from modis_dist.losses.adversarial import ADVERSARIAL
+from modis_dist.losses.latents import Latents
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, few, labels, normal
 
@@ -23,9 +23,16 @@ every_number_of_modalities = pytest.mark.parametrize("modalities", [2, 3, 4])
 
 
 def loss_of(kind: str, side: str, label: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a loss of the package as a function of the logits."""
-    function = getattr(ADVERSARIAL[kind], side)
-    return (lambda logits: function(logits, label)) if ADVERSARIAL[kind].by_class else function
+    """Return a loss of the package as a function of the logits, for rows without a predicted class."""
+    z, certain = label.new_zeros(*label.shape, 1, dtype=torch.float64), torch.ones(len(label), dtype=torch.float64)
+    undecided = torch.cat([z, z], -1)
+    return lambda logits: getattr(ADVERSARIAL[kind], side)(
+        Latents(z, z, logits, undecided, label, torch.zeros_like(label), certain)
+    )
+
+
+def published(side: str, logits: Tensor) -> Tensor:
+    return loss_of("published", side, labels(*logits.shape[:3]))(logits)
 
 
 def gradient(loss: Tensor, logits: Tensor) -> Tensor:
@@ -58,7 +65,7 @@ def test_the_gradient_equals_finite_differences(kind: str, side: str, modalities
 @given(SEEDS, st.integers(2, 5))
 def test_published_encoder_loss_is_ln_2_with_zero_gradient(seed: int, modalities: int) -> None:
     logits = normal(2, modalities, 3, modalities, seed=seed).requires_grad_()
-    loss = adversarial.published_encoder(logits)
+    loss = published("encoder", logits)
     torch.testing.assert_close(loss, torch.full_like(loss, log(2)), rtol=1e-14, atol=0)
     assert gradient(loss, logits).abs().max() < 1e-15
 
@@ -67,7 +74,7 @@ def test_published_encoder_loss_is_ln_2_with_zero_gradient(seed: int, modalities
 @given(SEEDS)
 def test_published_discriminator_loss_is_constant_for_two_modalities(seed: int) -> None:
     logits = normal(2, 2, 3, 2, seed=seed).requires_grad_()
-    loss = adversarial.published_discriminator(logits)
+    loss = published("discriminator", logits)
     torch.testing.assert_close(loss, torch.full_like(loss, log(2)), rtol=1e-14, atol=0)
     assert gradient(loss, logits).abs().max() < 1e-15
 
@@ -77,9 +84,7 @@ def test_published_discriminator_loss_is_constant_for_two_modalities(seed: int) 
 def test_published_discriminator_loss_is_invariant_to_exchanging_modalities(seed: int, modalities: int) -> None:
     logits = normal(1, modalities, 3, modalities, seed=seed)
     exchanged = logits[:, torch.randperm(modalities, generator=torch.Generator().manual_seed(seed))]
-    torch.testing.assert_close(
-        adversarial.published_discriminator(exchanged), adversarial.published_discriminator(logits)
-    )
+    torch.testing.assert_close(published("discriminator", exchanged), published("discriminator", logits))
 
 
 @every_loss

@@ -1,36 +1,42 @@
 """The networks support autograd and ``torch.func``: second derivatives, JVPs, functional calls."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, get_args
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jvp, vjp
 
+from modis_dist.config.run import COUNTS, Likelihood
 from modis_dist.model.networks import VaeOutput
-from tests.numeric.toy_system import SHAPE, normal, start
+from modis_dist.train.state import Setup, TrainState
+from tests.numeric.toy_system import CPU, OPTIM, SHAPE, normal
 
 SLOTS = pytest.mark.parametrize("slots", [1, 3])
 MODES = pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 
 
 def network(name: str, slots: int, *, training: bool) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """Return a network of the toy system and inputs for its ``forward``."""
-    model = start(range(slots)).model.train(training)
+    """Return the discriminator, or the VAE with a likelihood, of the toy system, and inputs for its ``forward``."""
+    shape = replace(SHAPE, likelihood={} if name == "discriminator" else {"a": name})
+    model = TrainState.start(shape, range(slots), Setup(OPTIM, CPU, torch.float64)).model.train(training)
     noise = normal(slots, 6, SHAPE.latent, seed=1)
     if name == "discriminator":
         return model.discriminator, (noise,)
-    return model.vae("a"), (normal(slots, 6, SHAPE.features["a"], seed=2), noise)
+    x = normal(slots, 6, SHAPE.features["a"], seed=2)
+    return model.vae("a"), ((5 * x.exp()).round().log1p() if name in COUNTS else x, noise)
 
 
 def outputs(result: Any) -> tuple[Tensor, ...]:
     """Return the output of a network for its inputs."""
     if isinstance(result, VaeOutput):
-        return result.mu, result.logvar, result.z, result.likelihood.mean
+        likelihood = result.likelihood
+        return result.mu, result.logvar, result.z, likelihood.mean, likelihood.log_prob(result.target)
     return tuple(vars(result).values())
 
 
-NETWORKS = pytest.mark.parametrize("name", ["vae", "discriminator"])
+NETWORKS = pytest.mark.parametrize("name", [*get_args(Likelihood), "discriminator"])
 
 
 @NETWORKS
@@ -38,13 +44,15 @@ NETWORKS = pytest.mark.parametrize("name", ["vae", "discriminator"])
 @MODES
 def test_first_and_second_derivatives_equal_finite_differences(name: str, slots: int, training: bool) -> None:
     module, inputs = network(name, slots, training=training)
-    rows = [x.requires_grad_() for x in inputs]
+    names, parameters = zip(*module.named_parameters(), strict=True)
+    variables = [*(x.requires_grad_() for x in inputs), *parameters]
 
     def of(*given: Tensor) -> tuple[Tensor, ...]:
-        return outputs(module(*given))
+        values = dict(zip(names, given[len(inputs) :], strict=True))
+        return outputs(functional_call(module, values, given[: len(inputs)]))
 
-    assert torch.autograd.gradcheck(of, rows, fast_mode=True)
-    assert torch.autograd.gradgradcheck(of, rows, fast_mode=True)
+    assert torch.autograd.gradcheck(of, variables, fast_mode=True)
+    assert torch.autograd.gradgradcheck(of, variables, fast_mode=True)
 
 
 @NETWORKS

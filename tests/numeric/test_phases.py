@@ -10,6 +10,7 @@ from torch import Tensor
 from modis_dist.model.layers import StackedBatchNorm, StackedLinear, initialise
 from modis_dist.objective import Rules, adversary_phase, frozen, vae_phase
 from tests.numeric import plain_reference as plain
+from tests.numeric.paired_loss import registered
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, normal, start, step, weights
 
 RULES = [
@@ -154,7 +155,10 @@ def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend
 # --- five steps against the slow reference ------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("kind", "rules"), [*zip(KINDS, RULES, strict=True), ("pairwise", RULES[0])])
+@pytest.mark.parametrize(
+    ("kind", "rules"), [*zip(KINDS, RULES, strict=True), ("pairwise", RULES[0]), ("paired", RULES[0])]
+)
+@registered()
 def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None:
     state, how = start([9]), weights([kind], penalty_weight=2.5)
     system = plain.PlainSystem(state.model)
