@@ -27,8 +27,7 @@ def print_plan(estimate: "StudyEstimate") -> None:
     say(
         f"{estimate.done} of {estimate.trials} trials are done. The other trials ({len(estimate.packs)} packs, "
         f"{estimate.slots} at a time) and the refit take about {duration(estimate.seconds)} on "
-        f"{estimate.measured_on}, without early stopping, pruning and pca steps, and use {size(estimate.bytes)} of "
-        "disk space."
+        f"{estimate.measured_on}, without early stopping or pruning, and use {size(estimate.bytes)} of disk space."
     )
     if estimate.later_trials:
         say(f"{estimate.later_trials} trials of later rounds depend on results; each round is counted like the first.")

@@ -124,25 +124,26 @@ def fit(steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], 
 
 def fit_until_pca(
     steps: Sequence[PreprocessStep], x: Matrix, *, features: Sequence[str], modality: str
-) -> tuple[Pipeline, int]:
+) -> tuple[Pipeline, int, float]:
     """Fit the steps before the first pca, which may take hours for many features.
 
-    Returns that partial pipeline and the number of features after all steps. Raises as ``fit`` for every check that
-    does not need the result of a pca.
+    Returns that partial pipeline, the number of features after all steps, and the approximate number of skipped
+    multiplications. Raises as ``fit`` for every check that does not need the result of a pca.
     """
     first = next((number for number, step in enumerate(steps) if isinstance(step, Pca)), len(steps))
     pipeline = fit(steps[:first], x, features=features, modality=modality)
-    width = len(pipeline.features_out)
+    width, skipped = len(pipeline.features_out), 0.0
     for step in steps[first:]:
         if isinstance(step, Pca):
             _refuse_components(step, modality, rows=len(x), features=width)
+            skipped += float(len(x)) * width * min(len(x), width)
             width = step.components
         elif isinstance(step, VarianceFilter):
             _refuse_features(step, modality, features=width)
             width = step.features
     if first < len(steps):
         _refuse_missing(pipeline, x)
-    return pipeline, width
+    return pipeline, width, skipped
 
 
 # --- one step -------------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class PackEstimate:
     trials: int
     steps_per_training: int
     seconds: float
-    preparing_s: float  # part of ``seconds``: before the first step, without principal components
+    preparing_s: float  # part of ``seconds``: before the first step
     saving_s: float  # part of ``seconds``: all checkpoints
     save_s: float  # one checkpoint
     memory: int  # bytes on the node
@@ -165,7 +165,8 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
     validations = -(-run.optim.epochs // run.trainer.validate_every)
     validated_rows = validations * sum(row_counts(run, selection_of(run)).validation.values())  # of one member
     start_s = RANKS_START_S if run.trainer.workers > 1 else 0.0
-    preparing_s = kinds_of_data(pack) * data.seconds
+    per_multiplication = probe.seconds_per_multiplication() if data.multiplications else 0.0
+    preparing_s = kinds_of_data(pack) * data.total_seconds(per_multiplication)
     model = model_bytes(shape, replicates=members)
     last = model * COPIES_OF_LAST
     save_s = probe.seconds_per_save(min(last, SAVED_BYTES), nodes.probe_folder) * max(1.0, last / SAVED_BYTES)

@@ -1,4 +1,4 @@
-"""Short timings on this machine, on random data with the shapes of a study: a step, validation, a checkpoint."""
+"""Short timings on this machine, on random data with the shapes of a study: a step, validation, a checkpoint, a PCA."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -8,7 +8,9 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory, gettempdir
 
+import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 
 from modis_dist.config.parse import digest
 from modis_dist.config.run import Run
@@ -23,6 +25,8 @@ from modis_dist.train.state import Setup, TrainState
 
 MAX_REPEATS = 5  # after one warm-up repeat
 MAX_S = 2.0  # no further repeat starts after this time
+SVD_SHAPE = (300, 1200)  # rows and features
+SVD_THREADS = 2  # login nodes are shared
 
 
 def shortest(work: Callable[[], None]) -> float:
@@ -104,6 +108,19 @@ def seconds_per_save(size: int, folder: Path) -> float:
             save(Path(inside) / "last", Checkpoint(0, content, {}))
             return time.perf_counter() - start
     return 0.0
+
+
+@cache
+def seconds_per_multiplication() -> float:
+    """Return the time of a PCA divided by rows x features x min(rows, features)."""
+    rows, features = SVD_SHAPE
+    x = np.random.default_rng(0).normal(size=SVD_SHAPE)
+
+    def decompose() -> None:
+        np.linalg.svd(x, full_matrices=False)
+
+    with threadpool_limits(SVD_THREADS, user_api="blas"):
+        return shortest(decompose) / (rows * features * min(SVD_SHAPE))
 
 
 def _random_batch(run: Run, shape: Shape, members: int, device: torch.device) -> Batch:

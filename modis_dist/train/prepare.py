@@ -184,15 +184,20 @@ def data_key(run: Run, fingerprint: str) -> str:
 
 @dataclass(frozen=True)
 class PreparationEstimate:
-    """Sizes and time of preparing a run."""
+    """Sizes and cost of preparing a run."""
 
     features: Mapping[str, int]  # of each modality, after preprocessing
     classes: int
     seconds: float  # measured, without principal components
+    multiplications: float  # of the principal components, estimated
+
+    def total_seconds(self, per_multiplication: float) -> float:
+        """Return the total seconds, given those per multiplication."""
+        return self.seconds + self.multiplications * per_multiplication
 
 
 def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
-    """Prepare a run without principal components, and measure the time.
+    """Prepare a run without principal components, and estimate their cost.
 
     Raises as ``prepare``, and ``DataError`` if no validation rows are left.
     """
@@ -202,15 +207,16 @@ def estimate_preparation(run: Run, cohort: Cohort) -> PreparationEstimate:
     _refuse_values(run, cohort)
     if not any(len(part.validation) for part in parts.values()):
         raise DataError(f"{run.name}: the split leaves no validation rows; see data.split")
-    widths = {}
+    widths, multiplications = {}, 0.0
     for modality in selection.modalities:
         x, names = cohort.x[modality], cohort.features[modality]
         raw = RowView(x, selected[modality].rows)
         steps = run.preprocess.steps(modality)
-        pipeline, widths[modality] = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
+        pipeline, widths[modality], left = preprocess.fit_until_pca(steps, raw, features=names, modality=modality)
         for rows in (selected[modality].rows, parts[modality].validation):
             pipeline.apply(RowView(x, rows), storage=cohort.storage)
-    return PreparationEstimate(widths, len(selection.classes), perf_counter() - start)
+        multiplications += left
+    return PreparationEstimate(widths, len(selection.classes), perf_counter() - start, multiplications)
 
 
 def prepare(run: Run, cohort: Cohort, *, test: bool = False) -> Prepared:

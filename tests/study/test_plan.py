@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from modis_dist.data import preprocess
+from modis_dist.planning.probe import seconds_per_multiplication
 from modis_dist.runtime.errors import DataError
 from modis_dist.study.plan import Plan, plan
 from modis_dist.train import prepare
@@ -23,12 +24,15 @@ def planned(store: Path, out: Path, *overrides: str) -> Plan:
     return plan(study(store, *overrides), out=out, slots=1, source="study.yaml")
 
 
-def test_a_plan_fits_no_principal_components_but_knows_their_number(
+def test_a_plan_fits_no_principal_components_but_knows_their_number_and_size(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(preprocess, "_pca", lambda *_: pytest.fail("they were learnt"))
     study_plan = planned(store, tmp_path, PCA)
     assert {width for shape in study_plan.shapes.values() for width in shape.features.values()} == {3}
+    data = next(iter(study_plan.data.values()))
+    assert data.multiplications > 0 and data.total_seconds(0.0) == data.seconds
+    assert data.total_seconds(seconds_per_multiplication()) > data.seconds
 
 
 def test_the_sizes_of_a_plan_equal_those_of_the_prepared_data(store: Path, tmp_path: Path) -> None:
