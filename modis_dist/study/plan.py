@@ -108,7 +108,8 @@ def _preparations(trials: Sequence[Trial], store: Store) -> dict[str, Preparatio
     for trial in trials:
         tree = to_tree(trial.run)
         tree["data"]["split"].pop("fold")
-        key = digest([tree["data"], tree["preprocess"], tree["scenario"]])
+        likelihoods = {modality: net.likelihood for modality, net in trial.run.model.modalities.items()}
+        key = digest([tree["data"], tree["preprocess"], tree["scenario"], likelihoods])
         if key not in known:
             known[key] = estimate_preparation(trial.run, cohort_of(store.path, trial.run))
         by_trial[trial.id] = known[key]

@@ -220,6 +220,13 @@ def test_names_and_numbers_that_do_not_fit_the_data_are_refused_by_key(
         (["sweep.conditions={a: {optim.lr: 1}}", "sweep.grid={optim.lr: [1]}"], "sweep: optim.lr "),
         (["sweep.replicates=10000", "sweep.folds=100"], "sweep: 1000000 trials"),
         (["sweep.conditions={'a b': {}}"], "sweep.conditions.a b: "),
+        (
+            [
+                "preprocess.modalities.protein=[]",
+                "sweep.grid={model.modalities.protein.likelihood: [gaussian, bernoulli]}",
+            ],
+            "model.modalities.protein.likelihood bernoulli",
+        ),
     ],
 )
 def test_impossible_sweeps_are_refused_by_key(
