@@ -200,6 +200,31 @@ def mortal(genuine: Callable[..., Any], lives: dict[str, int], *, after: bool) -
     return called
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "calls", "after"),
+    [(run_pack, "write_interim_result", 3, True), (decisions, "write_json", 1, False), (decisions, "write_json", 1, True)],
+)
+def test_a_pack_killed_at_its_rung_keeps_the_checkpoint_that_the_next_rung_resumes_from(
+    module: Any, name: str, calls: int, after: bool, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, grid = tmp_path / "out", {"objective.beta": [1e-4, 1e-3, 1e-2]}
+    sweep = {"probe": False, "grid": grid, "folds": 1, "pruning": PRUNING}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, mortal(getattr(module, name), {"left": calls}, after=after))
+        with pytest.raises(Death):
+            run_toy_study(out, store, EPOCHS, **sweep)
+    (at_rung,) = out.glob("packs/*/last/step-*")
+    genuine, found = run_pack.fit, []
+
+    def fit(members: Sequence[Member], *, folder: Path, **settings: Any) -> Any:
+        found.append([settings["until"], *folder.glob("last/step-*")])
+        return genuine(members, folder=folder, **settings)
+
+    monkeypatch.setattr(run_pack, "fit", fit)
+    assert run_toy_study(out, store, EPOCHS, **sweep)["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}
+    assert found[0] == [None, at_rung] and len(found) == 2, "the second is the refit"
+
+
 def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, tmp_path: Path) -> None:
     sweep = {
         "probe": False,
