@@ -202,7 +202,11 @@ def mortal(genuine: Callable[..., Any], lives: dict[str, int], *, after: bool) -
 
 @pytest.mark.parametrize(
     ("module", "name", "calls", "after"),
-    [(run_pack, "write_interim_result", 3, True), (decisions, "write_json", 1, False), (decisions, "write_json", 1, True)],
+    [
+        (run_pack, "write_interim_result", 3, True),
+        (decisions, "write_json", 1, False),
+        (decisions, "write_json", 1, True),
+    ],
 )
 def test_a_pack_killed_at_its_rung_keeps_the_checkpoint_that_the_next_rung_resumes_from(
     module: Any, name: str, calls: int, after: bool, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

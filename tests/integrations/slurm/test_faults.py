@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -153,13 +154,20 @@ def test_a_full_quota_keeps_the_checkpoint_and_the_stack_together(
     assert submit.resume(out).packs == before.packs
 
 
-def test_a_full_disk_ends_a_study_and_its_stack_resumes_together(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"), DiskFailed), *((e, NodeFailed) for e in OF_GPU.values())],
+)
+def test_a_full_disk_or_a_failed_gpu_ends_a_study_and_its_stack_resumes_together(
+    error: Exception, raised: type[Exception], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise error
+
     out = tmp_path / "tuned"
     with monkeypatch.context() as patch:
-        patch.setattr(run_pack, "fit", full)
-        with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
+        patch.setattr(run_pack, "fit", fit)
+        with pytest.raises(raised, match=re.escape(str(error.args[1] if raised is DiskFailed else error))):
             run_toy_study(out, store, grid={}, probe=False)
     (stack,) = manifest.load(out / "manifest.json").packs
     assert len(stack) == 2 and not list(out.glob("packs/*/error.txt"))
@@ -176,8 +184,8 @@ def test_a_disk_error_in_a_ray_worker_is_not_a_crash(
     reported = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
     assert reported["crashed"] is None and os.strerror(errno.EDQUOT) in reported["disk_error"]
     with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
-        tune.raise_disk_failure([SimpleNamespace(metrics=None), SimpleNamespace(metrics=reported)])
-    tune.raise_disk_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
+        tune.raise_machine_failure([SimpleNamespace(metrics=m, error=None) for m in (None, reported)])
+    tune.raise_machine_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None}, error=None)])
 
 
 def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
