@@ -15,6 +15,7 @@ from modis_dist.study import manifest
 from modis_dist.study.search import decisions
 from modis_dist.train import journal
 from modis_dist.train.stack import Member
+from tests.bare import skip_figures
 from tests.study.toy_study import run_toy_study, write_store
 
 Summary = dict[str, Any]
@@ -32,7 +33,7 @@ EPOCHS = "optim.epochs=7"  # rungs at 2 and 6
 def without_figures() -> Iterator[None]:
     """Figures of refits are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_pack, "draw", lambda *_: None)
+        skip_figures(patch)
         yield
 
 
