@@ -30,6 +30,11 @@ def failures(results: Results) -> dict[str, str]:
     return {name: str(r["reason"]) for name, r in results.items() if r["status"] == "failed"}
 
 
+def changes(results: Results) -> dict[str, list[str]]:
+    """Return the hardware and software changes at which trainings resumed, by trial id."""
+    return {name: r["changes"] for name, r in results.items() if r["changes"]}
+
+
 def summarise(
     listed: Manifest,
     groups: Sequence[RankedGroup],
@@ -66,7 +71,7 @@ def summarise(
         "conditions": conditions,
         "groups": list(groups),
         "failures": {**reasons, **failures(results)},
-        "changes": {name: result["changes"] for name, result in results.items() if result["changes"]},
+        "changes": changes(results),
         "mlflow": {
             "uri": tracking.uri if tracking else None,
             "experiment": tracking.experiment if tracking else None,
