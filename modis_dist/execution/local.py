@@ -26,7 +26,10 @@ class LocalExecutor:
         self.threads = resources.cpus or torch.get_num_threads()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; return crash reasons by trial id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
+        """Train packs; return crash reasons by trial id.
+
+        Raises ``Interrupted`` after a signal, ``DiskFailed``, and ``NodeFailed`` if a GPU failed.
+        """
         reasons: dict[str, str] = {}
         flag = Flag()
         with on_signal(flag.set):

@@ -80,23 +80,29 @@ def packs_that_fit(
     if limit == ConcurrencyLimit(1, 1) or (certain and limit.per_gpu == 1):
         return limit
     larger = [size for size in known if size >= estimate]
-    size = min(larger, default=estimate)
     if not larger:
-        known[size] = measure(largest, threads=threads, out=out, store=store)
-    footprint = known[size]
+        known[estimate] = measure(largest, threads=threads, out=out, store=store)
+    footprint = known[min(larger, default=estimate)]
     if footprint is None:
         logging.getLogger(__name__).warning("memory of a pack could not be measured; one pack is trained at a time")
         return ConcurrencyLimit(1, 1)
-    per_gpu = limit.per_gpu
-    if footprint.gpu:
-        per_gpu = max(1, min(per_gpu, int(SHARE * footprint.gpu_total / footprint.gpu)))
-    on_gpus = machine.gpus * per_gpu if per_gpu < limit.per_gpu else limit.packs
-    in_memory = nodes * int(node_bytes / footprint.host) // workers
-    fitting = ConcurrencyLimit(max(1, min(limit.packs, in_memory, on_gpus)), per_gpu)
+    fitting = _fitting(footprint, limit, machine=machine, workers=workers, node_bytes=node_bytes)
     if fitting != limit and not larger:
         message = _limit_message(footprint, fitting, limit, workers=workers, node_bytes=node_bytes)
         logging.getLogger(__name__).warning("%s", message)
     return fitting
+
+
+def _fitting(
+    footprint: Footprint, limit: ConcurrencyLimit, *, machine: Cluster, workers: int, node_bytes: float
+) -> ConcurrencyLimit:
+    """Return ``limit``, or the lower limit at which packs of this footprint fit; at least one pack."""
+    per_gpu = limit.per_gpu
+    if footprint.gpu:
+        per_gpu = max(1, min(per_gpu, int(SHARE * footprint.gpu_total / footprint.gpu)))
+    on_gpus = machine.gpus * per_gpu if per_gpu < limit.per_gpu else limit.packs
+    in_memory = len(machine.nodes) * int(node_bytes / footprint.host) // workers
+    return ConcurrencyLimit(max(1, min(limit.packs, in_memory, on_gpus)), per_gpu)
 
 
 def _limit_message(

@@ -20,10 +20,10 @@ from modis_dist.data.store.reader import Store
 from modis_dist.evaluate.baseline import Baseline
 from modis_dist.evaluate.evaluation import evaluate_training, write_interim_result
 from modis_dist.evaluate.results import HeldOut, read_interim_result, read_result, write_result, write_run
-from modis_dist.execution.resource_errors import disk_errors, memory_errors
+from modis_dist.execution.resource_errors import disk_errors, is_crash, machine_errors
 from modis_dist.execution.trial import Trial, sequence_digest
 from modis_dist.report.trial import draw
-from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RankLost
+from modis_dist.runtime.errors import ConfigError, ModisError
 from modis_dist.runtime.files import clear_leftovers, remove_folder, write_json, write_text
 from modis_dist.runtime.lock import PATIENCE_S, locked
 from modis_dist.runtime.text import shown
@@ -150,21 +150,22 @@ def try_pack(
     stop: Stop,
     threads: int | None = None,
     spec: RankSpec = ALONE,
+    resubmittable: bool = False,
 ) -> str | None:
     """Run a pack of a study; return its crash reason, or None. A crash of one pack does not end the others.
 
-    Raises ``Interrupted``, ``RankLost`` and ``DiskFailed``, which are not caused by the pack.
+    Raises the errors that are not a crash (``is_crash``): the pack stays unfinished and resumes from its checkpoint.
     """
     try:
         run_pack(pack, study_layout(out, pack), store=store, stop=stop, threads=threads, spec=spec)
-    except (Interrupted, RankLost, DiskFailed):
-        raise
     except Exception as error:
-        return record_crash(pack, error, out=out)
+        if is_crash(error, resubmittable=resubmittable):
+            return _record_crash(pack, error, out=out)
+        raise
     return None
 
 
-def record_crash(pack: Pack, error: Exception, *, out: Path) -> str:
+def _record_crash(pack: Pack, error: Exception, *, out: Path) -> str:
     """Write the traceback of a crash to ``error.txt``; return the error as one line."""
     with suppress(OSError):  # the disk may be the cause
         write_text(pack_folder(out, pack) / "error.txt", "".join(traceback.format_exception(error)))
@@ -241,12 +242,12 @@ def trained(
 ) -> Iterator[TrainedStack | None]:
     """Train a pack; yield the stack while its folder is still locked, None on ranks other than 0.
 
-    A full disk or memory raises ``RunFailed`` with a fix, also inside the ``with`` block.
+    A failed GPU and a full disk or memory raise ``RunFailed`` with a fix, also inside the ``with`` block.
     """
     run = pack.trials[0].run
     device = chosen_device(run)
     cpu_settings.use(run.trainer.threads or threads)
-    with memory_errors(layout.pack, run, stacked=len(pack.trials)), ExitStack() as stack:
+    with machine_errors(layout.pack, run, stacked=len(pack.trials)), ExitStack() as stack:
         members = prepare_members(pack, layout.trials, store=store)
         stack.enter_context(disk_errors(layout.pack))
         with join_process_group(spec, device=device) as world:

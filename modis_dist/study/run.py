@@ -5,7 +5,7 @@ this process), and an MLflow follower reads the run folder; this module depends 
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from modis_dist.config import parse
@@ -16,15 +16,15 @@ from modis_dist.runtime.errors import RunFailed
 from modis_dist.runtime.files import write_text
 from modis_dist.runtime.lock import locked
 from modis_dist.study import manifest
-from modis_dist.study.aggregate import Configuration, Verdict, grouped
+from modis_dist.study.aggregate import grouped
 from modis_dist.study.interfaces import Executor, Tracking
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display
 from modis_dist.study.plan import Plan
 from modis_dist.study.runner import PackRunner
-from modis_dist.study.search_run import is_grid, run_search
+from modis_dist.study.search_run import Searched, is_grid, run_search
 from modis_dist.study.selection import by_rank, chosen, mark
-from modis_dist.study.summary import changes, failures, summarise, why_nothing, write
+from modis_dist.study.summary import failures, summarise, why_nothing, write
 
 
 def run_study(
@@ -35,8 +35,7 @@ def run_study(
     Raises ``Interrupted`` if the user stops it, ``RunFailed`` if no configuration is complete or the disk fails.
     """
     started = time.monotonic()
-    study, trials = planned.study, planned.manifest.trials
-    metric = study.trainer.metric
+    study, metric = planned.study, planned.study.trainer.metric
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0), disk_errors(out):
         write_text(out / "study.yaml", parse.dump(study))
@@ -46,11 +45,7 @@ def run_study(
         runner = PackRunner(planned, out, executor, display)
 
         # Train every trial that is not done: a grid at once, a search round by round and from rung to rung.
-        if is_grid(study, runner.results(trials)):
-            pruned: Mapping[Configuration, Verdict] = {}
-            reasons = runner.train(runner.packs(), name="search")
-        else:
-            trials, pruned, reasons = run_search(planned, runner, out=out)
+        trials, pruned, reasons = _train(planned, runner, out=out)
 
         # Select one configuration of each condition: groups over folds and replicates, on validation rows.
         results = runner.results(trials)
@@ -63,21 +58,23 @@ def run_study(
         refits = {c: refit_trials(trials, group, planned.manifest.fingerprint) for c, group in best.items()}
         refitted = unique(trial for of_condition in refits.values() for trial in of_condition)
         reasons |= runner.train(runner.refit_packs(refitted), name="refit")
-        tested = runner.results(refitted)
+        results |= runner.results(refitted)
 
         # Summarise, report, and deliver a model.
-        summary = summarise(planned.manifest, groups, best, refits, tested, metric=metric)
-        summary["failures"] = reasons | failures(tested)
-        summary["changes"] = changes(results) | changes(tested)
-        summary["mlflow"] = {
-            "uri": tracking.uri if tracking else None,
-            "experiment": tracking.experiment if tracking else None,
-        }
+        summary = summarise(planned.manifest, groups, best, refits, results, reasons, metric=metric, tracking=tracking)
         summary["seconds"] = round(time.monotonic() - started, 1)
         write(summary, out=out)
     if not best:
         raise RunFailed(why_nothing(summary, out))
     return summary
+
+
+def _train(planned: Plan, runner: PackRunner, *, out: Path) -> Searched:
+    """Train a grid, or search."""
+    trials = planned.manifest.trials
+    if is_grid(planned.study, runner.results(trials)):
+        return Searched(trials, {}, runner.train(runner.packs(), name="search"))
+    return run_search(planned, runner, out=out)
 
 
 def refit_trials(trials: Sequence[Trial], group: RankedGroup, fingerprint: str) -> list[Trial]:

@@ -18,6 +18,7 @@ from modis_dist.report.study_results import (
 )
 from modis_dist.runtime.files import write_text
 from modis_dist.study.aggregate import Results, details_over_replicates, metrics_over_replicates
+from modis_dist.study.interfaces import Tracking
 from modis_dist.study.manifest import Manifest
 
 MODEL = "model"
@@ -39,43 +40,53 @@ def summarise(
     groups: Sequence[RankedGroup],
     best: Mapping[str, RankedGroup],
     refits: Mapping[str, Sequence[Trial]],
-    final: Results,
+    results: Results,
+    reasons: Mapping[str, str],
     *,
     metric: str,
+    tracking: Tracking | None,
 ) -> Summary:
-    """Return the summary of a study; ``best`` groups and ``refits`` are by condition, ``final`` results by trial id.
+    """Return the summary of a study, whose seconds the caller fills in.
 
-    The caller fills in failures, changes, MLflow and seconds. The delivered model is that of the first condition that
-    has one.
+    ``best`` groups and ``refits`` are by condition, ``results`` of trials and refits and crash ``reasons`` by trial id.
+    The delivered model is that of the first condition that has one.
     """
     done_refits = {
-        name: [t for t in trials if t.id in final and final[t.id]["status"] == "done"]
+        name: [t for t in trials if t.id in results and results[t.id]["status"] == "done"]
         for name, trials in refits.items()
     }
     conditions = [
-        _condition(name, best.get(name), done_refits.get(name, []), final)
+        _condition(name, best.get(name), done_refits.get(name, []), results)
         for name in dict.fromkeys(group["condition"] for group in groups)
     ]
-    expected = {name for group in groups for name in group["trials"]}
-    failed = {name for group in groups for name in group["failed_trials"]}
-    done = {name for group in groups for name in group["done_trials"]}
-    pruned = {name for group in groups if group["pruned"] for name in group["trials"]} - done - failed
     return {
         "version": VERSION,
         "study": listed.study,
         "metric": metric,
-        "trials": {"total": len(expected), "done": len(done), "failed": len(failed), "pruned": len(pruned)},
+        "trials": _counts(groups),
         "best": conditions[0]["best"],
         "test": conditions[0]["test"],
         "baseline": conditions[0]["baseline"],
         "model": next((condition["model"] for condition in conditions if condition["model"]), None),
         "conditions": conditions,
         "groups": list(groups),
-        "failures": {},
-        "changes": {},
-        "mlflow": {},
+        "failures": {**reasons, **failures(results)},
+        "changes": changes(results),
+        "mlflow": {
+            "uri": tracking.uri if tracking else None,
+            "experiment": tracking.experiment if tracking else None,
+        },
         "seconds": 0.0,
     }
+
+
+def _counts(groups: Sequence[RankedGroup]) -> dict[str, int]:
+    """Return the numbers of trials; groups of several conditions may share a trial."""
+    total = {name for group in groups for name in group["trials"]}
+    failed = {name for group in groups for name in group["failed_trials"]}
+    done = {name for group in groups for name in group["done_trials"]}
+    pruned = {name for group in groups if group["pruned"] for name in group["trials"]} - done - failed
+    return {"total": len(total), "done": len(done), "failed": len(failed), "pruned": len(pruned)}
 
 
 def _condition(name: str, best: RankedGroup | None, refits: Sequence[Trial], results: Results) -> Condition:

@@ -290,14 +290,26 @@ def test_out_of_memory_is_a_one_line_error_that_names_the_batch_size(done: Path,
     assert lines[0].startswith("error: ") and "optim.batch_size 8;" in lines[0]
 
 
-@pytest.mark.parametrize("full", [MemoryError("host"), torch.OutOfMemoryError("CUDA out of memory. Tried\nmore")])
-def test_full_host_or_gpu_memory_fails_the_training(
-    done: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Captured, full: Exception
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError("host"), "optim.batch_size 8"),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "optim.batch_size 8"),
+        (RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"), "uncorrectable ECC error encountered)"),
+    ],
+)
+def test_full_memory_or_a_failed_gpu_is_a_one_line_error(
+    done: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Captured,
+    error: Exception,
+    message: str,
 ) -> None:
     def fit(*_: object, **__: object) -> None:
-        raise full
+        raise error
 
     monkeypatch.setattr(run_pack, "fit", fit)
     assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
     output = capsys.readouterr().err
-    assert "optim.batch_size 8" in output and output.count("\n") == 1
+    assert message in output and output.startswith("error: ") and output.count("\n") == 1

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from modis_dist.data import preprocess
 from modis_dist.planning.probe import seconds_per_multiplication
 from modis_dist.runtime.errors import DataError
 from modis_dist.study.plan import Plan, plan
@@ -27,7 +26,7 @@ def planned(store: Path, out: Path, *overrides: str) -> Plan:
 def test_a_plan_fits_no_principal_components_but_knows_their_number_and_size(
     store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preprocess, "_pca", lambda *_: pytest.fail("they were learnt"))
+    monkeypatch.setattr("sklearn.decomposition.PCA.fit", lambda *_: pytest.fail("they were learnt"))
     study_plan = planned(store, tmp_path, PCA)
     assert {width for shape in study_plan.shapes.values() for width in shape.features.values()} == {3}
     data = next(iter(study_plan.data.values()))

@@ -10,10 +10,12 @@ import pytest
 from modis_dist.evaluate.results import read_history
 from modis_dist.execution import run_pack
 from modis_dist.execution.trial import Trial
+from modis_dist.runtime.errors import RunFailed
 from modis_dist.study import manifest
 from modis_dist.study.search import decisions
 from modis_dist.train import journal
 from modis_dist.train.stack import Member
+from tests.bare import skip_figures
 from tests.study.toy_study import run_toy_study, write_store
 
 Summary = dict[str, Any]
@@ -31,7 +33,7 @@ EPOCHS = "optim.epochs=7"  # rungs at 2 and 6
 def without_figures() -> Iterator[None]:
     """Figures of refits are tested elsewhere."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_pack, "draw", lambda *_: None)
+        skip_figures(patch)
         yield
 
 
@@ -141,20 +143,23 @@ def test_rerunning_a_finished_study_trains_nothing_and_gives_the_same_summary(st
     assert [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")] == files
 
 
-def test_a_pruned_study_trains_to_the_end_once_pruning_is_removed(store: Path, whole: Path, tmp_path: Path) -> None:
+def test_a_pruned_trial_that_would_train_on_under_other_settings_is_refused(store: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     few = {**RANDOM, "search": {**RANDOM["search"], "configurations": 4}}
     first = run_toy_study(out, store, EPOCHS, **few, pruning=PRUNING)
     assert first["trials"]["pruned"] == 6
-    more = run_toy_study(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
-    assert [g["pruned"] for g in more["groups"]].count(None) == 1
-    assert more["trials"]["done"] + more["trials"]["pruned"] == more["trials"]["total"] == 18
-    last = run_toy_study(out, store, EPOCHS, **RANDOM)
-    assert last["trials"] == {"total": 18, "done": 18, "failed": 0, "pruned": 0}
-    assert all(len(read_history(out / "trials" / name)) == 7 for g in last["groups"] for name in g["trials"])
-    assert {json.dumps(g["params"]) for g in last["groups"]} == {
-        json.dumps(g["params"]) for g in summary_of(whole)["groups"]
-    }
+    before = {path: path.read_bytes() for path in out.glob("trials/*/result.json")}
+    with pytest.raises(RunFailed, match="--out"):
+        run_toy_study(out, store, EPOCHS, **few)
+    assert {path: path.read_bytes() for path in out.glob("trials/*/result.json")} == before
+    assert timeless(run_toy_study(out, store, EPOCHS, **few, pruning=PRUNING)) == timeless(first)
+
+
+def test_a_grid_whose_pruning_is_removed_is_refused(store: Path, tmp_path: Path) -> None:
+    sweep = {"probe": False, "grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "folds": 1}
+    run_toy_study(tmp_path / "out", store, EPOCHS, **sweep, pruning=PRUNING)
+    with pytest.raises(RunFailed, match="--out"):
+        run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)
 
 
 # --- failures and kills -------------------------------------------------------------------------------------
@@ -198,6 +203,35 @@ def mortal(genuine: Callable[..., Any], lives: dict[str, int], *, after: bool) -
         return result
 
     return called
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "calls", "after"),
+    [
+        (run_pack, "write_interim_result", 3, True),
+        (decisions, "write_json", 1, False),
+        (decisions, "write_json", 1, True),
+    ],
+)
+def test_a_pack_killed_at_its_rung_keeps_the_checkpoint_that_the_next_rung_resumes_from(
+    module: Any, name: str, calls: int, after: bool, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, grid = tmp_path / "out", {"objective.beta": [1e-4, 1e-3, 1e-2]}
+    sweep = {"probe": False, "grid": grid, "folds": 1, "pruning": PRUNING}
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, mortal(getattr(module, name), {"left": calls}, after=after))
+        with pytest.raises(Death):
+            run_toy_study(out, store, EPOCHS, **sweep)
+    (at_rung,) = out.glob("packs/*/last/step-*")
+    genuine, found = run_pack.fit, []
+
+    def fit(members: Sequence[Member], *, folder: Path, **settings: Any) -> Any:
+        found.append([settings["until"], *folder.glob("last/step-*")])
+        return genuine(members, folder=folder, **settings)
+
+    monkeypatch.setattr(run_pack, "fit", fit)
+    assert run_toy_study(out, store, EPOCHS, **sweep)["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}
+    assert found[0] == [None, at_rung] and len(found) == 2, "the second is the refit"
 
 
 def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from modis_dist.runtime.errors import Interrupted, RankLost
 from modis_dist.train import checkpoint, journal
 from modis_dist.train.callbacks import NeverStop, NullReporter
 from modis_dist.train.process_group import ALONE, RankSpec
+from tests.bare import skip_figures
 from tests.train import toy
 
 SHORT = ("optim.epochs=3",)
@@ -287,7 +288,7 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
 
 def _patch(at: Announcer) -> None:
     """Announce every phase of every write; skip slow parts without state."""
-    run_pack.draw = lambda *_: None
+    skip_figures()
     evaluation.plain_baseline = lambda *_: None
     evaluate = evaluation.evaluate
     evaluation.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})

@@ -20,11 +20,11 @@ from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.evaluate import predictor
 from modis_dist.evaluate.evaluation import plain_baseline
-from modis_dist.execution import run_pack
 from modis_dist.execution.single import train_run
 from modis_dist.execution.verify_resume import differences
 from modis_dist.train import validation
 from modis_dist.train.callbacks import NeverStop, NullReporter
+from tests.bare import skip_figures
 from tests.train import toy
 
 WIDE_ROWS, WIDE_FEATURES = 20_000, 1_000  # 76 MiB in each of two modalities
@@ -65,7 +65,7 @@ def train_and_print_peak(file: str, storage: str, out: str) -> None:
     """Train and evaluate in a separate process, and print the peak."""
     arrays.VALUES_PER_BLOCK = 1 << 18
     metrics.BLOCK_ROWS = predictor.ROWS_AT_ONCE = validation.ROWS_AT_ONCE = 128
-    run_pack.draw = lambda *_: None
+    skip_figures()
     run = load_run(Path(file), [f"trainer.feature_storage={storage}"])
     first = Path(out).with_suffix(".first")  # a first training imports and allocates everything that stays
     toy.train([member := toy.member("first", toy.run("optim.epochs=1"), first)], first)

@@ -16,12 +16,12 @@ import pytest
 from modis_dist.cli.display import RunBar
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
-from modis_dist.execution import run_pack
 from modis_dist.execution.verify_resume import differences
 from modis_dist.runtime import files
 from modis_dist.train import checkpoint
 from modis_dist.train.journal import JournalWriter, read
 from modis_dist.train.loop import Callbacks
+from tests.bare import skip_figures
 from tests.study.toy_study import write_store
 from tests.train import toy
 from tests.train.test_checkpoint import made
@@ -159,7 +159,7 @@ def on_a_small_disk(folder: Path) -> None:
     assert "No space left on device (" in log.read_text()
     shutil.rmtree(disk / "spoilt")
 
-    run_pack.draw = lambda *_: None
+    skip_figures()
     tree = json.loads(json.dumps(toy.TREE))
     tree["data"]["store"] = str(write_store(folder / "store"))
     tree["optim"] |= {"epochs": 5, "batch_size": 16}

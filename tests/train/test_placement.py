@@ -1,9 +1,9 @@
 """Features in memory, on disk, on the device or on the host: the same batches and results, less memory."""
 
 import json
+import mmap
 import tempfile
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from modis_dist.config.run import Run
-from modis_dist.data.store import arrays
 from modis_dist.data.store import writer as writer_module
 from modis_dist.data.store.arrays import FeatureStorage
 from modis_dist.data.store.reader import Store
@@ -33,6 +32,7 @@ from modis_dist.train.loader import Loader
 from modis_dist.train.placement import choose_storage, fits_beside_training, gather_to_device, rows_at_once, storage_of
 from modis_dist.train.prepare import Prepared, load_cohort, prepare, selections, shape
 from modis_dist.train.validation import ValidationRows
+from tests.bare import skip_figures
 from tests.execution.test_memory import packs_of
 from tests.study.toy_study import run_toy_study, write_store
 from tests.train import toy
@@ -105,7 +105,9 @@ def test_features_are_kept_on_a_gpu_if_they_leave_half_of_its_free_memory(needed
 def test_data_that_do_not_fit_on_a_gpu_stay_on_the_host(
     monkeypatch: pytest.MonkeyPatch, free: int, kept_on: str
 ) -> None:
-    monkeypatch.setattr(placement, "_free_bytes", lambda _: free)
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda _: (free - 2 * GB, 90 * GB))
+    monkeypatch.setattr("torch.cuda.memory_reserved", lambda _: 3 * GB)
+    monkeypatch.setattr("torch.cuda.memory_allocated", lambda _: 1 * GB)
     assert placement.storage_device(8 * GB, torch.device("cuda")).type == kept_on
     assert placement.storage_device(8 * GB, toy.CPU) == toy.CPU
 
@@ -137,8 +139,9 @@ def test_the_scratch_space_of_a_pack_is_that_of_its_folds_and_one_baseline(
     pack = Pack((*first_pack.trials, *other.trials), evaluated_on)
     asked: list[int] = []
     written: list[int] = []
+    genuine = mmap.mmap
     monkeypatch.setattr("modis_dist.train.prepare.refuse_insufficient_scratch", asked.append)
-    monkeypatch.setattr(arrays, "_on_disk", lambda shape, _: written.append(4 * prod(shape)) or np.ones(shape, "f4"))
+    monkeypatch.setattr("mmap.mmap", lambda file, size: written.append(size) or genuine(file, size))
     run_pack.prepare_members(pack, run_pack.study_layout(tmp_path, pack).trials, store=store.path)
     of_fold = [sum(part) for part in np.split(np.array(written), 2)]
     assert len(asked) == kinds_of_data(pack) == 2
@@ -244,7 +247,7 @@ def trained(store: Store, out: Path, storage: FeatureStorage) -> Path:
 def test_a_training_and_its_evaluation_are_bit_identical_and_leave_no_file(
     store: Store, tmp_path: Path, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_pack, "draw", lambda *_: None)
+    skip_figures(monkeypatch)
     in_memory, on_disk = (trained(store, tmp_path / storage, storage) for storage in ("memory", "disk"))
     assert differences(in_memory, on_disk) == []
     of_memory, of_disk = (json.loads((folder / "result.json").read_text()) for folder in (in_memory, on_disk))

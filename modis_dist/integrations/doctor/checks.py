@@ -5,19 +5,17 @@ Changes nothing: test files are written to temporary folders.
 
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.doctor import machine
 from modis_dist.integrations.doctor.all_reduce import LIMIT_S, Answers, Done, answers
 from modis_dist.integrations.slurm.job_script import requests
-from modis_dist.integrations.slurm.slurm_commands import ask, check_request, one_line
+from modis_dist.integrations.slurm.slurm_commands import allocated_nodes, check_request, node_names, run_on_nodes
 from modis_dist.runtime.finding import Finding
 from modis_dist.runtime.text import shown
 
@@ -41,8 +39,7 @@ def examine(site: Site | None, *, folder: Path, profile: str = "PROFILE.yaml") -
     if on_slurm:
         yield check_request(options)
     local = site is not None and site.executor == "local"
-    if "SLURM_JOB_ID" in os.environ and not local and shutil.which("srun") is not None:
-        nodes = int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+    if not local and (nodes := allocated_nodes()):
         yield from over_allocation(list(site.python or ()) if site is not None else [], folder, nodes=nodes)
     elif on_slurm:
         yield not_allocated(options, profile, folder)
@@ -90,8 +87,8 @@ def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[
     """Check an all-reduce over all nodes of this job, and a lock between them in ``folder``."""
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
-            inside, names = Path(name), _node_names(nodes)
-            remark = _srun(_command(python, inside), nodes)
+            inside, names = Path(name), node_names(nodes)
+            remark = run_on_nodes(_command(python, inside), nodes, limit_s=LIMIT_S)
             seen = answers(inside, nodes)
     except OSError as error:
         fix = "give --out a folder that all nodes see and you may write to"
@@ -119,30 +116,6 @@ def locks_between(seen: Answers, names: Sequence[str]) -> list[Finding]:
 
 def _command(python: Sequence[str], folder: Path) -> list[str]:
     return [*(python or [sys.executable]), "-m", "modis_dist", "job", "all-reduce", str(folder)]
-
-
-def _srun(command: Sequence[str], nodes: int) -> str:
-    """Run a command once on each node; return srun's error; empty on success or after the time limit."""
-    spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--input=none"]
-    with subprocess.Popen(
-        ["srun", *spread, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    ) as step:
-        try:
-            stderr = step.communicate(timeout=LIMIT_S)[1]
-            return one_line(stderr, "srun") if step.returncode else ""
-        except subprocess.TimeoutExpired:
-            step.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                step.communicate(timeout=GRACE_S)
-            return ""
-        finally:
-            step.kill()
-
-
-def _node_names(nodes: int) -> list[str]:
-    """Return Slurm's names of the nodes of this job in the order of their tasks."""
-    names = ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).text.split()
-    return names if len(names) == nodes else [f"node {number}" for number in range(1, nodes + 1)]
 
 
 def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> Finding:

@@ -2,13 +2,12 @@
 
 import fcntl
 import os
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -76,10 +75,9 @@ def gpus(*, requested: int) -> list[Finding]:
     if not available:
         return [no_gpu([str(warning.message) for warning in caught], driver=has_driver())]
     numbers = range(torch.cuda.device_count())
-    devices = [(torch.cuda.get_device_name(number), torch.cuda.get_device_capability(number)) for number in numbers]
     bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return [
-        architecture(devices, torch.cuda.get_arch_list(), build=str(torch.__version__)),
+        kernels({f"cuda:{number}": torch.cuda.get_device_name(number) for number in numbers}),
         Finding.of(
             "bf16",
             "supported by the GPUs" if bf16 else "emulated on these GPUs",
@@ -117,25 +115,22 @@ def no_gpu(caught: Sequence[str], *, driver: bool) -> Finding:
     return Finding("GPUs", "warning", message, fix)
 
 
-def architecture(devices: Sequence[tuple[str, tuple[int, int]]], built_for: Sequence[str], *, build: str) -> Finding:
-    """Check that a PyTorch build has code for each device, given by name and compute capability."""
-    names = ", ".join(f"{name} (sm_{major}{minor})" for name, (major, minor) in devices)
-    missing = [f"sm_{major}{minor}" for _, (major, minor) in devices if not _runs((major, minor), built_for)]
+def kernels(names: Mapping[str, str]) -> Finding:
+    """Check that each device runs a kernel of this PyTorch build; ``names`` by device."""
+    failed = [f"{device}: {error}" for device in names if (error := _kernel_error(device))]
     fix = (
-        f"PyTorch {build} does not support {', '.join(dict.fromkeys(missing))} (built for {', '.join(built_for)}): "
-        "install a build that does (https://pytorch.org/get-started)"
+        f"PyTorch {torch.__version__} cannot use this GPU: check it with `nvidia-smi`, or install a PyTorch build that "
+        "supports it (https://pytorch.org/get-started)"
     )
-    return Finding.of("GPUs", names, ok=not missing, fix=fix)
+    return Finding.of("GPUs", "; ".join([", ".join(names.values()), *failed]), ok=not failed, fix=fix)
 
 
-def _runs(capability: tuple[int, int], built_for: Sequence[str]) -> bool:
-    """Return whether a device can run code: SASS of its generation, PTX of any earlier one, ``sm_90a`` only its own."""
-    for kind, major, minor, exact in re.findall(r"\b(sm|compute)_(\d+)(\d)(a?)\b", " ".join(built_for)):
-        target = (int(major), int(minor))
-        later = not exact and target < capability and (kind == "compute" or target[0] == capability[0])
-        if target == capability or later:
-            return True
-    return False
+def _kernel_error(device: str) -> str:
+    try:
+        torch.ones(2, device=device).sum().item()
+    except RuntimeError as error:
+        return shown(str(error).partition("\n")[0])
+    return ""
 
 
 # --- folders ----------------------------------------------------------------------------------------------------

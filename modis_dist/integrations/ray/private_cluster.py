@@ -63,7 +63,7 @@ class PrivateRay:
 @contextmanager
 def private_cluster(*, cpus: int, gpus: int) -> Iterator[Path]:
     """Start Ray and stop it at the end; yield a temporary folder that no other user may enter."""
-    with temporary_folder(short_parent()) as folder, _reaper(folder), environment(_private(folder)):
+    with temporary_folder(short_parent()) as folder, _reaper(folder), environment(driver_environment(folder)):
         import ray
 
         connect(num_cpus=cpus, num_gpus=gpus, include_dashboard=False, _temp_dir=str(folder / "r"))
@@ -147,7 +147,7 @@ def worker_environment() -> dict[str, str]:
     }
 
 
-def _private(folder: Path) -> dict[str, str | None]:
+def driver_environment(folder: Path) -> dict[str, str | None]:
     """Return the environment of the driver, which every process of a private Ray inherits."""
     token = folder / ray_reaper.TOKEN
     token.touch(mode=0o600)

@@ -32,13 +32,13 @@ def main(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def processes_of(folder: Path) -> list[int]:
+def processes_of(folder: Path, *, proc: Path = Path("/proc")) -> list[int]:
     """Return the living processes that were started with the token of a folder.
 
     Processes that set their title, as Ray's agents do, may overwrite their environment; the logs that they hold open in
     the folder identify them.
     """
-    return [int(process.name) for process in Path("/proc").glob("[0-9]*") if _belongs(process, folder)]
+    return [int(process.name) for process in proc.glob("[0-9]*") if _belongs(process, folder)]
 
 
 def _belongs(process: Path, folder: Path) -> bool:

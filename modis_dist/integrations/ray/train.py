@@ -21,7 +21,15 @@ from modis_dist.execution.resources import worker_mistakes
 from modis_dist.execution.run_pack import JOURNAL
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
-from modis_dist.runtime.errors import ConfigError, Interrupted, RankLost, RunFailed, UserError
+from modis_dist.runtime.errors import (
+    ConfigError,
+    Interrupted,
+    MachineFailed,
+    NodeFailed,
+    RankLost,
+    RunFailed,
+    UserError,
+)
 from modis_dist.runtime.file_watch import watching
 from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.signals import Flag, StopFile, on_signal
@@ -51,9 +59,9 @@ def on_ranks(
 ) -> T:
     """Call ``work(spec, settings)`` on every rank in workers of the running Ray; return the result of rank 0.
 
-    When a rank dies all ranks restart, and ``work`` resumes from its checkpoint. ``folder`` is private and visible to
-    all ranks; ``restart_log`` gets a line per restart. Raises the ``ModisError`` of ``work``, ``RunFailed`` after too
-    many restarts.
+    When a rank dies or its GPU fails, all ranks restart, and ``work`` resumes from its checkpoint. ``folder`` is
+    private and visible to all ranks; ``restart_log`` gets a line per restart. Raises the ``ModisError`` of ``work``;
+    after too many restarts ``MachineFailed`` if a GPU failed, else ``RunFailed``.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
@@ -70,7 +78,7 @@ def on_ranks(
     try:
         outcome = trainer.fit().return_value
     except TrainingFailedError as error:
-        raise RunFailed(_failure_message(error)) from None
+        raise _last_failure(error) from None
     if outcome["error"] is not None:
         raise outcome["error"]
     value: T = outcome["value"]
@@ -123,7 +131,7 @@ def _rank(config: Mapping[str, Any]) -> dict[str, Any]:
                 _log_restart("a rank died (killed by the user, or out of memory?)", earlier, restart_log)
     try:
         return {"value": config["work"](spec, config["settings"]), "error": None}
-    except RankLost as error:
+    except (RankLost, NodeFailed) as error:
         _log_restart(str(error), rendezvous, restart_log)
         raise
     except (UserError, Interrupted, RunFailed) as error:
@@ -147,13 +155,15 @@ def _log_restart(reason: str, rendezvous: Path, restart_log: Path) -> None:
             file.write(line)
 
 
-def _failure_message(error: Any) -> str:
-    """Return the cause of the last failure as one line."""
+def _last_failure(error: Any) -> RunFailed:
+    """Return the last failure with its cause as one line: ``MachineFailed`` if a GPU failed, else ``RunFailed``."""
     failures = getattr(error, "worker_failures", None) or {}
-    texts = [str(getattr(failure, "cause", failure)) for failure in failures.values()]
-    lost_rank = next((text for text in texts if "rank " in text and " of " in text), None)
-    reason = (lost_rank or (texts[0] if texts else str(error))).strip().splitlines()[-1]
-    return f"after {RESTARTS} restarts: {shown(reason)}; rerun the same command to resume from the last checkpoint"
+    causes = [getattr(failure, "cause", failure) for failure in failures.values()]
+    by_kind = [[cause for cause in causes if isinstance(cause, kind)] for kind in (NodeFailed, RankLost, Exception)]
+    cause = next((found[0] for found in by_kind if found), error)
+    reason = shown(str(cause).strip().splitlines()[-1])
+    message = f"after {RESTARTS} restarts: {reason}; rerun the same command to resume from the last checkpoint"
+    return MachineFailed(message) if isinstance(cause, NodeFailed) else RunFailed(message)
 
 
 def train_run_on_ranks(run: Run, *, out: Path, source: str, reporter: Reporter, backend: RayBackend) -> Result:

@@ -17,7 +17,7 @@ from modis_dist.execution.run_pack import Pack, crash_reasons, load_pack, save_p
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
 from modis_dist.integrations.ray.train import RESTART_LOG, STOP, on_ranks
-from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, ModisError, RunFailed
+from modis_dist.runtime.errors import ConfigError, DiskFailed, Interrupted, MachineFailed, ModisError, RunFailed
 from modis_dist.runtime.signals import StopFile, on_signal
 from modis_dist.runtime.text import shown
 from modis_dist.train.process_group import ALONE, RankSpec
@@ -52,7 +52,11 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
         self._exit.close()
 
     def execute(self, packs: Sequence[Pack], *, out: Path, store: Path) -> Mapping[str, str]:
-        """Train packs; return crash reasons by trial id. Raises ``Interrupted`` after a signal, ``DiskFailed``."""
+        """Train packs; return crash reasons by trial id.
+
+        Raises ``Interrupted`` after a signal, ``DiskFailed``, and ``MachineFailed`` if a GPU failed in every worker
+        that tried the pack.
+        """
         stop = out / STOP
         stop.unlink(missing_ok=True)
         settings = {"out": str(out), "store": str(store), "workers": self._workers, "gpus": self._gpus}
@@ -126,14 +130,17 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             ),
         )
         results = while_ray_lives(tuner.fit)
-        raise_disk_failure(results)
+        raise_machine_failure(results)
         return _outcomes(folders, results)
 
 
-def raise_disk_failure(results: Iterable[Any]) -> None:
-    """Raise the ``DiskFailed`` of a pack in Tune's results."""
-    if failures := [result.metrics["disk_error"] for result in results if (result.metrics or {}).get("disk_error")]:
-        raise DiskFailed(failures[0])
+def raise_machine_failure(results: Iterable[Any]) -> None:
+    """Raise the ``DiskFailed`` or ``MachineFailed`` of a pack in Tune's results."""
+    for result in results:
+        if disk_error := (result.metrics or {}).get("disk_error"):
+            raise DiskFailed(disk_error)
+        if isinstance(cause := getattr(result.error, "cause", None), MachineFailed):
+            raise MachineFailed(str(cause))  # not NodeFailed: the GPU may be on another node than this process
 
 
 def _outcomes(folders: Sequence[str], results: Iterable[Any]) -> dict[str, str | None]:
@@ -165,7 +172,10 @@ def _exception_line(error: object) -> str | None:
 
 
 def train_pack(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Train one pack in a Ray worker; return the pack, its crash reason or None, and its disk error or None."""
+    """Train one pack in a Ray worker; return the pack, its crash reason or None, and its disk error or None.
+
+    Raises ``MachineFailed`` if a GPU failed: Tune then starts the pack in a new worker, at most ``DEATHS`` times.
+    """
     os.umask(0o077)
     _note_start(Path(config["storage"]), config["pack"])
     reason: str | None = None
@@ -200,7 +210,7 @@ def _try_pack_on_ranks(config: Mapping[str, Any]) -> str | None:
             folder=folder,
             restart_log=Path(config["pack"]) / RESTART_LOG,
         )
-    except DiskFailed:
+    except (DiskFailed, MachineFailed):
         raise
     except RunFailed as error:
         return str(error)

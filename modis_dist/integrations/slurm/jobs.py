@@ -13,16 +13,13 @@ import torch
 from modis_dist.config.cluster import Site
 from modis_dist.config.study import Study
 from modis_dist.execution.local import LocalExecutor
-from modis_dist.execution.resource_errors import is_gpu_error, is_training_error
 from modis_dist.execution.resources import Cluster, Node, cores
 from modis_dist.execution.run_pack import (
     Pack,
     crash_reasons,
     load_pack,
-    record_crash,
-    run_pack,
     save_pack,
-    study_layout,
+    try_pack,
     unfinished_packs,
 )
 from modis_dist.integrations.ray.existing_cluster import ray_at
@@ -34,7 +31,6 @@ from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
 from modis_dist.integrations.slurm.submission import folder_of, load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
 from modis_dist.runtime.signals import Flag, on_signal
-from modis_dist.runtime.text import shown
 from modis_dist.runtime.version import code
 from modis_dist.study.interfaces import Executor
 
@@ -133,14 +129,10 @@ def train_pack(out: Path, number: int) -> None:
         if not unfinished_packs(out, [pack]):
             return
         threads = load_pack(save_pack(out, pack, threads=threads_of(study, site)))[1]
-        try:
-            run_pack(pack, study_layout(out, pack), store=Path(submission.store), stop=flag, threads=threads)
-        except Exception as error:
-            if is_training_error(error):
-                raise PackFailed(record_crash(pack, error, out=out)) from error
-            if is_gpu_error(error):
-                raise NodeFailed(f"{type(error).__name__}: {shown(str(error))}") from error
-            raise
+        store = Path(submission.store)
+        reason = try_pack(pack, out=out, store=store, stop=flag, threads=threads, resubmittable=True)
+        if reason is not None:
+            raise PackFailed(reason)
 
 
 class StopBetweenPacks:

@@ -1,7 +1,9 @@
 """Slurm's queue: submit, list, cancel, requeue.
 
 submitit runs sbatch and parses sacct; jobs are shell scripts, nothing is pickled. States come from squeue and sacct,
-because submitit reports a requeued job as finished.
+because submitit reports a requeued job as finished. Only this file uses submitit; two of the three names are not in its
+public interface (``submitit``, ``submitit.helpers``), and `tests/integrations/slurm/test_submitit.py` fails if they
+change.
 """
 
 import os

@@ -1,15 +1,17 @@
 """Slurm's commands: run them and return their output or a one-line error."""
 
 import os
+import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from modis_dist.runtime.finding import Finding
 from modis_dist.runtime.text import shown
 
 TIMEOUT_S = 60.0  # Slurm's commands give up earlier
+GRACE_S = 5.0  # for a step to end after its time limit
 JOB_VARIABLES, CLUSTER_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("SLURM_CONF", "SLURM_CLUSTERS")
 
 
@@ -64,3 +66,34 @@ def without_job_variables() -> Iterator[None]:
         yield
     finally:
         os.environ.update(hidden)
+
+
+def allocated_nodes() -> int:
+    """Return the number of nodes of the Slurm job that this process is in; 0 if it is in none that has ``srun``."""
+    if "SLURM_JOB_ID" not in os.environ or shutil.which("srun") is None:
+        return 0
+    return int(os.environ.get("SLURM_JOB_NUM_NODES", "1"))
+
+
+def node_names(nodes: int) -> list[str]:
+    """Return Slurm's names of the nodes of this job in the order of their tasks."""
+    names = ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).text.split()
+    return names if len(names) == nodes else [f"node {number}" for number in range(1, nodes + 1)]
+
+
+def run_on_nodes(command: Sequence[str], nodes: int, *, limit_s: float) -> str:
+    """Run a command once on each node; return the error of srun, empty on success or after the time limit."""
+    spread = ["--overlap", f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1", "--input=none"]
+    with subprocess.Popen(
+        ["srun", *spread, *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    ) as step:
+        try:
+            stderr = step.communicate(timeout=limit_s)[1]
+            return one_line(stderr, "srun") if step.returncode else ""
+        except subprocess.TimeoutExpired:
+            step.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                step.communicate(timeout=GRACE_S)
+            return ""
+        finally:
+            step.kill()

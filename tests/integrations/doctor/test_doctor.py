@@ -8,6 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from modis_dist.cli.main import app, run
@@ -224,27 +225,22 @@ def test_a_driver_without_a_gpu_is_a_warning_that_quotes_pytorch() -> None:
     assert "CUDA_VISIBLE_DEVICES" in finding.fix
 
 
-@pytest.mark.parametrize(
-    ("capability", "built_for", "runs"),
-    [
-        ((8, 0), ["sm_80"], True),
-        ((8, 6), ["sm_80"], True),  # machine code of the same generation
-        ((8, 0), ["sm_86"], False),
-        ((9, 0), ["sm_80"], False),
-        ((9, 0), ["sm_80", "compute_80"], True),  # PTX is compiled for what is later
-        ((7, 0), ["sm_75", "compute_90"], False),
-        ((9, 0), ["sm_90a"], True),
-        ((10, 3), ["sm_100a"], False),
-        ((12, 0), ["sm_100", "sm_120"], True),
-    ],
-)
-def test_a_gpu_whose_architecture_is_not_in_the_build_is_an_error(
-    capability: tuple[int, int], built_for: list[str], runs: bool
-) -> None:
-    finding = doctor_machine.architecture([("Some GPU", capability)], built_for, build="2.13.0")
-    name = f"sm_{capability[0]}{capability[1]}"
-    assert finding.level == ("ok" if runs else "error") and finding.message == f"Some GPU ({name})"
-    assert runs or (f" {name} " in finding.fix and ", ".join(built_for) in finding.fix)
+def test_a_gpu_that_runs_no_kernel_is_an_error_that_quotes_pytorch(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = {"cpu": "Some GPU", "cpu:0": "Another"}  # the kernel runs on any device
+    finding = doctor_machine.kernels(names)
+    assert (finding.level, finding.message) == ("ok", "Some GPU, Another")
+    genuine = torch.ones
+
+    def ones(*sizes: int, device: str) -> torch.Tensor:
+        if device == "cpu:0":
+            raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore")
+        return genuine(*sizes, device=device)
+
+    monkeypatch.setattr(torch, "ones", ones)
+    finding = doctor_machine.kernels(names)
+    assert finding.level == "error" and "nvidia-smi" in finding.fix
+    error = "CUDA error: no kernel image is available for execution on the device"
+    assert finding.message == f"Some GPU, Another; cpu:0: {error}"
 
 
 def test_little_space_for_temporary_files_is_a_warning_and_a_folder_that_is_not_writable_an_error(

@@ -1,17 +1,25 @@
-"""Death of Ray's own processes: a one-line error, nothing lost or left, and the same command resumes. Slow."""
+"""Death of Ray's own processes, or of a GPU: a one-line error, nothing lost or left, the same command resumes. Slow."""
 
 import json
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
+from modis_dist.execution import run_pack
 from modis_dist.execution.resources import cores
+from modis_dist.integrations.ray import tune
+from modis_dist.integrations.ray.private_cluster import PrivateRay
+from modis_dist.integrations.ray.train import RESTARTS, on_ranks
+from modis_dist.runtime.errors import MachineFailed, NodeFailed
+from modis_dist.train.process_group import RankSpec
 from tests.integrations.processes import lives, wait_for
 from tests.integrations.ray.test_ray_tune import Watch, started
 from tests.study.toy_study import BARE, write_store, write_study
@@ -87,3 +95,77 @@ def test_a_training_whose_ray_node_dies_exits_with_an_error(tmp_path: Path) -> N
     run, out = tmp_path / "run.yaml", tmp_path / "out"
     run.write_text(yaml12.dump(tree))
     assert_one_line(killed_in(["train", str(run), "--workers", "2", "--out", str(out)], out, "raylet"))
+
+
+# --- a failed GPU -----------------------------------------------------------------------------------------------
+
+TRAIN_PACK, FIT = tune.train_pack, run_pack.fit
+
+
+def starts_of(folder: Path) -> list[str]:
+    """Return the processes that tried to train, in order."""
+    return (folder / "starts").read_text().splitlines()
+
+
+def fails(folder: Path) -> bool:
+    """Record the start of a training in a folder; return whether its GPU fails."""
+    with (folder / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return len(starts_of(folder)) <= int((folder / "failures").read_text())
+
+
+def train_pack_on_a_bad_gpu(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Train a pack in a Ray worker whose GPU fails on the first starts of trainings with beta 1e-2."""
+
+    def fit(members: Any, **settings: Any) -> Any:
+        if members[0].run.objective.beta == 1e-2 and fails(Path(config["out"]).parent):
+            raise RuntimeError("CUDA error: uncorrectable ECC error encountered")
+        return FIT(members, **settings)
+
+    run_pack.fit = fit
+    return TRAIN_PACK(config)
+
+
+@pytest.mark.slow
+def test_a_pack_whose_gpu_fails_is_retried_in_a_new_worker_and_no_trial_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = {"packing": {"enabled": False}, "folds": 1, "probe": False, "executor": "ray"}
+    study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
+    out, arguments = tmp_path / "out", ["tune", str(study), "--out", str(tmp_path / "out")]
+    monkeypatch.setattr(tune, "train_pack", train_pack_on_a_bad_gpu)
+    (tmp_path / "failures").write_text("99")
+    assert command(arguments) == 3
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert "the GPU failed (CUDA error: uncorrectable ECC error encountered); rerun the same command" in line
+    assert len(set(starts_of(tmp_path))) == tune.DEATHS + 1
+    assert len(list(out.glob("trials/*/result.json"))) == 1 and not list(out.glob("packs/*/error.txt"))
+    (tmp_path / "starts").unlink()
+    (tmp_path / "failures").write_text("1")
+    assert command(arguments) == 0
+    assert len(set(starts_of(tmp_path))) >= 2
+    trials = json.loads((out / "summary.json").read_text())["trials"]
+    assert trials == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
+
+
+def rank_on_a_bad_gpu(spec: RankSpec, settings: Mapping[str, Any]) -> str:
+    """Return the process of a rank; the GPU of rank 1 fails on the first starts."""
+    if spec.rank == 1 and fails(Path(settings["folder"])):
+        raise NodeFailed("the GPU failed")
+    return str(os.getpid())
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # Ray Train, imported in this process, uses its own old names
+@pytest.mark.skipif(cores() < 2, reason="two ranks need two cores")
+def test_ranks_restart_when_a_gpu_fails_and_a_gpu_that_fails_again_is_a_machine_failure(tmp_path: Path) -> None:
+    restarts, settings = tmp_path / "ranks.log", {"folder": str(tmp_path)}
+    resources = {"workers": 2, "threads": 1, "gpus": 0, "restart_log": restarts}
+    with PrivateRay().ready(out=tmp_path, store=tmp_path) as folder:
+        (tmp_path / "failures").write_text("1")
+        assert on_ranks(rank_on_a_bad_gpu, settings, folder=folder, **resources) not in starts_of(tmp_path)
+        assert len(restarts.read_text().splitlines()) == 1 and len(set(starts_of(tmp_path))) == 2
+        (tmp_path / "failures").write_text("99")
+        with pytest.raises(MachineFailed, match="the GPU failed"):
+            on_ranks(rank_on_a_bad_gpu, settings, folder=folder, **resources)
+    assert len(set(starts_of(tmp_path))) == 2 + RESTARTS + 1

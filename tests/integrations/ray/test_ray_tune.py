@@ -9,8 +9,10 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -20,22 +22,25 @@ import pytest
 
 from modis_dist.cli.main import run as command
 from modis_dist.config.study import Resources
-from modis_dist.execution.memory import ConcurrencyLimit
 from modis_dist.execution.resources import Cluster, Node
+from modis_dist.execution.run_pack import load_pack
 from modis_dist.integrations.mlflow.follower import LOWEST
 from modis_dist.integrations.ray import reaper as ray_reaper
+from modis_dist.integrations.ray import tune
 from modis_dist.integrations.ray.private_cluster import (
     PREFIX,
     PrivateRay,
-    _private,
+    driver_environment,
     environment,
     short_parent,
     temporary_folder,
 )
-from modis_dist.integrations.ray.tune import DEATHS, RayExecutor, _note_start, _outcomes
-from modis_dist.runtime.errors import ConfigError, DataError
+from modis_dist.integrations.ray.train import STOP
+from modis_dist.integrations.ray.tune import DEATHS, WORKER_DIED, RayExecutor
+from modis_dist.runtime.errors import ConfigError, DataError, MachineFailed, NodeFailed
 from modis_dist.runtime.lock import LOCK, holder, locked
 from tests.integrations.processes import lives, wait_for
+from tests.integrations.slurm.toy_submission import planned
 from tests.study.kills import compared
 from tests.study.toy_study import BARE, write_store, write_study
 
@@ -248,11 +253,11 @@ def test_ray_starts_despite_a_long_temporary_path_and_an_exception_leaves_no_pro
 def test_the_reaper_identifies_processes_by_token_or_by_their_open_logs(
     environment: str, open_file: str, belongs: bool, tmp_path: Path
 ) -> None:
-    process, folder = tmp_path / "proc", tmp_path / "modis"
+    process, folder = tmp_path / "proc" / "7", tmp_path / "modis"
     (process / "fd").mkdir(parents=True)
     (process / "environ").write_text(environment.replace("FOLDER", str(folder)))
     (process / "fd" / "7").symlink_to(open_file.replace("FOLDER", str(folder)))
-    assert ray_reaper._belongs(process, folder) == belongs
+    assert ray_reaper.processes_of(folder, proc=tmp_path / "proc") == ([7] if belongs else [])
 
 
 def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp_path: Path) -> None:
@@ -265,37 +270,98 @@ def test_folders_of_killed_drivers_are_removed_and_those_of_living_ones_kept(tmp
     assert {p.name for p in tmp_path.iterdir()} == {f"{PREFIX}living", f"{PREFIX}foreign"}
 
 
-def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed_its_workers_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    turns: list[list[str]] = []
-
-    def fit(
-        _: RayExecutor, folders: list[str], settings: Mapping[str, Any], limit: ConcurrencyLimit, **__: object
-    ) -> dict[str, None]:
-        assert limit == ConcurrencyLimit(2)
-        turns.append(folders)
-        deaths = DEATHS + 1 if len(turns) == 1 else 0
-        for _ in range(deaths):
-            _note_start(Path(settings["storage"]), "packs/deadly")
-        return {folder: None for folder in folders if folder == "packs/uninterrupted" or len(turns) > 1}
-
-    monkeypatch.setattr(RayExecutor, "_fit", fit)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    folders = ["packs/uninterrupted", "packs/deadly", "packs/unlucky"]
-    outcomes = RayExecutor(Resources(), backend=PrivateRay())._train(
-        folders, {"out": str(tmp_path)}, ConcurrencyLimit(2), threads=1
-    )
-    assert outcomes == {"packs/uninterrupted": None, "packs/unlucky": None} and turns == [folders, ["packs/unlucky"]]
+# --- outcomes of packs, with Tune replaced ----------------------------------------------------------------------
 
 
 @pytest.fixture
 def ray_errors(tmp_path: Path) -> ModuleType:
     """Return Ray's exceptions. Ray keeps the token of its first import for the life of the process."""
-    with environment(_private(tmp_path)):
+    with environment(driver_environment(tmp_path)):
         import ray.exceptions
 
         return ray.exceptions
+
+
+@dataclass(frozen=True)
+class WithoutRay:
+    """A backend that starts nothing."""
+
+    folder: Path
+
+    @property
+    def cluster(self) -> Cluster:
+        return Cluster("this machine", (Node(cores=2, gpus=0),))
+
+    @contextmanager
+    def ready(self, *, out: Path, store: Path) -> Iterator[Path]:
+        assert out != store
+        yield self.folder
+
+
+Execute = Callable[[Callable[[list[str], Mapping[str, Any]], list[Any]]], Mapping[str, str]]
+
+
+@pytest.fixture
+def execute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ray_errors: ModuleType) -> Execute:
+    """Return a function that executes four packs of one trial each; its argument replaces Tune.
+
+    It gets the folders of packs and the settings of the workers, and returns a result of Tune for each folder.
+    """
+    from ray import tune as ray_tune
+
+    store, out = write_store(tmp_path / "store"), tmp_path / "out"
+    packs = planned(store, out).packs()
+
+    def executed(fits: Callable[[list[str], Mapping[str, Any]], list[Any]]) -> Mapping[str, str]:
+        class Tuner:
+            def __init__(self, _: object, *, param_space: Mapping[str, Any], tune_config: Any, **__: object) -> None:
+                assert tune_config.max_concurrent_trials == 2
+                self.fit = partial(fits, param_space["pack"]["grid_search"], param_space)
+
+        monkeypatch.setattr(ray_tune, "Tuner", Tuner)
+        monkeypatch.setattr(tune, "while_ray_lives", lambda work: work())
+        with RayExecutor(Resources(), backend=WithoutRay(tmp_path), device="cpu") as executor:
+            return executor.execute(packs, out=out, store=store)
+
+    assert ray_errors.RayError
+    return executed
+
+
+def trial_of(pack: str) -> str:
+    """Return the id of the trial in the folder of a pack."""
+    return load_pack(Path(pack))[0].ids[0]
+
+
+def done(pack: str) -> SimpleNamespace:
+    """Return Tune's result of a pack that was trained."""
+    return SimpleNamespace(error=None, metrics={"pack": pack, "crashed": None})
+
+
+def start(pack: str, settings: Mapping[str, Any]) -> None:
+    """Start a pack in a worker that stops before it trains."""
+    stopped = Path(settings["storage"]) / "stopped"
+    stopped.mkdir(exist_ok=True)
+    (stopped / STOP).write_text("asked")
+    tune.train_pack({**settings, "pack": pack, "out": str(stopped)})
+
+
+def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed_its_workers_is_not(
+    execute: Execute, ray_errors: ModuleType
+) -> None:
+    turns: list[list[str]] = []
+
+    def fits(folders: list[str], settings: Mapping[str, Any]) -> list[Any]:
+        turns.append(folders)
+        if len(turns) > 1:
+            return [done(pack) for pack in folders]
+        for _ in range(DEATHS + 1):
+            start(folders[1], settings)
+        died = SimpleNamespace(error=ray_errors.ActorDiedError(), metrics={})
+        return [done(folders[0]), died, died, done(folders[3])]
+
+    reasons = execute(fits)
+    (first, again), deadly = turns, trial_of(turns[0][1])
+    assert again == [first[2]] and reasons == {deadly: WORKER_DIED}
 
 
 @pytest.mark.parametrize(
@@ -307,22 +373,49 @@ def ray_errors(tmp_path: Path) -> ModuleType:
         (ValueError("two\nlines"), "ValueError: two\\nlines"),
     ],
 )
-def test_an_exception_in_a_worker_is_the_crash_reason(raised: Exception, why: str, ray_errors: ModuleType) -> None:
+def test_an_exception_in_a_worker_is_the_crash_reason(
+    raised: Exception, why: str, execute: Execute, ray_errors: ModuleType
+) -> None:
     sent = pickle.loads(pickle.dumps(ray_errors.RayTaskError("train_pack", "Traceback\n", raised)))
     for error in (sent, sent.as_instanceof_cause()):
-        assert _outcomes(["packs/one"], [SimpleNamespace(error=error, metrics={})]) == {"packs/one": why}
+        reasons = execute(
+            lambda folders, _, error=error: [SimpleNamespace(error=error, metrics={}), *map(done, folders[1:])]
+        )
+        assert list(reasons.values()) == [why]
 
 
-def test_a_dead_worker_has_no_outcome_and_one_that_could_not_start_has_a_reason(ray_errors: ModuleType) -> None:
+def test_a_failed_gpu_in_every_worker_that_tried_a_pack_ends_the_study(
+    execute: Execute, ray_errors: ModuleType
+) -> None:
+    failed = ray_errors.RayTaskError("train_pack", "Traceback\n", NodeFailed("packs/x: the GPU failed"))
+    error = pickle.loads(pickle.dumps(failed)).as_instanceof_cause()
+    with pytest.raises(MachineFailed, match="packs/x: the GPU failed") as raised:
+        execute(lambda folders, _: [*map(done, folders[1:]), SimpleNamespace(error=error, metrics={})])
+    assert not isinstance(raised.value, NodeFailed), "the GPU may be on another node than the driver"
+
+
+def test_dead_workers_are_retried_and_one_that_could_not_start_has_a_reason(
+    execute: Execute, ray_errors: ModuleType
+) -> None:
     missing = ModuleNotFoundError("No module named 'modis_dist'")
     cause = ray_errors.RayTaskError("__init__", f"Traceback\nModuleNotFoundError: {missing}", missing)
-    deaths = (ray_errors.ActorDiedError(), ray_errors.ActorUnavailableError("", None))
-    done = SimpleNamespace(error=None, metrics={"pack": "packs/done", "crashed": None})
-    died = [SimpleNamespace(error=error, metrics={}) for error in deaths]
-    began = SimpleNamespace(error=ray_errors.ActorDiedError(cause), metrics={})
-    outcomes = _outcomes(["packs/dead", "packs/done", "packs/new", "packs/away"], [died[0], done, began, died[1]])
+    turns: list[list[str]] = []
+
+    def fits(folders: list[str], _: Mapping[str, Any]) -> list[Any]:
+        turns.append(folders)
+        if len(turns) > 1:
+            return [done(pack) for pack in folders]
+        errors = (
+            ray_errors.ActorDiedError(),
+            ray_errors.ActorDiedError(cause),
+            ray_errors.ActorUnavailableError("", None),
+        )
+        dead, unable, away = (SimpleNamespace(error=error, metrics={}) for error in errors)
+        return [dead, done(folders[1]), unable, away]
+
     why = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
-    assert outcomes == {"packs/done": None, "packs/new": why}
+    assert execute(fits) == {trial_of(turns[0][2]): why}
+    assert turns[1:] == [[turns[0][0], turns[0][3]]]
 
 
 def test_slots_share_the_cores() -> None:

@@ -2,9 +2,11 @@
 
 import errno
 import os
+import re
 import signal
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -28,7 +30,8 @@ from modis_dist.runtime.files import write_json
 from modis_dist.study import manifest
 from modis_dist.study.plan import plan
 from modis_dist.train import checkpoint
-from modis_dist.train.loop import Training
+from modis_dist.train.callbacks import Callbacks
+from modis_dist.train.stack import Member
 from tests.integrations.slurm.fake_slurm import SACCT, FakeSlurm
 from tests.integrations.slurm.toy_submission import planned, site, study, submitted
 from tests.study.toy_study import run_toy_study
@@ -135,8 +138,14 @@ def test_a_full_quota_keeps_the_checkpoint_and_the_stack_together(
 ) -> None:
     stacked = plan(study(store, packing={"enabled": True}), out=out, slots=1, source="study.yaml", gpu=False)
     before = submit.submit(stacked, site(), form="array", out=out)
+    genuine, updates = run_pack.fit, iter(range(99))
+
+    def fit(members: Sequence[Member], *, callbacks: Callbacks, **settings: Any) -> Any:
+        stop = SimpleNamespace(requested=lambda: "asked" if next(updates) > 4 else None)
+        return genuine(members, callbacks=replace(callbacks, stop=stop), **settings)
+
     with monkeypatch.context() as patch:
-        patch.setattr(Training, "_stop_requested", lambda self: "asked" if self.state.updates > 4 else None)
+        patch.setattr(run_pack, "fit", fit)
         with pytest.raises(Interrupted):
             array_job.train_pack(out, 0)
     saved = list(out.glob("packs/*/last/step-*"))
@@ -153,13 +162,20 @@ def test_a_full_quota_keeps_the_checkpoint_and_the_stack_together(
     assert submit.resume(out).packs == before.packs
 
 
-def test_a_full_disk_ends_a_study_and_its_stack_resumes_together(
-    store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [(OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x"), DiskFailed), *((e, NodeFailed) for e in OF_GPU.values())],
+)
+def test_a_full_disk_or_a_failed_gpu_ends_a_study_and_its_stack_resumes_together(
+    error: Exception, raised: type[Exception], store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def fit(*_: object, **__: object) -> None:
+        raise error
+
     out = tmp_path / "tuned"
     with monkeypatch.context() as patch:
-        patch.setattr(run_pack, "fit", full)
-        with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
+        patch.setattr(run_pack, "fit", fit)
+        with pytest.raises(raised, match=re.escape(str(error.args[1] if raised is DiskFailed else error))):
             run_toy_study(out, store, grid={}, probe=False)
     (stack,) = manifest.load(out / "manifest.json").packs
     assert len(stack) == 2 and not list(out.glob("packs/*/error.txt"))
@@ -176,8 +192,8 @@ def test_a_disk_error_in_a_ray_worker_is_not_a_crash(
     reported = tune.train_pack(config | {"storage": str(tmp_path), "workers": 1, "gpus": 0})
     assert reported["crashed"] is None and os.strerror(errno.EDQUOT) in reported["disk_error"]
     with pytest.raises(DiskFailed, match=os.strerror(errno.EDQUOT)):
-        tune.raise_disk_failure([SimpleNamespace(metrics=None), SimpleNamespace(metrics=reported)])
-    tune.raise_disk_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None})])
+        tune.raise_machine_failure([SimpleNamespace(metrics=m, error=None) for m in (None, reported)])
+    tune.raise_machine_failure([SimpleNamespace(metrics={"pack": "x", "crashed": None}, error=None)])
 
 
 def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
@@ -239,7 +255,9 @@ def test_a_ray_that_does_not_start_or_is_lost_is_a_machine_failure(
         nodes = multi_node.ray_on_nodes(tmp_path, nodes=1, cpus=1, gpus=0, python=["python"])
         with pytest.raises(MachineFailed, match="Ray"), nodes:
             pytest.fail("Ray started")
-    monkeypatch.setattr(head_watch, "_listeners", lambda: [("127.0.0.1", 1)])
+    node = {"NodeID": "n", "NodeManagerAddress": "127.0.0.1", "NodeManagerPort": 1}  # nothing listens at port 1
+    context = SimpleNamespace(gcs_address="127.0.0.1:1", get_node_id=lambda: "n")
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get_runtime_context=lambda: context, nodes=lambda: [node]))
     monkeypatch.setattr(head_watch, "PATIENCE_S", 0.0)
     monkeypatch.setattr(head_watch.atexit, "register", lambda _: None)
     over = threading.Event()

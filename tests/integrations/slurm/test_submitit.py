@@ -1,9 +1,14 @@
 """Contract with submitit: fails if a new release changes what this package uses."""
 
+import re
+from pathlib import Path
+
 import pytest
 from submitit.core.utils import FailedJobError
 from submitit.helpers import CommandFunction
 from submitit.slurm.slurm import SlurmInfoWatcher
+
+import modis_dist
 
 
 def test_a_failed_command_raises_its_standard_error() -> None:
@@ -21,3 +26,8 @@ def test_rows_of_sacct_are_read_by_job_and_column() -> None:
         "7_0": ("CANCELLED by 1", "n1"),
         "8": ("COMPLETED", "n2"),
     }
+
+
+def test_only_the_queue_imports_submitit() -> None:
+    imports, package = re.compile(r"^\s*(from|import) submitit\b", re.MULTILINE), Path(modis_dist.__file__).parent
+    assert [path.name for path in package.rglob("*.py") if imports.search(path.read_text())] == ["queue.py"]

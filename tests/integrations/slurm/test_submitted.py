@@ -15,15 +15,14 @@ from modis_dist.cli import wait
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
-from modis_dist.execution import run_pack
 from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm import fetch
 from modis_dist.integrations.slurm.job_notes import read_note
 from modis_dist.integrations.slurm.local_queue import LocalQueue
 from modis_dist.integrations.slurm.submission_status import submission_status
-from modis_dist.report import drawing
 from modis_dist.study import manifest
 from modis_dist.train.journal import read
+from tests.bare import skip_figures
 from tests.integrations.processes import wait_for
 from tests.study.kills import compared
 from tests.study.toy_study import write_store, write_study
@@ -34,6 +33,7 @@ pytestmark = pytest.mark.slow
 STUDY: dict[str, Any] = {"replicates": 2, "packing": {"max_trials": 4}, "probe": False}
 SMALL: dict[str, Any] = {"grid": {}, "probe": False}
 PATIENCE_S = 120.0
+ROOT = Path(__file__).parents[3]
 
 # Replaces Python in jobs: draws no figures, which take most of the time. While a file `slow` is beside it, every record
 # is delayed; while `poison` is, fold 1 crashes.
@@ -43,12 +43,13 @@ from pathlib import Path
 
 here = Path(__file__).parent
 if sys.argv[4] != "local":
-    from modis_dist.report import drawing
     from modis_dist.execution import run_pack
     from modis_dist.train.journal import JournalWriter
 
-    run_pack.draw = lambda *_: None
-    drawing.save = lambda *_: None
+    sys.path.append(ROOT)
+    from tests.bare import skip_figures
+
+    skip_figures()
     if (here / "slow").exists():
         genuine_record = JournalWriter.metrics
         JournalWriter.metrics = lambda *a, **k: (time.sleep(0.3), genuine_record(*a, **k))[1]
@@ -79,7 +80,7 @@ class SubmittedStudy:
         folder.mkdir(exist_ok=True)
         self.folder, self.out, self.stand_in = folder, folder / "out", folder / "python.py"
         self.study = write_study(folder / "study.yaml", write_store(folder / "store"), **sweep)
-        self.stand_in.write_text(STAND_IN)
+        self.stand_in.write_text(f"ROOT = {str(ROOT)!r}\n{STAND_IN}")
         self.profile = folder / "local.yaml"
         words = [sys.executable, str(self.stand_in)]
         self.profile.write_text(yaml12.dump({"executor": "local", "cpus": 1, "python": words}))
@@ -91,8 +92,7 @@ class SubmittedStudy:
         """Run the same study without a queue and return its output folder."""
         uninterrupted = self.folder / "uninterrupted"
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(run_pack, "draw", lambda *_: None)
-            patch.setattr(drawing, "save", lambda *_: None)
+            skip_figures(patch)
             assert command(["tune", str(self.study), "--out", str(uninterrupted)]) == 0
         return uninterrupted
 
