@@ -38,9 +38,11 @@ class PackRunner:
         """Return the packs of the search."""
         return replace(self._planned, manifest=self._manifest).packs()
 
-    def add_packs(self, trials: Sequence[Trial]) -> None:
-        """Arrange trials of the search that are not done and in no pack into packs."""
-        packs = ids_of(self._arrange(unique(trials), self._manifest.packs))
+    def add_packs(self, trials: Sequence[Trial], *, without: Sequence[Pack] = ()) -> None:
+        """Arrange trials of the search that are not done and in no pack, or in one of ``without``, into packs."""
+        dropped = ids_of([pack.trials for pack in without])
+        earlier = [pack for pack in self._manifest.packs if pack not in dropped]
+        packs = ids_of(self._arrange(unique(trials), earlier))
         self._save(replace(self._manifest, trials=tuple(trials), packs=packs))
 
     def refit_packs(self, trials: Sequence[Trial]) -> list[Pack]:

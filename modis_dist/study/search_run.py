@@ -9,10 +9,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from modis_dist.config.study import Study
-from modis_dist.evaluate.results import read_history, read_interim_result, read_result, write_result
-from modis_dist.execution.run_pack import Pack, journal_file, pack_folder, remove_last_if_done, trial_folder
+from modis_dist.evaluate.results import RESULT, read_history, read_interim_result, read_result, write_result
+from modis_dist.execution.run_pack import (
+    LAST,
+    Pack,
+    journal_file,
+    pack_folder,
+    remove_last_if_done,
+    trial_folder,
+)
 from modis_dist.execution.trial import Trial
-from modis_dist.runtime.errors import RunFailed
+from modis_dist.runtime.files import remove_folder
 from modis_dist.runtime.lock import locked
 from modis_dist.study.aggregate import Configuration, Results, Verdict, by_configuration, grouped
 from modis_dist.study.manifest import unique
@@ -87,7 +94,7 @@ class Round:
 
     def _train_until(self, epoch: int | None) -> None:
         """Train the remaining trials that did not crash, up to an epoch or to their end."""
-        self._refuse_pruned(epoch)
+        self._unprune(epoch)
         in_round = {trial.id for trial in self._trials}
         to_train = {trial.id for trial in self._members()} - self._crashed.keys()
         packs = [
@@ -99,11 +106,21 @@ class Round:
         name = self._name if epoch is None else f"{self._name} to epoch {epoch}"
         self._crashed |= self._runner.train(packs, name=name)
 
-    def _refuse_pruned(self, epoch: int | None) -> None:
-        """Raise ``RunFailed`` if a trial that is to be trained further was pruned: its state is gone."""
-        results = self._runner.results(self._members()).values()
-        if any(result["status"] == "pruned" and (epoch is None or result["epochs"] < epoch) for result in results):
-            raise RunFailed(f"{self._out}: trials were pruned under other settings; restore them or use another --out")
+    def _unprune(self, epoch: int | None) -> None:
+        """Restart trials that were pruned under other settings and are now to be trained further."""
+        results = self._runner.results(self._members())
+        restarted = [
+            trial
+            for trial in self._members()
+            if (result := results.get(trial.id)) is not None
+            and result["status"] == "pruned"
+            and (epoch is None or result["epochs"] < epoch)
+        ]
+        if restarted:
+            ids = {trial.id for trial in restarted}
+            old = [pack for pack in self._runner.packs() if not ids.isdisjoint(pack.ids)]
+            unprune_trials(restarted, old, out=self._out)
+            self._runner.add_packs(self._search.trials, without=old)
 
     def _values(self, epoch: int) -> tuple[dict[str, float | None], dict[str, str]]:
         """Return the value of each trial at a rung, None for a failed one, and the crash reasons."""
@@ -147,3 +164,12 @@ def prune_trials(pack: Pack, reasons: Mapping[str, str], *, out: Path) -> None:
                     journal.event(trial.id, kind="end", values={"status": "pruned", "epochs": result["epochs"]})
                     write_result(trial_folder(out, trial), result | {"status": "pruned", "reason": reasons[trial.id]})
         remove_last_if_done(pack_folder(out, pack), (trial_folder(out, trial) for trial in pack.trials))
+
+
+def unprune_trials(trials: Sequence[Trial], packs: Sequence[Pack], *, out: Path) -> None:
+    """Remove the results of pruned trials; their packs start again, since the state of pruned members is gone."""
+    for pack in packs:
+        with locked(pack_folder(out, pack)):
+            remove_folder(pack_folder(out, pack) / LAST)
+    for trial in trials:
+        (trial_folder(out, trial) / RESULT).unlink(missing_ok=True)

@@ -10,7 +10,6 @@ import pytest
 from modis_dist.evaluate.results import read_history
 from modis_dist.execution import run_pack
 from modis_dist.execution.trial import Trial
-from modis_dist.runtime.errors import RunFailed
 from modis_dist.study import manifest
 from modis_dist.study.search import decisions
 from modis_dist.train import journal
@@ -143,23 +142,20 @@ def test_rerunning_a_finished_study_trains_nothing_and_gives_the_same_summary(st
     assert [path.read_bytes() for path in pruned.glob("packs/*/journal.jsonl")] == files
 
 
-def test_a_pruned_trial_that_would_train_on_under_other_settings_is_refused(store: Path, tmp_path: Path) -> None:
+def test_a_pruned_study_trains_to_the_end_once_pruning_is_removed(store: Path, whole: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     few = {**RANDOM, "search": {**RANDOM["search"], "configurations": 4}}
     first = run_toy_study(out, store, EPOCHS, **few, pruning=PRUNING)
     assert first["trials"]["pruned"] == 6
-    before = {path: path.read_bytes() for path in out.glob("trials/*/result.json")}
-    with pytest.raises(RunFailed, match="--out"):
-        run_toy_study(out, store, EPOCHS, **few)
-    assert {path: path.read_bytes() for path in out.glob("trials/*/result.json")} == before
-    assert timeless(run_toy_study(out, store, EPOCHS, **few, pruning=PRUNING)) == timeless(first)
-
-
-def test_a_grid_whose_pruning_is_removed_is_refused(store: Path, tmp_path: Path) -> None:
-    sweep = {"probe": False, "grid": {"objective.beta": [1e-4, 1e-3, 1e-2]}, "folds": 1}
-    run_toy_study(tmp_path / "out", store, EPOCHS, **sweep, pruning=PRUNING)
-    with pytest.raises(RunFailed, match="--out"):
-        run_toy_study(tmp_path / "out", store, EPOCHS, **sweep)
+    more = run_toy_study(out, store, EPOCHS, **RANDOM, pruning=PRUNING)
+    assert [g["pruned"] for g in more["groups"]].count(None) == 1
+    assert more["trials"]["done"] + more["trials"]["pruned"] == more["trials"]["total"] == 18
+    last = run_toy_study(out, store, EPOCHS, **RANDOM)
+    assert last["trials"] == {"total": 18, "done": 18, "failed": 0, "pruned": 0}
+    assert all(len(read_history(out / "trials" / name)) == 7 for g in last["groups"] for name in g["trials"])
+    assert {json.dumps(g["params"]) for g in last["groups"]} == {
+        json.dumps(g["params"]) for g in summary_of(whole)["groups"]
+    }
 
 
 # --- failures and kills -------------------------------------------------------------------------------------
