@@ -41,7 +41,7 @@ def print_submission(estimate: "SubmissionEstimate", site: "Site") -> None:
     from modis_dist.cli.doctor import print_finding
 
     print_plan(estimate.plan)
-    say(f"form: {estimate.form} ({estimate.why})")
+    say(f"form: {estimate.form} ({estimate.reason})")
     say(f"cost: {_cost(estimate, site)}")
     if estimate.longest_s > site.seconds and site.executor == "slurm":
         say(f"time limit: {_time_limit(estimate, site)}")

@@ -51,18 +51,18 @@ def submit(
     from modis_dist.integrations.slurm.form import check_profile, form_of
 
     site, loaded = load_site(cluster), load_and_check(study, settings)
-    chosen, why = form_of(loaded, site, requested=form)
+    chosen, reason = form_of(loaded, site, requested=form)
     check_profile(loaded, site, form=chosen)
     folder = out.absolute()
     if dry_run:
         from modis_dist.cli.dry_run import print_submission
         from modis_dist.planning.submission import estimate_submission
 
-        estimate = estimate_submission(loaded, site, chosen, why, folder, source=study)
+        estimate = estimate_submission(loaded, site, chosen, reason, folder, source=study)
         print_json(estimate.as_json()) if as_json else print_submission(estimate, site)
         return
     submission = _submit(loaded, site, chosen, folder, source=study)
-    _finish(submission, submission.sent, folder, why=why, wait=wait, as_json=as_json)
+    _finish(submission, submission.sent, folder, reason=reason, wait=wait, as_json=as_json)
 
 
 def _submit(study: "Study", site: "Site", form: "Form", folder: Path, *, source: Path) -> "Submission":
@@ -82,12 +82,12 @@ def _submit(study: "Study", site: "Site", form: "Form", folder: Path, *, source:
 
 
 def _finish(
-    submission: "Submission", sent: "Sequence[SentJob]", folder: Path, *, why: str, wait: bool, as_json: bool
+    submission: "Submission", sent: "Sequence[SentJob]", folder: Path, *, reason: str, wait: bool, as_json: bool
 ) -> None:
     """Print a submission and the jobs just sent; with ``wait``, block until they have ended."""
     if not as_json:
         jobs = ", ".join(f"{job.kind} {job.number}" for job in sent)
-        say(f"{submission.study}: submitted as {submission.form} ({why}): {jobs}")
+        say(f"{submission.study}: submitted as {submission.form} ({reason}): {jobs}")
         say(f"next: modis-dist status {folder}")
     elif not wait:
         print_json(asdict(submission))
@@ -133,7 +133,7 @@ def resume(
     submission = resume_jobs(folder, load_site(cluster) if cluster else None)
     marks = {job.mark for job in before.sent}
     sent = [job for job in submission.sent if job.mark not in marks]
-    _finish(submission, sent, folder, why="unfinished part", wait=wait, as_json=as_json)
+    _finish(submission, sent, folder, reason="unfinished part", wait=wait, as_json=as_json)
 
 
 def fetch(

@@ -26,7 +26,7 @@ class SubmissionEstimate:
 
     plan: StudyEstimate
     form: Form
-    why: str  # the reason for the form
+    reason: str  # for the form
     scripts: dict[str, str]  # by kind of job
     job_hours: float
     core_hours: float | None  # None if the site has GPUs and this machine has none to measure on
@@ -42,7 +42,7 @@ class SubmissionEstimate:
 
 
 def estimate_submission(
-    study: Study, site: Site, form: Form, why: str, out: Path, *, source: Path
+    study: Study, site: Site, form: Form, reason: str, out: Path, *, source: Path
 ) -> SubmissionEstimate:
     """Return the cost of the remaining part of a study on a cluster. Submits and writes nothing."""
     slots = slots_of(study, site, form)
@@ -69,7 +69,7 @@ def estimate_submission(
     return SubmissionEstimate(
         plan=estimate,
         form=form,
-        why=why,
+        reason=reason,
         scripts=scripts,
         job_hours=hours,
         core_hours=hours * site.cpus if measured else None,

@@ -307,8 +307,8 @@ class Training:
             before = progress.history[-1] if progress.history else {}
             lost = [side for side, now in skipped.items() if now - before.get(f"train/{side}", 0) >= self.loader.steps]
             if lost:
-                why = f"epoch {state.epoch}: every step overflowed in fp16 ({', '.join(lost)})"
-                self._fail(slot, f"{why}; set trainer.precision to bf16 or fp32")
+                reason = f"epoch {state.epoch}: every step overflowed in fp16 ({', '.join(lost)})"
+                self._fail(slot, f"{reason}; set trainer.precision to bf16 or fp32")
             rows[slot] |= {f"train/{side}": now for side, now in skipped.items()}
         self._drop([slot for slot, progress in enumerate(self._active()) if progress.status == "failed"])
         return not self.state.members

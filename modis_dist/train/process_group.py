@@ -90,9 +90,9 @@ def init_process_group(spec: RankSpec, *, device: torch.device, timeout_s: float
         presence.leave("")
         raise
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        presence.leave(why)
-        if not _is_connection_error(why):
+        reason = f"{type(error).__name__}: {error}"
+        presence.leave(reason)
+        if not _is_connection_error(reason):
             raise
         lost = presence.lost(waited_s=timeout_s)
         if lost:
@@ -111,9 +111,9 @@ def _store(spec: RankSpec) -> Store:
     return store
 
 
-def _is_connection_error(why: str) -> bool:
+def _is_connection_error(reason: str) -> bool:
     """Return True if an error only says that another rank did not respond."""
-    return any(sign in why for sign in ("gloo", "Gloo", "NCCL", "DistNetworkError", "DistBackendError", "onnection"))
+    return any(sign in reason for sign in ("gloo", "Gloo", "NCCL", "DistNetworkError", "DistBackendError", "onnection"))
 
 
 class _Presence:
@@ -148,10 +148,10 @@ class _Presence:
                 raise RankLost(status)
             time.sleep(POLL_S)
 
-    def leave(self, why: str) -> None:
-        """Record that this rank ends, and why."""
+    def leave(self, reason: str) -> None:
+        """Record that this rank ends, and the reason."""
         with suppress(Exception):  # the store itself may be gone with its rank
-            self._store.set(f"left/{self._rank}", why)
+            self._store.set(f"left/{self._rank}", reason)
 
     def lost(self, *, waited_s: float) -> str:
         """Describe the ranks that did not report leaving; if all did, those that failed with an error of their own."""
@@ -163,8 +163,8 @@ class _Presence:
         if missing:
             return "; ".join(self._describe(other, waited_s) for other in missing)
         reasons = {other: self._store.get(f"left/{other}").decode() for other in self._others}
-        failed = {other: why for other, why in reasons.items() if why and not _is_connection_error(why)}
-        return "; ".join(f"{self._name(other)} ended: {shown(why)}" for other, why in failed.items())
+        failed = {other: reason for other, reason in reasons.items() if reason and not _is_connection_error(reason)}
+        return "; ".join(f"{self._name(other)} ended: {shown(reason)}" for other, reason in failed.items())
 
     def _missing(self) -> list[int]:
         try:
@@ -190,8 +190,8 @@ class _Presence:
             status = psutil.STATUS_ZOMBIE
         if status == psutil.STATUS_ZOMBIE:
             return f"{name} {GONE}; it may have been killed (by a user, or out of memory)"
-        why = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
-        return f"{name} has not responded for {waited_s:.0f} s: {why}"
+        reason = STOPPED if status == psutil.STATUS_STOPPED else f"it is {status}"
+        return f"{name} has not responded for {waited_s:.0f} s: {reason}"
 
 
 def _interface(address: str) -> str:

@@ -85,9 +85,9 @@ class Submitted:
         """Wait until jobs have started a number of times."""
         self.until(lambda: all(self.starts(name) >= times for name in names), f"{names} did not start {times} times")
 
-    def until(self, true: Callable[[], object], why: str) -> None:
+    def until(self, true: Callable[[], object], reason: str) -> None:
         """Wait for a condition; fail the test with the logs of the jobs."""
-        assert wait_for(true, seconds=480, every_s=0.5), f"{why}: {self.cluster.run('squeue')}\n{self.logs()}"
+        assert wait_for(true, seconds=480, every_s=0.5), f"{reason}: {self.cluster.run('squeue')}\n{self.logs()}"
 
     def until_over(self) -> dict[str, Any]:
         """Wait for the end and return the summary."""

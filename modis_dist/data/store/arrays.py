@@ -106,8 +106,8 @@ def _on_disk(shape: tuple[int, int], blocks: Iterable[NDArray[Any]]) -> Features
             file.flush()
             mapped = mmap.mmap(file.fileno(), size)
     except OSError as error:
-        why = f"cannot store {size / 1e9:.1f} GB of features ({error.strerror or error})"
-        raise RunFailed(f"{shown(str(folder))}: {why}; {ADVICE}; rerun the same command to resume") from error
+        reason = f"cannot store {size / 1e9:.1f} GB of features ({error.strerror or error})"
+        raise RunFailed(f"{shown(str(folder))}: {reason}; {ADVICE}; rerun the same command to resume") from error
     return np.frombuffer(mapped, dtype=np.float32).reshape(shape)
 
 

@@ -126,8 +126,8 @@ def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> F
             "check that these nodes are up, see this folder under the same path, and can start this Python (with a "
             "slow file system, try again)"
         )
-        why = f": {remark}" if remark else f" within {LIMIT_S} s"
-        return Finding(ALL_REDUCE, "error", f"{_listed(absent)} did not start{why}", fix)
+        reason = f": {remark}" if remark else f" within {LIMIT_S} s"
+        return Finding(ALL_REDUCE, "error", f"{_listed(absent)} did not start{reason}", fix)
     failed = {rank: done.error for rank, done in seen.done.items() if done.error}
     silent = [name for rank, name in enumerate(names) if rank not in seen.done]
     if failed or silent:

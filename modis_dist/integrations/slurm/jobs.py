@@ -170,8 +170,8 @@ class AfterArray:
         for pack in packs:
             if pack.id not in self._numbers:
                 local_packs.append(pack)
-            elif (why := self._crash_of(pack)) is not None:
-                reasons |= crash_reasons(pack, why, out=out)
+            elif (reason := self._crash_of(pack)) is not None:
+                reasons |= crash_reasons(pack, reason, out=out)
             else:
                 incomplete.append(pack)
         if incomplete:

@@ -75,7 +75,10 @@ def submission_status(out: Path) -> SubmissionStatus:
         jobs=() if queue_error else tuple(view.states()),
         tasks=tuple(view.tasks()),
         restarts=sum(note.starts - 1 for note in view.notes.values()),
-        failed={name: f"{why} (log: {view.logs[name]})" if name in view.logs else why for name, why in failed.items()},
+        failed={
+            name: f"{reason} (log: {view.logs[name]})" if name in view.logs else reason
+            for name, reason in failed.items()
+        },
         other_code=tuple(name for name, note in view.notes.items() if note.code != submission.code),
         advice=queue_error or _advice(view, state, study, failed),
     )
@@ -218,5 +221,5 @@ def _why_blocked(view: _JobView) -> str:
     """Return the jobs that will not start and the fix: each reason with its first job; empty if there are none."""
     blocked = _blocked(view.all.values())
     reasons = {why_never(job.state, job.reason): job.id for job in reversed(blocked)}
-    listed = ", ".join(f"{job}: {why}" for why, job in reasons.items())
+    listed = ", ".join(f"{job}: {reason}" for reason, job in reasons.items())
     return f"{len(blocked)} job(s) will not start: {listed}; " if blocked else ""

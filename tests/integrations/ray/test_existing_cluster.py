@@ -110,21 +110,21 @@ def test_a_wrong_token_and_too_many_resources_are_one_line_errors(ray: TwoNodes,
     arguments = ["tune", str(study), "--out", str(out), "--ray", ray.address]
     wrong = tmp_path / "wrong"
     wrong.write_text("0" * 64)
-    for environment, setting, why in (
+    for environment, setting, reason in (
         (ray.environment | {"RAY_AUTH_TOKEN_PATH": str(wrong)}, "name=a", "RAY_AUTH_TOKEN_PATH"),
         (ray.stranger, "name=a", "RAY_AUTH_TOKEN_PATH"),
         (ray.environment, "sweep.resources.cpus=2", "has 2 core(s) on 2 nodes, at most 1 on one"),
     ):
         stderr = ended([*arguments, "--set", setting], environment)
         assert stderr.returncode == 2 and stderr.stdout == ""
-        assert stderr.stderr.startswith("error: ") and stderr.stderr.count("\n") == 1 and why in stderr.stderr, (
+        assert stderr.stderr.startswith("error: ") and stderr.stderr.count("\n") == 1 and reason in stderr.stderr, (
             stderr.stderr
         )
         assert not out.exists()
 
 
 @pytest.mark.parametrize(
-    ("address", "why"),
+    ("address", "reason"),
     [
         ("127.0.0.1:1", "127.0.0.1:1 ("),
         ("auto", "auto is not HOST:PORT"),
@@ -134,12 +134,12 @@ def test_a_wrong_token_and_too_many_resources_are_one_line_errors(ray: TwoNodes,
     ],
 )
 def test_an_address_without_ray_is_a_one_line_error(
-    address: str, why: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    address: str, reason: str, store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study, out = write_study(tmp_path / "study.yaml", store, executor="ray"), tmp_path / "out"
     assert command(["tune", str(study), "--out", str(out), "--ray", address]) == 2
     stderr = capsys.readouterr().err
-    assert stderr.startswith("error: --ray: ") and stderr.count("\n") == 1 and why in stderr and not out.exists()
+    assert stderr.startswith("error: --ray: ") and stderr.count("\n") == 1 and reason in stderr and not out.exists()
 
 
 def test_a_server_other_than_ray_is_refused_before_ray_waits_for_it(
@@ -153,19 +153,19 @@ def test_a_server_other_than_ray_is_refused_before_ray_waits_for_it(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "why"),
+    ("arguments", "reason"),
     [
         (["tune", "STUDY"], "sweep.executor=ray"),
         (["train", "RUN"], "--workers"),
     ],
 )
 def test_a_ray_address_that_would_not_be_used_is_refused(
-    arguments: list[str], why: str, store: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], reason: str, store: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study = write_study(tmp_path / "study.yaml", store, executor="local")
     filled = [{"RUN": str(run), "STUDY": str(study)}.get(word, word) for word in arguments]
     assert command([*filled, "--out", str(tmp_path / "out"), "--ray", "127.0.0.1:1"]) == 2
-    assert why in capsys.readouterr().err and not (tmp_path / "out").exists()
+    assert reason in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:

@@ -365,7 +365,7 @@ def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed
 
 
 @pytest.mark.parametrize(
-    ("raised", "why"),
+    ("raised", "reason"),
     [
         (DataError("pack.json: is damaged"), "pack.json: is damaged"),
         (ConfigError(["optim.lr: must be positive"], source="pack.json"), "pack.json: optim.lr: must be positive"),
@@ -374,14 +374,14 @@ def test_a_pack_given_up_before_its_start_is_submitted_again_and_one_that_killed
     ],
 )
 def test_an_exception_in_a_worker_is_the_crash_reason(
-    raised: Exception, why: str, execute: Execute, ray_errors: ModuleType
+    raised: Exception, reason: str, execute: Execute, ray_errors: ModuleType
 ) -> None:
     sent = pickle.loads(pickle.dumps(ray_errors.RayTaskError("train_pack", "Traceback\n", raised)))
     for error in (sent, sent.as_instanceof_cause()):
         reasons = execute(
             lambda folders, _, error=error: [SimpleNamespace(error=error, metrics={}), *map(done, folders[1:])]
         )
-        assert list(reasons.values()) == [why]
+        assert list(reasons.values()) == [reason]
 
 
 def test_a_failed_gpu_in_every_worker_that_tried_a_pack_ends_the_study(
@@ -413,8 +413,8 @@ def test_dead_workers_are_retried_and_one_that_could_not_start_has_a_reason(
         dead, unable, away = (SimpleNamespace(error=error, metrics={}) for error in errors)
         return [dead, done(folders[1]), unable, away]
 
-    why = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
-    assert execute(fits) == {trial_of(turns[0][2]): why}
+    reason = "its worker could not start: ModuleNotFoundError: No module named 'modis_dist'"
+    assert execute(fits) == {trial_of(turns[0][2]): reason}
     assert turns[1:] == [[turns[0][0], turns[0][3]]]
 
 

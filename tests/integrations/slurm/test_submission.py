@@ -54,40 +54,40 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize("why", TOGETHER)
-def test_a_study_with_dependent_packs_needs_an_allocation(why: str, store: Path) -> None:
-    sweep, overrides = TOGETHER[why]
+@pytest.mark.parametrize("reason", TOGETHER)
+def test_a_study_with_dependent_packs_needs_an_allocation(reason: str, store: Path) -> None:
+    sweep, overrides = TOGETHER[reason]
     loaded = study(store, *overrides, **sweep)
-    form, reason = form_of(loaded, site(), requested=None)
-    assert form == "allocation" and why in reason
+    form, form_reason = form_of(loaded, site(), requested=None)
+    assert form == "allocation" and reason in form_reason
     assert form_of(loaded, site(), requested="allocation")[0] == "allocation"
-    with pytest.raises(UserError, match=f"--form array: .*{why}"):
+    with pytest.raises(UserError, match=f"--form array: .*{reason}"):
         form_of(loaded, site(), requested="array")
-    with pytest.raises(UserError, match=f"sweep: .*{why}.*`modis-dist tune`"):
+    with pytest.raises(UserError, match=f"sweep: .*{reason}.*`modis-dist tune`"):
         form_of(loaded, site(executor="local"), requested=None)
 
 
 def test_a_study_that_fits_at_once_is_an_allocation_others_an_array(store: Path) -> None:
     loaded = study(store)
-    form, why = form_of(loaded, site(cpus=4), requested=None)
-    assert form == "allocation" and "4 trials" in why and "1 node(s)" in why
-    form, why = form_of(loaded, site(cpus=3), requested=None)
-    assert form == "array" and "4 trials" in why and "3 at once" in why
-    form, why = form_of(loaded, site(cpus=4), requested="array")
-    assert form == "array" and "--form" in why
+    form, reason = form_of(loaded, site(cpus=4), requested=None)
+    assert form == "allocation" and "4 trials" in reason and "1 node(s)" in reason
+    form, reason = form_of(loaded, site(cpus=3), requested=None)
+    assert form == "array" and "4 trials" in reason and "3 at once" in reason
+    form, reason = form_of(loaded, site(cpus=4), requested="array")
+    assert form == "array" and "--form" in reason
 
 
 def test_a_profile_with_several_gpus_means_an_allocation(store: Path) -> None:
-    form, why = form_of(study(store), site(gpus=4), requested=None)
-    assert form == "allocation" and "4 GPUs" in why
+    form, reason = form_of(study(store), site(gpus=4), requested=None)
+    assert form == "allocation" and "4 GPUs" in reason
     with pytest.raises(UserError, match=r"--form array: .*\b4\b.* gpus: 1"):
         form_of(study(store), site(gpus=4), requested="array")
     assert form_of(study(store), site(gpus=1), requested=None)[0] == "array"
 
 
 def test_a_local_profile_means_an_array(store: Path) -> None:
-    form, why = form_of(study(store), site(executor="local", cpus=64), requested=None)
-    assert form == "array" and "trials" not in why
+    form, reason = form_of(study(store), site(executor="local", cpus=64), requested=None)
+    assert form == "array" and "trials" not in reason
     with pytest.raises(UserError, match=r"--form allocation: .*`modis-dist tune`"):
         form_of(study(store), site(executor="local"), requested="allocation")
 
@@ -315,7 +315,7 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     slurm.be(refuses="sbatch: error: Invalid job array specification\n")
     assert cli(tmp_path, store, out, "--dry-run", "--json", gpus=1, requeues=5) == 0
     output = json.loads(capsys.readouterr().out)
-    assert output["form"] == "array" and "1 at once" in output["why"] and output["trials"] == 4
+    assert output["form"] == "array" and "1 at once" in output["reason"] and output["trials"] == 4
     assert list(output["scripts"]) == ["array.sh (first of 2)", "finish.sh"]
     assert f"job array {out} " in output["scripts"]["array.sh (first of 2)"]
     assert output["job_hours"] == pytest.approx(output["pack_seconds"] / 3600) and output["job_hours"] > 0
@@ -350,12 +350,12 @@ REFUSED_BY_PROFILE = {
 }
 
 
-@pytest.mark.parametrize("why", REFUSED_BY_PROFILE)
-def test_a_study_that_needs_more_than_the_profile_is_refused(why: str, store: Path) -> None:
-    sweep, overrides = REFUSED_BY_PROFILE[why]
+@pytest.mark.parametrize("reason", REFUSED_BY_PROFILE)
+def test_a_study_that_needs_more_than_the_profile_is_refused(reason: str, store: Path) -> None:
+    sweep, overrides = REFUSED_BY_PROFILE[reason]
     with pytest.raises(ConfigError) as refused:
         check_profile(study(store, *overrides, **sweep), site(cpus=4), form="allocation")
-    assert why in str(refused.value)
+    assert reason in str(refused.value)
 
 
 def test_a_study_that_fits_the_profile_is_accepted(store: Path) -> None:
