@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import modis_dist
 from modis_dist.config.parse import digest as tree_digest
 from modis_dist.integrations.mlflow import store as mlflow_store
-from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import sha256
 from modis_dist.runtime.text import shown
@@ -108,7 +107,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
         name=re.sub(r"[/:.%\"']", "-", name),
         source_run_id=run_id,
         model_type="classifier",
-        tags={"mlflow.note.content": _note(predictor), DIGEST: files},
+        tags={DIGEST: files},
     )
     try:
         identity = Model(
@@ -142,17 +141,6 @@ def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -
     output = predictor.predict(example, modality=modality)
     inferred = infer_signature(model_output=output, params={"modality": modality})
     return ModelSignature(inputs=Schema(columns), outputs=inferred.outputs, params=inferred.params)
-
-
-def _note(predictor: "Predictor") -> str:
-    """Return the model's description for its page."""
-    rows = [{"modality": m, "features": str(len(predictor.features(m)))} for m in predictor.modalities]
-    call = f"predict(frame, params={{'modality': '{predictor.modalities[-1]}'}})"
-    return (
-        f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features "
-        f"as columns and optionally `sample_id`; the modality is {predictor.modalities[0]} unless given, as in "
-        f"`{call}`. Loading needs `modis-dist`.\n\n{mlflow_text.table(rows)}"
-    )
 
 
 def _files(model_folder: Path) -> Iterator[Path]:

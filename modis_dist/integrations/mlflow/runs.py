@@ -18,7 +18,6 @@ from modis_dist.runtime.text import shown
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 FOLDER = "modis.folder"
-NOTE = "mlflow.note.content"
 NOT_UPLOADED = "modis.not_uploaded"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI opens pages for language models
 MAX_METRICS = 1000  # per request, like MAX_PARAMS
@@ -121,10 +120,6 @@ class Runs:
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         for tag, text in tags.items():
             self.client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
-
-    def note(self, run_id: str, markdown: str) -> None:
-        """Set the description on the run's page."""
-        self.client.set_tag(run_id, NOTE, markdown)
 
     def upload(self, run_id: str, artifacts: Sequence[Path]) -> list[str]:
         """Upload files and folders; return a problem for each that cannot be stored. Raises if a retry may help."""

@@ -248,8 +248,6 @@ class StudySync:
     def _close_parent(self, summary: Summary | None, digest: str) -> list[str]:
         """Close the parent, for a finished study with summary, reports and model; return the problems."""
         if summary is None:
-            if self._sent or self._parent_status == "RUNNING":
-                self._runs.note(self._parent, self._overview({}))
             if self._parent_status != "KILLED":
                 self._runs.close(self._parent, "KILLED")
                 self._parent_status = "KILLED"
@@ -273,24 +271,10 @@ class StudySync:
                 problems.append(f"model: {error}")
         time_ms = _modified_ms(self._folder / SUMMARY)
         self._runs.send_values(self._parent, metrics, time_ms=time_ms, model_id=model_id)
-        self._runs.note(self._parent, self._overview(metrics))
         self._parent_status = "FINISHED" if summary["best"] else "FAILED"
         self._close(self._parent, self._parent_status, problems, delivered=digest, time_ms=time_ms)
         self._parent_delivered = "" if problems else digest
         return problems
-
-    def _overview(self, metrics: Mapping[str, float]) -> str:
-        """Return result and trials as Markdown, for the parent's page."""
-        runs = self._runs.search(f"tags.`{STUDY}` = '{self._study_id}' and tags.`{PARENT}` = '{self._parent}'")
-        runs.sort(key=lambda run: run.info.start_time)
-        done = sum(run.info.status == "FINISHED" for run in runs)
-        rows = [
-            {"trial": run.info.run_name, "status": run.info.status.lower()}
-            | {name: mlflow_text.number(value) for name, value in _overall(run.data.metrics).items()}
-            for run in runs
-        ]
-        head = f"**{done} of {len(runs)} trials finished.** Output folder: {mlflow_text.plain(str(self._folder))}"
-        return f"{head}\n\n#### Result\n\n{mlflow_text.numbers(metrics)}\n\n#### Trials\n\n{mlflow_text.table(rows)}"
 
     # --- nested runs ------------------------------------------------------------------------------------------------
 
@@ -387,7 +371,6 @@ class StudySync:
         final = {FINAL + name: number for name, number in metrics.items()}
         self._runs.send_values(state.run_id, final, time_ms=time_ms)
         problems = self._runs.upload(state.run_id, sorted((folder / "figures").glob("*.png")))
-        self._runs.note(state.run_id, mlflow_text.numbers(metrics))
         self._runs.set_tags(state.run_id, _checkpoint(folder))
         state.status = STATUS.get(result["status"], "FAILED")
         delivered = "" if state.refused else digest
@@ -482,12 +465,6 @@ def _test_metrics(summary: Summary) -> dict[str, float]:
         for condition in summary["conditions"]
         for name, value in condition_metrics(condition).items()
     }
-
-
-def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the final metrics over all modalities, without those per modality."""
-    final = {name.removeprefix(FINAL): value for name, value in metrics.items() if name.startswith(FINAL)}
-    return {name: value for name, value in final.items() if "/" not in name}
 
 
 def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
