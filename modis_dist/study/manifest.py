@@ -21,6 +21,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.study.search.space import drawn
 
+FILE, STUDY_FILE = "manifest.json", "study.yaml"
 VERSION = 2
 MOST_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
@@ -89,6 +90,11 @@ def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
     return Trial(
         trial_id(run, fingerprint), trial.condition, trial.configuration, trial.params, None, trial.replicate, run
     )
+
+
+def is_study(folder: Path) -> bool:
+    """Return whether a study was started in a folder."""
+    return (folder / FILE).is_file() and (folder / STUDY_FILE).is_file()
 
 
 def save(path: Path, manifest: Manifest) -> None:

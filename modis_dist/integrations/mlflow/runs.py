@@ -14,6 +14,7 @@ from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import ConfigError, UserError
 from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
+from modis_dist.train.journal import Record
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -86,7 +87,7 @@ class Runs:
         keys = self.client.get_run(run_id).data.metrics
         return {(key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)}
 
-    def send_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def send_records(self, run_id: str, records: Sequence[Record]) -> None:
         """Log the metrics of journal records with their own timestamps: MLflow stores identical values once."""
         from mlflow.entities import Metric
 
