@@ -16,9 +16,10 @@ from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
 from modis_dist.train.journal import Record
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 FOLDER = "modis.folder"
+DELIVERED = "modis.delivered"  # digest of the file that closed the run; set last, when nothing is missing
 NOT_UPLOADED = "modis.not_uploaded"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI opens pages for language models
 MAX_METRICS = 1000  # per request, like MAX_PARAMS
@@ -38,7 +39,7 @@ class Runs:
 
     def __init__(self, *, uri: str, experiment: str, folder: Path) -> None:
         self.client = mlflow_store.connect(uri)
-        self._folder = folder
+        self._uri, self._folder = uri, folder
         existing = self.client.get_experiment_by_name(experiment)
         if existing is None:
             location = _artifact_location(uri, folder)
@@ -71,8 +72,16 @@ class Runs:
     def reopen(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
 
-    def close(self, run_id: str, status: Status, *, end_ms: int | None = None) -> None:
+    def close(self, run_id: str, status: RunStatus, *, end_ms: int | None = None) -> None:
         self.client.set_terminated(run_id, status, end_time=end_ms)
+
+    def finish(self, run_id: str, status: RunStatus, *, problems: Sequence[str], delivered: str, end_ms: int) -> None:
+        """Close a run; a tag lists the problems or, if there are none, has the digest of what was ``delivered``."""
+        self.close(run_id, status, end_ms=end_ms)
+        if problems:
+            self.set_tags(run_id, {NOT_UPLOADED: mlflow_store.scrubbed("; ".join(problems), self._uri)})
+        elif delivered:
+            self.set_tags(run_id, {DELIVERED: delivered})
 
     def is_deleted(self, run_id: str) -> bool:
         from mlflow import MlflowException
