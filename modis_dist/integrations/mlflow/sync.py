@@ -157,7 +157,7 @@ class StudySync:
         summary = None if running else _finished(self._folder, self._ids)
         digest = _study_digest(self._folder) if summary else ""
         if digest and self._parent_delivered == digest:
-            return self._result(running=False, complete=True, problems=[])
+            return self._result(running=False, delivered=digest, problems=[])
         if running and self._parent_status != "RUNNING":
             self._runs.set_tags(self._parent, {DELIVERED: ""})
             self._runs.reopen(self._parent)
@@ -167,12 +167,12 @@ class StudySync:
             crashed = summary["failures"] if summary else {}
             for name, run in self._trials.items():
                 run.close_unfinished(failed_ms=_modified_ms(self._folder / SUMMARY) if name in crashed else None)
-            problems += self._close_parent(summary, digest if not problems else "")
-        return self._result(running=running, complete=summary is not None and not problems, problems=problems)
+            problems += self._close_parent(summary, "" if problems else digest)
+        return self._result(running=running, delivered="" if problems else digest, problems=problems)
 
-    def _result(self, *, running: bool, complete: bool, problems: Sequence[str]) -> SyncResult:
+    def _result(self, *, running: bool, delivered: str, problems: Sequence[str]) -> SyncResult:
         clean = [mlflow_store.scrubbed(problem, self._uri) for problem in dict.fromkeys(problems)]
-        write_state(self._folder, delivered=_study_digest(self._folder) if complete else "", problems=clean)
+        write_state(self._folder, delivered=delivered, problems=clean)
         return SyncResult(
             uri=mlflow_store.without_password(self._uri),
             experiment_id=self._runs.experiment_id,
@@ -180,7 +180,7 @@ class StudySync:
             trials=len(self._existing) + sum(bool(run.run_id) for run in self._trials.values()),
             metrics=self._sent,
             running=running,
-            complete=complete,
+            complete=bool(delivered),
             problems=tuple(clean),
         )
 
@@ -296,10 +296,9 @@ def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
 
 def _finished(folder: Path, trials: Iterable[str]) -> Summary | None:
     """Return the summary of a finished study; None if the study was interrupted."""
-    try:
+    summary = None
+    with suppress(DataError):
         summary = read_summary(folder)
-    except DataError:
-        return None
     if summary is None:
         return None
     without_result = {name for name in trials if not (_trial_folder(folder, name) / RESULT).exists()}

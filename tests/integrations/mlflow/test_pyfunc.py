@@ -24,7 +24,6 @@ def saved(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in mlflow_store.environment().items():
         monkeypatch.setenv(name, value)
     pyfunc.save(run, tmp_path / "saved")
-    monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "true")  # the reader trusts the model; pickles stay refused
     return tmp_path / "saved"
 
 
