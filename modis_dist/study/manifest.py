@@ -38,6 +38,11 @@ class Manifest:
     packs: tuple[tuple[str, ...], ...]  # trial ids
     refit_packs: tuple[tuple[str, ...], ...] = ()  # empty until configurations are chosen
 
+    @property
+    def refit_ids(self) -> list[str]:
+        """Return the ids of the trials in ``refit_packs``."""
+        return [name for pack in self.refit_packs for name in pack]
+
 
 def expand(
     study: Study, fingerprint: str, *, source: str, proposed: Sequence[Mapping[str, Sequence[Params]]] = ()

@@ -4,7 +4,7 @@ Only reads, takes no lock and imports no torch: it runs at any time, on any mach
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 from modis_dist.config.parse import load_run
 from modis_dist.evaluate.results import RESULT, RUN, read_result, read_run
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.report.study_results import read_summary
+from modis_dist.report.study_results import Summary, read_summary
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.lock import LOCK, Holder, holder
 from modis_dist.runtime.text import shown
@@ -81,17 +81,32 @@ def status(folder: Path, *, live: Live = lambda _: None) -> Status:
     raise DataError(f"{shown(str(folder))}: has no study or training; pass the folder of --out")
 
 
+def summary_of_finished(folder: Path, *, unfinished: Set[str]) -> Summary | None:
+    """Return the summary of a study that has ended and whose ``unfinished`` trials have all failed; None otherwise."""
+    summary = _valid_summary(folder)
+    killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
+    if summary is None or (killed and unfinished):
+        return None
+    return summary if unfinished <= summary["failures"].keys() else None
+
+
+def _valid_summary(folder: Path) -> Summary | None:
+    with suppress(DataError):
+        return read_summary(folder)
+    return None
+
+
 def _study(folder: Path, *, live: Live) -> Status:
     listed = manifest.load(folder / manifest.FILE)
     process = holder(folder)
     epochs = {trial.id: trial.run.optim.epochs for trial in listed.trials}
-    outcomes = {name: _outcome(folder / "trials" / name) for name in [*epochs, *_flat(listed.refit_packs)]}
+    outcomes = {name: _outcome(folder / "trials" / name) for name in [*epochs, *listed.refit_ids]}
     search = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.packs]
     refit = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.refit_packs]
-    summarised = _summarised_failures(folder)
-    failures = _failures(folder, [*search, *refit], outcomes, summarised or {})
-    covered = summarised is not None and all(outcome or name in summarised for name, outcome in outcomes.items())
-    state = _state(process, covered=covered, complete=all(outcomes.values()))
+    summary = _valid_summary(folder)
+    failures = _failures(folder, [*search, *refit], outcomes, summary["failures"] if summary else {})
+    unfinished = {name for name, outcome in outcomes.items() if outcome is None}
+    state = _state(process, finished=summary_of_finished(folder, unfinished=unfinished) is not None)
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
@@ -104,7 +119,7 @@ def _study(folder: Path, *, live: Live) -> Status:
         stage=stage,
         holder=process if state in {"running", "elsewhere", "dead"} else None,
         trials=_counts(search, outcomes, trials=epochs),
-        refits=_counts(refit, outcomes, trials=_flat(listed.refit_packs)),
+        refits=_counts(refit, outcomes, trials=listed.refit_ids),
         packs=tuple(packs),
         failures=failures,
         last_sign=_newest(files),
@@ -123,7 +138,7 @@ def _run(folder: Path) -> Status:
     process, outcome = holder(folder), _outcome(folder)
     run = load_run(folder / RUN)
     epoch, pace = _journal(folder / JOURNAL)
-    state = _state(process, covered=outcome is not None, complete=outcome is not None)
+    state = _state(process, finished=outcome is not None)
     trial: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
     pack = PackStatus("", trial, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
@@ -147,11 +162,10 @@ def _run(folder: Path) -> Status:
     )
 
 
-def _state(process: Holder | None, *, covered: bool, complete: bool) -> State:
-    """Return the state; ``covered``: a summary covers all trials; ``complete``: every trial has a result."""
+def _state(process: Holder | None, *, finished: bool) -> State:
     if process is not None and process.alive is not False:
         return "running" if process.alive else "elsewhere"
-    if covered and (process is None or complete):
+    if finished:
         return "finished"
     return "interrupted" if process is None else "dead"
 
@@ -259,17 +273,5 @@ def _outcome(folder: Path) -> TrialStatus | None:
     return None if result is None else TrialStatus(result["status"], result["reason"])
 
 
-def _summarised_failures(folder: Path) -> dict[str, str] | None:
-    """Return the failures in the last summary, None without a valid summary."""
-    with suppress(DataError):
-        summary = read_summary(folder)
-        return None if summary is None else summary["failures"]
-    return None
-
-
 def _newest(files: Sequence[Path]) -> float | None:
     return max((file.stat().st_mtime for file in files if file.exists()), default=None)
-
-
-def _flat(packs: Sequence[Sequence[str]]) -> list[str]:
-    return [name for pack in packs for name in pack]

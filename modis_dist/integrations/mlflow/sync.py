@@ -10,7 +10,7 @@ digest of the file that closed it (``result.json``, ``summary.json``); while it 
 
 import hashlib
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +25,14 @@ from modis_dist.integrations.mlflow import pyfunc
 from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.mlflow.runs import DELIVERED, Runs, RunStatus, is_permanent
 from modis_dist.integrations.mlflow.trial_run import STUDY, TRIAL, Stage, TrialRun
-from modis_dist.report.study_results import MODEL, OVERVIEW, REPORT, SUMMARY, Summary, read_summary
+from modis_dist.report.study_results import MODEL, OVERVIEW, REPORT, SUMMARY, Summary
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
 from modis_dist.study.aggregate import condition_metrics
+from modis_dist.study.status import summary_of_finished
 from modis_dist.train.journal import JOURNAL, JournalReader, Record
 
 STATE = "mlflow-sync.json"
@@ -154,7 +155,7 @@ class StudySync:
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0
-        summary = None if running else _finished(self._folder, self._ids)
+        summary = None if running else summary_of_finished(self._folder, unfinished=self._unfinished())
         digest = _study_digest(self._folder) if summary else ""
         if digest and self._parent_delivered == digest:
             return self._result(running=False, delivered=digest, problems=[])
@@ -193,7 +194,10 @@ class StudySync:
             packs = (*self._manifest.packs, *self._manifest.refit_packs)
             for name in map(sequence_digest, packs):
                 self._readers.setdefault(name, JournalReader(self._folder / "packs" / name / JOURNAL))
-            self._ids = {trial.id for trial in self._manifest.trials} | {name for ids in packs for name in ids}
+            self._ids = {trial.id for trial in self._manifest.trials} | {*self._manifest.refit_ids}
+
+    def _unfinished(self) -> set[str]:
+        return {name for name in self._ids if not (self._trial_folder(name) / RESULT).exists()}
 
     # --- the parent run ---------------------------------------------------------------------------------------------
 
@@ -253,7 +257,7 @@ class StudySync:
     def _update_trials(self, progress: Progress) -> list[str]:
         """Send new records and close the runs of trials with a result; return the problems."""
         self._add_trials()
-        results = {name: _modified(_trial_folder(self._folder, name) / RESULT) for name in self._trials}
+        results = {name: _modified(self._trial_folder(name) / RESULT) for name in self._trials}
         records: dict[str, list[Record]] = {name: [] for name in self._trials}  # read after results
         for reader in self._readers.values():
             for record in reader.new():
@@ -270,40 +274,30 @@ class StudySync:
         """Add the trials that are new in the manifest, and the refits that have started."""
         for trial in manifest.unique(self._manifest.trials):
             self._add(trial, "search")
-        for name in (name for ids in self._manifest.refit_packs for name in ids):
-            if name not in self._trials and (refit := _refit(self._folder, self._manifest, name)) is not None:
+        for name in self._manifest.refit_ids:
+            if name not in self._trials and (refit := self._refit(name)) is not None:
                 self._add(refit, "refit")
+
+    def _refit(self, name: str) -> Trial | None:
+        """Return the refit trial ``name``; None before it starts. The manifest stores only its id."""
+        run, listed = read_run(self._trial_folder(name)), self._manifest
+        if run is None:
+            return None
+        candidates = (trial for trial in listed.trials if trial.run.seed == run.seed)
+        refits = (manifest.refit(trial, listed.fingerprint, epochs=run.optim.epochs) for trial in candidates)
+        return next((trial for trial in refits if trial.id == name), None)
+
+    def _trial_folder(self, name: str) -> Path:
+        return self._folder / "trials" / name
 
     def _add(self, trial: Trial, stage: Stage) -> None:
         if trial.id in self._trials:
             return
-        folder = _trial_folder(self._folder, trial.id)
+        folder = self._trial_folder(trial.id)
         run = TrialRun(trial, stage, folder, self._runs, parent=self._parent, study_id=self._study_id)
         if (existing := self._existing.pop(trial.id, None)) is not None:
             run.resume(existing)
         self._trials[trial.id] = run
-
-
-def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
-    """Return the refit trial ``name``; None before it starts. The manifest stores only its id."""
-    run = read_run(_trial_folder(folder, name))
-    if run is None:
-        return None
-    candidates = (trial for trial in listed.trials if trial.run.seed == run.seed)
-    refits = (manifest.refit(trial, listed.fingerprint, epochs=run.optim.epochs) for trial in candidates)
-    return next((trial for trial in refits if trial.id == name), None)
-
-
-def _finished(folder: Path, trials: Iterable[str]) -> Summary | None:
-    """Return the summary of a finished study; None if the study was interrupted."""
-    summary = None
-    with suppress(DataError):
-        summary = read_summary(folder)
-    if summary is None:
-        return None
-    without_result = {name for name in trials if not (_trial_folder(folder, name) / RESULT).exists()}
-    killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
-    return None if (killed and without_result) or without_result - set(summary["failures"]) else summary
 
 
 def _study_digest(folder: Path) -> str:
@@ -313,10 +307,6 @@ def _study_digest(folder: Path) -> str:
         return hashlib.sha256(content).hexdigest()[:32]
     except FileNotFoundError:
         return ""
-
-
-def _trial_folder(folder: Path, name: str) -> Path:
-    return folder / "trials" / name
 
 
 def _modified(path: Path) -> int:
