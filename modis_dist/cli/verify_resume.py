@@ -11,7 +11,7 @@ from modis_dist.cli.options import Json, Set, print_json
 from modis_dist.runtime.errors import DataError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
-    from modis_dist.execution.verify_resume import Verification
+    from modis_dist.execution.verify_resume import Verdict
 
 DIFFERENCES_SHOWN = 5
 
@@ -66,7 +66,7 @@ def _interrupt(reason: str) -> None:
     raise Interrupted(f"{reason}; temporary files were removed; rerun the same command")
 
 
-def _print(verdict: "Verification") -> None:
+def _print(verdict: "Verdict") -> None:
     from modis_dist.report.tables import add, empty, finished
     from modis_dist.report.terminal import show, stdout
 

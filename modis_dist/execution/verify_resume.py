@@ -44,7 +44,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verdict:
     """The outcome of a verification."""
 
     epochs: int
@@ -59,9 +59,7 @@ class Verification:
         return not self.differences
 
 
-def verify(
-    run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter
-) -> Verification:
+def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter) -> Verdict:
     """Train ``run`` for some epochs with and without kills, both below ``folder``, and compare the checkpoints.
 
     Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` if the training fails. No process
@@ -95,7 +93,7 @@ def verify(
     last = checkpoint.latest(undisturbed / LAST)
     assert last is not None, "a finished training has saved"
     compared = sum(len(tensors) for tensors in checkpoint.load(last).tensors.values())
-    return Verification(epochs, steps, kill_steps, compared, tuple(differences(killed, undisturbed)))
+    return Verdict(epochs, steps, kill_steps, compared, tuple(differences(killed, undisturbed)))
 
 
 def _count_steps(pack: Pack, store: Path) -> int:
