@@ -4,14 +4,16 @@ Independent of the networks and of torch.
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from threadpoolctl import threadpool_limits
 from typing_extensions import TypedDict
 
-from modis_dist.data.store.arrays import FeatureStorage, Matrix, RowView, materialise, slices
+from modis_dist.config.run import Standardise
+from modis_dist.data.preprocess import fit
+from modis_dist.data.store.arrays import FeatureStorage, Matrix, RowView
 from modis_dist.data.store.index import UNLABELLED, Features, Rows
 from modis_dist.metrics import Classification, ClassPredictions, classification
 
@@ -132,18 +134,6 @@ def predict(
 
 def standardised(train: Matrix, other: Matrix, *, storage: FeatureStorage = "memory") -> tuple[Features, Features]:
     """Return two [n, p] arrays minus the training mean, divided by the training deviation (1 for constant columns)."""
-    zero = np.zeros(train.shape[1])
-    mean = sum((block.sum(0, dtype=np.float64) for block in _blocks(train)), start=zero) / len(train)
-    squares = sum((np.square(block - mean).sum(0) for block in _blocks(train)), start=zero)
-    first_row = train[:1]  # the deviation of a constant may be a rounding error instead of 0
-    constant = np.logical_and.reduce([(block == first_row).all(0) for block in _blocks(train)])
-    scale = np.where(constant, 1.0, np.sqrt(squares / len(train)))
-    left, right = (
-        materialise((len(x), len(mean)), ((block - mean) / scale for block in _blocks(x)), storage=storage)
-        for x in (train, other)
-    )
-    return left, right
-
-
-def _blocks(x: Matrix) -> Iterator[Features]:
-    return (x[rows] for rows in slices(*x.shape))
+    features = [str(number) for number in range(train.shape[1])]
+    fitted = fit([Standardise()], train, features=features, modality="")
+    return fitted.apply(train, storage=storage), fitted.apply(other, storage=storage)

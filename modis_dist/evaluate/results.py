@@ -5,6 +5,7 @@ Independent of torch. The final result is written last: a folder with a final re
 
 import json
 from collections.abc import Mapping, Sequence
+from functools import cache
 from math import isfinite
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -22,6 +23,7 @@ from modis_dist.runtime.text import shown
 from modis_dist.train.progress import Status
 
 VERSION = 2
+RUN = "run.yaml"
 RESULT = "result.json"
 INTERIM_RESULT = "interim_result.json"
 HISTORY = "history.json"
@@ -70,7 +72,12 @@ class StoreEvaluation(TypedDict):
 def write_run(folder: Path, run: Run) -> None:
     """Write the settings of a training as a ``run.yaml`` that `modis-dist train` accepts."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_text(folder / "run.yaml", parse.dump(run))
+    write_text(folder / RUN, parse.dump(run))
+
+
+def read_run(folder: Path) -> Run | None:
+    """Return the settings of a training, None before it starts. Raises ``ConfigError`` if they cannot be read."""
+    return parse.load_run(folder / RUN) if (folder / RUN).exists() else None
 
 
 def write_result(folder: Path, result: Result, *, name: str = RESULT) -> None:
@@ -112,7 +119,8 @@ def read_json(path: Path, kind: type[T], *, version: int | None = None) -> T | N
         written_by = content.get("version", 1) if isinstance(content, dict) else None
         if version is not None and written_by not in (version, None):
             raise DataError(f"{path}: has format version {written_by}, this program reads {version}; use another --out")
-        return TypeAdapter(kind).validate_python(content, strict=True)
+        value: T = _adapter(kind).validate_python(content, strict=True)  # type: ignore[arg-type]  # it is hashable
+        return value
     except FileNotFoundError:
         return None
     except ValidationError as error:
@@ -125,3 +133,8 @@ def read_json(path: Path, kind: type[T], *, version: int | None = None) -> T | N
     except ValueError as error:
         reason = type(error).__name__
     raise DataError(f"{path}: is damaged ({shown(reason)}); remove it and rerun the same command") from None
+
+
+@cache  # building one takes 6 ms
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)

@@ -29,7 +29,7 @@ from modis_dist.runtime.lock import PATIENCE_S, locked
 from modis_dist.runtime.text import shown
 from modis_dist.train import cpu_settings
 from modis_dist.train.callbacks import Callbacks, NullReporter, Reporter, Stop
-from modis_dist.train.journal import JournalWriter
+from modis_dist.train.journal import JOURNAL, JournalWriter
 from modis_dist.train.loop import fit
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Cohort, Prepared, data_key, load_cohort, prepare, shape
@@ -37,7 +37,6 @@ from modis_dist.train.process_group import ALONE, RankSpec, join_process_group
 from modis_dist.train.progress import Progress
 from modis_dist.train.stack import Member
 
-JOURNAL = "journal.jsonl"
 LAST = "last"
 SILENT = NullReporter()
 

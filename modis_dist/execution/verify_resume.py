@@ -25,9 +25,8 @@ from torch import Tensor
 from modis_dist.config.parse import build, to_tree, with_settings
 from modis_dist.config.run import Run
 from modis_dist.data.open_store import open_store
-from modis_dist.execution.journal_watch import JournalWatcher
 from modis_dist.execution.resources import cores, this_machine, worker_mistakes
-from modis_dist.execution.run_pack import JOURNAL, LAST, Pack, chosen_device, prepare_members, trained
+from modis_dist.execution.run_pack import LAST, Pack, chosen_device, prepare_members, trained
 from modis_dist.execution.single import single_layout
 from modis_dist.execution.trial import ONLY_CONDITION, Trial
 from modis_dist.runtime.errors import ConfigError, DataError, ModisError, RankLost, RunFailed
@@ -36,6 +35,7 @@ from modis_dist.runtime.processes import end_with_parent, signals_blocked
 from modis_dist.train import checkpoint
 from modis_dist.train.callbacks import Reporter
 from modis_dist.train.checkpoint import Checkpoint
+from modis_dist.train.journal import JOURNAL, JournalReader, report_epochs
 from modis_dist.train.loader import steps_per_epoch
 from modis_dist.train.process_group import RankSpec, rendezvous_file
 
@@ -142,11 +142,10 @@ def _train_in_processes(
             with signals_blocked({signal.SIGINT}):  # stays blocked in the ranks: this process handles Ctrl-C for all
                 for rank in ranks:
                     rank.start()
-            epochs = 2 * trial.run.optim.epochs
-            watcher = JournalWatcher(folder / JOURNAL, reporter, epochs=epochs, epochs_before=epochs_before)
+            epochs, reader = 2 * trial.run.optim.epochs, JournalReader(folder / JOURNAL)
             while any(rank.exitcode is None for rank in ranks):  # if one dies, the others notice and exit
                 connection.wait([rank.sentinel for rank in ranks if rank.exitcode is None], POLL_S)
-                watcher.poll()
+                report_epochs(reader.new(), reporter, epochs=epochs, epochs_before=epochs_before)
     codes = [rank.exitcode for rank in ranks]
     if (steps_left and codes[victim] == -signal.SIGKILL) or (not steps_left and not any(codes)):
         return

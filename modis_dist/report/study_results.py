@@ -9,7 +9,8 @@ from modis_dist.evaluate.results import read_json
 from modis_dist.runtime.files import write_json
 
 VERSION = 2
-SUMMARY = "summary.json"
+SUMMARY, REPORT, OVERVIEW = "summary.json", "report.md", "sweep.png"
+MODEL = "model"  # folder of the delivered model
 
 Params = dict[str, Any]  # dotted key of the configuration -> value
 

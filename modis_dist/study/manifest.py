@@ -10,17 +10,18 @@ from dataclasses import dataclass
 from itertools import product
 from math import prod
 from pathlib import Path
-from typing import Any
 
 from modis_dist.config.keys import is_whole
 from modis_dist.config.parse import Tree, build, to_tree, with_settings
 from modis_dist.config.run import Run
 from modis_dist.config.study import OptunaSearch, Study, Sweep
 from modis_dist.execution.trial import ONLY_CONDITION, Trial, trial_id
+from modis_dist.report.study_results import Params
 from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.study.search.space import drawn
 
+FILE, STUDY_FILE = "manifest.json", "study.yaml"
 VERSION = 2
 MOST_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
@@ -37,9 +38,14 @@ class Manifest:
     packs: tuple[tuple[str, ...], ...]  # trial ids
     refit_packs: tuple[tuple[str, ...], ...] = ()  # empty until configurations are chosen
 
+    @property
+    def refit_ids(self) -> list[str]:
+        """Return the ids of the trials in ``refit_packs``."""
+        return [name for pack in self.refit_packs for name in pack]
+
 
 def expand(
-    study: Study, fingerprint: str, *, source: str, proposed: Sequence[Mapping[str, Any]] = ()
+    study: Study, fingerprint: str, *, source: str, proposed: Sequence[Mapping[str, Sequence[Params]]] = ()
 ) -> tuple[Trial, ...]:
     """Return conditions x configurations x folds x replicates, in this order, without repeated trials of a condition.
 
@@ -67,7 +73,7 @@ def expand(
     return tuple(trials.values())
 
 
-def _known_configurations(sweep: Sweep) -> list[dict[str, Any]]:
+def _known_configurations(sweep: Sweep) -> list[Params]:
     """Return the configurations that depend on no result: the grid, or the first round."""
     search = sweep.search
     if search is None:
@@ -89,6 +95,11 @@ def refit(trial: Trial, fingerprint: str, *, epochs: int) -> Trial:
     return Trial(
         trial_id(run, fingerprint), trial.condition, trial.configuration, trial.params, None, trial.replicate, run
     )
+
+
+def is_study(folder: Path) -> bool:
+    """Return whether a study was started in a folder."""
+    return (folder / FILE).is_file() and (folder / STUDY_FILE).is_file()
 
 
 def save(path: Path, manifest: Manifest) -> None:
@@ -113,7 +124,7 @@ def load(path: Path) -> Manifest:
 
 
 def _with_fold_and_seed(tree: Tree, study: Study, fold: int, replicate: int) -> Tree:
-    settings: dict[str, Any] = {"seed": study.seed + replicate}
+    settings: Params = {"seed": study.seed + replicate}
     if study.sweep.folds > 1:
         settings |= {"data.split.folds": study.sweep.folds, "data.split.fold": fold}
     return with_settings(tree, settings, source="sweep")

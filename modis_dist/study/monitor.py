@@ -3,14 +3,14 @@
 It works the same for every executor: a training only appends to a journal, in whatever process it runs.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from modis_dist.execution.run_pack import Pack, journal_file
 from modis_dist.runtime.file_watch import watching
-from modis_dist.train.journal import JournalReader
+from modis_dist.train.journal import JournalReader, Record
 
 
 class Display(Protocol):
@@ -44,7 +44,7 @@ class JournalWatcher:
         failed = sum(status == "failed" for status in self._ended.values())
         self._display.update(epochs=sum(self._epochs.values()), done=len(self._ended) - failed, failed=failed)
 
-    def _count(self, record: Mapping[str, Any]) -> None:
+    def _count(self, record: Record) -> None:
         trial = record["trial"]
         if record["kind"] == "metrics":
             self._epochs[trial] = min(max(self._epochs[trial], record["step"]), self.limit[trial])

@@ -66,7 +66,7 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     trials = search.trials if search else manifest.expand(study, store.fingerprint, source=source)
     data = _preparations(trials, store)
     shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
-    path = out / "manifest.json"
+    path = out / manifest.FILE
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
     packs = layout(
         unique(trials),

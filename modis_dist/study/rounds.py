@@ -5,19 +5,34 @@ A random search is one round. Every decision that depends on results is written 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from modis_dist.config.parse import digest
 from modis_dist.config.study import OptunaSearch, Study
 from modis_dist.execution.trial import Trial
-from modis_dist.report.study_results import Group
+from modis_dist.report.study_results import Group, Params
 from modis_dist.study.aggregate import Configuration, Verdict
 from modis_dist.study.manifest import expand
-from modis_dist.study.search.decisions import decide, decided
+from modis_dist.study.search.decisions import Plain, decide, decided
 from modis_dist.study.search.halving import verdicts
 from modis_dist.study.search.tpe import Outcome, proposals
 
 Groups = Mapping[Configuration, Sequence[Trial]]
+Proposal = Mapping[str, Sequence[Params]]  # condition -> configurations of a round
+
+
+class RungVerdict(Verdict):
+    """The verdict on a group at a rung, with the group."""
+
+    condition: str
+    params: Params
+
+
+class RungDecision(TypedDict):
+    """The decision about groups at a rung: a verdict on each, and the crash reasons of trials by id."""
+
+    verdicts: list[RungVerdict]
+    failed: dict[str, str]
 
 
 class Search:
@@ -28,7 +43,7 @@ class Search:
         self._fingerprint = fingerprint
         self._out = out
         self._source = source
-        self._proposed: list[dict[str, Any]] = []  # of the rounds after the first: condition -> configurations
+        self._proposed: list[Proposal] = []  # of the rounds after the first
         self.pruned: dict[Configuration, Verdict] = {}
         self._expand()
         while self.rounds < self.most_rounds and (known := decided(out, self._about_next())) is not None:
@@ -81,7 +96,7 @@ class Search:
         self._proposed.append(decide(self._out, self._about_next(), configurations))
         self._expand()
 
-    def _about_next(self) -> dict[str, Any]:
+    def _about_next(self) -> Plain:
         sweep = self._study.sweep
         search = sweep.search
         assert isinstance(search, OptunaSearch)
@@ -101,13 +116,14 @@ class Search:
         most = {trial.run.optim.epochs for trial in trials}
         return sorted({rung for epochs in most for rung in pruning.rungs(epochs=epochs)}) if pruning else []
 
-    def compared(self, groups: Groups, epoch: int) -> dict[str, Any] | None:
-        """Return the decision about groups at a rung, or None: ``verdicts`` in their order, and ``failed`` trials."""
-        return decided(self._out, self._about_rung(groups, epoch))
+    def compared(self, groups: Groups, epoch: int) -> RungDecision | None:
+        """Return the decision about groups at a rung, with verdicts in their order, or None."""
+        decision: RungDecision | None = decided(self._out, self._about_rung(groups, epoch))
+        return decision
 
     def compare(
         self, groups: Groups, epoch: int, values: Mapping[str, float | None], failed: Mapping[str, str]
-    ) -> dict[str, Any]:
+    ) -> RungDecision:
         """Decide about groups at a rung, separately for each condition; ``failed``: crash reasons by trial id."""
         pruning = self._study.sweep.pruning
         assert pruning is not None
@@ -117,10 +133,12 @@ class Search:
             values_of_groups = list(compared.values())
             ranked = verdicts(values_of_groups, epoch=epoch, factor=pruning.factor, metric=self._study.trainer.metric)
             by_group |= dict(zip(compared, ranked, strict=True))
-        rows = [{"condition": k[0], "params": groups[k][0].params, **by_group[k]} for k in groups]
-        return decide(self._out, self._about_rung(groups, epoch), {"verdicts": rows, "failed": dict(failed)})
+        rows: list[RungVerdict] = [{"condition": k[0], "params": groups[k][0].params, **by_group[k]} for k in groups]
+        decision: RungDecision = {"verdicts": rows, "failed": dict(failed)}
+        written: RungDecision = decide(self._out, self._about_rung(groups, epoch), decision)
+        return written
 
-    def _about_rung(self, groups: Groups, epoch: int) -> dict[str, Any]:
+    def _about_rung(self, groups: Groups, epoch: int) -> Plain:
         pruning = self._study.sweep.pruning
         assert pruning is not None
         members = [[condition, [trial.id for trial in trials]] for (condition, _), trials in groups.items()]

@@ -38,8 +38,8 @@ def run_study(
     study, metric = planned.study, planned.study.trainer.metric
     out.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(out, patience_s=0), disk_errors(out):
-        write_text(out / "study.yaml", parse.dump(study))
-        manifest.save(out / "manifest.json", planned.manifest)
+        write_text(out / manifest.STUDY_FILE, parse.dump(study))
+        manifest.save(out / manifest.FILE, planned.manifest)
         if tracking is not None:
             tracking.start()
         runner = PackRunner(planned, out, executor, display)

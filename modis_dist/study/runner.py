@@ -64,7 +64,7 @@ class PackRunner:
 
     def _save(self, changed: manifest.Manifest) -> None:
         self._manifest = changed
-        manifest.save(self._out / "manifest.json", changed)
+        manifest.save(self._out / manifest.FILE, changed)
 
     def train(self, packs: Sequence[Pack], *, name: str) -> dict[str, str]:
         """Train packs; return crash reasons by trial id. Members of a crashed stack are retried one by one."""

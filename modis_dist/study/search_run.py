@@ -6,7 +6,7 @@ At a rung the configurations of a round are compared, and all but the best are p
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from modis_dist.config.study import Study
 from modis_dist.evaluate.results import RESULT, read_history, read_interim_result, read_result, write_result
@@ -24,7 +24,7 @@ from modis_dist.runtime.lock import locked
 from modis_dist.study.aggregate import Configuration, Results, Verdict, by_configuration, grouped
 from modis_dist.study.manifest import unique
 from modis_dist.study.plan import Plan
-from modis_dist.study.rounds import Groups, Search
+from modis_dist.study.rounds import Groups, RungDecision, Search
 from modis_dist.study.runner import PackRunner
 from modis_dist.study.search.halving import best_up_to, verdict_message
 from modis_dist.study.summary import failures
@@ -133,7 +133,7 @@ class Round:
                 values[trial.id] = best_up_to(history, epoch, metric=trial.run.trainer.metric)
         return values, {trial.id: self._crashed[trial.id] for trial in members if trial.id in self._crashed}
 
-    def _prune(self, decision: Mapping[str, Any]) -> None:
+    def _prune(self, decision: RungDecision) -> None:
         """Prune the configurations that are not among the best."""
         verdicts = dict(zip(self._remaining, decision["verdicts"], strict=True))
         pruned = {key: group for key, group in self._remaining.items() if not verdicts[key]["goes_on"]}

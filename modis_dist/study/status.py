@@ -1,40 +1,41 @@
 """Status of the study or training in a folder.
 
-Only reads, takes no lock and imports no torch: it runs at any time, on any machine, beside any training. Of results and
-summaries it reads only the keys that it needs; a file that is being written counts as missing.
+Only reads, takes no lock and imports no torch: it runs at any time, on any machine, beside any training.
 """
 
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence, Set
+from contextlib import suppress
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from shlex import quote
 from statistics import median
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from modis_dist.config.parse import load_run
+from modis_dist.evaluate.results import RESULT, RUN, read_result, read_run
 from modis_dist.execution.trial import sequence_digest
+from modis_dist.report.study_results import Summary, read_summary
 from modis_dist.runtime.errors import DataError
-from modis_dist.runtime.lock import Holder, holder
+from modis_dist.runtime.lock import LOCK, Holder, holder
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
-from modis_dist.train.journal import Record, read
+from modis_dist.train.journal import JOURNAL, Record, read
 
 State = Literal["running", "elsewhere", "finished", "interrupted", "dead"]
 Live = Callable[[str], bool | None]  # pack id -> true if a queued job may be training it; None if unknown
 PACES = 4  # finished packs whose journals are read if no running pack has a pace
 
 
-class Outcome(NamedTuple):
+class TrialStatus(NamedTuple):
     """Status of a finished trial; ``damaged`` if its result cannot be read."""
 
     status: str
     reason: str | None
 
 
-Outcomes = Mapping[str, Outcome | None]  # trial -> outcome, None while unfinished
+Outcomes = Mapping[str, TrialStatus | None]  # trial -> outcome, None while unfinished
 
 
 @dataclass(frozen=True)
@@ -73,31 +74,44 @@ def status(folder: Path, *, live: Live = lambda _: None) -> Status:
     ``live`` knows packs that train on other machines, where locks cannot be checked. Raises ``DataError`` if the folder
     has no study or training, or a damaged manifest.
     """
-    if (folder / "manifest.json").exists() and (folder / "study.yaml").exists():
+    if manifest.is_study(folder):
         return _study(folder, live=live)
-    if (folder / "run.yaml").exists() and (folder / "lock").exists():
+    if (folder / RUN).exists() and (folder / LOCK).exists():
         return _run(folder)
     raise DataError(f"{shown(str(folder))}: has no study or training; pass the folder of --out")
 
 
+def summary_of_finished(folder: Path, *, unfinished: Set[str]) -> Summary | None:
+    """Return the summary of a study that has ended and whose ``unfinished`` trials have all failed; None otherwise."""
+    summary = _valid_summary(folder)
+    killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
+    if summary is None or (killed and unfinished):
+        return None
+    return summary if unfinished <= summary["failures"].keys() else None
+
+
+def _valid_summary(folder: Path) -> Summary | None:
+    with suppress(DataError):
+        return read_summary(folder)
+    return None
+
+
 def _study(folder: Path, *, live: Live) -> Status:
-    listed = manifest.load(folder / "manifest.json")
+    listed = manifest.load(folder / manifest.FILE)
     process = holder(folder)
     epochs = {trial.id: trial.run.optim.epochs for trial in listed.trials}
-    outcomes = {name: _outcome(folder / "trials" / name) for name in [*epochs, *_flat(listed.refit_packs)]}
+    outcomes = {name: _outcome(folder / "trials" / name) for name in [*epochs, *listed.refit_ids]}
     search = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.packs]
     refit = [_pack(folder, ids, outcomes, epochs, live=live) for ids in listed.refit_packs]
-    summarised = _summarised_failures(folder)
-    failures = _failures(folder, [*search, *refit], outcomes, summarised or {})
-    covered = summarised is not None and all(outcome or name in summarised for name, outcome in outcomes.items())
-    state = _state(process, covered=covered, complete=all(outcomes.values()))
+    summary = _valid_summary(folder)
+    failures = _failures(folder, [*search, *refit], outcomes, summary["failures"] if summary else {})
+    unfinished = {name for name, outcome in outcomes.items() if outcome is None}
+    state = _state(process, finished=summary_of_finished(folder, unfinished=unfinished) is not None)
     searching = any(pack.state != "done" for pack in search)
     stage: Literal["search", "refit", "done"] = "done" if state == "finished" else "search" if searching else "refit"
     packs = {"search": search, "refit": refit, "done": [*search, *refit]}[stage]
     running = state == "running" or any(live(pack.id) for pack in packs)
-    if running and not any(pack.seconds_per_epoch for pack in packs):
-        packs = _with_paces(folder, packs)
-    files = [folder / "manifest.json", *(folder / "packs" / pack.id / "journal.jsonl" for pack in [*search, *refit])]
+    files = [folder / manifest.FILE, *(folder / "packs" / pack.id / JOURNAL for pack in [*search, *refit])]
     return Status(
         kind="study",
         name=listed.study,
@@ -105,15 +119,15 @@ def _study(folder: Path, *, live: Live) -> Status:
         stage=stage,
         holder=process if state in {"running", "elsewhere", "dead"} else None,
         trials=_counts(search, outcomes, trials=epochs),
-        refits=_counts(refit, outcomes, trials=_flat(listed.refit_packs)),
+        refits=_counts(refit, outcomes, trials=listed.refit_ids),
         packs=tuple(packs),
         failures=failures,
         last_sign=_newest(files),
-        eta_s=_eta(packs) if running else None,
+        eta_s=_eta(folder, packs) if running else None,
         advice=_advice(
             state,
             process,
-            again=f"modis-dist tune {quote(str(folder / 'study.yaml'))} --out {quote(str(folder))}",
+            again=f"modis-dist tune {quote(str(folder / manifest.STUDY_FILE))} --out {quote(str(folder))}",
             after=f"modis-dist ui {quote(str(folder))}",
             crashed=sum(not outcomes.get(name) for name in failures),
         ),
@@ -122,9 +136,9 @@ def _study(folder: Path, *, live: Live) -> Status:
 
 def _run(folder: Path) -> Status:
     process, outcome = holder(folder), _outcome(folder)
-    run = load_run(folder / "run.yaml")
-    epoch, pace = _journal(folder / "journal.jsonl")
-    state = _state(process, covered=outcome is not None, complete=outcome is not None)
+    run = load_run(folder / RUN)
+    epoch, pace = _journal(folder / JOURNAL)
+    state = _state(process, finished=outcome is not None)
     trial: Literal["done", "running", "stopped"] = "done" if outcome else "running" if state == "running" else "stopped"
     pack = PackStatus("", trial, (run.name,), epoch, run.optim.epochs, pace)
     return Status(
@@ -137,22 +151,21 @@ def _run(folder: Path) -> Status:
         refits={},
         packs=(pack,),
         failures={run.name: outcome.reason} if outcome and outcome.reason else {},
-        last_sign=_newest([folder / "journal.jsonl", folder / "result.json"]),
-        eta_s=_eta([pack]) if state == "running" else None,
+        last_sign=_newest([folder / JOURNAL, folder / RESULT]),
+        eta_s=_eta(folder, [pack]) if state == "running" else None,
         advice=_advice(
             state,
             process,
-            again=f"modis-dist train {quote(str(folder / 'run.yaml'))} --out {quote(str(folder))}",
+            again=f"modis-dist train {quote(str(folder / RUN))} --out {quote(str(folder))}",
             after=f"modis-dist evaluate {quote(str(folder))} STORE",
         ),
     )
 
 
-def _state(process: Holder | None, *, covered: bool, complete: bool) -> State:
-    """Return the state; ``covered``: a summary covers all trials; ``complete``: every trial has a result."""
+def _state(process: Holder | None, *, finished: bool) -> State:
     if process is not None and process.alive is not False:
         return "running" if process.alive else "elsewhere"
-    if covered and (process is None or complete):
+    if finished:
         return "finished"
     return "interrupted" if process is None else "dead"
 
@@ -165,7 +178,7 @@ def _pack(folder: Path, ids: Sequence[str], outcomes: Outcomes, epochs: Mapping[
     if all(outcomes[trial] for trial in trials):
         return PackStatus(name, "done", trials, most or 0, most)
     process = holder(pack)
-    epoch, pace = _journal(pack / "journal.jsonl")
+    epoch, pace = _journal(pack / JOURNAL)
     if process is not None and process.alive is not False and live(name) is not False:
         return PackStatus(name, "running", trials, epoch, most, pace)
     if (pack / "error.txt").exists():
@@ -175,7 +188,8 @@ def _pack(folder: Path, ids: Sequence[str], outcomes: Outcomes, epochs: Mapping[
 
 def _epochs(trial: Path) -> int | None:
     """Return the epochs of a refit, which the manifest does not have."""
-    return load_run(trial / "run.yaml").optim.epochs if (trial / "run.yaml").exists() else None
+    run = read_run(trial)
+    return run.optim.epochs if run else None
 
 
 def _journal(path: Path) -> tuple[int, float | None]:
@@ -192,18 +206,15 @@ def seconds_per_epoch(records: Sequence[Record]) -> float | None:
     return max(median(paces), 0.0) if paces else None
 
 
-def _with_paces(folder: Path, packs: Sequence[PackStatus]) -> list[PackStatus]:
-    """Return the packs, with the paces of some finished ones."""
-    done = [pack.id for pack in packs if pack.state == "done"][-PACES:]
-    paces = {name: _journal(folder / "packs" / name / "journal.jsonl")[1] for name in done}
-    return [replace(pack, seconds_per_epoch=paces.get(pack.id)) for pack in packs]
-
-
-def _eta(packs: Sequence[PackStatus]) -> float | None:
+def _eta(folder: Path, packs: Sequence[PackStatus]) -> float | None:
     """Return the seconds left, with as many packs at a time as are running now."""
-    paces = [pack.seconds_per_epoch / len(pack.trials) for pack in packs if pack.seconds_per_epoch is not None]
     left = [pack for pack in packs if pack.state != "done"]
     running = sum(pack.state == "running" for pack in left)
+    paces = [pack.seconds_per_epoch / len(pack.trials) for pack in left if pack.seconds_per_epoch is not None]
+    if not paces:
+        finished = [pack for pack in packs if pack.state == "done"][-PACES:]
+        journals = {pack: _journal(folder / "packs" / pack.id / JOURNAL) for pack in finished}
+        paces = [pace / len(pack.trials) for pack, (_, pace) in journals.items() if pace is not None]
     if not paces or not running or any(pack.epochs is None for pack in left):
         return None
     median_pace = median(paces)
@@ -253,32 +264,14 @@ def _advice(state: State, process: Holder | None, *, again: str, after: str, cra
     return f"{crashed} trials crashed; retry them with: {again}" if crashed else after
 
 
-def _outcome(folder: Path) -> Outcome | None:
+def _outcome(folder: Path) -> TrialStatus | None:
     """Return the outcome of the training in a folder, None without a result."""
-    result = _json(folder / "result.json")
-    return None if result is None else Outcome(str(result.get("status", "damaged")), result.get("reason"))
-
-
-def _summarised_failures(folder: Path) -> dict[str, str] | None:
-    """Return the failures in the last summary, None without a summary."""
-    summary = _json(folder / "summary.json")
-    return None if summary is None else {name: str(reason) for name, reason in summary.get("failures", {}).items()}
-
-
-def _json(path: Path) -> dict[str, Any] | None:
-    """Return the object in a file, None without the file; an empty one if the file is damaged."""
     try:
-        content = json.loads(path.read_text())
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+        result = read_result(folder)
+    except DataError:
+        return TrialStatus("damaged", None)
+    return None if result is None else TrialStatus(result["status"], result["reason"])
 
 
 def _newest(files: Sequence[Path]) -> float | None:
     return max((file.stat().st_mtime for file in files if file.exists()), default=None)
-
-
-def _flat(packs: Sequence[Sequence[str]]) -> list[str]:
-    return [name for pack in packs for name in pack]

@@ -8,7 +8,9 @@ from modis_dist.execution.run_pack import trial_folder
 from modis_dist.execution.trial import Trial
 from modis_dist.report.study import report
 from modis_dist.report.study_results import (
-    SUMMARY,
+    MODEL,
+    OVERVIEW,
+    REPORT,
     VERSION,
     Condition,
     RankedGroup,
@@ -20,9 +22,6 @@ from modis_dist.runtime.files import write_text
 from modis_dist.study.aggregate import Results, details_over_replicates, metrics_over_replicates
 from modis_dist.study.interfaces import Tracking
 from modis_dist.study.manifest import Manifest
-
-MODEL = "model"
-REPORTS = ("report.md", "sweep.png", SUMMARY)
 
 
 def failures(results: Results) -> dict[str, str]:
@@ -113,8 +112,8 @@ def write(summary: Summary, *, out: Path) -> None:
     """Write the report, the overview figure, the delivered model and last the summary."""
     from modis_dist.report import drawing, figures  # imports matplotlib, which jobs of a search do not need
 
-    write_text(out / "report.md", report(summary))
-    drawing.save(figures.sweep_overview(summary["groups"], metric=summary["metric"]), out / "sweep.png")
+    write_text(out / REPORT, report(summary))
+    drawing.save(figures.sweep_overview(summary["groups"], metric=summary["metric"]), out / OVERVIEW)
     if summary["model"]:
         _deliver(out / summary["model"]["folder"], out / MODEL)
     else:

@@ -16,16 +16,26 @@ import os
 import time
 import zlib
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from modis_dist.runtime.files import write_bytes
-from modis_dist.train.callbacks import EventKind
+from modis_dist.train.callbacks import EventKind, Reporter
 
-Record = dict[str, Any]
+JOURNAL = "journal.jsonl"
+
+
+class Record(TypedDict):
+    """The metrics of an epoch (``step``) of a trial, or an event."""
+
+    kind: Literal["metrics"] | EventKind
+    trial: str
+    time_ms: int
+    step: NotRequired[int]  # of metrics
+    values: dict[str, Any]
 
 
 class JournalWriter(AbstractContextManager["JournalWriter"]):
@@ -138,6 +148,14 @@ def read(path: Path) -> list[Record]:
     return JournalReader(path).new()
 
 
+def report_epochs(records: Iterable[Record], reporter: Reporter, *, epochs: int, epochs_before: int = 0) -> None:
+    """Report the epochs of one training in records of its journal, each plus ``epochs_before``."""
+    for record in records:
+        if record["kind"] == "metrics":
+            epoch = epochs_before + record["step"]
+            reporter.progress(epoch=epoch, epochs=epochs, active=1, headline=record["values"])
+
+
 def copy_trial(source: Path, target: Path, *, trial: str) -> None:
     """Copy the valid records of one trial into a new journal; a missing source is empty."""
     target.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -181,7 +199,8 @@ def _record(line: bytes) -> Record | None:
             return None
         if record["kind"] == "metrics":
             record["values"] = {name: float(value) for name, value in record["values"].items()}
-        return dict(record)
+        valid: Record = record
+        return valid
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 

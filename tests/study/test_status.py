@@ -27,6 +27,7 @@ from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest
 from modis_dist.study.status import Status, seconds_per_epoch, status
 from modis_dist.train.journal import JournalWriter
+from tests import toy_results
 from tests.study.toy_study import BARE, tree, write_store, write_study
 from tests.train import toy
 
@@ -75,7 +76,7 @@ def write_journal(folder: Path, trials: Sequence[str], times_s: Sequence[float],
 def write_result(out: Path, trial: str, **values: Any) -> None:
     folder = out / "trials" / trial
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / "result.json", {"trial": trial, "status": "done", "reason": None} | values)
+    write_json(folder / "result.json", toy_results.result(trial, **values))
 
 
 @contextmanager
@@ -169,7 +170,7 @@ def test_a_finished_study_with_crashed_trials_is_finished_and_advises_to_retry_t
     (_, first), (_, (third, crashed)) = packs_of(out)
     for trial in (*first, third):
         write_result(out, trial)
-    write_json(out / "summary.json", {"failures": {crashed: "the worker died 3 times"}})
+    write_json(out / "summary.json", toy_results.summary(failures={crashed: "the worker died 3 times"}))
     shown = status(out)
     assert (shown.state, shown.stage) == ("finished", "done")
     assert shown.failures == {crashed: "the worker died 3 times"}
@@ -190,7 +191,7 @@ def test_a_single_training_has_the_same_states(tmp_path: Path, monkeypatch: pyte
         shown = status(tmp_path)
         assert (shown.state, shown.trials) == ("dead", {"stopped": 1})
         assert advised(shown) == ["modis-dist", "train", str(tmp_path / "run.yaml"), "--out", str(tmp_path)]
-    write_json(tmp_path / "result.json", {"status": "failed", "reason": "loss is nan"})
+    write_json(tmp_path / "result.json", toy_results.result("toy", status="failed", reason="loss is nan"))
     shown = status(tmp_path)
     assert (shown.state, shown.trials, shown.failures) == ("finished", {"failed": 1}, {"toy": "loss is nan"})
 
@@ -218,6 +219,20 @@ def test_the_time_left_is_unknown_before_two_epochs_and_then_shared_by_the_runni
         assert status(out).eta_s is None
         write_journal(second, b, [20, 22], monkeypatch)
         assert status(out).eta_s == max((3 * 2 + 2 * 2) / 2, 3 * 2)
+
+
+def test_the_pace_of_finished_packs_counts_until_a_running_one_has_its_own(
+    out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (first, done), (second, running) = packs_of(out)
+    write_journal(first, done, [10, 12, 14], monkeypatch)
+    for trial in done:
+        write_result(out, trial)
+    write_journal(second, running, [20], monkeypatch)
+    with locked_by_child(out, second):
+        assert status(out).eta_s == 3 * 2
+        write_journal(second, running, [25], monkeypatch)  # repeats epoch 1: only the first counts
+        assert status(out).eta_s == 3 * 2
 
 
 def test_a_partly_written_record_is_not_counted(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ from modis_dist.integrations.mlflow.sync import (
     write_state,
 )
 from modis_dist.runtime.errors import DataError, RunFailed
+from modis_dist.study import manifest
 
 LOG = "mlflow-sync.log"
 LOWEST = 19  # nice value
@@ -119,7 +120,7 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
                 running = is_running(folder)
                 ended_at = float("inf") if running else min(ended_at, began)
                 gave_up = not running and (is_permanent(error) or time.monotonic() - ended_at > GIVE_UP_S)
-                if gave_up or not (folder / "manifest.json").exists():
+                if gave_up or not (folder / manifest.FILE).exists():
                     raise RunFailed(problem) from error
                 print(json.dumps({"problem": problem}), file=sys.stderr, flush=True)  # noqa: T201  # the log
                 _rest(folder, pause, was_running=running)

@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any
 import modis_dist
 from modis_dist.config.parse import digest as tree_digest
 from modis_dist.integrations.mlflow import store as mlflow_store
-from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import sha256
 from modis_dist.runtime.text import shown
@@ -54,20 +53,10 @@ def _load_pyfunc(path: str) -> PyfuncModel:
     return PyfuncModel(modis_dist.load(path))
 
 
-def example(predictor: "Predictor", modality: str) -> "pd.DataFrame":
-    """Return a row of zeros with the columns of a modality (no patient data)."""
-    import pandas as pd
-
-    zeros = pd.DataFrame(0.0, index=[0], columns=list(predictor.features(modality)))
-    zeros.insert(0, "sample_id", "example")
-    return zeros
-
-
-def save(model_folder: Path, destination: Path, *, modality: str, identity: Any = None) -> None:
+def save(model_folder: Path, destination: Path, *, identity: Any = None) -> None:
     """Write the model of a finished run as an MLflow model folder; ``destination`` must not exist.
 
-    ``modality`` is the default for calls without ``params`` and that of the input example; ``identity`` is an
-    ``mlflow.models.Model``. Raises ``DataError`` if the run's folder has no model.
+    ``identity`` is an ``mlflow.models.Model``. Raises ``DataError`` if the run's folder has no model.
     """
     mlflow_store.prepare()
     import mlflow.pyfunc
@@ -79,20 +68,23 @@ def save(model_folder: Path, destination: Path, *, modality: str, identity: Any 
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(path, target)
         predictor = modis_dist.load(copy)  # the copy must load without the original
-        input_example = example(predictor, modality)
+        example = _example(predictor)
         mlflow.pyfunc.save_model(
             destination,
             loader_module=__name__,
             data_path=str(copy),
             mlflow_model=identity,
-            signature=_signature(predictor, input_example, modality),
-            input_example=input_example,
+            signature=_signature(predictor, example),
+            input_example=example,
             pip_requirements=[f"modis-dist=={modis_dist.__version__}"],
         )
 
 
 def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, name: str) -> str:
-    """Log a model as an output of a run, unless the same files are logged; return the id of the model."""
+    """Log a model as an output of a run, unless the same files are logged; return the id of the model.
+
+    ``mlflow.pyfunc.log_model`` makes it an output before the upload: a retry after a crash would leave a second output.
+    """
     from mlflow.entities import LoggedModelOutput
     from mlflow.models import Model
 
@@ -102,13 +94,12 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
             return str(logged.model_id)
         if logged.source_run_id == run_id:
             client.delete_logged_model(logged.model_id)  # incomplete: the process was killed
-    predictor = modis_dist.load(model_folder)
     record = client.create_logged_model(
         experiment_id,
         name=re.sub(r"[/:.%\"']", "-", name),
         source_run_id=run_id,
         model_type="classifier",
-        tags={"mlflow.note.content": _note(predictor), DIGEST: files},
+        tags={DIGEST: files},
     )
     try:
         identity = Model(
@@ -116,7 +107,7 @@ def log(client: Any, *, model_folder: Path, experiment_id: str, run_id: str, nam
         )
         with TemporaryDirectory() as folder:
             saved = Path(folder, "model")
-            save(model_folder, saved, modality=predictor.modalities[0], identity=identity)
+            save(model_folder, saved, identity=identity)
             client.log_model_artifacts(record.model_id, str(saved))
         client.log_outputs(run_id, [LoggedModelOutput(record.model_id, step=0)])
     except BaseException:
@@ -131,7 +122,16 @@ def digest(model_folder: Path) -> str:
     return tree_digest({str(path.relative_to(model_folder)): sha256(path) for path in _files(model_folder)})
 
 
-def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -> Any:
+def _example(predictor: "Predictor") -> "pd.DataFrame":
+    """Return a row of zeros with the columns of the first modality (no patient data)."""
+    import pandas as pd
+
+    zeros = pd.DataFrame(0.0, index=[0], columns=list(predictor.features(predictor.modalities[0])))
+    zeros.insert(0, "sample_id", "example")
+    return zeros
+
+
+def _signature(predictor: "Predictor", example: "pd.DataFrame") -> Any:
     from mlflow.models import infer_signature
     from mlflow.models.signature import ModelSignature
     from mlflow.types import ColSpec, DataType, Schema
@@ -139,20 +139,9 @@ def _signature(predictor: "Predictor", example: "pd.DataFrame", modality: str) -
     names = dict.fromkeys(name for each in predictor.modalities for name in predictor.features(each))
     columns = [ColSpec(DataType.string, "sample_id", required=False)]
     columns += [ColSpec(DataType.double, name, required=False) for name in names]
-    output = predictor.predict(example, modality=modality)
-    inferred = infer_signature(model_output=output, params={"modality": modality})
+    default = predictor.modalities[0]
+    inferred = infer_signature(model_output=predictor.predict(example, modality=default), params={"modality": default})
     return ModelSignature(inputs=Schema(columns), outputs=inferred.outputs, params=inferred.params)
-
-
-def _note(predictor: "Predictor") -> str:
-    """Return the model's description for its page."""
-    rows = [{"modality": m, "features": str(len(predictor.features(m)))} for m in predictor.modalities]
-    call = f"predict(frame, params={{'modality': '{predictor.modalities[-1]}'}})"
-    return (
-        f"Classifies rows of one modality into {len(predictor.classes)} classes. `frame` has the modality's features "
-        f"as columns and optionally `sample_id`; the modality is {predictor.modalities[0]} unless given, as in "
-        f"`{call}`. Loading needs `modis-dist`.\n\n{mlflow_text.table(rows)}"
-    )
 
 
 def _files(model_folder: Path) -> Iterator[Path]:

@@ -14,11 +14,12 @@ from modis_dist.integrations.mlflow import text as mlflow_text
 from modis_dist.runtime.errors import ConfigError, UserError
 from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
+from modis_dist.train.journal import Record
 
-Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+RunStatus = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
 FOLDER = "modis.folder"
-NOTE = "mlflow.note.content"
+DELIVERED = "modis.delivered"  # digest of the file that closed the run; set last, when nothing is missing
 NOT_UPLOADED = "modis.not_uploaded"
 KIND = {"mlflow.experimentKind": "custom_model_development"}  # otherwise the UI opens pages for language models
 MAX_METRICS = 1000  # per request, like MAX_PARAMS
@@ -38,7 +39,7 @@ class Runs:
 
     def __init__(self, *, uri: str, experiment: str, folder: Path) -> None:
         self.client = mlflow_store.connect(uri)
-        self._folder = folder
+        self._uri, self._folder = uri, folder
         existing = self.client.get_experiment_by_name(experiment)
         if existing is None:
             location = _artifact_location(uri, folder)
@@ -71,8 +72,16 @@ class Runs:
     def reopen(self, run_id: str) -> None:
         self.client.update_run(run_id, status="RUNNING")
 
-    def close(self, run_id: str, status: Status, *, end_ms: int | None = None) -> None:
+    def close(self, run_id: str, status: RunStatus, *, end_ms: int | None = None) -> None:
         self.client.set_terminated(run_id, status, end_time=end_ms)
+
+    def finish(self, run_id: str, status: RunStatus, *, problems: Sequence[str], delivered: str, end_ms: int) -> None:
+        """Close a run; a tag lists the problems or, if there are none, has the digest of what was ``delivered``."""
+        self.close(run_id, status, end_ms=end_ms)
+        if problems:
+            self.set_tags(run_id, {NOT_UPLOADED: mlflow_store.scrubbed("; ".join(problems), self._uri)})
+        elif delivered:
+            self.set_tags(run_id, {DELIVERED: delivered})
 
     def is_deleted(self, run_id: str) -> bool:
         from mlflow import MlflowException
@@ -87,7 +96,7 @@ class Runs:
         keys = self.client.get_run(run_id).data.metrics
         return {(key, metric.step) for key in keys for metric in self.client.get_metric_history(run_id, key)}
 
-    def send_records(self, run_id: str, records: Sequence[Mapping[str, Any]]) -> None:
+    def send_records(self, run_id: str, records: Sequence[Record]) -> None:
         """Log the metrics of journal records with their own timestamps: MLflow stores identical values once."""
         from mlflow.entities import Metric
 
@@ -121,10 +130,6 @@ class Runs:
     def set_tags(self, run_id: str, tags: Mapping[str, str]) -> None:
         for tag, text in tags.items():
             self.client.set_tag(run_id, mlflow_text.key(tag), mlflow_text.value(text))
-
-    def note(self, run_id: str, markdown: str) -> None:
-        """Set the description on the run's page."""
-        self.client.set_tag(run_id, NOTE, markdown)
 
     def upload(self, run_id: str, artifacts: Sequence[Path]) -> list[str]:
         """Upload files and folders; return a problem for each that cannot be stored. Raises if a retry may help."""

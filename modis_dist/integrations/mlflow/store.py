@@ -24,11 +24,10 @@ WRITER_LOCK = ".mlflow-sync.lock"
 MAGIC = b"SQLite format 3\0"
 SERVERS = ("http", "https", "postgresql", "mysql", "mssql", "databricks")
 
-# This package loads no model through MLflow, so no code in MLflow may run.
+# This package loads no model through MLflow.
 FORCED = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
-    "MLFLOW_ALLOW_MODEL_CODE_EXECUTION": "false",
     "GIT_PYTHON_REFRESH": "quiet",
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # standard output is for results
 }

@@ -9,46 +9,33 @@ digest of the file that closed it (``result.json``, ``summary.json``); while it 
 """
 
 import hashlib
-import json
 import secrets
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
-from modis_dist.config.parse import load_run, load_study, to_tree
-from modis_dist.evaluate.results import Result
+from typing_extensions import TypedDict
+
+from modis_dist.config.parse import load_study, to_tree
+from modis_dist.evaluate.results import RESULT, read_json, read_run
 from modis_dist.execution.trial import Trial, sequence_digest
 from modis_dist.integrations.mlflow import pyfunc
 from modis_dist.integrations.mlflow import store as mlflow_store
-from modis_dist.integrations.mlflow import text as mlflow_text
-from modis_dist.integrations.mlflow.runs import (
-    MAX_METRICS,
-    NOT_UPLOADED,
-    Runs,
-    Status,
-    is_permanent,
-    is_refused_record,
-)
-from modis_dist.report.study_results import SUMMARY, Summary, read_summary
+from modis_dist.integrations.mlflow.runs import DELIVERED, Runs, RunStatus, is_permanent
+from modis_dist.integrations.mlflow.trial_run import STUDY, TRIAL, Stage, TrialRun
+from modis_dist.report.study_results import MODEL, OVERVIEW, REPORT, SUMMARY, Summary
 from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.runtime.lock import holder
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
-from modis_dist.study.aggregate import condition_metrics, training_metrics
-from modis_dist.train.journal import JournalReader, Record
+from modis_dist.study.aggregate import condition_metrics
+from modis_dist.study.status import summary_of_finished
+from modis_dist.train.journal import JOURNAL, JournalReader, Record
 
-STUDY = "modis.study_id"
-TRIAL = "modis.trial_id"
-DELIVERED = "modis.delivered"  # digest of the file that closed the run; set last, when nothing is missing
-CHECKPOINT, CHECKPOINT_SHA256 = "modis.checkpoint", "modis.checkpoint_sha256"
-PARENT = "mlflow.parentRunId"
-FINAL = "final/"
 STATE = "mlflow-sync.json"
-REPORTS = ("report.md", "sweep.png", SUMMARY)
-STATUS: dict[str, Status] = {"done": "FINISHED", "pruned": "KILLED"}
 
 Progress = Callable[[int, int], None]  # trials done, trials in total
 
@@ -97,7 +84,7 @@ def is_running(folder: Path) -> bool:
 
 def tracking_uri(folder: Path) -> str:
     """Return the tracking URI of a study: ``sweep.mlflow.tracking_uri``, or a SQLite file in its folder."""
-    return load_study(folder / "study.yaml").sweep.mlflow.tracking_uri or mlflow_store.default_uri(folder)
+    return load_study(folder / manifest.STUDY_FILE).sweep.mlflow.tracking_uri or mlflow_store.default_uri(folder)
 
 
 def was_delivered(folder: Path, uri: str) -> bool:
@@ -109,40 +96,29 @@ def was_delivered(folder: Path, uri: str) -> bool:
     )
 
 
-def read_state(folder: Path) -> dict[str, Any]:
-    """Return ``study_id``, ``uri``, ``delivered`` (digest of the study) and ``problems`` of the last sync.
+class SyncState(TypedDict, total=False):
+    """Content of ``mlflow-sync.json``: the state after the last sync."""
+
+    study_id: str
+    uri: str  # without password
+    delivered: str  # digest of the study; empty if MLflow lacks something
+    problems: list[str]
+
+
+def read_state(folder: Path) -> SyncState:
+    """Return the state of the last sync, with empty values before the first.
 
     Raises ``DataError`` for a damaged file: with another id the study would be sent a second time.
     """
-    state: dict[str, Any] = {"study_id": "", "uri": "", "delivered": "", "problems": []}
-    try:
-        return {**state, **json.loads((folder / STATE).read_text())}
-    except FileNotFoundError:
-        return state
-    except (ValueError, TypeError):
-        raise DataError(f"{shown(str(folder / STATE))}: damaged; remove it to send the study as a new run") from None
+    state = SyncState(study_id="", uri="", delivered="", problems=[])
+    return state | (read_json(folder / STATE, SyncState) or {})
 
 
-def write_state(folder: Path, **changes: Any) -> None:
-    """Change keys of the state that ``read_state`` returns. The caller must hold ``only_writer``."""
+def write_state(folder: Path, **changes: Unpack[SyncState]) -> None:
+    """Change keys of the state. The caller must hold ``only_writer``."""
     before = read_state(folder)
     if before | changes != before:
         write_json(folder / STATE, before | changes)
-
-
-@dataclass
-class _TrialRun:
-    """A trial and its nested run."""
-
-    trial: Trial
-    stage: str
-    run_id: str = ""  # empty until there is something to record
-    status: Status = "RUNNING"
-    delivered: str = ""
-    logged: set[tuple[str, int]] | None = None  # metric and step that an earlier process sent; None: not looked up
-    steps: set[int] = field(default_factory=set)  # epochs that this process sent
-    result_time: int = 0  # modification time of the ``result.json`` that was sent
-    refused: list[str] = field(default_factory=list)
 
 
 class StudySync:
@@ -154,9 +130,9 @@ class StudySync:
 
     def __init__(self, folder: Path, uri: str | None = None) -> None:
         self._folder = folder.absolute()
-        if not all((folder / name).is_file() for name in ("manifest.json", "study.yaml")):
+        if not manifest.is_study(folder):
             raise DataError(f"{shown(str(folder))}: no study was started here; give the output folder of `tune`")
-        self._study = load_study(folder / "study.yaml")
+        self._study = load_study(folder / manifest.STUDY_FILE)
         self._uri = mlflow_store.checked(uri or tracking_uri(folder))
         self._experiment = self._study.sweep.mlflow.experiment_name or self._study.name
         self._runs = Runs(uri=self._uri, experiment=self._experiment, folder=self._folder)
@@ -165,11 +141,11 @@ class StudySync:
         runs = self._runs.search(f"tags.`{STUDY}` = '{self._study_id}'")
         self._existing = {run.data.tags[TRIAL]: run for run in reversed(runs) if TRIAL in run.data.tags}
         self._manifest_time = 0
-        self._trials: dict[str, _TrialRun] = {}
+        self._trials: dict[str, TrialRun] = {}
         self._readers: dict[str, JournalReader] = {}
         self._sent = 0
         self._parent = self._parent_delivered = ""
-        self._parent_status: Status = "RUNNING"
+        self._parent_status: RunStatus = "RUNNING"
         self._read_manifest()
         self._find_parent([run for run in runs if TRIAL not in run.data.tags])
         self._close_dropped()
@@ -179,49 +155,49 @@ class StudySync:
         running = is_running(self._folder)  # before anything is read: a study that has ended writes nothing more
         self._read_manifest()
         self._sent = 0
-        summary = None if running else _finished(self._folder, [*self._trials, *self._refit_ids])
+        summary = None if running else summary_of_finished(self._folder, unfinished=self._unfinished())
         digest = _study_digest(self._folder) if summary else ""
         if digest and self._parent_delivered == digest:
-            return self._result(running=False, complete=True, problems=[])
+            return self._result(running=False, delivered=digest, problems=[])
         if running and self._parent_status != "RUNNING":
             self._runs.set_tags(self._parent, {DELIVERED: ""})
             self._runs.reopen(self._parent)
             self._parent_status, self._parent_delivered = "RUNNING", ""
         problems = self._update_trials(progress)
         if not running:
-            self._close_unfinished(summary["failures"] if summary else {})
-            problems += self._close_parent(summary, digest if not problems else "")
-        return self._result(running=running, complete=summary is not None and not problems, problems=problems)
+            crashed = summary["failures"] if summary else {}
+            for name, run in self._trials.items():
+                run.close_unfinished(failed_ms=_modified_ms(self._folder / SUMMARY) if name in crashed else None)
+            problems += self._close_parent(summary, "" if problems else digest)
+        return self._result(running=running, delivered="" if problems else digest, problems=problems)
 
-    def _result(self, *, running: bool, complete: bool, problems: Sequence[str]) -> SyncResult:
-        clean = tuple(mlflow_store.scrubbed(problem, self._uri) for problem in dict.fromkeys(problems))
-        write_state(self._folder, delivered=_study_digest(self._folder) if complete else "", problems=clean)
+    def _result(self, *, running: bool, delivered: str, problems: Sequence[str]) -> SyncResult:
+        clean = [mlflow_store.scrubbed(problem, self._uri) for problem in dict.fromkeys(problems)]
+        write_state(self._folder, delivered=delivered, problems=clean)
         return SyncResult(
             uri=mlflow_store.without_password(self._uri),
             experiment_id=self._runs.experiment_id,
             run_id=self._parent,
-            trials=len(self._existing) + sum(bool(state.run_id) for state in self._trials.values()),
+            trials=len(self._existing) + sum(bool(run.run_id) for run in self._trials.values()),
             metrics=self._sent,
             running=running,
-            complete=complete,
-            problems=clean,
+            complete=bool(delivered),
+            problems=tuple(clean),
         )
 
     def _read_manifest(self) -> None:
-        """Add trials and packs that are new in the manifest, which is replaced when packs change."""
-        path = self._folder / "manifest.json"
+        """Read the manifest, which is replaced when trials or packs change."""
+        path = self._folder / manifest.FILE
         time = path.stat().st_mtime_ns
         if time != self._manifest_time:
             self._manifest_time, self._manifest = time, manifest.load(path)
-            for trial in manifest.unique(self._manifest.trials):
-                self._trials.setdefault(trial.id, _TrialRun(trial, "search"))
-            for ids in (*self._manifest.packs, *self._manifest.refit_packs):
-                pack = sequence_digest(ids)
-                self._readers.setdefault(pack, JournalReader(self._folder / "packs" / pack / "journal.jsonl"))
-            self._refit_ids = [name for ids in self._manifest.refit_packs for name in ids]
-        for name in self._refit_ids:
-            if name not in self._trials and (refit := _refit(self._folder, self._manifest, name)) is not None:
-                self._trials[name] = _TrialRun(refit, "refit")
+            packs = (*self._manifest.packs, *self._manifest.refit_packs)
+            for name in map(sequence_digest, packs):
+                self._readers.setdefault(name, JournalReader(self._folder / "packs" / name / JOURNAL))
+            self._ids = {trial.id for trial in self._manifest.trials} | {*self._manifest.refit_ids}
+
+    def _unfinished(self) -> set[str]:
+        return {name for name in self._ids if not (self._trial_folder(name) / RESULT).exists()}
 
     # --- the parent run ---------------------------------------------------------------------------------------------
 
@@ -232,7 +208,7 @@ class StudySync:
             self._parent_delivered = parent.data.tags.get(DELIVERED, "")
         else:
             name = f"{self._experiment} ({self._study_id[:8]})"
-            started = _modified_ms(self._folder / "study.yaml")
+            started = _modified_ms(self._folder / manifest.STUDY_FILE)
             self._parent = self._runs.create(name, {STUDY: self._study_id}, start_ms=started)
         if not self._parent_delivered:
             params = to_tree(self._study.base())
@@ -242,27 +218,25 @@ class StudySync:
     def _close_dropped(self) -> None:
         """Close the runs of trials that are no longer part of the study."""
         for name, run in self._existing.items():
-            if run.info.status == "RUNNING" and name not in {*self._trials, *self._refit_ids}:
+            if run.info.status == "RUNNING" and name not in self._ids:
                 self._runs.close(run.info.run_id, "KILLED")
 
     def _close_parent(self, summary: Summary | None, digest: str) -> list[str]:
         """Close the parent, for a finished study with summary, reports and model; return the problems."""
         if summary is None:
-            if self._sent or self._parent_status == "RUNNING":
-                self._runs.note(self._parent, self._overview({}))
             if self._parent_status != "KILLED":
                 self._runs.close(self._parent, "KILLED")
                 self._parent_status = "KILLED"
             return []
         metrics = _test_metrics(summary)
-        reports = [path for name in REPORTS if (path := self._folder / name).exists()]
+        reports = [path for name in (REPORT, OVERVIEW, SUMMARY) if (path := self._folder / name).exists()]
         problems = self._runs.upload(self._parent, reports)
         model_id = None
-        if (self._folder / "model").exists():
+        if (self._folder / MODEL).exists():
             try:
                 model_id = pyfunc.log(
                     self._runs.client,
-                    model_folder=self._folder / "model",
+                    model_folder=self._folder / MODEL,
                     experiment_id=self._runs.experiment_id,
                     run_id=self._parent,
                     name=self._experiment,
@@ -273,185 +247,66 @@ class StudySync:
                 problems.append(f"model: {error}")
         time_ms = _modified_ms(self._folder / SUMMARY)
         self._runs.send_values(self._parent, metrics, time_ms=time_ms, model_id=model_id)
-        self._runs.note(self._parent, self._overview(metrics))
         self._parent_status = "FINISHED" if summary["best"] else "FAILED"
-        self._close(self._parent, self._parent_status, problems, delivered=digest, time_ms=time_ms)
+        self._runs.finish(self._parent, self._parent_status, problems=problems, delivered=digest, end_ms=time_ms)
         self._parent_delivered = "" if problems else digest
         return problems
-
-    def _overview(self, metrics: Mapping[str, float]) -> str:
-        """Return result and trials as Markdown, for the parent's page."""
-        runs = self._runs.search(f"tags.`{STUDY}` = '{self._study_id}' and tags.`{PARENT}` = '{self._parent}'")
-        runs.sort(key=lambda run: run.info.start_time)
-        done = sum(run.info.status == "FINISHED" for run in runs)
-        rows = [
-            {"trial": run.info.run_name, "status": run.info.status.lower()}
-            | {name: mlflow_text.number(value) for name, value in _overall(run.data.metrics).items()}
-            for run in runs
-        ]
-        head = f"**{done} of {len(runs)} trials finished.** Output folder: {mlflow_text.plain(str(self._folder))}"
-        return f"{head}\n\n#### Result\n\n{mlflow_text.numbers(metrics)}\n\n#### Trials\n\n{mlflow_text.table(rows)}"
 
     # --- nested runs ------------------------------------------------------------------------------------------------
 
     def _update_trials(self, progress: Progress) -> list[str]:
         """Send new records and close the runs of trials with a result; return the problems."""
-        results = {name: _modified(self._result_file(name)) for name in self._trials}  # before journals
-        records: dict[str, list[Record]] = {name: [] for name in self._trials}
+        self._add_trials()
+        results = {name: _modified(self._trial_folder(name) / RESULT) for name in self._trials}
+        records: dict[str, list[Record]] = {name: [] for name in self._trials}  # read after results
         for reader in self._readers.values():
             for record in reader.new():
                 if record["kind"] == "metrics" and record["trial"] in records:
                     records[record["trial"]].append(record)
         problems = []
-        for number, (name, state) in enumerate(self._trials.items(), start=1):
-            self._update_trial(state, records[name], results[name])
-            problems += state.refused
+        for number, (name, run) in enumerate(self._trials.items(), start=1):
+            self._sent += run.update(records[name], results[name])
+            problems += run.problems
             progress(number, len(self._trials))
         return problems
 
-    def _update_trial(self, state: _TrialRun, records: Sequence[Record], result_time: int) -> None:
-        """Send new records; if a result was written, at ``result_time``, close the run."""
-        if result_time and result_time == state.result_time:
-            return
-        self._find_run(state)
-        state.result_time = result_time
-        result = self._result_file(state.trial.id).read_bytes() if result_time else b""
-        digest = _digest(result)
-        if result and state.delivered == digest:
-            return
-        if missing := self._missing(state, records):
-            self._open(state, missing[0]["time_ms"])
-            for batch in _batches(missing):
-                self._send(state, batch)
-        if result:
-            self._open(state, result_time // 1_000_000, reopen=False)
-            self._end(state, json.loads(result), digest)
+    def _add_trials(self) -> None:
+        """Add the trials that are new in the manifest, and the refits that have started."""
+        for trial in manifest.unique(self._manifest.trials):
+            self._add(trial, "search")
+        for name in self._manifest.refit_ids:
+            if name not in self._trials and (refit := self._refit(name)) is not None:
+                self._add(refit, "refit")
 
-    def _find_run(self, state: _TrialRun) -> None:
-        """Continue the run of an earlier process."""
-        run = self._existing.pop(state.trial.id, None)
+    def _refit(self, name: str) -> Trial | None:
+        """Return the refit trial ``name``; None before it starts. The manifest stores only its id."""
+        run, listed = read_run(self._trial_folder(name)), self._manifest
         if run is None:
+            return None
+        candidates = (trial for trial in listed.trials if trial.run.seed == run.seed)
+        refits = (manifest.refit(trial, listed.fingerprint, epochs=run.optim.epochs) for trial in candidates)
+        return next((trial for trial in refits if trial.id == name), None)
+
+    def _trial_folder(self, name: str) -> Path:
+        return self._folder / "trials" / name
+
+    def _add(self, trial: Trial, stage: Stage) -> None:
+        if trial.id in self._trials:
             return
-        state.run_id, state.status = run.info.run_id, run.info.status
-        state.delivered = run.data.tags.get(DELIVERED, "")
-        if run.data.tags.get(PARENT) != self._parent:
-            self._runs.set_tags(state.run_id, {PARENT: self._parent})
-        if not state.delivered:
-            self._runs.send_params(state.run_id, to_tree(state.trial.run), known=run.data.params)
-
-    def _open(self, state: _TrialRun, time_ms: int, *, reopen: bool = True) -> None:
-        """Create the run of a trial that has something to record, or set it to running."""
-        if not state.run_id:
-            trial, stage = state.trial, state.stage
-            tags = {"stage": stage, "condition": trial.condition, STUDY: self._study_id, PARENT: self._parent}
-            name = trial.name if stage == "search" else f"{stage} {trial.name}"
-            state.run_id = self._runs.create(name, tags | {TRIAL: trial.id}, start_ms=time_ms)
-            state.status, state.logged = "RUNNING", set()
-            self._runs.send_params(state.run_id, to_tree(trial.run), known={})
-        elif reopen and state.status != "RUNNING":
-            self._runs.reopen(state.run_id)
-            state.status, state.delivered = "RUNNING", ""
-
-    def _missing(self, state: _TrialRun, records: Sequence[Record]) -> list[Record]:
-        """Return the records that MLflow lacks."""
-        if records and state.logged is None:
-            state.logged = self._runs.logged(state.run_id) if state.run_id else set()
-        missing: list[Record] = []
-        for record in records:
-            if record["step"] not in state.steps:  # a trial that moved to another pack has epochs in both journals
-                state.steps.add(record["step"])
-                logged = state.logged or set()
-                values = record["values"].items()
-                new = {name: value for name, value in values if (mlflow_text.key(name), record["step"]) not in logged}
-                missing += [{**record, "values": new}] if new else []
-        return missing
-
-    def _send(self, state: _TrialRun, batch: Sequence[Record]) -> None:
-        """Send records; if MLflow refuses one, send the others."""
-        try:
-            self._runs.send_records(state.run_id, batch)
-            self._sent += sum(len(record["values"]) for record in batch)
-        except Exception as error:
-            if not is_refused_record(error) or self._runs.is_deleted(state.run_id):
-                raise
-            if len(batch) > 1:
-                self._send(state, batch[: len(batch) // 2])
-                self._send(state, batch[len(batch) // 2 :])
-            else:
-                state.refused.append(f"{state.trial.name}, epoch {batch[0]['step']}: {error}")
-
-    def _end(self, state: _TrialRun, result: Result, digest: str) -> None:
-        """Close a run with the trial's final metrics (``final/<name>``), figures and checkpoint."""
-        folder = self._folder / "trials" / state.trial.id
-        metrics, time_ms = training_metrics(result), _modified_ms(folder / "result.json")
-        final = {FINAL + name: number for name, number in metrics.items()}
-        self._runs.send_values(state.run_id, final, time_ms=time_ms)
-        problems = self._runs.upload(state.run_id, sorted((folder / "figures").glob("*.png")))
-        self._runs.note(state.run_id, mlflow_text.numbers(metrics))
-        self._runs.set_tags(state.run_id, _checkpoint(folder))
-        state.status = STATUS.get(result["status"], "FAILED")
-        delivered = "" if state.refused else digest
-        self._close(state.run_id, state.status, problems, delivered=delivered, time_ms=time_ms)
-        state.refused += problems
-        state.delivered = digest
-
-    def _close_unfinished(self, failures: Mapping[str, str]) -> None:
-        """Close the runs of trials without a result: as FAILED if they crashed, else as KILLED."""
-        for name, state in self._trials.items():
-            if state.result_time:
-                continue
-            status: Status = "FAILED" if name in failures else "KILLED"
-            if name in failures:
-                self._open(state, _modified_ms(self._folder / SUMMARY), reopen=False)
-            if state.run_id and state.status != status:
-                self._runs.close(state.run_id, status)
-                state.status = status
-
-    def _close(self, run_id: str, status: Status, problems: Sequence[str], *, delivered: str, time_ms: int) -> None:
-        self._runs.close(run_id, status, end_ms=time_ms)
-        if problems:
-            self._runs.set_tags(run_id, {NOT_UPLOADED: mlflow_store.scrubbed("; ".join(problems), self._uri)})
-        elif delivered:
-            self._runs.set_tags(run_id, {DELIVERED: delivered})
-
-    def _result_file(self, name: str) -> Path:
-        return self._folder / "trials" / name / "result.json"
-
-
-def _refit(folder: Path, listed: manifest.Manifest, name: str) -> Trial | None:
-    """Return the refit trial ``name``; None before it starts. The manifest stores only its id."""
-    path = folder / "trials" / name / "run.yaml"
-    if not path.exists():
-        return None
-    run = load_run(path)
-    candidates = (trial for trial in listed.trials if trial.run.seed == run.seed)
-    refits = (manifest.refit(trial, listed.fingerprint, epochs=run.optim.epochs) for trial in candidates)
-    return next((trial for trial in refits if trial.id == name), None)
-
-
-def _finished(folder: Path, trials: Iterable[str]) -> Summary | None:
-    """Return the summary of a finished study; None if the study was interrupted."""
-    try:
-        summary = read_summary(folder)
-    except DataError:
-        return None
-    if summary is None:
-        return None
-    without_result = {name for name in trials if not (folder / "trials" / name / "result.json").exists()}
-    killed = holder(folder) is not None  # the summary may be of an earlier start, whose retry was killed
-    return None if (killed and without_result) or without_result - set(summary["failures"]) else summary
+        folder = self._trial_folder(trial.id)
+        run = TrialRun(trial, stage, folder, self._runs, parent=self._parent, study_id=self._study_id)
+        if (existing := self._existing.pop(trial.id, None)) is not None:
+            run.resume(existing)
+        self._trials[trial.id] = run
 
 
 def _study_digest(folder: Path) -> str:
     """Return a digest of manifest and summary; empty if one is missing."""
     try:
-        return _digest((folder / "manifest.json").read_bytes() + (folder / SUMMARY).read_bytes())
+        content = (folder / manifest.FILE).read_bytes() + (folder / SUMMARY).read_bytes()
+        return hashlib.sha256(content).hexdigest()[:32]
     except FileNotFoundError:
         return ""
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:32]
 
 
 def _modified(path: Path) -> int:
@@ -466,14 +321,6 @@ def _modified_ms(path: Path) -> int:
     return _modified(path) // 1_000_000
 
 
-def _checkpoint(trial: Path) -> dict[str, str]:
-    """Return path and SHA-256 of a trial's best model as tags; no tags if its checkpoint is not in the folder."""
-    for path in sorted((trial / "best").glob("step-*/manifest.json"), reverse=True):
-        sha256 = json.loads(path.read_text())["sha256"].get("model.safetensors", "")
-        return {CHECKPOINT: str(path.parent), CHECKPOINT_SHA256: sha256}
-    return {}
-
-
 def _test_metrics(summary: Summary) -> dict[str, float]:
     """Return mean test metrics as ``test/<name>``, with several conditions ``test/<condition>/<name>``."""
     several = len(summary["conditions"]) > 1
@@ -482,23 +329,3 @@ def _test_metrics(summary: Summary) -> dict[str, float]:
         for condition in summary["conditions"]
         for name, value in condition_metrics(condition).items()
     }
-
-
-def _overall(metrics: Mapping[str, float]) -> dict[str, float]:
-    """Return the final metrics over all modalities, without those per modality."""
-    final = {name.removeprefix(FINAL): value for name, value in metrics.items() if name.startswith(FINAL)}
-    return {name: value for name, value in final.items() if "/" not in name}
-
-
-def _batches(records: Sequence[Record]) -> Iterator[list[Record]]:
-    """Yield consecutive records with at most 1000 metrics together, or a single record."""
-    batch: list[Record] = []
-    size = 0
-    for record in records:
-        if batch and size + len(record["values"]) > MAX_METRICS:
-            yield batch
-            batch, size = [], 0
-        batch.append(record)
-        size += len(record["values"])
-    if batch:
-        yield batch

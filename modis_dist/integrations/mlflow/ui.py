@@ -20,6 +20,7 @@ from modis_dist.integrations.mlflow import ui_guard
 from modis_dist.integrations.mlflow.sync import describe, sync, tracking_uri
 from modis_dist.runtime.errors import DataError, RunFailed
 from modis_dist.runtime.text import shown
+from modis_dist.study.manifest import is_study
 
 HOST = "127.0.0.1"
 START_S = 120.0
@@ -62,7 +63,7 @@ def find(folder: Path) -> tuple[Path, str]:
     for root in [folder.resolve(), *folder.resolve().parents][:LEVELS]:
         if (root / mlflow_store.DATABASE).is_file():
             return root, mlflow_store.default_uri(root)
-        if (root / "manifest.json").is_file() and (root / "study.yaml").is_file():
+        if is_study(root):
             return root, tracking_uri(root)
     raise DataError(f"{shown(str(folder))}: no MLflow database; give the output folder of a study")
 
@@ -70,7 +71,7 @@ def find(folder: Path) -> tuple[Path, str]:
 def _update(root: Path, uri: str) -> str:
     """Send what MLflow lacks, unless a follower does; return the problem, empty if there is none."""
     try:
-        if (root / "manifest.json").is_file():
+        if is_study(root):
             sync(root, uri)
     except mlflow_store.Busy:
         pass

@@ -16,9 +16,7 @@ from typing import Any, TypeVar
 
 from modis_dist.config.run import Run
 from modis_dist.evaluate.results import Result
-from modis_dist.execution.journal_watch import JournalWatcher
 from modis_dist.execution.resources import worker_mistakes
-from modis_dist.execution.run_pack import JOURNAL
 from modis_dist.integrations.ray.head_watch import while_ray_lives
 from modis_dist.integrations.ray.private_cluster import RayBackend
 from modis_dist.runtime.errors import (
@@ -35,6 +33,7 @@ from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.signals import Flag, StopFile, on_signal
 from modis_dist.runtime.text import shown
 from modis_dist.train.callbacks import NullReporter, Reporter
+from modis_dist.train.journal import JOURNAL, JournalReader, report_epochs
 from modis_dist.train.process_group import RankSpec, rendezvous_file, rendezvous_port
 
 T = TypeVar("T")
@@ -224,12 +223,12 @@ class _Watcher:
     """Reports the epochs of a training on ranks and logs its restarts."""
 
     def __init__(self, out: Path, epochs: int, reporter: Reporter) -> None:
-        self._journal = JournalWatcher(out / JOURNAL, reporter, epochs=epochs)
+        self._reader, self._reporter, self._epochs = JournalReader(out / JOURNAL), reporter, epochs
         self._restart_log = out / RESTART_LOG
         self._logged = len(self._restarts())
 
     def poll(self) -> None:
-        self._journal.poll()
+        report_epochs(self._reader.new(), self._reporter, epochs=self._epochs)
         for line in self._restarts()[self._logged :]:
             logging.getLogger(__name__).warning("%s", line)
             self._logged += 1

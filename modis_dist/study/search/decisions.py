@@ -7,7 +7,7 @@ same subject instead of making it again, so it continues as if it had not been i
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from modis_dist.config.parse import digest
 from modis_dist.runtime.errors import DataError
@@ -19,29 +19,37 @@ VERSION = 1
 Plain = Mapping[str, Any]
 
 
-def decided(out: Path, about: Plain) -> dict[str, Any] | None:
+class Entry(TypedDict):
+    """A decision with its subject; ``sha256`` is the checksum of both."""
+
+    about: Plain
+    decided: Any
+    sha256: str
+
+
+def decided(out: Path, about: Plain) -> Any | None:
     """Return the decision about a subject, or None. Raises ``DataError`` if the file is damaged."""
     key = digest(about)
     return next((entry["decided"] for entry in _read(out) if digest(entry["about"]) == key), None)
 
 
-def decide(out: Path, about: Plain, decision: Plain) -> dict[str, Any]:
+def decide(out: Path, about: Plain, decision: Plain) -> Any:
     """Write a decision; return it as read back from the file."""
     assert decided(out, about) is None, "a decision is made once"
-    entry = {"about": about, "decided": decision, "sha256": digest([about, decision])}
+    entry: Entry = {"about": about, "decided": decision, "sha256": digest([about, decision])}
     write_json(out / FILE, {"version": VERSION, "decisions": [*_read(out), entry]})
     written = decided(out, about)
     assert written is not None
     return written
 
 
-def _read(out: Path) -> list[dict[str, Any]]:
+def _read(out: Path) -> list[Entry]:
     path = out / FILE
     try:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
-        entries: list[dict[str, Any]] = content["decisions"]
+        entries: list[Entry] = content["decisions"]
         for number, entry in enumerate(entries):
             if entry["sha256"] != digest([entry["about"], entry["decided"]]):
                 problem = f"decision {number} does not match its checksum; restore it or use another --out"

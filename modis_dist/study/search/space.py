@@ -7,6 +7,7 @@ from typing import Any
 from modis_dist.config.keys import is_whole
 from modis_dist.config.parse import digest
 from modis_dist.config.study import Dimension
+from modis_dist.report.study_results import Params
 
 DIGITS = 3  # significant digits, so that tables show complete values
 STEP_DIGITS = 12  # drops the rounding error of a sum of steps
@@ -14,7 +15,7 @@ STEP_DIGITS = 12  # drops the rounding error of a sum of steps
 Space = Mapping[str, Dimension]
 
 
-def drawn(space: Space, *, seed: int, number: int) -> dict[str, Any]:
+def drawn(space: Space, *, seed: int, number: int) -> Params:
     """Return configuration ``number``, a value for every key; a value does not depend on other keys or numbers."""
     return {key: at(dimension, uniform(seed, number, key), whole=is_whole(key)) for key, dimension in space.items()}
 

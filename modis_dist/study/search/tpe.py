@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from modis_dist.config.keys import is_whole
 from modis_dist.config.study import Dimension
 from modis_dist.metrics import LOWER_IS_BETTER
+from modis_dist.report.study_results import Params
 from modis_dist.study.search.space import Space, ends, rounded, step_of
 from modis_dist.train.seeds import mix
 
@@ -25,14 +26,14 @@ if TYPE_CHECKING:
 class Outcome:
     """The result of a configuration: the mean over its group, None if the group is not complete."""
 
-    params: Mapping[str, Any]
+    params: Params
     mean: float | None
     pruned_at: int | None = None  # epoch of its last rung, where ``mean`` was measured
 
 
 def proposals(
     space: Space, outcomes: Sequence[Outcome], *, count: int, seed: int, number: int, metric: str
-) -> list[dict[str, Any]]:
+) -> list[Params]:
     """Return the configurations of round ``number``, proposed from the outcomes of all rounds before it.
 
     Bergstra et al. 2011, with Optuna's defaults; every round has its own seed.

@@ -65,7 +65,7 @@ def content(database: Path, folder: Path) -> dict[str, list[Any]]:
         "params": "select r.name, p.key, p.value from params p join runs r using (run_uuid)",
         "metrics": "select r.name, m.key, m.step, m.timestamp, m.value from metrics m join runs r using (run_uuid)",
         "tags": "select r.name, t.key, replace(t.value, ?, '') from tags t join runs r using (run_uuid) "
-        "where t.key not in ('mlflow.parentRunId', 'mlflow.note.content')",
+        "where t.key <> 'mlflow.parentRunId'",
         "models": "select status from logged_models where lifecycle_stage = 'active'",
         "of models": "select metric_name, metric_value from logged_model_metrics",
     }

@@ -23,8 +23,7 @@ def run(tmp_path: Path) -> Path:
 def saved(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name, value in mlflow_store.environment().items():
         monkeypatch.setenv(name, value)
-    pyfunc.save(run, tmp_path / "saved", modality="mirna")
-    monkeypatch.setenv("MLFLOW_ALLOW_MODEL_CODE_EXECUTION", "true")  # the reader trusts the model; pickles stay refused
+    pyfunc.save(run, tmp_path / "saved")
     return tmp_path / "saved"
 
 

