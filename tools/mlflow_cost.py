@@ -1,6 +1,6 @@
 """Cost of MLflow for the trainings of a study: no MLflow, a SQLite file, a server that hangs, a server that refuses.
 
-`python tools/mlflow_fire.py` trains the same small study on this machine's cores with each of the four in turn, several
+`python tools/mlflow_cost.py` trains the same small study on this machine's cores with each of the four in turn, several
 times. Its epochs take a fraction of a second, so MLflow has far more to do than in a real study. Two metrics of the
 later half of the epochs, when the follower has imported MLflow. "taken": seconds that the training's threads were
 runnable and waited for a core (counted by Linux), as a share of their CPU time, minus the share without MLflow in the
@@ -40,7 +40,7 @@ LOADED = 1 / 2  # of the epochs; MLflow is loaded by then
 def study(*, epochs: int, store: Path, mlflow: dict[str, Any]) -> dict[str, Any]:
     """Return a study of four trials in one stack."""
     return {
-        "name": "fire",
+        "name": "mlflow_cost",
         "data": {"store": str(store), "split": {"test_fraction": 0.2, "validation_fraction": 0.2}},
         "model": {"latent": 16, "ratios": [0.25, 0.125], "discriminator": [64, 32]},
         "optim": {"epochs": epochs},
