@@ -69,14 +69,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _sigint_as_in_a_terminal() -> Iterator[None]:
-    """Tests and the commands they start get SIGINT, also where these tests run in the background of a script.
+def _signals_as_in_a_terminal() -> Iterator[None]:
+    """Tests and the commands they start get SIGINT and SIGHUP, also where these tests run in the background.
 
-    A shell without job control, as that of a scheduler, starts its background jobs with SIGINT ignored.
+    A shell without job control, as that of a scheduler, starts its background jobs with SIGINT ignored; ``nohup``
+    ignores SIGHUP. New programs inherit that, but not a handler: in them, the signal has its default action.
     """
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
