@@ -194,12 +194,6 @@ def _mean(values: Sequence[float | None]) -> float | None:
 # --- features -----------------------------------------------------------------------------------------------
 
 
-def mse(predicted: Features, truth: Features) -> float:
-    """Return the mean squared difference of two [n, p] arrays, n > 0."""
-    assert predicted.shape == truth.shape and truth.size, "the same shape, not empty"
-    return _squared_error(predicted, truth) / truth.size
-
-
 def all_pairs_mse(x: Features) -> float:
     """Return the mean over pairs of different rows and over features of (x_i - x_j)^2, for x [n, p] with n > 1.
 

@@ -22,10 +22,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from modis_dist.distributed import ALONE, World
-from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.clustering import clustering
 from modis_dist.losses.labels import labelled_cross_entropy
 from modis_dist.losses.latents import Latents
+from modis_dist.losses.table import ADVERSARIAL
 from modis_dist.losses.vae import kl_divergence
 from modis_dist.model.networks import DiscriminatorOutput, Modis, Side
 

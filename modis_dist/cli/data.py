@@ -62,7 +62,7 @@ def check(store: StoreFolder, as_json: Json = False) -> None:
         print_json({"store": str(store), "ok": True, "fingerprint": verified.fingerprint, "modalities": modalities})
         return
     for name, table in modalities.items():
-        typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shards: OK")
+        typer.echo(f"{name}: {table['rows']:,} rows, {table['features']:,} features, {table['shards']} shard(s): OK")
     typer.echo(f"{store}: OK, fingerprint {verified.fingerprint[:16]}")
 
 

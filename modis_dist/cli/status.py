@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from modis_dist.cli.options import Json, OutputFolder, Wait, print_json, say
 from modis_dist.cli.wait import wait_for_end
+from modis_dist.integrations.slurm.folder import is_submitted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -31,7 +32,7 @@ def status(
     from modis_dist.runtime.errors import UserError
     from modis_dist.runtime.text import shown
 
-    submitted = (directory / "submission" / "submission.json").exists()
+    submitted = is_submitted(directory)
     if wait and not submitted:
         raise UserError(f"--wait: {shown(str(directory))}: no submission in this folder; omit --wait")
     if wait:

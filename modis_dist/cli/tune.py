@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from modis_dist.cli.options import Json, RayAddress, Set, StudyFile, print_json, say, warn
+from modis_dist.integrations.slurm.folder import is_submitted
 from modis_dist.runtime.errors import SweepIncomplete, UserError
 from modis_dist.runtime.text import shown
 
@@ -43,7 +44,7 @@ def tune(
     """
     loaded = load_and_check(study, settings)
     folder = (out or Path("runs") / loaded.name).absolute()
-    if (folder / "submission" / "submission.json").exists() and not dry_run:
+    if is_submitted(folder) and not dry_run:
         from modis_dist.integrations.slurm.submit import refuse_while_live
 
         refuse_while_live(folder)
@@ -141,20 +142,19 @@ def _tracking(study: "Study", folder: Path, follower: "Follower") -> "Tracking |
 
     Also None, with a note, if the SQLite file would be on a network file system.
     """
-    from modis_dist.integrations.mlflow.store import checked, default_uri, without_password
-    from modis_dist.runtime.file_systems import NETWORK, file_system
+    from modis_dist.integrations.mlflow.store import checked, default_uri, network_problem, without_password
     from modis_dist.study.interfaces import Tracking
 
     settings = study.sweep.mlflow
     if not settings.enabled:
         return None
-    if settings.tracking_uri is None and (kind := file_system(folder)) in NETWORK:
+    if settings.tracking_uri is None and (problem := network_problem(folder)):
         command = f"modis-dist mlflow-sync {folder} --uri sqlite:////LOCAL/mlflow.db"
-        if (folder / "submission" / "submission.json").exists():
+        if is_submitted(folder):
             command = f"modis-dist fetch {folder} --to LOCAL_DIR"
         warn(
-            f"note: MLflow is off: {folder} is on a network file system ({kind}), which can corrupt SQLite databases. "
-            f"All metrics are in packs/*/journal.jsonl; `{command}` fills a database on a local disk"
+            f"note: MLflow is off: {problem}. All metrics are in packs/*/journal.jsonl; `{command}` fills a database "
+            "on a local disk"
         )
         return None
     uri = checked(settings.tracking_uri or default_uri(folder))
@@ -175,4 +175,4 @@ def report(summary: "Summary", folder: Path, *, as_json: bool) -> None:
         say(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")
     if failures := summary["failures"]:
         reasons = "; ".join(shown(reason) for reason in sorted(set(failures.values()))[:3])
-        raise SweepIncomplete(f"{len(failures)} trials failed ({reasons}); results of the others are in {folder}")
+        raise SweepIncomplete(f"{len(failures)} trial(s) failed ({reasons}); results of the others are in {folder}")

@@ -419,8 +419,8 @@ class Trainer(Section):
     )
     precision: Literal["fp32", "bf16", "fp16"] = item(
         "fp32",
-        "autocast precision; fp16 needs a GPU and scales the losses. Losses, and networks that the gradient penalty "
-        "differentiates twice, stay in fp32",
+        "autocast precision; fp16 needs a GPU and scales the losses. Losses, and the networks inside "
+        "the gradient penalty, stay in fp32",
     )
     validate_every: int = item(1, "epochs between validations", unit="epochs", ge=1)
     metric: Metric = item(

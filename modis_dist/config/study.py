@@ -187,7 +187,9 @@ class Sweep(Section):
     executor: Literal["ray", "local"] = item(
         "ray", "ray: packs run in parallel under Ray Tune; local: one at a time, in this process"
     )
-    probe: bool = item(True, "train a modality probe on the latents of every trial's validation rows (alignment)")
+    probe: bool = item(
+        True, "evaluate how well a classifier predicts the modality of validation rows from their latents (alignment)"
+    )
     mlflow: Mlflow = item(Mlflow(), "MLflow tracking")
 
     @model_validator(mode="after")

@@ -241,7 +241,7 @@ def trained(
 ) -> Iterator[TrainedStack | None]:
     """Train a pack; yield the stack while its folder is still locked, None on ranks other than 0.
 
-    A failed GPU and a full disk or memory raise ``RunFailed`` with a fix, also inside the ``with`` block.
+    A failed GPU, an out-of-memory error and a full disk raise ``RunFailed`` with a fix, also inside the ``with`` block.
     """
     run = pack.trials[0].run
     device = chosen_device(run)

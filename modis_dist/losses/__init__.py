@@ -1,5 +1,4 @@
 """Losses as pure functions of tensors, each with its source.
 
-Independent of models, devices and configuration; `objective.py` combines them. Start with `adversarial.py`; its losses
-take the `Latents` of a batch.
+Independent of models, devices and configuration; `objective.py` combines them. Start with `table.py`.
 """

@@ -3,14 +3,8 @@
 Every loss takes the ``Latents`` of a global batch and returns one value per slot. Entry [r, m, b, c] of the logits is
 the output of critic c (one per modality) for row b of modality m in slot r. Rows of two modalities are paired by their
 position in the batch unless stated otherwise.
-
-To add a loss, write its two functions in a new file of this folder, and add them to ``ADVERSARIAL`` and their name to
-``AdversarialLoss`` in ``config/run.py``.
 Sources: paper, supplement A.2; Huang et al. 2024 (R3GAN, arXiv:2501.05441) for the pairing loss.
 """
-
-from collections.abc import Callable
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -44,12 +38,12 @@ def published_encoder(latents: Latents) -> Float[Tensor, " r"]:
 
 def pairwise_discriminator(latents: Latents) -> Float[Tensor, " r"]:
     """R3GAN's pairing loss for M critics: mean over i != j of softplus(-(d_i[i] - d_j[i]))."""
-    return _mean_of_others(F.softplus(-_lead(latents.logits)))
+    return mean_over_others(F.softplus(-margins(latents.logits)))
 
 
 def pairwise_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """Encoder side of the pairing loss: mean over i != j of softplus(-(d_j[i] - d_i[i]))."""
-    return _mean_of_others(F.softplus(_lead(latents.logits)))
+    return mean_over_others(F.softplus(margins(latents.logits)))
 
 
 def cross_entropy_discriminator(latents: Latents) -> Float[Tensor, " r"]:
@@ -59,7 +53,7 @@ def cross_entropy_discriminator(latents: Latents) -> Float[Tensor, " r"]:
 
 def cross_entropy_encoder(latents: Latents) -> Float[Tensor, " r"]:
     """Encoder side: cross-entropy against a uniform target over the other modalities."""
-    return _mean_of_others(-latents.logits.log_softmax(-1))
+    return mean_over_others(-latents.logits.log_softmax(-1))
 
 
 def class_conditional_discriminator(latents: Latents) -> Float[Tensor, " r"]:
@@ -72,12 +66,12 @@ def class_conditional_encoder(latents: Latents) -> Float[Tensor, " r"]:
     return _mean_of_same_class(latents.logits, latents.predicted_labels(), sign=1)
 
 
-def _lead(logits: Tensor) -> Tensor:
-    """lead[r, j, b, i] = d_i[b, i] - d_j[b, i]: the margin of critic i for a row of its own modality over one of j."""
+def margins(logits: Float[Tensor, "r m b m"]) -> Float[Tensor, "r m b m"]:
+    """margin[r, j, b, i] = d_i[b, i] - d_j[b, i]: of critic i, for a row of its own modality over one of modality j."""
     return logits.diagonal(dim1=1, dim2=3).unsqueeze(1) - logits
 
 
-def _mean_of_others(values: Tensor) -> Tensor:
+def mean_over_others(values: Float[Tensor, "r m b m"]) -> Float[Tensor, " r"]:
     """Mean of values[r, j, b, i] over rows and the pairs i != j."""
     modalities, rows = values.shape[1], values.shape[2]
     others = ~torch.eye(modalities, dtype=torch.bool, device=values.device).unsqueeze(1)
@@ -95,18 +89,3 @@ def _mean_of_same_class(logits: Tensor, label: Tensor, *, sign: int) -> Tensor:
     same_class = (label_c == label_b) & (label_b >= 0) & other_modality
     values = torch.where(same_class, F.softplus(sign * lead), 0.0)
     return values.sum((1, 2, 3, 4)) / same_class.sum((1, 2, 3, 4)).clamp_min(1)
-
-
-class Adversary(NamedTuple):
-    """Both sides of an adversarial loss; each returns one value per slot."""
-
-    discriminator: Callable[[Latents], Tensor]
-    encoder: Callable[[Latents], Tensor]
-
-
-ADVERSARIAL = {
-    "published": Adversary(published_discriminator, published_encoder),
-    "pairwise": Adversary(pairwise_discriminator, pairwise_encoder),
-    "class_conditional": Adversary(class_conditional_discriminator, class_conditional_encoder),
-    "cross_entropy": Adversary(cross_entropy_discriminator, cross_entropy_encoder),
-}

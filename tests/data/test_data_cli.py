@@ -66,7 +66,7 @@ def test_import_prints_the_store_its_notices_and_the_next_command(source: Path, 
     assert result.stdout.splitlines() == [
         "cnv: 4 rows, 1 features",
         "mirna: 6 rows, 2 features",
-        "notice: cnv.parquet: 1 values are missing (25.00%)",
+        "notice: cnv.parquet: 1 missing value(s) (25.00%)",
         f"store: {out}",
         f"next:  modis-dist data describe '{out}'",
     ]
@@ -82,7 +82,7 @@ def test_import_refuses_an_existing_target_and_a_wrong_source(store: Path, sourc
 def test_check_of_a_valid_store_prints_its_contents(store: Path) -> None:
     result = run("check", store)
     assert result.exit_code == 0
-    assert "mirna: 6 rows, 2 features, 1 shards: OK" in result.stdout
+    assert "mirna: 6 rows, 2 features, 1 shard(s): OK" in result.stdout
     tree = json.loads(run("check", store, "--json").stdout)
     assert tree["ok"] is True
     assert tree["fingerprint"] == Store.open(store).fingerprint
@@ -143,7 +143,7 @@ def test_describe_shows_a_table_with_the_empty_pair_and_names_as_text(store: Pat
     assert row.split("│")[2].strip() == "none" and row.split("│")[3].strip() == "1"
     assert any("unlabelled" in line and line.split("│")[3].strip() == "1" for line in lines)
     assert "3 samples have rows in 2 of 2 modalities" in lines
-    assert "notice: cnv.parquet: 1 values are missing (25.00%)" in lines
+    assert "notice: cnv.parquet: 1 missing value(s) (25.00%)" in lines
 
 
 def test_a_modality_without_values_has_no_range(tmp_path: Path) -> None:

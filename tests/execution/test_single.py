@@ -1,5 +1,6 @@
 """A single run: the rows its model is evaluated on, and files written with its model."""
 
+import errno
 import json
 import os
 import re
@@ -24,7 +25,8 @@ from modis_dist.evaluate.batch_predict import apply_to_store
 from modis_dist.evaluate.evaluate_folder import TrainingIds, evaluate_folder, training_ids
 from modis_dist.evaluate.predictor import Predictor
 from modis_dist.execution import run_pack, single
-from modis_dist.runtime.errors import DataError
+from modis_dist.execution.resource_errors import disk_errors
+from modis_dist.runtime.errors import DataError, DiskFailed
 from modis_dist.train.prepare import load_cohort, prepare
 from tests.study.toy_study import write_store
 from tests.train import toy
@@ -295,10 +297,12 @@ def test_out_of_memory_is_a_one_line_error_that_names_the_batch_size(done: Path,
     [
         (MemoryError("host"), "optim.batch_size 8"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried\nmore"), "optim.batch_size 8"),
+        (torch.AcceleratorError("CUDA error: out of memory\nmore"), "optim.batch_size 8"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "optim.batch_size 8"),
         (RuntimeError("CUDA error: uncorrectable ECC error encountered\nmore"), "uncorrectable ECC error encountered)"),
     ],
 )
-def test_full_memory_or_a_failed_gpu_is_a_one_line_error(
+def test_an_out_of_memory_error_and_a_failed_gpu_are_one_line(
     done: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -313,3 +317,24 @@ def test_full_memory_or_a_failed_gpu_is_a_one_line_error(
     assert command(["train", str(done / "run.yaml"), "--out", str(tmp_path / "out")]) == 3
     output = capsys.readouterr().err
     assert message in output and output.startswith("error: ") and output.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("error", "advice"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "x"), "x: No space left on device; free disk space,"),
+        (OSError(errno.ENOENT, "No such file or directory", "x"), "x: No such file or directory; restore the file"),
+        (OSError(errno.EACCES, "Permission denied", "x"), "x: Permission denied; restore the permissions,"),
+        (OSError("Arrow failed"), "folder: Arrow failed; free disk space or repair the disk,"),
+    ],
+)
+def test_errors_of_a_file_system_get_advice(error: OSError, advice: str) -> None:
+    with pytest.raises(DiskFailed) as raised, disk_errors(Path("folder")):
+        raise error
+    assert str(raised.value).startswith(advice)
+
+
+@pytest.mark.parametrize("error", [ProcessLookupError(errno.ESRCH, "x"), ConnectionResetError(), TimeoutError("x")])
+def test_other_errors_of_the_system_stay_what_they_are(error: OSError) -> None:
+    with pytest.raises(type(error)), disk_errors(Path("folder")):
+        raise error

@@ -10,8 +10,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from modis_dist.losses.adversarial import ADVERSARIAL, Adversary
 from modis_dist.losses.latents import Latents
+from modis_dist.losses.table import ADVERSARIAL, LossPair
 
 
 def paired(latents: Latents, sign: int) -> Float[Tensor, " r"]:
@@ -28,5 +28,5 @@ def paired(latents: Latents, sign: int) -> Float[Tensor, " r"]:
 @contextmanager
 def registered() -> Iterator[None]:
     """Add the loss to the table under the name ``paired``."""
-    with patch.dict(ADVERSARIAL, paired=Adversary(partial(paired, sign=-1), partial(paired, sign=1))):
+    with patch.dict(ADVERSARIAL, paired=LossPair(partial(paired, sign=-1), partial(paired, sign=1))):
         yield

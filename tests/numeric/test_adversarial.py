@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from modis_dist.config.run import Objective
-from modis_dist.losses.adversarial import ADVERSARIAL
 from modis_dist.losses.latents import Latents
+from modis_dist.losses.table import ADVERSARIAL
 from tests.numeric import plain_reference as plain
 from tests.numeric.toy_system import KINDS, few, labels, normal
 

@@ -10,7 +10,7 @@ from hypothesis import settings
 from torch import Tensor
 
 from modis_dist.config.run import Optim
-from modis_dist.losses.adversarial import ADVERSARIAL
+from modis_dist.losses.table import ADVERSARIAL
 from modis_dist.model.networks import Shape
 from modis_dist.objective import Batch, Rules, Terms, Weights
 from modis_dist.train.loader import EpochLength, Loader

@@ -186,7 +186,7 @@ def test_a_dry_run_starts_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[
 def test_one_diverging_configuration_does_not_end_the_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [1e-3, 10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 4
-    assert "trials failed" in capsys.readouterr().err
+    assert "trial(s) failed" in capsys.readouterr().err
     summary = summary_of(tmp_path)
     assert summary["trials"]["failed"] == 2 and summary["trials"]["done"] == 2
     assert summary["best"]["params"] == {"optim.lr": 1e-3}
@@ -207,7 +207,7 @@ def test_a_trial_that_crashes_its_pack_fails_alone_and_is_the_only_one_retried(
     monkeypatch.setattr(run_pack, "fit", out_of_memory)
     assert tune(tmp_path) == 4
     output = capsys.readouterr().err
-    assert "1 trials failed (" in output and "optim.batch_size 8;" in output
+    assert "1 trial(s) failed (" in output and "optim.batch_size 8;" in output
     summary = summary_of(tmp_path)
     assert summary["trials"] == {"total": 4, "done": 3, "failed": 1, "pruned": 0}
     assert summary["best"]["params"] == {"objective.beta": 1e-4} and summary["best"]["n"] == 2

@@ -161,7 +161,7 @@ class StoreWriter:
         for modality in self._modalities.values():
             if modality.missing:
                 fraction = modality.missing / (modality.rows * len(modality.features))
-                self.note(f"{modality.where}: {modality.missing:,} values are missing ({fraction:.2%})")
+                self.note(f"{modality.where}: {modality.missing:,} missing value(s) ({fraction:.2%})")
         by_folded: dict[str, str] = {}
         for label in sorted(self._ledger.labels):
             before = by_folded.setdefault(folded(label), label)

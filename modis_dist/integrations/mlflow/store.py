@@ -164,12 +164,16 @@ def _check_sqlite(uri: str) -> None:
         _refuse(f"a SQLite path cannot contain ? or % (got {shown(str(path))}); choose another folder")
     if not path.parent.is_dir():
         _refuse(f"folder {shown(str(path.parent))} does not exist; create it")
-    kind = file_system(path.parent)
-    if kind in NETWORK:
-        _refuse(
-            f"{shown(str(path))} is on a network file system ({kind}), which can corrupt SQLite databases; "
-            f"use a local disk (sqlite:////local/{DATABASE}) or a server (http://host:port)"
-        )
+    if problem := network_problem(path.parent):
+        _refuse(f"{problem}; use a local disk (sqlite:////local/{DATABASE}) or a server (http://host:port)")
+
+
+def network_problem(folder: Path) -> str | None:
+    """Return why a folder cannot hold a SQLite database: it is on a network file system; None if it is local."""
+    kind = file_system(folder)
+    if kind not in NETWORK:
+        return None
+    return f"{shown(str(folder))} is on a network file system ({kind}), which can corrupt SQLite databases"
 
 
 def _refuse(problem: str) -> NoReturn:

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.parse import digest
-from modis_dist.integrations.mlflow.store import default_uri, sqlite_path
+from modis_dist.integrations.mlflow.store import default_uri, network_problem, sqlite_path
 from modis_dist.integrations.mlflow.sync import describe, sync, was_delivered
 from modis_dist.integrations.slurm.submission import load, study_of
 from modis_dist.runtime.errors import UserError
-from modis_dist.runtime.file_systems import NETWORK, file_system
 from modis_dist.runtime.lock import LOCK, locked
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
@@ -54,8 +53,7 @@ def _fill(copy: Path, out: Path, progress: Progress) -> list[str]:
     uri = study_of(out).sweep.mlflow.tracking_uri
     if uri is not None and sqlite_path(uri) is None and was_delivered(out, uri):
         return []
-    if (kind := file_system(copy)) in NETWORK:
-        problem = f"{shown(str(copy))} is on a network file system ({kind}), which can corrupt SQLite databases"
+    if problem := network_problem(copy):
         return [f"no database: {problem}; fetch to a local disk, e.g. of your own computer, to see the metrics"]
     uri = default_uri(copy)
     try:

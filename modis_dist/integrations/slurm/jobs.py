@@ -25,10 +25,11 @@ from modis_dist.execution.run_pack import (
 from modis_dist.integrations.ray.existing_cluster import ray_at
 from modis_dist.integrations.ray.multi_node import ray_on_nodes
 from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
+from modis_dist.integrations.slurm.folder import folder_of
 from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
 from modis_dist.integrations.slurm.job_script import STATUS, python
 from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
-from modis_dist.integrations.slurm.submission import folder_of, load, packs_of, site_of, study_of
+from modis_dist.integrations.slurm.submission import load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
 from modis_dist.runtime.signals import Flag, on_signal
 from modis_dist.runtime.version import code

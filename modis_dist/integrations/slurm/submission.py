@@ -13,6 +13,7 @@ from modis_dist.config.cluster import Site, load_site
 from modis_dist.config.parse import load_study
 from modis_dist.config.study import Study
 from modis_dist.execution.run_pack import Pack
+from modis_dist.integrations.slurm.folder import RECORD, folder_of
 from modis_dist.integrations.slurm.form import Form
 from modis_dist.integrations.slurm.job_script import Kind
 from modis_dist.integrations.slurm.local_queue import LocalQueue
@@ -21,8 +22,6 @@ from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json
 from modis_dist.runtime.text import shown
 from modis_dist.study import manifest
-
-FOLDER = "submission"
 
 
 @dataclass(frozen=True)
@@ -60,19 +59,9 @@ class Submission:
         return [job.number for job in self.sent if job.number is not None]
 
 
-def folder_of(out: Path) -> Path:
-    """Return the folder of the submission inside an output folder."""
-    return out / FOLDER
-
-
-def is_submitted(out: Path) -> bool:
-    """Return whether a study was submitted from an output folder."""
-    return (folder_of(out) / "submission.json").exists()
-
-
 def load(out: Path) -> Submission:
     """Return the submission of an output folder. Raises ``DataError`` if there is none or its file is damaged."""
-    path = folder_of(out) / "submission.json"
+    path = folder_of(out) / RECORD
     try:
         content = json.loads(path.read_text())
         sent = tuple(SentJob(**{**job, "indices": tuple(job["indices"])}) for job in content.pop("sent"))
@@ -88,7 +77,7 @@ def load(out: Path) -> Submission:
 
 def save(out: Path, submission: Submission) -> None:
     """Write ``submission.json``."""
-    write_json(folder_of(out) / "submission.json", asdict(submission))
+    write_json(folder_of(out) / RECORD, asdict(submission))
 
 
 def site_of(out: Path) -> Site:

@@ -9,10 +9,11 @@ from typing import Literal
 
 from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm.failure_reasons import FIXES, why_never
+from modis_dist.integrations.slurm.folder import folder_of
 from modis_dist.integrations.slurm.job_notes import NOT_DONE, STARTING, Note, read_note
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
-from modis_dist.integrations.slurm.submission import Submission, folder_of, load, queue_of, site_of
+from modis_dist.integrations.slurm.submission import Submission, load, queue_of, site_of
 from modis_dist.runtime.text import shown
 from modis_dist.study.status import Status, status
 
@@ -205,7 +206,7 @@ def _advice(view: _JobView, state: State, study: Status, failed: Mapping[str, st
                 f"{folder} --cluster PROFILE.yaml"
             )
         case "finished" if study.failures:
-            return f"{len(study.failures)} trials failed; `modis-dist resume {folder}` retries those that crashed"
+            return f"{len(study.failures)} trial(s) failed; `modis-dist resume {folder}` retries those that crashed"
         case "finished":
             return f"modis-dist fetch {folder} --to DIR"
     if not failed:

@@ -12,6 +12,7 @@ from pathlib import Path
 from modis_dist.config.cluster import Site
 from modis_dist.config.parse import dump
 from modis_dist.execution.run_pack import unfinished_packs
+from modis_dist.integrations.slurm.folder import folder_of, is_submitted
 from modis_dist.integrations.slurm.form import Form, check_profile
 from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, script
@@ -19,8 +20,6 @@ from modis_dist.integrations.slurm.queue import NotSeen, Queue
 from modis_dist.integrations.slurm.submission import (
     SentJob,
     Submission,
-    folder_of,
-    is_submitted,
     load,
     packs_of,
     queue_of,

@@ -184,7 +184,8 @@ def test_status_wait_exits_with_the_code_of_the_study(
     assert command(["status", str(out), "--wait", "--json"]) == 4
     captured = capsys.readouterr()
     assert (
-        json.loads(captured.out)["failures"] == {"x": "loss is nan"} and "1 trials failed (loss is nan)" in captured.err
+        json.loads(captured.out)["failures"] == {"x": "loss is nan"}
+        and "1 trial(s) failed (loss is nan)" in captured.err
     )
 
 

@@ -298,7 +298,7 @@ def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     submitted_study = SubmittedStudy(tmp_path, **SMALL)
     (tmp_path / "poison").touch()
     assert submitted_study.submit("--wait") == 4
-    assert "1 trials failed (" in capsys.readouterr().err
+    assert "1 trial(s) failed (" in capsys.readouterr().err
     note = read_note(submitted_study.out / "submission" / "status" / "pack-0.json")
     assert note is not None and note.state == "failed" and note.reason == "RuntimeError: poisoned"
     assert submitted_study.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
