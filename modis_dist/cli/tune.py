@@ -79,7 +79,7 @@ def _print_estimate(
     from modis_dist.study.plan import plan
 
     slots = executor.slots
-    nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
+    nodes = Nodes(slots, slots, executor.threads, timing_folder=folder, scratch_folder=scratch)
     with planning_folder(study, folder) as temporary:
         planned = plan(study, out=temporary, slots=slots, source=str(source))
         estimate = estimate_plan(planned, temporary, nodes, start_s=START_UP_S[study.sweep.executor])

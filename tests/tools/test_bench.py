@@ -203,7 +203,7 @@ def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_t
         groups, operators = held[:-3], held[-3:]
         assert {row["group"] for row in groups} == {*profiled.GROUPS, "other"}
         assert {row["operator"] for row in groups} == {"all"}
-        assert sum(row["share"] for row in groups) == pytest.approx(1)
+        assert sum(row["fraction"] for row in groups) == pytest.approx(1)
         assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
         assert all(row["calls"] > 0 for row in held)
         assert all(row["ms"] > 0 for row in held if row["group"] != "other")  # on a GPU views have no kernels
