@@ -169,7 +169,7 @@ def report(summary: "Summary", folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        show(tables(summary, most=CONFIGURATIONS_SHOWN), stdout())
+        show(tables(summary, max_groups=CONFIGURATIONS_SHOWN), stdout())
         for line in [*models(summary), *resumed_elsewhere(summary)]:
             say(line)
         say(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")

@@ -111,7 +111,8 @@ def _limit_message(
     if fitting.per_gpu < limit.per_gpu:
         return (
             f"a pack uses {footprint.gpu / 1e9:.1f} GB of GPU memory (measured), the limit per GPU is "
-            f"{MEMORY_FRACTION * footprint.gpu_total / 1e9:.1f} GB: {fitting.per_gpu} pack(s) per GPU, {fitting.packs} at a time"
+            f"{MEMORY_FRACTION * footprint.gpu_total / 1e9:.1f} GB: {fitting.per_gpu} pack(s) per GPU, "
+            f"{fitting.packs} at a time"
         )
     each = f" of {workers} workers" if workers > 1 else ""
     return (
@@ -136,7 +137,7 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
         finally:
             process.join()
     # From the first validation on, the process has a copy of the best model.
-    best = model_bytes(_shape(pack, Store.open(store)), replicates=len(pack.trials))
+    best = model_bytes(_shape(pack, Store.open(store)), slots=len(pack.trials))
     if peak.gpu:
         return Footprint(int(MARGIN * peak.host), int(MARGIN * (peak.gpu + best)) + CONTEXT, peak.gpu_total)
     return Footprint(int(MARGIN * (peak.host + best)))
@@ -188,7 +189,7 @@ def estimate_footprint(pack: Pack, store: Store, shape: Shape, *, gpu: bool, lim
     With a GPU, host memory holds the data as read and a checkpoint being written. ``limit`` is the memory in bytes of
     the machine that trains the pack; None for this machine.
     """
-    model, in_memory = model_bytes(shape, replicates=len(pack.trials)), _in_memory(pack, store, limit)
+    model, in_memory = model_bytes(shape, slots=len(pack.trials)), _in_memory(pack, store, limit)
     read = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in _features(pack, store).items())
     on_device = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in shape.features.items())
     prepared = on_device * kinds_of_data(pack)
@@ -230,8 +231,8 @@ def _shape(pack: Pack, store: Store) -> Shape:
     return build_shape(run, _features(pack, store), len(run.data.classes or store.classes))
 
 
-def model_bytes(shape: Shape, *, replicates: int) -> int:
-    """Return the bytes of the parameters of all replicates."""
+def model_bytes(shape: Shape, *, slots: int) -> int:
+    """Return the bytes of the parameters of a stack."""
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
-    return int(numbers * BYTES_PER_VALUE * replicates)
+    return int(numbers * BYTES_PER_VALUE * slots)

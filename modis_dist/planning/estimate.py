@@ -19,7 +19,7 @@ from modis_dist.execution.trial import Trial
 from modis_dist.model.networks import Shape
 from modis_dist.planning import timing
 from modis_dist.study.manifest import refit, unique
-from modis_dist.study.packs import arrange, training_steps
+from modis_dist.study.packs import group_into_packs, training_steps
 from modis_dist.study.plan import Plan, is_done
 from modis_dist.train.prepare import row_counts
 
@@ -102,7 +102,7 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         estimate_packs(planned, packs, nodes)
         for packs in (unfinished_packs(out, planned.packs()), refit_packs(planned), first_round(planned))
     )
-    rounds, all_packs = planned.to_come, search + refits
+    rounds, all_packs = planned.remaining_rounds, search + refits
     refit_s = wall_seconds([pack.seconds for pack in refits], slots=nodes.refit_slots)
     search_s, round_s = (wall_seconds([pack.seconds for pack in packs], slots=nodes.slots) for packs in (search, first))
     scratch = [[pack.scratch for pack in packs] for packs in (search, refits, first)]
@@ -167,7 +167,7 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
     start_s = RANKS_START_S if run.trainer.workers > 1 else 0.0
     per_multiplication = timing.seconds_per_multiplication() if data.multiplications else 0.0
     preparing_s = kinds_of_data(pack) * data.total_seconds(per_multiplication)
-    model = model_bytes(shape, replicates=members)
+    model = model_bytes(shape, slots=members)
     last = model * COPIES_OF_LAST
     save_s = timing.seconds_per_save(min(last, SAVED_BYTES), nodes.timing_folder) * max(1.0, last / SAVED_BYTES)
     saving_s = -(-run.optim.epochs // run.trainer.checkpoint_every) * save_s
@@ -190,7 +190,7 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
 
 def _step_and_row_s(runs: Sequence[Run], shape: Shape, nodes: Nodes) -> tuple[float, float]:
     """Return the seconds of a step and of a validated row of a stack; a large stack is timed in part and scaled."""
-    part = runs[: max(1, TIMED_BYTES // model_bytes(shape, replicates=1))]
+    part = runs[: max(1, TIMED_BYTES // model_bytes(shape, slots=1))]
     key, scale = timing.timing_key(part, shape), len(runs) / len(part)
     if key not in nodes.timed:
         nodes.timed[key] = timing.seconds_per_step(part, shape), timing.seconds_per_row(part, shape)
@@ -213,14 +213,14 @@ def refit_packs(planned: Plan) -> list[Pack]:
         candidates.setdefault((trial.condition, trial.replicate), trial)
     fingerprint = planned.manifest.fingerprint
     refits = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in candidates.values())
-    packs = arrange(refits, planned.selection_of, most=planned.most, slots=1)
+    packs = group_into_packs(refits, planned.selection_of, max_pack_size=planned.max_pack_size, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
 
 
 def first_round(planned: Plan) -> list[Pack]:
     """Return the packs of the first search round, done or not, if later rounds depend on results."""
     search = planned.study.sweep.search
-    if not planned.to_come or not isinstance(search, OptunaSearch):
+    if not planned.remaining_rounds or not isinstance(search, OptunaSearch):
         return []
     return [pack for pack in planned.packs() if pack.trials[0].configuration < search.round_size]
 

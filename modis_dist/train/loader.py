@@ -47,8 +47,9 @@ def epoch_order(
     """Return the positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
 
     If less than ``fraction`` of the rows are labelled (``label`` [n] >= 0), labelled rows are oversampled: they are the
-    first ``fraction`` of every batch, and unlabelled rows the rest. Such two-stream batches are common in semi-supervised
-    learning (Tarvainen and Valpola 2017), because a few labels seen once per epoch carry too little weight.
+    first ``fraction`` of every batch, and unlabelled rows the rest. Such two-stream batches are common in
+    semi-supervised learning (Tarvainen and Valpola 2017), because a few labels seen once per epoch carry too little
+    weight.
     """
     labelled = torch.nonzero(label >= 0).squeeze(1)
     oversampled = labelled_rows(len(labelled), len(label), batch_size=batch_size, fraction=fraction)

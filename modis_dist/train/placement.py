@@ -104,6 +104,6 @@ def gather_to_device(x: Sequence[Tensor], rows: Tensor, *, device: torch.device)
     return batch.to(device, non_blocking=True)
 
 
-def rows_at_once(features: int, *, most: int) -> int:
+def rows_at_once(features: int, *, max_rows: int) -> int:
     """Return the number of rows with ``features`` features in one inference pass."""
-    return max(64, min(most, VALUES_AT_ONCE // features))
+    return max(64, min(max_rows, VALUES_AT_ONCE // features))

@@ -20,7 +20,7 @@ from modis_dist.execution.resources import cores
 from modis_dist.model.networks import Shape
 from modis_dist.planning import timing
 from modis_dist.planning.estimate import scratch_use, wall_seconds
-from modis_dist.planning.timing import timing_key, seconds_per_row, seconds_per_step, shortest
+from modis_dist.planning.timing import seconds_per_row, seconds_per_step, shortest, timing_key
 from modis_dist.runtime.errors import ConfigError
 from modis_dist.train.checkpoint import save
 from modis_dist.train.state import Setup, TrainState
@@ -68,7 +68,7 @@ def test_the_estimated_disk_of_a_pack_is_the_size_of_its_last_checkpoint(tmp_pat
     state.keep_best(0)
     saved = save(tmp_path, state.checkpoint(identity={}, machine={}, progress=[], sums=None))
     size = sum(file.stat().st_size for file in saved.iterdir())
-    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(size, rel=0.2)
+    assert model_bytes(shape, slots=2) * COPIES_OF_LAST == pytest.approx(size, rel=0.2)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:

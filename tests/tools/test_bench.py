@@ -258,7 +258,7 @@ def test_rows_of_every_measurement_have_the_common_keys() -> None:
 @pytest.mark.slow
 def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys) -> None:
     size = ["--rows", "200", "--features", "20", "--row-group-rows", "100", "--folder", str(tmp_path)]
-    work = ["--turns", "1", "--places", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
+    work = ["--turns", "1", "--feature-storage", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
     assert main(["import", *size, *work]) == 0
     rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows)[:3] == ["data import", "data check", "data describe"] and len(rows) == 3 + 2 * 5 + 1

@@ -23,7 +23,7 @@ LARGE = ["--set", "model.latent=512", "--set", "model.discriminator=[4096, 4096]
 
 def submit(tmp_path: Path, store: Path, *options: str, sweep: dict[str, Any] = STACKED, **keys: Any) -> int:
     file, profile = write_study(tmp_path / "study.yaml", store, **sweep), tmp_path / "site.yaml"
-    profile.write_text(yaml12.dump({"cpus": 1, "at_once": 1} | keys))
+    profile.write_text(yaml12.dump({"cpus": 1, "array_parallelism": 1} | keys))
     return command(["submit", str(file), "--cluster", str(profile), "--out", str(tmp_path / "out"), *options])
 
 
@@ -98,7 +98,7 @@ def test_checkpoints_are_counted_and_an_array_trains_refits_one_by_one(
 ) -> None:
     words = ["--dry-run", "--json", "--set", "trainer.checkpoint_every=1", "--set", "optim.epochs=3"]
     sweep = SINGLE | {"replicates": 2}
-    assert submit(tmp_path, store, *words, sweep=sweep, at_once=100) == 0
+    assert submit(tmp_path, store, *words, sweep=sweep, array_parallelism=100) == 0
     output = json.loads(capsys.readouterr().out)
     assert [row["seconds"] for row in output["packs"]] == [300.0] * 8, "three checkpoints of each"
     assert output["refit_seconds"] == 600 and output["seconds"] == 300 + 600, "all at once, then two refits"
