@@ -37,9 +37,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         steps //= setting.batch
         if not steps:
             continue
-        with in_subprocesses(
-            {"baseline": theirs, "ours": our}, (setting, arguments.rows), device=setting.device
-        ) as works:
+        sides = {"baseline": theirs, "ours": our}
+        with in_subprocesses(sides, (setting, arguments.rows), device=setting.device) as works:
             times = interleaved(works, turns=arguments.turns, device=setting.device)
         yield side_by_side(setting, times) | {"steps": steps}
 

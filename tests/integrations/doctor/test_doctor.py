@@ -102,9 +102,8 @@ def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
     for step in steps:
         step.join(LIMIT_S)
     result = all_reduce.read_all_reduce(tmp_path, 2)
-    assert set(result.started) == set(result.done) == {0, 1} and not any(done.error for done in result.done.values()), (
-        result
-    )
+    assert set(result.started) == set(result.done) == {0, 1}
+    assert not any(done.error for done in result.done.values()), result
     assert json.loads((tmp_path / all_reduce.RENDEZVOUS).read_text())["address"].startswith("tcp://")
     assert [result.done[rank].excluded for rank in range(2)] == [None, True]
     assert [finding.level for finding in doctor.locks_between(result, ["n1", "n2"])] == ["ok"]

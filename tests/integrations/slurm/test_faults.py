@@ -116,11 +116,8 @@ def test_an_error_of_the_training_fails_its_pack(
     error = OF_TRAINING[what]
     job_status = trained(error, out, monkeypatch)
     (error_file,) = out.glob("packs/*/error.txt")
-    assert (
-        job_status.state == "pack_failed"
-        and "Traceback" in error_file.read_text()
-        and str(error) in error_file.read_text()
-    )
+    assert job_status.state == "pack_failed"
+    assert "Traceback" in error_file.read_text() and str(error) in error_file.read_text()
     pack = submission.packs_of(out, load(out))[0]
     failures = array_job.AfterArray(out).execute([pack], out=out, store=store)
     assert failures == {pack.trials[0].id: f"{type(error).__name__}: {error}"}
@@ -235,11 +232,8 @@ def test_a_job_on_a_failed_node_is_requeued_twice_without_that_node(
     assert slurm.calls("scontrol")[2:] == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1,n2"]]
     fails(out, NodeFailed("PyTorch sees no GPU"))
     job_status = job_status_of(out, "finish")
-    assert len(slurm.calls("scontrol")) == 4 and (job_status.state, job_status.starts, job_status.faults) == (
-        "job_failed",
-        3,
-        3,
-    )
+    assert len(slurm.calls("scontrol")) == 4
+    assert (job_status.state, job_status.starts, job_status.faults) == ("job_failed", 3, 3)
 
 
 def test_no_node_is_excluded_in_a_small_partition_or_if_ray_was_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:

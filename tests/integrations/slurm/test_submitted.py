@@ -300,9 +300,8 @@ def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     assert submitted_study.submit("--wait") == 4
     assert "1 trials failed (" in capsys.readouterr().err
     job_status = read_job_status(submitted_study.out / "submission" / "status" / "pack-0.json")
-    assert (
-        job_status is not None and job_status.state == "pack_failed" and job_status.reason == "RuntimeError: poisoned"
-    )
+    assert job_status is not None
+    assert (job_status.state, job_status.reason) == ("pack_failed", "RuntimeError: poisoned")
     assert submitted_study.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
     before = {p: p.stat().st_mtime_ns for p in submitted_study.out.glob("trials/*/result.json")}
     (tmp_path / "poison").unlink()
