@@ -80,11 +80,11 @@ class World:
         batch = torch.cat(ranks, 1).index_select(1, index).view(len(joined), modalities, rows, -1)
         return torch.split(batch, [part.shape[-1] for part in parts], -1)
 
-    def sum(self, share: Tensor) -> Tensor:
+    def sum(self, local: Tensor) -> Tensor:
         """Return the sum over ranks, bit-identical on every rank; differentiable."""
         if self.alone:
-            return share
-        total: Tensor = _AllReduce.apply(share)  # type: ignore[no-untyped-call]
+            return local
+        total: Tensor = _AllReduce.apply(local)  # type: ignore[no-untyped-call]
         return total
 
     def broadcast(self, make: Callable[[], T]) -> T:
@@ -140,8 +140,8 @@ class _AllReduce(torch.autograd.Function):
     """All-reduce; its gradient is the sum of the gradients of all ranks."""
 
     @staticmethod
-    def forward(_: Any, share: Tensor) -> Tensor:
-        total = share.clone(memory_format=torch.contiguous_format)
+    def forward(_: Any, local: Tensor) -> Tensor:
+        total = local.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(total)
         return total
 

@@ -123,7 +123,7 @@ def test_after_a_failed_capture_steps_run_directly_with_one_warning() -> None:
 
 def test_a_step_from_batch_to_loss_log_never_waits_for_the_gpu() -> None:
     data = toy_system.prepared(dict.fromkeys(toy_system.SHAPE.features, 60))
-    loader = toy_system.loader([data, data], range(2), batch_size=toy_system.ROWS, share=0.25, device=CUDA)
+    loader = toy_system.loader([data, data], range(2), batch_size=toy_system.ROWS, fraction=0.25, device=CUDA)
     state = TrainState.start(toy_system.SHAPE, range(2), Setup(toy_system.OPTIM, CUDA, torch.float64))
     how = toy_system.moved(toy_system.weights(("pairwise",) * 2), CUDA)
     log = LossLog(list(toy_system.SHAPE.features), slots=2, window=100, world=ALONE)

@@ -32,7 +32,7 @@ from tests.study import kills as sweep_kills
 from tests.study.toy_study import write_store
 from tests.train import kills, rank_kills
 
-MOST_SHOWN = 20  # differences; --json prints all
+MAX_SHOWN = 20  # differences; --json prints all
 MEMORY = Path("/dev/shm")  # writes of a killed process survive there as on a disk
 
 
@@ -67,7 +67,7 @@ def main() -> int:
         print(json.dumps(report, indent=1))
     else:
         print(", ".join(f"{name} {value}" for name, value in report.items() if name != "differences"))
-        print("\n".join(tally.differences[:MOST_SHOWN]) or "no difference")
+        print("\n".join(tally.differences[:MAX_SHOWN]) or "no difference")
     return 3 if tally.differences else 0
 
 

@@ -92,6 +92,6 @@ def local(
 @app.command("all-reduce")
 def all_reduce(folder: Out) -> None:
     """Run one process of the all-reduce check of `modis-dist doctor`."""
-    from modis_dist.integrations.doctor.all_reduce import take_part
+    from modis_dist.integrations.doctor.all_reduce import run_rank
 
-    take_part(folder)
+    run_rank(folder)

@@ -103,8 +103,8 @@ def _print(progress: "Status", *, now: float, tasks: "Sequence[Task]" = ()) -> N
         say(f"refits: {_counted(progress.refits)}")
     if any(pack.state == "running" for pack in progress.packs):
         stdout().print(_bars(progress, {task.pack: task for task in tasks}))
-    if progress.last_sign is not None:
-        say(f"last update: {duration(now - progress.last_sign)} ago")
+    if progress.last_update is not None:
+        say(f"last update: {duration(now - progress.last_update)} ago")
     if (progress.state == "running" or progress.eta_s is not None) and progress.stage != "done":
         left = "unknown" if progress.eta_s is None else f"about {duration(progress.eta_s)} without early stopping"
         say(f"time left in this stage: {left}")

@@ -80,7 +80,7 @@ def _print_estimate(
     from modis_dist.study.plan import plan
 
     slots = executor.slots
-    nodes = Nodes(slots, slots, executor.threads, probe_folder=folder, scratch_folder=scratch)
+    nodes = Nodes(slots, slots, executor.threads, timing_folder=folder, scratch_folder=scratch)
     with planning_folder(study, folder) as temporary:
         planned = plan(study, out=temporary, slots=slots, source=str(source))
         estimate = estimate_plan(planned, temporary, nodes, start_s=START_UP_S[study.sweep.executor])
@@ -169,7 +169,7 @@ def report(summary: "Summary", folder: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(summary)
     else:
-        show(tables(summary, most=CONFIGURATIONS_SHOWN), stdout())
+        show(tables(summary, max_groups=CONFIGURATIONS_SHOWN), stdout())
         for line in [*models(summary), *resumed_elsewhere(summary)]:
             say(line)
         say(f"Report, figures and the model are in {folder}; `modis-dist ui {folder}` shows the curves.")

@@ -12,7 +12,7 @@ from modis_dist.runtime.errors import DataError, Interrupted, RunFailed
 
 if TYPE_CHECKING:
     from modis_dist.config.run import Run
-    from modis_dist.execution.verify_resume import Verdict
+    from modis_dist.execution.verify_resume import VerificationResult
 
 DIFFERENCES_SHOWN = 5
 
@@ -45,15 +45,15 @@ def verify_resume(
 
     with on_signal(_interrupt), TemporaryDirectory(prefix="verify-") as folder, progress_bars() as bars:
         reporter = RunBar(bars, 2 * epochs)
-        verdict = verify(
+        result = verify(
             parsed, source=str(file), epochs=epochs, kills=kills, seed=seed, folder=Path(folder), reporter=reporter
         )
     if as_json:
-        print_json(asdict(verdict) | {"equal": verdict.equal})
+        print_json(asdict(result) | {"equal": result.equal})
     else:
-        _print(verdict)
-    if not verdict.equal:
-        raise RunFailed(f"{file}: the killed run differs from the uninterrupted one, first in {verdict.differences[0]}")
+        _print(result)
+    if not result.equal:
+        raise RunFailed(f"{file}: the killed run differs from the uninterrupted one, first in {result.differences[0]}")
 
 
 def _load(path: Path, settings: list[str]) -> "tuple[Path, Run]":
@@ -73,16 +73,16 @@ def _interrupt(reason: str) -> None:
     raise Interrupted(f"{reason}; temporary files were removed; rerun the same command")
 
 
-def _print(verdict: "Verdict") -> None:
+def _print(result: "VerificationResult") -> None:
     from modis_dist.report.tables import add, empty, finished
     from modis_dist.report.terminal import show, stdout
 
     table = empty("killed and resumed vs. uninterrupted run")
     table.add_column("")
-    add(table, "epochs, optimiser steps", f"{verdict.epochs}, {verdict.steps:,}")
-    add(table, "killed by SIGKILL after step", ", ".join(map(str, verdict.kills)))
-    add(table, "tensors compared", f"{verdict.tensors:,}")
-    add(table, "verdict", "bit-identical" if verdict.equal else f"{len(verdict.differences):,} differences")
-    for difference in verdict.differences[:DIFFERENCES_SHOWN]:
+    add(table, "epochs, optimiser steps", f"{result.epochs}, {result.steps:,}")
+    add(table, "killed by SIGKILL after step", ", ".join(map(str, result.kills)))
+    add(table, "tensors compared", f"{result.tensors:,}")
+    add(table, "result", "bit-identical" if result.equal else f"{len(result.differences):,} differences")
+    for difference in result.differences[:DIFFERENCES_SHOWN]:
         add(table, "differs", difference)
     show([("", finished(table))], stdout())

@@ -81,7 +81,7 @@ class Site(Section):
         20, "maximum requeues of a job after time limits, preemptions and node failures", ge=0, le=1000
     )
     nodes: int = item(1, "nodes of an allocation; several nodes form one Ray cluster", ge=1, le=1000)
-    at_once: int = item(10, "array tasks that run at the same time", ge=1, le=100_000)
+    array_parallelism: int = item(10, "array tasks that run at the same time", ge=1, le=100_000)
     max_array: int = item(
         1000, "maximum tasks per array, MaxArraySize of `scontrol show config` minus 1; larger ones are split", ge=1
     )

@@ -233,7 +233,7 @@ _SHAPES: Mapping[Omic, tuple[int, float, float, tuple[tuple[float, float], ...]]
     "expression": (131, -0.25, 1.05, ((0, 6.5), (0.08, 2.0), (0.3, 0.5), (0.9, 0.04), (1, 0.02))),
     "protein": (160, 0.03, 0.08, ((0, 7.5), (0.06, 1.2), (0.25, 0.2), (0.75, 0.015), (1, 0.002))),
 }
-_MOST_CPGS, _MOST_PROTEINS = 19, 3  # of one gene
+_MAX_CPGS, _MAX_PROTEINS = 19, 3  # of one gene
 
 
 def generated(rng: np.random.Generator) -> Tables:
@@ -242,7 +242,7 @@ def generated(rng: np.random.Generator) -> Tables:
     mean = {omic: shape[1] + shape[2] * rng.standard_normal(shape[0]) for omic, shape in _SHAPES.items()}
     covariance = {omic: _random_covariance(shape[0], shape[3], rng) for omic, shape in _SHAPES.items()}
     genes = counts["expression"]
-    gene_of_cpg = _random_map(counts["methylation"], genes, _MOST_CPGS, rng)
+    gene_of_cpg = _random_map(counts["methylation"], genes, _MAX_CPGS, rng)
     prefix = {"methylation": "cpg", "expression": "gene", "protein": "protein"}
     return Tables(
         names={omic: tuple(f"{prefix[omic]}{number + 1}" for number in range(counts[omic])) for omic in OMICS},
@@ -252,7 +252,7 @@ def generated(rng: np.random.Generator) -> Tables:
         rho_expression=rng.triangular(-0.9, -0.05, 0.25, genes),
         rho_protein=rng.triangular(-0.2, 0.3, 0.8, counts["protein"]),
         gene_of_cpg=gene_of_cpg,
-        gene_of_protein=_random_map(counts["protein"], genes, _MOST_PROTEINS, rng),
+        gene_of_protein=_random_map(counts["protein"], genes, _MAX_PROTEINS, rng),
     )
 
 
@@ -265,11 +265,11 @@ def _random_covariance(size: int, spectrum: tuple[tuple[float, float], ...], rng
     return (covariance + covariance.T) / 2
 
 
-def _random_map(size: int, genes: int, most: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Assign a gene to each of ``size`` features: every gene gets one to ``most``, few genes get many."""
+def _random_map(size: int, genes: int, max_per_gene: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Assign a gene to each of ``size`` features: every gene gets one to ``max_per_gene``, few genes get many."""
     weights = rng.pareto(1.0, genes)
     counts = np.ones(genes, dtype=np.int64)
     while counts.sum() < size:
-        open_weights = np.where(counts < most, weights, 0)
+        open_weights = np.where(counts < max_per_gene, weights, 0)
         counts[rng.choice(genes, p=open_weights / open_weights.sum())] += 1
     return rng.permutation(np.repeat(np.arange(genes), counts))

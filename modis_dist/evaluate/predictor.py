@@ -162,7 +162,7 @@ class Predictor:
 
     def _chunks(self, x: Features, *, width: int | None = None) -> Iterator[torch.Tensor]:
         dtype = next(self._model.parameters()).dtype
-        rows = rows_at_once(width or x.shape[1], most=ROWS_AT_ONCE)
+        rows = rows_at_once(width or x.shape[1], max_rows=ROWS_AT_ONCE)
         for start in range(0, len(x), rows):
             yield torch.as_tensor(x[start : start + rows]).to(self._device, dtype).unsqueeze(0)
 

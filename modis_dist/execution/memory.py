@@ -31,7 +31,7 @@ from modis_dist.train.prepare import SelectionOf, build_shape, data_key, prepare
 
 STEPS = WARM_UP + 2  # steps of a measurement; a captured step takes additional memory
 MARGIN = 1.25  # factor on the measured bytes, for validation and evaluation
-SHARE = 0.8  # fraction of total memory; the rest is for the driver, Ray and the system
+MEMORY_FRACTION = 0.8  # of the total; the rest is for the driver, Ray and the system
 CERTAIN = 3  # a rough estimate that fits this many times is not measured
 PROCESS = 700 * 2**20  # bytes of Python with torch
 CONTEXT = 600 * 2**20  # bytes of CUDA in every process
@@ -73,7 +73,7 @@ def packs_that_fit(
     footprints; a new measurement is added.
     """
     limit = ConcurrencyLimit(limit.packs, min(limit.per_gpu, limit.packs))
-    opened, nodes, node_bytes = Store.open(store), len(machine.nodes), SHARE * memory_limit()
+    opened, nodes, node_bytes = Store.open(store), len(machine.nodes), MEMORY_FRACTION * memory_limit()
     largest = max(packs, key=lambda pack: estimate_host_bytes(pack, opened))
     estimate = estimate_host_bytes(largest, opened)
     certain = CERTAIN * limit.packs * workers * estimate <= nodes * node_bytes
@@ -99,7 +99,7 @@ def _fitting(
     """Return ``limit``, or the lower limit at which packs of this footprint fit; at least one pack."""
     per_gpu = limit.per_gpu
     if footprint.gpu:
-        per_gpu = max(1, min(per_gpu, int(SHARE * footprint.gpu_total / footprint.gpu)))
+        per_gpu = max(1, min(per_gpu, int(MEMORY_FRACTION * footprint.gpu_total / footprint.gpu)))
     on_gpus = machine.gpus * per_gpu if per_gpu < limit.per_gpu else limit.packs
     in_memory = len(machine.nodes) * int(node_bytes / footprint.host) // workers
     return ConcurrencyLimit(max(1, min(limit.packs, in_memory, on_gpus)), per_gpu)
@@ -111,7 +111,8 @@ def _limit_message(
     if fitting.per_gpu < limit.per_gpu:
         return (
             f"a pack uses {footprint.gpu / 1e9:.1f} GB of GPU memory (measured), the limit per GPU is "
-            f"{SHARE * footprint.gpu_total / 1e9:.1f} GB: {fitting.per_gpu} pack(s) per GPU, {fitting.packs} at a time"
+            f"{MEMORY_FRACTION * footprint.gpu_total / 1e9:.1f} GB: {fitting.per_gpu} pack(s) per GPU, "
+            f"{fitting.packs} at a time"
         )
     each = f" of {workers} workers" if workers > 1 else ""
     return (
@@ -125,7 +126,7 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
     clear_leftovers(out)
     spawn = get_context("spawn")
     receiver, sender = spawn.Pipe(duplex=False)
-    with TemporaryDirectory(dir=out, prefix=".probe-", suffix=".tmp") as folder:
+    with TemporaryDirectory(dir=out, prefix=".measurement-", suffix=".tmp") as folder:
         process = spawn.Process(target=_measure, args=(pack, threads, Path(folder), store, sender), daemon=True)
         process.start()
         sender.close()
@@ -136,7 +137,7 @@ def measure(pack: Pack, *, threads: int, out: Path, store: Path) -> Footprint | 
         finally:
             process.join()
     # From the first validation on, the process has a copy of the best model.
-    best = model_bytes(_shape(pack, Store.open(store)), replicates=len(pack.trials))
+    best = model_bytes(_shape(pack, Store.open(store)), slots=len(pack.trials))
     if peak.gpu:
         return Footprint(int(MARGIN * peak.host), int(MARGIN * (peak.gpu + best)) + CONTEXT, peak.gpu_total)
     return Footprint(int(MARGIN * (peak.host + best)))
@@ -188,7 +189,7 @@ def estimate_footprint(pack: Pack, store: Store, shape: Shape, *, gpu: bool, lim
     With a GPU, host memory holds the data as read and a checkpoint being written. ``limit`` is the memory in bytes of
     the machine that trains the pack; None for this machine.
     """
-    model, in_memory = model_bytes(shape, replicates=len(pack.trials)), _in_memory(pack, store, limit)
+    model, in_memory = model_bytes(shape, slots=len(pack.trials)), _in_memory(pack, store, limit)
     read = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in _features(pack, store).items())
     on_device = BYTES_PER_VALUE * sum(width * store.rows(m) for m, width in shape.features.items())
     prepared = on_device * kinds_of_data(pack)
@@ -230,8 +231,8 @@ def _shape(pack: Pack, store: Store) -> Shape:
     return build_shape(run, _features(pack, store), len(run.data.classes or store.classes))
 
 
-def model_bytes(shape: Shape, *, replicates: int) -> int:
-    """Return the bytes of the parameters of all replicates."""
+def model_bytes(shape: Shape, *, slots: int) -> int:
+    """Return the bytes of the parameters of a stack."""
     with torch.device("meta"):
         numbers = sum(prod(t.shape[1:]) for t in Modis(shape).state_dict().values())
-    return int(numbers * BYTES_PER_VALUE * replicates)
+    return int(numbers * BYTES_PER_VALUE * slots)

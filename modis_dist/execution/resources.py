@@ -36,8 +36,8 @@ class Cluster:
 
     def threads(self, *, workers: int, gpus: float) -> int:
         """Return the maximum number of threads per worker, at least 1, with which ``workers`` workers run at once."""
-        most = max(node.cores for node in self.nodes)
-        return next((t for t in range(most, 1, -1) if self.slots(threads=t, gpus=gpus) >= workers), 1)
+        max_cores = max(node.cores for node in self.nodes)
+        return next((t for t in range(max_cores, 1, -1) if self.slots(threads=t, gpus=gpus) >= workers), 1)
 
     def has(self, resource: str) -> str:
         """Return the number of ``cores`` or ``gpus``, as text for a message."""

@@ -44,7 +44,7 @@ POLL_S = 0.2
 
 
 @dataclass(frozen=True)
-class Verdict:
+class VerificationResult:
     """The outcome of a verification."""
 
     epochs: int
@@ -59,7 +59,9 @@ class Verdict:
         return not self.differences
 
 
-def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter) -> Verdict:
+def verify(
+    run: Run, *, source: str, epochs: int, kills: int, seed: int, folder: Path, reporter: Reporter
+) -> VerificationResult:
     """Train ``run`` for some epochs with and without kills, both below ``folder``, and compare the checkpoints.
 
     Raises ``ConfigError`` or ``DataError`` for what cannot be trained, ``RunFailed`` if the training fails. No process
@@ -93,7 +95,7 @@ def verify(run: Run, *, source: str, epochs: int, kills: int, seed: int, folder:
     last = checkpoint.latest(uninterrupted / LAST)
     assert last is not None, "a finished training has saved"
     compared = sum(len(tensors) for tensors in checkpoint.load(last).tensors.values())
-    return Verdict(epochs, steps, kill_steps, compared, tuple(differences(killed, uninterrupted)))
+    return VerificationResult(epochs, steps, kill_steps, compared, tuple(differences(killed, uninterrupted)))
 
 
 def _count_steps(pack: Pack, store: Path) -> int:

@@ -17,13 +17,13 @@ from modis_dist.execution.memory import COPIES_OF_LAST, model_bytes
 from modis_dist.execution.run_pack import Pack, kinds_of_data, unfinished_packs
 from modis_dist.execution.trial import Trial
 from modis_dist.model.networks import Shape
-from modis_dist.planning import probe
+from modis_dist.planning import timing
 from modis_dist.study.manifest import refit, unique
-from modis_dist.study.packs import arrange, training_steps
+from modis_dist.study.packs import group_into_packs, training_steps
 from modis_dist.study.plan import Plan, is_done
 from modis_dist.train.prepare import row_counts
 
-PROBE_BYTES = 500_000_000  # of parameters; only a part of a larger stack is timed
+TIMED_BYTES = 500_000_000  # of parameters; only a part of a larger stack is timed
 SAVED_BYTES = 64_000_000  # of a larger checkpoint, a part of this size is timed and scaled
 RANKS_START_S = 10.0  # start of the ranks of a pack by Ray Train
 START_UP_S = {"ray": 15.0, "local": 3.0}  # Ray's start, first worker and end (16 s on 2 busy cores); imports
@@ -89,11 +89,11 @@ class Nodes:
     slots: int  # packs trained at once
     refit_slots: int
     threads: int  # CPU threads of a pack
-    probe_folder: Path  # checkpoints are timed here
+    timing_folder: Path  # checkpoints are timed here
     remote: bool = False  # steps are timed on this machine's device, whatever the study requests
     memory: int | None = None  # bytes of a job; None: this machine's
     scratch_folder: Path | None = None  # the temporary folder of packs that train on this machine
-    timed: dict[str, tuple[float, float]] = field(default_factory=dict)  # seconds of a step and a row, by probe_key
+    timed: dict[str, tuple[float, float]] = field(default_factory=dict)  # seconds of a step and a row, by timing_key
 
 
 def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> StudyEstimate:
@@ -102,7 +102,7 @@ def estimate_plan(planned: Plan, out: Path, nodes: Nodes, *, start_s: float) -> 
         estimate_packs(planned, packs, nodes)
         for packs in (unfinished_packs(out, planned.packs()), refit_packs(planned), first_round(planned))
     )
-    rounds, all_packs = planned.to_come, search + refits
+    rounds, all_packs = planned.remaining_rounds, search + refits
     refit_s = wall_seconds([pack.seconds for pack in refits], slots=nodes.refit_slots)
     search_s, round_s = (wall_seconds([pack.seconds for pack in packs], slots=nodes.slots) for packs in (search, first))
     scratch = [[pack.scratch for pack in packs] for packs in (search, refits, first)]
@@ -165,11 +165,11 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
     validations = -(-run.optim.epochs // run.trainer.validate_every)
     validated_rows = validations * sum(row_counts(run, selection_of(run)).validation.values())  # of one member
     start_s = RANKS_START_S if run.trainer.workers > 1 else 0.0
-    per_multiplication = probe.seconds_per_multiplication() if data.multiplications else 0.0
+    per_multiplication = timing.seconds_per_multiplication() if data.multiplications else 0.0
     preparing_s = kinds_of_data(pack) * data.total_seconds(per_multiplication)
-    model = model_bytes(shape, replicates=members)
+    model = model_bytes(shape, slots=members)
     last = model * COPIES_OF_LAST
-    save_s = probe.seconds_per_save(min(last, SAVED_BYTES), nodes.probe_folder) * max(1.0, last / SAVED_BYTES)
+    save_s = timing.seconds_per_save(min(last, SAVED_BYTES), nodes.timing_folder) * max(1.0, last / SAVED_BYTES)
     saving_s = -(-run.optim.epochs // run.trainer.checkpoint_every) * save_s
     size = memory.estimate_footprint(pack, planned.store, shape, gpu=planned.on_gpu, limit=nodes.memory)
     return PackEstimate(
@@ -190,10 +190,10 @@ def _estimate(planned: Plan, pack: Pack, nodes: Nodes) -> PackEstimate:
 
 def _step_and_row_s(runs: Sequence[Run], shape: Shape, nodes: Nodes) -> tuple[float, float]:
     """Return the seconds of a step and of a validated row of a stack; a large stack is timed in part and scaled."""
-    part = runs[: max(1, PROBE_BYTES // model_bytes(shape, replicates=1))]
-    key, scale = probe.probe_key(part, shape), len(runs) / len(part)
+    part = runs[: max(1, TIMED_BYTES // model_bytes(shape, slots=1))]
+    key, scale = timing.timing_key(part, shape), len(runs) / len(part)
     if key not in nodes.timed:
-        nodes.timed[key] = probe.seconds_per_step(part, shape), probe.seconds_per_row(part, shape)
+        nodes.timed[key] = timing.seconds_per_step(part, shape), timing.seconds_per_row(part, shape)
     step_s, row_s = nodes.timed[key]
     return scale * step_s, scale * row_s
 
@@ -213,14 +213,14 @@ def refit_packs(planned: Plan) -> list[Pack]:
         candidates.setdefault((trial.condition, trial.replicate), trial)
     fingerprint = planned.manifest.fingerprint
     refits = unique(refit(trial, fingerprint, epochs=trial.run.optim.epochs) for trial in candidates.values())
-    packs = arrange(refits, planned.selection_of, most=planned.most, slots=1)
+    packs = group_into_packs(refits, planned.selection_of, max_pack_size=planned.max_pack_size, slots=1)
     return [Pack(pack, "test", planned.study.sweep.probe) for pack in packs]
 
 
 def first_round(planned: Plan) -> list[Pack]:
     """Return the packs of the first search round, done or not, if later rounds depend on results."""
     search = planned.study.sweep.search
-    if not planned.to_come or not isinstance(search, OptunaSearch):
+    if not planned.remaining_rounds or not isinstance(search, OptunaSearch):
         return []
     return [pack for pack in planned.packs() if pack.trials[0].configuration < search.round_size]
 

@@ -50,7 +50,7 @@ def estimate_submission(
         slots=slots,
         refit_slots=1 if form == "array" else slots,  # the last job trains the refit packs one by one
         threads=min(study.sweep.resources.cpus or site.cpus, site.cpus),
-        probe_folder=out,
+        timing_folder=out,
         remote=True,
         memory=memory_of(site),
     )

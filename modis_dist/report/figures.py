@@ -138,7 +138,7 @@ def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Se
 
     ``z[m]`` is [n_m, L], ``label[m]`` the class codes [n_m]. At most ``MAX_POINTS`` random rows are drawn.
     """
-    points, share = principal_components(np.concatenate(list(z.values())))
+    points, fraction = principal_components(np.concatenate(list(z.values())))
     codes = np.concatenate([label[m] for m in z])
     modality = np.repeat(np.arange(len(z)), [len(rows) for rows in z.values()])
     chosen = np.random.default_rng(0).permutation(len(points))[:MAX_POINTS]  # mixed, so that no group covers another
@@ -151,13 +151,13 @@ def latent_pca(z: Mapping[str, Features], label: Mapping[str, Rows], classes: Se
         entries = _scatter(axes, points[chosen], code[chosen], names, colours)
         axes_legend(axes, entries, columns=1 + len(entries) // 20)
         heading(axes, f"Latent space by {by} ({shown})")
-        axes.set_xlabel(f"PC 1 ({share[0]:.0%} of variance)")
-        axes.set_ylabel(f"PC 2 ({share[1]:.0%} of variance)")
+        axes.set_xlabel(f"PC 1 ({fraction[0]:.0%} of variance)")
+        axes.set_ylabel(f"PC 2 ({fraction[1]:.0%} of variance)")
     return figure
 
 
 def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
-    """Return scores [n, 2] on the first two components and their shares of variance; missing components are 0."""
+    """Return scores [n, 2] on the first two components and their fractions of variance; missing components are 0."""
     centred = z.astype(np.float64)
     centred -= centred.mean(0) if len(z) else 0
     variance, direction = np.linalg.eigh(centred.T @ centred)
@@ -165,9 +165,9 @@ def principal_components(z: Features) -> tuple[Points, tuple[float, float]]:
     direction = direction * np.sign(direction[np.abs(direction).argmax(0), np.arange(direction.shape[1])])
     scores = np.zeros((len(z), 2))
     scores[:, : direction.shape[1]] = centred @ direction
-    shares = np.zeros(2)
-    shares[: direction.shape[1]] = variance[::-1][:2] / max(float(variance.sum()), np.finfo(float).tiny)
-    return scores, (float(shares[0]), float(shares[1]))
+    fractions = np.zeros(2)
+    fractions[: direction.shape[1]] = variance[::-1][:2] / max(float(variance.sum()), np.finfo(float).tiny)
+    return scores, (float(fractions[0]), float(fractions[1]))
 
 
 def _scatter(axes: Axes, points: Points, code: Rows, names: Sequence[str], colours: Sequence[str]) -> list[Entry]:
@@ -204,8 +204,8 @@ def confusion(metrics: Classification, classes: Sequence[str]) -> Figure:
     for axes, (name, part) in zip(panels, matrices.items(), strict=True):
         counts = np.array(part["confusion"])
         rows = counts.sum(1, keepdims=True)
-        share = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
-        image = matrix(axes, share, classes, classes, colours="Blues", rotation=rotation)
+        fraction = np.divide(counts, rows, out=np.full(counts.shape, np.nan), where=rows > 0)
+        image = matrix(axes, fraction, classes, classes, colours="Blues", rotation=rotation)
         if len(classes) <= CROWDED:
             cell_texts(axes, image, [[str(n) if n else "" for n in line] for line in counts], size=7.5)
         accuracy = part["balanced_accuracy"]
@@ -229,11 +229,11 @@ def mse_heatmap(translation: Translation) -> Figure:
     names = list(error)
     table = np.array([[error[a][b] for a in names] for b in names], float)
     reference = np.array([[baseline[b]] for b in names], float)
-    share = np.full((len(names), len(names) + 1), np.nan)  # the baseline's own column stays uncoloured
-    np.divide(table, reference, out=share[:, :-1], where=reference > 0)
+    fraction = np.full((len(names), len(names) + 1), np.nan)  # the baseline's own column stays uncoloured
+    np.divide(table, reference, out=fraction[:, :-1], where=reference > 0)
     texts = [[_error_text(error[a][b], pairs[a][b]) for a in names] + [_error_text(baseline[b])] for b in names]
     figure, (axes,) = grid(1, columns=1, width=1.3 * (len(names) + 1) + 3.2, height=0.9 * len(names) + 1.7)
-    image = matrix(axes, share, names, [*names, "all pairs"], colours="RdBu_r", rotation=0)
+    image = matrix(axes, fraction, names, [*names, "all pairs"], colours="RdBu_r", rotation=0)
     cell_texts(axes, image, texts, size=9)
     axes.axvline(len(names) - 0.5, color="black", lw=1.5)
     heading(axes, "Reconstruction and translation error (mean squared error)")

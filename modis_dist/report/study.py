@@ -35,9 +35,11 @@ Titled = list[tuple[str, Table]]
 Conditions = Sequence[Condition]
 
 
-def tables(summary: Summary, *, most: int | None = None) -> Titled:
-    """Return the titled tables for a terminal; the first lists the best ``most`` configurations, or all."""
-    titled = [("Search, on validation rows", sweep_table(summary["groups"], metric=summary["metric"], most=most))]
+def tables(summary: Summary, *, max_groups: int | None = None) -> Titled:
+    """Return the titled tables for a terminal; the first lists the best ``max_groups`` configurations, or all."""
+    titled = [
+        ("Search, on validation rows", sweep_table(summary["groups"], metric=summary["metric"], max_groups=max_groups))
+    ]
     tested = _tested(summary)
     details = {c["condition"]: c["details"] for c in tested if c["details"] is not None}
     if tested:

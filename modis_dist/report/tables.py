@@ -98,14 +98,16 @@ def translation_table(translations: Mapping[str, Translation | MeanTranslation])
 # --- a study ------------------------------------------------------------------------------------------------
 
 
-def sweep_table(groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy", most: int | None = None) -> Table:
-    """Return one line per configuration, or the best ``most``; the chosen one of each condition is starred."""
+def sweep_table(
+    groups: Sequence[RankedGroup], *, metric: str = "balanced_accuracy", max_groups: int | None = None
+) -> Table:
+    """Return one line per configuration, or the best ``max_groups``; the chosen one of each condition is starred."""
     label = LABELS.get(metric, plain(metric.replace("_", " ")))
     table = empty("condition")
     parameters(table, "parameters")
     numbers(table, label, "baseline", "modality probe", "trials")
     keys = varying([group["params"] for group in groups])
-    shown = [group for group in groups if most is None or group["rank"] <= most]
+    shown = [group for group in groups if max_groups is None or group["rank"] <= max_groups]
     for group in shown:
         cells = (number(group["baseline"]), number(group["probe"]), _trials(group))
         mean, style = starred(mean_sd(group), marked=group["chosen"]), "bold" if group["chosen"] else ""

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
 POLL_S = 0.5
-CPU_SHARE = 0.01  # of a core, at most; slow polls are repeated less often
+CPU_FRACTION = 0.01  # of a core, at most; slow polls are repeated less often
 
 
 @contextmanager
@@ -28,7 +28,7 @@ def watching(poll: Callable[[], None]) -> Iterator[None]:
 
 def _poll_until(ended: threading.Event, poll: Callable[[], None]) -> None:
     cpu_s = 0.0
-    while not ended.wait(max(POLL_S, cpu_s / CPU_SHARE)):
+    while not ended.wait(max(POLL_S, cpu_s / CPU_FRACTION)):
         started = time.thread_time()
         with suppress(Exception):  # e.g. a disk that does not respond for a moment
             poll()

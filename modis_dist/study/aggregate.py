@@ -27,7 +27,7 @@ Configuration = tuple[str, int]  # condition and number: a group of all its fold
 class Verdict(Spread, Pruned):
     """Decision on a configuration at a rung, by its metric there."""
 
-    goes_on: bool
+    promoted: bool  # trained beyond the rung
 
 
 def spread(values: Iterable[float | None]) -> Spread:

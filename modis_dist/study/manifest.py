@@ -23,7 +23,7 @@ from modis_dist.study.search.space import drawn
 
 FILE, STUDY_FILE = "manifest.json", "study.yaml"
 VERSION = 2
-MOST_TRIALS = 100_000
+MAX_TRIALS = 100_000
 FIXED = ("data.store", "data.simulate", "data.split", "trainer.metric", "seed", "name", "sweep")
 FIXED_IN_CHOICE = ("data.modalities", "data.classes")  # may differ between conditions, not within one
 
@@ -54,14 +54,14 @@ def expand(
     """
     sweep = study.sweep
     conditions = sweep.conditions or {ONLY_CONDITION: {}}
-    most = prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
-    _check(study, len(conditions) * most * sweep.folds * sweep.replicates, source)
+    count = prod(map(len, sweep.grid.values())) if sweep.search is None else sweep.search.configurations
+    _check(study, len(conditions) * count * sweep.folds * sweep.replicates, source)
     known, base = _known_configurations(sweep), to_tree(study.base())
     trials: dict[tuple[str, str], Trial] = {}
     for condition, settings in conditions.items():
         under = with_settings(base, settings, source=f"{source}: sweep.conditions.{condition}")
         later = [params for following in proposed for params in following[condition]]
-        for number, params in enumerate([*known, *later][:most]):
+        for number, params in enumerate([*known, *later][:count]):
             tree = with_settings(under, params, source=f"{source}: sweep.grid")
             location = f"{source}: sweep, condition {condition}, configuration {number} ({params})"
             for fold, replicate in product(range(sweep.folds), range(sweep.replicates)):
@@ -132,8 +132,8 @@ def _with_fold_and_seed(tree: Tree, study: Study, fold: int, replicate: int) -> 
 
 def _check(study: Study, total: int, source: str) -> None:
     problems = []
-    if total > MOST_TRIALS:
-        problems.append(f"sweep: {total} trials exceed the maximum of {MOST_TRIALS}")
+    if total > MAX_TRIALS:
+        problems.append(f"sweep: {total} trials exceed the maximum of {MAX_TRIALS}")
     sweep = study.sweep
     condition_keys = [key for settings in sweep.conditions.values() for key in settings]
     for section, keys in (("grid", sweep.grid), ("space", sweep.space), ("conditions", condition_keys)):

@@ -22,40 +22,40 @@ assert set(SHARED_OBJECTIVE) < set(Objective.model_fields)
 
 # Maximum trials in a pack. On a CPU, larger stacks gain little at InterSIM's size (``python -m tools.bench pack``). On
 # a GPU, a step of small networks takes as long as launching its kernels, however many members there are.
-MOST, MOST_ON_GPU = 8, 32
-MOST_BYTES = 1_500_000_000  # of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
+MAX_ON_CPU, MAX_ON_GPU = 8, 32
+MAX_BYTES = 1_500_000_000  # of networks in a pack: with gradients, moments and data it fits a GPU of 16 GB
 
 
-def most_in_one_pack(packing: Packing, each: int, *, on_gpu: bool) -> int:
+def pack_size_limit(packing: Packing, each: int, *, on_gpu: bool) -> int:
     """Return the maximum number of trials in a pack; ``each``: bytes of the networks of one trial."""
     if not packing.enabled:
         return 1
-    return packing.max_trials or max(1, min(MOST_ON_GPU if on_gpu else MOST, MOST_BYTES // each))
+    return packing.max_trials or max(1, min(MAX_ON_GPU if on_gpu else MAX_ON_CPU, MAX_BYTES // each))
 
 
-def arrange(
-    trials: Sequence[Trial], selection_of: SelectionOf, *, most: Callable[[Trial], int], slots: int
+def group_into_packs(
+    trials: Sequence[Trial], selection_of: SelectionOf, *, max_pack_size: Callable[[Trial], int], slots: int
 ) -> tuple[tuple[Trial, ...], ...]:
     """Group trials into packs, a multiple of ``slots`` of them if there are enough trials.
 
-    ``most`` returns the maximum number of trials in a pack for trials like the given one.
+    ``max_pack_size`` returns the maximum number of trials in a pack for trials like the given one.
     """
     stackable: dict[str, list[Trial]] = defaultdict(list)
     for trial in trials:
         stackable[stack_key(trial, selection_of)].append(trial)
     groups = [sorted(group, key=_rows_first) for group in stackable.values()]
-    fewest = [-(-len(group) // most(group[0])) for group in groups]
+    fewest = [-(-len(group) // max_pack_size(group[0])) for group in groups]
     counts = _full_rounds(slots, [len(group) for group in groups], fewest)
     return tuple(tuple(pack) for group, count in zip(groups, counts, strict=True) for pack in _split(group, count))
 
 
-def layout(
+def arrange_packs(
     trials: Sequence[Trial],
     selection_of: SelectionOf,
     *,
     earlier: Sequence[Sequence[str]],
     done: Callable[[Trial], bool],
-    most: Callable[[Trial], int],
+    max_pack_size: Callable[[Trial], int],
     slots: int,
 ) -> tuple[tuple[Trial, ...], ...]:
     """Return the packs of a study that may have been started before.
@@ -67,7 +67,7 @@ def layout(
     existing = [tuple(by_id[name] for name in pack) for pack in earlier if all(name in by_id for name in pack)]
     packed = {trial.id for pack in existing for trial in pack}
     rest = [trial for trial in by_id.values() if trial.id not in packed and not done(trial)]
-    return (*existing, *arrange(rest, selection_of, most=most, slots=slots))
+    return (*existing, *group_into_packs(rest, selection_of, max_pack_size=max_pack_size, slots=slots))
 
 
 def stack_key(trial: Trial, selection_of: SelectionOf) -> str:

@@ -16,8 +16,8 @@ from modis_dist.execution.trial import Trial
 from modis_dist.model.networks import Shape
 from modis_dist.study import manifest
 from modis_dist.study.manifest import Manifest, unique
-from modis_dist.study.packs import layout, most_in_one_pack
-from modis_dist.study.rounds import Search
+from modis_dist.study.packs import arrange_packs, pack_size_limit
+from modis_dist.study.search_state import SearchState
 from modis_dist.train.prepare import PreparationEstimate, SelectionOf, estimate_preparation, selections, shape
 
 
@@ -32,7 +32,7 @@ class Plan:
     shapes: Mapping[str, Shape]  # by trial id
     data: Mapping[str, PreparationEstimate]  # by trial id
     outdated: frozenset[str]  # trials of an earlier start that are no longer part of the study
-    to_come: float  # rounds whose configurations depend on results
+    remaining_rounds: float  # those whose configurations depend on results
     on_gpu: bool  # true if trained on a GPU
 
     def packs(self) -> list[Pack]:
@@ -41,9 +41,9 @@ class Plan:
         probe = self.study.sweep.probe
         return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in self.manifest.packs]
 
-    def most(self, trial: Trial) -> int:
+    def max_pack_size(self, trial: Trial) -> int:
         """Return the maximum number of trials in a pack, for trials like this one."""
-        return _most(self.study, trial, self.data[self.similar(trial)], on_gpu=self.on_gpu)
+        return _max_pack_size(self.study, trial, self.data[self.similar(trial)], on_gpu=self.on_gpu)
 
     def similar(self, trial: Trial) -> str:
         """Return the id of a trial with data of the same size in the manifest, which has no refits."""
@@ -62,29 +62,29 @@ def plan(study: Study, *, out: Path, slots: int, source: str, gpu: bool | None =
     on_gpu = chosen_device(study).type == "cuda" if gpu is None else gpu and study.trainer.device != "cpu"
     store = open_store(study.data, out=out, source=source)
     selection_of = selections(store)
-    search = None if study.sweep.search is None else Search(study, store.fingerprint, out=out, source=source)
+    search = None if study.sweep.search is None else SearchState(study, store.fingerprint, out=out, source=source)
     trials = search.trials if search else manifest.expand(study, store.fingerprint, source=source)
     data = _preparations(trials, store)
     shapes = {trial.id: shape(trial.run, data[trial.id].features, data[trial.id].classes) for trial in trials}
     path = out / manifest.FILE
     earlier = manifest.load(path) if path.exists() else Manifest(study.name, "", (), (), ())
-    packs = layout(
+    packs = arrange_packs(
         unique(trials),
         selection_of,
         earlier=earlier.packs,
         done=partial(is_done, out),
-        most=lambda trial: _most(study, trial, data[trial.id], on_gpu=on_gpu),
+        max_pack_size=lambda trial: _max_pack_size(study, trial, data[trial.id], on_gpu=on_gpu),
         slots=slots,
     )
     planned = Manifest(study.name, store.fingerprint, trials, ids_of(packs), earlier.refit_packs)
     outdated = frozenset(trial.id for trial in earlier.trials) - {trial.id for trial in trials}
-    to_come = search.to_come if search else 0.0
-    return Plan(study, store, selection_of, planned, shapes, data, outdated, to_come, on_gpu)
+    remaining_rounds = search.remaining_rounds if search else 0.0
+    return Plan(study, store, selection_of, planned, shapes, data, outdated, remaining_rounds, on_gpu)
 
 
-def _most(study: Study, trial: Trial, data: PreparationEstimate, *, on_gpu: bool) -> int:
-    each = model_bytes(shape(trial.run, data.features, data.classes), replicates=1)
-    return most_in_one_pack(study.sweep.packing, each, on_gpu=on_gpu)
+def _max_pack_size(study: Study, trial: Trial, data: PreparationEstimate, *, on_gpu: bool) -> int:
+    each = model_bytes(shape(trial.run, data.features, data.classes), slots=1)
+    return pack_size_limit(study.sweep.packing, each, on_gpu=on_gpu)
 
 
 def is_done(out: Path, trial: Trial) -> bool:

@@ -21,8 +21,8 @@ from modis_dist.study.interfaces import Executor, Tracking
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display
 from modis_dist.study.plan import Plan
+from modis_dist.study.run_search import SearchOutcome, is_grid, run_search
 from modis_dist.study.runner import PackRunner
-from modis_dist.study.search_run import Searched, is_grid, run_search
 from modis_dist.study.selection import by_rank, chosen, mark
 from modis_dist.study.summary import failures, summarise, why_nothing, write
 
@@ -69,11 +69,11 @@ def run_study(
     return summary
 
 
-def _train(planned: Plan, runner: PackRunner, *, out: Path) -> Searched:
+def _train(planned: Plan, runner: PackRunner, *, out: Path) -> SearchOutcome:
     """Train a grid, or search."""
     trials = planned.manifest.trials
     if is_grid(planned.study, runner.results(trials)):
-        return Searched(trials, {}, runner.train(runner.packs(), name="search"))
+        return SearchOutcome(trials, {}, runner.train(runner.packs(), name="search"))
     return run_search(planned, runner, out=out)
 
 

@@ -19,7 +19,7 @@ from modis_dist.study import manifest
 from modis_dist.study.interfaces import Executor
 from modis_dist.study.manifest import unique
 from modis_dist.study.monitor import Display, monitored
-from modis_dist.study.packs import layout
+from modis_dist.study.packs import arrange_packs
 from modis_dist.study.plan import Plan, ids_of, is_done
 from modis_dist.train.journal import copy_trial
 
@@ -53,12 +53,12 @@ class PackRunner:
         return packs
 
     def _arrange(self, trials: Sequence[Trial], earlier: Sequence[Sequence[str]]) -> tuple[tuple[Trial, ...], ...]:
-        return layout(
+        return arrange_packs(
             trials,
             self._planned.selection_of,
             earlier=earlier,
             done=partial(is_done, self._out),
-            most=self._planned.most,
+            max_pack_size=self._planned.max_pack_size,
             slots=self._executor.slots,
         )
 

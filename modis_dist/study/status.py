@@ -63,7 +63,7 @@ class Status:
     refits: Mapping[str, int]
     packs: tuple[PackStatus, ...]  # of the stage
     failures: Mapping[str, str]  # trial -> reason
-    last_sign: float | None  # time of the last write, seconds since 1970
+    last_update: float | None  # time of the last write, seconds since 1970
     eta_s: float | None  # to the end of the stage at the current pace, without early stopping; None if unknown
     advice: str
 
@@ -122,7 +122,7 @@ def _study(folder: Path, *, live: Live) -> Status:
         refits=_counts(refit, outcomes, trials=listed.refit_ids),
         packs=tuple(packs),
         failures=failures,
-        last_sign=_newest(files),
+        last_update=_newest(files),
         eta_s=_eta(folder, packs) if running else None,
         advice=_advice(
             state,
@@ -151,7 +151,7 @@ def _run(folder: Path) -> Status:
         refits={},
         packs=(pack,),
         failures={run.name: outcome.reason} if outcome and outcome.reason else {},
-        last_sign=_newest([folder / JOURNAL, folder / RESULT]),
+        last_update=_newest([folder / JOURNAL, folder / RESULT]),
         eta_s=_eta(folder, [pack]) if state == "running" else None,
         advice=_advice(
             state,
@@ -174,16 +174,16 @@ def _pack(folder: Path, ids: Sequence[str], outcomes: Outcomes, epochs: Mapping[
     name, trials = sequence_digest(ids), tuple(ids)
     pack = folder / "packs" / name
     known = [epochs[trial] if trial in epochs else _epochs(folder / "trials" / trial) for trial in trials]
-    most = None if None in known else max(number for number in known if number is not None)
+    max_epochs = None if None in known else max(number for number in known if number is not None)
     if all(outcomes[trial] for trial in trials):
-        return PackStatus(name, "done", trials, most or 0, most)
+        return PackStatus(name, "done", trials, max_epochs or 0, max_epochs)
     process = holder(pack)
     epoch, pace = _journal(pack / JOURNAL)
     if process is not None and process.alive is not False and live(name) is not False:
-        return PackStatus(name, "running", trials, epoch, most, pace)
+        return PackStatus(name, "running", trials, epoch, max_epochs, pace)
     if (pack / "error.txt").exists():
-        return PackStatus(name, "crashed", trials, epoch, most)
-    return PackStatus(name, "stopped" if epoch else "waiting", trials, epoch, most, pace)
+        return PackStatus(name, "crashed", trials, epoch, max_epochs)
+    return PackStatus(name, "stopped" if epoch else "waiting", trials, epoch, max_epochs, pace)
 
 
 def _epochs(trial: Path) -> int | None:

@@ -73,7 +73,7 @@ class Learner:
             self._phase.register_comm_hook(None, _sum_gradients)
         device = self._parameters[0].device
         capture = capture_for(device) if model.world.alone else None
-        self._lr, self._share = lr, 1.0
+        self._lr, self._factor = lr, 1.0
         self._graph = CapturedStep(capture, inputs) if capture else None
         self.optimiser = torch.optim.Adam(
             self._parameters,
@@ -106,14 +106,14 @@ class Learner:
         if self._graph is not None:
             self._graph.invalidate()
 
-    def set_rate(self, share: float) -> None:
+    def set_rate(self, factor: float) -> None:
         """Set the learning rate of the next step, as a fraction of the initial one."""
         (group,) = self.optimiser.param_groups
         if not isinstance(group["lr"], Tensor):
-            group["lr"] = share * self._lr
-        elif share != self._share:
-            group["lr"].fill_(share * self._lr)  # in place: a CUDA graph reads it
-        self._share = share
+            group["lr"] = factor * self._lr
+        elif factor != self._factor:
+            group["lr"].fill_(factor * self._lr)  # in place: a CUDA graph reads it
+        self._factor = factor
 
     # --- checkpoints ----------------------------------------------------------------------------------------
 

@@ -27,9 +27,9 @@ def steps_per_epoch(rows: Mapping[str, int], *, batch_size: int, epoch_length: E
     return max(1, (min(counts) if epoch_length == "shortest" else max(counts)) // batch_size)
 
 
-def labelled_rows(labelled: int, rows: int, *, batch_size: int, share: float) -> int:
-    """Return the number of labelled rows per batch if they are oversampled; 0 if ``share`` is reached without."""
-    return min(round(share * batch_size), batch_size - 1) if 0 < labelled < share * rows else 0
+def labelled_rows(labelled: int, rows: int, *, batch_size: int, fraction: float) -> int:
+    """Return the number of labelled rows per batch if they are oversampled; 0 if ``fraction`` is reached without."""
+    return min(round(fraction * batch_size), batch_size - 1) if 0 < labelled < fraction * rows else 0
 
 
 def row_order(rows: int, count: int, *, seed: int, epoch: int, modality: str) -> Tensor:
@@ -42,16 +42,17 @@ def row_order(rows: int, count: int, *, seed: int, epoch: int, modality: str) ->
 
 
 def epoch_order(
-    label: Tensor, *, steps: int, batch_size: int, share: float, seed: int, epoch: int, modality: str
+    label: Tensor, *, steps: int, batch_size: int, fraction: float, seed: int, epoch: int, modality: str
 ) -> Tensor:
     """Return the positions [steps * b] of the rows that an epoch visits in one modality, batch after batch.
 
-    If less than ``share`` of the rows are labelled (``label`` [n] >= 0), labelled rows are oversampled: they are the
-    first ``share`` of every batch, and unlabelled rows the rest. Such two-stream batches are common in semi-supervised
-    learning (Tarvainen and Valpola 2017), because a few labels seen once per epoch carry too little weight.
+    If less than ``fraction`` of the rows are labelled (``label`` [n] >= 0), labelled rows are oversampled: they are the
+    first ``fraction`` of every batch, and unlabelled rows the rest. Such two-stream batches are common in
+    semi-supervised learning (Tarvainen and Valpola 2017), because a few labels seen once per epoch carry too little
+    weight.
     """
     labelled = torch.nonzero(label >= 0).squeeze(1)
-    oversampled = labelled_rows(len(labelled), len(label), batch_size=batch_size, share=share)
+    oversampled = labelled_rows(len(labelled), len(label), batch_size=batch_size, fraction=fraction)
     if not oversampled:
         return row_order(len(label), steps * batch_size, seed=seed, epoch=epoch, modality=modality)
     unlabelled = torch.nonzero(label < 0).squeeze(1)
@@ -159,7 +160,7 @@ class Loader:
                 self._labels[slot][m],
                 steps=self.steps,
                 batch_size=self._batch_size,
-                share=self._min_labelled_fraction,
+                fraction=self._min_labelled_fraction,
                 seed=self._seeds[slot],
                 epoch=epoch,
                 modality=m,

@@ -15,7 +15,7 @@ from modis_dist.config.run import Run
 from modis_dist.data.store.arrays import BYTES_PER_VALUE, FeatureStorage
 from modis_dist.data.store.reader import Store
 
-SHARE = 0.4  # of the memory limit, for features; the rest is for models, other trainings and the system
+FEATURES_FRACTION = 0.4  # of the memory limit, for features; the rest is for models, other trainings and the system
 SHARE_OF_DEVICE = 0.5  # of free device memory, for features; the rest is for gradients, moments and activations
 VALUES_AT_ONCE = 1 << 24  # feature values in one inference pass; 64 MiB
 CGROUPS = Path("/sys/fs/cgroup")
@@ -39,7 +39,7 @@ def choose_storage(setting: Literal["auto", "memory", "disk"], needed: int, *, l
     """Return the storage for features of ``needed`` bytes within a memory ``limit``."""
     if setting != "auto":
         return setting
-    return "memory" if needed <= SHARE * limit else "disk"
+    return "memory" if needed <= FEATURES_FRACTION * limit else "disk"
 
 
 def resident_bytes(run: Run, store: Store, *, kinds: int = 1) -> int:
@@ -104,6 +104,6 @@ def gather_to_device(x: Sequence[Tensor], rows: Tensor, *, device: torch.device)
     return batch.to(device, non_blocking=True)
 
 
-def rows_at_once(features: int, *, most: int) -> int:
+def rows_at_once(features: int, *, max_rows: int) -> int:
     """Return the number of rows with ``features`` features in one inference pass."""
-    return max(64, min(most, VALUES_AT_ONCE // features))
+    return max(64, min(max_rows, VALUES_AT_ONCE // features))

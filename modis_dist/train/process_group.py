@@ -207,9 +207,9 @@ def address_towards(url: str) -> str:
     remote = urlsplit(url)
     assert remote.hostname is not None
     family, kind, _, _, destination = socket.getaddrinfo(remote.hostname, remote.port, type=socket.SOCK_DGRAM)[0]
-    with socket.socket(family, kind) as probe:  # sends nothing
-        probe.connect(destination)
-        return str(probe.getsockname()[0])
+    with socket.socket(family, kind) as sock:  # sends nothing
+        sock.connect(destination)
+        return str(sock.getsockname()[0])
 
 
 def rendezvous_file(folder: Path) -> str:

@@ -95,10 +95,10 @@ class TrainState:
         smaller.load(parts, self.learners(), copy=False)
         return smaller
 
-    def set_rates(self, share: float) -> None:
+    def set_rates(self, factor: float) -> None:
         """Set the learning rates of the next step, as a fraction of the initial ones."""
         for _, learner in self._learners():
-            learner.set_rate(share)
+            learner.set_rate(factor)
 
     def keep_best(self, slot: int) -> None:
         """Store a slot's current model as its best."""

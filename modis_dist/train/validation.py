@@ -51,7 +51,7 @@ class ValidationRows:
     def _parts(self, modality: str) -> Iterator[Tensor]:
         """Yield this rank's rows [r, n, p] on the device, padded, in parts that fit the networks; at least one part."""
         parts = self._x[modality]
-        longest, step = max(map(len, parts)), rows_at_once(parts[0].shape[1], most=ROWS_AT_ONCE)
+        longest, step = max(map(len, parts)), rows_at_once(parts[0].shape[1], max_rows=ROWS_AT_ONCE)
         for start in range(0, max(longest, 1), step):
             if all(part is parts[0] for part in parts):
                 shared = parts[0][start : start + step].to(self._device, self._dtype)

@@ -12,7 +12,7 @@ import torch
 
 from modis_dist.cli.main import run as command
 from modis_dist.execution import verify_resume
-from modis_dist.execution.verify_resume import Verdict, differences
+from modis_dist.execution.verify_resume import VerificationResult, differences
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from tests.execution.test_single import write_run
@@ -58,7 +58,7 @@ def test_a_difference_exits_with_3_and_is_named(
     folder: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reported = ("last: progress 0 history epoch 2 train/total_g: 0.1 against 0.2", "last: model/w")
-    monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: Verdict(2, 8, (3, 5), 100, reported))
+    monkeypatch.setattr(verify_resume, "verify", lambda *_, **__: VerificationResult(2, 8, (3, 5), 100, reported))
     assert command(["verify-resume", str(folder / "run.yaml")]) == 3
     output = capsys.readouterr()
     assert "2 differences" in output.out and all(line in output.out for line in reported)

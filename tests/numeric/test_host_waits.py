@@ -49,7 +49,7 @@ def test_after_the_first_step_nothing_is_copied_between_host_and_device(losses: 
 
 def test_a_step_from_batch_to_loss_log_copies_nothing_between_host_and_device() -> None:
     data = prepared(dict.fromkeys(SHAPE.features, 60))
-    batches = loader([data, data], range(2), batch_size=ROWS, share=0.25)
+    batches = loader([data, data], range(2), batch_size=ROWS, fraction=0.25)
     log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)
     state, how = start(range(2)), weights(("pairwise",) * 2)
 

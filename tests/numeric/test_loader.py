@@ -114,7 +114,7 @@ def hidden(data: Prepared, *, keep: int) -> Prepared:
 
 
 def test_few_labelled_rows_are_oversampled_equally_often_to_fill_their_fraction_of_every_batch() -> None:
-    batches = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], share=0.25)
+    batches = loader([hidden(prepared(dict.fromkeys(UNEVEN, 320)), keep=5)], [3], fraction=0.25)
     for m in range(3):
         visits: Counter[int] = Counter()
         for at in range(batches.steps):
@@ -127,10 +127,10 @@ def test_few_labelled_rows_are_oversampled_equally_often_to_fill_their_fraction_
         assert set(visits.values()) <= {1, 16} and len(visits) == 24 * batches.steps + 5
 
 
-@pytest.mark.parametrize(("keep", "share"), [(0, 0.25), (80, 0.25), (320, 0.9), (5, 0.0)])
-def test_batches_are_unchanged_if_no_row_or_enough_rows_are_labelled(keep: int, share: float) -> None:
+@pytest.mark.parametrize(("keep", "fraction"), [(0, 0.25), (80, 0.25), (320, 0.9), (5, 0.0)])
+def test_batches_are_unchanged_if_no_row_or_enough_rows_are_labelled(keep: int, fraction: float) -> None:
     rows = dict.fromkeys(UNEVEN, 320)
-    asked, plain = (loader([hidden(prepared(rows), keep=keep)], [3], share=s) for s in (share, 0.0))
+    asked, plain = (loader([hidden(prepared(rows), keep=keep)], [3], fraction=s) for s in (fraction, 0.0))
     for m in range(3):
         assert epoch_of(asked, 2, m) == epoch_of(plain, 2, m)
         assert sorted(epoch_of(asked, 2, m)) == list(range(320))
@@ -139,10 +139,10 @@ def test_batches_are_unchanged_if_no_row_or_enough_rows_are_labelled(keep: int, 
 def test_the_labelled_fraction_is_applied_per_modality_and_member() -> None:
     few_labels, many = prepared({"a": 320, "b": 64, "c": 64}), prepared({"a": 320, "b": 64, "c": 64}, seed=1)
     sets = [hidden(few_labels, keep=15), many]  # 15 of 64 is below a quarter, as is 15 of 320
-    stack = loader(sets, [4, 4], share=0.25)
+    stack = loader(sets, [4, 4], fraction=0.25)
     assert epoch_of(stack, 1, 1, slot=1) == epoch_of(loader([many], [4]), 1, 1)
     assert [epoch_of(stack, 1, m) for m in range(3)] == [
-        epoch_of(loader(sets[:1], [4], share=0.25), 1, m) for m in range(3)
+        epoch_of(loader(sets[:1], [4], fraction=0.25), 1, m) for m in range(3)
     ]
     assert all((stack.batch(epoch=1, step=1).label[0] >= 0).sum(1) == 8)
 
@@ -150,14 +150,14 @@ def test_the_labelled_fraction_is_applied_per_modality_and_member() -> None:
 @few
 @given(st.integers(2, 9), st.floats(0, 0.999), st.integers(1, 9), st.integers(0, 9))
 def test_any_labelled_fraction_fills_the_batch_with_at_least_one_unlabelled_row(
-    size: int, share: float, known: int, others: int
+    size: int, fraction: float, known: int, others: int
 ) -> None:
     label = torch.tensor([0] * known + [-1] * others)
     where = {"seed": 0, "epoch": 0, "modality": "a"}
-    order = epoch_order(label, steps=3, batch_size=size, share=share, **where)
+    order = epoch_order(label, steps=3, batch_size=size, fraction=fraction, **where)
     assert order.shape == (3 * size,) and order.min() >= 0 and order.max() < known + others
-    assert torch.equal(order, epoch_order(label, steps=3, batch_size=size, share=share, **where))
-    assert others == 0 or labelled_rows(known, known + others, batch_size=size, share=share) < size
+    assert torch.equal(order, epoch_order(label, steps=3, batch_size=size, fraction=fraction, **where))
+    assert others == 0 or labelled_rows(known, known + others, batch_size=size, fraction=fraction) < size
 
 
 # --- epochs -------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def loader(
     batch_size: int = 32,
     ends: EpochLength = "shortest",
     signs: bool = False,
-    share: float = 0.0,
+    fraction: float = 0.0,
     device: torch.device = CPU,
 ) -> Loader:
     """Return a loader of prepared toy rows in float64."""
@@ -121,7 +121,7 @@ def loader(
         seeds,
         batch_size=batch_size,
         epoch_length=ends,
-        min_labelled_fraction=share,
+        min_labelled_fraction=fraction,
         latent=SHAPE.latent,
         signs=signs,
         device=device,

@@ -18,9 +18,9 @@ from modis_dist.execution.local import LocalExecutor
 from modis_dist.execution.memory import COPIES_OF_LAST, model_bytes
 from modis_dist.execution.resources import cores
 from modis_dist.model.networks import Shape
-from modis_dist.planning import probe
+from modis_dist.planning import timing
 from modis_dist.planning.estimate import scratch_use, wall_seconds
-from modis_dist.planning.probe import probe_key, seconds_per_row, seconds_per_step, shortest
+from modis_dist.planning.timing import seconds_per_row, seconds_per_step, shortest, timing_key
 from modis_dist.runtime.errors import ConfigError
 from modis_dist.train.checkpoint import save
 from modis_dist.train.state import Setup, TrainState
@@ -53,8 +53,8 @@ def test_a_step_and_a_validated_row_take_some_time() -> None:
     ["adversarial_loss=published", "penalty_outputs=each", "penalty_inputs=z", "penalty_weight=0"],
 )
 def test_stacks_with_other_losses_or_penalties_are_timed_separately(setting: str) -> None:
-    assert probe_key([toy.run()], SHAPE) != probe_key([toy.run(f"objective.{setting}")], SHAPE)
-    assert probe_key([toy.run()], SHAPE) == probe_key([toy.run("objective.beta=1")], SHAPE)
+    assert timing_key([toy.run()], SHAPE) != timing_key([toy.run(f"objective.{setting}")], SHAPE)
+    assert timing_key([toy.run()], SHAPE) == timing_key([toy.run("objective.beta=1")], SHAPE)
 
 
 def test_the_estimated_disk_of_a_pack_is_the_size_of_its_last_checkpoint(tmp_path: Path) -> None:
@@ -68,7 +68,7 @@ def test_the_estimated_disk_of_a_pack_is_the_size_of_its_last_checkpoint(tmp_pat
     state.keep_best(0)
     saved = save(tmp_path, state.checkpoint(identity={}, machine={}, progress=[], sums=None))
     size = sum(file.stat().st_size for file in saved.iterdir())
-    assert model_bytes(shape, replicates=2) * COPIES_OF_LAST == pytest.approx(size, rel=0.2)
+    assert model_bytes(shape, slots=2) * COPIES_OF_LAST == pytest.approx(size, rel=0.2)
 
 
 def plan(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
@@ -146,7 +146,7 @@ class Clock:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now = 0.0
-        monkeypatch.setattr(probe.time, "perf_counter", lambda: self.now)
+        monkeypatch.setattr(timing.time, "perf_counter", lambda: self.now)
 
 
 @pytest.mark.parametrize(

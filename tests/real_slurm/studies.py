@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from modis_dist.config import yaml12
-from modis_dist.integrations.slurm.job_notes import read_note
+from modis_dist.integrations.slurm.job_status import read_job_status
 from modis_dist.integrations.slurm.submission_status import submission_status
 from tests.integrations.processes import wait_for
 from tests.real_slurm.cluster import Cluster
@@ -31,7 +31,14 @@ def write_study(path: Path, store: Path, *, epochs: int = EPOCHS, folds: int = 2
 
 def write_profile(path: Path, **keys: Any) -> Path:
     """Write a profile of small jobs in the partition that can be preempted."""
-    site = {"partition": "low", "cpus": 1, "memory": "1200M", "time": "01:00:00", "warning_s": 20, "at_once": 2}
+    site = {
+        "partition": "low",
+        "cpus": 1,
+        "memory": "1200M",
+        "time": "01:00:00",
+        "warning_s": 20,
+        "array_parallelism": 2,
+    }
     path.write_text(yaml12.dump(site | keys))
     return path
 
@@ -70,8 +77,8 @@ class Submitted:
 
     def starts(self, name: str) -> int:
         """Return the number of starts of a job."""
-        note = read_note(self.out / "submission" / "status" / f"{name}.json")
-        return note.starts if note else 0
+        job_status = read_job_status(self.out / "submission" / "status" / f"{name}.json")
+        return job_status.starts if job_status else 0
 
     def until_saved(self) -> None:
         """Wait until every pack has a checkpoint."""

@@ -120,7 +120,7 @@ def test_a_training_above_its_time_limit_is_requeued_and_equals_a_local_run(
 
 
 def test_a_study_is_cancelled_resumed_and_fetched(in_cluster: Cluster, base: Path, tmp_path: Path) -> None:
-    profile = write_profile(tmp_path / "profile.yaml", at_once=1)
+    profile = write_profile(tmp_path / "profile.yaml", array_parallelism=1)
     out, home = tmp_path / "it's $(out)", tmp_path / "here"
     study = submitted(in_cluster, base / "study.yaml", profile, out, "--form", "array", paused=True)
     again = ["submit", str(base / "study.yaml"), "--cluster", str(profile), "--out", str(out)]

@@ -132,16 +132,16 @@ def latents() -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
 
 def test_principal_components_are_scikit_learns_up_to_sign():
     z = np.concatenate(list(latents()[0].values()))
-    scores, share = figures.principal_components(z)
+    scores, fraction = figures.principal_components(z)
     reference = PCA(2, svd_solver="full").fit(z.astype(np.float64))
     np.testing.assert_allclose(np.abs(scores), np.abs(reference.transform(z.astype(np.float64))), atol=1e-6)
-    assert share == pytest.approx(reference.explained_variance_ratio_)
+    assert fraction == pytest.approx(reference.explained_variance_ratio_)
 
 
 @pytest.mark.parametrize("shape", [(5, 1), (1, 4)])
 def test_missing_components_are_0(shape):
-    scores, share = figures.principal_components(np.ones(shape, np.float32))
-    assert not scores.any() and share == (0, 0)
+    scores, fraction = figures.principal_components(np.ones(shape, np.float32))
+    assert not scores.any() and fraction == (0, 0)
 
 
 def test_every_latent_is_drawn_once_in_the_colour_of_its_class_and_of_its_modality():

@@ -176,10 +176,10 @@ def test_a_pruned_configuration_names_its_rung_and_is_never_the_best():
 
 def test_a_long_table_lists_the_best_in_order_and_the_number_left_out():
     rows = mark([group("base", lr, m) for lr, m in ((1, 0.1), (2, 0.9), (3, 0.5), (4, 0.7))], metric="nmi")
-    header, *lines = plain_rows(sweep_table(rows, most=2))
+    header, *lines = plain_rows(sweep_table(rows, max_groups=2))
     assert [line[header.index("parameters")] for line in lines] == ["lr=2", "lr=4"]
-    assert "... and 2 more; report.md lists all." in to_markdown(sweep_table(rows, most=2)).replace("\\", "")
-    assert "more; report.md" not in to_markdown(sweep_table(rows, most=4))
+    assert "... and 2 more; report.md lists all." in to_markdown(sweep_table(rows, max_groups=2)).replace("\\", "")
+    assert "more; report.md" not in to_markdown(sweep_table(rows, max_groups=4))
 
 
 def test_a_sweep_without_groups_is_a_header():

@@ -51,8 +51,8 @@ def soak(
             break
         tally.runs += 1
         study = Study(folder, f"study{tally.runs}", store, executor)
-        most = min(kills, tally.kills + KILLS_OF_A_STUDY)
-        while (status := _life(study, chance, tally, most=most, report=report)) is None:
+        max_kills = min(kills, tally.kills + KILLS_OF_A_STUDY)
+        while (status := _life(study, chance, tally, max_kills=max_kills, report=report)) is None:
             pass
         if status:
             tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
@@ -63,14 +63,14 @@ def soak(
 
 
 def _life(
-    study: "Study", chance: random.Random, tally: Tally, *, most: int, report: Callable[[Tally], None]
+    study: "Study", chance: random.Random, tally: Tally, *, max_kills: int, report: Callable[[Tally], None]
 ) -> int | None:
     """Run a driver until it is killed (returns None) or ends (returns its exit status)."""
     driver = study.live()
     tally.lives += 1
     workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # with more kills, a pack is given up
     for victim in (*["worker"] * workers, "driver"):
-        if tally.kills >= most:
+        if tally.kills >= max_kills:
             break
         _wait(study, driver, chance)
         process = driver.worker(chance) if victim == "worker" else driver.process

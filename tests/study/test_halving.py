@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from modis_dist.runtime.errors import DataError
-from modis_dist.study.search.decisions import FILE, decide, decided
+from modis_dist.study.search.decisions import FILE, record_decision, stored_decision
 from modis_dist.study.search.halving import best_up_to, verdict_message, verdicts
 
 NMI = "nmi"
@@ -42,7 +42,7 @@ GROUPS = [  # means at the rung, in this order: .50 .70 undefined .65 .10 .70 .4
 def test_the_best_third_is_promoted_ties_by_order_and_groups_with_a_failed_trial_rank_last() -> None:
     rows = verdicts(GROUPS, epoch=20, factor=3, metric=NMI)
     assert [row["rank"] for row in rows] == [4, 1, 7, 3, 6, 2, 5]
-    assert [row["goes_on"] for row in rows] == [False, True, False, False, False, True, False], "7 // 3 = 2"
+    assert [row["promoted"] for row in rows] == [False, True, False, False, False, True, False], "7 // 3 = 2"
     assert rows[0] == {
         "epoch": 20,
         "mean": 0.5,
@@ -50,16 +50,16 @@ def test_the_best_third_is_promoted_ties_by_order_and_groups_with_a_failed_trial
         "n": 2,
         "rank": 4,
         "of": 7,
-        "goes_on": False,
+        "promoted": False,
     }
     assert rows[2]["mean"] == 0.9 and rows[2]["n"] == 1
 
 
 def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
     rows = verdicts([[3.0], [1.0], [2.0]], epoch=1, factor=4, metric="reconstruction_mse")
-    assert [row["goes_on"] for row in rows] == [False, True, False]
+    assert [row["promoted"] for row in rows] == [False, True, False]
     nothing = verdicts([[None], [None]], epoch=1, factor=2, metric=NMI)
-    assert [row["goes_on"] for row in nothing] == [True, False] and nothing[0]["mean"] is None
+    assert [row["promoted"] for row in nothing] == [True, False] and nothing[0]["mean"] is None
 
 
 @pytest.mark.parametrize(("groups", "factor", "left"), [(27, 3, [9, 3, 1, 1]), (10, 3, [3, 1, 1]), (9, 2, [4, 2, 1])])
@@ -67,7 +67,7 @@ def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, l
     living = [[float(n)] for n in range(groups)]
     for count in left:
         rows = verdicts(living, epoch=1, factor=factor, metric=NMI)
-        living = [group for group, row in zip(living, rows, strict=True) if row["goes_on"]]
+        living = [group for group, row in zip(living, rows, strict=True) if row["promoted"]]
         assert len(living) == count and living[-1] == [groups - 1.0]
 
 
@@ -85,21 +85,21 @@ def test_the_reason_names_epoch_value_and_rank() -> None:
 
 def test_a_decision_is_looked_up_by_its_subject(tmp_path: Path) -> None:
     first: dict[str, Any] = {"rung": 20, "groups": "a"}
-    assert decided(tmp_path, first) is None
-    assert decide(tmp_path, first, {"verdicts": [1 / 3]}) == {"verdicts": [1 / 3]}
-    decide(tmp_path, {"rung": 60, "groups": "a"}, {"verdicts": []})
-    assert decided(tmp_path, {"groups": "a", "rung": 20}) == {"verdicts": [1 / 3]}
-    assert decided(tmp_path, {"rung": 20, "groups": "b"}) is None
+    assert stored_decision(tmp_path, first) is None
+    assert record_decision(tmp_path, first, {"verdicts": [1 / 3]}) == {"verdicts": [1 / 3]}
+    record_decision(tmp_path, {"rung": 60, "groups": "a"}, {"verdicts": []})
+    assert stored_decision(tmp_path, {"groups": "a", "rung": 20}) == {"verdicts": [1 / 3]}
+    assert stored_decision(tmp_path, {"rung": 20, "groups": "b"}) is None
 
 
 @pytest.mark.parametrize("damage", ["checksum", "text", "version"])
 def test_a_damaged_file_of_decisions_is_refused(tmp_path: Path, damage: str) -> None:
-    decide(tmp_path, {"rung": 20}, {"goes_on": [True]})
+    record_decision(tmp_path, {"rung": 20}, {"promoted": [True]})
     content = json.loads((tmp_path / FILE).read_text())
     if damage == "checksum":
-        content["decisions"][0]["decided"]["goes_on"] = [False]
+        content["decisions"][0]["decision"]["promoted"] = [False]
     if damage == "version":
         content["version"] = 99
     (tmp_path / FILE).write_text("{" if damage == "text" else json.dumps(content))
     with pytest.raises(DataError, match=FILE):
-        decided(tmp_path, {"rung": 20})
+        stored_decision(tmp_path, {"rung": 20})

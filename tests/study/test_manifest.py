@@ -13,7 +13,7 @@ from modis_dist.runtime.errors import ConfigError, DataError
 from modis_dist.study import manifest
 from modis_dist.study.aggregate import grouped, spread
 from modis_dist.study.manifest import Manifest, expand, refit
-from modis_dist.study.packs import arrange, layout, most_in_one_pack, stack_key
+from modis_dist.study.packs import arrange_packs, group_into_packs, pack_size_limit, stack_key
 from modis_dist.study.selection import chosen, mark
 from tests.study.toy_study import tree
 from tests.train import toy
@@ -147,7 +147,7 @@ def test_packs_hold_every_trial_once_and_fill_every_slot() -> None:
     selection = toy.cohort().selection
     drawn = trials(grid={"objective.beta": list(np.linspace(0, 1, 13))}, folds=1)
     for slots in (1, 2, 5, 20):
-        packs = arrange(drawn, lambda _: selection, most=lambda _: 8, slots=slots)
+        packs = group_into_packs(drawn, lambda _: selection, max_pack_size=lambda _: 8, slots=slots)
         assert sorted(t.id for pack in packs for t in pack) == sorted(t.id for t in drawn)
         assert len(packs) >= min(slots, 13) and max(map(len, packs)) <= 8
         assert max(map(len, packs)) - min(map(len, packs)) <= 1
@@ -167,7 +167,7 @@ def test_no_slot_idles_in_the_last_round(groups: list[int], slots: int, sizes: l
     selection, drawn = toy.cohort().selection, []
     for latent, count in enumerate(groups, 2):
         drawn += trials(grid={"objective.beta": list(np.linspace(0, 1, count)), "model.latent": [latent]}, folds=1)
-    packs = arrange(drawn, lambda _: selection, most=lambda _: 8, slots=slots)
+    packs = group_into_packs(drawn, lambda _: selection, max_pack_size=lambda _: 8, slots=slots)
     by_group: dict[int, list[int]] = {}
     for pack in packs:
         by_group.setdefault(pack[0].run.model.latent, []).append(len(pack))
@@ -179,12 +179,12 @@ def test_packs_of_an_earlier_start_stay_and_only_trials_not_done_get_new_packs()
     drawn = trials(grid={"objective.beta": [0.1, 0.2, 0.3, 0.4, 0.5]}, folds=1)
     ids = [t.id for t in drawn]
     earlier = [(ids[0], ids[1]), (ids[2], "gone")]
-    packs = layout(
+    packs = arrange_packs(
         drawn,
         lambda _: selection,
         earlier=earlier,
         done=lambda t: t.id == ids[2],
-        most=lambda _: 8,
+        max_pack_size=lambda _: 8,
         slots=1,
     )
     assert [[t.id for t in pack] for pack in packs] == [[ids[0], ids[1]], [ids[3], ids[4]]]
@@ -204,7 +204,7 @@ def test_packs_of_an_earlier_start_stay_and_only_trials_not_done_get_new_packs()
 def test_packs_of_large_networks_are_smaller_unless_max_trials_is_set(
     packing: Packing, each: int, on_processor: int, on_gpu: int
 ) -> None:
-    assert [most_in_one_pack(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
+    assert [pack_size_limit(packing, each, on_gpu=where) for where in (False, True)] == [on_processor, on_gpu]
 
 
 # --- groups -------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from modis_dist.planning.probe import seconds_per_multiplication
+from modis_dist.planning.timing import seconds_per_multiplication
 from modis_dist.runtime.errors import DataError
 from modis_dist.study.plan import Plan, plan
 from modis_dist.train import prepare

@@ -203,7 +203,7 @@ def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_t
         groups, operators = held[:-3], held[-3:]
         assert {row["group"] for row in groups} == {*profiled.GROUPS, "other"}
         assert {row["operator"] for row in groups} == {"all"}
-        assert sum(row["share"] for row in groups) == pytest.approx(1)
+        assert sum(row["fraction"] for row in groups) == pytest.approx(1)
         assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
         assert all(row["calls"] > 0 for row in held)
         assert all(row["ms"] > 0 for row in held if row["group"] != "other")  # on a GPU views have no kernels
@@ -258,7 +258,7 @@ def test_rows_of_every_measurement_have_the_common_keys() -> None:
 @pytest.mark.slow
 def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys) -> None:
     size = ["--rows", "200", "--features", "20", "--row-group-rows", "100", "--folder", str(tmp_path)]
-    work = ["--turns", "1", "--places", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
+    work = ["--turns", "1", "--feature-storage", "disk", "--width", "8", "--batch", "8", "--steps", "3", "--json"]
     assert main(["import", *size, *work]) == 0
     rows = {row["work"]: row for row in json.loads(capsys.readouterr().out)}
     assert list(rows)[:3] == ["data import", "data check", "data describe"] and len(rows) == 3 + 2 * 5 + 1

@@ -173,8 +173,8 @@ def test_learning_rates_fall_along_half_a_cosine_from_the_first_step_to_the_last
     seen: list[tuple[float, float]] = []
     set_rates = TrainState.set_rates
 
-    def spy(state: TrainState, share: float) -> None:
-        set_rates(state, share)
+    def spy(state: TrainState, factor: float) -> None:
+        set_rates(state, factor)
         optimisers = (state.vaes.optimiser, state.adversary.optimiser)
         seen.append(tuple(optimiser.param_groups[0]["lr"] for optimiser in optimisers))
 

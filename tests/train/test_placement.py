@@ -114,7 +114,7 @@ def test_data_that_do_not_fit_on_a_gpu_stay_on_the_host(
 
 @pytest.mark.parametrize(("features", "rows"), [(5, 2048), (8192, 2048), (20_000, 838), (10**7, 64)])
 def test_wide_rows_are_evaluated_in_smaller_batches(features: int, rows: int) -> None:
-    assert rows_at_once(features, most=2048) == rows
+    assert rows_at_once(features, max_rows=2048) == rows
 
 
 def test_the_memory_of_a_pack_does_not_include_features_on_disk(

@@ -8,7 +8,7 @@ is the time of reading the files' bytes divided by the reader's. `peak_MiB` is t
 excludes file pages, which the system can reclaim. `others` is the number of cores that other processes used.
 
     python -m tools.bench import
-    python -m tools.bench import --rows 100000 --features 20000 --places disk --folder /scratch
+    python -m tools.bench import --rows 100000 --features 20000 --feature-storage disk --folder /scratch
 """
 
 import argparse
@@ -39,7 +39,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--folder", type=Path, help="parent of the temporary folder")
     parser.add_argument("--turns", type=int, default=3, help="turns of the readers")
     parser.add_argument(
-        "--places", nargs="*", default=["memory", "disk"], help="values of trainer.feature_storage to train with"
+        "--feature-storage",
+        nargs="*",
+        default=["memory", "disk"],
+        help="values of trainer.feature_storage to train with",
     )
     parser.add_argument("--width", type=int, default=200, help="hidden width of the wide modality")
     parser.add_argument("--batch", type=int, default=32, help="rows of each modality in a batch")
@@ -59,7 +62,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         store = Store.open(folder)
         yield from _reading(store, arguments)
         os.environ["TMPDIR"] = name
-        for storage in arguments.places:
+        for storage in arguments.feature_storage:
             watch = Watch()
             measured = alone(train, folder, storage, arguments.width, arguments.batch, arguments.steps)
             yield {"work": f"train, {storage}", "batch": arguments.batch} | measured | {"others": watch.others()}

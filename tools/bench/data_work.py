@@ -92,10 +92,10 @@ def memory(*names: str) -> list[int]:
 
 
 class OwnMemory:
-    """Measures the peak memory without file pages during the block: ``most``, in bytes."""
+    """Measures the peak memory without file pages during the block: ``peak``, in bytes."""
 
     def __init__(self) -> None:
-        self.most = 0
+        self.peak = 0
         self._ended = Event()
         self._thread = Thread(target=self._watch, daemon=True)
 
@@ -109,7 +109,7 @@ class OwnMemory:
 
     def _watch(self) -> None:
         while not self._ended.wait(SAMPLING_S):
-            self.most = max(self.most, *memory("RssAnon"))
+            self.peak = max(self.peak, *memory("RssAnon"))
 
 
 # --- work -----------------------------------------------------------------------------------------------------
@@ -186,5 +186,5 @@ def train(store: Path, storage: str, width: int, batch: int, steps: int) -> Row:
         "batches_s": 1 / median(np.diff(times)),
         "steps_s": 1 / median(np.diff(clock.times)),
         "peak_MiB": memory("VmHWM")[0] // MIB,
-        "own_MiB": memory_use.most // MIB,
+        "own_MiB": memory_use.peak // MIB,
     }

@@ -16,9 +16,9 @@ import torch
 
 from modis_dist.train import cpu_settings
 from tools.bench import baseline, options, ours
-from tools.bench.apart import apart
 from tools.bench.measure import Row, Work, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
+from tools.bench.subprocesses import in_subprocesses
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +37,8 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         steps //= setting.batch
         if not steps:
             continue
-        with apart({"baseline": theirs, "ours": our}, (setting, arguments.rows), device=setting.device) as works:
+        sides = {"baseline": theirs, "ours": our}
+        with in_subprocesses(sides, (setting, arguments.rows), device=setting.device) as works:
             times = interleaved(works, turns=arguments.turns, device=setting.device)
         yield side_by_side(setting, times) | {"steps": steps}
 

@@ -1,9 +1,9 @@
 """Time of one step of modis_dist by operator and by group of operators.
 
 Each setting has one row per group (its operator is `all`), then rows of the operators with the largest times. `ms`
-(self time, without called operators; on a GPU the kernel time) and `calls` are per step; `share` is the fraction of the
+(self time, without called operators; on a GPU the kernel time) and `calls` are per step; `fraction` is the part of the
 whole step. The profiler adds a few microseconds to every CPU call, which exaggerates the time of small shapes: compare
-shares, and take times from `step`.
+fractions, and take times from `step`.
 
     python -m tools.bench profile --shapes intersim --batches 32
     python -m tools.bench profile --shapes tcga10 --batches 32 --precisions fp32 bf16 --replicates 8 --top 30
@@ -66,11 +66,11 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     for setting in options.settings(arguments):
         for replicates in arguments.replicates:
             operators = spent(setting, replicates=replicates, steps=arguments.steps)
-            for row in shares(operators, top=arguments.top):
+            for row in fractions(operators, top=arguments.top):
                 yield setting.columns() | {"replicates": replicates} | row
 
 
-def shares(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
+def fractions(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
     """Yield groups, then the ``top`` operators, both in order of decreasing time."""
     whole = sum(spent.ms for spent in operators) or 1.0
     ms, calls = Counter[str](), Counter[str]()
@@ -78,9 +78,9 @@ def shares(operators: Sequence[Spent], *, top: int) -> Iterator[Row]:
         ms[spent.group] += spent.ms  # type: ignore[assignment]
         calls[spent.group] += spent.calls  # type: ignore[assignment]
     for group, taken in ms.most_common():
-        yield {"group": group, "operator": "all", "calls": calls[group], "ms": taken, "share": taken / whole}
+        yield {"group": group, "operator": "all", "calls": calls[group], "ms": taken, "fraction": taken / whole}
     for spent in sorted(operators, key=lambda spent: -spent.ms)[:top]:
-        yield {"group": spent.group, **vars(spent), "share": spent.ms / whole}
+        yield {"group": spent.group, **vars(spent), "fraction": spent.ms / whole}
 
 
 def spent(setting: Setting, *, replicates: int, steps: int) -> list[Spent]:

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tools.bench import counts, options
-from tools.bench.apart import apart
 from tools.bench.counts import Product
 from tools.bench.measure import TURN_S, Row, Watch, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
 from tools.bench.step import SIDES
+from tools.bench.subprocesses import in_subprocesses
 
 ADAM_BYTES = 28  # float32: parameter and two moments read and written, gradient read
 ADD_BYTES = 12  # of each number added in place: two read, one written
@@ -44,7 +44,7 @@ def rows(arguments: argparse.Namespace) -> Iterator[Row]:
         watch = Watch()
         products = products_ms(setting, turns=arguments.turns)
         bandwidth = bytes_per_ms(setting, turns=arguments.turns)
-        with apart(SIDES, setting, device=setting.device) as works:
+        with in_subprocesses(SIDES, setting, device=setting.device) as works:
             times = interleaved(works, turns=arguments.turns, device=setting.device)
         step = side_by_side(setting, replace(times, others=watch.others()))
         yield step | floors(setting, products=products, bandwidth=bandwidth, ours_ms=step["ours_ms"])

@@ -13,10 +13,10 @@ import torch
 
 from modis_dist.train import cpu_settings
 from tools.bench import options, ours
-from tools.bench.apart import apart
 from tools.bench.baseline import Baseline
 from tools.bench.measure import Row, Work, interleaved, repeated, side_by_side
 from tools.bench.shapes import Setting
+from tools.bench.subprocesses import in_subprocesses
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -28,7 +28,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def rows(arguments: argparse.Namespace) -> Iterator[Row]:
     """Yield a row for every setting."""
     for setting in options.settings(arguments):
-        with apart(SIDES, setting, device=setting.device) as works:
+        with in_subprocesses(SIDES, setting, device=setting.device) as works:
             yield side_by_side(setting, interleaved(works, turns=arguments.turns, device=setting.device))
 
 

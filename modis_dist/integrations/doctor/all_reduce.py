@@ -31,7 +31,7 @@ RENDEZVOUS, LOCK = "rendezvous.json", "lock"
 
 
 @dataclass(frozen=True)
-class Done:
+class RankResult:
     """Result of one process."""
 
     host: str
@@ -42,14 +42,14 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Files of the processes by rank."""
+class AllReduceResult:
+    """Results by rank, as far as the processes have written them."""
 
     started: dict[int, str]  # host names
-    done: dict[int, Done]
+    done: dict[int, RankResult]
 
 
-def take_part(folder: Path) -> None:
+def run_rank(folder: Path) -> None:
     """Run the all-reduce as one of the processes; an alarm ends it after the time limit."""
     signal.alarm(LIMIT_S)
     rank, size = _rank_and_size()
@@ -65,21 +65,21 @@ def take_part(folder: Path) -> None:
             rendezvous = _read(folder / RENDEZVOUS)
             excluded = _is_locked(lock) if rank else None
             gloo_s, nccl_s = _times(rendezvous["address"], torch.device(rendezvous["device"]), rank, size)
-        done = Done(host, gloo_s, nccl_s, excluded=excluded)
+        done = RankResult(host, gloo_s, nccl_s, excluded=excluded)
     except Exception as error:
-        write_json(folder / f"done-{rank}.json", asdict(Done(host, error=f"{type(error).__name__}: {error}")))
+        write_json(folder / f"done-{rank}.json", asdict(RankResult(host, error=f"{type(error).__name__}: {error}")))
         raise
     write_json(folder / f"done-{rank}.json", asdict(done))
     signal.alarm(0)
 
 
-def answers(folder: Path, size: int) -> Answers:
-    """Return the files that the processes have written so far."""
+def read_all_reduce(folder: Path, size: int) -> AllReduceResult:
+    """Return what the processes have written so far."""
     started = {rank: _read(folder / f"started-{rank}.json") for rank in range(size)}
     done = {rank: _read(folder / f"done-{rank}.json") for rank in range(size)}
-    return Answers(
+    return AllReduceResult(
         {rank: str(content["host"]) for rank, content in started.items() if content},
-        {rank: Done(**content) for rank, content in done.items() if content},
+        {rank: RankResult(**content) for rank, content in done.items() if content},
     )
 
 

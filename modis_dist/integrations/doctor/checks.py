@@ -13,7 +13,7 @@ from pathlib import Path
 
 from modis_dist.config.cluster import Site
 from modis_dist.integrations.doctor import machine
-from modis_dist.integrations.doctor.all_reduce import LIMIT_S, Answers, Done, answers
+from modis_dist.integrations.doctor.all_reduce import LIMIT_S, AllReduceResult, RankResult, read_all_reduce
 from modis_dist.integrations.slurm.job_script import requests
 from modis_dist.integrations.slurm.slurm_commands import allocated_nodes, check_request, node_names, run_on_nodes
 from modis_dist.runtime.finding import Finding
@@ -59,7 +59,7 @@ def on_this_machine() -> Finding:
     with tempfile.TemporaryDirectory(prefix=PREFIX) as name:
         folder, size = Path(name), 2
         _run(_command([], folder), size)
-        return all_reduce_finding(answers(folder, size), ["process 1", "process 2"], remark="")
+        return all_reduce_finding(read_all_reduce(folder, size), ["process 1", "process 2"], srun_error="")
 
 
 def _run(command: Sequence[str], size: int) -> None:
@@ -88,17 +88,17 @@ def over_allocation(python: Sequence[str], folder: Path, *, nodes: int) -> list[
     try:
         with tempfile.TemporaryDirectory(prefix=PREFIX, dir=folder) as name:
             inside, names = Path(name), node_names(nodes)
-            remark = run_on_nodes(_command(python, inside), nodes, limit_s=LIMIT_S)
-            seen = answers(inside, nodes)
+            srun_error = run_on_nodes(_command(python, inside), nodes, limit_s=LIMIT_S)
+            result = read_all_reduce(inside, nodes)
     except OSError as error:
         fix = "give --out a folder that all nodes see and you may write to"
         return [Finding(ALL_REDUCE, "error", f"{shown(str(folder))}: {error.strerror}", fix)]
-    return [all_reduce_finding(seen, names, remark=remark), *locks_between(seen, names)]
+    return [all_reduce_finding(result, names, srun_error=srun_error), *locks_between(result, names)]
 
 
-def locks_between(seen: Answers, names: Sequence[str]) -> list[Finding]:
+def locks_between(result: AllReduceResult, names: Sequence[str]) -> list[Finding]:
     """Check that a lock of the first node excludes the others; no finding if none of them could try."""
-    tried = {names[rank]: done.excluded for rank, done in seen.done.items() if done.excluded is not None}
+    tried = {names[rank]: done.excluded for rank, done in result.done.items() if done.excluded is not None}
     if not tried:
         return []
     intruders = [name for name, excluded in tried.items() if not excluded]
@@ -118,21 +118,21 @@ def _command(python: Sequence[str], folder: Path) -> list[str]:
     return [*(python or [sys.executable]), "-m", "modis_dist", "job", "all-reduce", str(folder)]
 
 
-def all_reduce_finding(seen: Answers, names: Sequence[str], *, remark: str) -> Finding:
-    """Report the result of an all-reduce; ``names``: process names; ``remark``: error of srun."""
-    absent = [name for rank, name in enumerate(names) if rank not in seen.started]
+def all_reduce_finding(result: AllReduceResult, names: Sequence[str], *, srun_error: str) -> Finding:
+    """Report the result of an all-reduce; ``names``: process names; ``srun_error``: error of srun."""
+    absent = [name for rank, name in enumerate(names) if rank not in result.started]
     if absent:
         fix = (
             "check that these nodes are up, see this folder under the same path, and can start this Python (with a "
             "slow file system, try again)"
         )
-        reason = f": {remark}" if remark else f" within {LIMIT_S} s"
+        reason = f": {srun_error}" if srun_error else f" within {LIMIT_S} s"
         return Finding(ALL_REDUCE, "error", f"{_listed(absent)} did not start{reason}", fix)
-    failed = {rank: done.error for rank, done in seen.done.items() if done.error}
-    silent = [name for rank, name in enumerate(names) if rank not in seen.done]
+    failed = {rank: done.error for rank, done in result.done.items() if done.error}
+    silent = [name for rank, name in enumerate(names) if rank not in result.done]
     if failed or silent:
         return _not_connected(failed, silent, names)
-    return Finding(ALL_REDUCE, "ok", _times(seen.done, names))
+    return Finding(ALL_REDUCE, "ok", _times(result.done, names))
 
 
 def _not_connected(failed: Mapping[int, str], silent: Sequence[str], names: Sequence[str]) -> Finding:
@@ -145,7 +145,7 @@ def _not_connected(failed: Mapping[int, str], silent: Sequence[str], names: Sequ
     return Finding(ALL_REDUCE, "error", "; ".join(parts), fix)
 
 
-def _times(done: Mapping[int, Done], names: Sequence[str]) -> str:
+def _times(done: Mapping[int, RankResult], names: Sequence[str]) -> str:
     message = f"4 MB over {', '.join(names)} in {max(rank.gloo_s for rank in done.values()):.3f} s (gloo)"
     nccl = [rank.nccl_s for rank in done.values() if rank.nccl_s is not None]
     return f"{message}, {max(nccl):.4f} s (NCCL)" if len(nccl) == len(done) else message

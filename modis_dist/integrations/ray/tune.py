@@ -37,8 +37,8 @@ class RayExecutor(AbstractContextManager["RayExecutor"]):
             raise ConfigError(problems, source="study")
         self._gpus = resources.gpus if resources.gpus is not None else min(1.0, self._cluster.gpus)
         self._workers = workers
-        most_packs = max(1, self._cluster.slots(threads=1, gpus=self._gpus) // workers)
-        self.threads = resources.cpus // workers if resources.cpus else self._threads_of(most_packs)
+        max_packs = max(1, self._cluster.slots(threads=1, gpus=self._gpus) // workers)
+        self.threads = resources.cpus // workers if resources.cpus else self._threads_of(max_packs)
         self.slots = max(1, self._cluster.slots(threads=self.threads, gpus=self._gpus) // workers)
         self._exit = ExitStack()
         self._folder: Path | None = None

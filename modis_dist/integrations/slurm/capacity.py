@@ -16,7 +16,7 @@ from modis_dist.study.plan import Plan
 
 MEMORY, GPU_MEMORY, SAVING = "memory of a pack", "GPU memory of a pack", "time to save"
 SMALL_GPU = 13 * 10**9  # usable bytes of a GPU with 16 GB
-SAVING_SHARE = 0.5  # of warning_s; the rest is for the current step and a busy file system
+SAVING_FRACTION = 0.5  # of warning_s; the rest is for the current step and a busy file system
 UNITS = {"M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -61,11 +61,11 @@ def refuse_if_too_large(findings: Sequence[Finding], study: Study) -> None:
 
 def check_saving(seconds: float, site: Site) -> Finding:
     """Check that a checkpoint is written between the warning signal and the time limit."""
-    warning_s = min(3600, 10 * round(seconds / SAVING_SHARE / 10 + 1))
+    warning_s = min(3600, 10 * round(seconds / SAVING_FRACTION / 10 + 1))
     return Finding.of(
         SAVING,
         f"a checkpoint takes about {seconds:.1f} s (measured on this machine), warning_s is {site.warning_s}",
-        ok=seconds <= SAVING_SHARE * site.warning_s,
+        ok=seconds <= SAVING_FRACTION * site.warning_s,
         fix=f"set warning_s: {warning_s} in the profile, or the time limit may end a job before it has saved",
         level="warning",
     )

@@ -41,7 +41,7 @@ def slots_of(study: Study, site: Site, form: Form) -> int:
     """Return the number of packs that the jobs of a submission train at once."""
     if site.executor == "local":
         return 1
-    return site.at_once if form == "array" else allocation_slots(study, site)
+    return site.array_parallelism if form == "array" else allocation_slots(study, site)
 
 
 def allocation_slots(study: Study, site: Site) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from modis_dist.config.cluster import Site
-from modis_dist.integrations.slurm.job_notes import STARTING
+from modis_dist.integrations.slurm.job_status import STARTING
 from modis_dist.runtime.version import __version__
 
 Kind = Literal["array", "finish", "allocation"]
@@ -32,7 +32,7 @@ def script(site: Site, *, kind: Kind, name: str, out: Path, first: int = 0, indi
     options += [f"--output={LOGS}/{'%A_%a' if kind == 'array' else '%j'}.log", "--open-mode=append", "--requeue"]
     options += [f"--signal=B:USR1@{site.warning_s}"]
     if kind == "array":
-        options += [f"--array={ranges(indices)}%{site.at_once}"]
+        options += [f"--array={ranges(indices)}%{site.array_parallelism}"]
     lines += [f"#SBATCH {option}" for option in options]
     lines += ["umask 077", "trap '' USR1  # until Python handles it", f"touch {_starting_file(kind, first)}"]
     lines += ["set -e", *site.setup]

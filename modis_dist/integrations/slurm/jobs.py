@@ -26,8 +26,8 @@ from modis_dist.integrations.ray.existing_cluster import ray_at
 from modis_dist.integrations.ray.multi_node import ray_on_nodes
 from modis_dist.integrations.ray.private_cluster import PrivateRay, RayBackend
 from modis_dist.integrations.slurm.folder import folder_of
-from modis_dist.integrations.slurm.job_notes import PackFailed, noted, read_note
 from modis_dist.integrations.slurm.job_script import STATUS, python
+from modis_dist.integrations.slurm.job_status import PackFailed, read_job_status, record_job_status
 from modis_dist.integrations.slurm.queue import QueueUnknown, requeue
 from modis_dist.integrations.slurm.submission import load, packs_of, site_of, study_of
 from modis_dist.runtime.errors import Interrupted, MachineFailed, NodeFailed, RunFailed
@@ -56,7 +56,7 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
         )
     path = folder_of(out) / STATUS / f"{name}.json"
     try:
-        with noted(path, code=code(), requeues=site.requeues):
+        with record_job_status(path, code=code(), requeues=site.requeues):
             _require_gpus(study_of(out), site)
             flag = Flag()
             with on_signal(flag.set):
@@ -66,12 +66,12 @@ def job(out: Path, name: str, site: Site) -> Iterator[Flag]:
             _requeue(site.warning_s / 2)
         raise
     except MachineFailed as error:
-        note = read_note(path)
+        job_status = read_job_status(path)
         if (
             site.executor == "slurm"
-            and note is not None
-            and note.faults <= MACHINE_FAULTS
-            and note.starts <= site.requeues
+            and job_status is not None
+            and job_status.faults <= MACHINE_FAULTS
+            and job_status.starts <= site.requeues
         ):
             log.warning("%s", error)
             node = os.environ.get("SLURMD_NODENAME") if isinstance(error, NodeFailed) else None
@@ -190,8 +190,8 @@ class AfterArray:
 
     def _crash_of(self, pack: Pack) -> str | None:
         """Return the reason the training of a pack failed; None if it did not."""
-        note = read_note(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
-        return note.reason if note is not None and note.state == "failed" else None
+        job_status = read_job_status(folder_of(self._out) / STATUS / f"pack-{self._numbers[pack.id]}.json")
+        return job_status.reason if job_status is not None and job_status.state == "pack_failed" else None
 
 
 @contextmanager

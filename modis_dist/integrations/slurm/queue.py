@@ -21,7 +21,7 @@ from submitit.core.utils import FailedJobError
 from submitit.helpers import CommandFunction
 from submitit.slurm.slurm import SlurmInfoWatcher
 
-from modis_dist.integrations.slurm.slurm_commands import ask, one_line, without_job_variables
+from modis_dist.integrations.slurm.slurm_commands import one_line, run_command, without_job_variables
 from modis_dist.runtime.errors import RunFailed, UserError
 
 SPARE_NODES = 2  # a partition needs as many beyond those of a job before the job excludes one
@@ -96,14 +96,14 @@ class SlurmQueue:
             options += [f"--dependency=afterany:{':'.join(after)}"]
         try:
             with redirect_stderr(StringIO()), without_job_variables():  # submitit prints the error that it raises
-                answer = CommandFunction(["sbatch", *options, str(script)], verbose=False)()
+                output = CommandFunction(["sbatch", *options, str(script)], verbose=False)()
         except FailedJobError as error:
             message = one_line(str(error), "sbatch")
             if not NO_ANSWER.search(message):
                 raise UserError(f"sbatch: {message}") from None
             return self._late(mark, message)
-        number = re.search(r"\bjob (\d+)", answer)
-        return number[1] if number else self._late(mark, one_line(answer, "sbatch"))
+        number = re.search(r"\bjob (\d+)", output)
+        return number[1] if number else self._late(mark, one_line(output, "sbatch"))
 
     def _late(self, mark: str, message: str) -> str:
         """Return the id of a job that was accepted although sbatch did not print it.
@@ -163,8 +163,8 @@ def requeue(*, exclude: str | None = None) -> bool:
     the warning. ``exclude``: a node to avoid, if the partition has enough others.
     """
     number = _own_number()
-    answer = _query("squeue", "-h", "-j", number, "-o", "%T|%r|%D|%P|%x").strip()
-    state, reason, nodes, partition, excluded = (answer.split("|") + [""] * 4)[:5]
+    output = _query("squeue", "-h", "-j", number, "-o", "%T|%r|%D|%P|%x").strip()
+    state, reason, nodes, partition, excluded = (output.split("|") + [""] * 4)[:5]
     if state != "RUNNING" and reason != "TimeLimit":
         return False
     avoid = exclude is not None and _has_spare_nodes(partition, nodes)
@@ -203,7 +203,7 @@ def _query(*command: str) -> str:
     """Return the output of one of Slurm's commands. Raises ``QueueUnknown`` if it fails."""
     if shutil.which(command[0]) is None:
         raise QueueUnknown(f"{command[0]} not found on PATH; run this on a login node of the cluster")
-    answer = ask(*command)
-    if answer.error:
-        raise QueueUnknown(f"{command[0]}: {answer.error}; nothing was changed, try again later")
-    return answer.text
+    output = run_command(*command)
+    if output.error:
+        raise QueueUnknown(f"{command[0]}: {output.error}; nothing was changed, try again later")
+    return output.stdout

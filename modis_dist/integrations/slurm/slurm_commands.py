@@ -16,25 +16,25 @@ JOB_VARIABLES, CLUSTER_VARIABLES = ("SBATCH_", "SLURM_", "SRUN_", "SALLOC_"), ("
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandOutput:
     """Output of a command."""
 
-    text: str
-    remark: str = ""  # standard error
+    stdout: str
+    stderr: str = ""
     error: str = ""  # one line on why it failed; empty on success
 
 
-def ask(*command: str) -> Answer:
+def run_command(*command: str) -> CommandOutput:
     """Run a command and return its output; never raises."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, check=False)
     except FileNotFoundError:
-        return Answer("", error=f"{command[0]} not found on PATH")
+        return CommandOutput("", error=f"{command[0]} not found on PATH")
     except OSError as error:
-        return Answer("", error=str(error.strerror))
+        return CommandOutput("", error=str(error.strerror))
     except subprocess.TimeoutExpired:
-        return Answer("", error=f"no answer within {TIMEOUT_S:.0f} s")
-    return Answer(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
+        return CommandOutput("", error=f"no answer within {TIMEOUT_S:.0f} s")
+    return CommandOutput(done.stdout, done.stderr, one_line(done.stderr, command[0]) if done.returncode else "")
 
 
 def one_line(stderr: str, program: str) -> str:
@@ -46,12 +46,12 @@ def one_line(stderr: str, program: str) -> str:
 def check_request(options: Sequence[str], *, check: str = "sbatch --test-only") -> Finding:
     """Check that Slurm would accept a job with these options of sbatch; submit nothing."""
     with without_job_variables():
-        answer = ask("sbatch", "--test-only", *options, "--wrap=true")
+        output = run_command("sbatch", "--test-only", *options, "--wrap=true")
     fix = (
         "run this on a login node, after `module load slurm` if the site needs it; change the key of the profile that "
         "Slurm names (partition, account, qos, time, max_array, options)"
     )
-    return Finding.of(check, answer.error or one_line(answer.remark, "sbatch"), ok=not answer.error, fix=fix)
+    return Finding.of(check, output.error or one_line(output.stderr, "sbatch"), ok=not output.error, fix=fix)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def allocated_nodes() -> int:
 
 def node_names(nodes: int) -> list[str]:
     """Return Slurm's names of the nodes of this job in the order of their tasks."""
-    names = ask("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).text.split()
+    names = run_command("scontrol", "show", "hostnames", os.environ.get("SLURM_JOB_NODELIST", "")).stdout.split()
     return names if len(names) == nodes else [f"node {number}" for number in range(1, nodes + 1)]
 
 

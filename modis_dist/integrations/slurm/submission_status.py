@@ -10,8 +10,8 @@ from typing import Literal
 from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm.failure_reasons import FIXES, why_never
 from modis_dist.integrations.slurm.folder import folder_of
-from modis_dist.integrations.slurm.job_notes import NOT_DONE, STARTING, Note, read_note
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS
+from modis_dist.integrations.slurm.job_status import NOT_DONE, STARTING, JobStatus, read_job_status
 from modis_dist.integrations.slurm.queue import Job, QueueUnknown
 from modis_dist.integrations.slurm.submission import Submission, load, queue_of, site_of
 from modis_dist.runtime.text import shown
@@ -22,7 +22,7 @@ LIVE: frozenset[State] = frozenset({"waiting", "running", "stuck"})
 
 
 @dataclass(frozen=True)
-class JobStates:
+class QueuedJob:
     """States of one job of a submission, or of the tasks of one array."""
 
     kind: str
@@ -50,7 +50,7 @@ class SubmissionStatus:
     study: Status
     form: str
     state: State  # stuck: no job will start without a change; unknown: the queue does not answer
-    jobs: tuple[JobStates, ...]
+    jobs: tuple[QueuedJob, ...]
     tasks: tuple[Task, ...]  # those that the queue lists
     restarts: int  # of all jobs since they were sent
     failed: Mapping[str, str]  # job -> why it failed, or was not requeued
@@ -75,12 +75,12 @@ def submission_status(out: Path) -> SubmissionStatus:
         state=state,
         jobs=() if queue_error else tuple(view.states()),
         tasks=tuple(view.tasks()),
-        restarts=sum(note.starts - 1 for note in view.notes.values()),
+        restarts=sum(job_status.starts - 1 for job_status in view.job_statuses.values()),
         failed={
             name: f"{reason} (log: {view.logs[name]})" if name in view.logs else reason
             for name, reason in failed.items()
         },
-        other_code=tuple(name for name, note in view.notes.items() if note.code != submission.code),
+        other_code=tuple(name for name, job_status in view.job_statuses.items() if job_status.code != submission.code),
         advice=queue_error or _advice(view, state, study, failed),
     )
 
@@ -91,8 +91,8 @@ class _JobView:
     def __init__(self, out: Path, submission: Submission, jobs: Mapping[str, Job]) -> None:
         self.out, self.submission, self.all = out, submission, jobs
         self._folder = folder_of(out) / STATUS
-        notes = ((path.stem, read_note(path)) for path in sorted(self._folder.glob("*.json")))
-        self.notes: dict[str, Note] = {name: note for name, note in notes if note}
+        job_statuses = ((path.stem, read_job_status(path)) for path in sorted(self._folder.glob("*.json")))
+        self.job_statuses: dict[str, JobStatus] = {name: job_status for name, job_status in job_statuses if job_status}
         ids: dict[str, str] = {}
         self.logs: dict[str, Path] = {}
         local = site_of(out).executor == "local"
@@ -111,42 +111,42 @@ class _JobView:
         job = self.jobs.get(self._packs.get(pack, last))
         return job is not None and job.runs
 
-    def states(self) -> Iterator[JobStates]:
+    def states(self) -> Iterator[QueuedJob]:
         """Yield the states of every job of the last submit or resume."""
         for sent in self.submission.latest:
             if sent.number is not None:
                 jobs = [job for name, job in self.all.items() if name.partition("_")[0] == sent.number]
                 reasons = dict.fromkeys(job.reason for job in jobs if job.reason)
                 states = dict(Counter(job.state for job in jobs).most_common())
-                yield JobStates(sent.kind, sent.number, states, ", ".join(reasons))
+                yield QueuedJob(sent.kind, sent.number, states, ", ".join(reasons))
 
     def tasks(self) -> Iterator[Task]:
         """Yield the tasks that the queue lists, by pack."""
         for pack, name in self._packs.items():
             if (job := self.jobs.get(name)) is not None:
-                restarts = self.notes[name].starts - 1 if name in self.notes else 0
+                restarts = self.job_statuses[name].starts - 1 if name in self.job_statuses else 0
                 yield Task(pack, job.id, job.state, job.nodes, restarts, str(self.logs[name]))
 
     def failed(self) -> Iterator[tuple[str, str]]:
         """Yield the reasons that jobs wrote."""
-        for name, note in self.notes.items():
-            if note.state in NOT_DONE:
-                yield name, note.reason or ""
+        for name, job_status in self.job_statuses.items():
+            if job_status.state in NOT_DONE:
+                yield name, job_status.reason or ""
 
     def ended(self) -> dict[str, str]:
         """Return the reasons jobs ended, for jobs that wrote none or whose end the queue explains better."""
         unstarted = sorted(path.stem for path in self._folder.glob(f"*{STARTING}"))
         reasons = {name: f"ended before Python started: {_last_line(self.logs.get(name))}" for name in unstarted}
         for name, job in self.jobs.items():
-            note = self.notes.get(name)
-            wrote = f"{note.reason}; " if note and note.state in NOT_DONE else ""
-            if note and note.state == "done":
+            job_status = self.job_statuses.get(name)
+            wrote = f"{job_status.reason}; " if job_status and job_status.state in NOT_DONE else ""
+            if job_status and job_status.state == "done":
                 continue
             if fix := FIXES.get(job.state):
                 reasons[name] = f"{wrote}job {job.state}; {fix}"
             elif self.left_no_trace(name):
                 reasons[name] = "job FAILED without writing a status file"
-            elif job.state == "FAILED" and note and note.state == "running":
+            elif job.state == "FAILED" and job_status and job_status.state == "running":
                 reasons[name] = "job FAILED, killed before it could write a reason"
         return reasons
 
@@ -154,13 +154,13 @@ class _JobView:
         """Return whether a job failed without a trace in the folder."""
         return (
             self.jobs[name].state == "FAILED"
-            and name not in self.notes
+            and name not in self.job_statuses
             and not (self._folder / f"{name}{STARTING}").exists()
         )
 
     def fixes(self) -> str:
         """Return the fixes for the ways jobs ended, each once."""
-        ended = [name for name in self.jobs if name not in self.notes or self.notes[name].state != "done"]
+        ended = [name for name in self.jobs if name not in self.job_statuses or self.job_statuses[name].state != "done"]
         fixes = [FIXES.get(self.jobs[name].state) for name in ended]
         if any(map(self.left_no_trace, ended)):
             fixes.append(

@@ -14,8 +14,8 @@ from modis_dist.config.parse import dump
 from modis_dist.execution.run_pack import unfinished_packs
 from modis_dist.integrations.slurm.folder import folder_of, is_submitted
 from modis_dist.integrations.slurm.form import Form, check_profile
-from modis_dist.integrations.slurm.job_notes import STARTING
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, script
+from modis_dist.integrations.slurm.job_status import STARTING
 from modis_dist.integrations.slurm.queue import NotSeen, Queue
 from modis_dist.integrations.slurm.submission import (
     SentJob,
@@ -91,7 +91,7 @@ def send(out: Path, submission: Submission, site: Site, *, queue: Queue) -> Subm
     numbers: list[str] = []
     try:
         for job in jobs_of(submission.form, [n for n, pack in enumerate(packs) if pack.id in left], site):
-            # Arrays wait for each other; otherwise each would run `at_once` tasks.
+            # Arrays wait for each other; otherwise each would run `array_parallelism` tasks.
             after = numbers if job.kind == "finish" else numbers[-1:]
             submission = _send_job(out, submission, site, job, queue, after=after)
             numbers.append(str(submission.sent[-1].number))

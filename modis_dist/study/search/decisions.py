@@ -14,31 +14,31 @@ from modis_dist.runtime.errors import DataError
 from modis_dist.runtime.files import write_json
 
 FILE = "decisions.json"
-VERSION = 1
+VERSION = 2
 
-Plain = Mapping[str, Any]
+JsonObject = Mapping[str, Any]
 
 
 class Entry(TypedDict):
     """A decision with its subject; ``sha256`` is the checksum of both."""
 
-    about: Plain
-    decided: Any
+    subject: JsonObject
+    decision: Any
     sha256: str
 
 
-def decided(out: Path, about: Plain) -> Any | None:
+def stored_decision(out: Path, subject: JsonObject) -> Any | None:
     """Return the decision about a subject, or None. Raises ``DataError`` if the file is damaged."""
-    key = digest(about)
-    return next((entry["decided"] for entry in _read(out) if digest(entry["about"]) == key), None)
+    key = digest(subject)
+    return next((entry["decision"] for entry in _read(out) if digest(entry["subject"]) == key), None)
 
 
-def decide(out: Path, about: Plain, decision: Plain) -> Any:
+def record_decision(out: Path, subject: JsonObject, decision: JsonObject) -> Any:
     """Write a decision; return it as read back from the file."""
-    assert decided(out, about) is None, "a decision is made once"
-    entry: Entry = {"about": about, "decided": decision, "sha256": digest([about, decision])}
+    assert stored_decision(out, subject) is None, "a decision is made once"
+    entry: Entry = {"subject": subject, "decision": decision, "sha256": digest([subject, decision])}
     write_json(out / FILE, {"version": VERSION, "decisions": [*_read(out), entry]})
-    written = decided(out, about)
+    written = stored_decision(out, subject)
     assert written is not None
     return written
 
@@ -51,7 +51,7 @@ def _read(out: Path) -> list[Entry]:
             raise DataError(f"{path}: format version {content['version']}; this program reads version {VERSION}")
         entries: list[Entry] = content["decisions"]
         for number, entry in enumerate(entries):
-            if entry["sha256"] != digest([entry["about"], entry["decided"]]):
+            if entry["sha256"] != digest([entry["subject"], entry["decision"]]):
                 problem = f"decision {number} does not match its checksum; restore it or use another --out"
                 raise DataError(f"{path}: {problem}")
         return entries

@@ -31,9 +31,15 @@ def verdicts(groups: Sequence[Sequence[float | None]], *, epoch: int, factor: in
         return inf if mean is None or None in groups[position] else sign * mean
 
     rank = {position: number for number, position in enumerate(sorted(range(len(groups)), key=score), start=1)}
-    going_on = max(1, len(groups) // factor)
+    num_promoted = max(1, len(groups) // factor)
     return [
-        {"epoch": epoch, **values, "rank": rank[position], "of": len(groups), "goes_on": rank[position] <= going_on}
+        {
+            "epoch": epoch,
+            **values,
+            "rank": rank[position],
+            "of": len(groups),
+            "promoted": rank[position] <= num_promoted,
+        }
         for position, values in enumerate(spreads)
     ]
 

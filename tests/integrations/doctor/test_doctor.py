@@ -16,7 +16,7 @@ from modis_dist.config.cluster import Site
 from modis_dist.integrations.doctor import all_reduce
 from modis_dist.integrations.doctor import checks as doctor
 from modis_dist.integrations.doctor import machine as doctor_machine
-from modis_dist.integrations.doctor.all_reduce import Answers, Done
+from modis_dist.integrations.doctor.all_reduce import AllReduceResult, RankResult
 from modis_dist.integrations.slurm.job_script import requests
 from modis_dist.integrations.slurm.slurm_commands import check_request
 from modis_dist.runtime.finding import Finding
@@ -92,7 +92,7 @@ def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
     """Run one task of Slurm in a separate process."""
     numbered = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
     os.environ |= {**numbered, "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
-    all_reduce.take_part(folder)
+    all_reduce.run_rank(folder)
 
 
 def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
@@ -101,11 +101,12 @@ def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
         step.start()
     for step in steps:
         step.join(LIMIT_S)
-    seen = all_reduce.answers(tmp_path, 2)
-    assert set(seen.started) == set(seen.done) == {0, 1} and not any(done.error for done in seen.done.values()), seen
+    result = all_reduce.read_all_reduce(tmp_path, 2)
+    assert set(result.started) == set(result.done) == {0, 1}
+    assert not any(done.error for done in result.done.values()), result
     assert json.loads((tmp_path / all_reduce.RENDEZVOUS).read_text())["address"].startswith("tcp://")
-    assert [seen.done[rank].excluded for rank in range(2)] == [None, True]
-    assert [finding.level for finding in doctor.locks_between(seen, ["n1", "n2"])] == ["ok"]
+    assert [result.done[rank].excluded for rank in range(2)] == [None, True]
+    assert [finding.level for finding in doctor.locks_between(result, ["n1", "n2"])] == ["ok"]
 
 
 def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
@@ -122,26 +123,27 @@ def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
 
 def test_absent_failed_and_unconnected_processes_have_different_messages() -> None:
     came = {0: "a", 1: "b"}
-    late = doctor.all_reduce_finding(Answers({0: "a"}, {}), ["n1", "n2"], remark="")
+    late = doctor.all_reduce_finding(AllReduceResult({0: "a"}, {}), ["n1", "n2"], srun_error="")
     assert late.level == "error" and late.message == "n2 did not start within 60 s"
-    apart = doctor.all_reduce_finding(Answers(came, {}), ["n1", "n2"], remark="")
+    apart = doctor.all_reduce_finding(AllReduceResult(came, {}), ["n1", "n2"], srun_error="")
     assert apart.level == "error" and apart.message.startswith("n1, n2 started and did not finish within 60 s")
     failed = doctor.all_reduce_finding(
-        Answers(came, {0: Done("a", error="RuntimeError: no route")}), ["n1", "n2"], remark=""
+        AllReduceResult(came, {0: RankResult("a", error="RuntimeError: no route")}), ["n1", "n2"], srun_error=""
     )
     assert failed.message.startswith("n1: RuntimeError: no route; n2 ")
 
 
 def test_the_time_is_that_of_the_slowest_node_and_nccl_is_timed_if_every_node_has_a_gpu() -> None:
     came = {0: "a", 1: "b"}
-    complete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
+    complete = AllReduceResult(came, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25, 0.02)})
     assert (
-        doctor.all_reduce_finding(complete, ["n1", "n2"], remark="").message
+        doctor.all_reduce_finding(complete, ["n1", "n2"], srun_error="").message
         == "4 MB over n1, n2 in 0.500 s (gloo), 0.0200 s (NCCL)"
     )
-    incomplete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
+    incomplete = AllReduceResult(came, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25)})
     assert (
-        doctor.all_reduce_finding(incomplete, ["n1", "n2"], remark="").message == "4 MB over n1, n2 in 0.500 s (gloo)"
+        doctor.all_reduce_finding(incomplete, ["n1", "n2"], srun_error="").message
+        == "4 MB over n1, n2 in 0.500 s (gloo)"
     )
 
 
@@ -256,8 +258,8 @@ def test_little_space_for_temporary_files_is_a_warning_and_a_folder_that_is_not_
 
 
 def test_an_output_folder_with_locks_and_permissions_is_ok_and_stays_empty(tmp_path: Path) -> None:
-    seen = doctor_machine.output_folder(tmp_path)
-    assert [(finding.check, finding.level) for finding in seen] == [("locks", "ok"), ("permissions", "ok")]
+    findings = doctor_machine.output_folder(tmp_path)
+    assert [(finding.check, finding.level) for finding in findings] == [("locks", "ok"), ("permissions", "ok")]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -361,10 +363,10 @@ def test_the_command_checks_machine_and_cluster(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("partition: gpu\nnodes: 2\ncpus: 8\ntime: '20:00:00'\n")
     code = run(["doctor", "--cluster", "site.yaml", "--json"])
-    seen = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
-    assert code == (3 if "error" in seen.values() else 0)
-    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(seen)
-    assert seen["all-reduce"] == "warning", "there is no allocation"
+    findings = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
+    assert code == (3 if "error" in findings.values() else 0)
+    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(findings)
+    assert findings["all-reduce"] == "warning", "there is no allocation"
 
 
 def test_commands_of_jobs_are_not_in_the_help() -> None:

@@ -7,17 +7,19 @@ import pytest
 
 from modis_dist.cli.main import run
 from modis_dist.integrations.doctor import checks as doctor
-from modis_dist.integrations.doctor.all_reduce import Answers, Done
+from modis_dist.integrations.doctor.all_reduce import AllReduceResult, RankResult
 from modis_dist.runtime.finding import Finding
 
 
 def test_a_node_that_gets_the_lock_of_another_is_named() -> None:
     came = {0: "a", 1: "b", 2: "c"}
-    local = Answers(came, {0: Done("a"), 1: Done("b", excluded=False), 2: Done("c", excluded=True)})
+    local = AllReduceResult(
+        came, {0: RankResult("a"), 1: RankResult("b", excluded=False), 2: RankResult("c", excluded=True)}
+    )
     (finding,) = doctor.locks_between(local, ["n1", "n2", "n3"])
     assert finding.level == "error" and finding.message == "n2 acquired a lock held by n1"
     assert "not localflock" in finding.fix
-    assert doctor.locks_between(Answers(came, {0: Done("a")}), ["n1", "n2", "n3"]) == []
+    assert doctor.locks_between(AllReduceResult(came, {0: RankResult("a")}), ["n1", "n2", "n3"]) == []
 
 
 def test_the_output_folder_or_its_nearest_parent_is_checked(

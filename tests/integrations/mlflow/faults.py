@@ -36,9 +36,9 @@ class Gate:
         self._listener: socketserver.ThreadingTCPServer | None = None
         self.fault: Fault = "open"
         self.release = threading.Event()
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = int(sock.getsockname()[1])
 
     @property
     def uri(self) -> str:
@@ -106,9 +106,9 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self.database = folder / "mlflow.db"
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port = int(probe.getsockname()[1])
+        with socket.socket() as sock:
+            sock.bind(("127.0.0.1", 0))
+            self.port = int(sock.getsockname()[1])
         self.start()
 
     def start(self) -> None:

@@ -126,9 +126,9 @@ def test_after_the_study_the_follower_times_out_and_names_the_server_without_its
     replay: Replay, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(mlflow_follower, "GIVE_UP_S", 0.1)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        uri = f"http://user:SECRET@127.0.0.1:{probe.getsockname()[1]}"
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        uri = f"http://user:SECRET@127.0.0.1:{sock.getsockname()[1]}"
     with pytest.raises(RunFailed) as raised:
         follow(replay.folder, uri)
     (problem,) = read_state(replay.folder)["problems"]

@@ -99,7 +99,7 @@ def two_nodes() -> Iterator[TwoNodes]:
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind((NODES[0], 0))
-        port: int = probe.getsockname()[1]
+    with socket.socket() as sock:
+        sock.bind((NODES[0], 0))
+        port: int = sock.getsockname()[1]
         return port

@@ -172,17 +172,17 @@ def test_packs_of_several_workers_train_at_once_and_survive_the_death_of_one(tmp
     longer = ["--set", "optim.epochs=12", "--set", "trainer.checkpoint_every=1"]
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
     command_line = [sys.executable, "-c", FOUR_CORES, "tune", str(study), "--out", str(out), *longer]
-    most_ranks, killed = 0, None
+    max_ranks, killed = 0, None
     with started([*command_line, "--set", "trainer.workers=2"], tmp_path) as driver:
         while driver.poll() is None:
             ranks = ranks_of(driver.pid)
-            most_ranks = max(most_ranks, len(ranks))
+            max_ranks = max(max_ranks, len(ranks))
             if ranks and killed is None and list(out.glob("packs/*/last/step-*")):
                 killed = ranks[-1].pid
                 os.kill(killed, signal.SIGKILL)
             time.sleep(0.05)
         assert driver.wait() == 0, output_text(tmp_path)
-    assert killed is not None and most_ranks >= 4, "packs were trained one after the other"
+    assert killed is not None and max_ranks >= 4, "packs were trained one after the other"
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(alone), *longer]) == 0
     ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, alone))

@@ -11,7 +11,7 @@ import torch
 from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.integrations.slurm.capacity import check_capacity, check_saving
-from modis_dist.planning import probe
+from modis_dist.planning import timing
 from modis_dist.study.plan import plan
 from tests.integrations.slurm.fake_slurm import FakeSlurm
 from tests.integrations.slurm.toy_submission import SINGLE, site, study
@@ -23,7 +23,7 @@ LARGE = ["--set", "model.latent=512", "--set", "model.discriminator=[4096, 4096]
 
 def submit(tmp_path: Path, store: Path, *options: str, sweep: dict[str, Any] = STACKED, **keys: Any) -> int:
     file, profile = write_study(tmp_path / "study.yaml", store, **sweep), tmp_path / "site.yaml"
-    profile.write_text(yaml12.dump({"cpus": 1, "at_once": 1} | keys))
+    profile.write_text(yaml12.dump({"cpus": 1, "array_parallelism": 1} | keys))
     return command(["submit", str(file), "--cluster", str(profile), "--out", str(tmp_path / "out"), *options])
 
 
@@ -53,7 +53,7 @@ def test_a_dry_run_shows_the_memory_of_every_pack_and_a_smaller_stack_that_fits(
 def test_a_dry_run_shows_features_on_the_disk_of_nodes_with_little_memory(
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("modis_dist.train.placement.SHARE", 0.01)  # the toy data are small
+    monkeypatch.setattr("modis_dist.train.placement.FEATURES_FRACTION", 0.01)  # the toy data are small
     storage = {}
     for memory in ("2G", "1M"):
         assert submit(tmp_path, store, "--dry-run", "--json", memory=memory) == 0
@@ -86,9 +86,9 @@ def test_a_checkpoint_slower_than_warning_s_is_a_warning_with_a_better_value() -
 def slow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Simulate a machine without a GPU on which only checkpoints take time, 100 s each."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(probe, "seconds_per_step", lambda *_: 0.0)
-    monkeypatch.setattr(probe, "seconds_per_row", lambda *_: 0.0)
-    monkeypatch.setattr(probe, "seconds_per_save", lambda *_: 100.0)
+    monkeypatch.setattr(timing, "seconds_per_step", lambda *_: 0.0)
+    monkeypatch.setattr(timing, "seconds_per_row", lambda *_: 0.0)
+    monkeypatch.setattr(timing, "seconds_per_save", lambda *_: 100.0)
     monkeypatch.setattr("modis_dist.train.prepare.perf_counter", lambda: 0.0)
 
 
@@ -98,7 +98,7 @@ def test_checkpoints_are_counted_and_an_array_trains_refits_one_by_one(
 ) -> None:
     words = ["--dry-run", "--json", "--set", "trainer.checkpoint_every=1", "--set", "optim.epochs=3"]
     sweep = SINGLE | {"replicates": 2}
-    assert submit(tmp_path, store, *words, sweep=sweep, at_once=100) == 0
+    assert submit(tmp_path, store, *words, sweep=sweep, array_parallelism=100) == 0
     output = json.loads(capsys.readouterr().out)
     assert [row["seconds"] for row in output["packs"]] == [300.0] * 8, "three checkpoints of each"
     assert output["refit_seconds"] == 600 and output["seconds"] == 300 + 600, "all at once, then two refits"

@@ -9,7 +9,7 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.data.store.writer import StoreWriter
 from modis_dist.integrations.slurm import queue
-from modis_dist.planning import probe
+from modis_dist.planning import timing
 from modis_dist.runtime.version import __version__
 from modis_dist.train import prepare
 from tests.integrations.slurm.fake_slurm import PROGRAMS
@@ -48,9 +48,9 @@ def test_the_dry_run_of_the_papers_grid_prints_its_golden_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    monkeypatch.setattr(probe, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
-    monkeypatch.setattr(probe, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
-    monkeypatch.setattr(probe, "seconds_per_save", lambda size, _: size / 5e8)
+    monkeypatch.setattr(timing, "seconds_per_step", lambda runs, _: 0.01 * len(runs))
+    monkeypatch.setattr(timing, "seconds_per_row", lambda runs, _: 1e-5 * len(runs))
+    monkeypatch.setattr(timing, "seconds_per_save", lambda size, _: size / 5e8)
     monkeypatch.setattr(prepare, "perf_counter", lambda: 0.0)
     site = tmp_path / "site.yaml"
     site.write_text((ROOT / "cluster" / f"{profile}.yaml").read_text().replace("CHANGE_ME", "mine"))

@@ -22,7 +22,7 @@ from modis_dist.execution.run_pack import Pack, save_pack
 from modis_dist.integrations.ray import head_watch, multi_node, tune
 from modis_dist.integrations.slurm import jobs as array_job
 from modis_dist.integrations.slurm import submission, submit
-from modis_dist.integrations.slurm.job_notes import Note, read_note
+from modis_dist.integrations.slurm.job_status import JobStatus, read_job_status
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.runtime.errors import DataError, DiskFailed, Interrupted, MachineFailed, NodeFailed, RunFailed
@@ -76,16 +76,16 @@ def full(*_: object, **__: object) -> Any:
     raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), "x")
 
 
-def note_of(out: Path, name: str) -> Note:
-    note = read_note(out / "submission" / "status" / f"{name}.json")
-    assert note is not None
-    return note
+def job_status_of(out: Path, name: str) -> JobStatus:
+    job_status = read_job_status(out / "submission" / "status" / f"{name}.json")
+    assert job_status is not None
+    return job_status
 
 
 # --- errors of the training or not ------------------------------------------------------------------------------
 
 
-def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> Note:
+def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> JobStatus:
     """Run the first pack, whose training raises ``error``, and return its status file."""
 
     def fit(*_: object, **__: object) -> None:
@@ -94,7 +94,7 @@ def trained(error: Exception, out: Path, monkeypatch: pytest.MonkeyPatch) -> Not
     monkeypatch.setattr(run_pack, "fit", fit)
     with pytest.raises((RunFailed, type(error))):
         array_job.train_pack(out, 0)
-    return note_of(out, "pack-0")
+    return job_status_of(out, "pack-0")
 
 
 @pytest.mark.parametrize("what", [*SURROUNDINGS, *OF_GPU])
@@ -102,8 +102,8 @@ def test_an_error_outside_the_training_leaves_a_pack_to_resume(
     what: str, store: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     submitted(store, out)
-    note = trained((SURROUNDINGS | OF_GPU)[what], out, monkeypatch)
-    assert note.state == "broken" and note.reason and not list(out.glob("packs/*/error.txt"))
+    job_status = trained((SURROUNDINGS | OF_GPU)[what], out, monkeypatch)
+    assert job_status.state == "job_failed" and job_status.reason and not list(out.glob("packs/*/error.txt"))
     with pytest.raises(RunFailed, match="`modis-dist resume "):
         array_job.AfterArray(out).execute(submission.packs_of(out, load(out))[:1], out=out, store=store)
 
@@ -114,9 +114,10 @@ def test_an_error_of_the_training_fails_its_pack(
 ) -> None:
     submitted(store, out)
     error = OF_TRAINING[what]
-    note = trained(error, out, monkeypatch)
+    job_status = trained(error, out, monkeypatch)
     (error_file,) = out.glob("packs/*/error.txt")
-    assert note.state == "failed" and "Traceback" in error_file.read_text() and str(error) in error_file.read_text()
+    assert job_status.state == "pack_failed"
+    assert "Traceback" in error_file.read_text() and str(error) in error_file.read_text()
     pack = submission.packs_of(out, load(out))[0]
     failures = array_job.AfterArray(out).execute([pack], out=out, store=store)
     assert failures == {pack.trials[0].id: f"{type(error).__name__}: {error}"}
@@ -125,7 +126,7 @@ def test_an_error_of_the_training_fails_its_pack(
 @pytest.mark.parametrize("state", ["OUT_OF_MEMORY", "FAILED", "NODE_FAIL", "CANCELLED by 0"])
 def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSlurm, store: Path, out: Path) -> None:
     number = submitted(store, out).sent[0].number
-    write_json(out / "submission" / "status" / "pack-1.json", vars(Note("running", 1, None, "7", "n1", 0.0, "c")))
+    write_json(out / "submission" / "status" / "pack-1.json", vars(JobStatus("running", 1, None, "7", "n1", 0.0, "c")))
     slurm.end()
     slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
     pack = submission.packs_of(out, load(out))[1]
@@ -153,7 +154,7 @@ def test_a_full_quota_keeps_the_checkpoint_and_the_stack_together(
         patch.setattr(checkpoint, "load", full)
         with pytest.raises(DiskFailed):
             array_job.train_pack(out, 0)
-    assert saved and note_of(out, "pack-0").state == "broken"
+    assert saved and job_status_of(out, "pack-0").state == "job_failed"
     with pytest.raises(RunFailed, match="modis-dist resume"):
         finish(out)
     assert manifest.load(out / "manifest.json").packs == before.packs and len(before.packs[0]) == 4
@@ -230,8 +231,9 @@ def test_a_job_on_a_failed_node_is_requeued_twice_without_that_node(
     fails(out, NodeFailed("PyTorch sees no GPU"))
     assert slurm.calls("scontrol")[2:] == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1,n2"]]
     fails(out, NodeFailed("PyTorch sees no GPU"))
-    note = note_of(out, "finish")
-    assert len(slurm.calls("scontrol")) == 4 and (note.state, note.starts, note.faults) == ("broken", 3, 3)
+    job_status = job_status_of(out, "finish")
+    assert len(slurm.calls("scontrol")) == 4
+    assert (job_status.state, job_status.starts, job_status.faults) == ("job_failed", 3, 3)
 
 
 def test_no_node_is_excluded_in_a_small_partition_or_if_ray_was_lost(slurm: FakeSlurm, store: Path, out: Path) -> None:

@@ -30,7 +30,7 @@ GPU = Site(
     time="1-20:00:00",
     gres=("lscratch:100",),
     warning_s=300,
-    at_once=4,
+    array_parallelism=4,
     options=("--hint=nomultithread", "--exclude=n[7-9]"),
     setup=("module purge", "module load python/3.11 cuda", 'source "$HOME/modis/bin/activate"'),
     python=PYTHON,

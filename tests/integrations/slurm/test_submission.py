@@ -14,7 +14,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.integrations.slurm import queue, submission, submit
 from modis_dist.integrations.slurm.form import allocation_slots, check_profile, form_of
-from modis_dist.integrations.slurm.job_notes import Note, noted
+from modis_dist.integrations.slurm.job_status import JobStatus, record_job_status
 from modis_dist.integrations.slurm.queue import QueueUnknown, SlurmQueue
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.integrations.slurm.submission_status import submission_status
@@ -113,11 +113,11 @@ def test_trials_are_counted_over_conditions_folds_replicates_and_samples(store: 
 
 
 @given(st.sets(st.integers(0, 300), max_size=60), st.integers(1, 40))
-def test_every_pack_is_in_one_chunk_and_no_index_is_too_large(drawn: set[int], most: int) -> None:
+def test_every_pack_is_in_one_chunk_and_no_index_is_too_large(drawn: set[int], max_tasks: int) -> None:
     numbers = sorted(drawn)
-    arrays = chunks(numbers, most)
+    arrays = chunks(numbers, max_tasks)
     assert [first + index for first, indices in arrays for index in indices] == numbers
-    assert all(indices[0] == 0 and max(indices) < most for _, indices in arrays)
+    assert all(indices[0] == 0 and max(indices) < max_tasks for _, indices in arrays)
 
 
 @given(st.sets(st.integers(0, 300), max_size=60))
@@ -378,23 +378,23 @@ def test_a_study_that_needs_more_than_the_profile_is_refused_before_anything_is_
 
 def test_resume_submits_what_is_not_done_and_resets_status_files(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
-    note = out / "submission" / "status" / "pack-1.json"
-    note.write_text("{}")
+    status_file = out / "submission" / "status" / "pack-1.json"
+    status_file.write_text("{}")
     with pytest.raises(UserError, match=r"\(1000_0, "):
         submit.resume(out)
-    assert note.exists()
+    assert status_file.exists()
     slurm.end()
     finish_packs(out, [0, 2])
     resumed = submit.resume(out)
     assert rows(resumed.sent[3:]) == [("array", 1, (0, 2)), ("finish", 0, ())]
-    assert list(slurm.jobs) == ["1003", "1004"] == resumed.numbers[3:] and not note.exists()
+    assert list(slurm.jobs) == ["1003", "1004"] == resumed.numbers[3:] and not status_file.exists()
     assert slurm.jobs["1004"]["dependency"] == "afterany:1003"
 
 
 def test_a_refused_resume_keeps_the_status_files(slurm: FakeSlurm, store: Path, out: Path) -> None:
     before = submitted(store, out)
-    note = out / "submission" / "status" / "pack-1.json"
-    write_json(note, vars(Note("failed", 2, "out of memory", "7", "n1", 0.0, "c")))
+    status_file = out / "submission" / "status" / "pack-1.json"
+    write_json(status_file, vars(JobStatus("pack_failed", 2, "out of memory", "7", "n1", 0.0, "c")))
     slurm.end()
     slurm.be(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
     with pytest.raises(UserError, match="Invalid account"):
@@ -437,7 +437,7 @@ def test_a_job_that_ends_before_python_starts_is_shown_with_its_last_line(
     stdout = capsys.readouterr().out
     assert "failed: job pack-1: " in stdout and ": module: command not found (log: " in stdout
     assert f"{folder}/logs/1000_1.log)" in stdout and "modis-dist resume" in stdout
-    with noted(folder / "status" / "pack-1.json", code="c", requeues=1):
+    with record_job_status(folder / "status" / "pack-1.json", code="c", requeues=1):
         assert submission_status(out).failed == {}
 
 
@@ -544,7 +544,7 @@ def test_an_edited_profile_is_refused_by_file_and_key(
 ) -> None:
     submitted(store, out)
     path = out / "submission" / "cluster.yaml"
-    path.write_text(path.read_text().replace("at_once: 10", "at_once: none"))
+    path.write_text(path.read_text().replace("array_parallelism: 10", "array_parallelism: none"))
     assert command(["status", str(out)]) == 2
     stderr = capsys.readouterr().err
-    assert str(path) in stderr and "at_once" in stderr
+    assert str(path) in stderr and "array_parallelism" in stderr

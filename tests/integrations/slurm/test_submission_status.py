@@ -13,7 +13,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm import submit
 from modis_dist.integrations.slurm.failure_reasons import why_never
-from modis_dist.integrations.slurm.job_notes import Note, State
+from modis_dist.integrations.slurm.job_status import JobStatus, State
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.report.study_results import write_summary
@@ -41,9 +41,9 @@ PASSING += ["QOSMaxJobsPerUserLimit", "AssocGrpCPURunMinutesLimit", "QOSGrpNodeL
 DOWN = "squeue: error: Unable to contact slurm controller (connect failure)\n"
 
 
-def note(out: Path, name: str, state: State = "running", *, starts: int = 1, reason: str | None = None) -> None:
+def write_status(out: Path, name: str, state: State = "running", *, starts: int = 1, reason: str | None = None) -> None:
     path = out / "submission" / "status" / f"{name}.json"
-    write_json(path, vars(Note(state, starts, reason, "7", "n1", 0.0, load(out).code)))
+    write_json(path, vars(JobStatus(state, starts, reason, "7", "n1", 0.0, load(out).code)))
 
 
 # --- jobs that never start --------------------------------------------------------------------------------------
@@ -110,7 +110,7 @@ def test_an_allocation_that_slurm_ended_is_shown_with_the_key_to_change(
     state: str, what: str, slurm: FakeSlurm, store: Path, out: Path
 ) -> None:
     allocation(store, out)
-    note(out, "allocation")
+    write_status(out, "allocation")
     slurm.end()
     slurm.be(sacct=[SACCT, f"1000|{state}|n1"])
     status = submission_status(out)
@@ -134,7 +134,7 @@ def test_tasks_without_status_files_hint_at_a_folder_that_nodes_do_not_see(
 
 def test_the_reason_of_a_job_precedes_slurms_state(slurm: FakeSlurm, store: Path, out: Path) -> None:
     allocation(store, out)
-    note(out, "allocation", "broken", reason="Ray's own processes are gone")
+    write_status(out, "allocation", "job_failed", reason="Ray's own processes are gone")
     slurm.end()
     slurm.be(sacct=[SACCT, "1000|OUT_OF_MEMORY|n1"])
     reason = submission_status(out).failed["allocation"]
@@ -238,7 +238,7 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
 ) -> None:
     submitted(store, out)
     first, last = left_by_a_lost_node(out, 0, 2), left_by_a_lost_node(out, 3, 3)
-    note(out, "pack-0", starts=3)
+    write_status(out, "pack-0", starts=3)
     slurm.put("1000", "PENDING", tasks=[0, 1, 2], reason="BeginTime")
     assert states(out)[first] == states(out)[last] == "stopped" and submission_status(out).study.eta_s is None
     slurm.put("1000", "RUNNING", tasks=[0, 1, 2], nodes="n4")

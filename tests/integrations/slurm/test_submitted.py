@@ -17,7 +17,7 @@ from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
 from modis_dist.execution.trial import sequence_digest
 from modis_dist.integrations.slurm import fetch
-from modis_dist.integrations.slurm.job_notes import read_note
+from modis_dist.integrations.slurm.job_status import read_job_status
 from modis_dist.integrations.slurm.local_queue import LocalQueue
 from modis_dist.integrations.slurm.submission_status import submission_status
 from modis_dist.study import manifest
@@ -126,7 +126,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     assert command(["resume", str(submitted_study.out)]) == 2, "while jobs live"
     assert command(["cancel", str(submitted_study.out)]) == 0
     assert wait_for(lambda: submission_status(submitted_study.out).state == "stopped", seconds=PATIENCE_S)
-    first, second = (read_note(submitted_study.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
+    first, second = (read_job_status(submitted_study.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
     assert first is not None and first.state == "saved" and "SIGTERM" in str(first.reason) and second is None
     assert not (submitted_study.out / "summary.json").exists()
     (submitted_study.folder / "slow").unlink()
@@ -299,8 +299,9 @@ def test_a_crashed_trial_fails_alone_with_exit_code_4_and_resume_retries_it(
     (tmp_path / "poison").touch()
     assert submitted_study.submit("--wait") == 4
     assert "1 trial(s) failed (" in capsys.readouterr().err
-    note = read_note(submitted_study.out / "submission" / "status" / "pack-0.json")
-    assert note is not None and note.state == "failed" and note.reason == "RuntimeError: poisoned"
+    job_status = read_job_status(submitted_study.out / "submission" / "status" / "pack-0.json")
+    assert job_status is not None
+    assert (job_status.state, job_status.reason) == ("pack_failed", "RuntimeError: poisoned")
     assert submitted_study.summary["trials"] == {"total": 2, "done": 1, "failed": 1, "pruned": 0}
     before = {p: p.stat().st_mtime_ns for p in submitted_study.out.glob("trials/*/result.json")}
     (tmp_path / "poison").unlink()

@@ -7,12 +7,12 @@ from typing import Any
 
 from modis_dist.train.journal import JournalWriter
 
-AT_MOST_S = 3.0  # a waiting training does not see a stop request
+MAX_S = 3.0  # a waiting training does not see a stop request
 genuine = JournalWriter.metrics
 
 
 def late(*arguments: Any, **settings: Any) -> None:
-    paused, end = Path(os.environ["TEST_PAUSED"]), time.monotonic() + AT_MOST_S
+    paused, end = Path(os.environ["TEST_PAUSED"]), time.monotonic() + MAX_S
     while paused.exists() and time.monotonic() < end:
         time.sleep(0.05)
     genuine(*arguments, **settings)

@@ -15,10 +15,10 @@ import pytest
 from modis_dist.cli.main import run as command
 from modis_dist.integrations.slurm import jobs as array_job
 from modis_dist.integrations.slurm import submission
-from modis_dist.integrations.slurm.job_notes import Note, PackFailed, noted, read_note
+from modis_dist.integrations.slurm.job_status import JobStatus, PackFailed, read_job_status, record_job_status
 from modis_dist.integrations.slurm.submission import load
 from modis_dist.integrations.slurm.submission_status import submission_status
-from modis_dist.runtime.errors import Interrupted, RunFailed
+from modis_dist.runtime.errors import DataError, Interrupted, RunFailed
 from tests.integrations.processes import wait_for
 from tests.integrations.slurm.fake_slurm import FakeSlurm
 from tests.integrations.slurm.toy_submission import site, submitted
@@ -33,33 +33,43 @@ def in_job(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     yield
 
 
-def begun(path: Path, *, requeues: int, error: BaseException | None = None) -> Note:
+def begun(path: Path, *, requeues: int, error: BaseException | None = None) -> JobStatus:
     try:
-        with noted(path, code="c", requeues=requeues):
+        with record_job_status(path, code="c", requeues=requeues):
             if error is not None:
                 raise error
     except (Interrupted, RunFailed):
         pass
-    note = read_note(path)
-    assert note is not None
-    return note
+    status = read_job_status(path)
+    assert status is not None
+    return status
 
 
 @pytest.mark.usefixtures("in_job")
 def test_a_status_file_has_the_end_and_the_number_of_starts_of_a_job(tmp_path: Path) -> None:
     path = tmp_path / "pack-0.json"
-    assert read_note(path) is None
-    notes = [
+    assert read_job_status(path) is None
+    statuses = [
         begun(path, requeues=9, error=error)
         for error in (Interrupted("got SIGTERM"), PackFailed("step 3: loss is nan"), RunFailed("no GPU"), None)
     ]
-    assert [(note.state, note.starts, note.reason) for note in notes] == [
+    assert [(status.state, status.starts, status.reason) for status in statuses] == [
         ("saved", 1, "got SIGTERM"),
-        ("failed", 2, "step 3: loss is nan"),
-        ("broken", 3, "no GPU"),
+        ("pack_failed", 2, "step 3: loss is nan"),
+        ("job_failed", 3, "no GPU"),
         ("done", 4, None),
     ]
-    assert {(note.job, note.code) for note in notes} == {("7", "c")}
+    assert {(status.job, status.code) for status in statuses} == {("7", "c")}
+
+
+@pytest.mark.parametrize("state", ["failed", "broken", "given up"])
+def test_a_status_file_of_another_version_is_refused(state: str, tmp_path: Path) -> None:
+    path = tmp_path / "pack-0.json"
+    with record_job_status(path, code="c", requeues=0):
+        pass
+    path.write_text(path.read_text().replace('"done"', f'"{state}"'))
+    with pytest.raises(DataError, match=rf"pack-0\.json.*'{state}'"):
+        read_job_status(path)
 
 
 @pytest.mark.usefixtures("slurm")
@@ -71,10 +81,10 @@ def test_a_job_that_was_requeued_too_often_gives_up_and_status_shows_it(
     path = out / "submission" / "status" / "pack-1.json"
     stopped = [begun(path, requeues=requeues, error=Interrupted("x")).starts for _ in range(requeues + 1)]
     assert stopped == list(range(1, requeues + 2))
-    notes = rf"\b{requeues} .*`modis-dist resume`"
-    with pytest.raises(RunFailed, match=notes), noted(path, code="c", requeues=requeues):
+    message = rf"\b{requeues} .*`modis-dist resume`"
+    with pytest.raises(RunFailed, match=message), record_job_status(path, code="c", requeues=requeues):
         pytest.fail("it began")
-    assert begun(path, requeues=requeues).state == "given up"
+    assert begun(path, requeues=requeues).state == "requeue_limit"
     status = submission_status(out)
     assert status.failed.keys() == {"pack-1"}
     assert command(["status", str(out)]) == 0
@@ -132,8 +142,8 @@ def test_a_job_with_other_source_code_warns_and_continues(
     monkeypatch.setattr(array_job, "code", lambda: "other")
     with array_job.job(out, "finish", site()):
         assert "(other)" in caplog.text and f"({before.code}, version" in caplog.text
-    note = read_note(out / "submission" / "status" / "finish.json")
-    assert note is not None and note.code == "other" and note.starts == 2
+    status = read_job_status(out / "submission" / "status" / "finish.json")
+    assert status is not None and status.code == "other" and status.starts == 2
     assert submission_status(out).other_code == ("finish",)
     assert command(["status", str(out)]) == 0
     assert re.search(r"^warning: 1 job\(s\) .*: finish$", capsys.readouterr().out, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""The rounds of a search: the configurations of each, and those that continue at a rung.
+"""State of a search: the configurations of each round, and the decisions at rungs.
 
 A random search is one round. Every decision that depends on results is written first (``decisions``).
 """
@@ -13,7 +13,7 @@ from modis_dist.execution.trial import Trial
 from modis_dist.report.study_results import Group, Params
 from modis_dist.study.aggregate import Configuration, Verdict
 from modis_dist.study.manifest import expand
-from modis_dist.study.search.decisions import Plain, decide, decided
+from modis_dist.study.search.decisions import JsonObject, record_decision, stored_decision
 from modis_dist.study.search.halving import verdicts
 from modis_dist.study.search.tpe import Outcome, proposals
 
@@ -35,8 +35,8 @@ class RungDecision(TypedDict):
     failed: dict[str, str]
 
 
-class Search:
-    """The rounds that are known so far, and the pruned configurations; ``propose`` decides the next round."""
+class SearchState:
+    """The known rounds and the pruned configurations of a search; ``propose`` decides the next round."""
 
     def __init__(self, study: Study, fingerprint: str, *, out: Path, source: str) -> None:
         self._study = study
@@ -46,28 +46,31 @@ class Search:
         self._proposed: list[Proposal] = []  # of the rounds after the first
         self.pruned: dict[Configuration, Verdict] = {}
         self._expand()
-        while self.rounds < self.most_rounds and (known := decided(out, self._about_next())) is not None:
-            self._proposed.append(known)
+        while self.known_rounds < self.total_rounds:
+            stored = stored_decision(out, self._next_round_subject())
+            if stored is None:
+                break
+            self._proposed.append(stored)
             self._expand()
 
     @property
-    def rounds(self) -> int:
+    def known_rounds(self) -> int:
         """Return the number of known rounds."""
         return 1 + len(self._proposed)
 
     @property
-    def most_rounds(self) -> int:
+    def total_rounds(self) -> int:
         """Return the number of rounds of the whole search."""
         search = self._study.sweep.search
         return -(-search.configurations // search.round_size) if isinstance(search, OptunaSearch) else 1
 
     @property
-    def to_come(self) -> float:
+    def remaining_rounds(self) -> float:
         """Return the number of rounds that are not known yet; the last may be fractional."""
         search = self._study.sweep.search
         if not isinstance(search, OptunaSearch):
             return 0.0
-        return max(0.0, search.configurations / search.round_size - self.rounds)
+        return max(0.0, search.configurations / search.round_size - self.known_rounds)
 
     def round(self, number: int) -> list[Trial]:
         """Return the trials of a round, from 0, without those of configurations of earlier rounds."""
@@ -76,9 +79,9 @@ class Search:
         return [trial for trial in self.trials if trial.configuration // size == number]
 
     def propose(self, groups: Sequence[Group]) -> None:
-        """Decide the next round of every condition from the groups that it has in all rounds before."""
+        """Decide and record the next round of every condition from its groups in all rounds before."""
         search, sweep = self._study.sweep.search, self._study.sweep
-        assert isinstance(search, OptunaSearch) and self.rounds < self.most_rounds
+        assert isinstance(search, OptunaSearch) and self.known_rounds < self.total_rounds
         outcomes: dict[str, list[Outcome]] = {}
         for group in groups:
             outcomes.setdefault(group["condition"], []).append(_outcome(group))
@@ -88,20 +91,20 @@ class Search:
                 known,
                 count=search.round_size,
                 seed=search.seed,
-                number=self.rounds,
+                number=self.known_rounds,
                 metric=self._study.trainer.metric,
             )
             for condition, known in outcomes.items()
         }
-        self._proposed.append(decide(self._out, self._about_next(), configurations))
+        self._proposed.append(record_decision(self._out, self._next_round_subject(), configurations))
         self._expand()
 
-    def _about_next(self) -> Plain:
+    def _next_round_subject(self) -> JsonObject:
         sweep = self._study.sweep
         search = sweep.search
         assert isinstance(search, OptunaSearch)
         return {
-            "round": self.rounds,
+            "round": self.known_rounds,
             "search": search.model_dump(mode="json", exclude={"configurations"}),  # their number changes no round
             "space": {key: dimension.model_dump(mode="json") for key, dimension in sweep.space.items()},
             "trials": digest([[trial.condition, trial.id] for trial in self.trials]),
@@ -113,18 +116,21 @@ class Search:
     def rungs(self, trials: Sequence[Trial]) -> list[int]:
         """Return the epochs at which these trials are compared; none if the study does not prune."""
         pruning = self._study.sweep.pruning
-        most = {trial.run.optim.epochs for trial in trials}
-        return sorted({rung for epochs in most for rung in pruning.rungs(epochs=epochs)}) if pruning else []
+        max_epochs = {trial.run.optim.epochs for trial in trials}
+        return sorted({rung for epochs in max_epochs for rung in pruning.rungs(epochs=epochs)}) if pruning else []
 
-    def compared(self, groups: Groups, epoch: int) -> RungDecision | None:
-        """Return the decision about groups at a rung, with verdicts in their order, or None."""
-        decision: RungDecision | None = decided(self._out, self._about_rung(groups, epoch))
+    def stored_rung_decision(self, groups: Groups, epoch: int) -> RungDecision | None:
+        """Return the recorded decision about groups at a rung, with verdicts in their order, or None."""
+        decision: RungDecision | None = stored_decision(self._out, self._rung_subject(groups, epoch))
         return decision
 
-    def compare(
+    def decide_rung(
         self, groups: Groups, epoch: int, values: Mapping[str, float | None], failed: Mapping[str, str]
     ) -> RungDecision:
-        """Decide about groups at a rung, separately for each condition; ``failed``: crash reasons by trial id."""
+        """Decide about groups at a rung, for each condition separately, and record the decision.
+
+        ``failed`` has the reasons of crashed trials by id.
+        """
         pruning = self._study.sweep.pruning
         assert pruning is not None
         by_group: dict[Configuration, Verdict] = {}
@@ -135,10 +141,10 @@ class Search:
             by_group |= dict(zip(compared, ranked, strict=True))
         rows: list[RungVerdict] = [{"condition": k[0], "params": groups[k][0].params, **by_group[k]} for k in groups]
         decision: RungDecision = {"verdicts": rows, "failed": dict(failed)}
-        written: RungDecision = decide(self._out, self._about_rung(groups, epoch), decision)
+        written: RungDecision = record_decision(self._out, self._rung_subject(groups, epoch), decision)
         return written
 
-    def _about_rung(self, groups: Groups, epoch: int) -> Plain:
+    def _rung_subject(self, groups: Groups, epoch: int) -> JsonObject:
         pruning = self._study.sweep.pruning
         assert pruning is not None
         members = [[condition, [trial.id for trial in trials]] for (condition, _), trials in groups.items()]

@@ -19,7 +19,7 @@ Make = Callable[[Any], Work]  # from the arguments; must be importable by name i
 
 
 @contextmanager
-def apart(sides: Mapping[str, Make], arguments: Any, *, device: torch.device) -> Iterator[dict[str, Work]]:
+def in_subprocesses(sides: Mapping[str, Make], arguments: Any, *, device: torch.device) -> Iterator[dict[str, Work]]:
     """Yield works that run in other processes, which end with the block. ``EOFError`` if one of them fails."""
     spawn = get_context("spawn")
     with ExitStack() as stack:

@@ -39,7 +39,7 @@ def shortest(work: Callable[[], None]) -> float:
     return min(times[1:])
 
 
-def probe_key(runs: Sequence[Run], shape: Shape) -> str:
+def timing_key(runs: Sequence[Run], shape: Shape) -> str:
     """Return a key that is equal for stacks whose steps take the same time."""
     objective = runs[0].objective
     shared = [rows_of_rank(runs[0]), objective.penalty_outputs, objective.penalty_inputs, runs[0].trainer.precision]
@@ -103,7 +103,7 @@ def seconds_per_save(size: int, folder: Path) -> float:
     """
     content = {"model": {"x": torch.rand(max(1, size // BYTES_PER_VALUE))}}
     for candidate in (folder, folder.parent, Path(gettempdir())):
-        with suppress(OSError), TemporaryDirectory(prefix=".probe-", dir=candidate) as inside:
+        with suppress(OSError), TemporaryDirectory(prefix=".timing-", dir=candidate) as inside:
             start = time.perf_counter()
             save(Path(inside) / "last", Checkpoint(0, content, {}))
             return time.perf_counter() - start

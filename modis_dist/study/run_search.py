@@ -24,14 +24,14 @@ from modis_dist.runtime.lock import locked
 from modis_dist.study.aggregate import Configuration, Results, Verdict, by_configuration, grouped
 from modis_dist.study.manifest import unique
 from modis_dist.study.plan import Plan
-from modis_dist.study.rounds import Groups, RungDecision, Search
 from modis_dist.study.runner import PackRunner
 from modis_dist.study.search.halving import best_up_to, verdict_message
+from modis_dist.study.search_state import Groups, RungDecision, SearchState
 from modis_dist.study.summary import failures
 from modis_dist.train.journal import JournalWriter
 
 
-class Searched(NamedTuple):
+class SearchOutcome(NamedTuple):
     """The outcome of a search."""
 
     trials: tuple[Trial, ...]  # of all rounds
@@ -45,25 +45,27 @@ def is_grid(study: Study, results: Results) -> bool:
     return study.sweep.search is None and study.sweep.pruning is None and not was_pruned
 
 
-def run_search(planned: Plan, runner: PackRunner, *, out: Path) -> Searched:
+def run_search(planned: Plan, runner: PackRunner, *, out: Path) -> SearchOutcome:
     """Train the trials of every round; a round is proposed from the results of those before it."""
-    search = Search(planned.study, planned.manifest.fingerprint, out=out, source=planned.study.name)
+    search = SearchState(planned.study, planned.manifest.fingerprint, out=out, source=planned.study.name)
     reasons: dict[str, str] = {}
-    for number in range(search.most_rounds):
-        if number == search.rounds:
+    for number in range(search.total_rounds):
+        if number == search.known_rounds:
             results = runner.results(search.trials)
             search.propose(grouped(search.trials, results, reasons | failures(results), search.pruned))
             runner.add_packs(search.trials)
         trials = search.round(number)
-        name = f"round {number + 1}" if search.most_rounds > 1 else "search"
+        name = f"round {number + 1}" if search.total_rounds > 1 else "search"
         reasons |= Round(trials, search, runner, out=out, name=name).train()
-    return Searched(search.trials, search.pruned, reasons)
+    return SearchOutcome(search.trials, search.pruned, reasons)
 
 
 class Round:
     """Configurations that are compared with each other: those still training, and the trials that crashed."""
 
-    def __init__(self, trials: Sequence[Trial], search: Search, runner: PackRunner, *, out: Path, name: str) -> None:
+    def __init__(
+        self, trials: Sequence[Trial], search: SearchState, runner: PackRunner, *, out: Path, name: str
+    ) -> None:
         self._trials = trials
         self._search = search
         self._runner = runner
@@ -81,10 +83,10 @@ class Round:
         for epoch in self._search.rungs(self._trials):
             if len(self._remaining) == len({condition for condition, _ in self._remaining}):
                 break  # nothing is left to compare
-            decision = self._search.compared(self._remaining, epoch)
+            decision = self._search.stored_rung_decision(self._remaining, epoch)
             if decision is None:
                 self._train_until(epoch)
-                decision = self._search.compare(self._remaining, epoch, *self._values(epoch))
+                decision = self._search.decide_rung(self._remaining, epoch, *self._values(epoch))
             self._prune(decision)
         self._train_until(None)
         return self._crashed
@@ -136,7 +138,7 @@ class Round:
     def _prune(self, decision: RungDecision) -> None:
         """Prune the configurations that are not among the best."""
         verdicts = dict(zip(self._remaining, decision["verdicts"], strict=True))
-        pruned = {key: group for key, group in self._remaining.items() if not verdicts[key]["goes_on"]}
+        pruned = {key: group for key, group in self._remaining.items() if not verdicts[key]["promoted"]}
         self._remaining = {key: group for key, group in self._remaining.items() if key not in pruned}
         self._search.pruned |= {key: verdicts[key] for key in pruned}
         remaining = {trial.id for trial in self._members()}  # conditions may share a trial
