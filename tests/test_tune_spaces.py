@@ -74,8 +74,8 @@ def test_intersim_has_the_settings_of_figures_2_to_4() -> None:
         "drop_pairs": 2,
         "keep_pairs": 2,
     }
-    absent, kept = runs["four_pairs_absent"].scenario[1], runs["four_pairs_1_row"].scenario[1]
-    assert absent.pairs == kept.pairs and len({pair.label for pair in absent.pairs}) == 2
+    absent, one_row = runs["four_pairs_absent"].scenario[1], runs["four_pairs_1_row"].scenario[1]
+    assert absent.pairs == one_row.pairs and len({pair.label for pair in absent.pairs}) == 2
 
 
 def test_tcga10_is_the_grid_of_the_paper_around_its_chosen_values() -> None:

@@ -109,8 +109,8 @@ def test_a_modality_with_one_labelled_class_predicts_it_for_every_row():
 
 def test_a_class_absent_in_training_has_recall_0():
     (x, y), test = blobs(150, 0), blobs(90, 1)
-    kept = y != 1
-    result = logistic_regression({"m": (x[kept], y[kept])}, {"m": test}, classes=CLASSES)
+    mask = y != 1
+    result = logistic_regression({"m": (x[mask], y[mask])}, {"m": test}, classes=CLASSES)
     assert result["per_class"]["b"] == {"recall": 0.0, "precision": None, "n": 30}
 
 

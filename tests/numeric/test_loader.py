@@ -42,9 +42,9 @@ def test_row_order_is_a_permutation_and_a_pure_function(rows: int, seed: int, ep
 
 @few
 @given(st.integers(1, 20), st.integers(1, 100))
-def test_no_row_repeats_before_all_others_were_drawn(rows: int, wanted: int) -> None:
-    counts = Counter(row_order(rows, wanted, seed=1, epoch=2, modality="a").tolist())
-    assert sum(counts.values()) == wanted
+def test_no_row_repeats_before_all_others_were_drawn(rows: int, drawn: int) -> None:
+    counts = Counter(row_order(rows, drawn, seed=1, epoch=2, modality="a").tolist())
+    assert sum(counts.values()) == drawn
     assert max(counts.values()) - min(counts.get(n, 0) for n in range(rows)) <= 1
 
 
@@ -224,12 +224,12 @@ def test_features_and_labels_of_a_batch_belong_to_the_same_training_row() -> Non
 
 def test_a_batch_depends_only_on_epoch_and_step() -> None:
     batches = loader([prepared(UNEVEN)], [3], signs=True)
-    wanted = batches.batch(epoch=4, step=1)
+    drawn = batches.batch(epoch=4, step=1)
     batches.batch(epoch=7, step=0)
     for again in (batches.batch(epoch=4, step=1), loader([prepared(UNEVEN)], [3], signs=True).batch(epoch=4, step=1)):
-        assert all(torch.equal(one, other) for one, other in zip(wanted.x, again.x, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(drawn.x, again.x, strict=True))
         for name in ("label", "noise_d", "noise_g", "signs"):
-            assert torch.equal(getattr(wanted, name), getattr(again, name))
+            assert torch.equal(getattr(drawn, name), getattr(again, name))
 
 
 def test_the_batch_of_a_slot_is_the_same_alone_and_in_a_stack() -> None:

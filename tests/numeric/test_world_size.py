@@ -67,10 +67,10 @@ def run(
     """Return all parameters and statistics after some steps, and the terms of the last step."""
     seeds, place = range(len(case.losses)), torch.device(device)
     state = TrainState.start(SHAPE, seeds, Setup(OPTIM, place, dtype, world))
-    how = moved(weights(case.losses, dtype=dtype), place)
+    loss_weights = moved(weights(case.losses, dtype=dtype), place)
     for number in range(STEPS):
-        given = moved(cast(block_of(world, case.batch(number)), dtype), place)
-        phases = step(state, given, how, case.rules)
+        inputs = moved(cast(block_of(world, case.batch(number)), dtype), place)
+        phases = step(state, inputs, loss_weights, case.rules)
     terms = {name: world.sum(value) for phase in phases for name, value in phase.parts.items()}
     terms |= {f"total {number}": world.sum(torch.as_tensor(phase.total)) for number, phase in enumerate(phases)}
     after = {name: tensor.clone() for name, tensor in state.model_tensors().items()}

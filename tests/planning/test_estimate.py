@@ -100,8 +100,8 @@ def test_the_plan_lists_trials_finished_or_not_and_the_size_of_their_checkpoints
     after = plan(capsys, *study)
     assert after["done"] == 4 and after["packs"] == []
     next(out.glob(f"trials/{after['trial_list'][0]['id']}/result.json")).unlink()
-    left = plan(capsys, *study)
-    assert left["done"] == 3 and len(left["packs"]) == 1
+    remaining = plan(capsys, *study)
+    assert remaining["done"] == 3 and len(remaining["packs"]) == 1
     assert set(out.rglob("*")) == {p for p in files if p.exists()}
 
 
@@ -161,13 +161,13 @@ class Clock:
 def test_timing_has_a_warm_up_and_one_to_five_repeats(
     lengths: list[float], turns: int, expected: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clock, left = Clock(monkeypatch), list(lengths)
+    clock, remaining = Clock(monkeypatch), list(lengths)
 
     def work() -> None:
-        clock.now += left.pop(0)
+        clock.now += remaining.pop(0)
 
     assert shortest(work) == pytest.approx(expected)
-    assert len(lengths) - len(left) == turns
+    assert len(lengths) - len(remaining) == turns
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a GPU")

@@ -182,13 +182,17 @@ def trains(process: psutil.Process) -> bool:
 def compared(out: Path, uninterrupted: Path) -> list[str]:
     """Return the differences between the folders of two finished studies."""
     problems = []
-    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, uninterrupted))
-    if ours.keys() != theirs.keys():
-        return [f"trials lost: {sorted(theirs.keys() - ours.keys())}, new: {sorted(ours.keys() - theirs.keys())}"]
-    for name in sorted(theirs):
-        if ours[name].read_bytes() != theirs[name].read_bytes():
+    results, expected = (
+        {p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, uninterrupted)
+    )
+    if results.keys() != expected.keys():
+        return [
+            f"trials lost: {sorted(expected.keys() - results.keys())}, new: {sorted(results.keys() - expected.keys())}"
+        ]
+    for name in sorted(expected):
+        if results[name].read_bytes() != expected[name].read_bytes():
             problems.append(f"trial {name}: another result.json")
-        problems += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
+        problems += [f"trial {name}: {what}" for what in differences(results[name].parent, expected[name].parent)]
     if _summary(out) != _summary(uninterrupted):
         problems.append("another summary.json")
     return [*problems, *_listed(out, uninterrupted)]

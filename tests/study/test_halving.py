@@ -63,9 +63,9 @@ def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
 
 
 @pytest.mark.parametrize(("groups", "factor", "left"), [(27, 3, [9, 3, 1, 1]), (10, 3, [3, 1, 1]), (9, 2, [4, 2, 1])])
-def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, left: list[int]) -> None:
+def test_rung_by_rung_the_number_falls_by_the_factor(groups: int, factor: int, sizes: list[int]) -> None:
     living = [[float(n)] for n in range(groups)]
-    for count in left:
+    for count in sizes:
         rows = verdicts(living, epoch=1, factor=factor, metric=NMI)
         living = [group for group, row in zip(living, rows, strict=True) if row["goes_on"]]
         assert len(living) == count and living[-1] == [groups - 1.0]

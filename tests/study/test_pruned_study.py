@@ -99,11 +99,11 @@ def test_the_promoted_configurations_are_those_of_halving_applied_to_full_histor
 def test_a_promoted_configuration_trains_like_one_without_pruning(whole: Path, pruned: Path) -> None:
     (survivor,) = [g for g in summary_of(pruned)["groups"] if g["pruned"] is None]
     for name in survivor["trials"]:
-        ours, theirs = (read_history(out / "trials" / name) for out in (pruned, whole))
-        assert len(ours) == len(theirs) == 7
-        for mine, other in zip(ours, theirs, strict=True):
-            for key in (key for key in mine if key.startswith("train/")):
-                assert mine[key] == pytest.approx(other[key], rel=2e-3, abs=2e-4), key
+        history, expected = (read_history(out / "trials" / name) for out in (pruned, whole))
+        assert len(history) == len(expected) == 7
+        for epoch, expected_epoch in zip(history, expected, strict=True):
+            for key in (key for key in epoch if key.startswith("train/")):
+                assert epoch[key] == pytest.approx(expected_epoch[key], rel=2e-3, abs=2e-4), key
 
 
 def test_a_pruned_trial_has_a_result_with_the_reason_and_no_evaluation(pruned: Path) -> None:
@@ -219,15 +219,15 @@ def test_a_pack_killed_at_its_rung_keeps_the_checkpoint_that_the_next_rung_resum
         with pytest.raises(Death):
             run_toy_study(out, store, EPOCHS, **sweep)
     (at_rung,) = out.glob("packs/*/last/step-*")
-    genuine, found = run_pack.fit, []
+    genuine, resumed_from = run_pack.fit, []
 
     def fit(members: Sequence[Member], *, folder: Path, **settings: Any) -> Any:
-        found.append([settings["until"], *folder.glob("last/step-*")])
+        resumed_from.append([settings["until"], *folder.glob("last/step-*")])
         return genuine(members, folder=folder, **settings)
 
     monkeypatch.setattr(run_pack, "fit", fit)
     assert run_toy_study(out, store, EPOCHS, **sweep)["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}
-    assert found[0] == [None, at_rung] and len(found) == 2, "the second is the refit"
+    assert resumed_from[0] == [None, at_rung] and len(resumed_from) == 2, "the second is the refit"
 
 
 def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, tmp_path: Path) -> None:

@@ -368,7 +368,7 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     stderr_lines = [
         line for line in (tmp_path / "stderr.txt").read_text().splitlines() if not line.startswith("note: MLflow")
     ]
-    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second SIGINT stops immediately"
+    assert stderr_lines[0].startswith("SIGINT: ") and stderr_lines[0].count("SIGINT") == 2
     assert (
         stderr_lines[1].startswith("got SIGINT")
         and stderr_lines[1].endswith("rerun the same command to resume")
@@ -384,9 +384,9 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     assert command(["tune", str(study), "--out", str(uninterrupted), "--set", "sweep.mlflow.enabled=false"]) == 0
     assert {state for _, state in _mlflow_states(out)} == {"FINISHED"}
     assert summary_of(tmp_path)["mlflow"] == {"uri": f"sqlite:///{out}/mlflow.db", "experiment": "toy"}
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, uninterrupted))
+    summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (out, uninterrupted))
     for part in ("trials", "best", "test", "baseline", "groups"):
-        assert ours[part] == theirs[part], part
+        assert summary[part] == expected[part], part
 
 
 # --- using the model ----------------------------------------------------------------------------------------
@@ -469,13 +469,15 @@ def test_wrong_use_of_a_model_is_a_one_line_error(
 def test_the_run_yaml_of_a_finished_trial_trains_the_same_model(done: Path, tmp_path: Path) -> None:
     trained = done / "out" / "model"
     assert command(["train", str(trained / "run.yaml"), "--out", str(tmp_path / "again")]) == 0
-    ours = modis_dist.load(tmp_path / "again")
-    theirs = modis_dist.load(trained)
-    assert ours.trial == theirs.trial
+    retrained = modis_dist.load(tmp_path / "again")
+    original = modis_dist.load(trained)
+    assert retrained.trial == original.trial
     cohort = toy.cohort()
     for modality in toy.SIZES:
-        mine, other = (p.probabilities(cohort.x[modality], modality=modality) for p in (ours, theirs))
-        assert np.abs(mine - other).max() < 1e-3
+        probabilities, expected = (
+            p.probabilities(cohort.x[modality], modality=modality) for p in (retrained, original)
+        )
+        assert np.abs(probabilities - expected).max() < 1e-3
 
 
 def test_train_writes_a_result_figures_and_refuses_another_run(

@@ -61,11 +61,11 @@ def test_the_baseline_has_our_losses_and_takes_our_steps(loss) -> None:
     batch = ours.random_batch(setting, dtype=torch.float64)
     for _ in range(2):
         with checked():
-            found = ours.plain_terms(*training.learn(batch), setting.case)
+            terms = ours.plain_terms(*training.learn(batch), setting.case)
             expected = system.learn(ours.plain_batch(batch))
-        assert found.keys() == expected.keys()
-        assert len(found) == 2 + 7 * len(setting.case.shape.features)
-        for name, value in found.items():
+        assert terms.keys() == expected.keys()
+        assert len(terms) == 2 + 7 * len(setting.case.shape.features)
+        for name, value in terms.items():
             assert value == pytest.approx(expected[name], rel=1e-10), name
     for (name, plain), (_, stacked) in pairs(system, training):
         torch.testing.assert_close(plain, stacked, rtol=0, atol=1e-9, msg=name)
@@ -75,9 +75,9 @@ def test_the_baseline_has_our_losses_in_bf16_about() -> None:
     setting = replace(TINY, precision="bf16")
     system, training = same_start(setting, torch.float32)
     batch = ours.random_batch(setting)
-    found = ours.plain_terms(*training.learn(batch), setting.case)
+    terms = ours.plain_terms(*training.learn(batch), setting.case)
     expected = system.learn(ours.plain_batch(batch))
-    for name, value in found.items():
+    for name, value in terms.items():
         assert value == pytest.approx(expected[name], rel=0.05, abs=1e-3), name
 
 
@@ -94,11 +94,11 @@ def test_both_sides_have_the_parameters_of_table_s2(name, total) -> None:
 
 def test_an_epoch_of_the_baseline_visits_as_many_batches_as_ours() -> None:
     data = ours.random_rows(TINY.case, limit=20)
-    given = loaders(data.values(), batch=TINY.batch)
-    assert [len(one) for one in given] == [2, 2, 2]
+    data_loaders = loaders(data.values(), batch=TINY.batch)
+    assert [len(entry) for entry in data_loaders] == [2, 2, 2]
     assert ours.loader(TINY, data).steps == 2
-    found = train_epoch(Baseline(TINY), given)
-    assert all(torch.tensor(value).isfinite() for value in found.values())
+    means = train_epoch(Baseline(TINY), data_loaders)
+    assert all(torch.tensor(value).isfinite() for value in means.values())
 
 
 def test_a_row_of_the_baselines_data_is_one_sample() -> None:
@@ -117,8 +117,8 @@ def test_operations_are_those_counted_by_hand() -> None:
     similarity, overlap = 3 * 6 * 6 * 5, 3 * (6 * 6 * 2) + 3 * (6 * 2 * 2)
     of_clustering = 2 * 2 * (similarity + 2 * overlap)  # of two modalities in two phases
     assert counts.operations(shape, rows=6) == 2 * (phase_d + phase_g + of_clustering)
-    lower = {one: times for one, times in counts.products(shape, rows=6).items() if one.lower}
-    assert sum(one.operations * times for one, times in lower.items()) == 2 * phase_g
+    lower = {entry: times for entry, times in counts.products(shape, rows=6).items() if entry.lower}
+    assert sum(entry.operations * times for entry, times in lower.items()) == 2 * phase_g
     assert counts.parameters(shape) == 2 * ((16 + 2 * 10) + (12 + 15) + 2 * 4) + 15 + 12 + 12
 
 
@@ -159,16 +159,16 @@ def test_the_exponent_of_a_power_law_is_found(power) -> None:
 
 
 def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
-    found = Measured({"a": (2.0, 4.0, 60.0), "b": (1.0, 2.0, 20.0)}, others=0.0)
-    assert found.ratio("a", "b") == 2.0
-    assert found.spread("a", "b") == (2.0, 2.5)
-    assert found.quiet
+    measured = Measured({"a": (2.0, 4.0, 60.0), "b": (1.0, 2.0, 20.0)}, others=0.0)
+    assert measured.ratio("a", "b") == 2.0
+    assert measured.spread("a", "b") == (2.0, 2.5)
+    assert measured.quiet
 
 
 @pytest.mark.parametrize(("times", "others"), [((2.0, 3.0, 1.0), 1.0), ((2.0, 0.9, 1.0), 0.0), ((2.0, 0.0, 1.0), None)])
 def test_cores_used_by_others_are_busy_cores_minus_our_own(monkeypatch, times, others) -> None:
-    told = iter([(0.0, 0.0, 0.0), times])
-    monkeypatch.setattr("tools.bench.measure.cpu_times", lambda: next(told))
+    readings = iter([(0.0, 0.0, 0.0), times])
+    monkeypatch.setattr("tools.bench.measure.cpu_times", lambda: next(readings))
     assert Watch().others() == others
 
 
@@ -195,18 +195,18 @@ def test_growth_has_a_row_for_each_size_and_an_exponent(monkeypatch, capsys) -> 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_take_most(device, capsys) -> None:
-    asked = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--steps", "2", "--replicates", "1", "2"]
-    assert main(["profile", *asked, "--top", "3", "--device", device, "--json"]) == 0
+    options = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--steps", "2", "--replicates", "1", "2"]
+    assert main(["profile", *options, "--top", "3", "--device", device, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     for replicates in (1, 2):
-        held = [row for row in rows if row["replicates"] == replicates]
-        groups, operators = held[:-3], held[-3:]
+        of_stack = [row for row in rows if row["replicates"] == replicates]
+        groups, operators = of_stack[:-3], of_stack[-3:]
         assert {row["group"] for row in groups} == {*profiled.GROUPS, "other"}
         assert {row["operator"] for row in groups} == {"all"}
         assert sum(row["share"] for row in groups) == pytest.approx(1)
         assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
-        assert all(row["calls"] > 0 for row in held)
-        assert all(row["ms"] > 0 for row in held if row["group"] != "other")  # on a GPU views have no kernels
+        assert all(row["calls"] > 0 for row in of_stack)
+        assert all(row["ms"] > 0 for row in of_stack if row["group"] != "other")  # on a GPU views have no kernels
 
 
 def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None:
@@ -216,9 +216,9 @@ def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None
         graphs.append(times)
         return step
 
-    took = Measured({"it": (30.0, 10.0, 20.0)}, others=0.0)
+    measured = Measured({"it": (30.0, 10.0, 20.0)}, others=0.0)
     monkeypatch.setattr(roofline, "captured", captured)
-    monkeypatch.setattr(roofline, "interleaved", lambda works, **_: works["it"](1) or took)
+    monkeypatch.setattr(roofline, "interleaved", lambda works, **_: works["it"](1) or measured)
     cuda = torch.device("cuda")
     assert roofline.floor_ms(list, cuda, turns=3) == pytest.approx(20.0 / roofline.IN_A_GRAPH)
     assert roofline.floor_ms(list, CPU, turns=3) == 20.0
@@ -226,7 +226,7 @@ def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None
 
 
 def test_a_profile_counts_the_calls_of_one_step() -> None:
-    calls = {one.operator: one.calls for one in profiled.spent(TINY, replicates=1, steps=2)}
+    calls = {entry.operator: entry.calls for entry in profiled.spent(TINY, replicates=1, steps=2)}
     assert calls["aten::_fused_adam_"] == 2
     in_motion, batch = ours.Training(TINY), ours.random_batch(TINY)
     in_motion.learn(batch)
@@ -275,8 +275,8 @@ def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys)
 def test_a_study_is_timed_three_ways(capsys) -> None:
     assert main(["sweep", "--samples", "90", "--epochs", "1", "--folds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    stacked, single, alone = (row["packs"] for row in rows)
-    assert stacked < single == 3 + 1 and alone == 3, "a refit is one more"
+    stacked, single, commands = (row["packs"] for row in rows)
+    assert stacked < single == 3 + 1 and commands == 3, "a refit is one more"
     assert rows[2]["ratio"] == 1 and all(0 < row["training"] < 1 for row in rows)
     for row in rows:
         assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])
@@ -284,7 +284,7 @@ def test_a_study_is_timed_three_ways(capsys) -> None:
 
 @pytest.mark.slow
 def test_every_requested_combination_is_a_row(capsys) -> None:
-    asked = ["--batches", "4", "5", "--precisions", "fp32", "bf16"]
-    assert main(["step", "--shapes", "tiny", "--threads", "1", "--turns", "1", "--json", *asked]) == 0
+    options = ["--batches", "4", "5", "--precisions", "fp32", "bf16"]
+    assert main(["step", "--shapes", "tiny", "--threads", "1", "--turns", "1", "--json", *options]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [(row["batch"], row["precision"]) for row in rows] == list(product([4, 5], ["fp32", "bf16"]))

@@ -158,10 +158,10 @@ def chain(chance: random.Random, *, share: float) -> Answer:
 
 def once(marker: str) -> Answer:
     """Kill at one marker, the first time it is passed."""
-    left = [marker]
+    remaining = [marker]
 
     def answer(passed: str) -> bytes:
-        return KILL if passed in left and left.pop() else GO
+        return KILL if passed in remaining and remaining.pop() else GO
 
     return answer
 
@@ -208,11 +208,11 @@ def compared(out: Path, uninterrupted: Path) -> list[str]:
 
 def _journals(out: Path, uninterrupted: Path) -> Iterator[str]:
     for path in uninterrupted.rglob("journal.jsonl"):
-        ours, theirs = journal.read(out / path.relative_to(uninterrupted)), journal.read(path)
+        actual, expected = journal.read(out / path.relative_to(uninterrupted)), journal.read(path)
         for kind in ("start", "metrics", "checkpoint", "end"):
             lines_of_both = [
                 [_plain(record, folder) for record in records if record["kind"] == kind]
-                for records, folder in ((ours, out), (theirs, uninterrupted))
+                for records, folder in ((actual, out), (expected, uninterrupted))
             ]
             if kind != "metrics":  # an event is repeated if it is unknown whether it was written
                 lines_of_both = [sorted(set(lines)) for lines in lines_of_both]

@@ -80,9 +80,9 @@ class Ranks:
         with TemporaryDirectory(dir=self.folder) as rendezvous:
             pairs = [socketpair() for _ in range(self.size)]
             children = [self._forked(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
-            for _, theirs in pairs:
-                theirs.close()
-            killed = _answer([ours for ours, _ in pairs], children, aim, noted)
+            for _, child_end in pairs:
+                child_end.close()
+            killed = _answer([parent_end for parent_end, _ in pairs], children, aim, noted)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         for rank, code in enumerate(codes):
             expected_code = -signal.SIGKILL if aim and rank == aim.victim else RankLost.exit_code
@@ -92,10 +92,10 @@ class Ranks:
     def _forked(self, rank: int, rendezvous: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
         child = os.fork()
         if child == 0:
-            mine = pairs[rank][1]
-            for end in (pipe_end for pair in pairs for pipe_end in pair if pipe_end is not mine):
+            connection = pairs[rank][1]
+            for end in (pipe_end for pair in pairs for pipe_end in pair if pipe_end is not connection):
                 end.close()
-            at = Announcer(mine.fileno(), mine.fileno())
+            at = Announcer(connection.fileno(), connection.fileno())
             _announce_steps(rank, at)
             life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(rendezvous)))
         return child
@@ -105,23 +105,23 @@ def _is_step(marker: str) -> bool:
     return marker.startswith("rank ")
 
 
-def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
+def _answer(sockets: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
     """Answer ranks until all have ended; return True if one was killed, which happens at most once.
 
     Raises ``AssertionError`` if ranks neither end nor announce anything, after killing all of them.
     """
-    left, killed = list(ours), False
-    while left:
-        ready, _, _ = select.select(left, [], [], LIMIT_S)
+    pending, killed = list(sockets), False
+    while pending:
+        ready, _, _ = select.select(pending, [], [], LIMIT_S)
         if not ready:
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            raise AssertionError(f"{aim}: ranks {[ours.index(connection) for connection in left]} do not exit")
+            raise AssertionError(f"{aim}: ranks {[sockets.index(connection) for connection in pending]} do not exit")
         for connection in ready:
             marker = _heard(connection)
             if not marker:
-                left.remove(connection)
+                pending.remove(connection)
                 connection.close()
                 continue
             noted(marker)

@@ -19,8 +19,8 @@ from modis_dist.train import checkpoint
 from modis_dist.train.callbacks import Callbacks
 from modis_dist.train.loop import fit
 from modis_dist.train.process_group import RankSpec, join_process_group, rendezvous_file
-from tests.devices import ALONE
-from tests.ranks import CONTEXT, LIMIT_S, answers, on_ranks, start
+from tests.devices import SINGLE_RANK
+from tests.ranks import CONTEXT, LIMIT_S, on_ranks, receive_results, start
 from tests.train import toy
 from tests.train.test_loop import StopAt
 
@@ -62,7 +62,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[s
     return json.dumps(results[0]), tensors_of(folder)
 
 
-def here(world: World, folder: Path) -> tuple[int, bool]:
+def rendezvous(world: World, folder: Path) -> tuple[int, bool]:
     del folder
     world.sum(torch.zeros(1))  # else one rank may leave while the other is still connecting
     return world.rank, world.alone
@@ -70,7 +70,7 @@ def here(world: World, folder: Path) -> tuple[int, bool]:
 
 def test_ranks_rendezvous_in_a_folder_of_any_name(tmp_path: Path) -> None:
     folder = tmp_path / "a#b?c%20d é"
-    assert on_ranks(2, here, folder) == [(0, False), (1, False)]
+    assert on_ranks(2, rendezvous, folder) == [(0, False), (1, False)]
     assert [p.name for p in tmp_path.iterdir()] == [folder.name]
 
 
@@ -91,7 +91,7 @@ def test_a_training_in_float64_is_the_same_on_one_two_and_three_ranks(tmp_path: 
             torch.testing.assert_close(got[name], tensor, rtol=1e-8, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
 
 
-@pytest.mark.parametrize("ranks", ALONE)
+@pytest.mark.parametrize("ranks", SINGLE_RANK)
 def test_a_world_of_one_rank_equals_training_without_ranks_and_resumes_bit_identically(
     ranks: tuple[int, str], tmp_path: Path
 ) -> None:
@@ -147,7 +147,7 @@ def test_after_a_rank_is_killed_the_others_name_it_and_the_training_resumes_bit_
     rank: int, step: int, tmp_path: Path, uninterrupted: Any
 ) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, step, signal.SIGKILL)
-    (_, error), pid = answers(pipes)[1 - rank], processes[rank].pid
+    (_, error), pid = receive_results(pipes)[1 - rank], processes[rank].pid
     assert f"RankLost: rank {rank} of 2 (process {pid} on " in error and "is gone" in error
     (tmp_path / "ranks").unlink()
     results = on_ranks(2, train, tmp_path)
@@ -161,7 +161,7 @@ def test_after_a_rank_is_killed_the_others_name_it_and_the_training_resumes_bit_
 def test_a_rank_that_hangs_is_named_after_the_timeout(rank: int, tmp_path: Path) -> None:
     processes, pipes = start(2, doomed, tmp_path, rank, 4, signal.SIGSTOP, timeout_s=3.0)
     try:
-        (_, error) = answers([pipes[1 - rank]])[0]
+        (_, error) = receive_results([pipes[1 - rank]])[0]
     finally:
         processes[rank].kill()
     assert f"RankLost: rank {rank} of 2 (process {processes[rank].pid} on " in error
@@ -183,7 +183,7 @@ def test_a_rank_0_that_hangs_or_dies_while_the_others_wait_for_it_is_named(
 ) -> None:
     processes, pipes = start(2, slow, tmp_path, number, timeout_s=3.0)
     try:
-        (_, error) = answers([pipes[1]])[0]
+        (_, error) = receive_results([pipes[1]])[0]
     finally:
         processes[0].kill()
     assert error.startswith(f"RankLost: rank 0 of 2 (process {processes[0].pid} on ") and expected in error
@@ -208,7 +208,7 @@ def test_a_locked_folder_is_refused_on_every_rank_at_once(tmp_path: Path) -> Non
     (tmp_path / "taken").mkdir()
     with locked(tmp_path / "taken"):
         _, pipes = start(3, into_a_taken_folder, tmp_path)
-        assert all(f"process {os.getpid()} on " in error for _, error in answers(pipes))
+        assert all(f"process {os.getpid()} on " in error for _, error in receive_results(pipes))
 
 
 def listeners(rank: int, folder: Path, interface: str, pipe: Any) -> None:
@@ -274,7 +274,7 @@ def failing(world: World, folder: Path) -> None:
 
 def test_an_error_of_one_rank_is_not_reported_as_a_lost_rank(tmp_path: Path) -> None:
     _, pipes = start(2, failing, tmp_path, timeout_s=3.0)
-    (_, first), (_, second) = answers(pipes)
+    (_, first), (_, second) = receive_results(pipes)
     assert second.startswith("ZeroDivisionError: of its own")
     assert "rank 1 of 2 ended: ZeroDivisionError: of its own" in first
 
@@ -290,4 +290,4 @@ def refusing(world: World, folder: Path) -> None:
 
 def test_an_error_on_rank_0_is_raised_on_all_ranks(tmp_path: Path) -> None:
     _, pipes = start(3, refusing, tmp_path)
-    assert all(error.startswith("RunFailed: on the first rank") for _, error in answers(pipes))
+    assert all(error.startswith("RunFailed: on the first rank") for _, error in receive_results(pipes))

@@ -50,7 +50,7 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
     return says
 
 
-def of(findings: list[Finding], check: str) -> Finding:
+def finding_of(findings: list[Finding], check: str) -> Finding:
     (finding,) = [finding for finding in findings if finding.check == check]
     return finding
 
@@ -121,25 +121,27 @@ def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
 
 
 def test_absent_failed_and_unconnected_processes_have_different_messages() -> None:
-    came = {0: "a", 1: "b"}
+    hosts = {0: "a", 1: "b"}
     late = doctor.all_reduce_finding(Answers({0: "a"}, {}), ["n1", "n2"], remark="")
     assert late.level == "error" and late.message == "n2 did not start within 60 s"
-    apart = doctor.all_reduce_finding(Answers(came, {}), ["n1", "n2"], remark="")
-    assert apart.level == "error" and apart.message.startswith("n1, n2 started and did not finish within 60 s")
+    unconnected = doctor.all_reduce_finding(Answers(hosts, {}), ["n1", "n2"], remark="")
+    assert unconnected.level == "error" and unconnected.message.startswith(
+        "n1, n2 started and did not finish within 60 s"
+    )
     failed = doctor.all_reduce_finding(
-        Answers(came, {0: Done("a", error="RuntimeError: no route")}), ["n1", "n2"], remark=""
+        Answers(hosts, {0: Done("a", error="RuntimeError: no route")}), ["n1", "n2"], remark=""
     )
     assert failed.message.startswith("n1: RuntimeError: no route; n2 ")
 
 
 def test_the_time_is_that_of_the_slowest_node_and_nccl_is_timed_if_every_node_has_a_gpu() -> None:
-    came = {0: "a", 1: "b"}
-    complete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
+    hosts = {0: "a", 1: "b"}
+    complete = Answers(hosts, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
     assert (
         doctor.all_reduce_finding(complete, ["n1", "n2"], remark="").message
         == "4 MB over n1, n2 in 0.500 s (gloo), 0.0200 s (NCCL)"
     )
-    incomplete = Answers(came, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
+    incomplete = Answers(hosts, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
     assert (
         doctor.all_reduce_finding(incomplete, ["n1", "n2"], remark="").message == "4 MB over n1, n2 in 0.500 s (gloo)"
     )
@@ -167,7 +169,7 @@ def test_the_all_reduce_is_over_the_allocation_or_else_on_this_machine(
     monkeypatch.setattr(doctor, "on_this_machine", lambda: Finding("all-reduce", "ok", "here"))
     monkeypatch.setattr(doctor, "not_allocated", lambda *_: Finding("all-reduce", "ok", "not allocated"))
     monkeypatch.setattr(doctor, "over_allocation", lambda *_, nodes: [Finding("all-reduce", "ok", f"{nodes} nodes")])
-    assert of(list(doctor.examine(site, folder=tmp_path)), "all-reduce").message == where
+    assert finding_of(list(doctor.examine(site, folder=tmp_path)), "all-reduce").message == where
 
 
 def test_outside_an_allocation_the_fix_is_an_salloc_command() -> None:
@@ -262,7 +264,7 @@ def test_an_output_folder_with_locks_and_permissions_is_ok_and_stays_empty(tmp_p
 
 
 def test_a_missing_output_folder_is_an_error_finding(tmp_path: Path) -> None:
-    finding = of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
+    finding = finding_of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
     assert finding.level == "error" and "No such file" in finding.message and finding.fix
 
 

@@ -12,12 +12,12 @@ from modis_dist.runtime.finding import Finding
 
 
 def test_a_node_that_gets_the_lock_of_another_is_named() -> None:
-    came = {0: "a", 1: "b", 2: "c"}
-    local = Answers(came, {0: Done("a"), 1: Done("b", excluded=False), 2: Done("c", excluded=True)})
+    hosts = {0: "a", 1: "b", 2: "c"}
+    local = Answers(hosts, {0: Done("a"), 1: Done("b", excluded=False), 2: Done("c", excluded=True)})
     (finding,) = doctor.locks_between(local, ["n1", "n2", "n3"])
     assert finding.level == "error" and finding.message == "n2 acquired a lock held by n1"
     assert "not localflock" in finding.fix
-    assert doctor.locks_between(Answers(came, {0: Done("a")}), ["n1", "n2", "n3"]) == []
+    assert doctor.locks_between(Answers(hosts, {0: Done("a")}), ["n1", "n2", "n3"]) == []
 
 
 def test_the_output_folder_or_its_nearest_parent_is_checked(

@@ -80,11 +80,13 @@ def test_a_study_that_is_interrupted_and_loses_rays_head_resumes_with_less_memor
     assert "1 pack(s) at a time instead of 2" in caplog.text
     local = write_study(tmp_path / "local.yaml", store, **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "uninterrupted")]) == 0
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "uninterrupted"))
-    for summary in (ours, theirs):
-        del summary["seconds"], summary["mlflow"]
-    assert ours == theirs
-    assert ours["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
+    summary, expected = (
+        json.loads((folder / "summary.json").read_text()) for folder in (out, tmp_path / "uninterrupted")
+    )
+    for content in (summary, expected):
+        del content["seconds"], content["mlflow"]
+    assert summary == expected
+    assert summary["trials"] == {"total": 6, "done": 6, "failed": 0, "pruned": 0}
 
 
 @pytest.mark.slow

@@ -201,13 +201,13 @@ def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
 ) -> None:
     submitted(store, out)
     executor, pack = array_job.AfterArray(out), submission.packs_of(out, load(out))[0]
-    alone = [replace(pack, trials=(replace(pack.trials[0], id=f"t{number}"),)) for number in range(5)]
+    packs = [replace(pack, trials=(replace(pack.trials[0], id=f"t{number}"),)) for number in range(5)]
     trained_here: list[Pack] = []
     monkeypatch.setattr(LocalExecutor, "execute", lambda _, packs, **__: trained_here.extend(packs) or {})
-    assert executor.execute(alone[:4], out=out, store=store) == {} and trained_here == alone[:4]
+    assert executor.execute(packs[:4], out=out, store=store) == {} and trained_here == packs[:4]
     with pytest.raises(RunFailed, match=r"\b5 .*`modis-dist resume "):
-        executor.execute(alone, out=out, store=store)
-    refits = [replace(pack, evaluated_on="test") for pack in alone]
+        executor.execute(packs, out=out, store=store)
+    refits = [replace(pack, evaluated_on="test") for pack in packs]
     assert executor.execute(refits, out=out, store=store) == {} and trained_here[4:] == refits
 
 

@@ -224,16 +224,16 @@ def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     assert command(["mlflow-sync", str(resumed[1])]) == 0
-    ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
-    assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
+    fetched, expected = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
+    assert len(fetched["runs"]) == 8 + 2 + 1 and len(fetched["metrics"]) > 100
 
     def comparable(rows_by_table: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Remove the parent run, whose name contains the folder."""
         return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in rows_by_table.items()}
 
-    assert comparable(ours) == comparable(theirs)
-    assert {what: len(rows) for what, rows in ours.items()} == {what: len(rows) for what, rows in theirs.items()}
-    assert {status for name, status in ours["runs"]} == {"FINISHED"}
+    assert comparable(fetched) == comparable(expected)
+    assert {what: len(rows) for what, rows in fetched.items()} == {what: len(rows) for what, rows in expected.items()}
+    assert {status for name, status in fetched["runs"]} == {"FINISHED"}
 
 
 def test_a_repeated_fetch_copies_and_duplicates_nothing(
