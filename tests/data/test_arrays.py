@@ -60,7 +60,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- the same as in memory ----------------------------------------------------------------------------------
+# --- equality with memory -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -127,7 +127,7 @@ def test_preprocessing_from_a_store_and_from_memory_is_bit_identical(
         assert fitted.apply(RowView(stored, part), storage="disk").tobytes() == expected.apply(x[part]).tobytes()
 
 
-# --- nothing is left ----------------------------------------------------------------------------------------
+# --- clean-up -----------------------------------------------------------------------------------------------
 
 
 def test_a_feature_file_is_unnamed_while_in_use(scratch: Path) -> None:

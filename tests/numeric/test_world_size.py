@@ -89,16 +89,16 @@ def all_cases(world: World, folder: Path, device: str) -> dict[str, Any]:
     return {name: run(world, case, device=device) for name, case in CASES.items()}
 
 
-def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
+def run_with_per_rank_statistics(world: World, folder: Path) -> dict[str, Tensor]:
     del folder
     forward = StackedBatchNorm.forward
 
-    def of_own_rows(layer: StackedBatchNorm, x: Tensor) -> Tensor:
+    def normalise_per_rank(layer: StackedBatchNorm, x: Tensor) -> Tensor:
         """Normalise as ``torch.nn.BatchNorm1d`` under DDP does."""
         layer.world = ALONE
         return forward(layer, x)
 
-    StackedBatchNorm.forward = of_own_rows  # type: ignore[method-assign]
+    StackedBatchNorm.forward = normalise_per_rank  # type: ignore[method-assign]
     return run(world, CASES["uneven blocks"])[0]
 
 
@@ -129,7 +129,7 @@ def test_all_ranks_are_bit_identical(name: str, worlds: list[dict[str, Any]]) ->
 
 def test_steps_differ_if_every_rank_normalises_by_its_own_rows(tmp_path: Path) -> None:
     expected = run(ALONE, CASES["uneven blocks"])[0]
-    actual = on_ranks(2, with_statistics_of_its_own, tmp_path)[0]
+    actual = on_ranks(2, run_with_per_rank_statistics, tmp_path)[0]
     assert max(float((actual[key] - tensor).abs().max()) for key, tensor in expected.items()) > 1e-4
 
 

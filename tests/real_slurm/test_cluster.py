@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integrations.processes import lives, wait_for
+from tests.integrations.processes import is_running, wait_for
 from tests.real_slurm.cluster import SCRIPT, Cluster, call_script, running
 
 pytestmark = pytest.mark.slurm
@@ -85,7 +85,7 @@ def test_a_job_of_a_failed_node_is_node_fail_and_runs_again_when_the_node_is_bac
 
     cluster.kill("n1")
 
-    assert not lives(shell)
+    assert not is_running(shell)
     assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t").startswith("down")
     cluster.wait_for(job, "NODE_FAIL", seconds=LIMIT_S)
     cluster.revive("n1")

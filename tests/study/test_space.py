@@ -58,7 +58,7 @@ def test_keys_are_drawn_independently_of_each_other() -> None:
     assert np.abs(correlation - np.eye(3)).max() < 0.1
 
 
-def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> None:
+def test_choices_and_steps_are_equally_likely_and_integers_for_integer_keys() -> None:
     drawn = draws(3000)
     for key, values in (
         ("model.latent", [4, 8, 16]),

@@ -1,4 +1,4 @@
-"""The baseline of the measurements trains what we train; what is counted and fitted is right. No times are judged."""
+"""Benchmarks: the baseline trains like the package, counts and fits are correct. No times are asserted."""
 
 import json
 from collections.abc import Iterator
@@ -29,17 +29,17 @@ QUICK = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--turns", "2",
 
 
 @pytest.fixture(autouse=True)
-def _little_work(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Turns of a single piece of work on one thread; then the other tests' threads again."""
+def _one_call_per_turn(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Time a single call per turn, on one thread; restore the number of threads afterwards."""
     monkeypatch.setattr("tools.bench.measure.pieces_per_turn", lambda *_: 1)
-    before = torch.get_num_threads()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(threads)
 
 
 def same_start(setting: Setting, dtype: torch.dtype) -> tuple[Baseline, ours.Training]:
-    """Both sides with the same weights."""
+    """Return the baseline and a training of the package with the same initial weights."""
     training, system = ours.Training(setting, dtype=dtype), Baseline(setting, dtype=dtype)
     for (_, plain), (_, stacked) in pairs(system, training):
         plain.copy_(stacked)
@@ -47,7 +47,7 @@ def same_start(setting: Setting, dtype: torch.dtype) -> tuple[Baseline, ours.Tra
 
 
 def pairs(system: Baseline, training: ours.Training) -> list[tuple[tuple[str, Tensor], tuple[str, Tensor]]]:
-    """Parameters and statistics of the baseline and the same of ours; both are listed in the order of the layers."""
+    """Pair the named parameters and statistics of the baseline with those of the package, in the order of layers."""
     plain = [(name, tensor) for name, tensor in system.state_dict().items() if not name.endswith("num_batches_tracked")]
     stacked = [(name, tensor[0]) for name, tensor in training.state.model_tensors().items()]
     assert [tensor.shape for _, tensor in plain] == [tensor.shape for _, tensor in stacked]
@@ -55,7 +55,7 @@ def pairs(system: Baseline, training: ours.Training) -> list[tuple[tuple[str, Te
 
 
 @pytest.mark.parametrize("loss", ["published", "pairwise"])
-def test_the_baseline_has_our_losses_and_takes_our_steps(loss) -> None:
+def test_losses_and_steps_of_the_baseline_equal_those_of_the_package(loss) -> None:
     setting = replace(TINY, loss=loss)
     system, training = same_start(setting, torch.float64)
     batch = ours.random_batch(setting, dtype=torch.float64)
@@ -71,7 +71,7 @@ def test_the_baseline_has_our_losses_and_takes_our_steps(loss) -> None:
         torch.testing.assert_close(plain, stacked, rtol=0, atol=1e-9, msg=name)
 
 
-def test_the_baseline_has_our_losses_in_bf16_about() -> None:
+def test_losses_of_the_baseline_in_bf16_are_close_to_those_of_the_package() -> None:
     setting = replace(TINY, precision="bf16")
     system, training = same_start(setting, torch.float32)
     batch = ours.random_batch(setting)
@@ -82,7 +82,7 @@ def test_the_baseline_has_our_losses_in_bf16_about() -> None:
 
 
 @pytest.mark.parametrize(("name", "total"), [("intersim", 2_064_792), ("tcga10", 79_970_175)])
-def test_both_sides_have_the_parameters_of_table_s2(name, total) -> None:
+def test_baseline_and_package_have_the_parameter_counts_of_table_s2(name, total) -> None:
     case = CASES[name]
     with torch.device("meta"):
         system = Baseline(replace(TINY, case=case, device=torch.device("meta")))
@@ -92,7 +92,7 @@ def test_both_sides_have_the_parameters_of_table_s2(name, total) -> None:
     assert counts.parameters(case.shape) == total
 
 
-def test_an_epoch_of_the_baseline_visits_as_many_batches_as_ours() -> None:
+def test_an_epoch_of_the_baseline_has_as_many_batches_as_one_of_the_package() -> None:
     data = ours.random_rows(TINY.case, limit=20)
     data_loaders = loaders(data.values(), batch=TINY.batch)
     assert [len(entry) for entry in data_loaders] == [2, 2, 2]
@@ -101,12 +101,12 @@ def test_an_epoch_of_the_baseline_visits_as_many_batches_as_ours() -> None:
     assert all(torch.tensor(value).isfinite() for value in means.values())
 
 
-def test_a_row_of_the_baselines_data_is_one_sample() -> None:
+def test_an_item_of_the_baseline_data_set_is_one_sample() -> None:
     x, label = Rows(torch.arange(6.0).view(3, 2), torch.tensor([4, 5, 6]))[1]
     assert (x.tolist(), label.item()) == ([2.0, 3.0], 5)
 
 
-def test_operations_are_those_counted_by_hand() -> None:
+def test_operation_counts_equal_those_counted_by_hand() -> None:
     # Encoder 3 -> 4, two heads 4 -> 2; decoder 2 -> 4 -> 3; discriminator 2 -> 5, heads 5 -> 2 and 5 -> 2; 6 rows each.
     shape = Shape({"a": 3, "b": 3}, {"a": (4,), "b": (4,)}, latent=2, classes=2, discriminator=(5,))
     encoder, decoder = 3 * 4 + 2 * 4 * 2, 2 * 4 + 4 * 3
@@ -123,7 +123,7 @@ def test_operations_are_those_counted_by_hand() -> None:
 
 
 class Counting(TorchDispatchMode):
-    """Counts the operations of the matrix products that are taken inside."""
+    """Counts the operations of matrix products inside the block."""
 
     operations = 0
 
@@ -136,7 +136,7 @@ class Counting(TorchDispatchMode):
 
 
 class CountingProducts(TorchDispatchMode):
-    """Counts the matrix products that are taken inside."""
+    """Counts the matrix products inside the block."""
 
     calls = 0
 
@@ -146,7 +146,7 @@ class CountingProducts(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
+def test_a_step_runs_exactly_the_counted_products() -> None:
     training, batch = ours.Training(TINY), ours.random_batch(TINY)
     with Counting() as counting:
         training.learn(batch)
@@ -154,11 +154,11 @@ def test_our_step_takes_the_products_that_are_counted_and_no_other() -> None:
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
-def test_the_exponent_of_a_power_law_is_found(power) -> None:
+def test_the_fitted_exponent_is_that_of_the_power_law(power) -> None:
     assert exponent({size: 3.7 * size**power for size in (1, 2, 5, 40)}) == pytest.approx(power, abs=1e-12)
 
 
-def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
+def test_the_ratio_is_of_medians_and_its_spread_over_turns() -> None:
     measured = Measured({"a": (2.0, 4.0, 60.0), "b": (1.0, 2.0, 20.0)}, others=0.0)
     assert measured.ratio("a", "b") == 2.0
     assert measured.spread("a", "b") == (2.0, 2.5)
@@ -166,7 +166,7 @@ def test_a_ratio_is_of_medians_and_its_spread_of_turns() -> None:
 
 
 @pytest.mark.parametrize(("times", "others"), [((2.0, 3.0, 1.0), 1.0), ((2.0, 0.9, 1.0), 0.0), ((2.0, 0.0, 1.0), None)])
-def test_cores_used_by_others_are_busy_cores_minus_our_own(monkeypatch, times, others) -> None:
+def test_cores_used_by_others_are_busy_cores_minus_those_of_this_process(monkeypatch, times, others) -> None:
     readings = iter([(0.0, 0.0, 0.0), times])
     monkeypatch.setattr("tools.bench.measure.cpu_times", lambda: next(readings))
     assert Watch().others() == others
@@ -194,7 +194,7 @@ def test_growth_has_a_row_for_each_size_and_an_exponent(monkeypatch, capsys) -> 
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_take_most(device, capsys) -> None:
+def test_a_profile_has_shares_of_groups_that_sum_to_1_and_the_slowest_operators(device, capsys) -> None:
     options = ["--shapes", "tiny", "--batches", "4", "--threads", "1", "--steps", "2", "--replicates", "1", "2"]
     assert main(["profile", *options, "--top", "3", "--device", device, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
@@ -206,10 +206,10 @@ def test_a_profile_shares_a_step_out_among_groups_and_shows_the_operators_that_t
         assert sum(row["share"] for row in groups) == pytest.approx(1)
         assert [row["ms"] for row in operators] == sorted((row["ms"] for row in operators), reverse=True)
         assert all(row["calls"] > 0 for row in of_stack)
-        assert all(row["ms"] > 0 for row in of_stack if row["group"] != "other")  # on a GPU views have no kernels
+        assert all(row["ms"] > 0 for row in of_stack if row["group"] != "other")  # on a GPU, views launch no kernel
 
 
-def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None:
+def test_the_floor_on_a_gpu_is_the_time_of_a_graph_divided_by_its_repeats(monkeypatch) -> None:
     graphs = []
 
     def captured(step, *, times) -> object:
@@ -228,10 +228,10 @@ def test_on_a_gpu_a_floor_is_that_of_one_of_many_in_a_graph(monkeypatch) -> None
 def test_a_profile_counts_the_calls_of_one_step() -> None:
     calls = {entry.operator: entry.calls for entry in profiled.spent(TINY, replicates=1, steps=2)}
     assert calls["aten::_fused_adam_"] == 2
-    in_motion, batch = ours.Training(TINY), ours.random_batch(TINY)
-    in_motion.learn(batch)
+    training, batch = ours.Training(TINY), ours.random_batch(TINY)
+    training.learn(batch)
     with CountingProducts() as counting:
-        in_motion.learn(batch)
+        training.learn(batch)
     assert sum(calls.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm", "baddbmm")) == counting.calls
 
 
@@ -240,12 +240,12 @@ def test_ranks_step_on_request_and_exit() -> None:
         work(2)
 
 
-def test_a_table_is_printed_for_people(capsys) -> None:
+def test_a_table_is_printed_without_the_json_option(capsys) -> None:
     assert main(["step", *QUICK[:-1]]) == 0
     assert "ratio" in capsys.readouterr().out
 
 
-def test_the_page_names_every_command() -> None:
+def test_the_readme_names_every_command() -> None:
     page = (Path(__file__).resolve().parents[2] / "tools" / "bench" / "README.md").read_text()
     assert all(f"python -m tools.bench {name}" in page for name in COMMANDS)
 
@@ -272,11 +272,11 @@ def test_a_large_store_is_imported_read_and_trained_from(tmp_path: Path, capsys)
 
 
 @pytest.mark.slow
-def test_a_study_is_timed_three_ways(capsys) -> None:
+def test_a_study_is_timed_as_stacks_as_packs_and_as_train_commands(capsys) -> None:
     assert main(["sweep", "--samples", "90", "--epochs", "1", "--folds", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
     stacked, single, commands = (row["packs"] for row in rows)
-    assert stacked < single == 3 + 1 and commands == 3, "a refit is one more"
+    assert stacked < single == 3 + 1 and commands == 3, "studies also refit"
     assert rows[2]["ratio"] == 1 and all(0 < row["training"] < 1 for row in rows)
     for row in rows:
         assert row["ratio"] == pytest.approx(row["baseline_ms"] / row["ours_ms"])

@@ -113,7 +113,7 @@ def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> 
     """Train in fp16; on the second rank, the gradients of the VAEs overflow in the first ``steps`` steps."""
     phase, calls = Learner.learn, 0
 
-    def spoilt(self: Learner, inputs: Any, loss_weights: Any, rules: Any) -> Any:
+    def with_overflow(self: Learner, inputs: Any, loss_weights: Any, rules: Any) -> Any:
         nonlocal calls
         if "0.mu.weight" in dict(self.networks.named_parameters()):  # the VAEs
             calls += 1
@@ -125,7 +125,7 @@ def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> 
                     handle.remove()
         return phase(self, inputs, loss_weights, rules)
 
-    Learner.learn = spoilt  # type: ignore[method-assign]
+    Learner.learn = with_overflow  # type: ignore[method-assign]
     try:
         members = [toy.member("t", toy.run("trainer.precision=fp16", "optim.epochs=2"), folder)]
         (progress,) = fit(members, folder=folder, device=torch.device(device), world=world)

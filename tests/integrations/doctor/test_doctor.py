@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -116,18 +117,17 @@ def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
     fake("scontrol", "n1\nn2\n", arguments='"show hostnames"*')
     fake("srun", error="srun: error: Node failure on n2\n", code=1)
     (finding,) = doctor.over_allocation([], tmp_path, nodes=2)
-    assert finding.level == "error" and finding.message == "n1, n2 did not start: Node failure on n2"
+    assert finding.level == "error" and re.match(r"n1, n2 .*: Node failure on n2$", finding.message)
     assert not list(tmp_path.glob(".modis-doctor-*")), "its folder is removed"
 
 
 def test_absent_failed_and_unconnected_processes_have_different_messages() -> None:
     hosts = {0: "a", 1: "b"}
     late = doctor.all_reduce_finding(Answers({0: "a"}, {}), ["n1", "n2"], remark="")
-    assert late.level == "error" and late.message == "n2 did not start within 60 s"
+    assert late.level == "error" and re.match(r"n2 .*\b60 s$", late.message)
     unconnected = doctor.all_reduce_finding(Answers(hosts, {}), ["n1", "n2"], remark="")
-    assert unconnected.level == "error" and unconnected.message.startswith(
-        "n1, n2 started and did not finish within 60 s"
-    )
+    assert unconnected.level == "error" and re.match(r"n1, n2 .*\b60 s\b", unconnected.message)
+    assert unconnected.message.removeprefix("n1, ") != late.message
     failed = doctor.all_reduce_finding(
         Answers(hosts, {0: Done("a", error="RuntimeError: no route")}), ["n1", "n2"], remark=""
     )
@@ -137,14 +137,11 @@ def test_absent_failed_and_unconnected_processes_have_different_messages() -> No
 def test_the_time_is_that_of_the_slowest_node_and_nccl_is_timed_if_every_node_has_a_gpu() -> None:
     hosts = {0: "a", 1: "b"}
     complete = Answers(hosts, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25, 0.02)})
-    assert (
-        doctor.all_reduce_finding(complete, ["n1", "n2"], remark="").message
-        == "4 MB over n1, n2 in 0.500 s (gloo), 0.0200 s (NCCL)"
-    )
+    message = doctor.all_reduce_finding(complete, ["n1", "n2"], remark="").message
+    assert re.match(r"4 MB .*n1, n2 .*0\.500 s \(gloo\), 0\.0200 s \(NCCL\)$", message)
     incomplete = Answers(hosts, {0: Done("a", 0.5, 0.01), 1: Done("b", 0.25)})
-    assert (
-        doctor.all_reduce_finding(incomplete, ["n1", "n2"], remark="").message == "4 MB over n1, n2 in 0.500 s (gloo)"
-    )
+    message = doctor.all_reduce_finding(incomplete, ["n1", "n2"], remark="").message
+    assert re.match(r"4 MB .*n1, n2 .*0\.500 s \(gloo\)$", message)
 
 
 @pytest.mark.usefixtures("fake")
@@ -299,11 +296,7 @@ def test_folders_that_others_may_enter_are_an_error(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "mkdir", open_to_all)
     finding = doctor_machine.permissions(tmp_path)
-    assert (
-        finding.level == "error"
-        and finding.message == "new folders have mode 0755"
-        and "default access lists" in finding.fix
-    )
+    assert finding.level == "error" and finding.message.endswith(" 0755") and "default access lists" in finding.fix
 
 
 # --- the command ----------------------------------------------------------------------------------------------
@@ -330,7 +323,7 @@ def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
         "error   that                  is not",
         "        repair it",
     ]
-    assert captured.err == "error: doctor: 1 of 2 checks failed (that)\n"
+    assert re.fullmatch(r"error: doctor: 1 of 2 .*\(that\)\n", captured.err)
 
 
 def test_warnings_end_with_exit_code_0(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:

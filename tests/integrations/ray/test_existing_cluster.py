@@ -67,7 +67,7 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
     stderr = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
     assert stderr.returncode == 0, stderr.stderr
-    assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30), ray.at_work()
+    assert ray.nodes() == 2 and wait_for(lambda: not ray.workers(), seconds=30), ray.workers()
     assert not leftovers(tmp_path / "ray")
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
@@ -88,17 +88,17 @@ def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_wi
         try:
             saved = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
             assert saved and driver.poll() is None, (tmp_path / "output.txt").read_text()
-            assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # one on either node, with a core each
+            assert sum("RayTrainWorker" in line for line in ray.workers()) == 2  # one on either node, with a core each
         finally:
             driver.kill()
             driver.wait()
-    assert wait_for(lambda: not ray.at_work(), seconds=30), f"30 s later: {ray.at_work()}"
+    assert wait_for(lambda: not ray.workers(), seconds=30), f"30 s later: {ray.workers()}"
     (left,) = leftovers(out)
     assert left.stat().st_mode & 0o777 == 0o700 and not (out / "result.json").exists()
 
     again = ended(arguments, ray.environment)
     assert again.returncode == 0, again.stderr
-    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30)
+    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.workers(), seconds=30)
     train_two_ranks(run, without_ray)
     for name in ("history.json", "result.json"):
         assert (out / name).read_bytes() == (without_ray / name).read_bytes(), name

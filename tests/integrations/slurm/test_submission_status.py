@@ -1,6 +1,7 @@
 """Status of submissions: jobs that never start, ended jobs, packs and their tasks."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,10 +82,10 @@ def test_a_study_whose_jobs_never_start_is_stuck_and_wait_exits_with_3(
     slurm.put("1001", "PENDING", tasks=[0], reason="Dependency")
     slurm.put("1002", "PENDING", reason="Dependency")
     status = submission_status(out)
-    assert status.state == "stuck" and status.advice.startswith("3 job(s) will not start: 1000_0: ")
+    assert status.state == "stuck" and re.match(r"3 job.*: 1000_0: ", status.advice)
     assert f"modis-dist cancel {out}, then modis-dist resume {out} --cluster PROFILE.yaml" in status.advice
     assert command(["status", str(out), "--wait"]) == 3
-    assert "3 job(s) will not start: 1000_0: " in capsys.readouterr().err
+    assert re.search(r"\b3 job.*: 1000_0: ", capsys.readouterr().err)
 
 
 def test_a_job_that_never_starts_is_named_while_others_run(slurm: FakeSlurm, store: Path, out: Path) -> None:
@@ -129,7 +130,7 @@ def test_tasks_without_status_files_hint_at_a_folder_that_nodes_do_not_see(
     assert all(reason.startswith("job FAILED ") for reason in status.failed.values())
     assert str(out) in status.advice and "`srun ls`" in status.advice and "--out" in status.advice
     assert command(["status", str(out)]) == 0
-    assert "failed: job pack-0: job FAILED" in capsys.readouterr().out
+    assert re.search(r"failed: .*\bpack-0: .*\bFAILED\b", capsys.readouterr().out)
 
 
 def test_the_reason_of_a_job_precedes_slurms_state(slurm: FakeSlurm, store: Path, out: Path) -> None:
@@ -156,7 +157,7 @@ def test_submit_and_dry_run_warn_of_local_file_systems(
     monkeypatch.setattr(submit, "file_system", lambda _: kind)
     submit.scripts_of(planned(store, out), site(), form="array", out=out)
     submitted(store, out)
-    names = [f"--out: {out} ({kind}) and the store: {store} ({kind})" in text for text in caplog.messages]
+    names = [f"{out} ({kind})" in text and f"{store} ({kind})" in text for text in caplog.messages]
     assert names == [True, True] * warned
     caplog.clear()
     submit.scripts_of(planned(store, out), site(executor="local"), form="array", out=out)
@@ -247,7 +248,8 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
     assert (task.job, task.state, task.node, task.restarts, task.log) == ("1000_0", "RUNNING", "n4", 2, log)
     assert command(["status", str(out)]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
-    assert "epoch 2 of 4" in stdout and "job 1000_0 on n4, requeued 2 times" in stdout and "epoch 3 of 4" not in stdout
+    assert "epoch 2 of 4" in stdout and "epoch 3 of 4" not in stdout
+    assert re.search(r"\b1000_0 on n4, requeued 2\b", stdout)
     assert command(["status", str(out), "--json"]) == 0
     tasks = {each["pack"]: each for each in json.loads(capsys.readouterr().out)["submission"]["tasks"]}
     assert (tasks[first]["node"], tasks[last]["state"]) == ("n4", "PENDING") and len(tasks) == 4
