@@ -129,15 +129,15 @@ def test_a_step_from_batch_to_loss_log_never_synchronises_with_the_gpu() -> None
     loss_weights = toy_system.moved(toy_system.weights(("pairwise",) * 2), CUDA)
     log = LossLog(list(toy_system.SHAPE.features), slots=2, window=100, world=ALONE)
 
-    def take(step: int) -> None:
+    def run_step(step: int) -> None:
         log.record(*toy_system.step(state, loader.batch(epoch=0, step=step), loss_weights, Rules()))
 
     captured = cuda_graph.WARM_UP + 2
     for step in range(captured):
-        take(step)
+        run_step(step)
     torch.cuda.set_sync_debug_mode("error")
     try:
-        take(captured)
+        run_step(captured)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

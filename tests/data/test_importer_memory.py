@@ -93,7 +93,7 @@ def test_reading_a_file_takes_the_memory_of_a_few_blocks(
     peaks_of(tmp_path / f"few{LAYOUTS[layout]}", scratch, first)  # the first call imports modules and fills caches
     numpys, arrows = peaks_of(path, scratch, x)
     assert numpys < x.nbytes / 4
-    assert arrows < x.nbytes / 4 or layout.startswith("csv"), "of text Arrow has a block, here all of it"
+    assert arrows < x.nbytes / 4 or layout.startswith("csv"), "Arrow holds one block of text, here the whole file"
 
 
 def test_text_blocks_are_bounded_for_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

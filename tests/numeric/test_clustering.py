@@ -132,10 +132,10 @@ def test_separated_clusters_have_a_lower_loss(seed: int) -> None:
     mixed = normal(9, 3, seed=seed)
     shuffled = sure[torch.randperm(9, generator=torch.Generator().manual_seed(seed))]
     best = clustering(sure.softmax(-1), separated, UNIFORM)
-    assert best < clustering(sure.softmax(-1), mixed, UNIFORM), "the same answers, clusters that overlap"
-    assert best < clustering((0.1 * sure).softmax(-1), separated, UNIFORM), "the same clusters, unsure answers"
+    assert best < clustering(sure.softmax(-1), mixed, UNIFORM), "equal predictions, overlapping clusters"
+    assert best < clustering((0.1 * sure).softmax(-1), separated, UNIFORM), "equal clusters, unsure predictions"
     assert best <= clustering(shuffled.softmax(-1), separated, UNIFORM) + 1e-9, (
-        "answers that do not follow the clusters"
+        "predictions independent of the clusters"
     )
 
 

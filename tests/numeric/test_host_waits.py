@@ -53,14 +53,14 @@ def test_a_step_from_batch_to_loss_log_copies_nothing_between_host_and_device() 
     log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)
     state, loss_weights = start(range(2)), weights(("pairwise",) * 2)
 
-    def take(step: int) -> None:
+    def run_step(step: int) -> None:
         log.record(*learn(state, batches.batch(epoch=0, step=step), loss_weights, Rules()))
 
-    take(0)
+    run_step(0)
     with Operations() as done:
-        take(1)
+        run_step(1)
     assert not {TO_HOST, FROM_HOST} & set(done.names)
-    assert done.names["aten._fused_adam_.default"] == 2, "the step was taken"
+    assert done.names["aten._fused_adam_.default"] == 2, "the step did not run"
 
 
 def test_the_number_of_gathers_does_not_depend_on_how_many_slots_share_data() -> None:

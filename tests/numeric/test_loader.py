@@ -54,7 +54,7 @@ def test_row_order_differs_between_seeds_epochs_modalities_and_passes() -> None:
     orders = [tuple(row_order(30, 30, **where).tolist()) for where in others]
     twice = row_order(30, 60, **one)
     orders.append(tuple(twice[30:].tolist()))
-    assert tuple(twice[:30].tolist()) == orders[0], "the first pass does not depend on how many follow"
+    assert tuple(twice[:30].tolist()) == orders[0], "the first pass depends on the number of passes"
     assert len(set(orders)) == 5
 
 
@@ -121,7 +121,7 @@ def test_few_labelled_rows_are_oversampled_equally_often_to_fill_their_fraction_
             batch = batches.batch(epoch=0, step=at)
             assert (batch.label[0, m] >= 0).sum() == 8 == 0.25 * 32
             rows = numbers(batch, m)
-            assert len(set(rows) - set(range(315, 320))) == 24, "no unlabelled row comes twice"
+            assert len(set(rows) - set(range(315, 320))) == 24, "an unlabelled row repeats"
             visits.update(rows)
         assert [visits[n] for n in range(315, 320)] == [8 * batches.steps // 5] * 5
         assert set(visits.values()) <= {1, 16} and len(visits) == 24 * batches.steps + 5
@@ -241,7 +241,7 @@ def test_the_batch_of_a_slot_is_the_same_alone_and_in_a_stack() -> None:
         assert all(torch.equal(many[r], one[0]) for many, one in zip(stack.x, alone.x, strict=True))
         for name in ("label", "noise_d", "noise_g", "signs"):
             assert torch.equal(getattr(stack, name)[r], getattr(alone, name)[0])
-    assert torch.equal(stack.noise_d[0], stack.noise_d[2]), "noise belongs to the seed"
+    assert torch.equal(stack.noise_d[0], stack.noise_d[2]), "noise does not depend on the seed"
     assert not torch.equal(stack.noise_d[0], stack.noise_d[1])
 
 

@@ -15,7 +15,7 @@ from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import StackedBatchNorm
 from modis_dist.objective import Batch, Rules
 from modis_dist.train.state import Setup, TrainState
-from tests.devices import ALONE as ONE_RANK
+from tests.devices import SINGLE_RANK
 from tests.numeric.paired_loss import registered
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, few, moved, step, weights
 from tests.ranks import on_ranks
@@ -102,7 +102,7 @@ def run_with_per_rank_statistics(world: World, folder: Path) -> dict[str, Tensor
     return run(world, CASES["uneven blocks"])[0]
 
 
-@pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
+@pytest.fixture(scope="module", params=[*SINGLE_RANK, (2, "cpu"), (3, "cpu")])
 def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """Return the results of every rank in all cases; a world of one rank also uses a process group."""
     size, device = request.param

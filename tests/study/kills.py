@@ -44,7 +44,7 @@ def soak(
     """
     tally, chance = Tally(), random.Random(seed)
     uninterrupted = Study(folder, "uninterrupted", store, "local")
-    status = uninterrupted.live().wait()
+    status = uninterrupted.start().wait()
     assert status == 0, f"the uninterrupted study ended with {status}: {uninterrupted.last_line()}"
     for executor in cycle(executors):
         if tally.kills >= kills:
@@ -52,7 +52,7 @@ def soak(
         tally.runs += 1
         study = Study(folder, f"study{tally.runs}", store, executor)
         most = min(kills, tally.kills + KILLS_OF_A_STUDY)
-        while (status := _life(study, chance, tally, most=most, report=report)) is None:
+        while (status := _run_driver(study, chance, tally, most=most, report=report)) is None:
             pass
         if status:
             tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
@@ -62,11 +62,11 @@ def soak(
     return tally
 
 
-def _life(
+def _run_driver(
     study: "Study", chance: random.Random, tally: Tally, *, most: int, report: Callable[[Tally], None]
 ) -> int | None:
     """Run a driver until it is killed (returns None) or ends (returns its exit status)."""
-    driver = study.live()
+    driver = study.start()
     tally.lives += 1
     workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # with more kills, a pack is given up
     for victim in (*["worker"] * workers, "driver"):
@@ -108,7 +108,7 @@ class Study:
         self._log = folder / f"{name}.log"
         self._file = write_study(folder / f"{name}.yaml", store, executor=executor, **SIZE)
 
-    def live(self) -> "Driver":
+    def start(self) -> "Driver":
         """Start a driver."""
         self.lives += 1
         child = os.fork()

@@ -230,7 +230,7 @@ def test_a_pack_killed_at_its_rung_keeps_the_checkpoint_that_the_next_rung_resum
 
     monkeypatch.setattr(run_pack, "fit", fit)
     assert run_toy_study(out, store, EPOCHS, **sweep)["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}
-    assert resumed_from[0] == [None, at_rung] and len(resumed_from) == 2, "the second is the refit"
+    assert resumed_from[0] == [None, at_rung] and len(resumed_from) == 2, "the second call is the refit"
 
 
 def test_a_search_killed_at_every_step_ends_with_the_same_summary(store: Path, tmp_path: Path) -> None:

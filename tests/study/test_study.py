@@ -324,7 +324,7 @@ def test_without_a_complete_configuration_nothing_is_chosen(tmp_path: Path, caps
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 3
     assert f"{tmp_path / 'out'}: no configuration " in capsys.readouterr().err
-    assert list((tmp_path / "out").glob("packs/*/error.txt")) == [], "diverging is no crash"
+    assert list((tmp_path / "out").glob("packs/*/error.txt")) == [], "a diverged training is not a crash"
     assert summary_of(tmp_path)["best"] is None
 
 

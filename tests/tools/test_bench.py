@@ -122,7 +122,7 @@ def test_operation_counts_equal_those_counted_by_hand() -> None:
     assert counts.parameters(shape) == 2 * ((16 + 2 * 10) + (12 + 15) + 2 * 4) + 15 + 12 + 12
 
 
-class Counting(TorchDispatchMode):
+class OperationCounter(TorchDispatchMode):
     """Counts the operations of matrix products inside the block."""
 
     operations = 0
@@ -135,7 +135,7 @@ class Counting(TorchDispatchMode):
         return out
 
 
-class CountingProducts(TorchDispatchMode):
+class ProductCounter(TorchDispatchMode):
     """Counts the matrix products inside the block."""
 
     calls = 0
@@ -148,7 +148,7 @@ class CountingProducts(TorchDispatchMode):
 
 def test_a_step_runs_exactly_the_counted_products() -> None:
     training, batch = ours.Training(TINY), ours.random_batch(TINY)
-    with Counting() as counting:
+    with OperationCounter() as counting:
         training.learn(batch)
     assert counting.operations == counts.operations(TINY.case.shape, rows=TINY.batch)
 
@@ -230,7 +230,7 @@ def test_a_profile_counts_the_calls_of_one_step() -> None:
     assert calls["aten::_fused_adam_"] == 2
     training, batch = ours.Training(TINY), ours.random_batch(TINY)
     training.learn(batch)
-    with CountingProducts() as counting:
+    with ProductCounter() as counting:
         training.learn(batch)
     assert sum(calls.get(f"aten::{name}", 0) for name in ("mm", "addmm", "bmm", "baddbmm")) == counting.calls
 

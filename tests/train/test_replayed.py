@@ -116,27 +116,27 @@ def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halve
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, scaled=True))
     loss_weights, rules = moved(weights(dtype=torch.float32), device), Rules(autocast_dtype=torch.float16)
 
-    def take(number: int) -> None:
+    def run_step(number: int) -> None:
         inputs = batch(number)
         single = replace(inputs, x=tuple(x.float() for x in inputs.x))
         single = replace(single, noise_d=inputs.noise_d.float(), noise_g=inputs.noise_g.float())
         step(state, moved(single, device), loss_weights, rules)
 
     for number in range(WARM_UP + 2):
-        take(number)
+        run_step(number)
     sides = (state.adversary, state.vaes)
     for side in sides:
         side.scaler.update(2.0**127)  # in place: a captured step reads it
     replayed, steps = capture.replayed, [side.steps() for side in sides]
     before = [parameter.clone() for parameter in state.model.parameters()]
-    take(9)
+    run_step(9)
     assert capture.replayed == replayed + 2
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
     assert [side.steps() for side in sides] == steps
     assert [side.scaler.get_scale() for side in sides] == [2.0**126] * 2
     for side in sides:
         side.scaler.update(2.0**10)
-    take(10)
+    run_step(10)
     assert capture.replayed == replayed + 4 and [side.steps() for side in sides] == [number + 1 for number in steps]
     assert not all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 

@@ -30,14 +30,14 @@ Fake = Callable[..., None]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Put fake Slurm commands on PATH; return a function that changes the answer of one."""
+    """Put fake Slurm commands on PATH; return a function that sets the answer of a command."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
-    def says(program: str, text: str = "", *, error: str = "", code: int = 0, arguments: str = "*") -> None:
-        """Set the answer to arguments that match a shell pattern; answers to other arguments stay."""
+    def set_answer(program: str, text: str = "", *, error: str = "", code: int = 0, arguments: str = "*") -> None:
+        """Set the answer to arguments that match a shell pattern; other answers remain."""
         path, number = programs / program, len(list(programs.parent.iterdir()))
         (programs.parent / f"out{number}").write_text(text)
         (programs.parent / f"err{number}").write_text(error)
@@ -46,9 +46,9 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         path.write_text(f'#!/bin/sh\ncase "$*" in {arguments}) {paths}; exit {code};; esac\n{before}')
         path.chmod(0o700)
 
-    says("srun")
-    says("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 16 processors on nodes n[1-2]\n")
-    return says
+    set_answer("srun")
+    set_answer("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 16 processors on nodes n[1-2]\n")
+    return set_answer
 
 
 def finding_of(findings: list[Finding], check: str) -> Finding:
@@ -89,7 +89,7 @@ def test_two_processes_on_this_machine_all_reduce_over_loopback(monkeypatch: pyt
     assert finding.message.startswith("4 MB over process 1, process 2 in ") and "(gloo)" in finding.message
 
 
-def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
+def _run_slurm_task(rank: int, folder: Path) -> None:
     """Run one task of Slurm in a separate process."""
     numbered = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
     os.environ |= {**numbered, "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
@@ -97,7 +97,7 @@ def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
 
 
 def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
-    steps = [CONTEXT.Process(target=_as_a_step_of_slurm, args=(rank, tmp_path)) for rank in range(2)]
+    steps = [CONTEXT.Process(target=_run_slurm_task, args=(rank, tmp_path)) for rank in range(2)]
     for step in steps:
         step.start()
     for step in steps:
@@ -112,13 +112,13 @@ def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
 def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """srun starts nothing and prints the error of a failed node."""
+    """``srun`` starts no process and prints the error of a failed node."""
     monkeypatch.chdir(tmp_path)
     fake("scontrol", "n1\nn2\n", arguments='"show hostnames"*')
     fake("srun", error="srun: error: Node failure on n2\n", code=1)
     (finding,) = doctor.over_allocation([], tmp_path, nodes=2)
     assert finding.level == "error" and re.match(r"n1, n2 .*: Node failure on n2$", finding.message)
-    assert not list(tmp_path.glob(".modis-doctor-*")), "its folder is removed"
+    assert not list(tmp_path.glob(".modis-doctor-*")), "the folder was not removed"
 
 
 def test_absent_failed_and_unconnected_processes_have_different_messages() -> None:
@@ -303,19 +303,19 @@ def test_folders_that_others_may_enter_are_an_error(tmp_path: Path, monkeypatch:
 
 
 @pytest.fixture
-def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
-    """Make doctor return an ok finding and the given one."""
+def set_finding(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
+    """Return a function that makes doctor return an ok finding and the given finding."""
 
-    def finds(finding: Finding) -> None:
+    def set_second(finding: Finding) -> None:
         monkeypatch.setattr(doctor, "examine", lambda *_, **__: iter([Finding("this", "ok", "[is] well"), finding]))
 
-    return finds
+    return set_second
 
 
 def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
-    of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
+    set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_two(Finding("that", "error", "is not", "repair it"))
+    set_finding(Finding("that", "error", "is not", "repair it"))
     assert run(["doctor"]) == 3
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
@@ -326,15 +326,17 @@ def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
     assert re.fullmatch(r"error: doctor: 1 of 2 .*\(that\)\n", captured.err)
 
 
-def test_warnings_end_with_exit_code_0(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
-    of_two(Finding("that", "warning", "is slow", "wait"))
+def test_warnings_end_with_exit_code_0(
+    set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_finding(Finding("that", "warning", "is slow", "wait"))
     assert run(["doctor"]) == 0
     captured = capsys.readouterr()
     assert "warning that                  is slow\n        wait\n" in captured.out and not captured.err
 
 
-def test_json_holds_every_finding(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
-    of_two(Finding("that", "error", "is not", "repair it"))
+def test_json_holds_every_finding(set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
+    set_finding(Finding("that", "error", "is not", "repair it"))
     assert run(["doctor", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == [
         {"check": "this", "level": "ok", "message": "[is] well", "fix": ""},
@@ -359,7 +361,7 @@ def test_the_command_checks_machine_and_cluster(
     seen = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
     assert code == (3 if "error" in seen.values() else 0)
     assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(seen)
-    assert seen["all-reduce"] == "warning", "there is no allocation"
+    assert seen["all-reduce"] == "warning", "no allocation"
 
 
 def test_commands_of_jobs_are_not_in_the_help() -> None:

@@ -44,8 +44,8 @@ class Gate:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def be(self, fault: Fault) -> None:
-        """Switch to a fault, or to ``open``."""
+    def set_fault(self, fault: Fault) -> None:
+        """Simulate a fault, or none (``open``)."""
         self.fault = fault
         self.release.set()  # connections that hang
         self.release = threading.Event()

@@ -117,7 +117,7 @@ def fails(folder: Path) -> bool:
     return len(starts_of(folder)) <= int((folder / "failures").read_text())
 
 
-def train_pack_on_a_bad_gpu(config: Mapping[str, Any]) -> dict[str, Any]:
+def train_pack_with_failing_gpu(config: Mapping[str, Any]) -> dict[str, Any]:
     """Train a pack in a Ray worker whose GPU fails on the first starts of trainings with beta 1e-2."""
 
     def fit(members: Any, **settings: Any) -> Any:
@@ -136,7 +136,7 @@ def test_a_pack_whose_gpu_fails_is_retried_in_a_new_worker_and_no_trial_fails(
     settings = {"packing": {"enabled": False}, "folds": 1, "probe": False, "executor": "ray"}
     study = write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), **settings)
     out, arguments = tmp_path / "out", ["tune", str(study), "--out", str(tmp_path / "out")]
-    monkeypatch.setattr(tune, "train_pack", train_pack_on_a_bad_gpu)
+    monkeypatch.setattr(tune, "train_pack", train_pack_with_failing_gpu)
     (tmp_path / "failures").write_text("99")
     assert command(arguments) == 3
     (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
@@ -151,7 +151,7 @@ def test_a_pack_whose_gpu_fails_is_retried_in_a_new_worker_and_no_trial_fails(
     assert trials == {"total": 2, "done": 2, "failed": 0, "pruned": 0}
 
 
-def rank_on_a_bad_gpu(spec: RankSpec, settings: Mapping[str, Any]) -> str:
+def rank_with_failing_gpu(spec: RankSpec, settings: Mapping[str, Any]) -> str:
     """Return the process of a rank; the GPU of rank 1 fails on the first starts."""
     if spec.rank == 1 and fails(Path(settings["folder"])):
         raise NodeFailed("the GPU failed")
@@ -166,9 +166,9 @@ def test_ranks_restart_when_a_gpu_fails_and_a_gpu_that_fails_again_is_a_machine_
     resources = {"workers": 2, "threads": 1, "gpus": 0, "restart_log": restarts}
     with PrivateRay().ready(out=tmp_path, store=tmp_path) as folder:
         (tmp_path / "failures").write_text("1")
-        assert on_ranks(rank_on_a_bad_gpu, settings, folder=folder, **resources) not in starts_of(tmp_path)
+        assert on_ranks(rank_with_failing_gpu, settings, folder=folder, **resources) not in starts_of(tmp_path)
         assert len(restarts.read_text().splitlines()) == 1 and len(set(starts_of(tmp_path))) == 2
         (tmp_path / "failures").write_text("99")
         with pytest.raises(MachineFailed, match="the GPU failed"):
-            on_ranks(rank_on_a_bad_gpu, settings, folder=folder, **resources)
+            on_ranks(rank_with_failing_gpu, settings, folder=folder, **resources)
     assert len(set(starts_of(tmp_path))) == 2 + RESTARTS + 1

@@ -99,7 +99,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
     assert line in output_text(tmp_path)
     assert not (out / "result.json").exists()
     assert not psutil.wait_procs(family, timeout=30)[1]
-    hung = a_first_worker_that_hangs(command_line, out)
+    hung = hang_rank_0(command_line, out)
     (_, line) = (out / "ranks.log").read_text().splitlines()
     assert f"rank 0 of 2 (process {hung} on " in line and " 60 s" in line and "(SIGSTOP)" in line
     assert line in output_text(tmp_path)
@@ -111,7 +111,7 @@ def test_two_workers_that_are_killed_interrupted_and_hung_in_turn_are_bit_identi
         assert row == pytest.approx(right, rel=CLOSE, abs=CLOSE)
 
 
-def a_first_worker_that_hangs(command_line: list[str], out: Path) -> int:
+def hang_rank_0(command_line: list[str], out: Path) -> int:
     """Stop rank 0 (SIGSTOP); return its pid once it is killed and the training has finished by restarting."""
     next_epoch = reached(out) + 5
     with started(command_line, out.parent) as driver:

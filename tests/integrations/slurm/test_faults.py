@@ -127,7 +127,7 @@ def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSl
     number = submitted(store, out).sent[0].number
     write_json(out / "submission" / "status" / "pack-1.json", vars(Note("running", 1, None, "7", "n1", 0.0, "c")))
     slurm.end()
-    slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
+    slurm.set_answers(sacct=[SACCT, f"{number}_1|{state}|n1"])
     pack = submission.packs_of(out, load(out))[1]
     with pytest.raises(RunFailed, match=r"\b1 of 1 .*modis-dist resume"):
         array_job.AfterArray(out).execute([pack], out=out, store=store)
@@ -225,7 +225,7 @@ def test_a_job_on_a_failed_node_is_requeued_twice_without_that_node(
     submitted(store, out)
     fails(out, NodeFailed("PyTorch sees no GPU"))
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
-    slurm.be(jobs={"7": slurm.jobs["7"] | {"avoids": "n1"}})
+    slurm.set_answers(jobs={"7": slurm.jobs["7"] | {"avoids": "n1"}})
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     fails(out, NodeFailed("PyTorch sees no GPU"))
     assert slurm.calls("scontrol")[2:] == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1,n2"]]

@@ -113,7 +113,7 @@ def test_an_allocation_that_slurm_ended_is_shown_with_the_key_to_change(
     allocation(store, out)
     note(out, "allocation")
     slurm.end()
-    slurm.be(sacct=[SACCT, f"1000|{state}|n1"])
+    slurm.set_answers(sacct=[SACCT, f"1000|{state}|n1"])
     status = submission_status(out)
     assert status.state == "stopped" and f"job {state}; " in status.failed["allocation"]
     assert what in status.failed["allocation"] and what in status.advice and "--cluster PROFILE.yaml" in status.advice
@@ -124,7 +124,9 @@ def test_tasks_without_status_files_hint_at_a_folder_that_nodes_do_not_see(
 ) -> None:
     submitted(store, out)
     slurm.end()
-    slurm.be(sacct=[SACCT, *(f"1000_{task}|FAILED|n1" for task in range(3)), "1001_0|FAILED|n1", "1002|CANCELLED|"])
+    slurm.set_answers(
+        sacct=[SACCT, *(f"1000_{task}|FAILED|n1" for task in range(3)), "1001_0|FAILED|n1", "1002|CANCELLED|"]
+    )
     status = submission_status(out)
     assert set(status.failed) == {f"pack-{number}" for number in range(4)}
     assert all(reason.startswith("job FAILED ") for reason in status.failed.values())
@@ -137,10 +139,10 @@ def test_the_reason_of_a_job_precedes_slurms_state(slurm: FakeSlurm, store: Path
     allocation(store, out)
     note(out, "allocation", "broken", reason="Ray's own processes are gone")
     slurm.end()
-    slurm.be(sacct=[SACCT, "1000|OUT_OF_MEMORY|n1"])
+    slurm.set_answers(sacct=[SACCT, "1000|OUT_OF_MEMORY|n1"])
     reason = submission_status(out).failed["allocation"]
     assert reason.startswith("Ray's own processes are gone; job OUT_OF_MEMORY; ") and "raise memory" in reason
-    slurm.be(sacct=[SACCT, "1000|FAILED|n1"])
+    slurm.set_answers(sacct=[SACCT, "1000|FAILED|n1"])
     assert submission_status(out).failed["allocation"].startswith("Ray's own processes are gone (log: ")
 
 
@@ -216,7 +218,7 @@ def test_wait_without_a_submission_is_refused(tmp_path: Path, capsys: pytest.Cap
 # --- packs and their tasks --------------------------------------------------------------------------------------
 
 
-def left_by_a_lost_node(out: Path, number: int, epochs: int) -> str:
+def write_killed_pack(out: Path, number: int, epochs: int) -> str:
     """Write a pack as a killed task leaves it: with a journal, and a lock of another machine."""
     (trial,) = load(out).packs[number]
     pack = sequence_digest([trial])
@@ -237,7 +239,7 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
     slurm: FakeSlurm, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submitted(store, out)
-    first, last = left_by_a_lost_node(out, 0, 2), left_by_a_lost_node(out, 3, 3)
+    first, last = write_killed_pack(out, 0, 2), write_killed_pack(out, 3, 3)
     note(out, "pack-0", starts=3)
     slurm.put("1000", "PENDING", tasks=[0, 1, 2], reason="BeginTime")
     assert states(out)[first] == states(out)[last] == "stopped" and submission_status(out).study.eta_s is None
@@ -257,6 +259,6 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
 
 def test_a_pack_is_not_called_stopped_while_the_queue_does_not_answer(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
-    pack = left_by_a_lost_node(out, 0, 2)
-    slurm.be(squeue=DOWN)
+    pack = write_killed_pack(out, 0, 2)
+    slurm.set_answers(squeue=DOWN)
     assert submission_status(out).state == "unknown" and states(out)[pack] == "running"

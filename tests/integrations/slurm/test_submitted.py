@@ -123,8 +123,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     assert submitted_study.submit() == 0
     assert wait_for(lambda: list(submitted_study.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
     assert submission_status(submitted_study.out).state == "running"
-    assert submitted_study.submit() == 2, "while jobs live"
-    assert command(["resume", str(submitted_study.out)]) == 2, "while jobs live"
+    assert submitted_study.submit() == 2, "jobs are running"
+    assert command(["resume", str(submitted_study.out)]) == 2, "jobs are running"
     assert command(["cancel", str(submitted_study.out)]) == 0
     assert wait_for(lambda: submission_status(submitted_study.out).state == "stopped", seconds=PATIENCE_S)
     first, second = (read_note(submitted_study.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
@@ -159,7 +159,7 @@ def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again
     assert command(["status", str(submitted_study.out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
-    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of the jobs sent last"
+    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "only the last jobs are listed"
     assert submitted_study.submit() == 2
     assert "`modis-dist resume`" in capsys.readouterr().err
 
