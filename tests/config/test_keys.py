@@ -286,7 +286,7 @@ def test_a_similar_key_of_the_same_section_is_suggested_first(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("key", "wanted"),
+    ("key", "expected"),
     [
         ("scenario.hide_labels", ["hide labels", "  fraction: ", "  keep: ", ">= 0"]),
         (

@@ -63,7 +63,7 @@ def test_a_lower_error_is_better_and_at_least_one_group_is_promoted() -> None:
     assert [row["goes_on"] for row in nothing] == [True, False] and nothing[0]["mean"] is None
 
 
-@pytest.mark.parametrize(("groups", "factor", "left"), [(27, 3, [9, 3, 1, 1]), (10, 3, [3, 1, 1]), (9, 2, [4, 2, 1])])
+@pytest.mark.parametrize(("groups", "factor", "sizes"), [(27, 3, [9, 3, 1, 1]), (10, 3, [3, 1, 1]), (9, 2, [4, 2, 1])])
 def test_the_number_of_groups_falls_by_the_factor_at_every_rung(groups: int, factor: int, sizes: list[int]) -> None:
     living = [[float(n)] for n in range(groups)]
     for count in sizes:
