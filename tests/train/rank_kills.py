@@ -79,7 +79,7 @@ class Ranks:
         """Start the ranks, reply to their markers and kill at the aim; return the exit code of every rank."""
         with TemporaryDirectory(dir=self.folder) as rendezvous:
             pairs = [socketpair() for _ in range(self.size)]
-            children = [self._forked(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
+            children = [self._fork(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
             for _, child_end in pairs:
                 child_end.close()
             killed = _reply([parent_end for parent_end, _ in pairs], children, aim, noted)
