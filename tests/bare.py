@@ -1,13 +1,13 @@
-"""`python tests/bare.py -m modis_dist ...` is `python -m modis_dist ...` without figures.
+"""Run a module without drawing figures: `python tests/bare.py -m modis_dist ...`.
 
-They would take most of the time of a test; `tests/report` tests them.
+Figures would take most of the time of a test; `tests/report` tests them.
 """
 
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-if Path(sys.path[0]) == Path(__file__).parent:  # folders in there have names of packages
+if Path(sys.path[0]) == Path(__file__).parent:  # folders of tests have the names of packages
     sys.path.pop(0)
 
 from modis_dist.cli.main import main

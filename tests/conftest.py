@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.shapes import check
+from tests.shapes import set_enabled
 
-# The same code gets the same answer, on a busy machine too.
-# `pytest --hypothesis-profile=default` looks for new examples.
+# Fixed examples and no deadline: a result depends on the code only, not on the load of the machine.
+# `pytest --hypothesis-profile=default` searches for new examples.
 settings.register_profile("repeatable", derandomize=True, deadline=None)
 settings.load_profile("repeatable")
 
 DURATIONS = Path(__file__).parent / "durations.json"  # seconds of slow test functions, written by --save-durations
 
-check(False)  # tests of formulas turn it on
+set_enabled(False)  # tests of formulas enable it
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -60,7 +60,7 @@ def _function(nodeid: str) -> str:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the files that take longest first; a worker takes one file after the other."""
+    """Start with the slowest files, because a worker runs the tests of a file one after the other."""
     seconds = json.loads(DURATIONS.read_text()) if DURATIONS.exists() else {}
     total: dict[Path, float] = dict.fromkeys((item.path for item in items), 0.0)
     for name, item in {_function(item.nodeid): item for item in items}.items():
@@ -70,22 +70,22 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def _signals_as_in_a_terminal() -> Iterator[None]:
-    """Tests and the commands they start get SIGINT and SIGHUP, also where these tests run in the background.
+    """Deliver SIGINT and SIGHUP to tests and the commands they start, even if pytest runs in the background.
 
-    A shell without job control, as that of a scheduler, starts its background jobs with SIGINT ignored; ``nohup``
-    ignores SIGHUP. New programs inherit that, but not a handler: in them, the signal has its default action.
+    A shell without job control, such as a batch script, starts background jobs with SIGINT ignored; ``nohup`` ignores
+    SIGHUP. Child processes inherit ignored signals but not handlers, so with handlers set they get the default action.
     """
-    before = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
+    previous = {signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler)}
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
-        before[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
+        previous[signal.SIGHUP] = signal.signal(signal.SIGHUP, lambda *_: None)
     yield
-    for number, handler in before.items():
+    for number, handler in previous.items():
         signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder of real data sets beside the repository; tests that need it are skipped where it is absent."""
+    """Folder of real data sets beside the repository; tests that need it are skipped without it."""
     folder = Path(os.environ.get("MODIS_SHARED") or Path(__file__).resolve().parents[1].parent / "shared")
     if not (folder / "data").is_dir():
         pytest.skip("needs the real data sets in ../shared")
@@ -96,7 +96,7 @@ def shared() -> Path:
 def toy_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A simulated store of 60 samples: classes "1" to "3", modalities methylation, expression and protein.
 
-    One for all tests; copy it before changing it.
+    Shared by all tests; copy it before changing it.
     """
     from modis_dist.config.run import Simulate
     from modis_dist.data.simulate import simulate

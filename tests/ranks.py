@@ -1,4 +1,4 @@
-"""Real processes as ranks: forked from one process that has imported torch, so that a world starts in a second."""
+"""Run a function on several ranks, each a process forked from a server that has already imported torch."""
 
 import multiprocessing
 import pickle
@@ -19,36 +19,36 @@ CONTEXT.set_forkserver_preload(["torch", "torch.distributed.nn", "modis_dist.tra
 def on_ranks(
     size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0, device: str = "cpu"
 ) -> list[Any]:
-    """``work(world, folder, *arguments)`` on every rank; the results by rank. An error on any rank is raised here.
+    """Return the result of ``work(world, folder, *arguments)`` by rank. Raises ``AssertionError`` if any rank fails.
 
-    A rank alone talks to itself through a process group all the same: nccl for a GPU, of which a machine may have one.
+    A single rank also uses a process group (nccl on a GPU).
     """
     processes, pipes = start(size, work, folder, *arguments, timeout_s=timeout_s, device=device)
-    found = answers(pipes)
+    outcomes = receive_results(pipes)
     for process in processes:
         process.join(LIMIT_S)
-    errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(found) if error]
+    errors = [f"rank {rank}: {error}" for rank, (_, error) in enumerate(outcomes) if error]
     assert not errors, "\n".join(errors)
-    return [value for value, _ in found]
+    return [value for value, _ in outcomes]
 
 
-def answers(pipes: list[Any]) -> list[tuple[Any, str | None]]:
-    """Result and error of every rank; "died" where it left without a word."""
-    found = []
+def receive_results(pipes: list[Any]) -> list[tuple[Any, str | None]]:
+    """Return result and error by rank; the error is "died" if a rank exited without sending a result."""
+    outcomes = []
     for pipe in pipes:
         try:
-            found.append(pickle.loads(pipe.recv_bytes()) if pipe.poll(LIMIT_S) else (None, "no answer"))
+            outcomes.append(pickle.loads(pipe.recv_bytes()) if pipe.poll(LIMIT_S) else (None, "no answer"))
         except EOFError:
-            found.append((None, "died"))
-    return found
+            outcomes.append((None, "died"))
+    return outcomes
 
 
 def start(
     size: int, work: Callable[..., Any], folder: Path, *arguments: Any, timeout_s: float = 60.0, device: str = "cpu"
 ) -> tuple[Any, Any]:
-    """The processes of a world and the pipe to each, on which it sends its result and error."""
+    """Start a process per rank; return the processes and the pipes on which they send result and error."""
     folder.mkdir(parents=True, exist_ok=True)
-    held = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
+    pipes = [CONTEXT.Pipe(duplex=False) for _ in range(size)]
     processes = [
         CONTEXT.Process(
             target=_live,
@@ -57,7 +57,7 @@ def start(
                 work,
                 folder,
                 arguments,
-                held[rank][1],
+                pipes[rank][1],
                 timeout_s,
                 device,
             ),
@@ -67,17 +67,17 @@ def start(
     ]
     for process in processes:
         process.start()
-    for _, writer in held:
+    for _, writer in pipes:
         writer.close()
-    return processes, [reader for reader, _ in held]
+    return processes, [reader for reader, _ in pipes]
 
 
-def _live(seat: RankSpec, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float, device: str) -> None:
+def _live(spec: RankSpec, work: Any, folder: Path, arguments: Any, pipe: Any, timeout_s: float, device: str) -> None:
     torch.set_num_threads(1)
     try:
-        with init_process_group(seat, device=torch.device(device), timeout_s=timeout_s) as world:
-            found = work(world, folder, *arguments)
+        with init_process_group(spec, device=torch.device(device), timeout_s=timeout_s) as world:
+            result = work(world, folder, *arguments)
     except BaseException as error:
         pipe.send_bytes(pickle.dumps((None, f"{type(error).__name__}: {error}\n{traceback.format_exc()}")))
         return
-    pipe.send_bytes(pickle.dumps((found, None)))  # tensors by value: this process does not stay to share them
+    pipe.send_bytes(pickle.dumps((result, None)))  # pickled by value: shared tensors need a living sender

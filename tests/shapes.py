@@ -1,4 +1,4 @@
-"""Shapes that annotations promise, checked at every call; in tests of formulas only, for it is slower than training."""
+"""Switch for runtime checks of shape annotations, which are slow: only tests of formulas enable them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -6,17 +6,17 @@ from contextlib import contextmanager
 import jaxtyping
 
 
-def check(wanted: bool) -> None:
-    """Of the packages that `--jaxtyping-packages` names in pyproject.toml."""
-    jaxtyping.config.update("jaxtyping_disable", not wanted)
+def set_enabled(enabled: bool) -> None:
+    """Enable or disable the checks in the packages listed by `--jaxtyping-packages` in pyproject.toml."""
+    jaxtyping.config.update("jaxtyping_disable", not enabled)
 
 
 @contextmanager
 def checked() -> Iterator[None]:
-    """Inside, they are."""
-    before = not jaxtyping.config.jaxtyping_disable
-    check(True)
+    """Enable the checks inside the block."""
+    previous = not jaxtyping.config.jaxtyping_disable
+    set_enabled(True)
     try:
         yield
     finally:
-        check(before)
+        set_enabled(previous)

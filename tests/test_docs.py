@@ -1,6 +1,7 @@
-"""README and docs: commands exist with their options, YAML loads, keys exist, links resolve."""
+"""README and docs: commands and tools exist with their options, YAML loads, keys exist, links resolve."""
 
 import re
+import shlex
 import subprocess
 import tomllib
 from pathlib import Path
@@ -18,7 +19,7 @@ PAGES = [README, *sorted((ROOT / "docs").glob("*.md")), ROOT / "cluster" / "READ
 
 
 def blocks(page: Path, language: str) -> list[str]:
-    """Fenced code blocks of a language."""
+    """Return the fenced code blocks of a language."""
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(), re.DOTALL)
 
 
@@ -41,6 +42,31 @@ def test_every_command_has_a_help_page_with_its_options(page: Path, capsys: pyte
         options = [word for word in words if word.startswith("--")]
         help_page = capsys.readouterr().out
         assert all(option in help_page for option in options), words
+
+
+def tool_commands(page: Path) -> list[list[str]]:
+    """Return the commands of ``tools`` in a page, in code blocks and in the text, as words."""
+    text = page.read_text().replace("\\\n", " ")
+    commands = re.findall(r"python (tools/\w+\.py\b[^`\n]*|-m tools\.bench\b[^`\n]*)", text)
+    return [shlex.split(line, comments=True) for line in commands]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_tool_that_is_named_exists_with_its_options(page: Path) -> None:
+    from tools.bench.__main__ import parser
+
+    for program, *words in tool_commands(page):
+        if program == "-m":
+            if "--help" not in words:
+                parser().parse_args(words[1:])
+        else:
+            source = (ROOT / program).read_text()
+            assert all(f'"{word}"' in source for word in words if word.startswith("--")), (program, words)
+
+
+def test_commands_of_tools_are_found_in_pages() -> None:
+    assert ["tools/soak.py"] in tool_commands(ROOT / "docs" / "evidence.md")
+    assert ["-m", "tools.bench", "step", "--json"] in tool_commands(ROOT / "tools/bench/README.md")
 
 
 def test_the_yaml_of_the_readme_is_a_scenario_that_loads() -> None:

@@ -33,42 +33,44 @@ def columns(pairs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
 @example([(0, 1), (1, 0)])
 def test_pooled_metrics_equal_scikit_learn(pairs):
     true, predicted = columns(pairs)
-    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
+    metrics = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
     recalls = [np.mean(predicted[true == k] == k) for k in np.unique(true)]
-    assert ours["balanced_accuracy"] == pytest.approx(np.mean(recalls))
-    assert ours["macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro", zero_division=0))
-    assert ours["nmi"] == pytest.approx(sk.normalized_mutual_info_score(true, predicted), abs=1e-12)
-    assert ours["ari"] == pytest.approx(sk.adjusted_rand_score(true, predicted), abs=1e-12)
-    assert ours["confusion"] == sk.confusion_matrix(true, predicted, labels=range(4)).tolist()
+    assert metrics["balanced_accuracy"] == pytest.approx(np.mean(recalls))
+    assert metrics["macro_f1"] == pytest.approx(sk.f1_score(true, predicted, average="macro", zero_division=0))
+    assert metrics["nmi"] == pytest.approx(sk.normalized_mutual_info_score(true, predicted), abs=1e-12)
+    assert metrics["ari"] == pytest.approx(sk.adjusted_rand_score(true, predicted), abs=1e-12)
+    assert metrics["confusion"] == sk.confusion_matrix(true, predicted, labels=range(4)).tolist()
 
 
 def test_balanced_accuracy_equals_scikit_learn():
     draw = np.random.default_rng(0)
     true, predicted = draw.integers(0, 4, 500), draw.integers(0, 4, 500)
-    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
-    assert ours["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, predicted))
+    metrics = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)
+    assert metrics["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(true, predicted))
 
 
 @given(pairs_of_codes)
 def test_recall_and_precision_per_class_equal_scikit_learn_and_are_none_if_undefined(pairs):
     true, predicted = columns(pairs)
-    ours = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)["per_class"]
+    metrics = classification({"m": ClassPredictions(true, predicted)}, classes=CLASSES)["per_class"]
     precision, recall, _, support = sk.precision_recall_fscore_support(
         true, predicted, labels=range(4), zero_division=np.nan
     )
     for k, name in enumerate(CLASSES):
-        assert ours[name]["n"] == support[k]
+        assert metrics[name]["n"] == support[k]
         for key, expected in (("recall", recall[k]), ("precision", precision[k])):
-            assert ours[name][key] is None if np.isnan(expected) else ours[name][key] == pytest.approx(expected)
+            assert metrics[name][key] is None if np.isnan(expected) else metrics[name][key] == pytest.approx(expected)
 
 
 @given(pairs_of_codes, st.permutations(range(4)))
 def test_nmi_and_ari_do_not_change_when_predicted_clusters_are_renamed(pairs, names):
     true, predicted = columns(pairs)
     renamed = np.array(names)[predicted]
-    one, other = (classification({"m": ClassPredictions(true, p)}, classes=CLASSES) for p in (predicted, renamed))
-    assert one["nmi"] == pytest.approx(other["nmi"], abs=1e-12)
-    assert one["ari"] == pytest.approx(other["ari"], abs=1e-12)
+    original, relabelled = (
+        classification({"m": ClassPredictions(true, p)}, classes=CLASSES) for p in (predicted, renamed)
+    )
+    assert original["nmi"] == pytest.approx(relabelled["nmi"], abs=1e-12)
+    assert original["ari"] == pytest.approx(relabelled["ari"], abs=1e-12)
 
 
 @given(st.lists(st.tuples(st.integers(-1, 3), code), max_size=40), st.lists(st.tuples(code, code), max_size=40))
@@ -85,10 +87,10 @@ def test_pooling_modalities_equals_scoring_their_rows_together(first, second):
 def test_unlabelled_rows_are_counted_and_affect_no_metric():
     with_unknown = ClassPredictions(codes(0, 1, -1, -1), codes(0, 0, 1, 2))
     without = ClassPredictions(codes(0, 1), codes(0, 0))
-    ours = classification({"m": with_unknown}, classes=CLASSES)
-    assert ours["unlabelled"] == 2 and ours["n"] == 2
+    metrics = classification({"m": with_unknown}, classes=CLASSES)
+    assert metrics["unlabelled"] == 2 and metrics["n"] == 2
     expected = classification({"m": without}, classes=CLASSES)["modalities"]["m"]
-    assert ours["modalities"]["m"] == {**expected, "unlabelled": 2}
+    assert metrics["modalities"]["m"] == {**expected, "unlabelled": 2}
 
 
 @pytest.mark.parametrize("true", [codes(), codes(-1, -1)], ids=["no rows", "only unlabelled rows"])

@@ -1,4 +1,4 @@
-"""Complete results of trainings and studies, for tests that need the files and not what is in them."""
+"""Complete results of trainings and studies, for tests that only need valid files."""
 
 from typing import Any
 

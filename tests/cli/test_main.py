@@ -205,9 +205,9 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 def test_python_m_modis_dist_is_the_command_and_a_closed_pipe_ends_it_quietly(tmp_path: Path) -> None:
-    ours, theirs = os.pipe()
-    os.close(ours)
-    with os.fdopen(theirs, "wb") as pipe:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "wb") as pipe:
         done = subprocess.run(
             [sys.executable, "-m", "modis_dist", "config", "--schema"],
             stdout=pipe,

@@ -80,11 +80,11 @@ def test_a_value_of_the_wrong_type_is_refused_by_its_key(key: str, value: object
 
 @pytest.mark.parametrize("key", [key for key, rule in RULES.items() if rule.get("type") == "integer"])
 def test_an_integer_out_of_range_is_refused_and_the_bounds_are_accepted(key: str, tmp_path: Path) -> None:
-    rule, around = RULES[key], {"time": "2-00:00:00"}
+    rule, required = RULES[key], {"time": "2-00:00:00"}
     for end, beyond in (("minimum", -1), ("maximum", 1)):
         if end in rule:
-            assert getattr(load_site(profile(tmp_path, yaml12.dump({**around, key: rule[end]}))), key) == rule[end]
-            (problem,) = mistakes_of(tmp_path, {**around, key: rule[end] + beyond})
+            assert getattr(load_site(profile(tmp_path, yaml12.dump({**required, key: rule[end]}))), key) == rule[end]
+            (problem,) = mistakes_of(tmp_path, {**required, key: rule[end] + beyond})
             assert re.match(rf"{key}: must be [<>]= {rule[end]} ", problem)
     assert "minimum" in rule
 
@@ -268,11 +268,11 @@ def test_a_file_that_is_not_a_mapping_of_keys_is_refused_by_name(text: str, tmp_
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        *(("partition", one) for one in ("gpu", "gpu_p13", "gpu,cpu", "A100.80", "5xx")),
-        *(("account", one) for one in ("abc@v100", "def-pi_gpu", "project:sub")),
-        *(("constraint", one) for one in ("v100-32g", "a100&nvlink", "[rack1|rack2]", "[rack1*2&rack2*4]")),
-        *(("memory", one) for one in ("1M", "16G", "2T")),
-        *(("scratch", one) for one in ("$JOBSCRATCH", "${TMPDIR}/modis", "/scratch/$USER/$SLURM_JOB_ID", "/")),
+        *(("partition", value) for value in ("gpu", "gpu_p13", "gpu,cpu", "A100.80", "5xx")),
+        *(("account", value) for value in ("abc@v100", "def-pi_gpu", "project:sub")),
+        *(("constraint", value) for value in ("v100-32g", "a100&nvlink", "[rack1|rack2]", "[rack1*2&rack2*4]")),
+        *(("memory", value) for value in ("1M", "16G", "2T")),
+        *(("scratch", value) for value in ("$JOBSCRATCH", "${TMPDIR}/modis", "/scratch/$USER/$SLURM_JOB_ID", "/")),
         (
             "options",
             ("--hint=nomultithread", "--exclusive", "--mail-user=a.b@c.org", "--nodelist=n[1-4,7]", "--mem-per-cpu=4G"),
@@ -348,9 +348,9 @@ def test_the_shipped_profiles_match_their_names(tmp_path: Path) -> None:
     site = {path.stem: filled_in(path, tmp_path) for path in PROFILES}
     assert set(site) == {"local", "generic_cpu", "generic_gpu", "jean_zay"}
     assert site["local"].executor == "local" and site["generic_cpu"].gpus == 0 and site["generic_gpu"].gpus == 1
-    there = site["jean_zay"]
-    assert there.account == "mine@v100" and there.seconds == 20 * 3600 and there.scratch == "$JOBSCRATCH"
-    assert there.cpus == 10 * there.gpus and "--hint=nomultithread" in there.options
+    jean_zay = site["jean_zay"]
+    assert jean_zay.account == "mine@v100" and jean_zay.seconds == 20 * 3600 and jean_zay.scratch == "$JOBSCRATCH"
+    assert jean_zay.cpus == 10 * jean_zay.gpus and "--hint=nomultithread" in jean_zay.options
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")

@@ -37,11 +37,11 @@ class KeyCase:
 
     def tree(self, value: Any, *, key: str | None = None) -> dict[str, Any]:
         """Return a study in which this key (or a misspelt one) has a value."""
-        here = value
+        node = value
         for depth, part in reversed(list(enumerate(self.path))):
             name = key if key and depth == len(self.path) - 1 else part
-            here = [here] if isinstance(part, int) else {**self.around.get(depth, {}), name: here}
-        tree: dict[str, Any] = here
+            node = [node] if isinstance(part, int) else {**self.around.get(depth, {}), name: node}
+        tree: dict[str, Any] = node
         return tree
 
 
@@ -88,9 +88,9 @@ def places(
             needed = NEEDED.get(str(option.get("title")), {})
             if "kind" in option["properties"] and path and (isinstance(path[-1], int) or path[-1] == "search"):
                 needed = {"kind": option["properties"]["kind"]["const"], **needed}
-            here = {**around, len(path): {k: v for k, v in needed.items() if k != name} | BESIDE.get(name, {})}
-            yield KeyCase((*path, name), here, inner)
-            yield from places(inner, (*path, name), here)
+            node = {**around, len(path): {k: v for k, v in needed.items() if k != name} | BESIDE.get(name, {})}
+            yield KeyCase((*path, name), node, inner)
+            yield from places(inner, (*path, name), node)
 
 
 PLACES = list(places(SCHEMA))
@@ -257,8 +257,8 @@ def test_explaining_an_unknown_key_suggests_the_right_one(
     key: str, hint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["config", "--explain", key]) == 2
-    told = capsys.readouterr()
-    assert hint in told.err and told.err.count("\n") == 1 and not told.out
+    captured = capsys.readouterr()
+    assert hint in captured.err and captured.err.count("\n") == 1 and not captured.out
 
 
 # --- the JSON schema ------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def test_a_similar_key_of_the_same_section_is_suggested_first(capsys: pytest.Cap
 
 
 @pytest.mark.parametrize(
-    ("key", "wanted"),
+    ("key", "expected"),
     [
         ("scenario.hide_labels", ["hide labels", "  fraction: ", "  keep: ", ">= 0"]),
         (
@@ -300,11 +300,11 @@ def test_a_similar_key_of_the_same_section_is_suggested_first(capsys: pytest.Cap
     ],
 )
 def test_kinds_of_steps_and_names_of_the_user_are_explained(
-    key: str, wanted: list[str], capsys: pytest.CaptureFixture[str]
+    key: str, expected: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["config", "--explain", key]) == 0
-    said = capsys.readouterr().out
-    assert all(text in said for text in wanted), said
+    stdout = capsys.readouterr().out
+    assert all(text in stdout for text in expected), stdout
 
 
 def test_explain_says_what_none_means(capsys: pytest.CaptureFixture[str]) -> None:

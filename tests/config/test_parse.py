@@ -197,8 +197,8 @@ def test_an_invalid_override_is_refused_by_its_text(file: Path, override: str, p
 
 
 def test_a_key_set_twice_is_refused_with_all_other_wrong_overrides(file: Path) -> None:
-    told = refusal(file, "optim.lr=1e-4", "optim.lr =1e-5", "seed")
-    assert "--set: 2 " in told and "(1) optim.lr =1e-5: optim.lr " in told and "(2) seed: " in told
+    message = refusal(file, "optim.lr=1e-4", "optim.lr =1e-5", "seed")
+    assert "--set: 2 " in message and "(1) optim.lr =1e-5: optim.lr " in message and "(2) seed: " in message
 
 
 def test_overrides_are_yaml_values() -> None:
@@ -223,12 +223,12 @@ def test_overrides_do_not_modify_the_tree() -> None:
 def test_a_store_is_relative_to_the_file_or_on_the_command_line_to_the_working_directory(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    here = tmp_path / "here"
-    here.mkdir()
-    monkeypatch.chdir(here)
+    folder = tmp_path / "here"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     monkeypatch.setenv("HOME", "/home/me")
     assert load_study(file).data.store == str(tmp_path / "stores/a")
-    assert load_study(file, ["data.store=b"]).data.store == str(here / "b")
+    assert load_study(file, ["data.store=b"]).data.store == str(folder / "b")
     assert load_study(file, ["data={store: ../b}"]).data.store == str(tmp_path / "b")
     assert load_study(file, ["data.store=/abs"]).data.store == "/abs"
     assert load_study(file, ["data.store=~/s"]).data.store == "/home/me/s"
@@ -280,16 +280,16 @@ def test_a_tree_is_frozen(file: Path) -> None:
 
 
 def test_mistakes_in_grid_and_conditions_are_reported_with_all_others(file: Path) -> None:
-    told = refusal(
+    message = refusal(
         file,
         "optim.epochs=0",
         "sweep.grid={objective.betta: [1], optim.lr: [1e-3, high]}",
         "sweep.conditions={a: {model.latent: 0}}",
     )
-    assert ": 4 " in told and "optim.epochs: must be >= 1" in told
-    assert "sweep.grid: objective.betta: unknown key; did you mean 'beta'?" in told
-    assert "sweep.grid: optim.lr: must be a number (got 'high')" in told
-    assert "sweep.conditions.a: model.latent: must be >= 1 (got 0)" in told
+    assert ": 4 " in message and "optim.epochs: must be >= 1" in message
+    assert "sweep.grid: objective.betta: unknown key; did you mean 'beta'?" in message
+    assert "sweep.grid: optim.lr: must be a number (got 'high')" in message
+    assert "sweep.conditions.a: model.latent: must be >= 1 (got 0)" in message
 
 
 def test_a_dotted_key_below_the_grid_or_a_condition_is_one_entry(file: Path) -> None:

@@ -1,5 +1,6 @@
 """Strict YAML: rejected constructs, values of scalars, and round trips."""
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def test_a_merge_key_is_an_ordinary_key() -> None:
 
 
 def test_a_duplicate_key_is_refused_with_both_lines() -> None:
-    assert "line 4: duplicate key 'lr' (first on line 2)" in refusal("optim:\n  lr: 1\n  epochs: 3\n  lr: 2\n")
+    message = refusal("optim:\n  lr: 1\n  epochs: 3\n  lr: 2\n")
+    assert re.search(r"line 4: duplicate key 'lr' .*\bline 2\b", message)
     assert "duplicate key" in refusal("a: 1\n'a': 2\n")
 
 
@@ -82,7 +84,7 @@ def test_a_tag_is_refused_with_its_line_and_not_executed(
 
 
 def test_anchors_and_alias_bombs_are_refused() -> None:
-    assert "line 1: anchors and aliases are not allowed" in refusal("a: &x 1\nb: *x")
+    assert "line 1: anchors" in refusal("a: &x 1\nb: *x")
     bomb = "a0: &a0 [1, 1, 1, 1, 1, 1, 1, 1, 1]\n"
     bomb += "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 9))
     assert "anchors" in refusal(bomb)
@@ -91,7 +93,7 @@ def test_anchors_and_alias_bombs_are_refused() -> None:
 @pytest.mark.parametrize("opening", ["[", "{a: ", "- "])
 def test_five_thousand_levels_are_refused_within_a_second(opening: str) -> None:
     started = time.process_time()
-    assert "nested more than 50 levels" in refusal(opening * 5000)
+    assert "50 levels" in refusal(opening * 5000)
     assert time.process_time() - started < 1
 
 

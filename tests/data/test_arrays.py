@@ -60,7 +60,7 @@ def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-# --- the same as in memory ----------------------------------------------------------------------------------
+# --- equality with memory -----------------------------------------------------------------------------------
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,13 +121,13 @@ def test_preprocessing_from_a_store_and_from_memory_is_bit_identical(
     x, stored = store.read("mirna"), StoredRows(store, "mirna")
     expected = preprocess.fit(chosen, x[rows], features=store.features("mirna"), modality="mirna")
     fitted = preprocess.fit(chosen, RowView(stored, rows), features=store.features("mirna"), modality="mirna")
-    for ours, theirs in zip(fitted.steps, expected.steps, strict=True):
-        assert all(array.tobytes() == theirs.arrays[name].tobytes() for name, array in ours.arrays.items())
+    for step, expected_step in zip(fitted.steps, expected.steps, strict=True):
+        assert all(array.tobytes() == expected_step.arrays[name].tobytes() for name, array in step.arrays.items())
     for part in (rows, others):
         assert fitted.apply(RowView(stored, part), storage="disk").tobytes() == expected.apply(x[part]).tobytes()
 
 
-# --- nothing is left ----------------------------------------------------------------------------------------
+# --- clean-up -----------------------------------------------------------------------------------------------
 
 
 def test_a_feature_file_is_unnamed_while_in_use(scratch: Path) -> None:

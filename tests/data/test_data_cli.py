@@ -70,7 +70,7 @@ def test_import_prints_the_store_its_notices_and_the_next_command(source: Path, 
         f"store: {out}",
         f"next:  modis-dist data describe '{out}'",
     ]
-    assert result.stderr == ""  # no bars where there is no terminal
+    assert result.stderr == ""  # no progress bars without a terminal
 
 
 def test_import_refuses_an_existing_target_and_a_wrong_source(store: Path, source: Path, tmp_path: Path) -> None:

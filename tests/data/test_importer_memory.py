@@ -45,7 +45,7 @@ def write(path: Path, x: NDArray[np.float32], layout: str) -> None:
 
 
 def peaks_of(path: Path, scratch: Path, x: NDArray[np.float32]) -> tuple[int, int]:
-    """Return the peak memory of NumPy while reading all rows, and of Arrow between two pieces."""
+    """Return the peak memory of NumPy while reading all rows, and of Arrow between two blocks."""
     suffix = next(suffix for suffix in READERS if path.name.endswith(suffix))
     (source,) = READERS[suffix](path, "mirna")
     row, before, arrow = 0, pa.total_allocated_bytes(), 0
@@ -73,7 +73,7 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_file_is_read_in_the_memory_of_a_few_pieces(
+def test_reading_a_file_takes_the_memory_of_a_few_blocks(
     layout: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if LAYOUTS[layout] == ".h5ad" and importlib.util.find_spec("anndata") is None:
@@ -90,10 +90,10 @@ def test_a_file_is_read_in_the_memory_of_a_few_pieces(
     write(path, x, layout)
     first = numbers()[:3]
     write(tmp_path / f"few{LAYOUTS[layout]}", first, layout)
-    peaks_of(tmp_path / f"few{LAYOUTS[layout]}", scratch, first)  # what is imported and cached at the first time
+    peaks_of(tmp_path / f"few{LAYOUTS[layout]}", scratch, first)  # the first call imports modules and fills caches
     numpys, arrows = peaks_of(path, scratch, x)
     assert numpys < x.nbytes / 4
-    assert arrows < x.nbytes / 4 or layout.startswith("csv"), "of text Arrow has a block, here all of it"
+    assert arrows < x.nbytes / 4 or layout.startswith("csv"), "Arrow holds one block of text, here the whole file"
 
 
 def test_text_blocks_are_bounded_for_long_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

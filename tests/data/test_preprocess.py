@@ -179,10 +179,10 @@ def test_dropped_features_are_restored_as_their_training_mean() -> None:
     x = random_rows(0)
     pipeline = fitted(x, {"kind": "variance_filter", "features": 5}, "standardise")
     remaining = [int(name[1:]) for name in pipeline.features_out]
-    gone = np.setdiff1d(np.arange(12), remaining)
+    dropped = np.setdiff1d(np.arange(12), remaining)
     back = pipeline.inverse(pipeline.apply(x))
     assert np.allclose(back[:, remaining], x[:, remaining], rtol=1e-4)
-    assert np.allclose(back[:, gone], x[:, gone].mean(axis=0, dtype=np.float64), rtol=1e-6)
+    assert np.allclose(back[:, dropped], x[:, dropped].mean(axis=0, dtype=np.float64), rtol=1e-6)
 
 
 def test_imputed_values_stay_when_the_rest_is_inverted() -> None:
@@ -208,20 +208,20 @@ def test_a_stored_pipeline_is_bit_identical(seed: int, written: list[Any]) -> No
         assert "variance_filter: features is 4" in str(error)
         return
     arrays, description = pipeline.to_arrays()
-    again = Pipeline.from_arrays(
+    restored = Pipeline.from_arrays(
         {name: np.frombuffer(array.tobytes(), array.dtype).reshape(array.shape) for name, array in arrays.items()},
         json.loads(json.dumps(description)),
     )
     y = pipeline.apply(x)
-    assert again.features_out == pipeline.features_out and again.modality == "rna"
-    assert (again.apply(x) == y).all() and (again.inverse(y) == pipeline.inverse(y)).all()
+    assert restored.features_out == pipeline.features_out and restored.modality == "rna"
+    assert (restored.apply(x) == y).all() and (restored.inverse(y) == pipeline.inverse(y)).all()
 
 
 def test_steps_past_the_tenth_keep_their_own_arrays() -> None:
     x = random_rows(0)
     pipeline = fitted(x, *["standardise", "minmax"] * 6)
-    again = Pipeline.from_arrays(*pipeline.to_arrays())
-    assert (again.apply(x) == pipeline.apply(x)).all()
+    restored = Pipeline.from_arrays(*pipeline.to_arrays())
+    assert (restored.apply(x) == pipeline.apply(x)).all()
 
 
 def test_a_step_of_a_later_version_is_refused() -> None:
@@ -239,9 +239,9 @@ def test_rows_outside_the_fit_do_not_influence_it(seed: int, written: list[Any])
     ordered = [step for step in written if "pca" not in str(step)] + [STEPS[-1]]
     train, test = random_rows(seed, rows=40), random_rows(seed + 1, rows=20) * 1e6
     pipeline = fitted(train, *ordered)
-    alone = pipeline.apply(train)
-    assert np.allclose(pipeline.apply(np.concatenate([train, test]))[:40], alone, rtol=1e-6, atol=1e-6)
-    assert (fitted(train, *ordered).apply(train) == alone).all()
+    expected = pipeline.apply(train)
+    assert np.allclose(pipeline.apply(np.concatenate([train, test]))[:40], expected, rtol=1e-6, atol=1e-6)
+    assert (fitted(train, *ordered).apply(train) == expected).all()
 
 
 @pytest.mark.usefixtures("blocks")

@@ -40,7 +40,7 @@ def training(indexes: Mapping[str, Index]) -> dict[str, Rows]:
     return {name: np.flatnonzero(np.arange(len(index)) % 3 > 0) for name, index in indexes.items()}
 
 
-def after(indexes: Mapping[str, Index], *written: Any, seed: int = 0) -> dict[str, TrainingRows]:
+def applied(indexes: Mapping[str, Index], *written: Any, seed: int = 0) -> dict[str, TrainingRows]:
     return apply(steps(*written), indexes, training(indexes), classes=CLASSES, seed=seed)
 
 
@@ -86,7 +86,7 @@ WRITTEN: Sequence[Any] = (
 def test_a_scenario_selects_training_rows_only_and_changes_no_class(
     indexes: dict[str, Index], written: list[Any], seed: int
 ) -> None:
-    selected = after(indexes, *written, seed=seed)
+    selected = applied(indexes, *written, seed=seed)
     assert list(selected) == list(indexes)
     for name, index in selected.items():
         stored = indexes[name].label[index.rows]
@@ -109,19 +109,19 @@ def test_a_scenario_does_not_depend_on_the_order_of_rows_and_modalities(
 
 
 def test_no_steps_keep_everything(paired: dict[str, Index]) -> None:
-    selected = after(paired)
+    selected = applied(paired)
     assert all(counts(index.label) == [0, 30, 30, 30, 30] for index in selected.values())
 
 
 def test_steps_without_a_seed_use_the_seed_of_the_run(paired: dict[str, Index]) -> None:
     step = {"kind": "subsample", "rows": 5}
-    free = [after(paired, step, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
-    fixed = [after(paired, step | {"seed": 1}, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
+    free = [applied(paired, step, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
+    fixed = [applied(paired, step | {"seed": 1}, seed=seed)["rna"].rows.tolist() for seed in (0, 1)]
     assert free[0] != free[1] and fixed == [free[1]] * 2
 
 
 def test_modalities_choose_their_rows_independently(paired: dict[str, Index]) -> None:
-    selected = after(paired, {"kind": "subsample", "rows": 10})
+    selected = applied(paired, {"kind": "subsample", "rows": 10})
     assert len({tuple(index.rows) for index in selected.values()}) == 3
 
 
@@ -133,7 +133,7 @@ def test_modalities_choose_their_rows_independently(paired: dict[str, Index]) ->
 def test_the_hidden_fraction_is_exact_in_every_class_and_modality(
     indexes: dict[str, Index], thousandths: int, seed: int
 ) -> None:
-    selected = after(indexes, {"kind": "hide_labels", "fraction": thousandths / 1000}, seed=seed)
+    selected = applied(indexes, {"kind": "hide_labels", "fraction": thousandths / 1000}, seed=seed)
     for name, index in selected.items():
         before = counts(indexes[name].label[index.rows])
         hidden = [half_up(thousandths / 1000, count) for count in before[1:]]
@@ -146,15 +146,17 @@ def test_labels_kept_at_a_lower_level_are_among_those_at_a_higher_one(
     indexes: dict[str, Index], levels: tuple[int, int], seed: int
 ) -> None:
     few, many = sorted(levels)
-    shares = [after(indexes, {"kind": "hide_labels", "fraction": 1 - level / 100}, seed=seed) for level in (few, many)]
-    keeps = [after(indexes, {"kind": "hide_labels", "keep": level // 10}, seed=seed) for level in (few, many)]
+    shares = [
+        applied(indexes, {"kind": "hide_labels", "fraction": 1 - level / 100}, seed=seed) for level in (few, many)
+    ]
+    keeps = [applied(indexes, {"kind": "hide_labels", "keep": level // 10}, seed=seed) for level in (few, many)]
     for low, high in (shares, keeps):
         for name in indexes:
             assert ((low[name].label == -1) | (low[name].label == high[name].label)).all()
 
 
 def test_keep_1_leaves_one_label_per_class_and_modality(paired: dict[str, Index]) -> None:
-    selected = after(paired, {"kind": "hide_labels", "keep": 1})
+    selected = applied(paired, {"kind": "hide_labels", "keep": 1})
     assert all(counts(index.label) == [116, 1, 1, 1, 1] for index in selected.values())
 
 
@@ -162,15 +164,17 @@ def test_fractions_are_decimal_and_half_rows_are_hidden() -> None:
     rows = [(f"s{number}", f"s{number}", 0) for number in range(150)]
     indexes = {"m0": index_of(rows), "m1": index_of(rows)}
     # 100 training rows: 0.145 as a binary number times 100 lies below 14.5.
-    assert counts(after(indexes, {"kind": "hide_labels", "fraction": 0.145})["m0"].label)[0] == 15
+    assert counts(applied(indexes, {"kind": "hide_labels", "fraction": 0.145})["m0"].label)[0] == 15
     assert counts(
-        after(indexes, {"kind": "hide_labels", "fraction": 0.5}, {"kind": "hide_labels", "fraction": 0.25})["m0"].label
+        applied(indexes, {"kind": "hide_labels", "fraction": 0.5}, {"kind": "hide_labels", "fraction": 0.25})[
+            "m0"
+        ].label
     )[:2] == [63, 37]
 
 
 def test_labels_are_hidden_in_the_named_classes_and_modalities_only(paired: dict[str, Index]) -> None:
     step = {"kind": "hide_labels", "fraction": 1, "classes": ["c1", "c3"], "modalities": ["rna"]}
-    selected = after(paired, step)
+    selected = applied(paired, step)
     assert counts(selected["rna"].label) == [60, 30, 0, 30, 0]
     assert counts(selected["protein"].label) == [0, 30, 30, 30, 30]
 
@@ -179,12 +183,18 @@ def test_labels_are_hidden_in_the_named_classes_and_modalities_only(paired: dict
 
 
 def test_cut_class_keeps_n_rows_of_the_class_in_every_modality(paired: dict[str, Index]) -> None:
-    selected = after(paired, {"kind": "cut_class", "label": "c2", "rows": 6})
+    selected = applied(paired, {"kind": "cut_class", "label": "c2", "rows": 6})
     assert all(counts(index.label) == [0, 30, 30, 6, 30] for index in selected.values())
 
 
 def test_cut_class_keeps_all_rows_of_a_smaller_class(paired: dict[str, Index]) -> None:
-    assert counts(after(paired, {"kind": "cut_class", "label": "c2", "rows": 99})["rna"].label) == [0, 30, 30, 30, 30]
+    assert counts(applied(paired, {"kind": "cut_class", "label": "c2", "rows": 99})["rna"].label) == [
+        0,
+        30,
+        30,
+        30,
+        30,
+    ]
 
 
 @pytest.mark.parametrize(("few", "many"), [(0, 1), (1, 3), (3, 5), (5, 30)])
@@ -193,13 +203,13 @@ def test_rows_kept_at_a_lower_level_are_among_those_at_a_higher_one(
 ) -> None:
     pair = [{"label": "c0", "modality": "rna"}]
     for step in ({"kind": "cut_class", "label": "c0"}, {"kind": "keep_pairs", "pairs": pair}):
-        low, high = (set(after(paired, step | {"rows": rows})["rna"].rows) for rows in (few, many))
+        low, high = (set(applied(paired, step | {"rows": rows})["rna"].rows) for rows in (few, many))
         assert low < high and len(high) - len(low) == many - few
 
 
 def test_dropped_pairs_are_removed_and_other_rows_are_unchanged(paired: dict[str, Index]) -> None:
     pairs = [{"label": "c0", "modality": "rna"}, {"label": "c3", "modality": "protein"}]
-    selected = after(paired, {"kind": "drop_pairs", "pairs": pairs})
+    selected = applied(paired, {"kind": "drop_pairs", "pairs": pairs})
     assert counts(selected["rna"].label) == [0, 0, 30, 30, 30]
     assert counts(selected["protein"].label) == [0, 30, 30, 30, 0]
     assert counts(selected["methylation"].label) == [0, 30, 30, 30, 30]
@@ -217,15 +227,15 @@ def test_subsample_keeps_its_fraction_of_unlabelled_rows() -> None:
 
 def test_hidden_rows_still_belong_to_their_class(paired: dict[str, Index]) -> None:
     hide = {"kind": "hide_labels", "fraction": 1, "classes": ["c0"]}
-    selected = after(paired, hide, {"kind": "cut_class", "label": "c0", "rows": 4})
+    selected = applied(paired, hide, {"kind": "cut_class", "label": "c0", "rows": 4})
     assert counts(selected["rna"].label) == [4, 0, 30, 30, 30]
     assert absent_pairs(selected, paired, classes=CLASSES) == []
 
 
 def test_the_order_of_steps_matters(paired: dict[str, Index]) -> None:
     cut, hide = {"kind": "cut_class", "label": "c0", "rows": 10}, {"kind": "hide_labels", "fraction": 0.5}
-    assert counts(after(paired, cut, hide)["rna"].label)[1] == 5
-    assert counts(after(paired, hide, cut)["rna"].label)[1] != 5
+    assert counts(applied(paired, cut, hide)["rna"].label)[1] == 5
+    assert counts(applied(paired, hide, cut)["rna"].label)[1] != 5
 
 
 # --- unpair -----------------------------------------------------------------------------------------------------
@@ -252,7 +262,10 @@ def test_unpairing_is_optimally_balanced(has: list[set[int]], seed: int) -> None
 @settings(max_examples=100, deadline=None)
 @given(COHORTS, SEEDS)
 def test_every_sample_keeps_exactly_one_modality(indexes: dict[str, Index], seed: int) -> None:
-    before, assigned = ids(indexes, after(indexes, seed=seed)), ids(indexes, after(indexes, "unpair", seed=seed))
+    before, assigned = (
+        ids(indexes, applied(indexes, seed=seed)),
+        ids(indexes, applied(indexes, "unpair", seed=seed)),
+    )
     samples = [sample for samples_of_modality in assigned.values() for sample in samples_of_modality]
     assert sorted(samples) == sorted(set().union(*before.values()))
 
@@ -291,7 +304,7 @@ def test_the_published_intersim_scenario_has_its_published_counts(shared: Path) 
 
 def test_all_unknown_names_are_reported_by_key(paired: dict[str, Index]) -> None:
     with pytest.raises(ConfigError) as caught:
-        after(
+        applied(
             paired,
             {"kind": "cut_class", "label": "C2", "rows": 6},
             {
@@ -312,4 +325,4 @@ def test_all_unknown_names_are_reported_by_key(paired: dict[str, Index]) -> None
 def test_a_scenario_that_empties_a_modality_is_refused(paired: dict[str, Index]) -> None:
     pairs = [{"label": label, "modality": "rna"} for label in CLASSES]
     with pytest.raises(ConfigError, match=r"scenario: .*modality rna"):
-        after(paired, {"kind": "drop_pairs", "pairs": pairs})
+        applied(paired, {"kind": "drop_pairs", "pairs": pairs})

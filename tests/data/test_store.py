@@ -72,7 +72,7 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-# --- what was written comes back ------------------------------------------------------------------------------
+# --- round trips --------------------------------------------------------------------------------------------
 
 
 def test_values_are_read_bit_identical_and_in_order(tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_all_files_are_private_under_any_umask(tmp_path: Path) -> None:
         assert path.stat().st_mode & 0o077 == 0, path
 
 
-# --- nothing half-written -------------------------------------------------------------------------------------
+# --- atomic writes --------------------------------------------------------------------------------------------
 
 
 def test_an_existing_target_is_refused_and_unchanged(folder: Path) -> None:
@@ -221,7 +221,7 @@ def test_an_existing_target_is_refused_and_unchanged(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("mistake", [RuntimeError("ours"), KeyboardInterrupt()])
-def test_a_failure_leaves_nothing_behind(tmp_path: Path, mistake: BaseException) -> None:
+def test_a_failed_write_leaves_no_files(tmp_path: Path, mistake: BaseException) -> None:
     with pytest.raises(type(mistake)), StoreWriter(tmp_path / "store", source={}) as writer:
         writer.begin("mirna", ["a", "b"])
         for number in range(20):
@@ -231,7 +231,7 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, mistake: BaseException)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_full_disk_is_one_line_and_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_a_one_line_error_and_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path) -> object:
         raise OSError(28, "No space left on device", str(path))
 

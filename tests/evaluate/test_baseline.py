@@ -104,13 +104,13 @@ def test_a_modality_with_one_labelled_class_predicts_it_for_every_row():
     result = logistic_regression(train, {"m": (test_x, true)}, classes=CLASSES)
     assert [row[2] for row in result["modalities"]["m"]["confusion"]] == [10, 10, 10]
     assert result["modalities"]["m"]["balanced_accuracy"] == pytest.approx(1 / 3)
-    assert result["fits"]["m"]["reason"] == "one class among the labelled training rows"
+    assert result["fits"]["m"]["reason"].startswith("one class ")
 
 
 def test_a_class_absent_in_training_has_recall_0():
     (x, y), test = blobs(150, 0), blobs(90, 1)
-    kept = y != 1
-    result = logistic_regression({"m": (x[kept], y[kept])}, {"m": test}, classes=CLASSES)
+    mask = y != 1
+    result = logistic_regression({"m": (x[mask], y[mask])}, {"m": test}, classes=CLASSES)
     assert result["per_class"]["b"] == {"recall": 0.0, "precision": None, "n": 30}
 
 

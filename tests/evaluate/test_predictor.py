@@ -98,8 +98,8 @@ def test_a_checkpoint_replaced_while_it_is_read_is_not_called_damaged(
         return judge(path)
 
     monkeypatch.setattr(checkpoint, "problem", problem)
-    found = checkpoint.latest(tmp_path)
-    assert calls == [first] and found == tmp_path / "step-00000002"
+    latest = checkpoint.latest(tmp_path)
+    assert calls == [first] and latest == tmp_path / "step-00000002"
 
 
 def test_a_frame_without_numbers_is_refused_by_name(model: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_frame_without_numbers_is_refused_by_name(model: Path) -> None:
     x = toy.cohort().x["cnv"][:2]
     frame = pd.DataFrame(x, columns=list(predictor.features("cnv")))
     twice = pd.concat([frame, frame[["cnv3"]]], axis=1)
-    for given, message in ((x, "DataFrame"), (twice, "cnv3")):
+    for inputs, message in ((x, "DataFrame"), (twice, "cnv3")):
         with pytest.raises(DataError, match=message):
-            predictor.predict(given, modality="cnv")
+            predictor.predict(inputs, modality="cnv")
     with pytest.raises(DataError, match="finite"):
         predictor.predict(frame.astype(float).assign(cnv0=1e39), modality="cnv")
 
@@ -171,5 +171,5 @@ def test_members_with_the_same_rows_share_one_copy_and_get_the_metrics_of_separa
         sizes.append(sum(x.nbytes for x in distinct.values()))
         metrics.append(rows.validate(model))
     assert sizes[1] == 3 * sizes[0] == 3 * 2 * sum(x.nbytes for x in shared.validation.x.values())
-    for ours, theirs in zip(*metrics, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
+    for of_shared, of_separate in zip(*metrics, strict=True):
+        assert of_shared == pytest.approx(of_separate, rel=1e-5)

@@ -16,7 +16,7 @@ from modis_dist.execution.verify_resume import VerificationResult, differences
 from modis_dist.train import checkpoint
 from modis_dist.train.checkpoint import Checkpoint
 from tests.execution.test_single import write_run
-from tests.integrations.processes import lives, wait_for
+from tests.integrations.processes import is_running, wait_for
 from tests.ranks import CONTEXT
 from tests.study.toy_study import COMMAND, write_store
 
@@ -113,7 +113,7 @@ def test_a_signal_ends_the_command_and_its_trainings_and_removes_their_folder(
         # A terminal signals the whole process group, others only the command.
         (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
         _, output = process.communicate(timeout=60)
-        assert wait_for(lambda: not lives(child), seconds=30)
+        assert wait_for(lambda: not is_running(child), seconds=30)
     finally:
         process.kill()
     if number == signal.SIGKILL:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 import psutil
 
 
-def lives(process: psutil.Process) -> bool:
+def is_running(process: psutil.Process) -> bool:
     """Return True if a process runs; a zombie does not."""
     try:
         return process.status() != psutil.STATUS_ZOMBIE

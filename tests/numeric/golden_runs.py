@@ -13,10 +13,10 @@ ROWS = 8
 
 def run(kind: str) -> list[dict[str, float]]:
     """Return every term of every step, summed over modalities, and the totals, with 12 significant digits."""
-    state, how = start([42]), weights([kind])
+    state, loss_weights = start([42]), weights([kind])
     rows = []
     for number in range(STEPS):
-        adversary, vae = step(state, batch(number, rows=ROWS), how, Rules())
+        adversary, vae = step(state, batch(number, rows=ROWS), loss_weights, Rules())
         terms = adversary.parts | vae.parts | {"total_d": adversary.total.detach(), "total_g": vae.total.detach()}
         rows.append({name: float(f"{float(value.sum()):.12g}") for name, value in terms.items()})
     return rows

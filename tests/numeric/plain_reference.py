@@ -123,10 +123,10 @@ def known_labels(logits: Tensor, label: Tensor, confidence: float) -> Tensor:
 # --- networks -----------------------------------------------------------------------------------------------
 
 
-def hidden(inputs: int, outputs: int, shape: Shape) -> list[nn.Module]:
+def hidden(batch: int, outputs: int, shape: Shape) -> list[nn.Module]:
     """Linear -> BatchNorm1d -> LeakyReLU."""
     return [
-        nn.Linear(inputs, outputs, dtype=torch.float64),
+        nn.Linear(batch, outputs, dtype=torch.float64),
         nn.BatchNorm1d(outputs, eps=shape.eps, dtype=torch.float64),
         nn.LeakyReLU(shape.slope),
     ]
@@ -220,56 +220,58 @@ def squared_gradients(plain: PlainSystem, m: int, x: Tensor, noise: Tensor, sign
     return squares
 
 
-def class_terms(logits: Tensor, h: Tensor, label: Tensor, how: Any) -> Tensor:
+def class_terms(logits: Tensor, h: Tensor, label: Tensor, weights: Any) -> Tensor:
     """Return the weighted L_C + L_clustering of one modality."""
-    clustering = sum(clustering_parts(logits.softmax(-1), h, how.prior[0], bandwidth(h)))
-    return how.classification[0] * labelled_cross_entropy(logits, label) + how.clustering[0] * clustering
+    clustering = sum(clustering_parts(logits.softmax(-1), h, weights.prior[0], bandwidth(h)))
+    return weights.classification[0] * labelled_cross_entropy(logits, label) + weights.clustering[0] * clustering
 
 
-def adversary_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
+def adversary_loss(plain: PlainSystem, batch: Any, weights: Any, rules: Any) -> Tensor:
     """Return L_D of a batch of one slot, with noise_d."""
     plain.vaes.eval()
-    modalities = range(len(given.x))
+    modalities = range(len(batch.x))
     latents, total = [], torch.zeros((), dtype=torch.float64)
     for m in modalities:
         with torch.no_grad():
-            _, _, z = plain.vaes[m](given.x[m][0], given.noise_d[0, m])
+            _, _, z = plain.vaes[m](batch.x[m][0], batch.noise_d[0, m])
         h = plain.discriminator.trunk(z)
         latents.append(z)
-        total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)
+        total = total + class_terms(plain.discriminator.label(h), h, batch.label[0, m], weights)
         signs = (
-            given.signs[0, m] if rules.penalty_outputs == "each" else torch.ones(len(z), len(given.x), dtype=z.dtype)
+            batch.signs[0, m] if rules.penalty_outputs == "each" else torch.ones(len(z), len(batch.x), dtype=z.dtype)
         )
-        squares = squared_gradients(plain, m, given.x[m][0], given.noise_d[0, m], signs, rules.penalty_inputs)
-        total = total + how.penalty_weight[0] / 2 * mean(squares)
-    return total + how.adversarial[0] * _both(plain, torch.stack(latents), given, how, "discriminator")
+        squares = squared_gradients(plain, m, batch.x[m][0], batch.noise_d[0, m], signs, rules.penalty_inputs)
+        total = total + weights.penalty_weight[0] / 2 * mean(squares)
+    return total + weights.adversarial[0] * _both(plain, torch.stack(latents), batch, weights, "discriminator")
 
 
-def vae_loss(plain: PlainSystem, given: Any, how: Any, rules: Any) -> Tensor:
+def vae_loss(plain: PlainSystem, batch: Any, weights: Any, rules: Any) -> Tensor:
     """Return L_VAE of a batch of one slot, with noise_g."""
     plain.vaes.train()
     latents, total = [], torch.zeros((), dtype=torch.float64)
     for m, vae in enumerate(plain.vaes):
-        x = given.x[m][0]
-        mu, sigma, z = vae(x, given.noise_g[0, m])
+        x = batch.x[m][0]
+        mu, sigma, z = vae(x, batch.noise_g[0, m])
         kl = torch.distributions.kl_divergence(
             torch.distributions.Normal(mu, sigma), torch.distributions.Normal(0.0, 1.0)
         ).sum()
         total = (
-            total + F.mse_loss(vae.decoder(z), x) + how.beta[0] * kl / (len(x) if rules.kl_reduction == "mean" else 1)
+            total
+            + F.mse_loss(vae.decoder(z), x)
+            + weights.beta[0] * kl / (len(x) if rules.kl_reduction == "mean" else 1)
         )
         h = plain.discriminator.trunk(z)
         latents.append(z)
-        total = total + class_terms(plain.discriminator.label(h), h, given.label[0, m], how)
-    return total + how.adversarial[0] * _both(plain, torch.stack(latents), given, how, "encoder")
+        total = total + class_terms(plain.discriminator.label(h), h, batch.label[0, m], weights)
+    return total + weights.adversarial[0] * _both(plain, torch.stack(latents), batch, weights, "encoder")
 
 
-def _both(plain: PlainSystem, z: Tensor, given: Any, how: Any, side: str) -> Tensor:
+def _both(plain: PlainSystem, z: Tensor, batch: Any, weights: Any, side: str) -> Tensor:
     h = plain.discriminator.trunk(z.flatten(0, 1))
     d, classes = (
         head(h).unflatten(0, z.shape[:2]) for head in (plain.discriminator.modality, plain.discriminator.label)
     )
-    if how.losses[0] == "paired":
-        return paired(side, z, d, given.sample[0])
-    label = known_labels(classes, given.label[0], float(how.pseudo_label_threshold[0]))
-    return adversarial(how.losses[0], side, d, label)
+    if weights.losses[0] == "paired":
+        return paired(side, z, d, batch.sample[0])
+    label = known_labels(classes, batch.label[0], float(weights.pseudo_label_threshold[0]))
+    return adversarial(weights.losses[0], side, d, label)

@@ -48,10 +48,10 @@ def test_the_configuration_accepts_exactly_the_implemented_losses() -> None:
 def test_value_and_gradient_equal_explicit_loops(kind: str, side: str, modalities: int) -> None:
     label = labels(2, modalities, 4, seed=7)
     logits = normal(2, modalities, 4, modalities, seed=modalities).requires_grad_()
-    ours = loss_of(kind, side, label)(logits)
-    theirs = torch.stack([plain.adversarial(kind, side, logits[r], label[r]) for r in range(2)])
-    torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(gradient(ours, logits), gradient(theirs, logits), rtol=1e-12, atol=1e-12)
+    losses = loss_of(kind, side, label)(logits)
+    expected = torch.stack([plain.adversarial(kind, side, logits[r], label[r]) for r in range(2)])
+    torch.testing.assert_close(losses, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(losses, logits), gradient(expected, logits), rtol=1e-12, atol=1e-12)
 
 
 @every_number_of_modalities
@@ -147,7 +147,7 @@ def test_class_conditional_with_one_class_is_pairwise_over_all_pairs_of_rows(sid
     # Rolling modalities 1 and 2 by all (s, t) gives every pair of rows of two modalities equally often.
     rolls = [(0, s, t) for s in range(3) for t in range(3)]
     shifted = [torch.stack([logits[:, m].roll(by, 1) for m, by in enumerate(roll)], 1) for roll in rolls]
-    paired = torch.stack([loss_of("pairwise", side, one_class)(given) for given in shifted]).mean(0)
+    paired = torch.stack([loss_of("pairwise", side, one_class)(inputs) for inputs in shifted]).mean(0)
     torch.testing.assert_close(loss_of("class_conditional", side, one_class)(logits), paired)
 
 
@@ -163,8 +163,8 @@ def test_class_conditional_without_a_pair_is_zero_with_zero_gradient(side: str) 
 def test_slots_do_not_mix(kind: str, side: str) -> None:
     logits, label = normal(3, 3, 4, 3), labels(3, 3, 4)
     whole = loss_of(kind, side, label)(logits)
-    alone = torch.cat([loss_of(kind, side, label[r : r + 1])(logits[r : r + 1]) for r in range(3)])
-    torch.testing.assert_close(whole, alone, rtol=1e-14, atol=0)
+    separate = torch.cat([loss_of(kind, side, label[r : r + 1])(logits[r : r + 1]) for r in range(3)])
+    torch.testing.assert_close(whole, separate, rtol=1e-14, atol=0)
 
 
 @every_loss

@@ -34,9 +34,9 @@ def test_all_three_terms_and_their_gradients_equal_explicit_loops(prior: Tensor,
             parts = plain.clustering_parts(a[r, m], h[r, m], prior, plain.bandwidth(h[r, m].detach()))
             torch.testing.assert_close(torch.stack([c1[r, m], c2[r, m], c3[r, m]]), torch.stack(parts))
             torch.testing.assert_close(whole[r, m], sum(parts))
-            ours = torch.autograd.grad(whole[r, m], (logits, h), retain_graph=True)
-            theirs = torch.autograd.grad(sum(parts), (logits, h), retain_graph=True)
-            torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-12)
+            gradients = torch.autograd.grad(whole[r, m], (logits, h), retain_graph=True)
+            expected = torch.autograd.grad(sum(parts), (logits, h), retain_graph=True)
+            torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_the_entropy_term_with_a_uniform_prior_equals_the_published_one() -> None:
@@ -69,10 +69,10 @@ def test_a_class_without_training_rows_leaves_the_entropy_finite() -> None:
 
 def test_bandwidth_is_not_differentiated() -> None:
     h = normal(5, 2, seed=3).requires_grad_()
-    (ours,) = torch.autograd.grad(kernel(h)[0, 1], h)
+    (gradient,) = torch.autograd.grad(kernel(h)[0, 1], h)
     with torch.no_grad():
         bandwidth, eps = plain.bandwidth(h), 1e-6
-        still, moving = torch.zeros_like(h), torch.zeros_like(h)
+        expected, with_bandwidth = torch.zeros_like(h), torch.zeros_like(h)
         for i in range(5):
             for d in range(2):
                 values = []
@@ -82,10 +82,12 @@ def test_bandwidth_is_not_differentiated() -> None:
                     values.append(
                         (torch.exp(-(moved[0] - moved[1]).square().sum() / (2 * bandwidth)), kernel(moved)[0, 1])
                     )
-                still[i, d], moving[i, d] = ((up - down) / (2 * eps) for up, down in zip(*values, strict=True))
-    torch.testing.assert_close(ours, still, rtol=1e-6, atol=1e-8)
-    assert (moving - still).abs().max() > 1e-3, "the bandwidth depends on h here, or the check above would test nothing"
-    assert ours[2:].eq(0).all()
+                expected[i, d], with_bandwidth[i, d] = (
+                    (up - down) / (2 * eps) for up, down in zip(*values, strict=True)
+                )
+    torch.testing.assert_close(gradient, expected, rtol=1e-6, atol=1e-8)
+    assert (with_bandwidth - expected).abs().max() > 1e-3, "the bandwidth must depend on h"
+    assert gradient[2:].eq(0).all()
 
 
 def test_equal_rows_reach_the_minimum_bandwidth() -> None:
@@ -126,13 +128,15 @@ def test_similarities_are_invariant_to_rotation_shift_and_scale_of_h(seed: int) 
 def test_separated_clusters_have_a_lower_loss(seed: int) -> None:
     member = torch.arange(9) % 3
     sure = 6 * torch.nn.functional.one_hot(member, 3).double()
-    apart = 5 * torch.eye(3, dtype=torch.float64)[member] + 0.1 * normal(9, 3, seed=seed)
+    separated = 5 * torch.eye(3, dtype=torch.float64)[member] + 0.1 * normal(9, 3, seed=seed)
     mixed = normal(9, 3, seed=seed)
     shuffled = sure[torch.randperm(9, generator=torch.Generator().manual_seed(seed))]
-    best = clustering(sure.softmax(-1), apart, UNIFORM)
-    assert best < clustering(sure.softmax(-1), mixed, UNIFORM), "the same answers, clusters that overlap"
-    assert best < clustering((0.1 * sure).softmax(-1), apart, UNIFORM), "the same clusters, unsure answers"
-    assert best <= clustering(shuffled.softmax(-1), apart, UNIFORM) + 1e-9, "answers that do not follow the clusters"
+    best = clustering(sure.softmax(-1), separated, UNIFORM)
+    assert best < clustering(sure.softmax(-1), mixed, UNIFORM), "equal predictions, overlapping clusters"
+    assert best < clustering((0.1 * sure).softmax(-1), separated, UNIFORM), "equal clusters, unsure predictions"
+    assert best <= clustering(shuffled.softmax(-1), separated, UNIFORM) + 1e-9, (
+        "predictions independent of the clusters"
+    )
 
 
 def test_probabilities_that_underflow_in_float32_leave_value_and_gradient_finite() -> None:
@@ -146,5 +150,5 @@ def test_probabilities_that_underflow_in_float32_leave_value_and_gradient_finite
 
 def test_slots_and_modalities_do_not_mix() -> None:
     a, h = normal(2, 3, 5, 3).softmax(-1), normal(2, 3, 5, 4, seed=1)
-    alone = torch.stack([torch.stack([clustering(a[r, m], h[r, m], UNIFORM) for m in range(3)]) for r in range(2)])
-    torch.testing.assert_close(clustering(a, h, UNIFORM.expand(2, 1, 3)), alone, rtol=1e-13, atol=1e-15)
+    separate = torch.stack([torch.stack([clustering(a[r, m], h[r, m], UNIFORM) for m in range(3)]) for r in range(2)])
+    torch.testing.assert_close(clustering(a, h, UNIFORM.expand(2, 1, 3)), separate, rtol=1e-13, atol=1e-15)

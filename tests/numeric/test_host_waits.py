@@ -37,13 +37,13 @@ def test_the_watched_operations_are_those_of_reading_a_value_and_of_creating_a_t
 @pytest.mark.parametrize("penalty_inputs", ["x", "z"])
 @pytest.mark.parametrize("losses", [("pairwise",), ("class_conditional",) * 2, KINDS], ids=["one", "two", "mixed"])
 def test_after_the_first_step_nothing_is_copied_between_host_and_device(losses: Any, penalty_inputs: Any) -> None:
-    r, how, rules = len(losses), weights(losses), Rules(penalty_inputs=penalty_inputs)
-    model, given = start(range(r)).model, batch(slots=r)
-    adversary_phase(model, given, how, rules)
-    vae_phase(model, given, how, rules)
+    r, loss_weights, rules = len(losses), weights(losses), Rules(penalty_inputs=penalty_inputs)
+    model, inputs = start(range(r)).model, batch(slots=r)
+    adversary_phase(model, inputs, loss_weights, rules)
+    vae_phase(model, inputs, loss_weights, rules)
     with Operations() as done:
-        adversary_phase(model, given, how, rules)
-        vae_phase(model, given, how, rules)
+        adversary_phase(model, inputs, loss_weights, rules)
+        vae_phase(model, inputs, loss_weights, rules)
     assert not {TO_HOST, FROM_HOST} & set(done.names) and len(done.names) > 20
 
 
@@ -51,16 +51,16 @@ def test_a_step_from_batch_to_loss_log_copies_nothing_between_host_and_device() 
     data = prepared(dict.fromkeys(SHAPE.features, 60))
     batches = loader([data, data], range(2), batch_size=ROWS, fraction=0.25)
     log = LossLog(list(SHAPE.features), slots=2, window=100, world=ALONE)
-    state, how = start(range(2)), weights(("pairwise",) * 2)
+    state, loss_weights = start(range(2)), weights(("pairwise",) * 2)
 
-    def take(step: int) -> None:
-        log.record(*learn(state, batches.batch(epoch=0, step=step), how, Rules()))
+    def run_step(step: int) -> None:
+        log.record(*learn(state, batches.batch(epoch=0, step=step), loss_weights, Rules()))
 
-    take(0)
+    run_step(0)
     with Operations() as done:
-        take(1)
+        run_step(1)
     assert not {TO_HOST, FROM_HOST} & set(done.names)
-    assert done.names["aten._fused_adam_.default"] == 2, "the step was taken"
+    assert done.names["aten._fused_adam_.default"] == 2, "the step did not run"
 
 
 def test_the_number_of_gathers_does_not_depend_on_how_many_slots_share_data() -> None:

@@ -39,11 +39,13 @@ def mixed(dtype: torch.dtype) -> Weights:
 
 def trained(members: list[int], rules: Rules, dtype: torch.dtype) -> TrainState:
     """Train some of the eight slots for ten steps."""
-    data, how = folds(), mixed(dtype)
+    data, loss_weights = folds(), mixed(dtype)
     stack = Weights(
         *(
-            tuple(how.losses[r] for r in members) if field.name == "losses" else getattr(how, field.name)[members]
-            for field in fields(how)
+            tuple(loss_weights.losses[r] for r in members)
+            if field.name == "losses"
+            else getattr(loss_weights, field.name)[members]
+            for field in fields(loss_weights)
         )
     )
     loader = Loader(
@@ -95,9 +97,9 @@ def test_in_float32_a_slot_trained_alone_equals_its_slice_up_to_rounding(rules: 
 
 
 def test_slots_with_the_same_seed_and_fold_differ_by_their_weights_only() -> None:
-    state, given = start([7, 7]), batch(1)
-    others = (torch.cat([t, t]) for t in (given.label, given.sample, given.noise_d, given.noise_g))
-    twice = Batch(tuple(torch.cat([x, x]) for x in given.x), *others)
+    state, inputs = start([7, 7]), batch(1)
+    others = (torch.cat([t, t]) for t in (inputs.label, inputs.sample, inputs.noise_d, inputs.noise_g))
+    twice = Batch(tuple(torch.cat([x, x]) for x in inputs.x), *others)
     step(state, twice, weights(["pairwise"] * 2), Rules())
     for name, tensor in state.model_tensors().items():
         torch.testing.assert_close(tensor[0], tensor[1], rtol=1e-11, atol=1e-11, msg=name)
@@ -111,11 +113,11 @@ def test_slots_with_the_same_seed_and_fold_differ_by_their_weights_only() -> Non
 def test_a_nan_or_infinite_row_affects_its_own_slot_only(losses: list[str], poison: float) -> None:
     clean, poisoned = start([1, 2, 3]), start([1, 2, 3])
     for number in range(2):
-        given = batch(number, slots=3)
-        step(clean, given, weights(losses), Rules())
-        x = [part.clone() for part in given.x]
+        inputs = batch(number, slots=3)
+        step(clean, inputs, weights(losses), Rules())
+        x = [part.clone() for part in inputs.x]
         x[1][1, 2, 3] = poison
-        step(poisoned, replace(given, x=tuple(x)), weights(losses), Rules())
+        step(poisoned, replace(inputs, x=tuple(x)), weights(losses), Rules())
     ruined = poisoned.tensors()
     for part, tensors in clean.tensors().items():
         for name, tensor in tensors.items():

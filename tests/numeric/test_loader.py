@@ -42,9 +42,9 @@ def test_row_order_is_a_permutation_and_a_pure_function(rows: int, seed: int, ep
 
 @few
 @given(st.integers(1, 20), st.integers(1, 100))
-def test_no_row_repeats_before_all_others_were_drawn(rows: int, wanted: int) -> None:
-    counts = Counter(row_order(rows, wanted, seed=1, epoch=2, modality="a").tolist())
-    assert sum(counts.values()) == wanted
+def test_no_row_repeats_before_all_others_were_drawn(rows: int, drawn: int) -> None:
+    counts = Counter(row_order(rows, drawn, seed=1, epoch=2, modality="a").tolist())
+    assert sum(counts.values()) == drawn
     assert max(counts.values()) - min(counts.get(n, 0) for n in range(rows)) <= 1
 
 
@@ -54,7 +54,7 @@ def test_row_order_differs_between_seeds_epochs_modalities_and_passes() -> None:
     orders = [tuple(row_order(30, 30, **where).tolist()) for where in others]
     twice = row_order(30, 60, **one)
     orders.append(tuple(twice[30:].tolist()))
-    assert tuple(twice[:30].tolist()) == orders[0], "the first pass does not depend on how many follow"
+    assert tuple(twice[:30].tolist()) == orders[0], "the first pass depends on the number of passes"
     assert len(set(orders)) == 5
 
 
@@ -121,7 +121,7 @@ def test_few_labelled_rows_are_oversampled_equally_often_to_fill_their_fraction_
             batch = batches.batch(epoch=0, step=at)
             assert (batch.label[0, m] >= 0).sum() == 8 == 0.25 * 32
             rows = numbers(batch, m)
-            assert len(set(rows) - set(range(315, 320))) == 24, "no unlabelled row comes twice"
+            assert len(set(rows) - set(range(315, 320))) == 24, "an unlabelled row repeats"
             visits.update(rows)
         assert [visits[n] for n in range(315, 320)] == [8 * batches.steps // 5] * 5
         assert set(visits.values()) <= {1, 16} and len(visits) == 24 * batches.steps + 5
@@ -224,12 +224,12 @@ def test_features_and_labels_of_a_batch_belong_to_the_same_training_row() -> Non
 
 def test_a_batch_depends_only_on_epoch_and_step() -> None:
     batches = loader([prepared(UNEVEN)], [3], signs=True)
-    wanted = batches.batch(epoch=4, step=1)
+    drawn = batches.batch(epoch=4, step=1)
     batches.batch(epoch=7, step=0)
     for again in (batches.batch(epoch=4, step=1), loader([prepared(UNEVEN)], [3], signs=True).batch(epoch=4, step=1)):
-        assert all(torch.equal(one, other) for one, other in zip(wanted.x, again.x, strict=True))
+        assert all(torch.equal(one, other) for one, other in zip(drawn.x, again.x, strict=True))
         for name in ("label", "noise_d", "noise_g", "signs"):
-            assert torch.equal(getattr(wanted, name), getattr(again, name))
+            assert torch.equal(getattr(drawn, name), getattr(again, name))
 
 
 def test_the_batch_of_a_slot_is_the_same_alone_and_in_a_stack() -> None:
@@ -241,7 +241,7 @@ def test_the_batch_of_a_slot_is_the_same_alone_and_in_a_stack() -> None:
         assert all(torch.equal(many[r], one[0]) for many, one in zip(stack.x, alone.x, strict=True))
         for name in ("label", "noise_d", "noise_g", "signs"):
             assert torch.equal(getattr(stack, name)[r], getattr(alone, name)[0])
-    assert torch.equal(stack.noise_d[0], stack.noise_d[2]), "noise belongs to the seed"
+    assert torch.equal(stack.noise_d[0], stack.noise_d[2]), "noise does not depend on the seed"
     assert not torch.equal(stack.noise_d[0], stack.noise_d[1])
 
 

@@ -40,12 +40,12 @@ def test_labelled_cross_entropy_is_the_mean_over_labelled_rows(share_hidden: str
     logits = normal(2, 3, 5, 4, seed=3).requires_grad_()
     label = labels(2, 3, 5, seed=4, classes=4)
     label = {"some": label, "none": label.abs(), "all": torch.full_like(label, -1)}[share_hidden]
-    ours = labelled_cross_entropy(logits, label)
-    theirs = torch.stack(
+    loss = labelled_cross_entropy(logits, label)
+    expected = torch.stack(
         [torch.stack([plain.labelled_cross_entropy(logits[r, m], label[r, m]) for m in range(3)]) for r in range(2)]
     )
-    torch.testing.assert_close(ours, theirs)
-    gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in (ours, theirs)]
+    torch.testing.assert_close(loss, expected)
+    gradients = [torch.autograd.grad(value.sum(), logits)[0] for value in (loss, expected)]
     torch.testing.assert_close(*gradients)
 
 
@@ -66,7 +66,7 @@ def test_a_modality_without_labels_adds_zero_loss_and_zero_gradient() -> None:
 def test_the_gradient_of_labelled_cross_entropy_equals_finite_differences(seed: int) -> None:
     label = labels(1, 4, seed=seed)
     logits = normal(1, 4, 3, seed=seed).requires_grad_()
-    assert torch.autograd.gradcheck(lambda given: labelled_cross_entropy(given, label), logits)
+    assert torch.autograd.gradcheck(lambda inputs: labelled_cross_entropy(inputs, label), logits)
 
 
 def test_the_gradients_of_squared_error_and_kl_divergence_equal_finite_differences() -> None:

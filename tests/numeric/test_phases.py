@@ -56,22 +56,22 @@ def test_both_phases_restore_train_mode_and_requires_grad() -> None:
 
 
 def test_adversary_phase_encodes_with_running_statistics_and_vae_phase_with_those_of_the_batch() -> None:
-    model, given = start([3]).model, batch(5)
+    model, inputs = start([3]).model, batch(5)
     for layer in model.modules():
         if isinstance(layer, StackedBatchNorm):
             layer.running_mean += 0.5
             layer.running_var *= 3
-    system, how = plain.PlainSystem(model), weights()
-    terms = adversary_phase(model, given, how, Rules())
-    torch.testing.assert_close(terms.total[0], plain.adversary_loss(system, given, how, Rules()))
-    terms = vae_phase(model, given, how, Rules())
-    torch.testing.assert_close(terms.total[0], plain.vae_loss(system, given, how, Rules()))
+    system, loss_weights = plain.PlainSystem(model), weights()
+    terms = adversary_phase(model, inputs, loss_weights, Rules())
+    torch.testing.assert_close(terms.total[0], plain.adversary_loss(system, inputs, loss_weights, Rules()))
+    terms = vae_phase(model, inputs, loss_weights, Rules())
+    torch.testing.assert_close(terms.total[0], plain.vae_loss(system, inputs, loss_weights, Rules()))
 
 
 def test_total_of_each_phase_is_the_weighted_sum_of_its_parts() -> None:
-    model, given, how = start([3]).model, batch(5), weights(["cross_entropy"])
-    d = adversary_phase(model, given, how, Rules())
-    g = vae_phase(model, given, how, Rules())
+    model, inputs, loss_weights = start([3]).model, batch(5), weights(["cross_entropy"])
+    d = adversary_phase(model, inputs, loss_weights, Rules())
+    g = vae_phase(model, inputs, loss_weights, Rules())
     sums = {name: part.sum() for name, part in (d.parts | g.parts).items()}
     total_d = 0.7 * sums["adversarial_d"] + 1.3 * sums["class_d"] + 0.9 * sums["clustering_d"] + 3 * sums["penalty"]
     total_g = sums["reconstruction"] + 0.02 * sums["kl"] + 0.7 * sums["adversarial_g"]
@@ -84,23 +84,23 @@ def test_total_of_each_phase_is_the_weighted_sum_of_its_parts() -> None:
 
 
 def test_kl_mean_is_kl_sum_divided_by_rows() -> None:
-    model, given = start([3]).model, batch(5)
-    kl_terms = {kl: vae_phase(model, given, weights(), Rules(kl_reduction=kl)).parts["kl"] for kl in ("sum", "mean")}
+    model, inputs = start([3]).model, batch(5)
+    kl_terms = {kl: vae_phase(model, inputs, weights(), Rules(kl_reduction=kl)).parts["kl"] for kl in ("sum", "mean")}
     torch.testing.assert_close(kl_terms["mean"] * 6, kl_terms["sum"])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_order_of_rows_within_a_batch_does_not_matter(kind: str) -> None:
-    model, given = start([3]).model, batch(5, signs=True)
+    model, inputs = start([3]).model, batch(5, signs=True)
     order = torch.tensor([4, 0, 5, 2, 1, 3])
     moved = replace(
-        given,
-        x=tuple(x[:, order] for x in given.x),
-        **{name: getattr(given, name)[:, :, order] for name in ("label", "noise_d", "noise_g", "signs")},
+        inputs,
+        x=tuple(x[:, order] for x in inputs.x),
+        **{name: getattr(inputs, name)[:, :, order] for name in ("label", "noise_d", "noise_g", "signs")},
     )
     rules = Rules(penalty_outputs="each")
     for phase in (adversary_phase, vae_phase):
-        totals = [phase(model, rows, weights([kind]), rules).total for rows in (given, moved)]
+        totals = [phase(model, rows, weights([kind]), rules).total for rows in (inputs, moved)]
         torch.testing.assert_close(*totals, rtol=1e-12, atol=1e-12)
 
 
@@ -114,23 +114,23 @@ def normalised(layer: StackedBatchNorm, x: Tensor) -> Tensor:
 
 @pytest.mark.parametrize("slots", [1, 3])
 def test_batch_norm_equals_torch_over_several_steps_and_then_in_eval_mode(slots: int) -> None:
-    ours = StackedBatchNorm(slots, 4, eps=0.8).double()
-    theirs = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(slots)]
+    stacked = StackedBatchNorm(slots, 4, eps=0.8).double()
+    torch_norms = [torch.nn.BatchNorm1d(4, eps=0.8, momentum=0.1, dtype=torch.float64) for _ in range(slots)]
     with torch.no_grad():
-        for r, plain_norm in enumerate(theirs):
+        for r, plain_norm in enumerate(torch_norms):
             plain_norm.weight.copy_(normal(4, seed=r))
             plain_norm.bias.copy_(normal(4, seed=r + 50))
-            ours.weight[r], ours.bias[r] = plain_norm.weight, plain_norm.bias
+            stacked.weight[r], stacked.bias[r] = plain_norm.weight, plain_norm.bias
     for number in range(5):
         x = 3 * normal(slots, 6, 4, seed=number) + 1
-        expected = torch.stack([norm(rows) for norm, rows in zip(theirs, x, strict=True)])
-        torch.testing.assert_close(normalised(ours, x), expected, rtol=1e-12, atol=1e-12)
+        expected = torch.stack([norm(rows) for norm, rows in zip(torch_norms, x, strict=True)])
+        torch.testing.assert_close(normalised(stacked, x), expected, rtol=1e-12, atol=1e-12)
         for name in ("running_mean", "running_var"):
-            expected = torch.stack([getattr(norm, name) for norm in theirs])
-            torch.testing.assert_close(getattr(ours, name), expected, rtol=1e-12, atol=1e-12)
-    expected = torch.stack([norm.eval()(rows) for norm, rows in zip(theirs, x, strict=True)])
-    ours.eval()
-    torch.testing.assert_close(normalised(ours, x), expected, rtol=1e-12, atol=1e-12)
+            expected = torch.stack([getattr(norm, name) for norm in torch_norms])
+            torch.testing.assert_close(getattr(stacked, name), expected, rtol=1e-12, atol=1e-12)
+    expected = torch.stack([norm.eval()(rows) for norm, rows in zip(torch_norms, x, strict=True)])
+    stacked.eval()
+    torch.testing.assert_close(normalised(stacked, x), expected, rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
@@ -141,15 +141,17 @@ def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend
     assert torch.equal(first.weight[0], first.weight[2])
     assert not torch.equal(first.weight[0], first.weight[1])
     torch.manual_seed(0)
-    theirs = torch.nn.Linear(400, 50)
-    for ours, reference in ((first.weight, theirs.weight), (first.bias, theirs.bias)):
-        assert ours.abs().max() <= 1 / 20
-        assert ours.abs().max() == pytest.approx(float(reference.abs().max()), rel=0.1)
-        assert ours.mean().abs() < 0.005
+    torch_linear = torch.nn.Linear(400, 50)
+    for parameter, reference in ((first.weight, torch_linear.weight), (first.bias, torch_linear.bias)):
+        assert parameter.abs().max() <= 1 / 20
+        assert parameter.abs().max() == pytest.approx(float(reference.abs().max()), rel=0.1)
+        assert parameter.mean().abs() < 0.005
     assert first.weight.std().item() == pytest.approx(0.05 / 3**0.5, rel=0.02)
-    alone = torch.nn.ModuleList([StackedLinear(1, 400, 50), StackedLinear(1, 50, 2)])
-    initialise(alone, [12])
-    assert all(torch.equal(one[0], many[1]) for one, many in zip(alone.parameters(), layers.parameters(), strict=True))
+    single = torch.nn.ModuleList([StackedLinear(1, 400, 50), StackedLinear(1, 50, 2)])
+    initialise(single, [12])
+    assert all(
+        torch.equal(slot[0], stack[1]) for slot, stack in zip(single.parameters(), layers.parameters(), strict=True)
+    )
 
 
 # --- five steps against the slow reference ------------------------------------------------------------------
@@ -160,27 +162,27 @@ def test_initial_weights_are_uniform_within_the_bound_of_torch_linear_and_depend
 )
 @registered()
 def test_five_steps_equal_plain_layers_and_adam(kind: str, rules: Rules) -> None:
-    state, how = start([9]), weights([kind], penalty_weight=2.5)
+    state, loss_weights = start([9]), weights([kind], penalty_weight=2.5)
     system = plain.PlainSystem(state.model)
     adam = [
         torch.optim.Adam(system.vaes.parameters(), lr=OPTIM.lr, betas=(0.5, 0.999)),
         torch.optim.Adam(system.discriminator.parameters(), lr=OPTIM.lr_discriminator, betas=(0.5, 0.999)),
     ]
     for number in range(5):
-        given = batch(number, signs=rules.penalty_outputs == "each")
-        adversary, vae = step(state, given, how, rules)
+        inputs = batch(number, signs=rules.penalty_outputs == "each")
+        adversary, vae = step(state, inputs, loss_weights, rules)
         for phase, optimiser, total in (
             (plain.adversary_loss, adam[1], adversary.total),
             (plain.vae_loss, adam[0], vae.total),
         ):
-            loss = phase(system, given, how, rules)
+            loss = phase(system, inputs, loss_weights, rules)
             torch.testing.assert_close(total[0], loss, rtol=1e-10, atol=1e-10)
             for each in adam:
                 each.zero_grad()
             loss.backward()
             optimiser.step()
         assert system.largest_difference(state.model) < 1e-10
-    assert plain.PlainSystem(start([9]).model).largest_difference(state.model) > 1e-3, "something was learnt"
+    assert plain.PlainSystem(start([9]).model).largest_difference(state.model) > 1e-3, "no parameter changed"
 
 
 def test_reference_covers_every_kind_of_loss_and_penalty() -> None:

@@ -15,7 +15,7 @@ from modis_dist.distributed import ALONE, World
 from modis_dist.model.layers import StackedBatchNorm
 from modis_dist.objective import Batch, Rules
 from modis_dist.train.state import Setup, TrainState
-from tests.devices import ALONE as ONE_RANK
+from tests.devices import SINGLE_RANK
 from tests.numeric.paired_loss import registered
 from tests.numeric.toy_system import KINDS, OPTIM, SHAPE, batch, few, moved, step, weights
 from tests.ranks import on_ranks
@@ -67,10 +67,10 @@ def run(
     """Return all parameters and statistics after some steps, and the terms of the last step."""
     seeds, place = range(len(case.losses)), torch.device(device)
     state = TrainState.start(SHAPE, seeds, Setup(OPTIM, place, dtype, world))
-    how = moved(weights(case.losses, dtype=dtype), place)
+    loss_weights = moved(weights(case.losses, dtype=dtype), place)
     for number in range(STEPS):
-        given = moved(cast(block_of(world, case.batch(number)), dtype), place)
-        phases = step(state, given, how, case.rules)
+        inputs = moved(cast(block_of(world, case.batch(number)), dtype), place)
+        phases = step(state, inputs, loss_weights, case.rules)
     terms = {name: world.sum(value) for phase in phases for name, value in phase.parts.items()}
     terms |= {f"total {number}": world.sum(torch.as_tensor(phase.total)) for number, phase in enumerate(phases)}
     after = {name: tensor.clone() for name, tensor in state.model_tensors().items()}
@@ -89,20 +89,20 @@ def all_cases(world: World, folder: Path, device: str) -> dict[str, Any]:
     return {name: run(world, case, device=device) for name, case in CASES.items()}
 
 
-def with_statistics_of_its_own(world: World, folder: Path) -> dict[str, Tensor]:
+def run_with_per_rank_statistics(world: World, folder: Path) -> dict[str, Tensor]:
     del folder
     forward = StackedBatchNorm.forward
 
-    def of_own_rows(layer: StackedBatchNorm, x: Tensor) -> Tensor:
+    def normalise_per_rank(layer: StackedBatchNorm, x: Tensor) -> Tensor:
         """Normalise as ``torch.nn.BatchNorm1d`` under DDP does."""
         layer.world = ALONE
         return forward(layer, x)
 
-    StackedBatchNorm.forward = of_own_rows  # type: ignore[method-assign]
+    StackedBatchNorm.forward = normalise_per_rank  # type: ignore[method-assign]
     return run(world, CASES["uneven blocks"])[0]
 
 
-@pytest.fixture(scope="module", params=[*ONE_RANK, (2, "cpu"), (3, "cpu")])
+@pytest.fixture(scope="module", params=[*SINGLE_RANK, (2, "cpu"), (3, "cpu")])
 def worlds(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str, Any]]]:
     """Return the results of every rank in all cases; a world of one rank also uses a process group."""
     size, device = request.param
@@ -129,7 +129,7 @@ def test_all_ranks_are_bit_identical(name: str, worlds: list[dict[str, Any]]) ->
 
 def test_steps_differ_if_every_rank_normalises_by_its_own_rows(tmp_path: Path) -> None:
     expected = run(ALONE, CASES["uneven blocks"])[0]
-    actual = on_ranks(2, with_statistics_of_its_own, tmp_path)[0]
+    actual = on_ranks(2, run_with_per_rank_statistics, tmp_path)[0]
     assert max(float((actual[key] - tensor).abs().max()) for key, tensor in expected.items()) > 1e-4
 
 

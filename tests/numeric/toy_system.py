@@ -100,9 +100,9 @@ def moved(inputs: Inputs, device: torch.device) -> Inputs:
     return type(inputs)(**{field.name: move(getattr(inputs, field.name)) for field in fields(inputs)})
 
 
-def step(state: TrainState, given: Batch, how: Weights, rules: Rules) -> tuple[Terms, Terms]:
+def step(state: TrainState, inputs: Batch, loss_weights: Weights, rules: Rules) -> tuple[Terms, Terms]:
     """Run both phases of a training step."""
-    return state.adversary.learn(given, how, rules), state.vaes.learn(given, how, rules)
+    return state.adversary.learn(inputs, loss_weights, rules), state.vaes.learn(inputs, loss_weights, rules)
 
 
 def loader(

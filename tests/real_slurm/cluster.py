@@ -54,7 +54,7 @@ class Cluster:
         call_script("revive", self.folder, node)
 
 
-def why_not() -> str | None:
+def missing_requirements() -> str | None:
     """Return what this machine lacks for a Slurm cluster; None if nothing."""
     if sys.platform != "linux":
         return "Slurm runs on Linux only"

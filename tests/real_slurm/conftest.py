@@ -4,13 +4,13 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.real_slurm.cluster import Cluster, running, why_not
+from tests.real_slurm.cluster import Cluster, missing_requirements, running
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Two nodes, n1 and n2, of four CPUs and two GPUs each; tests that revive what they kill share it."""
-    if reason := why_not():
+    if reason := missing_requirements():
         pytest.skip(reason)
     with running() as cluster:
         yield cluster

@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.integrations.processes import lives, wait_for
+from tests.integrations.processes import is_running, wait_for
 from tests.real_slurm.cluster import SCRIPT, Cluster, call_script, running
 
 pytestmark = pytest.mark.slurm
@@ -55,12 +55,12 @@ def test_commands_find_the_cluster_by_the_environment() -> None:
 
 
 def test_nothing_listens_beyond_loopback(cluster: Cluster) -> None:
-    own = {process.pid for process in processes_of(cluster.folder)}
+    pids = {process.pid for process in processes_of(cluster.folder)}
 
     addresses = {
         socket_.laddr.ip
         for socket_ in psutil.net_connections(kind="inet")
-        if socket_.pid in own and socket_.status == psutil.CONN_LISTEN
+        if socket_.pid in pids and socket_.status == psutil.CONN_LISTEN
     }
 
     assert addresses
@@ -85,7 +85,7 @@ def test_a_job_of_a_failed_node_is_node_fail_and_runs_again_when_the_node_is_bac
 
     cluster.kill("n1")
 
-    assert not lives(shell)
+    assert not is_running(shell)
     assert cluster.run("sinfo", "-h", "-p", "low", "-n", "n1", "-o", "%t").startswith("down")
     cluster.wait_for(job, "NODE_FAIL", seconds=LIMIT_S)
     cluster.revive("n1")
@@ -99,19 +99,19 @@ def test_a_second_cluster_is_restarted_after_its_controller_died_and_stop_ends_o
     cluster: Cluster, tmp_path: Path
 ) -> None:
     options = ["--nodes", "1", "--cpus", "1", "--gpus", "0"]
-    with running(*options) as beside, user_of(beside) as user:
-        (controller,) = (one for one in processes_of(beside.folder) if one.name() == "slurmctld")
+    with running(*options) as second, user_of(second) as user:
+        (controller,) = (process for process in processes_of(second.folder) if process.name() == "slurmctld")
         controller.kill()
-        call_script("start", beside.folder, *options)
+        call_script("start", second.folder, *options)
         orphan = tmp_path / "orphan"
-        submit(beside, tmp_path, f"(setsid sh -c 'echo $$ > {orphan}; sleep 600' &)")
+        submit(second, tmp_path, f"(setsid sh -c 'echo $$ > {orphan}; sleep 600' &)")
         assert wait_for(lambda: orphan.exists() and orphan.read_text(), seconds=LIMIT_S)
 
-        call_script("stop", beside.folder)
+        call_script("stop", second.folder)
 
-        assert [one.pid for one in processes_of(beside.folder)] == [user]
-        assert str(beside.folder) not in Path("/etc/hosts").read_text()
-    assert not beside.folder.exists()
+        assert [process.pid for process in processes_of(second.folder)] == [user]
+        assert str(second.folder) not in Path("/etc/hosts").read_text()
+    assert not second.folder.exists()
     assert wait_for(lambda: cluster.run("sinfo", "-h", "-p", "low", "-o", "%D %t") == "2 idle", seconds=LIMIT_S)
     assert socket.gethostbyname("n1") == "127.0.0.11"
 
@@ -164,7 +164,9 @@ def user_of(cluster: Cluster) -> Iterator[int]:
 
 def processes_of(folder: Path) -> list[psutil.Process]:
     """Return the processes that were started with the configuration of the cluster; zombies have no environment."""
-    return [one for one in psutil.process_iter() if _configuration(one) == str(folder / "etc" / "slurm.conf")]
+    return [
+        process for process in psutil.process_iter() if _configuration(process) == str(folder / "etc" / "slurm.conf")
+    ]
 
 
 def _configuration(process: psutil.Process) -> str | None:

@@ -315,7 +315,7 @@ def hostile_figures() -> dict[str, Figure]:
     }
 
 
-def test_hostile_names_are_drawn_as_they_are_written(tmp_path):
+def test_names_with_markup_are_drawn_literally(tmp_path):
     before = dict(matplotlib.rcParams)
     for name, figure in hostile_figures().items():
         drawing.save(figure, tmp_path / name)  # a formula or a missing glyph would warn or raise
@@ -350,7 +350,7 @@ def test_long_class_names_of_a_confusion_matrix_do_not_overlap() -> None:
         assert all(left.x1 <= right.x0 for left, right in itertools.pairwise(boxes))
 
 
-def test_long_names_that_begin_alike_stay_apart():
+def test_long_names_with_a_common_prefix_stay_distinct():
     names = [drawable(f"proteome_of_the_discovery_cohort_{part}", limit=16) for part in ("plasma", "tissue")]
     assert names == ["proteom...plasma", "proteom...tissue"]
 

@@ -64,15 +64,15 @@ UNTESTED = {"condition": "lost", "test": None, "baseline": None, "probe": None, 
 
 
 def test_every_test_metric_is_listed_with_the_baseline_its_spread_and_count():
-    header, ours, theirs = plain_rows(metrics_table([condition("few")]))
+    header, model, baseline = plain_rows(metrics_table([condition("few")]))
     assert header[2:] == [
         "balanced accuracy", "mean modality balanced accuracy", "macro F1", "NMI", "ARI", "n",
     ]  # fmt: skip
     # Pooled recall of OV is 2/2 and 1/2, so the balanced accuracies are 1 and 3/4: mean 7/8, sd (1/4) / sqrt(2).
-    assert ours[:4] == ["few", "MODIS", "0.875 ± 0.177", "0.875 ± 0.177"] and ours[-1] == "2"
+    assert model[:4] == ["few", "MODIS", "0.875 ± 0.177", "0.875 ± 0.177"] and model[-1] == "2"
     # Macro F1 of the second: BRCA 2*2/(2+3), OV 2*1/(2+1); mean with 1 is 0.8667.
-    assert ours[4] == "0.867 ± 0.189"
-    assert theirs == ["few", "baseline", "0.500 ± 0.000", "0.500 ± 0.000", "0.333 ± 0.000", "0.000 ± 0.000",
+    assert model[4] == "0.867 ± 0.189"
+    assert baseline == ["few", "baseline", "0.500 ± 0.000", "0.500 ± 0.000", "0.333 ± 0.000", "0.000 ± 0.000",
                       "0.000 ± 0.000", "2"]  # fmt: skip
 
 

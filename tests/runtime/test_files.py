@@ -1,4 +1,4 @@
-"""Writing files: whole or not at all, private, never through a planted link."""
+"""Writing files: atomic, private, never through a planted link."""
 
 import errno
 import json
@@ -13,9 +13,9 @@ from modis_dist.runtime import files
 
 @pytest.fixture(autouse=True)
 def open_umask() -> Iterator[None]:
-    before = os.umask(0)
+    previous = os.umask(0)
     yield
-    os.umask(before)
+    os.umask(previous)
 
 
 def names(folder: Path) -> list[str]:
@@ -48,13 +48,13 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(
     assert file.read_text() == "old" and names(tmp_path) == ["a.txt"]
 
 
-def test_numbers_that_json_lacks_are_refused_before_anything_is_written(tmp_path: Path) -> None:
+def test_nan_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         files.write_json(tmp_path / "a.json", {"loss": float("nan")})
     assert names(tmp_path) == []
 
 
-def test_a_link_planted_where_the_temporary_file_goes_is_not_followed(tmp_path: Path) -> None:
+def test_a_link_planted_at_the_temporary_name_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
     (tmp_path / f".a.txt.{os.getpid()}.tmp").symlink_to(victim)
@@ -62,7 +62,7 @@ def test_a_link_planted_where_the_temporary_file_goes_is_not_followed(tmp_path: 
     assert victim.read_text() == "mine" and (tmp_path / "a.txt").read_text() == "new"
 
 
-def test_a_file_waiting_where_the_temporary_file_goes_is_not_written_to(tmp_path: Path) -> None:
+def test_a_file_planted_at_the_temporary_name_is_not_written_to(tmp_path: Path) -> None:
     planted = tmp_path / f".a.txt.{os.getpid()}.tmp"
     planted.write_text("open to all")
     planted.chmod(0o666)
@@ -97,10 +97,10 @@ def test_a_folder_that_exists_is_not_replaced(tmp_path: Path) -> None:
     assert names(tmp_path) == ["mine", "step-1"]
 
 
-def test_leftovers_of_a_killed_process_with_the_same_number_are_removed(tmp_path: Path) -> None:
-    left = tmp_path / f".step-1.{os.getpid()}.tmp"
-    left.mkdir()
-    (left / "torn").write_text("x")
+def test_leftovers_of_a_killed_process_with_the_same_pid_are_removed(tmp_path: Path) -> None:
+    leftover = tmp_path / f".step-1.{os.getpid()}.tmp"
+    leftover.mkdir()
+    (leftover / "torn").write_text("x")
     with files.new_folder(tmp_path / "step-1") as temporary:
         files.write_text(temporary / "a", "1")
     assert names(tmp_path) == ["a", "step-1"]

@@ -1,4 +1,4 @@
-"""Text made safe to show."""
+"""Escaping and shortening of text for display."""
 
 import pytest
 

@@ -44,7 +44,7 @@ def soak(
     """
     tally, chance = Tally(), random.Random(seed)
     uninterrupted = Study(folder, "uninterrupted", store, "local")
-    status = uninterrupted.live().wait()
+    status = uninterrupted.start().wait()
     assert status == 0, f"the uninterrupted study ended with {status}: {uninterrupted.last_line()}"
     for executor in cycle(executors):
         if tally.kills >= kills:
@@ -52,7 +52,7 @@ def soak(
         tally.runs += 1
         study = Study(folder, f"study{tally.runs}", store, executor)
         max_kills = min(kills, tally.kills + KILLS_OF_A_STUDY)
-        while (status := _life(study, chance, tally, max_kills=max_kills, report=report)) is None:
+        while (status := _run_driver(study, chance, tally, max_kills=max_kills, report=report)) is None:
             pass
         if status:
             tally.differences.append(f"study {tally.runs}: ended with {status}: {study.last_line()}")
@@ -62,11 +62,11 @@ def soak(
     return tally
 
 
-def _life(
+def _run_driver(
     study: "Study", chance: random.Random, tally: Tally, *, max_kills: int, report: Callable[[Tally], None]
 ) -> int | None:
     """Run a driver until it is killed (returns None) or ends (returns its exit status)."""
-    driver = study.live()
+    driver = study.start()
     tally.lives += 1
     workers = study.lives % (DEATHS + 1) if study.executor == "ray" else 0  # with more kills, a pack is given up
     for victim in (*["worker"] * workers, "driver"):
@@ -108,7 +108,7 @@ class Study:
         self._log = folder / f"{name}.log"
         self._file = write_study(folder / f"{name}.yaml", store, executor=executor, **SIZE)
 
-    def live(self) -> "Driver":
+    def start(self) -> "Driver":
         """Start a driver."""
         self.lives += 1
         child = os.fork()
@@ -182,13 +182,17 @@ def trains(process: psutil.Process) -> bool:
 def compared(out: Path, uninterrupted: Path) -> list[str]:
     """Return the differences between the folders of two finished studies."""
     problems = []
-    ours, theirs = ({p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, uninterrupted))
-    if ours.keys() != theirs.keys():
-        return [f"trials lost: {sorted(theirs.keys() - ours.keys())}, new: {sorted(ours.keys() - theirs.keys())}"]
-    for name in sorted(theirs):
-        if ours[name].read_bytes() != theirs[name].read_bytes():
+    results, expected = (
+        {p.parent.name: p for p in folder.glob("trials/*/result.json")} for folder in (out, uninterrupted)
+    )
+    if results.keys() != expected.keys():
+        return [
+            f"trials lost: {sorted(expected.keys() - results.keys())}, new: {sorted(results.keys() - expected.keys())}"
+        ]
+    for name in sorted(expected):
+        if results[name].read_bytes() != expected[name].read_bytes():
             problems.append(f"trial {name}: another result.json")
-        problems += [f"trial {name}: {what}" for what in differences(ours[name].parent, theirs[name].parent)]
+        problems += [f"trial {name}: {what}" for what in differences(results[name].parent, expected[name].parent)]
     if _summary(out) != _summary(uninterrupted):
         problems.append("another summary.json")
     return [*problems, *_listed(out, uninterrupted)]

@@ -1,4 +1,4 @@
-"""A study has the same results, whatever process is killed at whatever time."""
+"""A study has the same results after kills of any of its processes at any time."""
 
 import json
 import subprocess

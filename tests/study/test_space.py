@@ -58,7 +58,7 @@ def test_keys_are_drawn_independently_of_each_other() -> None:
     assert np.abs(correlation - np.eye(3)).max() < 0.1
 
 
-def test_choices_and_steps_are_equally_likely_and_whole_where_the_key_is() -> None:
+def test_choices_and_steps_are_equally_likely_and_integers_for_integer_keys() -> None:
     drawn = draws(3000)
     for key, values in (
         ("model.latent", [4, 8, 16]),
@@ -85,9 +85,9 @@ def test_a_draw_depends_on_the_seed_its_number_and_its_own_range_only() -> None:
     assert draws(20)[:7] == draws(7)
     assert all(a != b for a, b in zip(draws(20), draws(20, seed=1), strict=True))
     other = draws(7, **{"model.latent": {"choices": [99]}, "objective.beta": {"low": 0, "high": 1}})
-    for ours, theirs in zip(draws(7), other, strict=True):
-        assert {k: v for k, v in ours.items() if k != "model.latent"} == {
-            k: v for k, v in theirs.items() if k not in {"model.latent", "objective.beta"}
+    for draw, other_draw in zip(draws(7), other, strict=True):
+        assert {k: v for k, v in draw.items() if k != "model.latent"} == {
+            k: v for k, v in other_draw.items() if k not in {"model.latent", "objective.beta"}
         }
 
 

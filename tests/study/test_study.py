@@ -1,6 +1,7 @@
 """A study from its YAML file to its summary, in this process; kills and failures in between."""
 
 import json
+import re
 import signal
 import sqlite3
 import subprocess
@@ -294,8 +295,8 @@ def test_the_model_of_every_condition_is_named_and_its_metrics_are_in_mlflow(
     sync(tmp_path / "out")
     output, summary = capsys.readouterr().out, summary_of(tmp_path)
     models = {c["condition"]: c["model"] for c in summary["conditions"]}
-    assert summary["model"] == models["weak"] and "model of condition weak, seed 0." in output
-    assert f"The model of condition strong, seed 0 is in {models['strong']['folder']}." in output
+    assert summary["model"] == models["weak"] and re.search(r"model .*\bweak, seed 0\.", output)
+    assert re.search(rf"model .*\bstrong, seed 0 .*{models['strong']['folder']}\.", output)
     delivered, other = (modis_dist.load(tmp_path / "out" / f) for f in ("model", models["strong"]["folder"]))
     assert delivered.trial == models["weak"]["folder"].removeprefix("trials/") != other.trial
     with closing(sqlite3.connect(f"file:{tmp_path}/out/mlflow.db?mode=ro", uri=True)) as database:
@@ -322,8 +323,8 @@ def test_a_resumed_pack_keeps_the_threads_of_its_first_start(done: Path, tmp_pat
 def test_without_a_complete_configuration_nothing_is_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_study(tmp_path / "study.yaml", write_store(tmp_path / "store"), grid={"optim.lr": [10.0]})
     assert tune(tmp_path, "--set", "optim.epochs=12") == 3
-    assert "no configuration has all its folds" in capsys.readouterr().err
-    assert list((tmp_path / "out").glob("packs/*/error.txt")) == [], "diverging is no crash"
+    assert f"{tmp_path / 'out'}: no configuration " in capsys.readouterr().err
+    assert list((tmp_path / "out").glob("packs/*/error.txt")) == [], "a diverged training is not a crash"
     assert summary_of(tmp_path)["best"] is None
 
 
@@ -333,7 +334,7 @@ def test_a_second_driver_on_the_same_folder_is_refused(done: Path, capsys: pytes
     with (done / "out" / "lock").open("a") as lock_file:
         fcntl.flock(lock_file, fcntl.LOCK_EX)
         assert tune(done) == 2
-    assert "is training here; wait for it or stop it" in capsys.readouterr().err
+    assert re.search(rf"{done / 'out'}: .*\bprocess\b", capsys.readouterr().err)
 
 
 def _stopped_while_running(study: Path, out: Path) -> int:
@@ -368,7 +369,7 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     stderr_lines = [
         line for line in (tmp_path / "stderr.txt").read_text().splitlines() if not line.startswith("note: MLflow")
     ]
-    assert stderr_lines[0] == "SIGINT: saving, then stopping; a second SIGINT stops immediately"
+    assert stderr_lines[0].startswith("SIGINT: ") and stderr_lines[0].count("SIGINT") == 2
     assert (
         stderr_lines[1].startswith("got SIGINT")
         and stderr_lines[1].endswith("rerun the same command to resume")
@@ -384,9 +385,9 @@ def test_an_interrupted_study_resumes_without_losing_or_repeating_a_trial(tmp_pa
     assert command(["tune", str(study), "--out", str(uninterrupted), "--set", "sweep.mlflow.enabled=false"]) == 0
     assert {state for _, state in _mlflow_states(out)} == {"FINISHED"}
     assert summary_of(tmp_path)["mlflow"] == {"uri": f"sqlite:///{out}/mlflow.db", "experiment": "toy"}
-    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, uninterrupted))
+    summary, expected = (json.loads((folder / "summary.json").read_text()) for folder in (out, uninterrupted))
     for part in ("trials", "best", "test", "baseline", "groups"):
-        assert ours[part] == theirs[part], part
+        assert summary[part] == expected[part], part
 
 
 # --- using the model ----------------------------------------------------------------------------------------
@@ -469,13 +470,15 @@ def test_wrong_use_of_a_model_is_a_one_line_error(
 def test_the_run_yaml_of_a_finished_trial_trains_the_same_model(done: Path, tmp_path: Path) -> None:
     trained = done / "out" / "model"
     assert command(["train", str(trained / "run.yaml"), "--out", str(tmp_path / "again")]) == 0
-    ours = modis_dist.load(tmp_path / "again")
-    theirs = modis_dist.load(trained)
-    assert ours.trial == theirs.trial
+    retrained = modis_dist.load(tmp_path / "again")
+    original = modis_dist.load(trained)
+    assert retrained.trial == original.trial
     cohort = toy.cohort()
     for modality in toy.SIZES:
-        mine, other = (p.probabilities(cohort.x[modality], modality=modality) for p in (ours, theirs))
-        assert np.abs(mine - other).max() < 1e-3
+        probabilities, expected = (
+            p.probabilities(cohort.x[modality], modality=modality) for p in (retrained, original)
+        )
+        assert np.abs(probabilities - expected).max() < 1e-3
 
 
 def test_train_writes_a_result_figures_and_refuses_another_run(
@@ -496,7 +499,7 @@ def test_train_writes_a_result_figures_and_refuses_another_run(
     }
     assert command(["train", str(path), "--out", str(out)]) == 0
     assert command(["train", str(path), "--out", str(out), "--set", "seed=4"]) == 2
-    assert "another run" in capsys.readouterr().err
+    assert f"{out}: contains another run" in capsys.readouterr().err
 
 
 def test_a_diverging_run_exits_with_3_and_names_the_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

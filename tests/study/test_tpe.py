@@ -10,8 +10,8 @@ from modis_dist.study.search.space import drawn
 from modis_dist.study.search.tpe import Outcome, proposals
 
 SPACE = {
-    key: Dimension.model_validate(one)
-    for key, one in {
+    key: Dimension.model_validate(example)
+    for key, example in {
         "optim.lr": {"low": 1e-5, "high": 1e-1, "log": True},
         "optim.batch_size": {"low": 8, "high": 40, "step": 16},
         "model.latent": {"low": 2, "high": 64, "log": True},

@@ -30,7 +30,7 @@ def test_a_single_good_epoch_is_not_enough() -> None:
     assert curve(0.5, 0.95, 0.85, 0.9, 0.9, 0.9).reaches(0.9) == 2
 
 
-def test_a_schedule_that_mostly_never_gets_there_has_no_time() -> None:
+def test_a_schedule_that_most_replicates_fail_to_reach_the_target_with_has_no_time() -> None:
     good = [curve(0.9, 0.9)] * 3
     _, never = compared({"published": good, "fast": [curve(0.9, 0.9), *[curve(0.5, 0.894)] * 2]})
     assert (never["reached"], never["epochs"], never["ours_ms"], never["ratio"]) == (1, None, None, None)

@@ -1,10 +1,10 @@
 """Kills of a training at exact points: at every optimiser step and in every phase of a write, repeatedly.
 
-One process imports PyTorch and forks each life of a training (0.1 s instead of 3). A life announces markers over a pipe
-and waits for an answer, so that a SIGKILL hits exactly there. The final files must be bit-identical to those of an
-uninterrupted training. Only the forked life is patched; the package has no code for this.
+One process imports PyTorch and forks a child for each start of a training (0.1 s instead of 3). The child announces
+markers over a pipe and waits for replies, so that SIGKILL hits exactly there. The final files must be bit-identical to
+those of an uninterrupted training. Only the child is patched; the package has no code for this.
 
-Use it from a process that has set one thread at its start: a fork keeps only its own thread.
+Use it from a process that has set one thread at its start: a fork copies only the calling thread.
 """
 
 import json
@@ -57,7 +57,7 @@ Answer = Callable[[str], bytes]  # marker -> GO, STOP or KILL
 
 @dataclass
 class Tally:
-    """Numbers of lives and kills, and the differences from uninterrupted trainings."""
+    """Numbers of starts and kills, and the differences from uninterrupted trainings."""
 
     lives: int = 0
     kills: int = 0
@@ -78,7 +78,7 @@ class Kind:
         folder.mkdir()
         self.uninterrupted = folder / "uninterrupted"
         self.markers: list[str] = []
-        self.live(self.uninterrupted, self._note)
+        self.start(self.uninterrupted, self._note)
         self._number = 0
 
     def _note(self, marker: str) -> bytes:
@@ -86,7 +86,7 @@ class Kind:
         return GO
 
     def interrupted(self, answer: Answer, tally: Tally) -> None:
-        """Run one training to its end, through as many lives as needed; add its differences to the tally."""
+        """Run one training to its end, restarting it after interruptions; add its differences to the tally."""
         self._number += 1
         out = self.folder / f"interrupted{self._number}"
         last = "start"
@@ -99,7 +99,7 @@ class Kind:
 
         status = None
         while status != 0:
-            status = self.live(out, noted)
+            status = self.start(out, noted)
             tally.lives += 1
             tally.kills += status == -signal.SIGKILL
             tally.stops += status == INTERRUPTED
@@ -109,30 +109,30 @@ class Kind:
         ]
         shutil.rmtree(out)
 
-    def live(self, out: Path, answer: Answer) -> int:
-        """Fork one life and answer its markers; return its exit code, 0 if it finished the training."""
-        (hears, parent_says), (parent_hears, says) = os.pipe(), os.pipe()
+    def start(self, out: Path, answer: Answer) -> int:
+        """Start the training in a child and reply to its markers; return the exit code, 0 if the training finished."""
+        (child_reader, parent_writer), (parent_reader, child_writer) = os.pipe(), os.pipe()
         child = os.fork()
         if child == 0:
-            os.close(parent_says)
-            os.close(parent_hears)
-            life_of(self.runs, self.store, out, Announcer(says, hears))
-        os.close(says)
-        os.close(hears)
+            os.close(parent_writer)
+            os.close(parent_reader)
+            train_and_exit(self.runs, self.store, out, Announcer(child_writer, child_reader))
+        os.close(child_writer)
+        os.close(child_reader)
         killed = False
-        with os.fdopen(parent_hears, "rb", buffering=0) as stream:
+        with os.fdopen(parent_reader, "rb", buffering=0) as stream:
             for line in iter(stream.readline, b""):
                 reply = answer(line.decode().rstrip("\n"))
                 if reply == KILL:
                     os.kill(child, signal.SIGKILL)
                     killed = True
                     break
-                os.write(parent_says, reply)
-        os.close(parent_says)
+                os.write(parent_writer, reply)
+        os.close(parent_writer)
         _, status = os.waitpid(child, 0)
         code = os.waitstatus_to_exitcode(status)
         expected = {-signal.SIGKILL} if killed else {0, INTERRUPTED}
-        assert code in expected, f"{self.name}: a life ended with {code}"
+        assert code in expected, f"{self.name}: a start ended with {code}"
         return code
 
 
@@ -140,7 +140,7 @@ class Kind:
 
 
 def chain(chance: random.Random, *, share: float) -> Answer:
-    """Kill a training at a fraction ``share`` of its markers, once each: every life gets as far as the next marker.
+    """Kill a training at a fraction ``share`` of its markers, once each: every start reaches the next marker.
 
     At a third of the steps it is asked to stop instead, which saves within an epoch.
     """
@@ -158,10 +158,10 @@ def chain(chance: random.Random, *, share: float) -> Answer:
 
 def once(marker: str) -> Answer:
     """Kill at one marker, the first time it is passed."""
-    left = [marker]
+    remaining = [marker]
 
     def answer(passed: str) -> bytes:
-        return KILL if passed in left and left.pop() else GO
+        return KILL if passed in remaining and remaining.pop() else GO
 
     return answer
 
@@ -208,11 +208,11 @@ def compared(out: Path, uninterrupted: Path) -> list[str]:
 
 def _journals(out: Path, uninterrupted: Path) -> Iterator[str]:
     for path in uninterrupted.rglob("journal.jsonl"):
-        ours, theirs = journal.read(out / path.relative_to(uninterrupted)), journal.read(path)
+        actual, expected = journal.read(out / path.relative_to(uninterrupted)), journal.read(path)
         for kind in ("start", "metrics", "checkpoint", "end"):
             lines_of_both = [
                 [_plain(record, folder) for record in records if record["kind"] == kind]
-                for records, folder in ((ours, out), (theirs, uninterrupted))
+                for records, folder in ((actual, out), (expected, uninterrupted))
             ]
             if kind != "metrics":  # an event is repeated if it is unknown whether it was written
                 lines_of_both = [sorted(set(lines)) for lines in lines_of_both]
@@ -225,21 +225,21 @@ def _plain(record: journal.Record, folder: Path) -> str:
     return json.dumps(values, sort_keys=True).replace(str(folder), "")
 
 
-# --- in the forked life -------------------------------------------------------------------------------------
+# --- in the child process -----------------------------------------------------------------------------------
 
 
 class Announcer:
     """Report each marker and wait for the reply to continue."""
 
-    def __init__(self, says: int, hears: int) -> None:
-        self._says, self._hears = says, hears
+    def __init__(self, writer: int, reader: int) -> None:
+        self._writer, self._reader = writer, reader
 
     def __call__(self, marker: str) -> bytes:
-        os.write(self._says, f"{marker}\n".encode())
-        answer = os.read(self._hears, 1)
-        if answer == b"":  # the parent has ended
+        os.write(self._writer, f"{marker}\n".encode())
+        reply = os.read(self._reader, 1)
+        if reply == b"":  # the parent has ended
             os._exit(1)
-        return answer
+        return reply
 
 
 class AtEveryStep:
@@ -255,7 +255,7 @@ class AtEveryStep:
         return "stop requested" if self._at(f"step {self._step}") == STOP else None
 
 
-def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSpec = ALONE) -> None:
+def train_and_exit(runs: list[Run], store: Path, out: Path, at: Announcer, spec: RankSpec = ALONE) -> None:
     """Train to the end as the commands do; never returns. With several ranks, no stop is requested."""
     code = 1
     try:
@@ -263,16 +263,16 @@ def life_of(runs: list[Run], store: Path, out: Path, at: Announcer, seat: RankSp
         _patch(at)
         fingerprint = Store.open(store).fingerprint
         if len(runs) == 1:
-            stop = AtEveryStep(at, out / "last") if seat.size == 1 else NeverStop()
-            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, spec=seat)
+            stop = AtEveryStep(at, out / "last") if spec.size == 1 else NeverStop()
+            single.train_run(runs[0], out=out, source="toy", reporter=NullReporter(), stop=stop, spec=spec)
         else:
             trials = [Trial(trial_id(run, fingerprint), "all", 0, {}, None, 0, run) for run in runs]
             pack = run_pack.Pack(tuple(trials), probe=False)
             if run_pack.unfinished_packs(out, [pack]):
                 last = run_pack.pack_folder(out, pack) / "last"
-                stop = AtEveryStep(at, last) if seat.size == 1 else NeverStop()
-                run_pack.run_pack(pack, run_pack.study_layout(out, pack), store=store, stop=stop, spec=seat)
-            elif seat.rank == 0:
+                stop = AtEveryStep(at, last) if spec.size == 1 else NeverStop()
+                run_pack.run_pack(pack, run_pack.study_layout(out, pack), store=store, stop=stop, spec=spec)
+            elif spec.rank == 0:
                 run_pack.remove_last_if_done(
                     run_pack.pack_folder(out, pack), [run_pack.trial_folder(out, t) for t in pack.trials]
                 )
@@ -291,7 +291,7 @@ def _patch(at: Announcer) -> None:
     skip_figures()
     evaluation.plain_baseline = lambda *_: None
     evaluate = evaluation.evaluate
-    evaluation.evaluate = lambda *given, **named: evaluate(*given, **named | {"probing": None})
+    evaluation.evaluate = lambda *arguments, **settings: evaluate(*arguments, **settings | {"probing": None})
     _patch_checkpoints(at)
     _patch_journal(at)
     _patch_results(at)
@@ -300,63 +300,63 @@ def _patch(at: Announcer) -> None:
 def _patch_checkpoints(at: Announcer) -> None:
     new_folder, save_file, write_json = checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json
     remove_folder, rmtree = files.remove_folder, shutil.rmtree
-    place = [""]
+    target_name = [""]
 
     @contextmanager
     def folder(target: Path) -> Iterator[Path]:
-        place[0] = f"{target.parents[1].name}/{target.parent.name}/{target.name}"
-        at(f"{place[0]}: before its folder")
+        target_name[0] = f"{target.parents[1].name}/{target.parent.name}/{target.name}"
+        at(f"{target_name[0]}: before its folder")
         with new_folder(target) as temporary:
             yield temporary
-            at(f"{place[0]}: with its manifest, before it is renamed")
-        at(f"{place[0]}: renamed, its predecessors still there")
+            at(f"{target_name[0]}: with its manifest, before it is renamed")
+        at(f"{target_name[0]}: renamed, before its predecessors are removed")
 
-    def torn(tensors: object, path: Path) -> None:
+    def half_written(tensors: object, path: Path) -> None:
         save_file(tensors, path)
-        whole = path.read_bytes()
-        path.write_bytes(whole[: len(whole) // 2])
-        at(f"{place[0]}: {path.name} torn")
-        path.write_bytes(whole)
+        content = path.read_bytes()
+        path.write_bytes(content[: len(content) // 2])
+        at(f"{target_name[0]}: {path.name} half written")
+        path.write_bytes(content)
 
     def json_file(path: Path, value: object) -> None:
         if path.name == "manifest.json":
-            at(f"{place[0]}: without a manifest")
+            at(f"{target_name[0]}: without a manifest")
         write_json(path, value)
 
-    def forgotten(path: Path) -> None:
+    def removed_after_copy(path: Path) -> None:
         """Remove the last checkpoint of a pack, after copying it for the comparison."""
         backup = path.parent / "kept" / "last"
         if path.exists() and not backup.exists():
             shutil.copytree(path, backup)
         remove_folder(path)
 
-    def removed(path: Path, **named: bool) -> None:
+    def half_removed(path: Path, **settings: bool) -> None:
         if path.exists():
             next((file for file in sorted(path.rglob("*")) if file.is_file()), path / "none").unlink(missing_ok=True)
             at(f"{path.parent.name}/{path.name.split('.')[1]} half removed")
-            rmtree(path, **named)
+            rmtree(path, **settings)
 
-    checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json = folder, torn, json_file
-    run_pack.remove_folder = forgotten
-    files.shutil = SimpleNamespace(rmtree=removed)
+    checkpoint.new_folder, checkpoint.save_file, checkpoint.write_json = folder, half_written, json_file
+    run_pack.remove_folder = removed_after_copy
+    files.shutil = SimpleNamespace(rmtree=half_removed)
 
 
 def _patch_journal(at: Announcer) -> None:
     write = journal.os.write
 
-    def torn(file: int, line: bytes) -> int:
+    def half_written(file: int, line: bytes) -> int:
         record = json.loads(line)["record"]
         marker = f"journal: {record['kind']} {record.get('step', '')} of {record['trial']}"
         at(f"{marker}, before")
         end = os.lseek(file, 0, os.SEEK_END)
         write(file, line[: len(line) // 2])
-        at(f"{marker}, torn")
+        at(f"{marker}, half written")
         os.ftruncate(file, end)
         written = write(file, line)
         at(f"{marker}, after")
         return written
 
-    journal.os = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)} | {"write": torn})
+    journal.os = SimpleNamespace(**{name: getattr(os, name) for name in dir(os)} | {"write": half_written})
 
 
 def _patch_results(at: Announcer) -> None:

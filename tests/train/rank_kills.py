@@ -1,8 +1,8 @@
 """Kills of a rank at exact points: at a step, or while rank 0 writes, with any rank as the victim.
 
-As in ``tests.train.kills``, every life is forked from one process that has imported PyTorch, here as several ranks,
-each of which announces its markers and waits for an answer. After a kill the other ranks must exit; then all start
-again. The final files must be bit-identical to those of uninterrupted ranks.
+As in ``tests.train.kills``, every start is forked from a process that has imported PyTorch, here as several ranks, each
+of which announces its markers and waits for replies. After a kill the other ranks must exit; then all start again. The
+final files must be bit-identical to those of uninterrupted ranks.
 """
 
 import os
@@ -22,7 +22,7 @@ from modis_dist.runtime.errors import RankLost
 from modis_dist.train.loader import Loader
 from modis_dist.train.process_group import RankSpec, rendezvous_file
 from tests.train import toy
-from tests.train.kills import GO, KINDS, Announcer, Tally, compared, life_of
+from tests.train.kills import GO, KINDS, Announcer, Tally, compared, train_and_exit
 
 LIMIT_S = 60.0  # within which a rank must exit after another was killed
 KILLS_OF_A_TRAINING = 5
@@ -50,7 +50,7 @@ class Ranks:
         folder.mkdir()
         self.uninterrupted = folder / "uninterrupted"
         self.markers: list[str] = []
-        self.live(self.uninterrupted, None, self.markers.append)
+        self.start(self.uninterrupted, None, self.markers.append)
         self._number = 0
 
     def interrupted(self, chance: random.Random, tally: Tally, *, kills: int) -> None:
@@ -59,7 +59,7 @@ class Ranks:
         out = self.folder / f"interrupted{self._number}"
         aims = self._aims(chance, kills)
         for aim in (*aims, None):
-            ended = self.live(out, aim)
+            ended = self.start(out, aim)
             tally.lives += 1
             tally.kills += -signal.SIGKILL in ended
             if ended[0] == 0:
@@ -75,29 +75,29 @@ class Ranks:
         places = sorted(chance.choice(chance.choice((steps, writes))) for _ in range(kills))
         return [Aim(self.markers[index], chance.randrange(self.size)) for index in places]
 
-    def live(self, out: Path, aim: Aim | None, noted: Callable[[str], object] = lambda _: None) -> list[int]:
-        """Fork one life, answer its markers and kill at the aim; return the exit code of every rank."""
+    def start(self, out: Path, aim: Aim | None, noted: Callable[[str], object] = lambda _: None) -> list[int]:
+        """Start the ranks, reply to their markers and kill at the aim; return the exit code of every rank."""
         with TemporaryDirectory(dir=self.folder) as rendezvous:
             pairs = [socketpair() for _ in range(self.size)]
-            children = [self._forked(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
-            for _, theirs in pairs:
-                theirs.close()
-            killed = _answer([ours for ours, _ in pairs], children, aim, noted)
+            children = [self._fork(rank, Path(rendezvous), out, pairs) for rank in range(self.size)]
+            for _, child_end in pairs:
+                child_end.close()
+            killed = _reply([parent_end for parent_end, _ in pairs], children, aim, noted)
             codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         for rank, code in enumerate(codes):
             expected_code = -signal.SIGKILL if aim and rank == aim.victim else RankLost.exit_code
             assert code in ({0, expected_code} if killed else {0}), f"{self.name}, {aim}: rank {rank} ended with {code}"
         return codes
 
-    def _forked(self, rank: int, rendezvous: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
+    def _fork(self, rank: int, rendezvous: Path, out: Path, pairs: list[tuple[socket, socket]]) -> int:
         child = os.fork()
         if child == 0:
-            mine = pairs[rank][1]
-            for end in (pipe_end for pair in pairs for pipe_end in pair if pipe_end is not mine):
+            connection = pairs[rank][1]
+            for end in (pipe_end for pair in pairs for pipe_end in pair if pipe_end is not connection):
                 end.close()
-            at = Announcer(mine.fileno(), mine.fileno())
+            at = Announcer(connection.fileno(), connection.fileno())
             _announce_steps(rank, at)
-            life_of(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(rendezvous)))
+            train_and_exit(self.runs, self.store, out, at, RankSpec(rank, self.size, rendezvous_file(rendezvous)))
         return child
 
 
@@ -105,23 +105,23 @@ def _is_step(marker: str) -> bool:
     return marker.startswith("rank ")
 
 
-def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
-    """Answer ranks until all have ended; return True if one was killed, which happens at most once.
+def _reply(sockets: list[socket], children: list[int], aim: Aim | None, noted: Callable[[str], object]) -> bool:
+    """Reply to ranks until all have ended; return True if a rank was killed, at most once.
 
     Raises ``AssertionError`` if ranks neither end nor announce anything, after killing all of them.
     """
-    left, killed = list(ours), False
-    while left:
-        ready, _, _ = select.select(left, [], [], LIMIT_S)
+    pending, killed = list(sockets), False
+    while pending:
+        ready, _, _ = select.select(pending, [], [], LIMIT_S)
         if not ready:
             for child in children:
                 os.kill(child, signal.SIGKILL)
                 os.waitpid(child, 0)
-            raise AssertionError(f"{aim}: ranks {[ours.index(connection) for connection in left]} do not exit")
+            raise AssertionError(f"{aim}: ranks {[sockets.index(connection) for connection in pending]} do not exit")
         for connection in ready:
-            marker = _heard(connection)
+            marker = _read_marker(connection)
             if not marker:
-                left.remove(connection)
+                pending.remove(connection)
                 connection.close()
                 continue
             noted(marker)
@@ -133,7 +133,7 @@ def _answer(ours: list[socket], children: list[int], aim: Aim | None, noted: Cal
     return killed
 
 
-def _heard(connection: socket) -> str:
+def _read_marker(connection: socket) -> str:
     """Return the next marker, or an empty string if the rank has ended."""
     with suppress(ConnectionResetError):
         return connection.recv(4096).decode().rstrip("\n")
@@ -153,7 +153,7 @@ def soak(kills: int, *, seed: int, folder: Path, store: Path, size: int, report:
 
 
 def _announce_steps(rank: int, at: Announcer) -> None:
-    """Announce every step of this rank, in the forked life."""
+    """Announce every step of this rank, in its process."""
     batch = Loader.batch
 
     def announced(self: Loader, *, epoch: int, step: int) -> object:

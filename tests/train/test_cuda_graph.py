@@ -24,56 +24,56 @@ class CannotCapture(Replays):
             raise RuntimeError("operation failed due to a previous error during capture")
 
 
-def sums(given: Batch, _: Weights, __: Rules) -> Terms:
+def sums(inputs: Batch, _: Weights, __: Rules) -> Terms:
     """Return terms that depend on every tensor of a batch."""
     totals = [
-        *given.x,
-        given.label,
-        given.sample,
-        given.noise_d,
-        given.noise_g,
-        *([] if given.signs is None else [given.signs]),
+        *inputs.x,
+        inputs.label,
+        inputs.sample,
+        inputs.noise_d,
+        inputs.noise_g,
+        *([] if inputs.signs is None else [inputs.signs]),
     ]
     return Terms(torch.zeros(1), parts={str(n): tensor.sum() for n, tensor in enumerate(totals)})
 
 
-def same(terms: Terms, given: Batch) -> bool:
-    expected: dict[str, Tensor] = sums(given, weights(), Rules()).parts
+def same(terms: Terms, inputs: Batch) -> bool:
+    expected: dict[str, Tensor] = sums(inputs, weights(), Rules()).parts
     return terms.parts.keys() == expected.keys() and all(
         torch.equal(terms.parts[name], expected[name]) for name in expected
     )
 
 
 def test_every_step_gets_its_own_batch_before_and_after_capture() -> None:
-    capture, how, rules = Replays(), weights(), Rules()
+    capture, loss_weights, rules = Replays(), weights(), Rules()
     step = CapturedStep(capture, Inputs())
     for number in range(WARM_UP + 3):
-        given = batch(number, signs=True)
-        assert same(step(sums, given, how, rules), given), number
+        inputs = batch(number, signs=True)
+        assert same(step(sums, inputs, loss_weights, rules), inputs), number
     assert (capture.warmed_up, capture.captured, capture.replayed) == (WARM_UP, 1, 3)
 
 
 def test_the_batch_of_the_caller_is_never_modified() -> None:
-    step, how, rules = CapturedStep(Replays(), Inputs()), weights(), Rules()
+    step, loss_weights, rules = CapturedStep(Replays(), Inputs()), weights(), Rules()
     first = batch(1, signs=True)
     before = batch(1, signs=True)
     for number in (1, 1, 1, 1, 2):
-        step(sums, first if number == 1 else batch(number, signs=True), how, rules)
-    assert same(sums(first, how, rules), before)
+        step(sums, first if number == 1 else batch(number, signs=True), loss_weights, rules)
+    assert same(sums(first, loss_weights, rules), before)
 
 
 def test_other_sizes_weights_or_rules_are_captured_again_after_warm_up() -> None:
-    capture, how, rules = Replays(), weights(), Rules()
+    capture, loss_weights, rules = Replays(), weights(), Rules()
     step = CapturedStep(capture, Inputs())
 
-    def captures_after(given: Batch, how: Weights, rules: Rules) -> int:
+    def captures_after(inputs: Batch, loss_weights: Weights, rules: Rules) -> int:
         for _ in range(WARM_UP + 1):
-            assert same(step(sums, given, how, rules), given)
+            assert same(step(sums, inputs, loss_weights, rules), inputs)
         return capture.captured
 
-    assert captures_after(batch(1), how, rules) == 1
-    assert captures_after(batch(1), how, rules) == 1
-    other = replace(how)
+    assert captures_after(batch(1), loss_weights, rules) == 1
+    assert captures_after(batch(1), loss_weights, rules) == 1
+    other = replace(loss_weights)
     assert captures_after(batch(1), other, rules) == 2
     assert captures_after(batch(1), other, Rules(kl_reduction="mean")) == 3
     assert captures_after(batch(1, slots=2), other, Rules(kl_reduction="mean")) == 4
@@ -82,40 +82,42 @@ def test_other_sizes_weights_or_rules_are_captured_again_after_warm_up() -> None
 
 
 def test_after_a_failed_capture_steps_run_eagerly_with_one_warning(caplog: pytest.LogCaptureFixture) -> None:
-    capture, how = CannotCapture(), weights()
+    capture, loss_weights = CannotCapture(), weights()
     step = CapturedStep(capture, Inputs())
     for number in range(WARM_UP + 4):
-        given = batch(number)
-        assert same(step(sums, given, how, Rules()), given)
+        inputs = batch(number)
+        assert same(step(sums, inputs, loss_weights, Rules()), inputs)
     other = CapturedStep(capture, Inputs())
     for number in range(WARM_UP + 2):
-        assert same(other(sums, batch(number), how, Rules()), batch(number))
+        assert same(other(sums, batch(number), loss_weights, Rules()), batch(number))
     assert (capture.warmed_up, capture.captured) == (WARM_UP + 4 + WARM_UP + 2, 1)
     (message,) = [record.message for record in caplog.records]
     assert "operation not permitted when stream is capturing" in message
 
 
 def test_a_captured_learner_is_replayed_even_if_the_other_cannot_be_captured() -> None:
-    capture, inputs, how = Replays(), Inputs(), weights()
-    ours, theirs = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
+    capture, inputs, loss_weights = Replays(), Inputs(), weights()
+    first_step, second_step = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
     for number in range(WARM_UP + 1):
-        ours(sums, batch(number), how, Rules())
+        first_step(sums, batch(number), loss_weights, Rules())
     capture.failed = True
     for number in range(WARM_UP + 2):
-        given = batch(10 + number)
-        assert same(ours(sums, given, how, Rules()), given) and same(theirs(sums, given, how, Rules()), given)
+        example = batch(10 + number)
+        assert same(first_step(sums, example, loss_weights, Rules()), example) and same(
+            second_step(sums, example, loss_weights, Rules()), example
+        )
     assert (capture.captured, capture.replayed, capture.warmed_up) == (1, WARM_UP + 3, 2 * WARM_UP + 2)
 
 
 def test_both_learners_share_input_buffers_that_are_filled_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    inputs, given = Inputs(), batch(1, signs=True)
-    filled = inputs.fill(given)
+    inputs, example = Inputs(), batch(1, signs=True)
+    filled = inputs.fill(example)
     copies: list[Tensor] = []
     copy = Tensor.copy_
     monkeypatch.setattr(
-        Tensor, "copy_", lambda target, *rest, **how: copies.append(target) or copy(target, *rest, **how)
+        Tensor, "copy_", lambda target, *rest, **options: copies.append(target) or copy(target, *rest, **options)
     )
-    assert inputs.fill(given) is filled and not copies
+    assert inputs.fill(example) is filled and not copies
     second = batch(2, signs=True)
     assert inputs.fill(second) is filled and inputs.fill(second) is filled
     assert len(copies) == len(second.x) + 5
@@ -123,15 +125,15 @@ def test_both_learners_share_input_buffers_that_are_filled_once(monkeypatch: pyt
 
 
 def test_a_batch_of_other_sizes_gets_new_buffers_and_steps_on_the_old_ones_are_captured_again() -> None:
-    capture, inputs, how = Replays(), Inputs(), weights()
-    ours, theirs = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
+    capture, inputs, loss_weights = Replays(), Inputs(), weights()
+    first_step, second_step = CapturedStep(capture, inputs), CapturedStep(capture, inputs)
     for number in range(WARM_UP + 1):
-        ours(sums, batch(number), how, Rules())
-        theirs(sums, batch(number), how, Rules())
+        first_step(sums, batch(number), loss_weights, Rules())
+        second_step(sums, batch(number), loss_weights, Rules())
     for number in range(WARM_UP + 1):
-        ours(sums, batch(number, rows=4), how, Rules())
+        first_step(sums, batch(number, rows=4), loss_weights, Rules())
     again = batch(9)
-    assert same(theirs(sums, again, how, Rules()), again)
+    assert same(second_step(sums, again, loss_weights, Rules()), again)
     assert capture.captured == 4
 
 

@@ -1,4 +1,4 @@
-"""A full or failing disk while a training saves: nothing is lost, and nothing counts as saved that is not."""
+"""A full or failing disk during a save: no results are lost, and no incomplete checkpoint is used."""
 
 import errno
 import json
@@ -45,16 +45,16 @@ class AtEpoch:
         self.actions.get(epoch, lambda: None)()
 
 
-def spoilt_in_between(folder: Path, *, spoil: Callable[[], None], repair: Callable[[], None]) -> AtEpoch:
+def train_on_failing_disk(folder: Path, *, fail: Callable[[], None], repair: Callable[[], None]) -> AtEpoch:
     """Train the toy for five epochs on a disk that fails in epochs two and three."""
-    reporter = AtEpoch(folder / "last", {1: spoil, 3: repair})
+    reporter = AtEpoch(folder / "last", {1: fail, 3: repair})
     folder.mkdir()
     with JournalWriter(folder / "journal.jsonl") as journal:
         toy.train([toy.member("t", toy.run(*SETTINGS), folder)], folder, callbacks=Callbacks(journal, reporter))
     return reporter
 
 
-def check_nothing_was_lost(folder: Path, uninterrupted: Path, reporter: AtEpoch, log: str) -> None:
+def check_results(folder: Path, uninterrupted: Path, reporter: AtEpoch, log: str) -> None:
     first, _, _, fourth, last = (f"step-{epoch * 2:08d}" for epoch in range(1, 6))
     assert reporter.saved == {1: [first], 2: [first], 3: [first], 4: [fourth], 5: [last]}
     warnings = [line for line in log.splitlines() if "bytes needed" in line]
@@ -72,10 +72,10 @@ def test_a_temporary_disk_failure_logs_a_warning_and_results_stay_bit_identical(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     with monkeypatch.context() as patch:
-        reporter = spoilt_in_between(
-            tmp_path / "spoilt", spoil=lambda: patch.setattr(os, "fsync", failing), repair=patch.undo
+        reporter = train_on_failing_disk(
+            tmp_path / "failing", fail=lambda: patch.setattr(os, "fsync", failing), repair=patch.undo
         )
-    check_nothing_was_lost(tmp_path / "spoilt", tmp_path / "uninterrupted", reporter, caplog.text)
+    check_results(tmp_path / "failing", tmp_path / "uninterrupted", reporter, caplog.text)
     assert "Input/output error (" in caplog.text
 
 
@@ -85,13 +85,13 @@ def test_a_checkpoint_whose_fsync_fails_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, call: int
 ) -> None:
     saved = checkpoint.save(tmp_path, made(1))
-    genuine, left = files.sync, [call]
+    original, remaining_calls = files.sync, [call]
 
     def failing(path: Path) -> None:
-        left[0] -= 1
-        if left[0] == 0:
+        remaining_calls[0] -= 1
+        if remaining_calls[0] == 0:
             raise OSError(number, os.strerror(number))
-        genuine(path)
+        original(path)
 
     with monkeypatch.context() as patch:
         patch.setattr(files, "sync", failing)
@@ -99,7 +99,7 @@ def test_a_checkpoint_whose_fsync_fails_is_not_saved(
             checkpoint.save(tmp_path, made(2))
         except OSError as error:
             assert error.errno == number
-    assert left[0] <= 0, "there are at least as many calls"
+    assert remaining_calls[0] <= 0, "fewer calls than expected"
     assert list(tmp_path.iterdir()) == [saved] and checkpoint.problem(saved) is None
     assert checkpoint.save(tmp_path, made(2)) == checkpoint.newest(tmp_path)
 
@@ -108,14 +108,14 @@ def test_a_checkpoint_that_does_not_read_back_as_written_does_not_replace_its_pr
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = checkpoint.save(tmp_path, made(1))
-    genuine = files.sync
+    original = files.sync
 
-    def rotting(path: Path) -> None:
-        genuine(path)
+    def corrupting(path: Path) -> None:
+        original(path)
         if path.name == "model.safetensors":
             path.write_bytes(path.read_bytes()[:-1] + b"\x00")
 
-    monkeypatch.setattr(files, "sync", rotting)
+    monkeypatch.setattr(files, "sync", corrupting)
     with pytest.raises(OSError, match=r"step-00000002: model\.safetensors"):
         checkpoint.save(tmp_path, made(2))
     assert checkpoint.newest(tmp_path) == saved
@@ -127,9 +127,9 @@ USER_NAMESPACE = ["unshare", "--user", "--map-root-user", "--mount"]
 
 
 @pytest.mark.slow
-def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
+def test_a_training_on_a_full_tmpfs_loses_no_results(tmp_path: Path) -> None:
     if shutil.which("unshare") is None or subprocess.run([*USER_NAMESPACE, "true"], check=False).returncode:
-        pytest.skip("user namespaces are not allowed here, so no small disk can be mounted")
+        pytest.skip("mounting a small disk needs user namespaces")
     code = "import sys; from pathlib import Path; from tests.train import test_full_disk as tests\n"
     code += "tests.on_a_small_disk(Path(sys.argv[1]))"
     command_line = [*USER_NAMESPACE, sys.executable, "-c", code, tmp_path]
@@ -138,13 +138,13 @@ def test_a_disk_that_is_really_full(tmp_path: Path) -> None:
 
 
 def on_a_small_disk(folder: Path) -> None:
-    """In a process with its own mounts, fill a disk of two megabytes, under ``fit`` and under the command."""
-    disk, ballast = folder / "disk", folder / "disk" / "ballast"
+    """Fill a disk of two megabytes during ``fit`` and during the command; needs a mount namespace."""
+    disk, filler = folder / "disk", folder / "disk" / "filler"
     disk.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", disk], check=True)
 
     def fill() -> None:
-        with ballast.open("wb", buffering=0) as file:
+        with filler.open("wb", buffering=0) as file:
             for size in (1 << 16, 1 << 12, 1):
                 try:
                     while True:
@@ -154,10 +154,10 @@ def on_a_small_disk(folder: Path) -> None:
 
     log = folder / "log"
     logging.basicConfig(filename=log)
-    reporter = spoilt_in_between(disk / "spoilt", spoil=fill, repair=ballast.unlink)
-    check_nothing_was_lost(disk / "spoilt", folder / "uninterrupted", reporter, log.read_text())
+    reporter = train_on_failing_disk(disk / "failing", fail=fill, repair=filler.unlink)
+    check_results(disk / "failing", folder / "uninterrupted", reporter, log.read_text())
     assert "No space left on device (" in log.read_text()
-    shutil.rmtree(disk / "spoilt")
+    shutil.rmtree(disk / "failing")
 
     skip_figures()
     tree = json.loads(json.dumps(toy.TREE))
@@ -165,11 +165,11 @@ def on_a_small_disk(folder: Path) -> None:
     tree["optim"] |= {"epochs": 5, "batch_size": 16}
     (folder / "run.yaml").write_text(yaml12.dump(tree))
     by_command(folder, disk / "last", {4: fill}, "step 10: No space left on device (")
-    ballast.unlink()
+    filler.unlink()
     by_command(folder, disk / "last", {}, "")
     stop = lambda: (fill(), os.kill(os.getpid(), signal.SIGTERM))  # noqa: E731
     by_command(folder, disk / "stop", {2: stop}, "error: got SIGTERM; ")
-    ballast.unlink()
+    filler.unlink()
     by_command(folder, disk / "stop", {}, "")
     assert differences(disk / "stop", disk / "last") == []
 
@@ -177,12 +177,12 @@ def on_a_small_disk(folder: Path) -> None:
 def by_command(folder: Path, out: Path, actions: Mapping[int, Callable[[], None]], message: str) -> None:
     """Run ``modis-dist train``; given a message, it must exit with status 3 and print one line that contains it."""
     RunBar.progress = lambda _, **values: AtEpoch(out / "last", actions).progress(**values)  # type: ignore[method-assign]
-    before, stderr_file = os.dup(2), folder / "stderr"
+    original_stderr, stderr_file = os.dup(2), folder / "stderr"
     with stderr_file.open("w") as file:
         os.dup2(file.fileno(), 2)
         status = command(["train", str(folder / "run.yaml"), "--out", str(out)])
         sys.stderr.flush()
-        os.dup2(before, 2)
+        os.dup2(original_stderr, 2)
     lines = [line for line in stderr_file.read_text().splitlines() if line.startswith("error: ")]
     assert (status, len(lines)) == ((3, 1) if message else (0, 0)), stderr_file.read_text()
     assert message in stderr_file.read_text() and "Traceback" not in stderr_file.read_text()

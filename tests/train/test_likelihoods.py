@@ -96,8 +96,8 @@ def test_reconstructions_of_counts_have_the_library_size_of_their_row(tmp_path: 
 def test_members_of_a_stack_train_like_single_trainings(kind: str, tmp_path: Path) -> None:
     stack = tmp_path / "stack"
     together = fit(members(kind, stack), folder=stack, device=toy.CPU, dtype=torch.float64)
-    alone = tmp_path / "alone"
-    (single,) = fit(members(kind, alone)[1:], folder=alone, device=toy.CPU, dtype=torch.float64)
+    alone_folder = tmp_path / "alone"
+    (single,) = fit(members(kind, alone_folder)[1:], folder=alone_folder, device=toy.CPU, dtype=torch.float64)
     for row, other in zip(together[1].history, single.history, strict=True):
         assert row == pytest.approx(other, rel=1e-6)
 

@@ -79,11 +79,11 @@ def test_a_member_trains_identically_alone_and_in_a_stack(tmp_path: Path) -> Non
     together = tmp_path / "together"
     stacked = toy.train([toy.member(f"t{s}", r, together) for s, r in enumerate(runs)], together)
     for s, settings in enumerate(runs):
-        alone = tmp_path / f"alone{s}"
-        (single,) = toy.train([toy.member("t", settings, alone)], alone)
-        for ours, theirs in zip(single.history, stacked[s].history, strict=True):
-            for key in (k for k in ours if k.startswith("train/")):
-                assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), (s, key)
+        alone_folder = tmp_path / f"alone{s}"
+        (single,) = toy.train([toy.member("t", settings, alone_folder)], alone_folder)
+        for epoch, expected in zip(single.history, stacked[s].history, strict=True):
+            for key in (k for k in epoch if k.startswith("train/")):
+                assert epoch[key] == pytest.approx(expected[key], rel=2e-3, abs=2e-4), (s, key)
 
 
 def test_a_diverging_member_leaves_the_stack_and_is_reported_with_step_term_and_modality(tmp_path: Path) -> None:
@@ -97,8 +97,8 @@ def test_a_diverging_member_leaves_the_stack_and_is_reported_with_step_term_and_
     assert failed.status == "failed"
     assert str(failed.reason).startswith("step 1: ") and "/cnv is " in str(failed.reason)
     assert ok.status == "done" and ok.epochs == 4
-    alone = tmp_path / "alone"
-    (single,) = toy.train([toy.member("good", good, alone)], alone)
+    alone_folder = tmp_path / "alone"
+    (single,) = toy.train([toy.member("good", good, alone_folder)], alone_folder)
     assert single.history[-1]["train/total_g"] == pytest.approx(ok.history[-1]["train/total_g"], rel=2e-3)
     assert not (tmp_path / "bad" / "best").exists()
 
@@ -288,16 +288,16 @@ def test_a_stack_that_stops_at_given_epochs_ends_bit_identically(tmp_path: Path)
 
 
 def test_a_pruned_member_leaves_the_stack_and_the_other_is_bit_identical(tmp_path: Path) -> None:
-    shared, alone = tmp_path / "shared", tmp_path / "alone"
+    shared, alone_folder = tmp_path / "shared", tmp_path / "alone"
     fit(stack(shared), folder=shared, device=toy.CPU, until=2)
     remaining, left = fit(stack(shared), folder=shared, device=toy.CPU, pruned={"t1": "rank 2 of 2"})
     assert (left.status, left.reason, left.epochs, len(left.history)) == ("pruned", "rank 2 of 2", 2, 2)
     assert remaining.status == "done" and not (shared / "t1" / "best").exists()
-    (single,) = toy.train(stack(alone)[:1], alone)
+    (single,) = toy.train(stack(alone_folder)[:1], alone_folder)
     assert single.epochs == remaining.epochs > 2
-    for ours, theirs in zip(single.history, remaining.history, strict=True):
-        for key in (key for key in ours if key.startswith("train/")):
-            assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), key
+    for epoch, expected in zip(single.history, remaining.history, strict=True):
+        for key in (key for key in epoch if key.startswith("train/")):
+            assert epoch[key] == pytest.approx(expected[key], rel=2e-3, abs=2e-4), key
 
 
 def test_a_stop_at_the_last_step_of_the_training_finishes_it(tmp_path: Path) -> None:

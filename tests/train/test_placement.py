@@ -234,8 +234,8 @@ def test_validation_is_bit_identical_wherever_rows_are_stored_and_in_parts_of_an
     assert figures[0] == figures[1] == figures[2]
     monkeypatch.setattr(validation, "rows_at_once", lambda *_, **__: 5)
     in_parts = ValidationRows(sets["disk"], device=toy.CPU, dtype=torch.float32).validate(model)
-    for ours, theirs in zip(in_parts, figures[0], strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-5)
+    for metric, expected in zip(in_parts, figures[0], strict=True):
+        assert metric == pytest.approx(expected, rel=1e-5)
 
 
 def trained(store: Store, out: Path, storage: FeatureStorage) -> Path:

@@ -16,7 +16,7 @@ from modis_dist.train.callbacks import Callbacks
 from modis_dist.train.learner import Learner
 from modis_dist.train.loop import fit
 from modis_dist.train.state import Setup, TrainState
-from tests.devices import ALONE, DEVICES
+from tests.devices import DEVICES, SINGLE_RANK
 from tests.numeric.toy_system import OPTIM, SHAPE, batch, weights
 from tests.ranks import on_ranks
 from tests.train import toy
@@ -38,8 +38,10 @@ def single(tensors: Any) -> Any:
 def phases(lower: torch.dtype | None, *, penalty_weight: float = 3.0) -> dict[str, torch.Tensor]:
     """Return every term of both phases of a step, with networks in float32 or lower precision."""
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, toy.CPU))
-    given, how = single(batch(rows=32)), weights(penalty_weight=penalty_weight, dtype=torch.float32)
-    terms = [phase(state.model, given, how, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)]
+    inputs, loss_weights = single(batch(rows=32)), weights(penalty_weight=penalty_weight, dtype=torch.float32)
+    terms = [
+        phase(state.model, inputs, loss_weights, Rules(autocast_dtype=lower)) for phase in (adversary_phase, vae_phase)
+    ]
     assert all(part.dtype == torch.float32 for term in terms for part in term.parts.values())
     return {name: part for term in terms for name, part in term.parts.items()}
 
@@ -111,19 +113,19 @@ def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> 
     """Train in fp16; on the second rank, the gradients of the VAEs overflow in the first ``steps`` steps."""
     phase, calls = Learner.learn, 0
 
-    def spoilt(self: Learner, given: Any, how: Any, rules: Any) -> Any:
+    def with_overflow(self: Learner, inputs: Any, loss_weights: Any, rules: Any) -> Any:
         nonlocal calls
         if "0.mu.weight" in dict(self.networks.named_parameters()):  # the VAEs
             calls += 1
             if world.rank == world.size - 1 and calls <= steps:
                 handle = next(self.networks.parameters()).register_hook(lambda gradient: gradient * float("inf"))
                 try:
-                    return phase(self, given, how, rules)
+                    return phase(self, inputs, loss_weights, rules)
                 finally:
                     handle.remove()
-        return phase(self, given, how, rules)
+        return phase(self, inputs, loss_weights, rules)
 
-    Learner.learn = spoilt  # type: ignore[method-assign]
+    Learner.learn = with_overflow  # type: ignore[method-assign]
     try:
         members = [toy.member("t", toy.run("trainer.precision=fp16", "optim.epochs=2"), folder)]
         (progress,) = fit(members, folder=folder, device=torch.device(device), world=world)
@@ -132,7 +134,7 @@ def overflowing(world: World, folder: Path, steps: int, device: str = "cpu") -> 
     return progress.status, progress.reason, progress.history
 
 
-@pytest.mark.parametrize("ranks", [*ALONE, (2, "cpu")])
+@pytest.mark.parametrize("ranks", [*SINGLE_RANK, (2, "cpu")])
 def test_steps_whose_gradients_overflow_on_one_rank_are_skipped_counted_and_the_scale_is_lowered(
     ranks: tuple[int, str], tmp_path: Path
 ) -> None:
@@ -164,10 +166,10 @@ def test_gradients_in_bf16_equal_full_precision_up_to_the_rounding_of_bf16(slots
     gradients = []
     for lower in (None, torch.bfloat16):
         state = TrainState.start(SHAPE, range(slots), Setup(OPTIM, toy.CPU))
-        given = single(batch(rows=32, slots=slots))
-        how = weights(["pairwise"] * slots, dtype=torch.float32)
+        inputs = single(batch(rows=32, slots=slots))
+        loss_weights = weights(["pairwise"] * slots, dtype=torch.float32)
         parameters = list(state.model.vaes.parameters())
-        vae_phase(state.model, given, how, Rules(autocast_dtype=lower)).loss.sum().backward(inputs=parameters)
+        vae_phase(state.model, inputs, loss_weights, Rules(autocast_dtype=lower)).loss.sum().backward(inputs=parameters)
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in parameters)
         gradients.append(torch.cat([p.grad.flatten(1) for p in parameters if p.grad is not None], 1))
     full, lowered = gradients

@@ -79,8 +79,8 @@ def test_a_training_captures_each_learner_once_and_equals_one_without_capture(
     monkeypatch.setattr(learner, "capture_for", lambda _: None)
     expected, expected_model = trained(tmp_path / "direct", runs, device)
     assert capture.captured == 2
-    for ours, theirs in zip(progress, expected, strict=True):
-        assert last_losses(ours) == pytest.approx(last_losses(theirs), rel=1e-5, abs=1e-6)
+    for member, expected_member in zip(progress, expected, strict=True):
+        assert last_losses(member) == pytest.approx(last_losses(expected_member), rel=1e-5, abs=1e-6)
     for name, tensor in expected_model.items():
         torch.testing.assert_close(model[name], tensor, rtol=1e-5, atol=1e-6, msg=name)
 
@@ -114,41 +114,41 @@ def test_a_replayed_step_whose_gradients_overflow_changes_no_parameter_and_halve
     device: torch.device, capture: Graphs | Replays
 ) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, scaled=True))
-    how, rules = moved(weights(dtype=torch.float32), device), Rules(autocast_dtype=torch.float16)
+    loss_weights, rules = moved(weights(dtype=torch.float32), device), Rules(autocast_dtype=torch.float16)
 
-    def take(number: int) -> None:
-        given = batch(number)
-        single = replace(given, x=tuple(x.float() for x in given.x))
-        single = replace(single, noise_d=given.noise_d.float(), noise_g=given.noise_g.float())
-        step(state, moved(single, device), how, rules)
+    def run_step(number: int) -> None:
+        inputs = batch(number)
+        single = replace(inputs, x=tuple(x.float() for x in inputs.x))
+        single = replace(single, noise_d=inputs.noise_d.float(), noise_g=inputs.noise_g.float())
+        step(state, moved(single, device), loss_weights, rules)
 
     for number in range(WARM_UP + 2):
-        take(number)
+        run_step(number)
     sides = (state.adversary, state.vaes)
     for side in sides:
         side.scaler.update(2.0**127)  # in place: a captured step reads it
     replayed, steps = capture.replayed, [side.steps() for side in sides]
     before = [parameter.clone() for parameter in state.model.parameters()]
-    take(9)
+    run_step(9)
     assert capture.replayed == replayed + 2
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
     assert [side.steps() for side in sides] == steps
     assert [side.scaler.get_scale() for side in sides] == [2.0**126] * 2
     for side in sides:
         side.scaler.update(2.0**10)
-    take(10)
+    run_step(10)
     assert capture.replayed == replayed + 4 and [side.steps() for side in sides] == [number + 1 for number in steps]
     assert not all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
 
 def test_a_new_learning_rate_applies_to_the_next_replayed_step(device: torch.device, capture: Graphs | Replays) -> None:
     state = TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64))
-    how, given = moved(weights(), device), moved(batch(), device)
+    loss_weights, inputs = moved(weights(), device), moved(batch(), device)
     for _ in range(WARM_UP + 1):
-        step(state, given, how, Rules())
+        step(state, inputs, loss_weights, Rules())
     state.set_rates(0.0)
     before = [parameter.clone() for parameter in state.model.parameters()]
-    step(state, given, how, Rules())
+    step(state, inputs, loss_weights, Rules())
     assert capture.replayed == 4
     assert all(torch.equal(*pair) for pair in zip(before, state.model.parameters(), strict=True))
 
@@ -157,12 +157,14 @@ def test_terms_of_a_replayed_step_belong_to_its_own_batch_for_both_learners(
     device: torch.device, capture: Graphs | Replays
 ) -> None:
     state, twin = (TrainState.start(SHAPE, [1], Setup(OPTIM, device, torch.float64)) for _ in range(2))
-    how = moved(weights(), device)
+    loss_weights = moved(weights(), device)
     for number in range(WARM_UP + 3):
-        given = moved(batch(number), device)
+        inputs = moved(batch(number), device)
         for side in (twin.adversary, twin.vaes):
             side.invalidate_graph()
-        for replayed, expected in zip(step(state, given, how, Rules()), step(twin, given, how, Rules()), strict=True):
+        for replayed, expected in zip(
+            step(state, inputs, loss_weights, Rules()), step(twin, inputs, loss_weights, Rules()), strict=True
+        ):
             for name, value in expected.parts.items():
                 torch.testing.assert_close(replayed.parts[name], value, rtol=1e-7, atol=1e-9, msg=f"{number} {name}")
     assert capture.replayed == 2 * 3

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
@@ -29,14 +30,14 @@ Fake = Callable[..., None]
 
 @pytest.fixture
 def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
-    """Put fake Slurm commands on PATH; return a function that changes the answer of one."""
+    """Put fake Slurm commands on PATH; return a function that sets the answer of a command."""
     programs = tmp_path / "programs"
     programs.mkdir()
     monkeypatch.setenv("PATH", str(programs))
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)
 
-    def says(program: str, text: str = "", *, error: str = "", code: int = 0, arguments: str = "*") -> None:
-        """Set the answer to arguments that match a shell pattern; answers to other arguments stay."""
+    def set_answer(program: str, text: str = "", *, error: str = "", code: int = 0, arguments: str = "*") -> None:
+        """Set the answer to arguments that match a shell pattern; other answers remain."""
         path, number = programs / program, len(list(programs.parent.iterdir()))
         (programs.parent / f"out{number}").write_text(text)
         (programs.parent / f"err{number}").write_text(error)
@@ -45,12 +46,12 @@ def fake(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Fake:
         path.write_text(f'#!/bin/sh\ncase "$*" in {arguments}) {paths}; exit {code};; esac\n{before}')
         path.chmod(0o700)
 
-    says("srun")
-    says("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 16 processors on nodes n[1-2]\n")
-    return says
+    set_answer("srun")
+    set_answer("sbatch", error="sbatch: Job 7 to start at 2026-01-01T00:00:00 using 16 processors on nodes n[1-2]\n")
+    return set_answer
 
 
-def of(findings: list[Finding], check: str) -> Finding:
+def finding_of(findings: list[Finding], check: str) -> Finding:
     (finding,) = [finding for finding in findings if finding.check == check]
     return finding
 
@@ -88,7 +89,7 @@ def test_two_processes_on_this_machine_all_reduce_over_loopback(monkeypatch: pyt
     assert finding.message.startswith("4 MB over process 1, process 2 in ") and "(gloo)" in finding.message
 
 
-def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
+def _run_slurm_task(rank: int, folder: Path) -> None:
     """Run one task of Slurm in a separate process."""
     numbered = {"SLURM_PROCID": str(rank), "SLURM_NTASKS": "2", "SLURM_JOB_ID": "7"}
     os.environ |= {**numbered, "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1"}
@@ -96,7 +97,7 @@ def _as_a_step_of_slurm(rank: int, folder: Path) -> None:
 
 
 def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
-    steps = [CONTEXT.Process(target=_as_a_step_of_slurm, args=(rank, tmp_path)) for rank in range(2)]
+    steps = [CONTEXT.Process(target=_run_slurm_task, args=(rank, tmp_path)) for rank in range(2)]
     for step in steps:
         step.start()
     for step in steps:
@@ -112,39 +113,36 @@ def test_tasks_of_slurm_connect_to_an_address_of_rank_0(tmp_path: Path) -> None:
 def test_nodes_that_do_not_start_are_named_with_the_error_of_srun(
     fake: Fake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """srun starts nothing and prints the error of a failed node."""
+    """``srun`` starts no process and prints the error of a failed node."""
     monkeypatch.chdir(tmp_path)
     fake("scontrol", "n1\nn2\n", arguments='"show hostnames"*')
     fake("srun", error="srun: error: Node failure on n2\n", code=1)
     (finding,) = doctor.over_allocation([], tmp_path, nodes=2)
-    assert finding.level == "error" and finding.message == "n1, n2 did not start: Node failure on n2"
-    assert not list(tmp_path.glob(".modis-doctor-*")), "its folder is removed"
+    assert finding.level == "error" and re.match(r"n1, n2 .*: Node failure on n2$", finding.message)
+    assert not list(tmp_path.glob(".modis-doctor-*")), "the folder was not removed"
 
 
 def test_absent_failed_and_unconnected_processes_have_different_messages() -> None:
-    came = {0: "a", 1: "b"}
+    hosts = {0: "a", 1: "b"}
     late = doctor.all_reduce_finding(AllReduceResult({0: "a"}, {}), ["n1", "n2"], srun_error="")
-    assert late.level == "error" and late.message == "n2 did not start within 60 s"
-    apart = doctor.all_reduce_finding(AllReduceResult(came, {}), ["n1", "n2"], srun_error="")
-    assert apart.level == "error" and apart.message.startswith("n1, n2 started and did not finish within 60 s")
+    assert late.level == "error" and re.match(r"n2 .*\b60 s$", late.message)
+    unconnected = doctor.all_reduce_finding(AllReduceResult(hosts, {}), ["n1", "n2"], srun_error="")
+    assert unconnected.level == "error" and re.match(r"n1, n2 .*\b60 s\b", unconnected.message)
+    assert unconnected.message.removeprefix("n1, ") != late.message
     failed = doctor.all_reduce_finding(
-        AllReduceResult(came, {0: RankResult("a", error="RuntimeError: no route")}), ["n1", "n2"], srun_error=""
+        AllReduceResult(hosts, {0: RankResult("a", error="RuntimeError: no route")}), ["n1", "n2"], srun_error=""
     )
     assert failed.message.startswith("n1: RuntimeError: no route; n2 ")
 
 
 def test_the_time_is_that_of_the_slowest_node_and_nccl_is_timed_if_every_node_has_a_gpu() -> None:
-    came = {0: "a", 1: "b"}
-    complete = AllReduceResult(came, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25, 0.02)})
-    assert (
-        doctor.all_reduce_finding(complete, ["n1", "n2"], srun_error="").message
-        == "4 MB over n1, n2 in 0.500 s (gloo), 0.0200 s (NCCL)"
-    )
-    incomplete = AllReduceResult(came, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25)})
-    assert (
-        doctor.all_reduce_finding(incomplete, ["n1", "n2"], srun_error="").message
-        == "4 MB over n1, n2 in 0.500 s (gloo)"
-    )
+    hosts = {0: "a", 1: "b"}
+    complete = AllReduceResult(hosts, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25, 0.02)})
+    message = doctor.all_reduce_finding(complete, ["n1", "n2"], srun_error="").message
+    assert re.match(r"4 MB .*n1, n2 .*0\.500 s \(gloo\), 0\.0200 s \(NCCL\)$", message)
+    incomplete = AllReduceResult(hosts, {0: RankResult("a", 0.5, 0.01), 1: RankResult("b", 0.25)})
+    message = doctor.all_reduce_finding(incomplete, ["n1", "n2"], srun_error="").message
+    assert re.match(r"4 MB .*n1, n2 .*0\.500 s \(gloo\)$", message)
 
 
 @pytest.mark.usefixtures("fake")
@@ -169,7 +167,7 @@ def test_the_all_reduce_is_over_the_allocation_or_else_on_this_machine(
     monkeypatch.setattr(doctor, "on_this_machine", lambda: Finding("all-reduce", "ok", "here"))
     monkeypatch.setattr(doctor, "not_allocated", lambda *_: Finding("all-reduce", "ok", "not allocated"))
     monkeypatch.setattr(doctor, "over_allocation", lambda *_, nodes: [Finding("all-reduce", "ok", f"{nodes} nodes")])
-    assert of(list(doctor.examine(site, folder=tmp_path)), "all-reduce").message == where
+    assert finding_of(list(doctor.examine(site, folder=tmp_path)), "all-reduce").message == where
 
 
 def test_outside_an_allocation_the_fix_is_an_salloc_command() -> None:
@@ -264,7 +262,7 @@ def test_an_output_folder_with_locks_and_permissions_is_ok_and_stays_empty(tmp_p
 
 
 def test_a_missing_output_folder_is_an_error_finding(tmp_path: Path) -> None:
-    finding = of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
+    finding = finding_of(doctor_machine.output_folder(tmp_path / "gone"), "output folder")
     assert finding.level == "error" and "No such file" in finding.message and finding.fix
 
 
@@ -299,30 +297,26 @@ def test_folders_that_others_may_enter_are_an_error(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(Path, "mkdir", open_to_all)
     finding = doctor_machine.permissions(tmp_path)
-    assert (
-        finding.level == "error"
-        and finding.message == "new folders have mode 0755"
-        and "default access lists" in finding.fix
-    )
+    assert finding.level == "error" and finding.message.endswith(" 0755") and "default access lists" in finding.fix
 
 
 # --- the command ----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-def of_two(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
-    """Make doctor return an ok finding and the given one."""
+def set_finding(monkeypatch: pytest.MonkeyPatch) -> Callable[[Finding], None]:
+    """Return a function that makes doctor return an ok finding and the given finding."""
 
-    def finds(finding: Finding) -> None:
+    def set_second(finding: Finding) -> None:
         monkeypatch.setattr(doctor, "examine", lambda *_, **__: iter([Finding("this", "ok", "[is] well"), finding]))
 
-    return finds
+    return set_second
 
 
 def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
-    of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
+    set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    of_two(Finding("that", "error", "is not", "repair it"))
+    set_finding(Finding("that", "error", "is not", "repair it"))
     assert run(["doctor"]) == 3
     captured = capsys.readouterr()
     assert captured.out.splitlines() == [
@@ -330,18 +324,20 @@ def test_an_error_exits_with_code_3_and_a_line_that_counts_failed_checks(
         "error   that                  is not",
         "        repair it",
     ]
-    assert captured.err == "error: doctor: 1 of 2 checks failed (that)\n"
+    assert re.fullmatch(r"error: doctor: 1 of 2 .*\(that\)\n", captured.err)
 
 
-def test_warnings_end_with_exit_code_0(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
-    of_two(Finding("that", "warning", "is slow", "wait"))
+def test_warnings_end_with_exit_code_0(
+    set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_finding(Finding("that", "warning", "is slow", "wait"))
     assert run(["doctor"]) == 0
     captured = capsys.readouterr()
     assert "warning that                  is slow\n        wait\n" in captured.out and not captured.err
 
 
-def test_json_holds_every_finding(of_two: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
-    of_two(Finding("that", "error", "is not", "repair it"))
+def test_json_holds_every_finding(set_finding: Callable[[Finding], None], capsys: pytest.CaptureFixture[str]) -> None:
+    set_finding(Finding("that", "error", "is not", "repair it"))
     assert run(["doctor", "--json"]) == 3
     assert json.loads(capsys.readouterr().out) == [
         {"check": "this", "level": "ok", "message": "[is] well", "fix": ""},
@@ -363,10 +359,10 @@ def test_the_command_checks_machine_and_cluster(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "site.yaml").write_text("partition: gpu\nnodes: 2\ncpus: 8\ntime: '20:00:00'\n")
     code = run(["doctor", "--cluster", "site.yaml", "--json"])
-    findings = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
-    assert code == (3 if "error" in findings.values() else 0)
-    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(findings)
-    assert findings["all-reduce"] == "warning", "there is no allocation"
+    seen = {finding["check"]: finding["level"] for finding in json.loads(capsys.readouterr().out)}
+    assert code == (3 if "error" in seen.values() else 0)
+    assert {"versions", "GPUs", "temporary space", "locks", "permissions", "sbatch --test-only"} <= set(seen)
+    assert seen["all-reduce"] == "warning", "no allocation"
 
 
 def test_commands_of_jobs_are_not_in_the_help() -> None:

@@ -1,6 +1,7 @@
 """Checks of the output folder, on this machine and between nodes."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,14 +13,14 @@ from modis_dist.runtime.finding import Finding
 
 
 def test_a_node_that_gets_the_lock_of_another_is_named() -> None:
-    came = {0: "a", 1: "b", 2: "c"}
+    hosts = {0: "a", 1: "b", 2: "c"}
     local = AllReduceResult(
-        came, {0: RankResult("a"), 1: RankResult("b", excluded=False), 2: RankResult("c", excluded=True)}
+        hosts, {0: RankResult("a"), 1: RankResult("b", excluded=False), 2: RankResult("c", excluded=True)}
     )
     (finding,) = doctor.locks_between(local, ["n1", "n2", "n3"])
-    assert finding.level == "error" and finding.message == "n2 acquired a lock held by n1"
+    assert finding.level == "error" and re.match(r"n2 .*lock.* n1$", finding.message)
     assert "not localflock" in finding.fix
-    assert doctor.locks_between(AllReduceResult(came, {0: RankResult("a")}), ["n1", "n2", "n3"]) == []
+    assert doctor.locks_between(AllReduceResult(hosts, {0: RankResult("a")}), ["n1", "n2", "n3"]) == []
 
 
 def test_the_output_folder_or_its_nearest_parent_is_checked(

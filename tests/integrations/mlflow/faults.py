@@ -44,8 +44,8 @@ class Gate:
     def uri(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def be(self, fault: Fault) -> None:
-        """Switch to a fault, or to ``open``."""
+    def set_fault(self, fault: Fault) -> None:
+        """Simulate a fault, or none (``open``)."""
         self.fault = fault
         self.release.set()  # connections that hang
         self.release = threading.Event()
@@ -81,10 +81,10 @@ class Gate:
         with socket.create_connection(("127.0.0.1", self._server_port)) as server:
             back = threading.Thread(target=_pass, args=(server, client, lambda: True), daemon=True)
             back.start()
-            _pass(client, server, self._lets_through)
+            _pass(client, server, self._forwards)
             back.join(5)
 
-    def _lets_through(self) -> bool:
+    def _forwards(self) -> bool:
         """Return True if a part of a request is to be forwarded; if the fault is ``slow``, wait first."""
         if self.fault == "slow":
             self.release.wait(SLOW_S)

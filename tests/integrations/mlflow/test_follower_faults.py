@@ -77,7 +77,7 @@ def ended(process: Any, folder: Path) -> None:
 def test_a_server_that_is_unreachable_until_after_the_study_gets_everything_when_it_is_back(
     fault: Fault, tracked: Tracked, study: Replay
 ) -> None:
-    tracked.gate.be(fault)
+    tracked.gate.set_fault(fault)
     with driver(study.folder):
         follower = follower_process(study.folder, tracked.gate.uri)
         study.epochs(3)
@@ -85,7 +85,7 @@ def test_a_server_that_is_unreachable_until_after_the_study_gets_everything_when
         study.finish()
     time.sleep(0.5)
     assert follower.is_alive() and not was_delivered(study.folder, tracked.gate.uri)
-    tracked.gate.be("open")
+    tracked.gate.set_fault("open")
     ended(follower, study.folder)
     assert was_delivered(study.folder, tracked.gate.uri) and read_state(study.folder)["problems"] == []
     study.assert_complete(tracked.server.database)
@@ -94,17 +94,17 @@ def test_a_server_that_is_unreachable_until_after_the_study_gets_everything_when
 @pytest.mark.slow
 def test_a_server_that_fails_intermittently_and_is_killed_gets_everything_once(tracked: Tracked, study: Replay) -> None:
     chance = random.Random(0)
-    tracked.gate.be("open")
+    tracked.gate.set_fault("open")
     with driver(study.folder):
         follower = follower_process(study.folder, tracked.gate.uri)
         for epoch in range(1, 7):
             study.epochs(epoch)
             time.sleep(chance.uniform(0, 0.5))
-            tracked.gate.be(("refuse", "500", "open")[epoch % 3])
+            tracked.gate.set_fault(("refuse", "500", "open")[epoch % 3])
             if epoch in (2, 4):
                 tracked.server.kill()
                 tracked.server.start()
-        tracked.gate.be("open")
+        tracked.gate.set_fault("open")
         study.finish()
     ended(follower, study.folder)
     study.assert_complete(tracked.server.database)
@@ -201,13 +201,13 @@ def test_a_study_whose_mlflow_server_is_down_has_the_same_results_and_names_the_
         tmp_path / "study.yaml", store, mlflow={"tracking_uri": uri, "experiment_name": "down"}, **settings
     )
     out = tmp_path / "out"
-    tracked.gate.be("refuse")
+    tracked.gate.set_fault("refuse")
     capsys.readouterr()
     assert command(["tune", str(interrupted), "--out", str(out)]) == 0
     (note,) = [line for line in capsys.readouterr().err.splitlines() if "MLflow" in line]
     assert f"mlflow-sync {out}" in note
     assert list(compared(out, tmp_path / "uninterrupted")) == []
-    tracked.gate.be("open")
+    tracked.gate.set_fault("open")
     until(lambda: was_delivered(out, uri))
     parent, trials = parent_and_trials(tracked.server.database, read_state(out)["study_id"])
     assert {run.status for run in (parent, *trials.values())} == {"FINISHED"} and len(trials) == 3

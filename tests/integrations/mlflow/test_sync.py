@@ -164,9 +164,9 @@ def test_a_trial_that_moved_to_a_pack_of_its_own_has_every_epoch_once(replay: Re
         sync(replay.folder)
         path = replay.folder / "manifest.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"packs": [[name], [other]]}))
-        alone = replay.folder / "packs" / sequence_digest([name])
-        alone.mkdir()
-        with JournalWriter(alone / "journal.jsonl") as journal:
+        own_pack = replay.folder / "packs" / sequence_digest([name])
+        own_pack.mkdir()
+        with JournalWriter(own_pack / "journal.jsonl") as journal:
             for step in range(1, 6):
                 journal.metrics(name, step=step, values={"val/balanced_accuracy": 0.5})
         sync(replay.folder)

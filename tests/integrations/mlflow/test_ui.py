@@ -54,7 +54,7 @@ def status(opener: urllib.request.OpenerDirector, url: str) -> int:
         return error.code
 
 
-def _lives(process: psutil.Process) -> bool:
+def _is_running(process: psutil.Process) -> bool:
     try:
         return process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -85,7 +85,7 @@ def test_the_ui_listens_on_loopback_only_and_leaves_no_process(
     process.send_signal(ending)
     assert process.wait(20) == (0 if ending == signal.SIGINT else -ending)
     end = time.monotonic() + 10
-    while (alive := [p for p in family if _lives(p)]) and time.monotonic() < end:
+    while (alive := [p for p in family if _is_running(p)]) and time.monotonic() < end:
         time.sleep(0.05)
     assert alive == []
     names = [p.name for p in replay.folder.iterdir() if "mlflow" in p.name and p.stat().st_mode & 0o077]

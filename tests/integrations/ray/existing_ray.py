@@ -62,7 +62,7 @@ class TwoNodes:
                 command_lines.append(" ".join(psutil.Process(pid).cmdline()))
         return command_lines
 
-    def at_work(self) -> list[str]:
+    def workers(self) -> list[str]:
         """Return the running actors and tasks, without those of Ray itself."""
         named = [line.strip() for line in self.commands() if line.startswith("ray::")]
         return [name for name in named if name not in OF_RAY]
@@ -73,7 +73,7 @@ class TwoNodes:
         return names.count("raylet") if "gcs_server" in names else 0
 
     def stop(self) -> None:
-        """Kill all processes, in whatever state they are."""
+        """Kill all processes."""
         end = time.monotonic() + PATIENCE_S
         while (running := ray_reaper.processes_of(self._folder)) and time.monotonic() < end:
             for pid in running:

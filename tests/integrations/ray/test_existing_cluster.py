@@ -67,41 +67,41 @@ def test_a_study_on_an_existing_ray_has_the_summary_of_a_local_one_and_leaves_th
     study = write_study(tmp_path / "ray.yaml", store, executor="ray", **settings)
     stderr = ended(["tune", str(study), "--out", str(tmp_path / "ray"), "--ray", ray.address], ray.environment)
     assert stderr.returncode == 0, stderr.stderr
-    assert ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30), ray.at_work()
+    assert ray.nodes() == 2 and wait_for(lambda: not ray.workers(), seconds=30), ray.workers()
     assert not leftovers(tmp_path / "ray")
     local = write_study(tmp_path / "local.yaml", store, executor="local", **settings)
     assert command(["tune", str(local), "--out", str(tmp_path / "local")]) == 0
-    ours, theirs = (json.loads((tmp_path / cluster / "summary.json").read_text()) for cluster in ("ray", "local"))
-    for summary in (ours, theirs):
-        del summary["seconds"], summary["mlflow"]
-    assert ours == theirs
+    summary, expected = (json.loads((tmp_path / cluster / "summary.json").read_text()) for cluster in ("ray", "local"))
+    for content in (summary, expected):
+        del content["seconds"], content["mlflow"]
+    assert summary == expected
 
 
 @pytest.mark.slow
 def test_ranks_on_two_nodes_whose_driver_is_killed_are_bit_identical_to_ranks_without_ray(
     ray: TwoNodes, run: Path, tmp_path: Path
 ) -> None:
-    out, alone = tmp_path / "nodes", tmp_path / "alone"
+    out, without_ray = tmp_path / "nodes", tmp_path / "alone"
     arguments = ["train", str(run), "--workers", "2", "--ray", ray.address, "--out", str(out)]
     with (tmp_path / "output.txt").open("w") as log_file:
         driver = subprocess.Popen([*BARE, *arguments], env=ray.environment, stdout=log_file, stderr=log_file)
         try:
             saved = wait_for(lambda: list(out.glob("last/step-*")), seconds=120)
             assert saved and driver.poll() is None, (tmp_path / "output.txt").read_text()
-            assert sum("RayTrainWorker" in line for line in ray.at_work()) == 2  # one on either node, with a core each
+            assert sum("RayTrainWorker" in line for line in ray.workers()) == 2  # one on either node, with a core each
         finally:
             driver.kill()
             driver.wait()
-    assert wait_for(lambda: not ray.at_work(), seconds=30), f"30 s later: {ray.at_work()}"
+    assert wait_for(lambda: not ray.workers(), seconds=30), f"30 s later: {ray.workers()}"
     (left,) = leftovers(out)
     assert left.stat().st_mode & 0o777 == 0o700 and not (out / "result.json").exists()
 
     again = ended(arguments, ray.environment)
     assert again.returncode == 0, again.stderr
-    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.at_work(), seconds=30)
-    train_two_ranks(run, alone)
+    assert not leftovers(out) and ray.nodes() == 2 and wait_for(lambda: not ray.workers(), seconds=30)
+    train_two_ranks(run, without_ray)
     for name in ("history.json", "result.json"):
-        assert (out / name).read_bytes() == (alone / name).read_bytes(), name
+        assert (out / name).read_bytes() == (without_ray / name).read_bytes(), name
 
 
 @pytest.mark.slow
@@ -180,8 +180,8 @@ def test_a_ray_of_another_version_is_refused_with_both_versions() -> None:
 def test_folders_that_a_node_cannot_access_are_listed(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o500)
-    gone = str(tmp_path / "gone")
-    assert inaccessible({str(tmp_path): os.R_OK | os.W_OK, gone: os.R_OK}) == [gone]
+    missing = str(tmp_path / "gone")
+    assert inaccessible({str(tmp_path): os.R_OK | os.W_OK, missing: os.R_OK}) == [missing]
     if os.geteuid():
         assert inaccessible({str(closed): os.W_OK}) == [str(closed)]
 

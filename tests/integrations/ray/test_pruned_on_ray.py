@@ -33,7 +33,7 @@ def kill_a_worker(out: Path, killed: list[int]) -> None:
     killed.append(victim.pid)
 
 
-def timeless(out: Path) -> dict[str, Any]:
+def without_times(out: Path) -> dict[str, Any]:
     summary = json.loads((out / "summary.json").read_text())
     return {key: value for key, value in summary.items() if key not in {"seconds", "mlflow"}}
 
@@ -49,5 +49,5 @@ def test_a_study_on_ray_prunes_the_same_trials_as_a_local_one_even_if_a_worker_i
         assert command(["tune", str(study), "--out", str(out), "--set", "optim.epochs=6"]) == 0
     killer.join()
     assert len(killed) == 1
-    assert timeless(tmp_path / "ray") == timeless(tmp_path / "local")
-    assert timeless(tmp_path / "ray")["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}
+    assert without_times(tmp_path / "ray") == without_times(tmp_path / "local")
+    assert without_times(tmp_path / "ray")["trials"] == {"total": 3, "done": 1, "failed": 0, "pruned": 2}

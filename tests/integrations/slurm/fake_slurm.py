@@ -121,13 +121,13 @@ class FakeSlurm:
         self._write(empty | cluster | {"sacct": [SACCT]})
         monkeypatch.setenv("PATH", f"{self.bin}{os.pathsep}{os.environ['PATH']}")
 
-    def be(self, **faults: Any) -> None:
-        """Set answers.
+    def set_answers(self, **answers: Any) -> None:
+        """Set the answers of programs.
 
         ``sbatch``: a list of errors, one per call, with a + if the job is accepted nevertheless. ``squeue``: its error.
         ``sacct``: its lines or its error. ``refuses``: the error of ``sbatch --test-only``. ``nodes``: lines of sinfo.
         """
-        self._write(self._read() | faults)
+        self._write(self._read() | answers)
 
     def put(self, number: str, state: str, *, tasks: Sequence[int] = (), reason: str = "None", nodes: str = "") -> None:
         """Put a job into the queue."""

@@ -1,6 +1,7 @@
 """Checks of a study against memory, GPU memory and time limit of a profile, before it is submitted."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,7 @@ def test_a_study_whose_packs_do_not_fit_the_memory_of_a_job_is_refused_before_an
 ) -> None:
     assert submit(tmp_path, store, memory="1M") == 2
     stderr = capsys.readouterr().err
-    assert "cluster.memory: about 0.7 GB for 4 stacked trials, a job has 1M; " in stderr
+    assert re.search(r"cluster\.memory: .*\b0\.7 GB .*\b4 .*\b1M\b", stderr)
     assert not (tmp_path / "out").exists() and not slurm.jobs
     assert submit(tmp_path, store, memory="2G") == 0
 
@@ -111,7 +112,7 @@ def test_the_job_that_exceeds_the_time_limit_is_named_also_if_it_is_the_refit(
 ) -> None:
     sweep, words = SINGLE | {"replicates": 2}, ["--dry-run", "--set", "optim.epochs=1"]
     assert submit(tmp_path, store, *words, sweep=sweep, time="00:02:30") == 0
-    assert "time limit: the last job (refit) takes 3 min, time is 00:02:30" in capsys.readouterr().out
+    assert re.search(r"\(refit\).*\b3 min\b.*\b00:02:30\b", capsys.readouterr().out)
     assert submit(tmp_path, store, *words, "--json", "--form", "allocation", sweep=sweep, cpus=8) == 0
     output = json.loads(capsys.readouterr().out)
     assert (output["longest_job"], output["longest_s"]) == ("the job", output["seconds"])

@@ -128,7 +128,7 @@ def test_a_pack_whose_job_was_killed_is_left_to_resume(state: str, slurm: FakeSl
     number = submitted(store, out).sent[0].number
     write_json(out / "submission" / "status" / "pack-1.json", vars(JobStatus("running", 1, None, "7", "n1", 0.0, "c")))
     slurm.end()
-    slurm.be(sacct=[SACCT, f"{number}_1|{state}|n1"])
+    slurm.set_answers(sacct=[SACCT, f"{number}_1|{state}|n1"])
     pack = submission.packs_of(out, load(out))[1]
     with pytest.raises(RunFailed, match=r"\b1 of 1 .*modis-dist resume"):
         array_job.AfterArray(out).execute([pack], out=out, store=store)
@@ -202,13 +202,13 @@ def test_few_members_of_crashed_stacks_retry_in_the_last_job_many_by_resume(
 ) -> None:
     submitted(store, out)
     executor, pack = array_job.AfterArray(out), submission.packs_of(out, load(out))[0]
-    alone = [replace(pack, trials=(replace(pack.trials[0], id=f"t{number}"),)) for number in range(5)]
+    packs = [replace(pack, trials=(replace(pack.trials[0], id=f"t{number}"),)) for number in range(5)]
     trained_here: list[Pack] = []
     monkeypatch.setattr(LocalExecutor, "execute", lambda _, packs, **__: trained_here.extend(packs) or {})
-    assert executor.execute(alone[:4], out=out, store=store) == {} and trained_here == alone[:4]
+    assert executor.execute(packs[:4], out=out, store=store) == {} and trained_here == packs[:4]
     with pytest.raises(RunFailed, match=r"\b5 .*`modis-dist resume "):
-        executor.execute(alone, out=out, store=store)
-    refits = [replace(pack, evaluated_on="test") for pack in alone]
+        executor.execute(packs, out=out, store=store)
+    refits = [replace(pack, evaluated_on="test") for pack in packs]
     assert executor.execute(refits, out=out, store=store) == {} and trained_here[4:] == refits
 
 
@@ -226,7 +226,7 @@ def test_a_job_on_a_failed_node_is_requeued_twice_without_that_node(
     submitted(store, out)
     fails(out, NodeFailed("PyTorch sees no GPU"))
     assert slurm.calls("scontrol") == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1"]]
-    slurm.be(jobs={"7": slurm.jobs["7"] | {"avoids": "n1"}})
+    slurm.set_answers(jobs={"7": slurm.jobs["7"] | {"avoids": "n1"}})
     monkeypatch.setenv("SLURMD_NODENAME", "n2")
     fails(out, NodeFailed("PyTorch sees no GPU"))
     assert slurm.calls("scontrol")[2:] == [["requeue", "7"], ["update", "JobId=7", "ExcNodeList=n1,n2"]]

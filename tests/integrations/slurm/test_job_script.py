@@ -91,7 +91,7 @@ def test_the_default_python_of_a_job_is_the_submitting_one() -> None:
 
 
 def program(folder: Path, body: str) -> str:
-    """A program that a script runs instead of Python."""
+    """Write a program that a script runs instead of Python; return its path."""
     path = folder / "stand-in"
     path.write_text(f"#!{sys.executable} -IS\nimport json, os, signal, sys, time\n{body}\n")
     path.chmod(0o700)
@@ -112,13 +112,13 @@ def started(text: str, folder: Path, **environment: str) -> "subprocess.Popen[st
 
 
 def ended(text: str, folder: Path, **environment: str) -> tuple[int, str]:
-    """Exit code and output of a script."""
+    """Return exit code and output of a script."""
     with started(text, folder, **environment) as running:
-        stdout, complaint = running.communicate(timeout=60)
-    return running.returncode, stdout + complaint
+        stdout, stderr = running.communicate(timeout=60)
+    return running.returncode, stdout + stderr
 
 
-def here(folder: Path, body: str, **settings: Any) -> Site:
+def site_with(folder: Path, body: str, **settings: Any) -> Site:
     return Site(python=(program(folder, body),), **settings)
 
 
@@ -126,7 +126,7 @@ def here(folder: Path, body: str, **settings: Any) -> Site:
 @pytest.mark.parametrize("name", NASTY)
 def test_the_shell_passes_any_path_unchanged(name: str, kind: Any, tmp_path: Path) -> None:
     out = tmp_path / NASTY[name]
-    site = here(tmp_path, "print(json.dumps(sys.argv[1:]))")
+    site = site_with(tmp_path, "print(json.dumps(sys.argv[1:]))")
     text = script(site, kind=kind, name="toy", out=out, first=40, indices=(2,))
     code, stdout = ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")
     task = ["42"] if kind == "array" else []
@@ -143,14 +143,14 @@ def test_each_item_of_the_python_command_is_one_argument(name: str, tmp_path: Pa
 
 
 def test_the_program_replaces_the_shell_and_receives_signals(tmp_path: Path) -> None:
-    text = script(here(tmp_path, "print(os.getpid())"), kind="finish", name="toy", out=tmp_path)
+    text = script(site_with(tmp_path, "print(os.getpid())"), kind="finish", name="toy", out=tmp_path)
     with started(text, tmp_path) as running:
         assert int(running.communicate(timeout=60)[0]) == running.pid
 
 
 def test_a_signal_before_python_starts_does_not_end_the_job(tmp_path: Path) -> None:
     setup = ("touch began", "for k in $(seq 200); do test -e go && break; sleep 0.05; done")
-    text = script(here(tmp_path, "print('listens')", setup=setup), kind="finish", name="toy", out=tmp_path)
+    text = script(site_with(tmp_path, "print('listens')", setup=setup), kind="finish", name="toy", out=tmp_path)
     with started(text, tmp_path) as running:
         while not (tmp_path / "began").exists():
             time.sleep(0.01)
@@ -161,14 +161,14 @@ def test_a_signal_before_python_starts_does_not_end_the_job(tmp_path: Path) -> N
 
 
 def test_a_failing_setup_line_ends_the_job_with_its_exit_code(tmp_path: Path) -> None:
-    site = here(tmp_path, "print('started')", setup=("echo first", "(exit 7)", "echo never"))
+    site = site_with(tmp_path, "print('started')", setup=("echo first", "(exit 7)", "echo never"))
     code, stdout = ended(script(site, kind="finish", name="toy", out=tmp_path), tmp_path)
     assert code == 7 and stdout == "first\n"
 
 
 def test_the_program_sees_the_environment_of_setup_and_a_private_scratch_folder(tmp_path: Path) -> None:
     body = "print(json.dumps([os.environ['A'], os.environ['TMPDIR'], oct(os.stat(os.environ['TMPDIR']).st_mode)]))"
-    site = here(tmp_path, body, setup=("export A='x y'",), scratch="$SITE_SCRATCH/deep")
+    site = site_with(tmp_path, body, setup=("export A='x y'",), scratch="$SITE_SCRATCH/deep")
     code, stdout = ended(
         script(site, kind="finish", name="toy", out=tmp_path), tmp_path, SITE_SCRATCH=str(tmp_path / "a b")
     )
@@ -178,21 +178,21 @@ def test_the_program_sees_the_environment_of_setup_and_a_private_scratch_folder(
 def test_an_unset_variable_in_scratch_ends_the_job_before_the_program(
     tmp_path: Path,
 ) -> None:
-    site = here(tmp_path, "print('started')", scratch="$NO_SCRATCH/deep")
+    site = site_with(tmp_path, "print('started')", scratch="$NO_SCRATCH/deep")
     with started(script(site, kind="finish", name="toy", out=tmp_path), tmp_path, NO_SCRATCH="") as running:
-        stdout, complaint = running.communicate(timeout=60)
+        stdout, stderr = running.communicate(timeout=60)
     assert running.returncode != 0 and stdout == ""
-    assert "NO_SCRATCH: " in complaint
+    assert "NO_SCRATCH: " in stderr
 
 
 def test_a_tmpdir_that_the_node_does_not_have_is_unset(tmp_path: Path) -> None:
-    text = script(here(tmp_path, "print(os.environ.get('TMPDIR'))"), kind="finish", name="toy", out=tmp_path)
+    text = script(site_with(tmp_path, "print(os.environ.get('TMPDIR'))"), kind="finish", name="toy", out=tmp_path)
     assert ended(text, tmp_path, TMPDIR=str(tmp_path / "gone")) == (0, "None\n")
     assert ended(text, tmp_path, TMPDIR=str(tmp_path)) == (0, f"{tmp_path}\n")
 
 
 def test_a_script_marks_a_job_whose_python_has_not_started(tmp_path: Path) -> None:
-    site = here(tmp_path, "", setup=("(exit 7)",))
+    site = site_with(tmp_path, "", setup=("(exit 7)",))
     for kind, name in (("array", "pack-42"), ("finish", "finish"), ("allocation", "allocation")):
         text = script(site, kind=kind, name="toy", out=tmp_path, first=40, indices=(2,))
         assert ended(text, tmp_path, SLURM_ARRAY_TASK_ID="2")[0] == 7

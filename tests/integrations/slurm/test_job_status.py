@@ -120,8 +120,8 @@ def test_requeueing_is_retried_while_slurm_does_not_answer(
 ) -> None:
     submitted(store, out)
     slurm.put("7", "RUNNING")
-    slurm.be(squeue=DOWN)
-    monkeypatch.setattr(array_job.time, "sleep", lambda _: slurm.be(squeue=None))
+    slurm.set_answers(squeue=DOWN)
+    monkeypatch.setattr(array_job.time, "sleep", lambda _: slurm.set_answers(squeue=None))
     with pytest.raises(Interrupted), array_job.job(out, "finish", site()):
         raise Interrupted("got SIGUSR1")
     assert ["requeue", "7"] in slurm.calls("scontrol")

@@ -40,7 +40,9 @@ def test_live_jobs_come_from_squeue_and_ended_ones_from_sacct(slurm: FakeSlurm) 
     slurm.put("7", "RUNNING", tasks=[5, 6], nodes="n1")
     slurm.put("8", "PENDING", reason="Dependency")
     slurm.put("9", "RUNNING")  # another study's
-    slurm.be(sacct=[SACCT, "7_0|COMPLETED|n2", "7_1|CANCELLED by 0|None assigned", "7_[5-9%2]|FAILED|n3", "8|FAILED|"])
+    slurm.set_answers(
+        sacct=[SACCT, "7_0|COMPLETED|n2", "7_1|CANCELLED by 0|None assigned", "7_[5-9%2]|FAILED|n3", "8|FAILED|"]
+    )
     jobs = SlurmQueue().jobs(["7", "8"])
     assert {name: (job.state, job.live) for name, job in jobs.items()} == {
         "7_0": ("COMPLETED", False),
@@ -63,21 +65,21 @@ def test_live_jobs_come_from_squeue_and_ended_ones_from_sacct(slurm: FakeSlurm) 
 
 def test_a_job_that_is_pending_again_after_a_node_failure_is_live(slurm: FakeSlurm) -> None:
     slurm.put("7", "PENDING", reason="BeginTime")
-    slurm.be(sacct=[SACCT, "7|NODE_FAIL|n1"])
+    slurm.set_answers(sacct=[SACCT, "7|NODE_FAIL|n1"])
     assert SlurmQueue().jobs(["7"]) == {"7": Job("7", "PENDING", "BeginTime", "")}
     assert SlurmQueue().jobs(["7"])["7"].live
 
 
 @pytest.mark.parametrize("lost", ["RUNNING", "PENDING", "REQUEUED"])
 def test_a_job_that_is_live_in_sacct_only_is_left_out(lost: str, slurm: FakeSlurm) -> None:
-    slurm.be(sacct=[SACCT, f"7|{lost}|n1", "8|COMPLETED|n1"])
+    slurm.set_answers(sacct=[SACCT, f"7|{lost}|n1", "8|COMPLETED|n1"])
     assert {name: job.state for name, job in SlurmQueue().jobs(["7", "8"]).items()} == {"8": "COMPLETED"}
 
 
 @pytest.mark.parametrize("answer", ["Slurm accounting storage is disabled\n", [], [SACCT]])
 def test_without_accounting_jobs_come_from_squeue(answer: str | list[str], slurm: FakeSlurm) -> None:
     slurm.put("7", "RUNNING", tasks=[0])
-    slurm.be(sacct=answer)
+    slurm.set_answers(sacct=answer)
     assert set(SlurmQueue().jobs(["7"])) == {"7_0"}
 
 
@@ -136,7 +138,7 @@ def test_a_job_in_this_state_has_ended(state: str) -> None:
 
 
 def test_the_state_is_unknown_while_the_controller_is_down(slurm: FakeSlurm) -> None:
-    slurm.be(squeue=DOWN, sacct=[SACCT, "7|FAILED|n1"])
+    slurm.set_answers(squeue=DOWN, sacct=[SACCT, "7|FAILED|n1"])
     with pytest.raises(QueueUnknown) as caught:
         SlurmQueue().jobs(["7"])
     assert "Unable to contact slurm controller (connect failure)" in str(caught.value)
@@ -171,7 +173,7 @@ def test_a_script_is_submitted_unchanged_and_no_pickle_is_written(slurm: FakeSlu
 
 def test_a_refusal_of_sbatch_is_quoted(slurm: FakeSlurm, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     refusal = "sbatch: error: invalid partition specified: nope\nsbatch: error: Batch job submission failed: bad name\n"
-    slurm.be(sbatch=[refusal])
+    slurm.set_answers(sbatch=[refusal])
     with pytest.raises(UserError) as caught:
         sent(folder)
     assert str(caught.value) == "sbatch: invalid partition specified: nope; Batch job submission failed: bad name"
@@ -180,7 +182,7 @@ def test_a_refusal_of_sbatch_is_quoted(slurm: FakeSlurm, folder: Path, capsys: p
 
 def test_a_job_that_was_accepted_although_sbatch_timed_out_is_found_by_its_mark(slurm: FakeSlurm, folder: Path) -> None:
     slurm.put("999", "RUNNING", tasks=[0, 1])
-    slurm.be(sbatch=[f"+{LATE}"])
+    slurm.set_answers(sbatch=[f"+{LATE}"])
     assert sent(folder) == "1000"
     assert len(slurm.calls("sbatch")) == 1 and set(slurm.jobs) == {"999", "1000"}
 
@@ -192,13 +194,13 @@ def test_a_job_whose_id_sbatch_does_not_print_is_found_by_its_mark(slurm: FakeSl
 
 
 def test_a_job_that_timed_out_and_never_appears_was_not_submitted(slurm: FakeSlurm, folder: Path) -> None:
-    slurm.be(sbatch=[LATE])
+    slurm.set_answers(sbatch=[LATE])
     with pytest.raises(UserError, match=r"Socket timed out on send/recv operation"):
         sent(folder)
 
 
 def test_if_sbatch_and_squeue_do_not_answer_the_submission_is_unknown(slurm: FakeSlurm, folder: Path) -> None:
-    slurm.be(sbatch=[f"+{LATE}"], squeue=DOWN)
+    slurm.set_answers(sbatch=[f"+{LATE}"], squeue=DOWN)
     with pytest.raises(QueueUnknown, match="Socket timed out"):
         sent(folder)
 

@@ -94,7 +94,7 @@ def test_a_local_profile_means_an_array(store: Path) -> None:
 
 def test_allocation_slots_are_counted_in_gpus_or_cores(store: Path) -> None:
     assert allocation_slots(study(store), site(gpus=4, cpus=8, nodes=3)) == 12
-    assert allocation_slots(study(store), site(gpus=4, cpus=2, nodes=3)) == 6, "each needs a core"
+    assert allocation_slots(study(store), site(gpus=4, cpus=2, nodes=3)) == 6, "a slot needs a core"
     assert allocation_slots(study(store, resources={"gpus": 0.25}), site(gpus=4, cpus=32, nodes=2)) == 32
     assert allocation_slots(study(store, resources={"cpus": 4}), site(cpus=9, nodes=2)) == 4
     assert allocation_slots(study(store, resources={"cpus": 8}), site(cpus=4)) == 1
@@ -168,7 +168,7 @@ def test_files_of_a_submission_are_private_and_not_pickles(store: Path, tmp_path
 
 
 def test_a_refused_submission_is_not_recorded_and_can_be_repeated(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    slurm.be(sbatch=[REFUSED])
+    slurm.set_answers(sbatch=[REFUSED])
     with pytest.raises(UserError, match=r"sbatch: .*Invalid account"):
         submitted(store, out)
     assert load(out).sent == () and submission_status(out).state == "stopped"
@@ -177,7 +177,7 @@ def test_a_refused_submission_is_not_recorded_and_can_be_repeated(slurm: FakeSlu
 
 
 def test_if_a_later_job_is_refused_the_earlier_ones_are_cancelled(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    slurm.be(sbatch=[None, REFUSED])
+    slurm.set_answers(sbatch=[None, REFUSED])
     with pytest.raises(UserError, match="Invalid account"):
         submitted(store, out)
     assert load(out).sent == () and slurm.calls("scancel") == [["1000"]]
@@ -185,7 +185,7 @@ def test_if_a_later_job_is_refused_the_earlier_ones_are_cancelled(slurm: FakeSlu
 
 
 def test_a_job_that_timed_out_but_was_accepted_is_submitted_once(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    slurm.be(sbatch=[f"+{LATE}"])
+    slurm.set_answers(sbatch=[f"+{LATE}"])
     assert submitted(store, out).numbers == ["1000", "1001", "1002"] == list(slurm.jobs)
 
 
@@ -194,25 +194,25 @@ def test_a_job_that_appears_long_after_a_timeout_is_found_by_its_mark(
 ) -> None:
     monkeypatch.setattr(queue, "LATE_S", 0.1)
     monkeypatch.setattr(queue.time, "sleep", lambda _: None)
-    slurm.be(sbatch=[LATE])
+    slurm.set_answers(sbatch=[LATE])
     with pytest.raises(UserError, match=r"sbatch: .*timed out"):
         submitted(store, out)
     (doubtful,) = load(out).sent
     assert doubtful.number is None and submission_status(out).state == "stopped"
     slurm.put("1000", "PENDING", tasks=[0])
-    slurm.be(jobs={"1000": slurm.jobs["1000"] | {"comment": doubtful.mark}})
+    slurm.set_answers(jobs={"1000": slurm.jobs["1000"] | {"comment": doubtful.mark}})
     with pytest.raises(UserError, match=r"\b1 .*\(1000_0\)"):
         submitted(store, out)
     assert load(out).numbers == ["1000"] and submit.cancel(out) == ["1000_0"] and not slurm.jobs
 
 
 def test_while_a_submission_is_unknown_no_second_job_is_sent(slurm: FakeSlurm, store: Path, out: Path) -> None:
-    slurm.be(sbatch=[f"+{LATE}"], squeue=DOWN)
+    slurm.set_answers(sbatch=[f"+{LATE}"], squeue=DOWN)
     for _ in range(2):
         with pytest.raises(QueueUnknown):
             submitted(store, out)
     assert [sent.number for sent in load(out).sent] == [None] and list(slurm.jobs) == ["1000"]
-    slurm.be(squeue=None)
+    slurm.set_answers(squeue=None)
     with pytest.raises(UserError, match=r"\b3 .*\(1000_0, 1000_1, 1000_2\)"):
         submitted(store, out)
     assert load(out).numbers == ["1000"] == list(slurm.jobs)
@@ -312,7 +312,7 @@ def test_without_slurm_no_submission_is_recorded(
 def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     slurm: FakeSlurm, store: Path, out: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    slurm.be(refuses="sbatch: error: Invalid job array specification\n")
+    slurm.set_answers(refuses="sbatch: error: Invalid job array specification\n")
     assert cli(tmp_path, store, out, "--dry-run", "--json", gpus=1, requeues=5) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["form"] == "array" and "1 at once" in output["reason"] and output["trials"] == 4
@@ -324,7 +324,7 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     arrays = next(finding for finding in output["findings"] if finding["check"] == "sbatch array.sh (first of 2)")
     assert arrays["level"] == "error" and arrays["message"] == "Invalid job array specification"
     command_line = slurm.calls("sbatch")[0]
-    assert "--test-only" in command_line and "--array=0-2%10" in command_line, "with the options of the script"
+    assert "--test-only" in command_line and "--array=0-2%10" in command_line
     assert not out.exists() and not slurm.jobs
     assert cli(tmp_path, store, out, "--dry-run", gpus=1) == 0
     stdout = capsys.readouterr().out
@@ -334,11 +334,7 @@ def test_a_dry_run_prints_scripts_costs_and_refusals_and_submits_nothing(
     assert output["core_hours"] == pytest.approx(3 * output["job_hours"]) and output["gpu_hours"] == 0
     assert cli(tmp_path, store, out, "--dry-run") == 0
     stdout = capsys.readouterr().out
-    assert (
-        "core-hours, measured on this machine's CPU" in stdout
-        and "#SBATCH --array=0-2%10" in stdout
-        and "steps" in stdout
-    )
+    assert "core-hours, " in stdout and "#SBATCH --array=0-2%10" in stdout and "steps" in stdout
 
 
 REFUSED_BY_PROFILE = {
@@ -396,7 +392,7 @@ def test_a_refused_resume_keeps_the_status_files(slurm: FakeSlurm, store: Path, 
     status_file = out / "submission" / "status" / "pack-1.json"
     write_json(status_file, vars(JobStatus("pack_failed", 2, "out of memory", "7", "n1", 0.0, "c")))
     slurm.end()
-    slurm.be(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
+    slurm.set_answers(sbatch=["sbatch: error: Batch job submission failed: Invalid account\n"])
     with pytest.raises(UserError, match="Invalid account"):
         submit.resume(out)
     log = out / "submission" / "logs" / "1000_1.log"
@@ -470,10 +466,10 @@ def test_cancel_cancels_live_jobs_and_prints_their_ids(
 ) -> None:
     before = submitted(store, out)
     live = {number: job for number, job in slurm.jobs.items() if number != "1000"}
-    slurm.be(jobs=live, sacct=[SACCT, "1000_0|FAILED|"])
+    slurm.set_answers(jobs=live, sacct=[SACCT, "1000_0|FAILED|"])
     assert command(["cancel", str(out)]) == 0
     stdout = capsys.readouterr().out
-    assert "cancelled 2 job(s): 1001_0, 1002\n" in stdout and f"next: modis-dist resume {out}" in stdout
+    assert re.search(r"\b2 job.*: 1001_0, 1002\n", stdout) and f"next: modis-dist resume {out}" in stdout
     assert slurm.calls("scancel") == [["1001", "1002"]] and load(out) == before
     assert command(["cancel", str(out)]) == 0
     assert "modis-dist status" in capsys.readouterr().out and len(slurm.calls("scancel")) == 1
@@ -486,7 +482,7 @@ def test_status_shows_the_states_of_the_queue(
     assert submission_status(out).state == "waiting"
     slurm.put("1000", "RUNNING", tasks=[1, 2], nodes="n1")
     slurm.put("1001", "PENDING", tasks=[0], reason="Dependency")
-    slurm.be(sacct=[SACCT, "1000_0|CANCELLED by 0|n1"])
+    slurm.set_answers(sacct=[SACCT, "1000_0|CANCELLED by 0|n1"])
     status = submission_status(out)
     assert status.state == "running" and status.form == "array" and status.study.trials == {"waiting": 4}
     assert [(job.number, job.kind, job.states) for job in status.jobs] == [
@@ -496,10 +492,10 @@ def test_status_shows_the_states_of_the_queue(
     ]
     assert command(["status", str(out)]) == 0
     stdout = capsys.readouterr().out
-    assert "toy: running, submitted as array; stage: search" in stdout
+    assert re.search(r"toy: running, .*\barray; stage: search\b", stdout)
     assert "job 1001 (array): 1 PENDING (Dependency)" in stdout and "modis-dist cancel" in stdout
     slurm.end()
-    slurm.be(sacct="Slurm accounting storage is disabled\n")
+    slurm.set_answers(sacct="Slurm accounting storage is disabled\n")
     assert submission_status(out).state == "stopped" and "modis-dist resume" in submission_status(out).advice
     assert command(["status", str(out)]) == 0
     assert "job 1002 (finish): " in capsys.readouterr().out
@@ -509,7 +505,7 @@ def test_while_the_controller_is_down_the_state_is_unknown_and_nothing_changes(
     slurm: FakeSlurm, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = submitted(store, out)
-    slurm.be(squeue=DOWN)
+    slurm.set_answers(squeue=DOWN)
     assert command(["status", str(out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["state"] == "unknown" and "Unable to contact slurm controller" in output["advice"]

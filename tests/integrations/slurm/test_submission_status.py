@@ -1,6 +1,7 @@
 """Status of submissions: jobs that never start, ended jobs, packs and their tasks."""
 
 import json
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -81,10 +82,10 @@ def test_a_study_whose_jobs_never_start_is_stuck_and_wait_exits_with_3(
     slurm.put("1001", "PENDING", tasks=[0], reason="Dependency")
     slurm.put("1002", "PENDING", reason="Dependency")
     status = submission_status(out)
-    assert status.state == "stuck" and status.advice.startswith("3 job(s) will not start: 1000_0: ")
+    assert status.state == "stuck" and re.match(r"3 job.*: 1000_0: ", status.advice)
     assert f"modis-dist cancel {out}, then modis-dist resume {out} --cluster PROFILE.yaml" in status.advice
     assert command(["status", str(out), "--wait"]) == 3
-    assert "3 job(s) will not start: 1000_0: " in capsys.readouterr().err
+    assert re.search(r"\b3 job.*: 1000_0: ", capsys.readouterr().err)
 
 
 def test_a_job_that_never_starts_is_named_while_others_run(slurm: FakeSlurm, store: Path, out: Path) -> None:
@@ -112,7 +113,7 @@ def test_an_allocation_that_slurm_ended_is_shown_with_the_key_to_change(
     allocation(store, out)
     write_status(out, "allocation")
     slurm.end()
-    slurm.be(sacct=[SACCT, f"1000|{state}|n1"])
+    slurm.set_answers(sacct=[SACCT, f"1000|{state}|n1"])
     status = submission_status(out)
     assert status.state == "stopped" and f"job {state}; " in status.failed["allocation"]
     assert what in status.failed["allocation"] and what in status.advice and "--cluster PROFILE.yaml" in status.advice
@@ -123,23 +124,25 @@ def test_tasks_without_status_files_hint_at_a_folder_that_nodes_do_not_see(
 ) -> None:
     submitted(store, out)
     slurm.end()
-    slurm.be(sacct=[SACCT, *(f"1000_{task}|FAILED|n1" for task in range(3)), "1001_0|FAILED|n1", "1002|CANCELLED|"])
+    slurm.set_answers(
+        sacct=[SACCT, *(f"1000_{task}|FAILED|n1" for task in range(3)), "1001_0|FAILED|n1", "1002|CANCELLED|"]
+    )
     status = submission_status(out)
     assert set(status.failed) == {f"pack-{number}" for number in range(4)}
     assert all(reason.startswith("job FAILED ") for reason in status.failed.values())
     assert str(out) in status.advice and "`srun ls`" in status.advice and "--out" in status.advice
     assert command(["status", str(out)]) == 0
-    assert "failed: job pack-0: job FAILED" in capsys.readouterr().out
+    assert re.search(r"failed: .*\bpack-0: .*\bFAILED\b", capsys.readouterr().out)
 
 
 def test_the_reason_of_a_job_precedes_slurms_state(slurm: FakeSlurm, store: Path, out: Path) -> None:
     allocation(store, out)
     write_status(out, "allocation", "job_failed", reason="Ray's own processes are gone")
     slurm.end()
-    slurm.be(sacct=[SACCT, "1000|OUT_OF_MEMORY|n1"])
+    slurm.set_answers(sacct=[SACCT, "1000|OUT_OF_MEMORY|n1"])
     reason = submission_status(out).failed["allocation"]
     assert reason.startswith("Ray's own processes are gone; job OUT_OF_MEMORY; ") and "raise memory" in reason
-    slurm.be(sacct=[SACCT, "1000|FAILED|n1"])
+    slurm.set_answers(sacct=[SACCT, "1000|FAILED|n1"])
     assert submission_status(out).failed["allocation"].startswith("Ray's own processes are gone (log: ")
 
 
@@ -156,7 +159,7 @@ def test_submit_and_dry_run_warn_of_local_file_systems(
     monkeypatch.setattr(submit, "file_system", lambda _: kind)
     submit.scripts_of(planned(store, out), site(), form="array", out=out)
     submitted(store, out)
-    names = [f"--out: {out} ({kind}) and the store: {store} ({kind})" in text for text in caplog.messages]
+    names = [f"{out} ({kind})" in text and f"{store} ({kind})" in text for text in caplog.messages]
     assert names == [True, True] * warned
     caplog.clear()
     submit.scripts_of(planned(store, out), site(executor="local"), form="array", out=out)
@@ -216,7 +219,7 @@ def test_wait_without_a_submission_is_refused(tmp_path: Path, capsys: pytest.Cap
 # --- packs and their tasks --------------------------------------------------------------------------------------
 
 
-def left_by_a_lost_node(out: Path, number: int, epochs: int) -> str:
+def write_killed_pack(out: Path, number: int, epochs: int) -> str:
     """Write a pack as a killed task leaves it: with a journal, and a lock of another machine."""
     (trial,) = load(out).packs[number]
     pack = sequence_digest([trial])
@@ -237,7 +240,7 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
     slurm: FakeSlurm, store: Path, out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     submitted(store, out)
-    first, last = left_by_a_lost_node(out, 0, 2), left_by_a_lost_node(out, 3, 3)
+    first, last = write_killed_pack(out, 0, 2), write_killed_pack(out, 3, 3)
     write_status(out, "pack-0", starts=3)
     slurm.put("1000", "PENDING", tasks=[0, 1, 2], reason="BeginTime")
     assert states(out)[first] == states(out)[last] == "stopped" and submission_status(out).study.eta_s is None
@@ -248,7 +251,8 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
     assert (task.job, task.state, task.node, task.restarts, task.log) == ("1000_0", "RUNNING", "n4", 2, log)
     assert command(["status", str(out)]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
-    assert "epoch 2 of 4" in stdout and "job 1000_0 on n4, requeued 2 times" in stdout and "epoch 3 of 4" not in stdout
+    assert "epoch 2 of 4" in stdout and "epoch 3 of 4" not in stdout
+    assert re.search(r"\b1000_0 on n4, requeued 2\b", stdout)
     assert command(["status", str(out), "--json"]) == 0
     tasks = {each["pack"]: each for each in json.loads(capsys.readouterr().out)["submission"]["tasks"]}
     assert (tasks[first]["node"], tasks[last]["state"]) == ("n4", "PENDING") and len(tasks) == 4
@@ -256,6 +260,6 @@ def test_a_running_pack_is_shown_with_task_node_and_requeues_and_a_pending_one_i
 
 def test_a_pack_is_not_called_stopped_while_the_queue_does_not_answer(slurm: FakeSlurm, store: Path, out: Path) -> None:
     submitted(store, out)
-    pack = left_by_a_lost_node(out, 0, 2)
-    slurm.be(squeue=DOWN)
+    pack = write_killed_pack(out, 0, 2)
+    slurm.set_answers(squeue=DOWN)
     assert submission_status(out).state == "unknown" and states(out)[pack] == "running"

@@ -1,6 +1,7 @@
 """A study from `submit` to `fetch` with local jobs; an interrupted study equals an uninterrupted one."""
 
 import json
+import re
 import shutil
 import sqlite3
 import sys
@@ -122,8 +123,8 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Submitte
     assert submitted_study.submit() == 0
     assert wait_for(lambda: list(submitted_study.out.glob("packs/*/last/step-*")), seconds=PATIENCE_S)
     assert submission_status(submitted_study.out).state == "running"
-    assert submitted_study.submit() == 2, "while jobs live"
-    assert command(["resume", str(submitted_study.out)]) == 2, "while jobs live"
+    assert submitted_study.submit() == 2, "jobs are running"
+    assert command(["resume", str(submitted_study.out)]) == 2, "jobs are running"
     assert command(["cancel", str(submitted_study.out)]) == 0
     assert wait_for(lambda: submission_status(submitted_study.out).state == "stopped", seconds=PATIENCE_S)
     first, second = (read_job_status(submitted_study.out / "submission" / "status" / f"pack-{k}.json") for k in (0, 1))
@@ -153,12 +154,12 @@ def test_a_finished_submission_shows_the_next_command_and_is_not_submitted_again
     submitted_study, _ = resumed
     assert command(["status", str(submitted_study.out)]) == 0
     stdout = " ".join(capsys.readouterr().out.split())
-    assert "toy: finished, submitted as array; stage: done" in stdout and "trials: 8 (8 done)" in stdout
+    assert re.search(r"toy: finished, .*\barray; stage: done\b", stdout) and "trials: 8 (8 done)" in stdout
     assert f"next: modis-dist fetch {submitted_study.out} --to DIR" in stdout
     assert command(["status", str(submitted_study.out), "--json"]) == 0
     output = json.loads(capsys.readouterr().out)
     assert output["state"] == "finished" and output["submission"]["failed"] == {} and output["trials"] == {"done": 8}
-    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "of the jobs sent last"
+    assert [job["kind"] for job in output["submission"]["jobs"]] == ["array", "finish"], "only the last jobs are listed"
     assert submitted_study.submit() == 2
     assert "`modis-dist resume`" in capsys.readouterr().err
 
@@ -217,23 +218,23 @@ def test_models_all_fetches_the_best_model_of_every_trial_after_printing_the_siz
     models = file_contents(out, "trials/*/best/*/*")
     assert file_contents(copy, "trials/*/best/*/*") == models
     size = sum(map(len, models.values()))
-    assert f"copying {len(models)} files, {size / 1e6:.1f} MB, to {copy}\n" in capsys.readouterr().err
+    assert re.search(rf" {len(models)} files, {size / 1e6:.1f} MB, .*{copy}\n", capsys.readouterr().err)
 
 
 def test_fetch_fills_mlflow_as_the_same_study_without_a_queue_does(
     resumed: tuple[SubmittedStudy, Path], home: Path
 ) -> None:
     assert command(["mlflow-sync", str(resumed[1])]) == 0
-    ours, theirs = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
-    assert len(ours["runs"]) == 8 + 2 + 1 and len(ours["metrics"]) > 100
+    fetched, expected = in_mlflow(home / "mlflow.db"), in_mlflow(resumed[1] / "mlflow.db")
+    assert len(fetched["runs"]) == 8 + 2 + 1 and len(fetched["metrics"]) > 100
 
     def comparable(rows_by_table: dict[str, list[Any]]) -> dict[str, list[Any]]:
         """Remove the parent run, whose name contains the folder."""
         return {what: [row for row in rows if not row[0].startswith("toy")] for what, rows in rows_by_table.items()}
 
-    assert comparable(ours) == comparable(theirs)
-    assert {what: len(rows) for what, rows in ours.items()} == {what: len(rows) for what, rows in theirs.items()}
-    assert {status for name, status in ours["runs"]} == {"FINISHED"}
+    assert comparable(fetched) == comparable(expected)
+    assert {what: len(rows) for what, rows in fetched.items()} == {what: len(rows) for what, rows in expected.items()}
+    assert {status for name, status in fetched["runs"]} == {"FINISHED"}
 
 
 def test_a_repeated_fetch_copies_and_duplicates_nothing(
@@ -285,7 +286,7 @@ def test_on_a_network_file_system_fetch_copies_results_without_mlflow(
     monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
     assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
     stderr = capsys.readouterr().err
-    assert "is on a network file system (nfs4)" in stderr and "local disk" in stderr
+    assert "(nfs4)" in stderr and "local disk" in stderr
     assert (tmp_path / "there" / "summary.json").exists() and not (tmp_path / "there" / "mlflow.db").exists()
 
 

@@ -1,4 +1,4 @@
-"""For jobs of tests: while a file exists every epoch waits, so that trainings last until it is removed."""
+"""Pause trainings of test jobs at every epoch while a file exists."""
 
 import os
 import time
@@ -7,15 +7,15 @@ from typing import Any
 
 from modis_dist.train.journal import JournalWriter
 
-MAX_S = 3.0  # a waiting training does not see a stop request
-genuine = JournalWriter.metrics
+MAX_S = 3.0  # a paused training does not check for stop requests
+original = JournalWriter.metrics
 
 
-def late(*arguments: Any, **settings: Any) -> None:
+def wait_and_write(*arguments: Any, **settings: Any) -> None:
     paused, end = Path(os.environ["TEST_PAUSED"]), time.monotonic() + MAX_S
     while paused.exists() and time.monotonic() < end:
         time.sleep(0.05)
-    genuine(*arguments, **settings)
+    original(*arguments, **settings)
 
 
-JournalWriter.metrics = late  # type: ignore[method-assign]
+JournalWriter.metrics = wait_and_write  # type: ignore[method-assign]
