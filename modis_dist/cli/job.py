@@ -60,8 +60,9 @@ def allocation(directory: Out) -> None:
 
 def _run(directory: Path, executor: "Executor") -> "Summary":
     from modis_dist.config.parse import load_study
+    from modis_dist.integrations.slurm.folder import STUDY, folder_of
 
-    source = directory / "submission" / "study.yaml"
+    source = folder_of(directory) / STUDY
     return run(load_study(source), directory, executor, source, mlflow_patience_s=MLFLOW_PATIENCE_S)
 
 

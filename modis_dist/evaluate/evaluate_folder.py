@@ -14,7 +14,7 @@ from modis_dist.data.store.reader import Store
 from modis_dist.data.store.stored_rows import StoredRows
 from modis_dist.evaluate.evaluation import Probe, evaluate, plain_baseline
 from modis_dist.evaluate.predictor import Predictor
-from modis_dist.evaluate.results import StoreEvaluation
+from modis_dist.evaluate.results import RUN, StoreEvaluation
 from modis_dist.runtime.errors import DataError
 from modis_dist.train.placement import storage_of
 from modis_dist.train.prepare import Subset, data_key, load_cohort, prepare, select, training_rows
@@ -49,7 +49,7 @@ def evaluate_folder(folder: Path, store: Path) -> StoreEvaluation:
 
 def _run_file(path: Path) -> Path:
     """Return the ``run.yaml`` that belongs to ``best/step-*``."""
-    file = path.parent.parent / "run.yaml"
+    file = path.parent.parent / RUN
     if not file.exists():
         raise DataError(f"{file}: is missing; it holds the settings of the model")
     return file

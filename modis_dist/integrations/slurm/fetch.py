@@ -34,7 +34,7 @@ def fetch(
     load(out)
     if destination.resolve().is_relative_to(out.resolve()):
         raise UserError(f"--to: {shown(str(destination))} is inside {shown(str(out))}; use another folder")
-    if (destination / "manifest.json").exists() and _study_in(destination) != _study_in(out):
+    if (destination / manifest.FILE).exists() and _study_in(destination) != _study_in(out):
         raise UserError(f"--to: {shown(str(destination))} contains another study; use another folder")
     destination.mkdir(mode=0o700, parents=True, exist_ok=True)
     with locked(destination, patience_s=0):
@@ -96,5 +96,5 @@ def _copy(path: Path, copy: Path) -> None:
 
 
 def _study_in(folder: Path) -> str:
-    listed = manifest.load(folder / "manifest.json")
+    listed = manifest.load(folder / manifest.FILE)
     return digest([listed.study, listed.fingerprint])

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 FOLDER = "submission"
-RECORD = "submission.json"
+RECORD, PROFILE, STUDY = "submission.json", "cluster.yaml", "study.yaml"  # as submitted
 
 
 def folder_of(out: Path) -> Path:

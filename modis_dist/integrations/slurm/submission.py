@@ -13,7 +13,7 @@ from modis_dist.config.cluster import Site, load_site
 from modis_dist.config.parse import load_study
 from modis_dist.config.study import Study
 from modis_dist.execution.run_pack import Pack
-from modis_dist.integrations.slurm.folder import RECORD, folder_of
+from modis_dist.integrations.slurm.folder import PROFILE, RECORD, STUDY, folder_of
 from modis_dist.integrations.slurm.form import Form
 from modis_dist.integrations.slurm.job_script import Kind
 from modis_dist.integrations.slurm.local_queue import LocalQueue
@@ -82,17 +82,17 @@ def save(out: Path, submission: Submission) -> None:
 
 def site_of(out: Path) -> Site:
     """Return the profile as submitted."""
-    return load_site(folder_of(out) / "cluster.yaml")
+    return load_site(folder_of(out) / PROFILE)
 
 
 def study_of(out: Path) -> Study:
     """Return the study as submitted."""
-    return load_study(folder_of(out) / "study.yaml")
+    return load_study(folder_of(out) / STUDY)
 
 
 def packs_of(out: Path, submission: Submission) -> list[Pack]:
     """Return the packs of an array by number."""
-    trials = {trial.id: trial for trial in manifest.load(out / "manifest.json").trials}
+    trials = {trial.id: trial for trial in manifest.load(out / manifest.FILE).trials}
     probe = study_of(out).sweep.probe
     return [Pack(tuple(trials[name] for name in pack), probe=probe) for pack in submission.packs]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from modis_dist.config.cluster import Site
 from modis_dist.config.parse import dump
 from modis_dist.execution.run_pack import unfinished_packs
-from modis_dist.integrations.slurm.folder import folder_of, is_submitted
+from modis_dist.integrations.slurm.folder import PROFILE, STUDY, folder_of, is_submitted
 from modis_dist.integrations.slurm.form import Form, check_profile
 from modis_dist.integrations.slurm.job_script import LOGS, STATUS, script
 from modis_dist.integrations.slurm.job_status import STARTING
@@ -70,11 +70,11 @@ def create(planned: Plan, site: Site, *, form: Form, out: Path) -> Submission:
     folder = folder_of(out)
     for name in ("scripts", LOGS, STATUS):
         (folder / name).mkdir(mode=0o700, parents=True, exist_ok=True)
-    write_text(folder / "study.yaml", dump(planned.study))
-    write_text(folder / "cluster.yaml", dump(site))
-    write_text(out / "study.yaml", dump(planned.study))
+    write_text(folder / STUDY, dump(planned.study))
+    write_text(folder / PROFILE, dump(site))
+    write_text(out / manifest.STUDY_FILE, dump(planned.study))
     packs = ids_of([pack.trials for pack in planned.packs()]) if form == "array" else ()
-    manifest.save(out / "manifest.json", replace(planned.manifest, packs=packs))
+    manifest.save(out / manifest.FILE, replace(planned.manifest, packs=packs))
     store = str(planned.store.path.absolute())
     submission = Submission(planned.study.name, form, store, packs, (), __version__, code())
     save(out, submission)
@@ -190,10 +190,10 @@ def resume(out: Path, site: Site | None = None) -> Submission:
             raise UserError(f"--cluster: executor is {site.executor}; the jobs were submitted with {before.executor}")
         check_profile(study_of(out), site or before, form=submission.form)
         if site is not None:
-            write_text(folder_of(out) / "cluster.yaml", dump(site))
+            write_text(folder_of(out) / PROFILE, dump(site))
         submission = replace(submission, version=__version__, code=code())
         if submission.form == "array":  # the last job may have split crashed packs
-            submission = replace(submission, packs=manifest.load(out / "manifest.json").packs)
+            submission = replace(submission, packs=manifest.load(out / manifest.FILE).packs)
         with _without_old_notes(folder_of(out) / STATUS):
             return send(out, submission, site or before, queue=queue)
 
