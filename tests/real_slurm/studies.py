@@ -167,3 +167,10 @@ def readable_by_others(out: Path) -> list[str]:
     """Return the files and folders that other users may read."""
     walked = [Path(place) / name for place, folders, names in os.walk(out) for name in [*folders, *names]]
     return [str(path) for path in walked if not path.is_symlink() and path.stat().st_mode & 0o077]
+
+
+def assert_equals_local_run(actual: dict[str, Any], base: Path) -> None:
+    """Assert that results are equal except for times and the MLflow store."""
+    home = summary(base / "home")
+    for part in PARTS:
+        assert actual[part] == home[part], part

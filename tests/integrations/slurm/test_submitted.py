@@ -17,7 +17,7 @@ from modis_dist.cli.main import run as command
 from modis_dist.config import yaml12
 from modis_dist.config.cluster import Site
 from modis_dist.execution.trial import sequence_digest
-from modis_dist.integrations.slurm import fetch
+from modis_dist.integrations.mlflow import store as mlflow_store
 from modis_dist.integrations.slurm.job_status import read_job_status
 from modis_dist.integrations.slurm.local_queue import LocalQueue
 from modis_dist.integrations.slurm.submission_status import submission_status
@@ -283,7 +283,7 @@ def test_on_a_network_file_system_fetch_copies_results_without_mlflow(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(fetch, "file_system", lambda _: "nfs4")
+    monkeypatch.setattr(mlflow_store, "file_system", lambda _: "nfs4")
     assert command(["fetch", str(resumed[0].out), "--to", str(tmp_path / "there")]) == 0
     stderr = capsys.readouterr().err
     assert "(nfs4)" in stderr and "local disk" in stderr
