@@ -30,7 +30,7 @@ LOWEST = 19  # nice value
 LEFT_TO_DRIVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 POLL_S = 0.5  # interval of checks whether the driver is alive
-REST_FACTOR, LONGEST_REST_S = 20, 30.0  # pause after a pass: 20 times its duration; larger transactions cost less
+REST_FACTOR, LONGEST_REST_S = 100, 600.0  # pause after a pass: 100 times its CPU time, so 1 % of one core
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after an error
 GIVE_UP_S = 3600.0  # after the end of the study
 
@@ -106,11 +106,12 @@ def follow(folder: Path, uri: str | None = None) -> SyncResult:
             try:
                 study = study or StudySync(folder, uri)
                 _use_idle_cores()  # MLflow is imported
+                cpu_s = time.process_time()
                 result = study.update()
                 if not result.running:
                     return result
                 pause = FIRST_PAUSE_S
-                _rest(folder, min(REST_FACTOR * (time.monotonic() - began), LONGEST_REST_S), was_running=True)
+                _rest(folder, min(REST_FACTOR * (time.process_time() - cpu_s), LONGEST_REST_S), was_running=True)
             except Exception as error:
                 _use_idle_cores()
                 study = None  # a new object reads back from MLflow what was sent
