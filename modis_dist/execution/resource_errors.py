@@ -70,8 +70,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
 def is_crash(error: Exception, *, resubmittable: bool = False) -> bool:
     """Return whether an error is a crash of the pack whose training raised it, which fails its trials.
 
-    Signals, lost ranks and failures of disk or machine are not. Full memory, data, configuration and bugs are, unless
-    the pack can be submitted again with other resources (``resubmittable``): they would occur on every start here.
+    Signals, lost ranks and failures of disk or machine are not. Errors of the computation always are. Out of memory,
+    errors of data or configuration and bugs would occur on every start here, so they are as well, unless the pack can
+    be submitted again with other resources (``resubmittable``).
     """
     if isinstance(error, Interrupted | RankLost | DiskFailed | MachineFailed):
         return False

@@ -30,7 +30,7 @@ LOWEST = 19  # nice value
 LEFT_TO_DRIVER = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 POLL_S = 0.5  # interval of checks whether the driver is alive
-REST_FACTOR, LONGEST_REST_S = 100, 600.0  # pause after a pass: 100 times its CPU time, so 1 % of one core
+REST_FACTOR, LONGEST_REST_S = 100, 600.0  # pause after a pass: 100 times its CPU time, 1 % of a core
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0  # after an error
 GIVE_UP_S = 3600.0  # after the end of the study
 
